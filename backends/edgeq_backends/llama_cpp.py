@@ -1,0 +1,98 @@
+"""Logits of a GGUF file in llama.cpp, for checking exported models in the runtime that users run."""
+
+import os
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.errors import BadInput, NotInstalled
+from edgeq.types import NumpyArray
+
+
+class LlamaCppLogits:
+    """A LogitSource over a GGUF file. The model runs on the CPU; every window starts from an empty cache.
+
+    llama.cpp quantizes activations to 8 bits, so its logits differ from those of a float32 model with equal weights.
+
+    Raises: NotInstalled without the extra llama-cpp; BadInput for a file that llama.cpp cannot load.
+    """
+
+    def __init__(self, path: Path | str, *, threads: int | None = None) -> None:
+        self._llama = load_cyllama()
+        self._threads = threads or os.cpu_count() or 1
+        self._model = self._load(Path(path))
+        self.vocabulary = int(self._model.get_vocab().n_vocab)
+
+    def logits(self, windows: np.ndarray[Any, Any]) -> Iterator[NumpyArray]:
+        """Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per window.
+
+        Raises: BadInput for token ids outside the vocabulary.
+        """
+        self._check(windows)
+        tokens = windows.shape[1]
+        context = self._context(tokens)
+        batch = self._llama.LlamaBatch(n_tokens=tokens, embd=0, n_seq_max=1)
+        for window in windows:
+            context.kv_cache_clear()
+            batch.set_batch([int(token) for token in window], 0, True)
+            context.decode(batch)
+            context.synchronize()
+            yield np.stack([np.asarray(context.get_logits_ith(i), dtype=np.float32) for i in range(tokens)])
+
+    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Token ids of a text as llama.cpp's own tokenizer sees it, without tokens added at its ends."""
+        ids = self._model.get_vocab().tokenize(text, add_special=False, parse_special=parse_special)
+        return [int(token) for token in ids]
+
+    def _load(self, path: Path) -> Any:
+        parameters = self._llama.LlamaModelParams()
+        parameters.n_gpu_layers = 0
+        try:
+            return _model_class(self._llama)(str(path), parameters)
+        except Exception as failure:  # the binding raises a different type for each way a file can be wrong
+            reason = " ".join(str(failure).split())
+            raise BadInput(f"llama.cpp cannot load '{path}': {reason}; export it again or check the path") from failure
+
+    def _context(self, tokens: int) -> Any:
+        parameters = self._llama.LlamaContextParams()
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = tokens
+        parameters.n_threads = parameters.n_threads_batch = self._threads
+        return self._llama.LlamaContext(self._model, parameters)
+
+    def _check(self, windows: np.ndarray[Any, Any]) -> None:
+        if windows.ndim != 2 or windows.shape[1] == 0:
+            raise BadInput(f"windows have shape {windows.shape}; pass (count, tokens) with at least one token")
+        if windows.size and not 0 <= windows.min() <= windows.max() < self.vocabulary:
+            raise BadInput(
+                f"token ids reach from {windows.min()} to {windows.max()}, but the model's vocabulary has "
+                f"{self.vocabulary} tokens; use the tokenizer of this model"
+            )
+
+
+@cache
+def load_cyllama() -> Any:
+    """The binding, started and silenced once per process. Raises: NotInstalled."""
+    try:
+        llama_cpp: Any = import_module("cyllama.llama.llama_cpp")
+    except ImportError as missing:
+        raise NotInstalled(
+            "llama.cpp needs the package cyllama; install it with: pip install 'edgeq[llama-cpp]'"
+        ) from missing
+    llama_cpp.disable_logging()
+    llama_cpp.llama_backend_init()
+    llama_cpp.ggml_backend_load_all()
+    return llama_cpp
+
+
+@cache
+def _model_class(llama_cpp: Any) -> Any:
+    class Model(llama_cpp.LlamaModel):  # type: ignore[misc]
+        @property
+        def n_vocab(self) -> int:  # reading logits asks the model for this, and cyllama 0.2 does not define it
+            return int(self.get_vocab().n_vocab)
+
+    return Model

@@ -1,0 +1,73 @@
+"""NumPy float64: the executable specification of the `Backend` protocol."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from edgeq.errors import NotPositiveDefinite
+from edgeq.protocols import F
+from edgeq.types import NumpyArray, ScaleDtype
+
+STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+
+
+class ReferenceBackend:
+    """Every verb in float64, written for reading rather than for speed."""
+
+    name = "reference"
+
+    def asarray(self, x: Any) -> NumpyArray:
+        return np.asarray(x, dtype=np.float64)
+
+    def to_numpy(self, x: NumpyArray) -> NumpyArray:
+        return x
+
+    def copy(self, x: NumpyArray) -> NumpyArray:
+        return np.array(x, order="C")
+
+    def gram(self, X: NumpyArray, Y: NumpyArray) -> NumpyArray:
+        product: NumpyArray = X.T @ Y
+        return product
+
+    def diagonal(self, A: NumpyArray) -> NumpyArray:
+        return np.diagonal(A).copy()
+
+    def add_diagonal(self, A: NumpyArray, value: NumpyArray | float) -> NumpyArray:
+        return A + np.diag(np.broadcast_to(value, A.shape[0]))
+
+    def cholesky(self, A: NumpyArray) -> NumpyArray:
+        if not np.isfinite(A).all():
+            raise NotPositiveDefinite(size=A.shape[-1])
+        try:
+            return np.linalg.cholesky(A)
+        except np.linalg.LinAlgError as error:
+            raise NotPositiveDefinite(size=A.shape[-1]) from error
+
+    def solve_triangular(self, L: NumpyArray, B: NumpyArray, *, transposed: bool = False) -> NumpyArray:
+        return np.linalg.solve(np.swapaxes(L, -1, -2) if transposed else L, B)
+
+    def round_clip(self, x: NumpyArray, low: float, high: float) -> NumpyArray:
+        return np.clip(np.rint(x), low, high)
+
+    def round_to(self, x: NumpyArray, dtype: ScaleDtype) -> NumpyArray:
+        return x.astype(STORED[dtype]).astype(np.float64)
+
+    def min_max(self, x: NumpyArray, axis: int) -> tuple[NumpyArray, NumpyArray]:
+        return x.min(axis=axis), x.max(axis=axis)
+
+    def where(self, mask: NumpyArray, a: NumpyArray | float, b: NumpyArray | float) -> NumpyArray:
+        return np.where(mask, a, b)
+
+    def take(self, x: NumpyArray, indices: NumpyArray, axis: int) -> NumpyArray:
+        return np.take(x, indices, axis=axis)
+
+    def concatenate(self, parts: Sequence[NumpyArray], axis: int) -> NumpyArray:
+        return np.concatenate(parts, axis=axis)
+
+    def evaluate(self, *arrays: NumpyArray) -> None:
+        """NumPy is eager."""
+
+    def compile(self, function: F) -> F:
+        return function

@@ -1,0 +1,102 @@
+"""torch in float32 on CUDA, the CPU or Apple's MPS; factorisations in float64 where the device has it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeq.errors import NotInstalled, NotPositiveDefinite
+from edgeq.protocols import F
+from edgeq.types import NumpyArray, ScaleDtype
+
+STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+GRAM_STRIPS = 6  # lower strips of a symmetric product: 7/12 of the work of a plain one
+
+
+class TorchBackend:
+    """Working precision is float32; TF32 and reduced-precision products stay off."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise NotInstalled("backend 'cuda': torch finds no CUDA device; use --backend cpu")
+        if device == "mps" and not torch.backends.mps.is_available():
+            raise NotInstalled("backend 'mps': torch finds no Apple GPU; use --backend cpu")
+        self.name = device
+        self.device = torch.device(device)
+        torch.set_float32_matmul_precision("highest")
+
+    def asarray(self, x: Any) -> torch.Tensor:
+        if isinstance(x, np.ndarray) and x.dtype.kind != "f":  # ml_dtypes.bfloat16 is of kind V, codes of kind u
+            x = x.astype(np.float32)
+        return torch.as_tensor(x).to(self.device, torch.float32)
+
+    def to_numpy(self, x: torch.Tensor) -> NumpyArray:
+        array: NumpyArray = x.detach().cpu().numpy()
+        return array
+
+    def copy(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clone(memory_format=torch.contiguous_format)
+
+    def gram(self, X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
+        return symmetric_product(X) if X is Y else X.T @ Y
+
+    def diagonal(self, A: torch.Tensor) -> torch.Tensor:
+        return torch.diagonal(A).clone()
+
+    def add_diagonal(self, A: torch.Tensor, value: torch.Tensor | float) -> torch.Tensor:
+        result = A.clone()
+        result.diagonal().add_(value)
+        return result
+
+    def cholesky(self, A: torch.Tensor) -> torch.Tensor:
+        if A.device.type == "mps":  # no float64 and no batched factorisation there
+            return self.cholesky(A.cpu())
+        L, info = torch.linalg.cholesky_ex(A.double())
+        if bool((info != 0).any()) or not bool(torch.isfinite(L).all()):
+            raise NotPositiveDefinite(size=A.shape[-1])
+        return L
+
+    def solve_triangular(self, L: torch.Tensor, B: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
+        right = B.to(L.device, L.dtype)
+        solved = torch.linalg.solve_triangular(L.mT if transposed else L, right, upper=transposed)
+        return solved.to(torch.float32).to(self.device)
+
+    def round_clip(self, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return torch.round(x).clamp_(low, high)
+
+    def round_to(self, x: torch.Tensor, dtype: ScaleDtype) -> torch.Tensor:
+        return x.to(STORED[dtype]).to(torch.float32)
+
+    def min_max(self, x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.amin(dim=axis), x.amax(dim=axis)
+
+    def where(self, mask: torch.Tensor, a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
+        return torch.where(mask, a, b).to(torch.float32)
+
+    def take(self, x: torch.Tensor, indices: NumpyArray, axis: int) -> torch.Tensor:
+        return x.index_select(axis, torch.as_tensor(np.ascontiguousarray(indices), device=x.device))
+
+    def concatenate(self, parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
+        return torch.cat(list(parts), dim=axis)
+
+    def evaluate(self, *arrays: torch.Tensor) -> None:
+        """torch is eager on the CPU; elsewhere results are awaited when they are read."""
+
+    def compile(self, function: F) -> F:
+        return function
+
+
+def symmetric_product(X: torch.Tensor) -> torch.Tensor:
+    """X.T @ X from its lower strips, mirrored; about half the work of the plain product.
+
+    Shapes: (tokens, in) -> (in, in).
+    """
+    size = X.shape[1]
+    bounds = [round(strip * size / GRAM_STRIPS) for strip in range(GRAM_STRIPS + 1)]
+    product = X.new_empty(size, size)
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        strip = X[:, start:stop].T @ X[:, :stop]
+        product[start:stop, :stop] = strip
+        product[:start, start:stop] = strip[:, :start].T
+    return product

@@ -1,0 +1,78 @@
+"""The one place where lambda is chosen, and where inputs that calibration never saw are made harmless."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeq.errors import NotPositiveDefinite
+from edgeq.protocols import Backend
+from edgeq.types import Array, LayerStatistics
+
+RETRIES = 4  # each one multiplies the damping by ten
+DEAD_FRACTION = 1e-8  # of the mean diagonal: below it an input counts as never seen
+
+
+@dataclass(frozen=True, slots=True)
+class DampedFactor:
+    """A factor of H + lambda I. damping is the fraction that worked, retries how often it was raised to get there."""
+
+    factor: Array
+    damping: float
+    retries: int
+
+
+def damped(H: Array, damping: float, backend: Backend) -> Array:
+    """H + lambda I with lambda = damping * mean(diag H). Shapes: (in, in)."""
+    return backend.add_diagonal(H, damping * backend.diagonal(H).mean())
+
+
+def factorise(H: Array, damping: float, backend: Backend, factor: Callable[[Array, Backend], Array]) -> DampedFactor:
+    """Factor H + lambda I, raising lambda tenfold each time it is not positive definite; the result says how often.
+
+    Raises: NotPositiveDefinite when the last retry fails too.
+    """
+    for retries in range(RETRIES + 1):
+        fraction = damping * 10.0**retries
+        try:
+            return DampedFactor(factor(damped(H, fraction, backend), backend), fraction, retries)
+        except NotPositiveDefinite:
+            if retries == RETRIES:
+                raise
+    raise AssertionError("unreachable")
+
+
+def lower_factor(A: Array, backend: Backend) -> Array:
+    """Lower Cholesky factor L, A = L L^T."""
+    return backend.cholesky(A)
+
+
+def inverse_upper_factor(A: Array, backend: Backend) -> Array:
+    """Upper U with A^-1 = U^T U, from one Cholesky of the flipped matrix instead of two and an inverse.
+
+    Flipping rows and columns of A gives A' = M M^T; then U is M^-1 flipped back.
+    """
+    size = A.shape[0]
+    backwards = np.arange(size)[::-1]
+    M = backend.cholesky(backend.take(backend.take(A, backwards, 0), backwards, 1))
+    inverse = backend.solve_triangular(M, backend.asarray(np.eye(size)))
+    return backend.take(backend.take(inverse, backwards, 0), backwards, 1)
+
+
+def settle_dead_columns(statistics: LayerStatistics, backend: Backend) -> tuple[LayerStatistics, int]:
+    """Decouple inputs that calibration (almost) never excited, so that their weights are plainly rounded, not erased.
+
+    Such a column gets H_jj = mean(diag H) and no off-diagonals. Returns the statistics and the number of columns.
+    """
+    diagonal = backend.diagonal(statistics.H)
+    mean = diagonal.mean()
+    mean = backend.where(mean > 0, mean, 1.0)
+    dead = diagonal <= DEAD_FRACTION * mean  # NaN is not dead: the factorisation will refuse it
+    count = int(backend.to_numpy(dead).sum())
+    if count == 0:
+        return statistics, 0
+    column = dead.reshape(1, -1)
+    H = backend.where(column, 0.0, backend.where(column.T, 0.0, statistics.H))
+    H = backend.add_diagonal(H, backend.where(dead, mean, 0.0))
+    D = None if statistics.D is None else backend.where(column, 0.0, statistics.D)
+    return LayerStatistics(H, D, statistics.n_tokens), count

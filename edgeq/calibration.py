@@ -1,0 +1,98 @@
+"""Text in, seeded token batches of one fixed length out."""
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from edgeq.errors import BadInput
+from edgeq.protocols import ModelSource
+
+DEFAULT_TEXT = "calibration.txt"
+
+
+def read_text(path: str | None) -> str:
+    """A text file, or JSON lines with a "text" string each; None gives the text that ships with edgeq."""
+    if path is None:
+        return (resources.files("edgeq") / "data" / DEFAULT_TEXT).read_text(encoding="utf-8")
+    file = Path(path)
+    if not file.is_file():
+        raise BadInput(f"text {path!r}: no such file; give a UTF-8 text file or JSON lines with a \"text\" field")
+    try:
+        content = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"text {path!r}: not UTF-8 at byte {error.start}; convert it to UTF-8 text") from error
+    text = _join_json_lines(path, content) if file.suffix in {".jsonl", ".ndjson"} else content
+    if not text.strip():
+        raise BadInput(f"text {path!r}: it is empty; give some pages of text")
+    return text
+
+
+def _join_json_lines(path: str, content: str) -> str:
+    texts = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"text {path!r}, line {number}: not JSON ({error.msg}); one object per line") from error
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            raise BadInput(f'text {path!r}, line {number}: no "text" string; each line is an object with one')
+        texts.append(record["text"])
+    return "\n\n".join(texts)
+
+
+def load_tokenizer(source: ModelSource) -> Tokenizer:
+    """The tokenizer that belongs to a model. Raises: BadInput when the model brings none."""
+    data = source.companions().get("tokenizer.json")
+    if data is None:
+        raise BadInput(f"model {source.name!r} has no tokenizer.json; edgeq needs it to read calibration text")
+    try:
+        return Tokenizer.from_str(data.decode("utf-8"))
+    except Exception as error:  # the library raises bare Exception for any malformed file
+        raise BadInput(f"model {source.name!r}: tokenizer.json cannot be read ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def tokenize(source: ModelSource, text: str) -> npt.NDArray[np.int64]:
+    """Token ids of a text without added special tokens. Shapes: (tokens,)."""
+    encoded = load_tokenizer(source).encode(text, add_special_tokens=False)
+    return np.asarray(encoded.ids, dtype=np.int64)
+
+
+def sample_windows(
+    tokens: npt.NDArray[np.int64], *, samples: int, sequence_length: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """Windows that start at random places, as evenly spread as `samples` allows.
+
+    The text is cut into `samples` equal stretches and one window starts at a random place of each, so no part of a
+    text is missed and windows overlap only when the text is short. Shapes: (tokens,) -> (samples, sequence_length).
+    Raises: BadInput when the text has fewer than sequence_length tokens.
+    """
+    last_start = len(tokens) - sequence_length
+    if last_start < 0:
+        raise BadInput(
+            f"calibration text: {len(tokens)} tokens; at least one sequence of {sequence_length} is needed, give more "
+            "text or a smaller --sequence-length"
+        )
+    edges = np.linspace(0, last_start + 1, samples + 1)
+    starts = np.random.default_rng(seed).uniform(edges[:-1], edges[1:]).astype(np.int64)
+    return np.stack([tokens[start : start + sequence_length] for start in starts])
+
+
+def first_windows(tokens: npt.NDArray[np.int64], *, windows: int, sequence_length: int) -> npt.NDArray[np.int64]:
+    """The first windows of a text, one after the other; fewer when the text is short. Shapes: (windows, length)."""
+    count = min(windows, len(tokens) // sequence_length)
+    if count == 0:
+        raise BadInput(
+            f"evaluation text: {len(tokens)} tokens; one window of {sequence_length} is needed, give more text or a "
+            "smaller --sequence-length"
+        )
+    return tokens[: count * sequence_length].reshape(count, sequence_length)

@@ -1,0 +1,27 @@
+"""The errors a user can meet. Every text says what was received, the rule, and what to change."""
+
+
+class EdgeqError(Exception):
+    """Base of all errors that edgeq raises on purpose; the command line prints it as one line and exits 1."""
+
+
+class BadInput(EdgeqError):
+    """A path, file, text or value from the user that edgeq cannot work with."""
+
+
+class UnsupportedModel(EdgeqError):
+    """A well-formed model of a kind that this version does not handle."""
+
+
+class NotInstalled(EdgeqError):
+    """A backend, exporter or runtime whose extra is not installed."""
+
+
+class NotPositiveDefinite(EdgeqError):
+    """A matrix that must be factorised is singular, indefinite or not finite."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(
+            f"a {size} x {size} matrix is not positive definite; raise the damping or use more calibration tokens"
+        )
+        self.size = size

@@ -1,0 +1,85 @@
+"""How close a quantized model stays to its original: perplexity, KL divergence, top-1 agreement."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeq.types import NumpyArray
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Averages over all positions of the evaluated windows.
+
+    Units: perplexity of next-token prediction; kl in nats per token, KL(reference || target); top1_agreement a share.
+    The last three are None when nothing was compared.
+    """
+
+    tokens: int
+    perplexity: float
+    reference_perplexity: float | None = None
+    kl: float | None = None
+    top1_agreement: float | None = None
+
+
+class Meter:
+    """Adds up the sums behind `Quality`, window by window, in float64."""
+
+    def __init__(self) -> None:
+        self.tokens = self.predicted = self.compared = self.agreed = 0
+        self.loss = self.reference_loss = self.kl = 0.0
+
+    def add(self, ids: NumpyArray, target: NumpyArray, reference: NumpyArray | None) -> None:
+        """Shapes: ids (tokens,); target and reference logits (tokens, vocabulary)."""
+        target = log_softmax(target)
+        self.tokens += len(ids)
+        self.predicted += len(ids) - 1
+        self.loss += next_token_loss(target, ids)
+        if reference is None:
+            return
+        reference = log_softmax(reference)
+        self.compared += len(ids)
+        self.reference_loss += next_token_loss(reference, ids)
+        self.agreed += int((reference.argmax(axis=1) == target.argmax(axis=1)).sum())
+        np.subtract(reference, target, out=target)
+        np.exp(reference, out=reference)
+        self.kl += float(np.einsum("tv,tv->t", reference, target).sum(dtype=np.float64))
+
+    def quality(self) -> Quality:
+        perplexity = float(np.exp(self.loss / self.predicted))
+        if not self.compared:
+            return Quality(self.tokens, perplexity)
+        return Quality(
+            self.tokens,
+            perplexity,
+            float(np.exp(self.reference_loss / self.predicted)),
+            self.kl / self.compared,
+            self.agreed / self.compared,
+        )
+
+
+def log_softmax(logits: NumpyArray) -> npt.NDArray[np.float32]:
+    """Shapes: (tokens, vocabulary)."""
+    shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float32, copy=False)
+    total = np.exp(shifted).sum(axis=1, dtype=np.float64, keepdims=True)
+    shifted -= np.log(total).astype(np.float32)
+    return shifted
+
+
+def next_token_loss(log_probabilities: NumpyArray, ids: NumpyArray) -> float:
+    """Summed negative log probability of each token given those before it."""
+    picked = log_probabilities[np.arange(len(ids) - 1), ids[1:]]
+    return -float(picked.sum(dtype=np.float64))
+
+
+def compare(
+    windows: NumpyArray, target: Iterable[NumpyArray], reference: Iterable[NumpyArray] | None = None
+) -> Quality:
+    """The quality of a target's logits, against a reference's where given. Shapes: windows (count, tokens)."""
+    meter = Meter()
+    references = reference if reference is not None else (None for _ in windows)
+    for ids, target_logits, reference_logits in zip(windows, target, references, strict=True):
+        meter.add(ids, target_logits, reference_logits)
+    return meter.quality()

@@ -1,0 +1,182 @@
+"""One layer from its weight and its site's statistics to codes: correction, scales, solver, refit."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgeq.algorithms.damping import damped, factorise, inverse_upper_factor, lower_factor, settle_dead_columns
+from edgeq.algorithms.gptq import activation_order, solve_columns
+from edgeq.algorithms.group_scale import search_scales
+from edgeq.algorithms.qep import correct_weight
+from edgeq.algorithms.rtn import round_to_nearest
+from edgeq.algorithms.scale_refit import refit_scales
+from edgeq.grid import expand, fit_min_max
+from edgeq.protocols import Backend
+from edgeq.recipe import Recipe
+from edgeq.stopwatch import Stopwatch
+from edgeq.types import Array, Grid, GroupScales, LayerProblem, LayerStatistics, NumpyArray, QuantizedLinear
+
+ROWS_AT_ONCE = 4096  # of a matrix solved without statistics: embeddings have many rows
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFactors:
+    """What the layers of a site share: settled statistics and their factors.
+
+    L factors H + lambda I of the propagation, None where no earlier layer was quantized; U of the solver.
+    """
+
+    statistics: LayerStatistics
+    H_damped: Array
+    L: Array | None
+    U: Array | None
+    order: NumpyArray | None
+    dead_columns: int
+    damping: float
+    retries: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """How a layer came out. Losses are tr(E H E.T) / tr(W H W.T), with E the dequantized minus the corrected weight."""
+
+    name: str
+    shape: tuple[int, int]
+    bits: int
+    group_size: int | None
+    losses: dict[str, float] = field(default_factory=dict)
+    propagated: bool = False
+    damping: float | None = None
+    damping_retries: int = 0
+    dead_columns: int = 0
+
+
+def prepare_site(statistics: LayerStatistics, recipe: Recipe, backend: Backend) -> SiteFactors:
+    """Settle unseen inputs and factor the second moment, once for all layers of a site."""
+    settled, dead_columns = settle_dead_columns(statistics, backend)
+    H, L, U, order = settled.H, None, None, None
+    damping, retries = recipe.damping, 0
+    if settled.D is not None and recipe.propagation_strength > 0:
+        propagation = factorise(H, recipe.propagation_damping, backend, lower_factor)
+        L, retries = propagation.factor, propagation.retries
+    if recipe.solver == "gptq":
+        if recipe.activation_order:
+            order = activation_order(H, backend)
+            H = backend.take(backend.take(H, order, 0), order, 1)
+        inverse = factorise(H, damping, backend, inverse_upper_factor)
+        U, damping, retries = inverse.factor, inverse.damping, retries + inverse.retries
+    H_damped = damped(settled.H, damping, backend)
+    return SiteFactors(settled, H_damped, L, U, order, dead_columns, damping, retries)
+
+
+def solve_layer(
+    problem: LayerProblem, site: SiteFactors, recipe: Recipe, backend: Backend, clock: Stopwatch
+) -> tuple[QuantizedLinear, LayerReport]:
+    """Quantize one linear layer: a pure function of (W, H, D, grid, recipe)."""
+    W, grid, losses = problem.W, problem.grid, {}
+    with clock("correct"):
+        V = corrected(W, site, recipe, backend)
+    with clock("search scales"):
+        fitted = first_scales(V, backend.diagonal(site.statistics.H), grid, recipe, backend)
+    with clock("solve"):
+        codes = choose_codes(V, site, fitted, grid, recipe, backend)
+    with clock("measure"):
+        losses["round to nearest"] = nearest_loss(problem, V, site, backend)
+        losses["solved"] = relative_loss(codes, fitted, problem, V, site, backend)
+    if recipe.scales == "both":
+        with clock("refit scales"):
+            B = refit_target(W, V, site, recipe)
+            fitted = refit_scales(codes, fitted, B, site.H_damped, grid, backend, exact=recipe.refit_exactly)
+        with clock("measure"):
+            losses["refitted"] = relative_loss(codes, fitted, problem, V, site, backend)
+    report = LayerReport(
+        problem.name, tuple(W.shape), grid.bits, grid.group_size, losses,
+        propagated=site.L is not None, damping=site.damping, damping_retries=site.retries,
+        dead_columns=site.dead_columns,
+    )  # fmt: skip
+    return quantized_linear(codes, fitted, grid, backend), report
+
+
+def corrected(W: Array, site: SiteFactors, recipe: Recipe, backend: Backend) -> Array:
+    """The weight to quantize: moved against inherited error where there is any."""
+    if site.L is None:
+        return W
+    return correct_weight(
+        W, site.statistics.D, site.L, backend, propagation_strength=recipe.propagation_strength
+    )
+
+
+def first_scales(V: Array, importance: Array, grid: Grid, recipe: Recipe, backend: Backend) -> GroupScales:
+    """Stage 1 scales, or min-max scales when the recipe asks for no stage."""
+    if recipe.scales == "none":
+        return fit_min_max(V, grid, backend)
+    return search_scales(V, importance, grid, backend)
+
+
+def choose_codes(
+    V: Array, site: SiteFactors, fitted: GroupScales, grid: Grid, recipe: Recipe, backend: Backend
+) -> Array:
+    """The solver that the recipe names."""
+    if recipe.solver == "rtn":
+        return round_to_nearest(V, fitted, grid, backend)
+    return solve_columns(V, site.U, fitted, grid, backend, order=site.order)
+
+
+def refit_target(W: Array, V: Array, site: SiteFactors, recipe: Recipe) -> Array:
+    """The linear term B of stage 2: towards the weight that was solved, or with the drift at a strength of its own."""
+    if recipe.refit_strength is None or site.statistics.D is None:
+        return V @ site.H_damped
+    return W @ site.H_damped + recipe.refit_strength * (W @ site.statistics.D)
+
+
+def solve_without_statistics(W: NumpyArray, grid: Grid, recipe: Recipe, backend: Backend) -> QuantizedLinear:
+    """Round a matrix whose inputs are unknown or one-hot (embedding, head), all columns equally important.
+
+    Shapes: W (out, in).
+    """
+    equal = backend.asarray(np.ones(W.shape[1]))
+    parts = []
+    for start in range(0, W.shape[0], ROWS_AT_ONCE):
+        V = backend.asarray(W[start : start + ROWS_AT_ONCE])
+        fitted = first_scales(V, equal, grid, recipe, backend)
+        parts.append(quantized_linear(round_to_nearest(V, fitted, grid, backend), fitted, grid, backend))
+    return QuantizedLinear(
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+        np.concatenate([part.offsets for part in parts]),
+        grid,
+    )
+
+
+def dequantize(codes: Array, fitted: GroupScales, grid: Grid, backend: Backend) -> Array:
+    """The weights that codes stand for. Shapes: codes (out, in)."""
+    in_features = codes.shape[1]
+    scales = expand(fitted.scales, grid, in_features, backend)
+    return scales * codes + expand(fitted.offsets, grid, in_features, backend)
+
+
+def relative_loss(
+    codes: Array, fitted: GroupScales, problem: LayerProblem, V: Array, site: SiteFactors, backend: Backend
+) -> float:
+    """The layer loss against the corrected weight, as a fraction of the layer's output energy."""
+    H = site.statistics.H
+    E = dequantize(codes, fitted, problem.grid, backend) - V
+    energy = float(((problem.W @ H) * problem.W).sum())
+    return float(((E @ H) * E).sum()) / energy if energy > 0 else 0.0
+
+
+def nearest_loss(problem: LayerProblem, V: Array, site: SiteFactors, backend: Backend) -> float:
+    """The same loss for plain rounding on min-max scales: what the report compares with."""
+    fitted = fit_min_max(problem.W, problem.grid, backend)
+    codes = round_to_nearest(problem.W, fitted, problem.grid, backend)
+    return relative_loss(codes, fitted, problem, V, site, backend)
+
+
+def quantized_linear(codes: Array, fitted: GroupScales, grid: Grid, backend: Backend) -> QuantizedLinear:
+    """From backend arrays to plain data."""
+    return QuantizedLinear(
+        backend.to_numpy(codes).astype(np.uint8),
+        backend.to_numpy(fitted.scales).astype(np.float32),
+        backend.to_numpy(fitted.offsets).astype(np.float32),
+        grid,
+    )

@@ -1,0 +1,214 @@
+"""The loop over blocks: statistics, solve, replace, write. No arithmetic here."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from edgeq.calibration import sample_windows, tokenize
+from edgeq.checkpoint import FORMAT_VERSION, HEAD_FILE, Checkpoint, write_json, write_tensors
+from edgeq.errors import BadInput
+from edgeq.layer import LayerReport, prepare_site, solve_layer, solve_without_statistics
+from edgeq.plan import Grids, bits_per_weight, check_exports, plan_grids
+from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
+from edgeq.recipe import Recipe, recipe_settings
+from edgeq.statistics import accumulate
+from edgeq.stopwatch import Stopwatch
+from edgeq.storage import check_destination, new_directory, write_bytes
+from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear
+from edgeq.version import __version__
+
+T = TypeVar("T")
+MakeActivations = Callable[[ModelSource, NumpyArray, bool], ActivationSource]
+
+
+class Observer(Protocol):
+    """Who watches a run: the screen, a log, nobody."""
+
+    def begin(self, blocks: int) -> None: ...
+
+    def solved(self, report: LayerReport) -> None: ...
+
+    def finished_block(self, index: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything a run needs. `make_activations` gets the source, the token windows and whether drift is needed."""
+
+    source: ModelSource
+    recipe: Recipe
+    backend: Backend
+    make_activations: MakeActivations
+    text: str
+    exporters: Sequence[Exporter] = ()
+    clock: Stopwatch = field(default_factory=Stopwatch)
+
+
+def quantize(job: Job, destination: Path, observer: Observer, *, force: bool = False) -> Checkpoint:
+    """Solve every linear layer and write a quantized checkpoint. Nothing is computed for what cannot be written.
+
+    Raises: BadInput and the other errors of `edgeq.errors`; the destination then does not exist.
+    """
+    check_destination(destination, force=force)
+    grids = plan_grids(job.source, job.recipe)
+    check_exports(job.exporters, job.source, grids)
+    activations = start_activations(job) if job.recipe.needs_calibration else None
+    with new_directory(destination, force=force) as folder:
+        reports = write_model(job, grids, activations, folder, observer)
+        write_head(job, grids, reports, folder)
+    return Checkpoint(destination)
+
+
+def start_activations(job: Job) -> ActivationSource:
+    """Token windows of the calibration text through the embedding: where both streams start."""
+    recipe = job.recipe
+    with job.clock("tokenize"):
+        tokens = tokenize(job.source, job.text)
+        windows = sample_windows(
+            tokens, samples=recipe.samples, sequence_length=recipe.sequence_length, seed=recipe.seed
+        )
+    with job.clock("load model"):
+        return job.make_activations(job.source, windows, recipe.needs_drift)
+
+
+def write_model(
+    job: Job, grids: Grids, activations: ActivationSource | None, folder: Path, observer: Observer
+) -> list[LayerReport]:
+    """Solve and write block after block, then what lies outside of the blocks."""
+    blocks = job.source.blocks()
+    (folder / "blocks").mkdir()
+    observer.begin(len(blocks))
+    reports: list[LayerReport] = []
+    outer = set(grids)
+    for block in blocks:
+        if activations is None:
+            solved = round_block(job, grids, block)
+        else:
+            solved, of_block = solve_block(job, grids, block, activations, observer)
+            reports += of_block
+        write_part(job, folder / block_file(block.index), [name for name in block.tensors if name in grids], solved)
+        outer -= set(block.tensors)
+        observer.finished_block(block.index)
+    names = [name for name in grids if name in outer]
+    write_part(job, folder / "outer.safetensors", names, round_tensors(job, grids, names))
+    return reports
+
+
+def block_file(index: int) -> str:
+    return f"blocks/{index:04d}.safetensors"
+
+
+def solve_block(
+    job: Job, grids: Grids, block: BlockSpec, activations: ActivationSource, observer: Observer
+) -> tuple[dict[str, QuantizedLinear], list[LayerReport]]:
+    """Stand still at each site of a block, solve its layers and let the quantized stream run on with the result."""
+    solved: dict[str, QuantizedLinear] = {}
+    reports = []
+    for site in timed(activations.sites(block), job.clock, "forward passes"):
+        for name, layer, report in solve_site(job, grids, site):
+            solved[name] = layer
+            reports.append(report)
+            observer.solved(report)
+    return solved, reports
+
+
+def solve_site(job: Job, grids: Grids, site: Site) -> Iterator[tuple[str, QuantizedLinear, LayerReport]]:
+    backend, clock = job.backend, job.clock
+    with clock("statistics"):
+        statistics = accumulate(site, backend, drift=job.recipe.needs_drift)
+    with clock("factor"):
+        factors = prepare_site(statistics, job.recipe, backend)
+    for linear in timed(site.layers(), clock, "forward passes"):
+        name = f"{linear}.weight"
+        grid = grids[name][1]
+        if grid is None:
+            continue
+        W = backend.asarray(read_weight(job.source, name))
+        problem = LayerProblem(linear, W, factors.statistics, grid)
+        layer, report = solve_layer(problem, factors, job.recipe, backend, clock)
+        site.replace(linear, layer.dequantized())
+        yield name, layer, report
+
+
+def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:
+    """The same items; the time it takes to get each is booked to a stage."""
+    while True:
+        with clock(stage):
+            item = next(iterator, None)
+        if item is None:
+            return
+        yield item
+
+
+def round_block(job: Job, grids: Grids, block: BlockSpec) -> dict[str, QuantizedLinear]:
+    return round_tensors(job, grids, [f"{linear}.weight" for linear in block.linears])
+
+
+def round_tensors(job: Job, grids: Grids, names: Sequence[str]) -> dict[str, QuantizedLinear]:
+    """Round those of the named tensors that have a grid, without looking at activations."""
+    solved = {}
+    for name in names:
+        grid = grids[name][1]
+        if grid is not None:
+            with job.clock("round"):
+                weight = read_weight(job.source, name)
+                solved[name] = solve_without_statistics(weight, grid, job.recipe, job.backend)
+    return solved
+
+
+def write_part(job: Job, path: Path, names: Sequence[str], solved: Mapping[str, QuantizedLinear]) -> None:
+    """One file with the solved tensors among `names` and the others as the source has them."""
+    with job.clock("write"):
+        dense = {name: read_tensor(job.source, name) for name in names if name not in solved}
+        write_tensors(path, solved, dense)
+
+
+def read_tensor(source: ModelSource, name: str) -> NumpyArray:
+    """A tensor of the source. Raises: BadInput when it holds NaN or infinity."""
+    tensor = source.read(name)
+    if not np.isfinite(tensor).all():
+        raise BadInput(f"tensor {name!r} of {source.name!r} holds NaN or infinity; the checkpoint is damaged")
+    return tensor
+
+
+def read_weight(source: ModelSource, name: str) -> NumpyArray:
+    """A weight matrix in float32."""
+    return read_tensor(source, name).astype(np.float32, copy=False)
+
+
+def write_head(job: Job, grids: Grids, reports: Sequence[LayerReport], folder: Path) -> None:
+    """edgeq.json, config.json, the tokenizer files and report.json; nothing in them depends on time or place."""
+    source = job.source
+    companions = {name: data for name, data in source.companions().items() if name != "config.json"}
+    for name, data in companions.items():
+        write_bytes(folder / name, data)
+    write_json(folder / "config.json", dict(source.config))
+    write_json(folder / "report.json", {"bits_per_weight": bits_per_weight(grids), "layers": [asdict(r) for r in reports]})
+    head = {
+        "format_version": FORMAT_VERSION,
+        "edgeq": __version__,
+        "model": source.name,
+        "source": {"fingerprint": source.fingerprint()},
+        "backend": job.backend.name,
+        "recipe": recipe_settings(job.recipe),
+        "calibration": {"sha256": hashlib.sha256(job.text.encode("utf-8")).hexdigest()},
+        "files": [*(block_file(block.index) for block in source.blocks()), "outer.safetensors"],
+        "companions": sorted(companions),
+    }
+    write_json(folder / HEAD_FILE, head)
+
+
+def export(checkpoint: Checkpoint, exporter: Exporter, destination: Path, *, force: bool = False) -> list[Path]:
+    """Write a checkpoint in one format into a new directory. Raises: BadInput when the format cannot hold it."""
+    check_destination(destination, force=force)
+    grids: dict[str, Any] = {n: (checkpoint.shape(n), checkpoint.grid(n)) for n in checkpoint.tensor_names()}
+    reason = exporter.reject_reason(checkpoint.config, checkpoint.companions(), grids)
+    if reason is not None:
+        raise BadInput(f"format {exporter.name!r}: {reason}")
+    with new_directory(destination, force=force) as folder:
+        written = [path.relative_to(folder) for path in exporter.write(checkpoint, folder)]
+    return [destination / path for path in written]

@@ -1,0 +1,73 @@
+"""What will be solved on which grid, checked against the model and the exports before any work starts."""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+from edgeq.errors import BadInput
+from edgeq.protocols import Exporter, ModelSource
+from edgeq.recipe import Recipe
+from edgeq.types import Grid
+
+Grids = Mapping[str, tuple[tuple[int, ...], Grid | None]]
+
+
+def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
+    """Shape and grid of every tensor to be written; None where it stays as it is. A tied head is dropped.
+
+    Raises: BadInput when an override matches no layer.
+    """
+    linears = [linear for block in source.blocks() for linear in block.linears]
+    for override in recipe.overrides:
+        if not fnmatch.filter(linears, override.layers):
+            raise BadInput(f"override layers = {override.layers!r} matches no layer; layers are named like {linears[0]!r}")
+    weights = {f"{linear}.weight": linear for linear in linears}
+    grids: dict[str, tuple[tuple[int, ...], Grid | None]] = {}
+    for name in source.tensor_names():
+        shape = source.shape(name)
+        if name == "lm_head.weight" and source.config.get("tie_word_embeddings", False):
+            continue
+        if name in weights:
+            grids[name] = (shape, recipe.grid_of(weights[name]))
+        else:
+            grids[name] = (shape, recipe.embedding_grid if len(shape) == 2 else None)
+    return grids
+
+
+def check_exports(exporters: Sequence[Exporter], source: ModelSource, grids: Grids) -> None:
+    """Raises: BadInput with the first reason why an export could not be written."""
+    for exporter in exporters:
+        reason = exporter.reject_reason(source.config, source.companions(), grids)
+        if reason is not None:
+            raise BadInput(f"format {exporter.name!r}: {reason}")
+
+
+def asymmetric_zeros(exporters: Sequence[Exporter]) -> str:
+    """The kind of zero point that all exports hold without loss: free offsets where they can, else whole ones."""
+    if exporters and all("offset" in exporter.zero_kinds for exporter in exporters):
+        return "offset"
+    return "integer"
+
+
+def bits_per_weight(grids: Grids) -> dict[str, float]:
+    """Stored bits per weight, scales and offsets included, of the linear layers and of the whole model."""
+    totals = {"linear layers": [0, 0], "model": [0, 0]}
+    for name, (shape, grid) in grids.items():
+        weights, bits = stored_bits(shape, grid)
+        in_block = ".layers." in name and len(shape) == 2
+        for part in ("model", "linear layers") if in_block else ("model",):
+            totals[part][0] += bits
+            totals[part][1] += weights
+    return {part: bits / weights for part, (bits, weights) in totals.items() if weights}
+
+
+def stored_bits(shape: tuple[int, ...], grid: Grid | None) -> tuple[int, int]:
+    """Weights of a tensor and the bits it takes in the quantized checkpoint; dense tensors count 16 each."""
+    weights = 1
+    for size in shape:
+        weights *= size
+    if grid is None:
+        return weights, 16 * weights
+    groups = shape[0] * grid.group_count(shape[1])
+    scale_bits = 32 if grid.scale_dtype == "float32" else 16
+    zero_bits = {"symmetric": 0, "integer": grid.bits, "offset": scale_bits}[grid.zeros]
+    return weights, grid.bits * weights + groups * (scale_bits + zero_bits)

@@ -1,0 +1,150 @@
+"""The seams: what a backend, a model source, an activation source and an exporter must offer."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from edgeq.types import Array, BlockSpec, Grid, NumpyArray, QuantizedLinear, ScaleDtype
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Backend(Protocol):
+    """What frameworks do differently. Arrays are in the backend's working precision unless said otherwise."""
+
+    name: str
+
+    def asarray(self, x: Any) -> Array:
+        """A NumPy array or an array of the activation source, in working precision on the backend's device."""
+
+    def to_numpy(self, x: Array) -> NumpyArray: ...
+
+    def copy(self, x: Array) -> Array:
+        """A contiguous copy that slices may be assigned to."""
+
+    def gram(self, X: Array, Y: Array) -> Array:
+        """X.T @ Y accumulated in float32 or wider; half the work where X is Y."""
+
+    def diagonal(self, A: Array) -> Array: ...
+
+    def add_diagonal(self, A: Array, value: Array | float) -> Array: ...
+
+    def cholesky(self, A: Array) -> Array:
+        """Lower factor, in the widest precision the device has. Raises: NotPositiveDefinite, also for NaN.
+
+        Shapes: (..., n, n).
+        """
+
+    def solve_triangular(self, L: Array, B: Array, *, transposed: bool = False) -> Array:
+        """L^-1 B, or L^-T B, for a factor of `cholesky`; the result is in working precision. Shapes: (..., n, k)."""
+
+    def round_clip(self, x: Array, low: float, high: float) -> Array:
+        """Nearest whole number, half to even, then clipped."""
+
+    def round_to(self, x: Array, dtype: ScaleDtype) -> Array:
+        """The nearest value that dtype can store, still in working precision."""
+
+    def min_max(self, x: Array, axis: int) -> tuple[Array, Array]: ...
+
+    def where(self, mask: Array, a: Array | float, b: Array | float) -> Array: ...
+
+    def take(self, x: Array, indices: NumpyArray, axis: int) -> Array: ...
+
+    def concatenate(self, parts: Sequence[Array], axis: int) -> Array: ...
+
+    def evaluate(self, *arrays: Array) -> None:
+        """Finish queued work; nothing to do where the framework is eager."""
+
+    def compile(self, function: F) -> F:
+        """A faster form of a pure function of arrays; the function itself where there is nothing to compile."""
+
+
+class ModelSource(Protocol):
+    """A model on disk, read tensor by tensor. Tensor names and the config are those of Hugging Face checkpoints."""
+
+    name: str
+    """A short name for reports and file names, such as "SmolLM2-135M-Instruct"."""
+    config: Mapping[str, Any]
+    """The content of config.json."""
+
+    def tensor_names(self) -> Sequence[str]: ...
+
+    def shape(self, tensor_name: str) -> tuple[int, ...]: ...
+
+    def read(self, tensor_name: str) -> NumpyArray:
+        """One tensor as float32, or as float16 or ml_dtypes.bfloat16 where it is stored so."""
+
+    def blocks(self) -> Sequence[BlockSpec]:
+        """Decoder blocks in execution order."""
+
+    def companions(self) -> Mapping[str, bytes]:
+        """Files that belong to the model: tokenizer.json, tokenizer_config.json, generation_config.json and so on."""
+
+    def fingerprint(self) -> str:
+        """A hash that changes when the weights or the config change; cheap, it need not read all weights."""
+
+
+class QuantizedModel(Protocol):
+    """A solved model as exporters see it. Tensor names are those of the source ("model.layers.0.mlp.up_proj.weight")."""
+
+    name: str
+    config: Mapping[str, Any]
+
+    def tensor_names(self) -> Sequence[str]:
+        """Every tensor, quantized or dense, in a fixed order. A tied head has no tensor of its own."""
+
+    def grid(self, tensor_name: str) -> Grid | None:
+        """The grid of a quantized tensor; None for a dense one."""
+
+    def quantized(self, tensor_name: str) -> QuantizedLinear: ...
+
+    def dense(self, tensor_name: str) -> NumpyArray: ...
+
+    def companions(self) -> Mapping[str, bytes]: ...
+
+
+class Site(Protocol):
+    """A place in a block where both streams stand still: the layers that read one input (q, k, v | o | gate, up | down)."""
+
+    def batches(self) -> Iterator[tuple[Array | None, Array]]:
+        """(X, X_hat) per batch, tokens x in; X is None when no full-precision stream runs."""
+
+    def layers(self) -> Iterator[str]:
+        """The layers in execution order. Asking for the next one lets both streams run through the one before."""
+
+    def replace(self, layer: str, W: NumpyArray) -> None:
+        """What the quantized stream computes with from here on."""
+
+
+class ActivationSource(Protocol):
+    """Forward passes over the calibration tokens; separate from linear algebra on purpose."""
+
+    def sites(self, block: BlockSpec) -> Iterator[Site]:
+        """Load a block and stand still at each of its sites; exhausting the iterator advances both streams."""
+
+
+class LogitSource(Protocol):
+    """Something that predicts: a model in a framework or in a runtime."""
+
+    def logits(self, windows: np.ndarray[Any, Any]) -> Iterator[NumpyArray]:
+        """Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per window."""
+
+
+class Exporter(Protocol):
+    """One file format. Nothing is written unless `reject_reason` is None."""
+
+    name: str
+    zero_kinds: Sequence[str]
+    """Grid.zeros that the format holds without loss, the preferred asymmetric kind first."""
+
+    def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes],
+                      grids: Mapping[str, tuple[tuple[int, ...], Grid | None]]) -> str | None:
+        """Why this model on these grids cannot be written, naming what to change; None when it can.
+
+        grids maps each tensor name to its shape and its grid (None: dense).
+        """
+
+    def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
+        """Write the files and manifest.json into the empty directory `destination`."""

@@ -1,0 +1,177 @@
+"""What a run does: one flat set of settings with the same names in recipe files, options and reports."""
+
+import difflib
+import fnmatch
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from edgeq.algorithms import SOLVERS
+from edgeq.errors import BadInput
+from edgeq.types import Grid, ScaleDtype, ZeroKind
+
+ScaleStages = Literal["none", "first", "both"]
+DENSE_BITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Other settings for the layers whose name matches a shell-style pattern; bits 16 keeps them dense."""
+
+    layers: str
+    bits: int | None = None
+    group_size: int | Literal["row"] | None = None
+    zeros: ZeroKind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Every choice of a quantization run. Defaults are the measured ones of the README's table."""
+
+    bits: int = 4
+    group_size: int | Literal["row"] = 32
+    zeros: ZeroKind = "symmetric"
+    scale_dtype: ScaleDtype = "float16"
+    solver: str = "gptq"
+    damping: float = 0.01
+    activation_order: bool = False
+    propagation_strength: float = 0.5
+    propagation_damping: float = 1.0
+    scales: ScaleStages = "both"
+    refit_strength: float | None = None
+    refit_exactly: bool = False
+    embedding_bits: int = 8
+    samples: int = 64
+    sequence_length: int = 512
+    seed: int = 0
+    overrides: tuple[Override, ...] = ()
+
+    def grid_of(self, layer: str) -> Grid | None:
+        """The grid of a linear layer, None when an override keeps it dense; the last matching override wins."""
+        settings = {"bits": self.bits, "group_size": self.group_size, "zeros": self.zeros}
+        for override in self.overrides:
+            if fnmatch.fnmatchcase(layer, override.layers):
+                chosen = {name: getattr(override, name) for name in settings}
+                settings |= {name: value for name, value in chosen.items() if value is not None}
+        if settings["bits"] == DENSE_BITS:
+            return None
+        group_size = None if settings["group_size"] == "row" else settings["group_size"]
+        return Grid(settings["bits"], group_size, settings["zeros"], self.scale_dtype)
+
+    @property
+    def embedding_grid(self) -> Grid | None:
+        """The grid of embedding and head: rounded to nearest, symmetric, in groups of 32; None when dense."""
+        if self.embedding_bits == DENSE_BITS:
+            return None
+        return Grid(self.embedding_bits, 32, "symmetric", self.scale_dtype)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether any step looks at activations; plain rounding does not."""
+        return self.solver != "rtn" or self.scales != "none" or self.propagation_strength > 0
+
+    @property
+    def needs_drift(self) -> bool:
+        """Whether the full-precision stream has to run beside the quantized one."""
+        return self.propagation_strength > 0 or (self.scales == "both" and bool(self.refit_strength))
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The settings in a TOML file. Raises: BadInput for a missing or malformed file."""
+    file = Path(path)
+    if not file.is_file():
+        raise BadInput(f"recipe {path!r}: no such file; give the path of a TOML file")
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"recipe {path!r}: not valid TOML ({error})") from error
+
+
+def make_recipe(settings: Mapping[str, Any]) -> Recipe:
+    """A validated recipe from plain settings. Raises: BadInput naming the setting, its rule and what was received."""
+    given = dict(settings)
+    overrides = given.pop("overrides", [])
+    if not isinstance(overrides, list | tuple) or not all(isinstance(item, Mapping) for item in overrides):
+        raise BadInput("recipe setting 'overrides': expected [[overrides]] tables, each with 'layers' and settings")
+    _check_names(given, Recipe, "recipe setting")
+    recipe = replace(Recipe(), **given, overrides=tuple(_make_override(item) for item in overrides))
+    for field in fields(Recipe):
+        if field.name != "overrides":
+            _check_value(field.name, getattr(recipe, field.name))
+    return recipe
+
+
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    """The inverse of `make_recipe`, for reports and the quantized checkpoint."""
+    settings = {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
+    settings["overrides"] = [
+        {f.name: getattr(item, f.name) for f in fields(Override) if getattr(item, f.name) is not None}
+        for item in recipe.overrides
+    ]
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _make_override(settings: Mapping[str, Any]) -> Override:
+    _check_names(settings, Override, "override setting")
+    if not isinstance(settings.get("layers"), str):
+        raise BadInput("override without 'layers'; name the layers it is for, such as layers = \"*.down_proj\"")
+    for name, value in settings.items():
+        if name != "layers":
+            _check_value(name, value)
+    return Override(**settings)
+
+
+def _check_names(settings: Mapping[str, Any], kind: type, what: str) -> None:
+    known = [field.name for field in fields(kind)]
+    for name in settings:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise BadInput(f"{what} {name!r} is not known; did you mean {nearest[0]!r}? Known: {', '.join(known)}")
+
+
+def _check_value(name: str, value: Any) -> None:
+    rule, holds = RULES[name]
+    if not holds(value):
+        raise BadInput(f"recipe setting {name} = {value!r}: expected {rule}")
+
+
+def _whole(low: int, high: int, *others: Any) -> tuple[str, Any]:
+    extra = "".join(f" or {other!r}" for other in others)
+    rule = f"a whole number from {low} to {high}{extra}"
+    return rule, lambda v: v in others or (isinstance(v, int) and not isinstance(v, bool) and low <= v <= high)
+
+
+def _number(low: float, high: float, *, optional: bool = False) -> tuple[str, Any]:
+    def holds(value: Any) -> bool:
+        if value is None:
+            return optional
+        return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+    return f"a number from {low:g} to {high:g}", holds
+
+
+def _one_of(choices: tuple[str, ...]) -> tuple[str, Any]:
+    return f"one of {', '.join(choices)}", lambda value: value in choices
+
+
+_FLAG = ("true or false", lambda value: isinstance(value, bool))
+RULES: dict[str, tuple[str, Any]] = {
+    "bits": _whole(2, 8, DENSE_BITS),
+    "group_size": _whole(8, 65536, "row"),
+    "zeros": _one_of(get_args(ZeroKind)),
+    "scale_dtype": _one_of(get_args(ScaleDtype)),
+    "solver": _one_of(SOLVERS),
+    "damping": _number(1e-6, 100),
+    "activation_order": _FLAG,
+    "propagation_strength": _number(0, 1),
+    "propagation_damping": _number(1e-6, 100),
+    "scales": _one_of(get_args(ScaleStages)),
+    "refit_strength": _number(0, 1, optional=True),
+    "refit_exactly": _FLAG,
+    "embedding_bits": _whole(2, 8, DENSE_BITS),
+    "samples": _whole(1, 1_000_000),
+    "sequence_length": _whole(8, 1_000_000),
+    "seed": _whole(0, 2**32 - 1),
+}

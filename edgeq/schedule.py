@@ -1,0 +1,142 @@
+"""Forward passes that stand still at each linear layer until it is solved, so that every operation runs once.
+
+Each batch's pass through a block runs in a greenlet of its own. Hooks on the linear layers hand control back with the
+layer's name and input; when all passes of both streams stand at the same layer it can be solved, replaced, and all
+passes go on. No framework is known here: an activation source contributes the hooks and the weights.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from greenlet import getcurrent, greenlet
+
+from edgeq.errors import UnsupportedModel
+from edgeq.types import Array, NumpyArray
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Where a forward pass stands: about to run `layer` on `input`."""
+
+    layer: str
+    input: Array
+
+
+class Forward:
+    """One batch's pass through a block. After `resume`, `stop` is where it stands, or None once `output` is there."""
+
+    def __init__(self, run: Callable[[], Array]) -> None:
+        self._pass = greenlet(run)
+        self.stop: Stop | None = None
+        self.output: Array | None = None
+
+    def resume(self) -> None:
+        """Run to the next linear layer or to the end."""
+        arrived = self._pass.switch()
+        if self._pass.dead:
+            self.stop, self.output = None, arrived
+        else:
+            self.stop = arrived
+
+
+def stand_still(layer: str, x: Array) -> None:
+    """Called by a hook just before a linear layer runs: hand control to the scheduler until it resumes this pass.
+
+    Outside of a scheduled pass (an ordinary forward) it does nothing.
+    """
+    scheduler = getcurrent().parent
+    if scheduler is not None:
+        scheduler.switch(Stop(layer, x))
+
+
+class Streams:
+    """Both streams' passes through one block: full precision (may be empty) and quantized, paired by batch."""
+
+    def __init__(
+        self,
+        full: Sequence[Forward],
+        quantized: Sequence[Forward],
+        set_weight: Callable[[str, NumpyArray], None],
+    ) -> None:
+        self.full, self.quantized = full, quantized
+        self._set_weight = set_weight
+        self._replacements: dict[str, NumpyArray] = {}
+
+    def sites(self) -> Iterator["StandingSite"]:
+        """Stand still at one site after the other; both streams are through the block when this is exhausted."""
+        self._resume(self.full)
+        self._resume(self.quantized)
+        while (stop := self.quantized[0].stop) is not None:
+            site = StandingSite(self, stop.layer)
+            yield site
+            for _ in site.layers():  # whatever the caller left unsolved runs unchanged
+                pass
+
+    def replace(self, layer: str, weight: NumpyArray) -> None:
+        self._replacements[layer] = weight
+
+    def pass_layer(self) -> None:
+        """Run every pass through the layer it stands at: original weight first, then the replacement."""
+        stop = self.quantized[0].stop
+        assert stop is not None
+        self._check_together(stop.layer)
+        self._resume(self.full)
+        replacement = self._replacements.pop(stop.layer, None)
+        if replacement is not None:
+            self._set_weight(stop.layer, replacement)
+        self._resume(self.quantized)
+
+    def _check_together(self, layer: str) -> None:
+        for forward in (*self.full, *self.quantized):
+            if forward.stop is None or forward.stop.layer != layer:
+                where = "the end of the block" if forward.stop is None else repr(forward.stop.layer)
+                raise UnsupportedModel(
+                    f"layer {layer!r}: one batch stands there and another at {where}; edgeq needs models that run the "
+                    "same layers for every batch"
+                )
+
+    def _resume(self, forwards: Sequence[Forward]) -> None:
+        for forward in forwards:
+            forward.resume()
+
+
+class StandingSite:
+    """The layers that read one input, found by the identity of the input object."""
+
+    def __init__(self, streams: Streams, first: str) -> None:
+        self.name = first
+        self._streams = streams
+        self._inputs = [_input_of(forward) for forward in streams.quantized]
+        self._full_inputs = [_input_of(forward) for forward in streams.full]
+        self._layers = self._walk(first)
+
+    def batches(self) -> Iterator[tuple[Array | None, Array]]:
+        """(X, X_hat) per batch; X is None when no full-precision stream runs."""
+        if not self._full_inputs:
+            yield from ((None, x) for x in self._inputs)
+        else:
+            yield from zip(self._full_inputs, self._inputs, strict=True)
+
+    def layers(self) -> Iterator[str]:
+        """The site's layers; asking for the next runs both streams through the one before."""
+        return self._layers
+
+    def replace(self, layer: str, W: NumpyArray) -> None:
+        self._streams.replace(layer, W)
+
+    def _walk(self, layer: str) -> Iterator[str]:
+        while True:
+            yield layer
+            self._streams.pass_layer()
+            stops = [forward.stop for forward in self._streams.quantized]
+            same = [stop is not None and stop.input is x for stop, x in zip(stops, self._inputs, strict=True)]
+            if not any(same) or stops[0] is None:
+                return
+            if not all(same):
+                raise UnsupportedModel(f"layer {stops[0].layer!r}: only some batches give it the input of {layer!r}")
+            layer = stops[0].layer
+
+
+def _input_of(forward: Forward) -> Array:
+    assert forward.stop is not None
+    return forward.stop.input

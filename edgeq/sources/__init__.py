@@ -1,0 +1,71 @@
+"""Models on disk: a directory of safetensors, a GGUF file, a name on the hub, or the built-in demo."""
+
+import os
+import re
+from pathlib import Path
+
+from edgeq.errors import BadInput, NotInstalled
+from edgeq.protocols import ModelSource
+
+__all__ = ["open_source"]
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def open_source(model: str) -> ModelSource:
+    """Open what the user calls MODEL: the word demo, a .gguf file, a directory of safetensors, or owner/name.
+
+    Raises: BadInput, UnsupportedModel or NotInstalled, each with one line.
+    """
+    # os.path answers False where Path would raise: over-long names, embedded null bytes.
+    path = os.path.expanduser(model)
+    if model == "demo":
+        return open_demo()
+    if os.path.isdir(path):
+        return open_directory(Path(path))
+    if os.path.isfile(path):
+        return open_file(Path(path))
+    if HUB_NAME.fullmatch(model):
+        return open_hub_model(model)
+    raise BadInput(f"{model!r} does not exist; give a directory of safetensors, a .gguf file, owner/name or demo")
+
+
+def open_demo() -> ModelSource:
+    from edgeq.sources.demo import find_demo  # noqa: PLC0415
+
+    return open_gguf(find_demo(), name="SmolLM2-135M-Instruct")
+
+
+def open_directory(path: Path, *, name: str | None = None) -> ModelSource:
+    from edgeq.sources.safetensors_directory import SafetensorsDirectory  # noqa: PLC0415
+
+    return SafetensorsDirectory(path, name=name)
+
+
+def open_file(path: Path) -> ModelSource:
+    """Open a single file, which must be GGUF; for others say what to give instead."""
+    suffix = path.suffix.lower()
+    if suffix == ".gguf":
+        return open_gguf(path)
+    if suffix == ".safetensors":
+        raise BadInput(f"{path} is one file of a checkpoint; give its directory, which also holds config.json")
+    if suffix in PICKLE_SUFFIXES:
+        raise BadInput(f"{path} is a pickle checkpoint, which edgeq never loads; convert it to safetensors")
+    raise BadInput(f"{path} is not a .gguf file; give a .gguf file or a directory of safetensors")
+
+
+def open_gguf(path: Path, *, name: str | None = None) -> ModelSource:
+    try:
+        from edgeq.sources.gguf_file import GgufFile  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name != "gguf":
+            raise
+        raise NotInstalled("reading GGUF files needs the extra gguf; pip install 'edgeq[gguf]'") from None
+    return GgufFile(path, name=name)
+
+
+def open_hub_model(model: str) -> ModelSource:
+    from edgeq.sources.hub import download  # noqa: PLC0415
+
+    return open_directory(download(model), name=model.split("/")[1])

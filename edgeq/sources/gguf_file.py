@@ -1,0 +1,181 @@
+"""A GGUF file of a Llama model as if it were the Hugging Face checkpoint it was converted from."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+
+from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.sources.fingerprint import hash_model
+from edgeq.sources.gguf_config import build_config
+from edgeq.sources.gguf_header import check_header
+from edgeq.sources.gguf_tokenizer import tokenizer_files
+from edgeq.sources.layout import find_blocks
+from edgeq.types import BlockSpec, NumpyArray
+
+OUTER_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+BLOCK_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+ROPE_FACTORS = "rope_freqs.weight"  # not a weight: the rotary scaling that config.json states by its parameters
+BLOCK_TENSOR = re.compile(r"blk\.(\d{1,6})\.(\w+)\.weight")
+INTEGER_TYPES = frozenset(
+    {
+        gguf.GGMLQuantizationType.I8,
+        gguf.GGMLQuantizationType.I16,
+        gguf.GGMLQuantizationType.I32,
+        gguf.GGMLQuantizationType.I64,
+    }
+)
+
+
+class GgufFile:
+    """A Llama GGUF as a ModelSource: Hugging Face names, row order and config; quantized tensors become float32.
+
+    The file is memory-mapped; tensors are read one at a time.
+
+    Raises: BadInput or UnsupportedModel, each with one line.
+    """
+
+    def __init__(self, path: Path, *, name: str | None = None) -> None:
+        reader = open_reader(path)
+        self.path = path
+        self.name = name or path.stem
+        self.metadata = read_metadata(reader, path)
+        stored = {tensor.name: tensor for tensor in reader.tensors}
+        factors = stored.pop(ROPE_FACTORS, None)
+        self.config: Mapping[str, Any] = build_config(
+            self.metadata,
+            vocab_size=vocabulary_size(stored, path),
+            tied="output.weight" not in stored,
+            rope_factors=None if factors is None else decode(factors),
+        )
+        self.stored = {hugging_face_name(tensor): stored[tensor] for tensor in stored}
+        self.decoder_blocks = find_blocks(self.config, self.shapes())
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: self.shape(name) for name in self.stored}
+
+    def tensor_names(self) -> Sequence[str]:
+        return tuple(self.stored)
+
+    def shape(self, tensor_name: str) -> tuple[int, ...]:
+        # GGUF lists the innermost dimension first.
+        return tuple(int(size) for size in reversed(self.tensor(tensor_name).shape))
+
+    def tensor(self, tensor_name: str) -> gguf.ReaderTensor:
+        if tensor_name not in self.stored:
+            raise BadInput(f"{self.path} holds no tensor {tensor_name!r}; convert the model to GGUF again")
+        return self.stored[tensor_name]
+
+    def read(self, tensor_name: str) -> NumpyArray:
+        """One tensor with Hugging Face row order; float16 and bfloat16 stay, all other types become float32."""
+        weights = decode(self.tensor(tensor_name))
+        if tensor_name.endswith("self_attn.q_proj.weight"):
+            return restore_rotary_rows(weights, heads=self.config["num_attention_heads"])
+        if tensor_name.endswith("self_attn.k_proj.weight"):
+            return restore_rotary_rows(weights, heads=self.config["num_key_value_heads"])
+        return weights
+
+    def blocks(self) -> Sequence[BlockSpec]:
+        return self.decoder_blocks
+
+    @cached_property
+    def files(self) -> Mapping[str, bytes]:
+        return tokenizer_files(self.metadata)
+
+    def companions(self) -> Mapping[str, bytes]:
+        """Tokenizer and generation settings, rebuilt from the GGUF's vocabulary. Raises: UnsupportedModel, BadInput."""
+        return self.files
+
+    def fingerprint(self) -> str:
+        return hash_model(self.config, self.shapes(), [self.path])
+
+
+def open_reader(path: Path) -> gguf.GGUFReader:
+    """Map a file and read its header. Raises: BadInput for a damaged file."""
+    try:
+        check_header(path)
+        return gguf.GGUFReader(path)
+    # The reader checks little itself: damage shows as whatever NumPy or Python then stumbles over.
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError, RecursionError, OSError) as error:
+        raise unreadable(path, error) from None
+
+
+def read_metadata(reader: gguf.GGUFReader, path: Path) -> dict[str, Any]:
+    try:
+        return {key: field.contents() for key, field in reader.fields.items()}
+    except (ValueError, IndexError) as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: BaseException) -> BadInput:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return BadInput(f"{path} is not a readable GGUF file ({reason}); it is damaged or incomplete, fetch it again")
+
+
+def vocabulary_size(stored: Mapping[str, gguf.ReaderTensor], path: Path) -> int:
+    if "token_embd.weight" not in stored:
+        raise BadInput(f"{path} has no tensor 'token_embd.weight'; give a GGUF file of a whole model")
+    return int(stored["token_embd.weight"].shape[-1])
+
+
+def hugging_face_name(tensor: str) -> str:
+    """The checkpoint's name of a GGUF tensor. Raises: UnsupportedModel for tensors a plain Llama does not have."""
+    if tensor in OUTER_NAMES:
+        return OUTER_NAMES[tensor]
+    match = BLOCK_TENSOR.fullmatch(tensor)
+    if match is None or match[2] not in BLOCK_NAMES:
+        raise UnsupportedModel(f"GGUF tensor {tensor!r} is no part of a plain Llama model; give its safetensors")
+    return f"model.layers.{int(match[1])}.{BLOCK_NAMES[match[2]]}.weight"
+
+
+def decode(tensor: gguf.ReaderTensor) -> NumpyArray:
+    """A tensor's values as a new array; types that only store numbers keep their dtype, float64 becomes float32.
+
+    Raises: BadInput naming tensor and type if the library cannot decode it.
+    """
+    kind = tensor.tensor_type
+    if kind in INTEGER_TYPES:
+        raise BadInput(f"GGUF tensor {tensor.name!r} is stored as {kind.name}; weights must be of a floating type")
+    if kind == gguf.GGMLQuantizationType.BF16:
+        return np.array(tensor.data).view(ml_dtypes.bfloat16)
+    if kind == gguf.GGMLQuantizationType.F64:
+        return np.asarray(tensor.data, dtype=np.float32)
+    if kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
+        return np.array(tensor.data)
+    try:
+        return gguf.quants.dequantize(tensor.data, kind)
+    except NotImplementedError:
+        raise BadInput(
+            f"GGUF tensor {tensor.name!r} is of type {kind.name}, which cannot be decoded;"
+            " give a GGUF of another type, best F16"
+        ) from None
+
+
+def restore_rotary_rows(weights: NumpyArray, *, heads: int) -> NumpyArray:
+    """Undo the row order that the GGUF converter gives query and key projections.
+
+    Per head the converter interleaves the two halves, [2, d/2] -> [d/2, 2], because llama.cpp rotates neighbours.
+
+    Shapes: (heads * d, in) -> the same.
+    """
+    rows, columns = weights.shape
+    return weights.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)

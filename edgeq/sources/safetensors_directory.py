@@ -1,0 +1,193 @@
+"""A Hugging Face checkpoint directory: config.json, one or more safetensors files, tokenizer files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from edgeq.errors import BadInput
+from edgeq.sources.fingerprint import hash_model
+from edgeq.sources.layout import check_config, find_blocks
+from edgeq.types import BlockSpec, NumpyArray
+
+SINGLE_FILE = "model.safetensors"
+SHARD_INDEX = "model.safetensors.index.json"
+COMPANION_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+STORED_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies: its file, the offset of its first byte there, its dtype as safetensors names it."""
+
+    file: Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class SafetensorsDirectory:
+    """A checkpoint directory as a ModelSource. Opening reads headers only; tensors are read one at a time.
+
+    Raises: BadInput or UnsupportedModel, each with one line.
+    """
+
+    def __init__(self, path: Path, *, name: str | None = None) -> None:
+        files = weight_files(path)
+        self.name = name or path.resolve().name
+        self.config: Mapping[str, Any] = read_json_object(path / "config.json")
+        check_config(self.config)
+        self.directory = path
+        self.files = tuple(files)
+        stored = {tensor: place for file in files for tensor, place in read_header(file).items()}
+        check_index(path, stored)
+        self.stored = {tensor: place for tensor, place in stored.items() if not is_redundant(tensor, self.config)}
+        self.decoder_blocks = find_blocks(self.config, self.shapes())
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {tensor: place.shape for tensor, place in self.stored.items()}
+
+    def tensor_names(self) -> Sequence[str]:
+        return tuple(self.stored)
+
+    def shape(self, tensor_name: str) -> tuple[int, ...]:
+        return self.place(tensor_name).shape
+
+    def place(self, tensor_name: str) -> StoredTensor:
+        if tensor_name not in self.stored:
+            raise BadInput(f"{self.directory} holds no tensor {tensor_name!r}; fetch the checkpoint again")
+        return self.stored[tensor_name]
+
+    def read(self, tensor_name: str) -> NumpyArray:
+        """One tensor in the dtype it is stored in; float64 becomes float32."""
+        place = self.place(tensor_name)
+        dtype = STORED_DTYPES.get(place.dtype)
+        if dtype is None:
+            raise BadInput(f"tensor {tensor_name!r} is stored as {place.dtype}; weights must be F32, F16, BF16 or F64")
+        count = int(np.prod(place.shape, dtype=np.int64))
+        values = np.fromfile(place.file, dtype=dtype, count=count, offset=place.offset)
+        if values.size != count:
+            raise BadInput(f"{place.file} became shorter while in use; fetch the checkpoint again")
+        values = values.reshape(place.shape)
+        return values.astype(np.float32) if place.dtype == "F64" else values
+
+    def blocks(self) -> Sequence[BlockSpec]:
+        return self.decoder_blocks
+
+    def companions(self) -> Mapping[str, bytes]:
+        paths = (self.directory / name for name in COMPANION_FILES)
+        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+    def fingerprint(self) -> str:
+        return hash_model(self.config, self.shapes(), self.files)
+
+
+def is_redundant(tensor: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is stored but computed anew by every runtime: a copy of a tied head, rotary tables."""
+    tied_head = tensor == "lm_head.weight" and bool(config.get("tie_word_embeddings", False))
+    return tied_head or tensor.endswith(".rotary_emb.inv_freq")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file whose top level is an object. Raises: BadInput."""
+    if not path.is_file():
+        raise BadInput(f"{path} is missing; a checkpoint directory needs it")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise BadInput(f"{path} is not valid JSON; fetch the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} holds a JSON {type(content).__name__}; it must hold an object")
+    return content
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in a fixed order. Raises: BadInput if there are none or one is missing."""
+    if (path / SINGLE_FILE).is_file():
+        return [path / SINGLE_FILE]
+    if not (path / SHARD_INDEX).is_file():
+        raise BadInput(explain_no_weights(path))
+    names = sorted(set(read_weight_map(path).values()))
+    for name in names:
+        if not (path / name).is_file():
+            raise BadInput(f"{path / SHARD_INDEX} names {name!r}, which is missing; fetch the checkpoint again")
+    return [path / name for name in names]
+
+
+def explain_no_weights(path: Path) -> str:
+    for pattern in PICKLE_PATTERNS:
+        for found in sorted(path.glob(pattern)):
+            return f"{path} holds only pickles ({found.name}), which edgeq never loads; convert it to safetensors"
+    for found in sorted(path.glob("*.gguf")):
+        return f"{path} holds no {SINGLE_FILE}; to use the GGUF file in it give {found}"
+    return f"{path} holds no weights; it needs {SINGLE_FILE} or {SHARD_INDEX}"
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Tensor name -> file name of a sharded checkpoint; names may not lead out of the directory. Raises: BadInput."""
+    index = path / SHARD_INDEX
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadInput(f"{index} has no object 'weight_map' with tensors; fetch the checkpoint again")
+    for name in weight_map.values():
+        if not isinstance(name, str) or not name or leads_out(name):
+            raise BadInput(f"{index} names the file {name!r}; shards must lie inside the checkpoint's directory")
+    return weight_map
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name is absolute or climbs, by the rules of any operating system. Symlinks are not followed."""
+    paths = (PurePosixPath(name), PureWindowsPath(name))
+    return "\0" in name or any(path.root or path.drive or ".." in path.parts for path in paths)
+
+
+def check_index(path: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """Every tensor that the shard index names must be in the shard it names. Raises: BadInput."""
+    if (path / SINGLE_FILE).is_file():
+        return
+    for tensor, name in read_weight_map(path).items():
+        if tensor not in stored or stored[tensor].file != path / name:
+            raise BadInput(
+                f"{path / SHARD_INDEX} says {tensor!r} is in {name}, which does not hold it; fetch the checkpoint again"
+            )
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Where each tensor of a file lies, after the library has checked header, offsets and length. Raises: BadInput."""
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+        with file.open("rb") as stream:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(header_bytes))
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"{file} is not a readable safetensors file ({reason}); fetch it again") from None
+    header.pop("__metadata__", None)
+    start = 8 + header_bytes
+    return {
+        tensor: StoredTensor(file, start + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
+        for tensor, entry in header.items()
+    }

@@ -1,0 +1,30 @@
+"""Second moments of a site's inputs, accumulated batch by batch."""
+
+from edgeq.protocols import Backend, Site
+from edgeq.types import Array, LayerStatistics
+
+
+def accumulate(site: Site, backend: Backend, *, drift: bool) -> LayerStatistics:
+    """H and D over all batches of a site; D from the difference of the streams, never as a difference of moments.
+
+    D is None when drift is not asked for, or when both streams are equal (nothing before was quantized).
+    """
+    H: Array | None = None
+    D: Array | None = None
+    n_tokens = 0
+    for X, X_hat in site.batches():
+        x_hat = backend.asarray(X_hat)
+        x_hat = x_hat.reshape(-1, x_hat.shape[-1])
+        n_tokens += x_hat.shape[0]
+        H = _added(H, backend.gram(x_hat, x_hat))
+        if drift and X is not None:
+            difference = backend.asarray(X).reshape(x_hat.shape) - x_hat
+            if bool(abs(difference).max() > 0):
+                D = _added(D, backend.gram(difference, x_hat))
+        backend.evaluate(H)
+    assert H is not None
+    return LayerStatistics(H / n_tokens, None if D is None else D / n_tokens, n_tokens)
+
+
+def _added(total: Array | None, term: Array) -> Array:
+    return term if total is None else total + term

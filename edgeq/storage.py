@@ -1,0 +1,74 @@
+"""Writing so that nothing is ever half-written: a temporary name, fsync, rename."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgeq.errors import BadInput
+
+OWN_FILES = ("edgeq.json", "manifest.json")
+
+
+def check_destination(path: Path, *, force: bool) -> None:
+    """Raises: BadInput when the output exists (and force is off) or cannot be made."""
+    if path.exists() and not force:
+        raise BadInput(f"output {str(path)!r} exists; choose another name or pass --force to replace it")
+    if path.exists() and not any((path / name).is_file() for name in OWN_FILES):
+        raise BadInput(f"output {str(path)!r} was not written by edgeq; --force replaces only edgeq's own directories")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise BadInput(f"output {str(path)!r}: {str(parent)!r} is not a directory that can be written to")
+
+
+@contextmanager
+def new_directory(destination: Path, *, force: bool = False) -> Iterator[Path]:
+    """A directory that appears under its name, complete, when the context ends well, and not at all when it fails."""
+    check_destination(destination, force=force)
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        sync_directory(partial)
+        _swap_in(partial, destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap_in(partial: Path, destination: Path) -> None:
+    old = destination.with_name(f".{destination.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if destination.exists():
+        os.replace(destination, old)
+    os.replace(partial, destination)
+    shutil.rmtree(old, ignore_errors=True)
+    sync_directory(destination.absolute().parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries to disk where the system allows it."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's content to disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, flush it, and give it its name."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(data)
+    sync_file(temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,130 @@
+"""The data that algorithms, backends, sources and exporters exchange."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = Any
+"""An array of the backend in use: NumPy, torch or MLX. See the array contract in docs/decisions."""
+
+NumpyArray = npt.NDArray[Any]
+
+ZeroKind = Literal["symmetric", "integer", "offset"]
+ScaleDtype = Literal["float16", "bfloat16", "float32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Which values a code may stand for: w = scale * code + offset, one scale and offset per row and group.
+
+    zeros says where offsets may lie: "symmetric" -scale * 2 ** (bits - 1), "integer" -scale * z with an integer
+    z in [0, 2 ** bits - 1], "offset" anywhere. Scales (and free offsets) are rounded to scale_dtype.
+    group_size None means one group per row. A group size that does not divide in_features leaves a short last group.
+    """
+
+    bits: int
+    group_size: int | None
+    zeros: ZeroKind = "symmetric"
+    scale_dtype: ScaleDtype = "float16"
+
+    @property
+    def max_code(self) -> int:
+        return int(2**self.bits - 1)
+
+    @property
+    def middle(self) -> int:
+        """The code that stands for zero on a symmetric grid."""
+        return int(2 ** (self.bits - 1))
+
+    def columns_per_group(self, in_features: int) -> int:
+        return in_features if self.group_size is None else min(self.group_size, in_features)
+
+    def group_count(self, in_features: int) -> int:
+        return -(-in_features // self.columns_per_group(in_features))
+
+    def group_bounds(self, in_features: int) -> Iterator[tuple[int, int]]:
+        """First and one-past-last column of each group, in order."""
+        width = self.columns_per_group(in_features)
+        for start in range(0, in_features, width):
+            yield start, min(start + width, in_features)
+
+    def group_index(self, in_features: int) -> npt.NDArray[np.int64]:
+        """The group of every column. Shapes: (in,)."""
+        return np.arange(in_features, dtype=np.int64) // self.columns_per_group(in_features)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStatistics:
+    """Second moments of a layer's inputs over calibration tokens.
+
+    X is the input in the full-precision model, X_hat the input after earlier layers were quantized.
+    Shapes: H = X_hat.T @ X_hat / n_tokens (in, in); D = (X - X_hat).T @ X_hat / n_tokens (in, in), None where no layer
+    before this one was quantized or the recipe does not need it.
+    """
+
+    H: Array
+    D: Array | None
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProblem:
+    """One linear layer to solve. Shapes: W (out, in)."""
+
+    name: str
+    W: Array
+    statistics: LayerStatistics
+    grid: Grid
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScales:
+    """A fitted grid in backend arrays. Shapes: scales and offsets (out, groups)."""
+
+    scales: Array
+    offsets: Array
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedLinear:
+    """A solved layer: w = scales * codes + offsets, with the scale and offset of the column's group.
+
+    Shapes: codes (out, in) uint8, never packed; scales and offsets (out, groups) float32 whose values are exact in
+    grid.scale_dtype (offsets only where grid.zeros is "offset"; otherwise they are an exact multiple of the scale).
+    """
+
+    codes: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32]
+    offsets: npt.NDArray[np.float32]
+    grid: Grid
+
+    @property
+    def zeros(self) -> npt.NDArray[np.float32]:
+        """Zero points in code units, z = -offset / scale; whole numbers unless grid.zeros is "offset"."""
+        zeros = -self.offsets / self.scales
+        return zeros if self.grid.zeros == "offset" else np.rint(zeros)
+
+    def dequantized(self) -> npt.NDArray[np.float32]:
+        """The weights that the codes stand for. Shapes: (out, in)."""
+        index = self.grid.group_index(self.codes.shape[1])
+        weights = self.codes.astype(np.float32)
+        weights *= self.scales[:, index]
+        weights += self.offsets[:, index]
+        return weights
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """A decoder block as it lies in the checkpoint.
+
+    name is its module path ("model.layers.3"); linears are the module paths of its linear layers relative to
+    nothing, i.e. complete ("model.layers.3.mlp.down_proj"); tensors are all its tensor names.
+    """
+
+    index: int
+    name: str
+    linears: tuple[str, ...]
+    tensors: tuple[str, ...]

@@ -1,0 +1,249 @@
+"""GGUF files for llama.cpp: Llama-like models with one-level block quantization."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.errors import BadInput, NotInstalled
+from edgeq.protocols import QuantizedModel
+from edgeq.types import Grid, NumpyArray, QuantizedLinear
+from edgeq_exporters.gguf_architecture import (
+    ARCHITECTURES,
+    architecture_keys,
+    file_order,
+    gguf_name,
+    is_derived,
+    rope_factors,
+    row_order,
+    why_not_architecture,
+)
+from edgeq_exporters.gguf_blocks import block_type, is_widened, largest_deviation, pack_blocks, why_not_packable
+from edgeq_exporters.gguf_tokenizer import tokenizer_keys, why_not_tokenizer
+
+try:
+    import gguf
+except ModuleNotFoundError as missing:
+    raise NotInstalled("export 'gguf' needs the package gguf; install it with: pip install 'edgeq[gguf]'") from missing
+
+FILE_NAME = "model.gguf"
+MANIFEST_NAME = "manifest.json"
+EMBEDDING = "model.embed_tokens.weight"
+ROPE_FACTORS = "rope_freqs.weight"
+DENSE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7}
+
+Shapes = Mapping[str, tuple[tuple[int, ...], Grid | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A tensor of the file before its bytes exist."""
+
+    name: str
+    source: str
+    type_name: str
+    shape: tuple[int, ...]
+    grid: Grid | None
+
+
+class GgufExporter:
+    """Writes model.gguf and manifest.json. Integer zero points are accepted; their minimum is rounded to float16."""
+
+    name = "gguf"
+    zero_kinds: Sequence[str] = ("symmetric", "offset")
+
+    def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
+        """Why this model on these grids cannot be written, naming what to change; None when it can.
+
+        Shapes: grids maps each tensor name to its shape and its grid (None: dense).
+        """
+        reason = why_not_architecture(config)
+        if reason is None and EMBEDDING not in grids:
+            reason = f"the model has no tensor '{EMBEDDING}', which GGUF needs"
+        if reason is None:
+            reason = why_not_tokenizer(companions, config, vocab_size=grids[EMBEDDING][0][0])
+        reasons = (why_not_tensor(name, shape, grid) for name, (shape, grid) in grids.items())
+        return reason or next((found for found in reasons if found is not None), None)
+
+    def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
+        """Write both files into the directory `destination`; the same model gives the same bytes.
+
+        One tensor is in memory at a time, so every tensor is read twice: for its place, then for its bytes.
+
+        Raises: BadInput, before anything is written, for a model with a `reject_reason`.
+        """
+        plan = plan_tensors(model)
+        grids = {tensor.source: (tensor.shape, tensor.grid) for tensor in plan}
+        reason = self.reject_reason(model.config, model.companions(), grids)
+        if reason is not None:
+            raise BadInput(f"export 'gguf': {reason}")
+        path, manifest = destination / FILE_NAME, destination / MANIFEST_NAME
+        entries = write_gguf(model, plan, path)
+        content = {"format": self.name, "file": FILE_NAME, "tensors": entries}
+        write_in_place(manifest, (json.dumps(content, indent=1) + "\n").encode())
+        return [path, manifest]
+
+
+def why_not_tensor(name: str, shape: tuple[int, ...], grid: Grid | None) -> str | None:
+    """What keeps one tensor out of the file; None when nothing does."""
+    if is_derived(name):
+        return None
+    if gguf_name(name) is None:
+        return f"tensor '{name}' has no place in GGUF's llama and qwen2 architectures"
+    reason = None if grid is None else why_not_packable(shape, grid)
+    return None if reason is None else f"tensor '{name}': {reason}"
+
+
+def plan_tensors(model: QuantizedModel) -> list[PlannedTensor]:
+    """Name, type and shape of every tensor in the order of the file."""
+    names = (name for name in model.tensor_names() if not is_derived(name))
+    return sorted((_planned(model, name) for name in names), key=lambda tensor: file_order(tensor.name))
+
+
+def _planned(model: QuantizedModel, source: str) -> PlannedTensor:
+    name, grid = gguf_name(source) or source, model.grid(source)
+    if grid is not None:
+        kind = block_type(grid)
+        return PlannedTensor(name, source, kind.name if kind else "", model.quantized(source).codes.shape, grid)
+    array = model.dense(source)
+    # llama.cpp adds and multiplies vectors in float32 and accepts no other type for them.
+    type_name = "F32" if array.ndim == 1 else DENSE_TYPES[str(array.dtype)]
+    return PlannedTensor(name, source, type_name, array.shape, None)
+
+
+def write_gguf(model: QuantizedModel, plan: Sequence[PlannedTensor], path: Path) -> list[dict[str, Any]]:
+    """Write the file under a temporary name, rename it, and return the manifest's entries."""
+    partial = path.with_name(path.name + ".partial")
+    writer = gguf.GGUFWriter(partial, ARCHITECTURES[model.config["model_type"]])
+    factors = rope_factors(model.config)
+    _add_keys(writer, model, plan)
+    if factors is not None:
+        writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
+    for tensor in plan:
+        _add_tensor_info(writer, tensor)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        if factors is not None:
+            writer.write_tensor_data(factors)
+        entries = [_write_tensor(writer, model, tensor) for tensor in plan]
+        writer.close()
+        rename_when_stored(partial, path)
+    finally:
+        writer.close()
+        partial.unlink(missing_ok=True)
+    return entries
+
+
+def _add_keys(writer: gguf.GGUFWriter, model: QuantizedModel, plan: Sequence[PlannedTensor]) -> None:
+    vocab_size = next(tensor.shape[0] for tensor in plan if tensor.source == EMBEDDING)
+    writer.add_type("model")
+    writer.add_name(model.name)
+    for key, number in architecture_keys(model.config, vocab_size=vocab_size):
+        _add_key(writer, key, number)
+    writer.add_file_type(FILE_TYPES[dominating_type(plan)])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for key, value in tokenizer_keys(model.companions(), model.config, vocab_size=vocab_size):
+        _add_key(writer, key, value)
+
+
+def _add_key(writer: gguf.GGUFWriter, key: str, value: str | bool | int | float | list[str] | list[int]) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def dominating_type(plan: Iterable[PlannedTensor]) -> str:
+    """The type of most weights of the decoder blocks; embedding and head often have a type of their own."""
+    weights: Counter[str] = Counter()
+    for tensor in plan:
+        if tensor.name.startswith("blk."):
+            weights[tensor.type_name] += int(np.prod(tensor.shape))
+    return weights.most_common(1)[0][0]
+
+
+def _add_tensor_info(writer: gguf.GGUFWriter, tensor: PlannedTensor) -> None:
+    kind = gguf.GGMLQuantizationType[tensor.type_name]
+    block_columns, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    size = int(np.prod(tensor.shape)) // block_columns * block_bytes
+    # The writer counts shapes in bytes for uint8 and in weights otherwise; the type itself is given.
+    writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
+
+
+def _write_tensor(writer: gguf.GGUFWriter, model: QuantizedModel, tensor: PlannedTensor) -> dict[str, Any]:
+    """Write the bytes of one tensor and describe what became of it."""
+    rows = row_order(tensor.source, model.config)
+    if tensor.grid is None:
+        array = model.dense(tensor.source)
+        writer.write_tensor_data(_stored(array if rows is None else array[rows], tensor.type_name))
+        return _entry(tensor, "dense", 0.0, sha256_of(array))
+    layer = model.quantized(tensor.source)
+    writer.write_tensor_data(pack_blocks(layer if rows is None else reordered(layer, rows)))
+    deviation = largest_deviation(layer)
+    status = "rescaled" if deviation else "widened" if is_widened(tensor.grid) else "exact"
+    return _entry(tensor, status, deviation, sha256_of(layer.codes, layer.scales, layer.offsets))
+
+
+def _entry(tensor: PlannedTensor, status: str, deviation: float, digest: str) -> dict[str, Any]:
+    grid = tensor.grid
+    return {
+        "name": tensor.name,
+        "source": tensor.source,
+        "type": tensor.type_name,
+        "bits": None if grid is None else grid.bits,
+        "group_size": None if grid is None else grid.group_size,
+        "status": status,
+        "largest_deviation": deviation,
+        "sha256": digest,
+    }
+
+
+def reordered(layer: QuantizedLinear, rows: NumpyArray) -> QuantizedLinear:
+    """The layer with its rows in another order; groups run along the columns and stay whole."""
+    return replace(layer, codes=layer.codes[rows], scales=layer.scales[rows], offsets=layer.offsets[rows])
+
+
+def sha256_of(*arrays: NumpyArray) -> str:
+    """One hash over arrays in row-major little-endian bytes, the same for every container of one solution."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array, dtype=_little_endian(array.dtype)).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype if dtype.kind == "V" else dtype.newbyteorder("<")  # bfloat16 has no other order
+
+
+def _stored(array: NumpyArray, type_name: str) -> NumpyArray:
+    stored = array.astype(np.float32) if type_name == "F32" else array
+    return np.ascontiguousarray(stored.view(np.uint16) if type_name == "BF16" else stored)
+
+
+def write_in_place(path: Path, content: bytes) -> None:
+    """Write a small file so that its name only ever stands for the complete content."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    rename_when_stored(partial, path)
+
+
+def rename_when_stored(partial: Path, path: Path) -> None:
+    """Give a finished file its name after its bytes have reached the disk."""
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)

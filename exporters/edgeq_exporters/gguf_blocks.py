@@ -1,0 +1,155 @@
+"""GGUF's one-level blocks of 32 weights: which grids they hold, and their bytes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeq.errors import BadInput
+from edgeq.types import Grid, QuantizedLinear
+
+BLOCK_COLUMNS = 32  # every block type here holds 32 consecutive weights of a row
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockType:
+    """A block layout: w = d * (q - middle) if centred, else w = d * q + m, with float16 d and m."""
+
+    name: str
+    bits: int
+    centred: bool
+
+    @property
+    def block_bytes(self) -> int:
+        return (2 if self.centred else 4) + BLOCK_COLUMNS * self.bits // 8
+
+
+CENTRED = (BlockType("Q4_0", 4, True), BlockType("Q5_0", 5, True), BlockType("Q8_0", 8, True))
+WITH_MINIMUM = (BlockType("Q4_1", 4, False), BlockType("Q5_1", 5, False))
+
+
+def block_type(grid: Grid) -> BlockType | None:
+    """The smallest block type that holds the codes of a grid without loss; None when there is none."""
+    candidates = CENTRED if grid.zeros == "symmetric" else WITH_MINIMUM
+    return next((kind for kind in candidates if 2 <= grid.bits <= kind.bits), None)
+
+
+def why_not_packable(shape: tuple[int, ...], grid: Grid) -> str | None:
+    """What keeps a tensor out of GGUF blocks and what to change; None when it fits. Shapes: (out, in)."""
+    if block_type(grid) is None:
+        return _no_block_type(grid)
+    in_features = shape[-1]
+    if in_features % BLOCK_COLUMNS:
+        return f"in_features {in_features} is not a multiple of 32, GGUF's block; leave this tensor dense"
+    if grid.group_count(in_features) > 1 and grid.columns_per_group(in_features) % BLOCK_COLUMNS:
+        return f"group_size {grid.group_size} is not a multiple of 32, GGUF's block; choose 32, 64 or 128"
+    return None
+
+
+def _no_block_type(grid: Grid) -> str:
+    if grid.zeros != "symmetric" and 6 <= grid.bits <= 8:
+        return f"GGUF has no {grid.bits}-bit block with offsets; use a symmetric grid, or 5 bits and fewer"
+    return f"GGUF blocks hold 2 to 8 bits, not {grid.bits}; choose bits between 2 and 8"
+
+
+def pack_blocks(layer: QuantizedLinear) -> Bytes:
+    """The layer as GGUF blocks of `block_type`; a larger group repeats its scale and offset in each of its blocks.
+
+    Fields of a block in order: d, m (not in the centred types), fifth bits (5-bit types), codes.
+
+    Shapes: codes (out, in) -> bytes (out, in // 32 * block_bytes).
+    Raises: BadInput if a scale or offset is too large for float16.
+    """
+    kind = _block_type_of(layer)
+    scales, offsets = stored_scales(layer)
+    numbers = [scales] if kind.centred else [scales, offsets]
+    codes = _blocked(_widened_codes(layer.codes, layer.grid, kind))
+    fields = [_bytes_per_block(values, layer) for values in numbers] + CODE_FIELDS[kind.bits](codes)
+    return np.concatenate(fields, axis=-1).reshape(layer.codes.shape[0], -1)
+
+
+def stored_scales(layer: QuantizedLinear) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
+    """Scales and offsets as the blocks store them. Shapes: (out, groups) each.
+
+    Raises: BadInput if one of them is too large for float16.
+    """
+    with np.errstate(over="ignore"):
+        scales, offsets = layer.scales.astype("<f2"), layer.offsets.astype("<f2")
+    used = scales if _block_type_of(layer).centred else np.concatenate([scales, offsets], axis=1)
+    if not np.isfinite(used).all():
+        largest = max(np.abs(layer.scales).max(), np.abs(layer.offsets).max())
+        raise BadInput(
+            f"a scale or offset of {largest:.6g} exceeds float16, GGUF's scale type; use scale_dtype float16"
+        )
+    return scales, offsets
+
+
+def largest_deviation(layer: QuantizedLinear) -> float:
+    """Largest absolute difference between a weight in the blocks and `layer.dequantized()`, before float32 rounding.
+
+    The difference is linear in the code, so only the smallest and largest code of each group can attain it.
+    """
+    scales, offsets = (stored.astype(np.float64) for stored in stored_scales(layer))
+    if _block_type_of(layer).centred:
+        offsets = -scales * layer.grid.middle
+    slope, start = scales - layer.scales, offsets - layer.offsets
+    if not slope.any() and not start.any():
+        return 0.0
+    first_columns = [low for low, _ in layer.grid.group_bounds(layer.codes.shape[1])]
+    ends = (extreme.reduceat(layer.codes, first_columns, axis=1) for extreme in (np.minimum, np.maximum))
+    return max(float(np.abs(slope * codes + start).max()) for codes in ends)
+
+
+def is_widened(grid: Grid) -> bool:
+    """Whether the codes lie in a block type of more bits than the grid has."""
+    kind = block_type(grid)
+    return kind is not None and kind.bits != grid.bits
+
+
+def _block_type_of(layer: QuantizedLinear) -> BlockType:
+    kind = block_type(layer.grid)
+    if kind is None:
+        raise BadInput(_no_block_type(layer.grid))
+    return kind
+
+
+def _widened_codes(codes: Bytes, grid: Grid, kind: BlockType) -> Bytes:
+    """Codes of the container: a centred type moves its middle to that of the wider code."""
+    shift = 2 ** (kind.bits - 1) - grid.middle if kind.centred else 0
+    return codes + np.uint8(shift) if shift else codes
+
+
+def _blocked(codes: Bytes) -> Bytes:
+    """Shapes: (out, in) -> (out, blocks, 32)."""
+    return codes.reshape(codes.shape[0], -1, BLOCK_COLUMNS)
+
+
+def _bytes_per_block(values: npt.NDArray[np.float16], layer: QuantizedLinear) -> Bytes:
+    """A float16 per group, repeated for each block of the group. Shapes: (out, groups) -> (out, blocks, 2)."""
+    group_of_block = layer.grid.group_index(layer.codes.shape[1])[::BLOCK_COLUMNS]
+    return values[:, group_of_block, np.newaxis].view(np.uint8)
+
+
+def _nibbles(codes: Bytes) -> Bytes:
+    """Low nibble: columns 0-15 of the block; high nibble: columns 16-31. Shapes: (..., 32) -> (..., 16)."""
+    low, high = codes[..., :16] & np.uint8(0x0F), codes[..., 16:] & np.uint8(0x0F)
+    return low | (high << np.uint8(4))
+
+
+def _four_bits(codes: Bytes) -> list[Bytes]:
+    return [_nibbles(codes)]
+
+
+def _five_bits(codes: Bytes) -> list[Bytes]:
+    """Bit j of the first four bytes is the fifth bit of code j."""
+    return [np.packbits(codes >> np.uint8(4), axis=-1, bitorder="little"), _nibbles(codes)]
+
+
+def _eight_bits(codes: Bytes) -> list[Bytes]:
+    """Two's complement of code - 128, which is the code with its top bit turned over."""
+    return [codes ^ np.uint8(0x80)]
+
+
+CODE_FIELDS = {4: _four_bits, 5: _five_bits, 8: _eight_bits}

@@ -1,0 +1,229 @@
+"""Byte-level BPE tokenizers in GGUF, from the tokenizer.json of a Hugging Face checkpoint."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeq.errors import BadInput
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of GGUF
+
+LLAMA_3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_WORDS = LLAMA_3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+WORD_PATTERNS = {LLAMA_3_WORDS: "llama-bpe", QWEN2_WORDS: "qwen2"}
+
+SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # Hugging Face's name -> GGUF's
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What a checkpoint says about its tokenizer; a file that it lacks says nothing."""
+
+    tokenizer: Json
+    settings: Json
+    named: Json
+    config: Json
+    template: bytes | None
+
+    @classmethod
+    def read(cls, companions: Mapping[str, bytes], config: Json) -> "TokenizerFiles":
+        names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+        return cls(*(_read(companions, name) for name in names), config, companions.get("chat_template.jinja"))
+
+    def ids(self) -> dict[str, int]:
+        """Token -> id, added tokens included."""
+        ids = dict(self.tokenizer["model"]["vocab"])
+        return ids | {added["content"]: added["id"] for added in self.tokenizer.get("added_tokens") or []}
+
+
+def why_not_tokenizer(companions: Mapping[str, bytes], config: Json, *, vocab_size: int) -> str | None:
+    """What about a tokenizer the GGUF exporter cannot write, naming what was found; None when it can.
+
+    Raises: BadInput for a file that is not JSON.
+    """
+    if "tokenizer.json" not in companions:
+        return "the model has no tokenizer.json; save one next to it with transformers' save_pretrained"
+    files = TokenizerFiles.read(companions, config)
+    reason = _why_not_model(files.tokenizer.get("model") or {})
+    if reason is None and pre_tokenizer_name(files.tokenizer) is None:
+        reason = _unknown_splitting(files.tokenizer)
+    if reason is not None:
+        return f"{reason}; GGUF export knows byte-level BPE of the Llama 3, Qwen2, SmolLM and GPT-2 kinds"
+    largest = max(files.ids().values(), default=-1)
+    if largest >= vocab_size:
+        return f"token id {largest} lies outside the {vocab_size} rows of the embedding; use this model's own tokenizer"
+    if "eos" not in special_ids(files):
+        return "neither tokenizer_config.json nor config.json names an end-of-sequence token; set eos_token"
+    return None
+
+
+def tokenizer_keys(
+    companions: Mapping[str, bytes], config: Json, *, vocab_size: int
+) -> Iterator[tuple[str, str | bool | int | list[str] | list[int]]]:
+    """All tokenizer keys of a tokenizer that `why_not_tokenizer` accepts. Units: a lone int is stored as uint32."""
+    files = TokenizerFiles.read(companions, config)
+    tokens, types = padded_vocabulary(files.tokenizer, vocab_size=vocab_size)
+    yield "tokenizer.ggml.model", "gpt2"
+    yield "tokenizer.ggml.pre", str(pre_tokenizer_name(files.tokenizer))
+    yield "tokenizer.ggml.tokens", tokens
+    yield "tokenizer.ggml.token_type", types
+    merges = [_merge_line(merge) for merge in files.tokenizer["model"]["merges"]]
+    if merges:  # the container has no empty lists
+        yield "tokenizer.ggml.merges", merges
+    yield from _special_keys(files)
+    template = chat_template(files)
+    if template is not None:
+        yield "tokenizer.chat_template", template
+
+
+def _special_keys(files: TokenizerFiles) -> Iterator[tuple[str, bool | int]]:
+    for name, token_id in special_ids(files).items():
+        yield f"tokenizer.ggml.{SPECIAL_TOKENS[name]}_token_id", token_id
+    # Without the key for bos llama.cpp goes by the pre-tokenizer's name; eos it leaves out on its own.
+    yield "tokenizer.ggml.add_bos_token", adds_token(files, "bos")
+    if adds_token(files, "eos"):
+        yield "tokenizer.ggml.add_eos_token", True
+
+
+def pre_tokenizer_name(tokenizer: Json) -> str | None:
+    """llama.cpp's name for the way a tokenizer splits text into words; None if it is none of the known ones.
+
+    llama.cpp normalizes nothing. Qwen2's NFC leaves text unchanged that is composed already, as nearly all text is.
+    """
+    normalizer = (tokenizer.get("normalizer") or {}).get("type")
+    name = _splitting_name(_steps(tokenizer.get("pre_tokenizer")))
+    if normalizer is not None and (normalizer, name) != ("NFC", "qwen2"):
+        return None
+    takes_whole_words = bool(tokenizer["model"].get("ignore_merges"))
+    if name == "llama-bpe":  # llama.cpp looks words up before merging under this name, and under the other it does not
+        return name if takes_whole_words else "smaug-bpe"
+    return None if takes_whole_words else name
+
+
+def padded_vocabulary(tokenizer: Json, *, vocab_size: int) -> tuple[list[str], list[int]]:
+    """Tokens and their types by id; ids without a token become unused [PADn]."""
+    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
+    types = [UNUSED] * vocab_size
+    for token, token_id in tokenizer["model"]["vocab"].items():
+        tokens[token_id], types[token_id] = token, NORMAL
+    for added in tokenizer.get("added_tokens") or []:
+        tokens[added["id"]], types[added["id"]] = added["content"], CONTROL if added["special"] else USER_DEFINED
+    return tokens, types
+
+
+def special_ids(files: TokenizerFiles) -> dict[str, int]:
+    """Ids of the bos, eos, unk and pad tokens that the tokenizer's files, or else the model's config, name."""
+    ids, found = files.ids(), {}
+    for name in SPECIAL_TOKENS:
+        named = [_content(source.get(f"{name}_token")) for source in (files.settings, files.named)]
+        known = [ids[token] for token in named if token in ids] + _configured_ids(files.config, name)
+        if known:
+            found[name] = known[0]
+    return found
+
+
+def adds_token(files: TokenizerFiles, name: str) -> bool:
+    """Whether encoding a text puts the bos token before it, or the eos token after it."""
+    token_id = special_ids(files).get(name)
+    if token_id is None:
+        return False
+    end = 0 if name == "bos" else -1
+    ends = [template[end].get("SpecialToken", {}).get("id") for template in _templates(files.tokenizer)]
+    by_template = token_id in [files.ids().get(token) for token in ends if token is not None]
+    return by_template or files.settings.get(f"add_{name}_token") is True
+
+
+def chat_template(files: TokenizerFiles) -> str | None:
+    """The default chat template, from its own file or from tokenizer_config.json."""
+    if files.template is not None:
+        return files.template.decode()
+    template = files.settings.get("chat_template")
+    if isinstance(template, list):
+        template = next((named["template"] for named in template if named["name"] == "default"), None)
+    return template
+
+
+def _why_not_model(model: Json) -> str | None:
+    kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind != "BPE":
+        return f"the tokenizer is of type {kind}"
+    if model.get("byte_fallback"):
+        return "the tokenizer is SentencePiece BPE with byte_fallback"
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            return f"the tokenizer is BPE with {option} {model[option]!r}"
+    return None
+
+
+def _unknown_splitting(tokenizer: Json) -> str:
+    """The unknown splitting in one line, cut to what a terminal can show."""
+    parts = {key: tokenizer.get(key) for key in ("normalizer", "pre_tokenizer")}
+    found = json.dumps(parts, ensure_ascii=False, sort_keys=True)
+    merges = ", ignore_merges" if tokenizer["model"].get("ignore_merges") else ""
+    return f"the tokenizer splits text in an unknown way ({found[:300]}{merges})"
+
+
+def _splitting_name(steps: list[Json]) -> str | None:
+    """Only the steps' options that change the words count; trim_offsets, for one, does not."""
+    if not steps or steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space", True):
+        return None
+    by_gpt2_words = steps[-1].get("use_regex", True)
+    before = steps[:-1]
+    if by_gpt2_words:
+        return "gpt-2" if not before else "smollm" if _splits_digits(before) else None
+    return WORD_PATTERNS.get(_word_pattern(before))
+
+
+def _splits_digits(steps: list[Json]) -> bool:
+    return len(steps) == 1 and steps[0].get("type") == "Digits" and steps[0].get("individual_digits") is True
+
+
+def _word_pattern(steps: list[Json]) -> str:
+    """The expression of a lone Split that keeps what it finds as words of their own; else nothing."""
+    if len(steps) != 1 or steps[0].get("type") != "Split":
+        return ""
+    if steps[0].get("behavior") != "Isolated" or steps[0].get("invert"):
+        return ""
+    return str(steps[0].get("pattern", {}).get("Regex", ""))
+
+
+def _templates(tokenizer: Json) -> list[list[Json]]:
+    """What the post-processor makes of a single text, in pieces."""
+    steps = _steps(tokenizer.get("post_processor"), key="processors")
+    return [step["single"] for step in steps if step.get("type") == "TemplateProcessing" and step.get("single")]
+
+
+def _steps(part: Json | None, *, key: str = "pretokenizers") -> list[Json]:
+    if part is None:
+        return []
+    return list(part[key]) if part.get("type") == "Sequence" else [part]
+
+
+def _merge_line(merge: str | list[str]) -> str:
+    return merge if isinstance(merge, str) else " ".join(merge)
+
+
+def _content(token: Any) -> str | None:
+    """A special token is named by its text or by a description of it."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _configured_ids(config: Json, name: str) -> list[int]:
+    configured = config.get(f"{name}_token_id")
+    listed = configured if isinstance(configured, list) else [configured]
+    return [token_id for token_id in listed if isinstance(token_id, int) and token_id >= 0]
+
+
+def _read(companions: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(companions.get(name, b"{}"))
+    except ValueError as error:
+        raise BadInput(f"'{name}' of the model is not valid JSON: {error}; download the model again") from error
+    return content

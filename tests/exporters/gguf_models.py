@@ -1,0 +1,138 @@
+"""Tiny models and tokenizers for the GGUF tests."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from edgeq.types import Grid, NumpyArray, QuantizedLinear
+
+VOCAB_SIZE = 320  # more rows than the tokenizer has tokens, so that padding is written too
+
+LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEXT = "It's 2026: the café's 12345 mice don't sleep.\n\n  They'LL  run\t away!! \U0001f42d x=1\n"
+
+
+@dataclass
+class MemoryModel:
+    """A solved model that lies in dictionaries."""
+
+    config: Mapping[str, Any]
+    layers: dict[str, QuantizedLinear] = field(default_factory=dict)
+    arrays: dict[str, NumpyArray] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    name: str = "tiny"
+
+    def tensor_names(self) -> list[str]:
+        return sorted([*self.layers, *self.arrays])
+
+    def grid(self, tensor_name: str) -> Grid | None:
+        return self.layers[tensor_name].grid if tensor_name in self.layers else None
+
+    def quantized(self, tensor_name: str) -> QuantizedLinear:
+        return self.layers[tensor_name]
+
+    def dense(self, tensor_name: str) -> NumpyArray:
+        return self.arrays[tensor_name]
+
+    def companions(self) -> dict[str, bytes]:
+        return self.files
+
+    def weights(self) -> dict[str, NumpyArray]:
+        """All tensors in float32, quantized ones as their codes say."""
+        dense = {name: array.astype(np.float32) for name, array in self.arrays.items()}
+        return dense | {name: layer.dequantized() for name, layer in self.layers.items()}
+
+
+def random_layer(rng: np.random.Generator, shape: tuple[int, int], grid: Grid, *, size: float = 1.0) -> QuantizedLinear:
+    """Random codes with scales of both signs on a grid; weights are about as large as `size`."""
+    codes = rng.integers(0, grid.max_code + 1, shape).astype(np.uint8)
+    groups = (shape[0], grid.group_count(shape[1]))
+    scales = size / grid.max_code * rng.uniform(0.5, 1.5, groups) * rng.choice([-1, 1], groups)
+    scales = as_stored(scales, grid)
+    if grid.zeros == "offset":
+        offsets = as_stored(-scales * grid.max_code * rng.uniform(0.3, 0.7, groups), grid)
+    else:
+        zeros = grid.middle if grid.zeros == "symmetric" else rng.integers(0, grid.max_code + 1, groups)
+        offsets = (-scales * zeros).astype(np.float32)
+    return QuantizedLinear(codes, scales, offsets, grid)
+
+
+def as_stored(values: NumpyArray, grid: Grid) -> NumpyArray:
+    if grid.scale_dtype == "bfloat16":
+        import ml_dtypes  # noqa: PLC0415
+
+        return values.astype(ml_dtypes.bfloat16).astype(np.float32)
+    return values.astype(grid.scale_dtype).astype(np.float32)
+
+
+def splitting(kind: str) -> tuple[Any, Any]:
+    """Normalizer and pre-tokenizer of a family."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind in ("gpt-2", "smollm"))
+    before = {
+        "gpt-2": [],
+        "smollm": [pre_tokenizers.Digits(individual_digits=True)],
+        "llama-bpe": [pre_tokenizers.Split(Regex(LLAMA_3), "isolated")],
+        "smaug-bpe": [pre_tokenizers.Split(Regex(LLAMA_3), "isolated")],
+        "qwen2": [pre_tokenizers.Split(Regex(QWEN2), "isolated")],
+    }[kind]
+    steps = pre_tokenizers.Sequence([*before, byte_level]) if before else byte_level
+    return (normalizers.NFC() if kind == "qwen2" else None), steps
+
+
+def byte_level_bpe(kind: str = "smollm", *, template: bool = False) -> Tokenizer:
+    """A small tokenizer trained on a few lines. Its vocabulary: 3 special tokens, 256 bytes, a few dozen merges."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
+    normalizer, tokenizer.pre_tokenizer = splitting(kind)
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|bos|>", "<|eos|>", "<|pad|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT, "the mice run to the 12 cafes, 345 of them"] * 4, trainer)
+    tokenizer.add_tokens(["<tool>"])
+    if template:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", 0)]
+        )
+    return tokenizer
+
+
+def tokenizer_files(kind: str = "smollm", *, template: bool = False, **settings: object) -> dict[str, bytes]:
+    named = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": {"content": "<|pad|>"}} | settings
+    text = byte_level_bpe(kind, template=template).to_str()
+    return {"tokenizer.json": text.encode(), "tokenizer_config.json": json.dumps(named).encode()}
+
+
+ONE_BLOCK = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+    "num_attention_heads": 1,
+    "num_hidden_layers": 1,
+    "rms_norm_eps": 1e-5,
+}
+
+
+def one_block_model(files):
+    """The smallest model that llama.cpp loads."""
+    linears = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+    linears += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    arrays = {f"model.layers.0.{name}.weight": np.ones((32, 32), np.float32) for name in linears}
+    arrays |= {f"model.layers.0.{name}.weight": np.ones(32, np.float32) for name in norms}
+    arrays |= {
+        "model.norm.weight": np.ones(32, np.float32),
+        "model.embed_tokens.weight": np.ones((VOCAB_SIZE, 32), "f4"),
+    }
+    return MemoryModel(ONE_BLOCK, arrays=arrays, files=files)
