@@ -11,13 +11,13 @@ from tokenizers import Tokenizer
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
 
-DEFAULT_TEXT = "calibration.txt"
+CALIBRATION_TEXT = "calibration.txt"
 
 
-def read_text(path: str | None) -> str:
-    """A text file, or JSON lines with a "text" string each; None gives the text that ships with edgeq."""
+def read_text(path: str | None, *, default: str = CALIBRATION_TEXT) -> str:
+    """A text file, or JSON lines with a "text" string each; None gives a text that ships with edgeq."""
     if path is None:
-        return (resources.files("edgeq") / "data" / DEFAULT_TEXT).read_text(encoding="utf-8")
+        return (resources.files("edgeq") / "data" / default).read_text(encoding="utf-8")
     file = Path(path)
     if not file.is_file():
         raise BadInput(f"text {path!r}: no such file; give a UTF-8 text file or JSON lines with a \"text\" field")

@@ -33,8 +33,13 @@ class TokenizerFiles:
 
     @classmethod
     def read(cls, companions: Mapping[str, bytes], config: Json) -> "TokenizerFiles":
-        names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-        return cls(*(_read(companions, name) for name in names), config, companions.get("chat_template.jinja"))
+        return cls(
+            tokenizer=_read(companions, "tokenizer.json"),
+            settings=_read(companions, "tokenizer_config.json"),
+            named=_read(companions, "special_tokens_map.json"),
+            config=config,
+            template=companions.get("chat_template.jinja"),
+        )
 
     def ids(self) -> dict[str, int]:
         """Token -> id, added tokens included."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -12,10 +13,10 @@ from edgeq.types import Grid, NumpyArray, QuantizedLinear
 
 VOCAB_SIZE = 320  # more rows than the tokenizer has tokens, so that padding is written too
 
-LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+CONTRACTIONS_AND_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+SIGNS_AND_SPACE = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA_3 = CONTRACTIONS_AND_WORDS + r"|\p{N}{1,3}" + SIGNS_AND_SPACE
+QWEN2 = CONTRACTIONS_AND_WORDS + r"|\p{N}" + SIGNS_AND_SPACE
 TEXT = "It's 2026: the café's 12345 mice don't sleep.\n\n  They'LL  run\t away!! \U0001f42d x=1\n"
 
 
@@ -66,8 +67,6 @@ def random_layer(rng: np.random.Generator, shape: tuple[int, int], grid: Grid, *
 
 def as_stored(values: NumpyArray, grid: Grid) -> NumpyArray:
     if grid.scale_dtype == "bfloat16":
-        import ml_dtypes  # noqa: PLC0415
-
         return values.astype(ml_dtypes.bfloat16).astype(np.float32)
     return values.astype(grid.scale_dtype).astype(np.float32)
 

@@ -155,7 +155,7 @@ def test_other_tokenizers_are_refused_and_named(files, words):
 
 
 def test_a_tokenizer_file_that_is_not_json_is_refused_by_name():
-    with pytest.raises(BadInput, match="'tokenizer_config.json' of the model is not valid JSON"):
+    with pytest.raises(BadInput, match=r"'tokenizer_config\.json' of the model is not valid JSON"):
         why_not_tokenizer(tokenizer_files() | {"tokenizer_config.json": b"{"}, ONE_BLOCK, vocab_size=VOCAB_SIZE)
 
 

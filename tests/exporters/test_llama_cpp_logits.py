@@ -48,7 +48,7 @@ def damaged(file, content):
 
 @pytest.mark.parametrize("change", [lambda whole: b"not a model", lambda whole: whole[:-50000], lambda whole: b""])
 def test_a_file_that_llama_cpp_cannot_load_is_refused_in_one_line(file, change):
-    with pytest.raises(BadInput, match="llama.cpp cannot load") as refusal:
+    with pytest.raises(BadInput, match=r"llama\.cpp cannot load") as refusal:
         LlamaCppLogits(damaged(file, change(file.read_bytes())))
     assert "\n" not in str(refusal.value)
 

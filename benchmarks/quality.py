@@ -1,0 +1,160 @@
+"""Quality per bit on a real model: KL divergence to the original, ingredient by ingredient.
+
+    uv run python -m benchmarks.quality table        the table of the README (about 75 minutes on 2 cores)
+    uv run python -m benchmarks.quality defaults     the scan that the defaults were chosen from (about 60 minutes)
+
+Each solve is one line of benchmarks/results/quality.jsonl; solves that stand there are not run again unless --fresh.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from edgeq.assembly import EVALUATION_TEXT, make_job, torch_logits
+from edgeq.calibration import first_windows, read_text, tokenize
+from edgeq.evaluation import compare
+from edgeq.pipeline import quantize
+from edgeq.protocols import ModelSource
+from edgeq.screen import Silent
+from edgeq.sources import open_source
+from edgeq.types import NumpyArray
+
+RESULTS = Path(__file__).parent / "results"
+FACTBOOK = str(Path(__file__).parent / "data" / "factbook.txt")
+TEXTS = {"speeches": (None, 64), "factbook": (FACTBOOK, 32)}  # text and windows of 512 tokens
+COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}
+INGREDIENTS: dict[str, dict[str, Any]] = {
+    "round to nearest": {"solver": "rtn", "scales": "none", "propagation_strength": 0.0},
+    "GPTQ, min-max scales": {"scales": "none", "propagation_strength": 0.0},
+    "GPTQ, stage 1": {"scales": "first", "propagation_strength": 0.0},
+    "QEP + GPTQ, stage 1": {"scales": "first"},
+    "QEP + GPTQ, both stages": {"scales": "both"},
+}
+GRIDS = ((3, "symmetric"), (4, "symmetric"), (2, "offset"), (2, "symmetric"))
+
+
+def table_solves() -> list[dict[str, Any]]:
+    """Every ingredient on every grid."""
+    return [
+        {"row": row, "bits": bits, "zeros": zeros, **settings}
+        for (bits, zeros), (row, settings) in itertools.product(GRIDS, INGREDIENTS.items())
+    ]
+
+
+def default_solves() -> list[dict[str, Any]]:
+    """Propagation strength and damping at 3 bits, then the target of the second stage."""
+    scan = [
+        {"row": f"strength {strength:g}, damping {damping:g}", "bits": 3, "zeros": "symmetric", "scales": "first",
+         "propagation_strength": strength, "propagation_damping": damping}
+        for damping, strength in itertools.product((0.01, 0.1, 1.0), (0.25, 0.5, 0.75, 1.0))
+    ]  # fmt: skip
+    refits = [
+        {"row": f"second stage, drift at {strength:g}", "bits": 3, "zeros": "symmetric", "refit_strength": strength}
+        for strength in (0.5, 1.0)
+    ]
+    return [*scan, *refits]
+
+
+class Bench:
+    """The model, its logits on every text (kept in memory, about 10 GB), and one solve after the other."""
+
+    def __init__(self) -> None:
+        self.source = open_source("demo")
+        self.windows = {name: self._windows(path, count) for name, (path, count) in TEXTS.items()}
+        self.references = {name: self._logits(self.source, ids) for name, ids in self.windows.items()}
+
+    def _windows(self, path: str | None, count: int) -> NumpyArray:
+        tokens = tokenize(self.source, read_text(path, default=EVALUATION_TEXT))
+        return first_windows(tokens, windows=count, sequence_length=512)
+
+    def _logits(self, source: ModelSource, ids: NumpyArray) -> list[NumpyArray]:
+        return list(torch_logits(source, "cpu").logits(ids))
+
+    def run(self, solve: dict[str, Any]) -> dict[str, Any]:
+        """Quantize and measure. Units: KL in nats per token, seconds of CPU time over all cores."""
+        settings = COMMON | {name: value for name, value in solve.items() if name != "row"}
+        with tempfile.TemporaryDirectory() as folder:
+            job = make_job(self.source, settings, backend="cpu")
+            cpu, wall = time.process_time(), time.perf_counter()
+            checkpoint = quantize(job, Path(folder) / "run", Silent())
+            seconds = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
+            quality = {
+                name: asdict(compare(ids, torch_logits(checkpoint, "cpu").logits(ids), self.references[name]))
+                for name, ids in self.windows.items()
+            }
+        return {**solve, **seconds, "quality": quality}
+
+
+def key(solve: dict[str, Any]) -> tuple[Any, ...]:
+    return solve["row"], solve["bits"], solve["zeros"]
+
+
+def load_results(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    if not path.is_file():
+        return {}
+    return {key(result): result for result in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+
+
+def run_missing(solves: list[dict[str, Any]], path: Path, *, fresh: bool) -> list[dict[str, Any]]:
+    """The results of all solves, in order; each new one is added to the file as soon as it is there."""
+    known = {} if fresh else load_results(path)
+    missing = [solve for solve in solves if key(solve) not in known]
+    bench = Bench() if missing else None
+    for solve in missing:
+        assert bench is not None
+        result = bench.run(solve)
+        known[key(solve)] = result
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        print(format_row(result), flush=True)
+    return [known[key(solve)] for solve in solves]
+
+
+def format_row(result: dict[str, Any], baseline: dict[str, Any] | None = None) -> str:
+    cells = [f"{result['bits']} {result['zeros']}", result["row"]]
+    for name in TEXTS:
+        quality = result["quality"][name]
+        cells.append(f"{quality['kl']:.4f}")
+        cells.append(f"{quality['kl'] / baseline['quality'][name]['kl']:.2f}" if baseline else "")
+    speeches = result["quality"]["speeches"]
+    cells += [f"{speeches['perplexity']:.2f}", f"{speeches['top1_agreement']:.1%}", f"{result['cpu_seconds']:.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def format_table(results: list[dict[str, Any]], command: str) -> str:
+    """A Markdown table; ratios are to GPTQ with min-max scales on the same grid."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy"))
+    head = [
+        f"`{command}`: SmolLM2-135M-Instruct, groups of 64, dense embeddings, 64 x 512 calibration tokens, seed 0; "
+        f"{packages}; {os.cpu_count()} cores. KL divergence to the original in nats per token on 64 windows of speeches "
+        "and 32 of the factbook; ratio to GPTQ with min-max scales; perplexity and top-1 agreement on the speeches.",
+        "",
+        "| grid | solve | KL speeches | ratio | KL factbook | ratio | perplexity | top-1 | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    baselines = {(r["bits"], r["zeros"]): r for r in results if r["row"] == "GPTQ, min-max scales"}
+    return "\n".join([*head, *(format_row(r, baselines.get((r["bits"], r["zeros"]))) for r in results)]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("table", "defaults"))
+    parser.add_argument("--fresh", action="store_true", help="run solves again that have results")
+    arguments = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    solves = table_solves() if arguments.what == "table" else default_solves()
+    results = run_missing(solves, RESULTS / "quality.jsonl", fresh=arguments.fresh)
+    text = format_table(results, f"python -m benchmarks.quality {arguments.what}")
+    (RESULTS / f"quality-{arguments.what}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

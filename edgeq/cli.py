@@ -1,0 +1,276 @@
+"""The command line. Everything heavy is imported inside the commands, so that --help answers at once."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.errors import EdgeqError
+from edgeq.version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgeq.checkpoint import Checkpoint
+    from edgeq.pipeline import Job
+
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+FORCE_OPTION = click.option("--force", is_flag=True, help="Replace an output that edgeq wrote before.")
+BACKEND_OPTION = click.option("--backend", default="auto", show_default=True, help="auto, cuda, cpu, mps or reference.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="edgeq")
+def cli() -> None:
+    """Make language models small enough for laptops and phones: solve once, export everywhere.
+
+    \b
+    Example:
+      edgeq quantize demo --output smollm2 --export gguf --evaluate
+    """
+
+
+@cli.command(name="quantize")
+@click.argument("model")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to write; must not exist.")
+@click.option("--bits", type=int, help="Bits per weight of the linear layers, 2 to 8.  [default: 4]")
+@click.option("--group-size", help="Columns that share a scale, or 'row' for all.  [default: 32]")
+@click.option("--symmetric/--asymmetric", default=None, help="Whether zero lies in the middle of the grid.  [default: symmetric]")
+@click.option("--solver", help="gptq or rtn (round to nearest).  [default: gptq]")
+@click.option("--scales", help="Stages of scale fitting: none (min-max), first, both.  [default: both]")
+@click.option("--propagation-strength", type=float, help="How far a layer makes up for earlier layers' errors, 0 to 1.  [default: 0.5]")
+@click.option("--propagation-damping", type=float, help="Damping of that correction, as a share of the mean input energy.  [default: 1]")
+@click.option("--damping", type=float, help="Damping of the solver, as a share of the mean input energy.  [default: 0.01]")
+@click.option("--activation-order", is_flag=True, default=None, help="Solve the columns with the largest inputs first.")
+@click.option("--embedding-bits", type=int, help="Bits of embedding and head; 16 keeps them dense.  [default: 8]")
+@click.option("--keep-dense", multiple=True, metavar="PATTERN", help="Leave layers that match as they are, such as '*.down_proj'.")
+@click.option("--calibration", type=click.Path(), help="UTF-8 text or JSON lines with \"text\".  [default: a text that ships with edgeq]")
+@click.option("--samples", type=int, help="Calibration sequences.  [default: 64]")
+@click.option("--sequence-length", type=int, help="Tokens per sequence.  [default: 512]")
+@click.option("--seed", type=int, help="Where calibration sequences start.  [default: 0]")
+@click.option("--recipe", type=click.Path(), help="TOML file with the settings above, names with underscores; options win.")
+@click.option("--export", "exports", multiple=True, metavar="FORMAT", help="Also write this format (gguf); may be repeated.")
+@click.option("--evaluate", "evaluated", is_flag=True, help="Measure the result against the original at the end.")
+@BACKEND_OPTION
+@JSON_OPTION
+@FORCE_OPTION
+def quantize_command(
+    model: str, output: Path, exports: tuple[str, ...], evaluated: bool, backend: str, as_json: bool, force: bool,
+    recipe: str | None, calibration: str | None, **options: Any,
+) -> None:  # fmt: skip
+    """Quantize MODEL: a directory of safetensors, a .gguf file, a hub name, or the word demo.
+
+    \b
+    Examples:
+      edgeq quantize demo --output smollm2 --export gguf --evaluate
+      edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
+    """
+    from edgeq.assembly import make_job  # noqa: PLC0415
+    from edgeq.pipeline import quantize  # noqa: PLC0415
+    from edgeq.sources import open_source  # noqa: PLC0415
+    from edgeq.storage import check_destination  # noqa: PLC0415
+
+    check_destination(output, force=force)
+    settings = collect_settings(recipe, options)
+    job = make_job(open_source(model), settings, backend=backend, calibration=calibration, exports=exports)
+    with ExitStack() as stack:
+        observer = stack.enter_context(watching(as_json))
+        checkpoint = quantize(job, output, observer, force=force)
+    summary = finish_run(job, checkpoint)
+    if evaluated:
+        summary["quality"] = measure(summary["exports"].get("gguf", str(output)), reference=model, backend=backend)
+    report(summary, as_json, show_finished)
+
+
+@cli.command(name="export")
+@click.argument("checkpoint", type=click.Path())
+@click.option("--format", "format_name", required=True, help="gguf.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to write.  [default: CHECKPOINT/FORMAT]")
+@JSON_OPTION
+@FORCE_OPTION
+def export_command(checkpoint: str, format_name: str, output: Path | None, as_json: bool, force: bool) -> None:
+    """Write a quantized CHECKPOINT in the format of a runtime.
+
+    \b
+    Example:
+      edgeq export smollm2 --format gguf
+    """
+    from edgeq.checkpoint import Checkpoint  # noqa: PLC0415
+    from edgeq.pipeline import export  # noqa: PLC0415
+    from edgeq.registry import load_exporter  # noqa: PLC0415
+
+    exporter = load_exporter(format_name)
+    destination = output if output is not None else Path(checkpoint) / format_name
+    written = export(Checkpoint(checkpoint), exporter, destination, force=force)
+    files = {str(path): path.stat().st_size for path in written}
+    report({"files": files}, as_json, show_files)
+
+
+@cli.command(name="evaluate")
+@click.argument("target", type=click.Path())
+@click.option("--reference", help="The original model: adds KL divergence and top-1 agreement.")
+@click.option("--text", type=click.Path(), help="UTF-8 text or JSON lines.  [default: a text that ships with edgeq]")
+@click.option("--windows", type=click.IntRange(1), default=16, show_default=True, help="Windows of the text to use.")
+@click.option("--sequence-length", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window.")
+@click.option("--runtime", help="torch or llama.cpp.  [default: llama.cpp for a GGUF file, else torch]")
+@BACKEND_OPTION
+@JSON_OPTION
+def evaluate_command(
+    target: str, reference: str | None, text: str | None, windows: int, sequence_length: int, runtime: str | None,
+    backend: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Perplexity of TARGET (checkpoint, model or GGUF file), and how far it is from the original.
+
+    \b
+    Example:
+      edgeq evaluate smollm2/gguf/model.gguf --reference demo
+    """
+    quality = measure(
+        target, reference=reference, backend=backend, text=text, windows=windows,
+        sequence_length=sequence_length, runtime=runtime,
+    )  # fmt: skip
+    report(quality, as_json, show_evaluated)
+
+
+@cli.command(name="inspect")
+@click.argument("path", type=click.Path())
+@JSON_OPTION
+def inspect_command(path: str, as_json: bool) -> None:
+    """What a model or quantized checkpoint holds: tensors, shapes, bits per weight, size.
+
+    \b
+    Example:
+      edgeq inspect smollm2
+    """
+    from edgeq.inspection import inspect_model  # noqa: PLC0415
+
+    report(inspect_model(path), as_json, show_inspected)
+
+
+def collect_settings(recipe: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe file first, then the options that were given, in the names of `edgeq.recipe`."""
+    from edgeq.recipe import DENSE_BITS, read_recipe  # noqa: PLC0415
+
+    settings = read_recipe(recipe) if recipe is not None else {}
+    given = {name: value for name, value in options.items() if value is not None}
+    symmetric, keep_dense = given.pop("symmetric", None), given.pop("keep_dense", ())
+    if symmetric is not None:
+        given["zeros"] = "symmetric" if symmetric else "asymmetric"
+    if given.get("group_size", "row") != "row":
+        given["group_size"] = whole_number(given["group_size"], "--group-size")
+    dense = [{"layers": pattern, "bits": DENSE_BITS} for pattern in keep_dense]
+    if dense:
+        given["overrides"] = [*settings.get("overrides", []), *dense]
+    return settings | given
+
+
+def whole_number(text: str, option: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise click.UsageError(f"{option} {text!r}: expected a whole number or 'row'") from None
+
+
+def watching(as_json: bool) -> Any:
+    """Progress on standard error: a bar in a terminal, else one line per block."""
+    from contextlib import nullcontext  # noqa: PLC0415
+
+    from edgeq.screen import Bar, Lines  # noqa: PLC0415
+
+    console = make_console(stderr=True)
+    return Bar(console) if console.is_terminal and not as_json else nullcontext(Lines(console))
+
+
+def finish_run(job: "Job", checkpoint: "Checkpoint") -> dict[str, Any]:
+    """Write the exports and gather what the last screen shows."""
+    from edgeq.inspection import directory_bytes, source_bytes  # noqa: PLC0415
+    from edgeq.pipeline import export  # noqa: PLC0415
+    from edgeq.plan import plan_grids  # noqa: PLC0415
+    from edgeq.screen import summarise  # noqa: PLC0415
+
+    grids = plan_grids(job.source, job.recipe)
+    sizes = {"16-bit original": source_bytes(grids), "checkpoint": directory_bytes(checkpoint.path)}
+    exports = {}
+    for exporter in job.exporters:
+        with job.clock("export"):
+            written = export(checkpoint, exporter, checkpoint.path / exporter.name)
+        exports[exporter.name] = str(written[0])
+        sizes[exporter.name] = written[0].stat().st_size
+    saved = checkpoint.report
+    return {
+        "model": job.source.name, "output": str(checkpoint.path), "exports": exports, "bytes": sizes,
+        "seconds": dict(job.clock.seconds), "total_seconds": sum(job.clock.seconds.values()),
+        **summarise(saved["layers"], grids, saved["bits_per_weight"]),
+    }  # fmt: skip
+
+
+def measure(target: str, **options: Any) -> dict[str, Any]:
+    """`edgeq.assembly.evaluate` as plain data."""
+    from dataclasses import asdict  # noqa: PLC0415
+
+    from edgeq.assembly import evaluate  # noqa: PLC0415
+
+    options = {"text": None, "windows": 16, "sequence_length": 512} | options
+    quality, runtime = evaluate(target, **options)
+    return {"target": target, "runtime": runtime, **asdict(quality)}
+
+
+def report(result: Mapping[str, Any], as_json: bool, show: Callable[["Console", Mapping[str, Any]], None]) -> None:
+    """The result on standard output, for machines or for people."""
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        show(make_console(), result)
+
+
+def show_finished(console: "Console", summary: Mapping[str, Any]) -> None:
+    from edgeq.screen import show_quality, show_run  # noqa: PLC0415
+
+    show_run(console, summary)
+    if "quality" in summary:
+        show_quality(console, summary["quality"])
+        return
+    target = summary["exports"].get("gguf", summary["output"])
+    console.print(f"next: edgeq evaluate {target} --reference {summary['model']}", highlight=False, soft_wrap=True)
+
+
+def show_files(console: "Console", result: Mapping[str, Any]) -> None:
+    for path, size in result["files"].items():
+        console.print(f"{path}  {size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+
+
+def show_evaluated(console: "Console", result: Mapping[str, Any]) -> None:
+    from edgeq.screen import show_quality  # noqa: PLC0415
+
+    show_quality(console, result)
+
+
+def show_inspected(console: "Console", result: Mapping[str, Any]) -> None:
+    from edgeq.screen import show_inspection  # noqa: PLC0415
+
+    show_inspection(console, result)
+
+
+def make_console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(stderr=stderr)
+
+
+def main() -> None:
+    """Run the command line: 0 when done, 1 with one line for errors, 2 for usage."""
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("edgeq: stopped", err=True)
+        sys.exit(130)
+    except (EdgeqError, OSError) as error:
+        click.echo(f"edgeq: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)

@@ -1,0 +1,160 @@
+"""What people see: progress while a run goes on, and one screen of results after it."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from edgeq.layer import LayerReport
+
+WORST_LAYERS = 5
+MEGABYTE = 1e6
+
+
+class Silent:
+    """Nobody watches."""
+
+    def begin(self, blocks: int) -> None:
+        pass
+
+    def solved(self, report: LayerReport) -> None:
+        pass
+
+    def finished_block(self, index: int) -> None:
+        pass
+
+
+class Lines:
+    """One plain line per block, for logs and pipes, with the time that is left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._blocks, self._start, self._layers = console, 0, 0.0, list[LayerReport]()
+
+    def begin(self, blocks: int) -> None:
+        self._blocks, self._start = blocks, time.monotonic()
+
+    def solved(self, report: LayerReport) -> None:
+        self._layers.append(report)
+
+    def finished_block(self, index: int) -> None:
+        done = index + 1
+        left = (time.monotonic() - self._start) / done * (self._blocks - done)
+        text = f"block {done}/{self._blocks}, about {left:.0f} s left{_against_rounding(self._layers)}"
+        self._console.print(text, highlight=False, soft_wrap=True)
+        self._layers = []
+
+
+class Bar:
+    """A progress bar with an estimate, for terminals."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("block"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(), TextColumn("{task.description}"), console=console, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("")
+
+    def __enter__(self) -> "Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, blocks: int) -> None:
+        self._bar.update(self._task, total=blocks)
+
+    def solved(self, report: LayerReport) -> None:
+        self._bar.update(self._task, description=f"{report.name}: {_final_loss(report):.2%} error")
+
+    def finished_block(self, index: int) -> None:
+        self._bar.update(self._task, completed=index + 1)
+
+
+def _final_loss(report: LayerReport) -> float:
+    return report.losses.get("refitted", report.losses.get("solved", 0.0))
+
+
+def _against_rounding(layers: Sequence[LayerReport]) -> str:
+    plain = sum(report.losses.get("round to nearest", 0.0) for report in layers)
+    if not plain:
+        return ""
+    return f", layer error {sum(map(_final_loss, layers)) / plain:.0%} of plain rounding"
+
+
+def show_run(console: Console, summary: Mapping[str, Any]) -> None:
+    """The last screen of `edgeq quantize`."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("model", summary["model"])
+    table.add_row("written to", summary["output"])
+    for name, path in summary["exports"].items():
+        table.add_row(name, path)
+    table.add_row("size", _size_row(summary["bytes"]))
+    table.add_row("bits per weight", ", ".join(f"{part} {bits:.2f}" for part, bits in summary["bits_per_weight"].items()))
+    if summary["worst_layers"]:
+        worst = "\n".join(f"{loss:7.2%}  {name}" for name, loss in summary["worst_layers"])
+        table.add_row("largest errors", worst)
+    times = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in summary["seconds"].items() if seconds >= 0.5)
+    table.add_row("seconds", f"{summary['total_seconds']:.0f} ({times})")
+    for note in summary["notes"]:
+        table.add_row("note", note)
+    console.print(table, highlight=False, soft_wrap=True)
+
+
+def _size_row(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} {size / MEGABYTE:.1f} MB" for what, size in sizes.items())
+
+
+def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
+    """The result of `edgeq evaluate`."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("runtime", f"{quality['runtime']}, {quality['tokens']} tokens")
+    original = quality["reference_perplexity"]
+    table.add_row("perplexity", f"{quality['perplexity']:.3f}" + (f" (original {original:.3f})" if original else ""))
+    if quality["kl"] is not None:
+        table.add_row("KL divergence", f"{quality['kl']:.4f} nats per token")
+        table.add_row("same top token", f"{quality['top1_agreement']:.1%}")
+    console.print(table, highlight=False)
+
+
+def summarise(
+    reports: Sequence[Mapping[str, Any]], grids: Mapping[str, Any], bits: Mapping[str, float]
+) -> dict[str, Any]:
+    """What the last screen says of the layers: the worst of them, and everything that was not done as usual."""
+    final = [(report["name"], list(report["losses"].values())[-1]) for report in reports if report["losses"]]
+    worst = sorted(final, key=lambda item: -item[1])[:WORST_LAYERS]
+    return {"bits_per_weight": dict(bits), "worst_layers": worst, "notes": notes(reports, grids)}
+
+
+def notes(reports: Sequence[Mapping[str, Any]], grids: Mapping[str, Any]) -> list[str]:
+    """One line for each departure from the plain road: dense layers, raised damping, unseen inputs, short groups."""
+    found = []
+    dense = [name for name, (shape, grid) in grids.items() if len(shape) == 2 and grid is None]
+    if dense:
+        found.append(f"{len(dense)} matrices stay dense: {', '.join(dense[:3])}{' ...' if len(dense) > 3 else ''}")
+    for report in reports:
+        if report["damping_retries"]:
+            found.append(f"{report['name']}: damping raised {report['damping_retries']} times to {report['damping']:g}")
+        if report["dead_columns"]:
+            found.append(f"{report['name']}: {report['dead_columns']} inputs never seen in calibration, plainly rounded")
+    short = [name for name, (shape, grid) in grids.items() if grid and shape[1] % grid.columns_per_group(shape[1])]
+    if short:
+        found.append(f"{len(short)} matrices have a short last group, such as {short[0]}")
+    return found
+
+
+def show_inspection(console: Console, result: Mapping[str, Any]) -> None:
+    """The result of `edgeq inspect`."""
+    size = result.get("bytes", result.get("bytes at 16 bits", 0)) / MEGABYTE
+    at = "" if "bytes" in result else " at 16 bits"
+    title = f"{result['model']}: {result['kind']}, {result['architecture']}, {result['blocks']} blocks, "
+    console.print(f"{title}{result['parameters'] / 1e6:.1f} M parameters, {size:.1f} MB{at}", highlight=False)
+    table = Table("tensor", "count", "shape", "stored as")
+    for row in result["tensors"]:
+        table.add_row(row["name"], str(row["count"]), " x ".join(map(str, row["shape"])), row["grid"])
+    console.print(table, highlight=False)
+    for part, bits in result.get("bits_per_weight", {}).items():
+        console.print(f"bits per weight, {part}: {bits:.2f}", highlight=False)
