@@ -20,7 +20,7 @@ def read_text(path: str | None, *, default: str = CALIBRATION_TEXT) -> str:
         return (resources.files("edgeq") / "data" / default).read_text(encoding="utf-8")
     file = Path(path)
     if not file.is_file():
-        raise BadInput(f"text {path!r}: no such file; give a UTF-8 text file or JSON lines with a \"text\" field")
+        raise BadInput(f'text {path!r}: no such file; give a UTF-8 text file or JSON lines with a "text" field')
     try:
         content = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -87,6 +87,13 @@ class Checkpoint:
             return self.dense(tensor_name)
         return self.quantized(tensor_name).dequantized()
 
+    def stored_as(self, tensor_name: str) -> str:
+        grid = self.grid(tensor_name)
+        return str(self.dense(tensor_name).dtype) if grid is None else describe_grid(grid)
+
+    def stored_bytes(self) -> int:
+        return sum(file.path.stat().st_size for file in self._files)
+
     def blocks(self) -> Sequence[BlockSpec]:
         return find_blocks(self.config, {name: self.shape(name) for name in self.tensor_names()})
 
@@ -106,6 +113,11 @@ class Checkpoint:
         return self._of_tensor[tensor_name]
 
 
+def describe_grid(grid: Grid) -> str:
+    group = "row" if grid.group_size is None else grid.group_size
+    return f"{grid.bits} bits, group {group}, {grid.zeros}"
+
+
 class _TensorFile:
     """One safetensors file of a checkpoint. Solved tensors appear under the name of the weight they stand for."""
 
@@ -117,7 +129,7 @@ class _TensorFile:
         stored = json.loads((self._handle.metadata() or {}).get("edgeq", "{}"))
         self.grids = {name: ((rows, columns), Grid(*grid)) for name, (rows, columns, *grid) in stored.items()}
         parts = {f"{name}.{part}" for name in self.grids for part in ("codes", "scales", "zeros", "offsets")}
-        self.names = sorted({*self.grids, *(name for name in self._handle.keys() if name not in parts)})  # noqa: SIM118
+        self.names = sorted({*self.grids, *(name for name in self._handle.keys() if name not in parts)})
         self.path = path
 
     def array(self, name: str) -> NumpyArray:
@@ -147,7 +159,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise BadInput(f"{str(path)!r}: no such file; a quantized checkpoint is a directory with {HEAD_FILE}") from error
+        raise BadInput(
+            f"{str(path)!r}: no such file; a quantized checkpoint is a directory with {HEAD_FILE}"
+        ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadInput(f"{str(path)!r} cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):

@@ -36,29 +36,53 @@ def cli() -> None:
 
 @cli.command(name="quantize")
 @click.argument("model")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to write; must not exist.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to write; must not exist."
+)
 @click.option("--bits", type=int, help="Bits per weight of the linear layers, 2 to 8.  [default: 4]")
 @click.option("--group-size", help="Columns that share a scale, or 'row' for all.  [default: 32]")
-@click.option("--symmetric/--asymmetric", default=None, help="Whether zero lies in the middle of the grid.  [default: symmetric]")
+@click.option(
+    "--symmetric/--asymmetric", default=None, help="Whether zero lies in the middle of the grid.  [default: symmetric]"
+)
 @click.option("--solver", help="gptq or rtn (round to nearest).  [default: gptq]")
 @click.option("--scales", help="Stages of scale fitting: none (min-max), first, both.  [default: both]")
-@click.option("--propagation-strength", type=float, help="How far a layer makes up for earlier layers' errors, 0 to 1.  [default: 0.5]")
-@click.option("--propagation-damping", type=float, help="Damping of that correction, as a share of the mean input energy.  [default: 1]")
-@click.option("--damping", type=float, help="Damping of the solver, as a share of the mean input energy.  [default: 0.01]")
+@click.option(
+    "--propagation-strength",
+    type=float,
+    help="How far a layer makes up for earlier layers' errors, 0 to 1.  [default: 0.5]",
+)
+@click.option(
+    "--propagation-damping",
+    type=float,
+    help="Damping of that correction, as a share of the mean input energy.  [default: 1]",
+)
+@click.option(
+    "--damping", type=float, help="Damping of the solver, as a share of the mean input energy.  [default: 0.01]"
+)
 @click.option("--activation-order", is_flag=True, default=None, help="Solve the columns with the largest inputs first.")
 @click.option("--embedding-bits", type=int, help="Bits of embedding and head; 16 keeps them dense.  [default: 8]")
-@click.option("--keep-dense", multiple=True, metavar="PATTERN", help="Leave layers that match as they are, such as '*.down_proj'.")
-@click.option("--calibration", type=click.Path(), help="UTF-8 text or JSON lines with \"text\".  [default: a text that ships with edgeq]")
+@click.option(
+    "--keep-dense", multiple=True, metavar="PATTERN", help="Leave layers that match as they are, such as '*.down_proj'."
+)
+@click.option(
+    "--calibration",
+    type=click.Path(),
+    help='UTF-8 text or JSON lines with "text".  [default: a text that ships with edgeq]',
+)
 @click.option("--samples", type=int, help="Calibration sequences.  [default: 64]")
 @click.option("--sequence-length", type=int, help="Tokens per sequence.  [default: 512]")
 @click.option("--seed", type=int, help="Where calibration sequences start.  [default: 0]")
-@click.option("--recipe", type=click.Path(), help="TOML file with the settings above, names with underscores; options win.")
-@click.option("--export", "exports", multiple=True, metavar="FORMAT", help="Also write this format (gguf); may be repeated.")
+@click.option(
+    "--recipe", type=click.Path(), help="TOML file with the settings above, names with underscores; options win."
+)
+@click.option(
+    "--export", "exports", multiple=True, metavar="FORMAT", help="Also write this format (gguf); may be repeated."
+)
 @click.option("--evaluate", "evaluated", is_flag=True, help="Measure the result against the original at the end.")
 @BACKEND_OPTION
 @JSON_OPTION
 @FORCE_OPTION
-def quantize_command(
+def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str, output: Path, exports: tuple[str, ...], evaluated: bool, backend: str, as_json: bool, force: bool,
     recipe: str | None, calibration: str | None, **options: Any,
 ) -> None:  # fmt: skip
@@ -89,7 +113,9 @@ def quantize_command(
 @cli.command(name="export")
 @click.argument("checkpoint", type=click.Path())
 @click.option("--format", "format_name", required=True, help="gguf.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to write.  [default: CHECKPOINT/FORMAT]")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Directory to write.  [default: CHECKPOINT/FORMAT]"
+)
 @JSON_OPTION
 @FORCE_OPTION
 def export_command(checkpoint: str, format_name: str, output: Path | None, as_json: bool, force: bool) -> None:
@@ -187,13 +213,13 @@ def watching(as_json: bool) -> Any:
 
 def finish_run(job: "Job", checkpoint: "Checkpoint") -> dict[str, Any]:
     """Write the exports and gather what the last screen shows."""
-    from edgeq.inspection import directory_bytes, source_bytes  # noqa: PLC0415
+    from edgeq.inspection import parameter_count  # noqa: PLC0415
     from edgeq.pipeline import export  # noqa: PLC0415
     from edgeq.plan import plan_grids  # noqa: PLC0415
     from edgeq.screen import summarise  # noqa: PLC0415
 
     grids = plan_grids(job.source, job.recipe)
-    sizes = {"16-bit original": source_bytes(grids), "checkpoint": directory_bytes(checkpoint.path)}
+    sizes = {"original at 16 bits": 2 * parameter_count(job.source), "checkpoint": checkpoint.stored_bytes()}
     exports = {}
     for exporter in job.exporters:
         with job.clock("export"):

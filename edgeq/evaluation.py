@@ -62,7 +62,7 @@ class Meter:
 
 def log_softmax(logits: NumpyArray) -> npt.NDArray[np.float32]:
     """Shapes: (tokens, vocabulary)."""
-    shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float32, copy=False)
+    shifted: npt.NDArray[np.float32] = (logits - logits.max(axis=1, keepdims=True)).astype(np.float32, copy=False)
     total = np.exp(shifted).sum(axis=1, dtype=np.float64, keepdims=True)
     shifted -= np.log(total).astype(np.float32)
     return shifted

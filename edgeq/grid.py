@@ -28,7 +28,7 @@ def zero_points(fitted: GroupScales, backend: Backend) -> Array:
 
 
 def grouped(A: Array, grid: Grid, backend: Backend) -> Array:
-    """Columns split into groups, a short last group filled up with zeros. Shapes: (out, in) -> (out, groups, columns)."""
+    """Columns split into groups, a short last group filled up with zeros: (out, in) -> (out, groups, columns)."""
     rows, columns = A.shape
     width, groups = grid.columns_per_group(columns), grid.group_count(columns)
     missing = width * groups - columns

@@ -101,9 +101,7 @@ def corrected(W: Array, site: SiteFactors, recipe: Recipe, backend: Backend) -> 
     """The weight to quantize: moved against inherited error where there is any."""
     if site.L is None:
         return W
-    return correct_weight(
-        W, site.statistics.D, site.L, backend, propagation_strength=recipe.propagation_strength
-    )
+    return correct_weight(W, site.statistics.D, site.L, backend, propagation_strength=recipe.propagation_strength)
 
 
 def first_scales(V: Array, importance: Array, grid: Grid, recipe: Recipe, backend: Backend) -> GroupScales:

@@ -187,7 +187,9 @@ def write_head(job: Job, grids: Grids, reports: Sequence[LayerReport], folder: P
     for name, data in companions.items():
         write_bytes(folder / name, data)
     write_json(folder / "config.json", dict(source.config))
-    write_json(folder / "report.json", {"bits_per_weight": bits_per_weight(grids), "layers": [asdict(r) for r in reports]})
+    write_json(
+        folder / "report.json", {"bits_per_weight": bits_per_weight(grids), "layers": [asdict(r) for r in reports]}
+    )
     head = {
         "format_version": FORMAT_VERSION,
         "edgeq": __version__,

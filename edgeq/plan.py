@@ -19,7 +19,9 @@ def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
     linears = [linear for block in source.blocks() for linear in block.linears]
     for override in recipe.overrides:
         if not fnmatch.filter(linears, override.layers):
-            raise BadInput(f"override layers = {override.layers!r} matches no layer; layers are named like {linears[0]!r}")
+            raise BadInput(
+                f"override layers = {override.layers!r} matches no layer; layers are named like {linears[0]!r}"
+            )
     weights = {f"{linear}.weight": linear for linear in linears}
     grids: dict[str, tuple[tuple[int, ...], Grid | None]] = {}
     for name in source.tensor_names():

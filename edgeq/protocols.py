@@ -76,6 +76,12 @@ class ModelSource(Protocol):
     def read(self, tensor_name: str) -> NumpyArray:
         """One tensor as float32, or as float16 or ml_dtypes.bfloat16 where it is stored so."""
 
+    def stored_as(self, tensor_name: str) -> str:
+        """How the tensor lies on disk, for people: "F16", "Q4_1", "4 bits, group 32, symmetric"."""
+
+    def stored_bytes(self) -> int:
+        """Size of the files that hold the weights."""
+
     def blocks(self) -> Sequence[BlockSpec]:
         """Decoder blocks in execution order."""
 
@@ -87,7 +93,7 @@ class ModelSource(Protocol):
 
 
 class QuantizedModel(Protocol):
-    """A solved model as exporters see it. Tensor names are those of the source ("model.layers.0.mlp.up_proj.weight")."""
+    """A solved model as exporters see it, with its source's tensor names ("model.layers.0.mlp.up_proj.weight")."""
 
     name: str
     config: Mapping[str, Any]
@@ -106,7 +112,7 @@ class QuantizedModel(Protocol):
 
 
 class Site(Protocol):
-    """A place in a block where both streams stand still: the layers that read one input (q, k, v | o | gate, up | down)."""
+    """Where both streams stand still: the layers that read one input (q, k, v | o | gate, up | down)."""
 
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
         """(X, X_hat) per batch, tokens x in; X is None when no full-precision stream runs."""
@@ -139,8 +145,12 @@ class Exporter(Protocol):
     zero_kinds: Sequence[str]
     """Grid.zeros that the format holds without loss, the preferred asymmetric kind first."""
 
-    def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes],
-                      grids: Mapping[str, tuple[tuple[int, ...], Grid | None]]) -> str | None:
+    def reject_reason(
+        self,
+        config: Mapping[str, Any],
+        companions: Mapping[str, bytes],
+        grids: Mapping[str, tuple[tuple[int, ...], Grid | None]],
+    ) -> str | None:
         """Why this model on these grids cannot be written, naming what to change; None when it can.
 
         grids maps each tensor name to its shape and its grid (None: dense).

@@ -50,7 +50,7 @@ class Recipe:
 
     def grid_of(self, layer: str) -> Grid | None:
         """The grid of a linear layer, None when an override keeps it dense; the last matching override wins."""
-        settings = {"bits": self.bits, "group_size": self.group_size, "zeros": self.zeros}
+        settings: dict[str, Any] = {"bits": self.bits, "group_size": self.group_size, "zeros": self.zeros}
         for override in self.overrides:
             if fnmatch.fnmatchcase(layer, override.layers):
                 chosen = {name: getattr(override, name) for name in settings}

@@ -38,8 +38,7 @@ def load(entry: Entry, what: str) -> Any:
         return getattr(import_module(module), attribute)
     except ImportError as error:
         raise NotInstalled(
-            f"{what} needs {error.name or 'a package'}, which is not installed; "
-            f"run: pip install 'edgeq[{entry.extra}]'"
+            f"{what} needs {error.name or 'a package'}, which is not installed; run: pip install 'edgeq[{entry.extra}]'"
         ) from error
 
 

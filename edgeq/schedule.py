@@ -38,6 +38,11 @@ class Forward:
         else:
             self.stop = arrived
 
+    def finished(self) -> Array:
+        """The hidden states behind the block."""
+        assert self._pass.dead, "the pass has not come to its end"
+        return self.output
+
 
 def stand_still(layer: str, x: Array) -> None:
     """Called by a hook just before a linear layer runs: hand control to the scheduler until it resumes this pass.

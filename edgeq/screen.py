@@ -93,7 +93,9 @@ def show_run(console: Console, summary: Mapping[str, Any]) -> None:
     for name, path in summary["exports"].items():
         table.add_row(name, path)
     table.add_row("size", _size_row(summary["bytes"]))
-    table.add_row("bits per weight", ", ".join(f"{part} {bits:.2f}" for part, bits in summary["bits_per_weight"].items()))
+    table.add_row(
+        "bits per weight", ", ".join(f"{part} {bits:.2f}" for part, bits in summary["bits_per_weight"].items())
+    )
     if summary["worst_layers"]:
         worst = "\n".join(f"{loss:7.2%}  {name}" for name, loss in summary["worst_layers"])
         table.add_row("largest errors", worst)
@@ -139,7 +141,9 @@ def notes(reports: Sequence[Mapping[str, Any]], grids: Mapping[str, Any]) -> lis
         if report["damping_retries"]:
             found.append(f"{report['name']}: damping raised {report['damping_retries']} times to {report['damping']:g}")
         if report["dead_columns"]:
-            found.append(f"{report['name']}: {report['dead_columns']} inputs never seen in calibration, plainly rounded")
+            found.append(
+                f"{report['name']}: {report['dead_columns']} inputs never seen in calibration, plainly rounded"
+            )
     short = [name for name, (shape, grid) in grids.items() if grid and shape[1] % grid.columns_per_group(shape[1])]
     if short:
         found.append(f"{len(short)} matrices have a short last group, such as {short[0]}")
@@ -148,13 +152,14 @@ def notes(reports: Sequence[Mapping[str, Any]], grids: Mapping[str, Any]) -> lis
 
 def show_inspection(console: Console, result: Mapping[str, Any]) -> None:
     """The result of `edgeq inspect`."""
-    size = result.get("bytes", result.get("bytes at 16 bits", 0)) / MEGABYTE
-    at = "" if "bytes" in result else " at 16 bits"
-    title = f"{result['model']}: {result['kind']}, {result['architecture']}, {result['blocks']} blocks, "
-    console.print(f"{title}{result['parameters'] / 1e6:.1f} M parameters, {size:.1f} MB{at}", highlight=False)
-    table = Table("tensor", "count", "shape", "stored as")
+    facts = (
+        f"{result['model']}: {result['kind']}, {result['architecture']}, {result['blocks']} blocks",
+        f"{result['parameters'] / 1e6:.1f} M parameters, {result['bytes'] / MEGABYTE:.1f} MB",
+        f"{result['bits_per_weight']:.2f} bits per weight",
+    )
+    console.print(", ".join(facts), highlight=False, soft_wrap=True)
     for row in result["tensors"]:
-        table.add_row(row["name"], str(row["count"]), " x ".join(map(str, row["shape"])), row["grid"])
-    console.print(table, highlight=False)
-    for part, bits in result.get("bits_per_weight", {}).items():
-        console.print(f"bits per weight, {part}: {bits:.2f}", highlight=False)
+        shape = " x ".join(map(str, row["shape"]))
+        console.print(
+            f"{row['count']:5}  {row['name']:48} {shape:14} {row['stored_as']}", highlight=False, soft_wrap=True
+        )

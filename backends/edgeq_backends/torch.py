@@ -52,6 +52,7 @@ class TorchBackend:
     def cholesky(self, A: torch.Tensor) -> torch.Tensor:
         if A.device.type == "mps":  # no float64 and no batched factorisation there
             return self.cholesky(A.cpu())
+        L: torch.Tensor
         L, info = torch.linalg.cholesky_ex(A.double())
         if bool((info != 0).any()) or not bool(torch.isfinite(L).all()):
             raise NotPositiveDefinite(size=A.shape[-1])
@@ -59,7 +60,7 @@ class TorchBackend:
 
     def solve_triangular(self, L: torch.Tensor, B: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
         right = B.to(L.device, L.dtype)
-        solved = torch.linalg.solve_triangular(L.mT if transposed else L, right, upper=transposed)
+        solved: torch.Tensor = torch.linalg.solve_triangular(L.mT if transposed else L, right, upper=transposed)
         return solved.to(torch.float32).to(self.device)
 
     def round_clip(self, x: torch.Tensor, low: float, high: float) -> torch.Tensor:

@@ -39,8 +39,8 @@ class TorchActivations:
             finally:
                 for hook in hooks:
                     hook.remove()
-            self._full = [forward.output for forward in full]
-            self._quantized = [forward.output for forward in quantized]
+            self._full = [forward.finished() for forward in full]
+            self._quantized = [forward.finished() for forward in quantized]
 
     def _forwards(self, index: int, hidden: list[torch.Tensor]) -> list[Forward]:
         return [Forward(partial(self._model.run_block, index, batch, states)) for batch, states in enumerate(hidden)]
@@ -53,7 +53,8 @@ def halt(name: str, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
 
 def set_weight(linears: dict[str, torch.nn.Module], layer: str, W: NumpyArray) -> None:
     """What the layer computes with from here on."""
-    old = linears[layer].weight
+    old = linears[layer]._parameters["weight"]
+    assert old is not None
     weight = torch.from_numpy(W).to(device=old.device, dtype=old.dtype)
     linears[layer].weight = torch.nn.Parameter(weight, requires_grad=False)
 

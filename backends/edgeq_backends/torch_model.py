@@ -145,9 +145,10 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
     """The transformers model of a config, without parameters; its buffers (rotary tables) are real."""
     config = AutoConfig.for_model(**dict(source.config))
     with init_empty_weights(include_buffers=False):
-        model: torch.nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.tie_weights()
-    return model.eval()
+    empty: torch.nn.Module = model.eval()
+    return empty
 
 
 def parameters_of(module: torch.nn.Module, prefix: str) -> list[Parameter]:

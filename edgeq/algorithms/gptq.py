@@ -43,9 +43,7 @@ def solve_columns(
     return backend.take(backend.concatenate(codes, axis=0), np.argsort(order), axis=0).T
 
 
-def solve_block(
-    columns: Array, U: Array, fitted: GroupScales, grid: Grid, backend: Backend
-) -> tuple[Array, Array]:
+def solve_block(columns: Array, U: Array, fitted: GroupScales, grid: Grid, backend: Backend) -> tuple[Array, Array]:
     """Codes of one block of columns and the errors e_j that the columns after it must absorb.
 
     Shapes: columns, fitted scales and offsets, codes and errors (columns, out): one row per column, contiguous.

@@ -3,7 +3,6 @@
 import numpy as np
 
 from edgeq.grid import (
-    expand,
     fit_min_max,
     group_range,
     grouped,
@@ -65,9 +64,7 @@ def _keep_better(
 ) -> tuple[GroupScales, Array]:
     loss = rounding_loss(groups, weights, new, grid, backend)
     better = loss < best_loss
-    kept = GroupScales(
-        backend.where(better, new.scales, best.scales), backend.where(better, new.offsets, best.offsets)
-    )
+    kept = GroupScales(backend.where(better, new.scales, best.scales), backend.where(better, new.offsets, best.offsets))
     return kept, backend.where(better, loss, best_loss)
 
 

@@ -57,7 +57,7 @@ class GgufFile:
     def __init__(self, path: Path, *, name: str | None = None) -> None:
         reader = open_reader(path)
         self.path = path
-        self.name = name or path.stem
+        self.name = name or str(self.metadata.get("general.name") or path.stem)
         self.metadata = read_metadata(reader, path)
         stored = {tensor.name: tensor for tensor in reader.tensors}
         factors = stored.pop(ROPE_FACTORS, None)
@@ -93,6 +93,12 @@ class GgufFile:
         if tensor_name.endswith("self_attn.k_proj.weight"):
             return restore_rotary_rows(weights, heads=self.config["num_key_value_heads"])
         return weights
+
+    def stored_as(self, tensor_name: str) -> str:
+        return str(self.tensor(tensor_name).tensor_type.name)
+
+    def stored_bytes(self) -> int:
+        return self.path.stat().st_size
 
     def blocks(self) -> Sequence[BlockSpec]:
         return self.decoder_blocks

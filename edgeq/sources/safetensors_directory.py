@@ -93,6 +93,12 @@ class SafetensorsDirectory:
         values = values.reshape(place.shape)
         return values.astype(np.float32) if place.dtype == "F64" else values
 
+    def stored_as(self, tensor_name: str) -> str:
+        return self.place(tensor_name).dtype
+
+    def stored_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
     def blocks(self) -> Sequence[BlockSpec]:
         return self.decoder_blocks
 
