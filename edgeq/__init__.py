@@ -1,0 +1,31 @@
+"""edgeq: quantize language models for laptops and phones; solve once, export everywhere."""
+
+from typing import TYPE_CHECKING, Any
+
+from edgeq.errors import BadInput, EdgeqError, NotInstalled, NotPositiveDefinite, UnsupportedModel
+from edgeq.version import __version__
+
+if TYPE_CHECKING:
+    from edgeq.types import Grid, LayerProblem, LayerStatistics, QuantizedLinear
+
+__all__ = [
+    "BadInput",
+    "EdgeqError",
+    "Grid",
+    "LayerProblem",
+    "LayerStatistics",
+    "NotInstalled",
+    "NotPositiveDefinite",
+    "QuantizedLinear",
+    "UnsupportedModel",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Types come with NumPy, which takes longer to import than --help may take."""
+    if name not in __all__:
+        raise AttributeError(f"module 'edgeq' has no attribute {name!r}")
+    from edgeq import types  # noqa: PLC0415
+
+    return getattr(types, name)

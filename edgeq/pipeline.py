@@ -6,11 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-
 from edgeq.calibration import sample_windows, tokenize
 from edgeq.checkpoint import FORMAT_VERSION, HEAD_FILE, Checkpoint, write_json, write_tensors
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
 from edgeq.layer import LayerReport, prepare_site, solve_layer, solve_without_statistics
 from edgeq.plan import Grids, bits_per_weight, check_exports, plan_grids
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
@@ -18,6 +16,7 @@ from edgeq.recipe import Recipe, recipe_settings
 from edgeq.statistics import accumulate
 from edgeq.stopwatch import Stopwatch
 from edgeq.storage import check_destination, new_directory, write_bytes
+from edgeq.tensors import read_tensor, read_weight
 from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear
 from edgeq.version import __version__
 
@@ -68,11 +67,22 @@ def start_activations(job: Job) -> ActivationSource:
     recipe = job.recipe
     with job.clock("tokenize"):
         tokens = tokenize(job.source, job.text)
+        check_length(job.source, recipe.sequence_length)
         windows = sample_windows(
             tokens, samples=recipe.samples, sequence_length=recipe.sequence_length, seed=recipe.seed
         )
     with job.clock("load model"):
         return job.make_activations(job.source, windows, recipe.needs_drift)
+
+
+def check_length(source: ModelSource, sequence_length: int) -> None:
+    """Raises: BadInput when calibration sequences are longer than the model was made for."""
+    longest = source.config.get("max_position_embeddings")
+    if isinstance(longest, int) and sequence_length > longest:
+        raise BadInput(
+            f"sequence length {sequence_length}: the model reads at most {longest} tokens; "
+            f"choose --sequence-length {longest} or less"
+        )
 
 
 def write_model(
@@ -120,8 +130,11 @@ def solve_site(job: Job, grids: Grids, site: Site) -> Iterator[tuple[str, Quanti
     backend, clock = job.backend, job.clock
     with clock("statistics"):
         statistics = accumulate(site, backend, drift=job.recipe.needs_drift)
-    with clock("factor"):
-        factors = prepare_site(statistics, job.recipe, backend)
+    try:
+        with clock("factor"):
+            factors = prepare_site(statistics, job.recipe, backend)
+    except NotPositiveDefinite as error:
+        raise EdgeqError(f"inputs of layer {site.name!r}: {error}") from error
     for linear in timed(site.layers(), clock, "forward passes"):
         name = f"{linear}.weight"
         grid = grids[name][1]
@@ -165,19 +178,6 @@ def write_part(job: Job, path: Path, names: Sequence[str], solved: Mapping[str, 
     with job.clock("write"):
         dense = {name: read_tensor(job.source, name) for name in names if name not in solved}
         write_tensors(path, solved, dense)
-
-
-def read_tensor(source: ModelSource, name: str) -> NumpyArray:
-    """A tensor of the source. Raises: BadInput when it holds NaN or infinity."""
-    tensor = source.read(name)
-    if not np.isfinite(tensor).all():
-        raise BadInput(f"tensor {name!r} of {source.name!r} holds NaN or infinity; the checkpoint is damaged")
-    return tensor
-
-
-def read_weight(source: ModelSource, name: str) -> NumpyArray:
-    """A weight matrix in float32."""
-    return read_tensor(source, name).astype(np.float32, copy=False)
 
 
 def write_head(job: Job, grids: Grids, reports: Sequence[LayerReport], folder: Path) -> None:

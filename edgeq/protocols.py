@@ -114,6 +114,9 @@ class QuantizedModel(Protocol):
 class Site(Protocol):
     """Where both streams stand still: the layers that read one input (q, k, v | o | gate, up | down)."""
 
+    name: str
+    """The first layer that reads the input."""
+
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
         """(X, X_hat) per batch, tokens x in; X is None when no full-precision stream runs."""
 

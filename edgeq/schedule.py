@@ -71,8 +71,8 @@ class Streams:
         """Stand still at one site after the other; both streams are through the block when this is exhausted."""
         self._resume(self.full)
         self._resume(self.quantized)
-        while (stop := self.quantized[0].stop) is not None:
-            site = StandingSite(self, stop.layer)
+        while (layer := self._common_layer()) is not None:
+            site = StandingSite(self, layer)
             yield site
             for _ in site.layers():  # whatever the caller left unsolved runs unchanged
                 pass
@@ -82,23 +82,25 @@ class Streams:
 
     def pass_layer(self) -> None:
         """Run every pass through the layer it stands at: original weight first, then the replacement."""
-        stop = self.quantized[0].stop
-        assert stop is not None
-        self._check_together(stop.layer)
+        layer = self._common_layer()
+        assert layer is not None
         self._resume(self.full)
-        replacement = self._replacements.pop(stop.layer, None)
+        replacement = self._replacements.pop(layer, None)
         if replacement is not None:
-            self._set_weight(stop.layer, replacement)
+            self._set_weight(layer, replacement)
         self._resume(self.quantized)
 
-    def _check_together(self, layer: str) -> None:
-        for forward in (*self.full, *self.quantized):
-            if forward.stop is None or forward.stop.layer != layer:
-                where = "the end of the block" if forward.stop is None else repr(forward.stop.layer)
+    def _common_layer(self) -> str | None:
+        """The layer at which all passes stand, None once all are through the block. Raises: UnsupportedModel."""
+        layers = [None if forward.stop is None else forward.stop.layer for forward in (*self.quantized, *self.full)]
+        for layer in layers:
+            if layer != layers[0]:
+                here, there = (f"layer {name!r}" if name else "the end of the block" for name in (layers[0], layer))
                 raise UnsupportedModel(
-                    f"layer {layer!r}: one batch stands there and another at {where}; edgeq needs models that run the "
-                    "same layers for every batch"
+                    f"one batch stands at {here} and another at {there}; edgeq needs models that run the same layers "
+                    "for every batch"
                 )
+        return layers[0]
 
     def _resume(self, forwards: Sequence[Forward]) -> None:
         for forward in forwards:

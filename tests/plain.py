@@ -8,7 +8,7 @@ from edgeq.types import GroupScales
 
 
 def random_layer(rng, *, out_features=6, in_features=24, tokens=300, drift=0.0):
-    """W, X and X_hat; correlated inputs, a few of them large. Values are exact in float32, so all backends see the same."""
+    """W, X and X_hat; correlated inputs, a few of them large. Exact in float32: all backends see the same values."""
     distance = np.abs(np.subtract.outer(np.arange(in_features), np.arange(in_features)))
     mixing = rng.standard_normal((in_features, in_features)) * np.exp(-distance / 4)
     X = rng.standard_normal((tokens, in_features)) @ mixing / np.linalg.norm(mixing, axis=0)

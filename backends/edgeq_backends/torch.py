@@ -1,5 +1,6 @@
 """torch in float32 on CUDA, the CPU or Apple's MPS; factorisations in float64 where the device has it."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +28,8 @@ class TorchBackend:
         torch.set_float32_matmul_precision("highest")
 
     def asarray(self, x: Any) -> torch.Tensor:
-        if isinstance(x, np.ndarray) and x.dtype.kind != "f":  # ml_dtypes.bfloat16 is of kind V, codes of kind u
-            x = x.astype(np.float32)
+        if isinstance(x, np.ndarray):  # torch takes no ml_dtypes and no negative strides, and warns of read-only memory
+            x = np.array(x, np.float32, order="C")
         return torch.as_tensor(x).to(self.device, torch.float32)
 
     def to_numpy(self, x: torch.Tensor) -> NumpyArray:
@@ -76,7 +77,7 @@ class TorchBackend:
         return torch.where(mask, a, b).to(torch.float32)
 
     def take(self, x: torch.Tensor, indices: NumpyArray, axis: int) -> torch.Tensor:
-        return x.index_select(axis, torch.as_tensor(np.ascontiguousarray(indices), device=x.device))
+        return x.index_select(axis, torch.as_tensor(np.array(indices), device=x.device))
 
     def concatenate(self, parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
         return torch.cat(list(parts), dim=axis)
@@ -96,7 +97,7 @@ def symmetric_product(X: torch.Tensor) -> torch.Tensor:
     size = X.shape[1]
     bounds = [round(strip * size / GRAM_STRIPS) for strip in range(GRAM_STRIPS + 1)]
     product = X.new_empty(size, size)
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         strip = X[:, start:stop].T @ X[:, :stop]
         product[start:stop, :stop] = strip
         product[:start, start:stop] = strip[:, :start].T

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
+from edgeq.tensors import read_weight
 from edgeq.types import NumpyArray
 
 
@@ -132,13 +133,13 @@ class StreamedModel:
 
     def read(self, parameter: Parameter) -> torch.Tensor:
         """A parameter's values in float32. Raises: BadInput when the source's tensor has another shape."""
-        weight = self.source.read(parameter.name)
+        weight = read_weight(self.source, parameter.name)
         if weight.shape != parameter.shape:
             raise BadInput(
                 f"tensor {parameter.name!r}: shape {list(weight.shape)}, but config.json asks for "
                 f"{list(parameter.shape)}; the two do not belong together"
             )
-        return torch.from_numpy(np.ascontiguousarray(weight, dtype=np.float32)).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(weight)).to(self.device)
 
 
 def empty_model(source: ModelSource) -> torch.nn.Module:

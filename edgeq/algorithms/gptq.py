@@ -21,7 +21,7 @@ def solve_columns(
 
     e_j = (v_j - Q(v_j)) / U_jj,   v_k -= e_j U_jk for k > j,   with (H + lambda I)^-1 = U^T U
 
-    The sum of e_j ** 2 is the loss tr((V-Q) (H + lambda I) (V-Q)^T). Updates beyond a block of columns are done at once.
+    The sum of e_j ** 2 is the loss tr((V-Q) (H + lambda I) (V-Q)^T). Updates beyond a block of columns come at once.
 
     order permutes the columns while solving only: U must belong to H in that order; groups keep their own columns.
     Shapes: V (out, in); U (in, in) upper; the codes (out, in).

@@ -21,9 +21,10 @@ def search_scales(
 ) -> GroupScales:
     """Stage 1: per row and group, the scale whose rounding error weighs least on the layer's output.
 
-    min over s of sum_j importance_j (v_j - Q_s(v_j))^2, over ranges shrunk to p = 1 .. shrink_to, then refitted by least
-    squares. Never worse than min-max scales in that measure. On a symmetric grid, whose codes reach one step further
-    down than up, negative scales are tried too. Scales are rounded to their storage dtype before they are judged.
+    min over s of sum_j importance_j (v_j - Q_s(v_j))^2, over ranges shrunk to p = 1 .. shrink_to, then refitted by
+    least squares. Never worse than min-max scales in that measure. On a symmetric grid, whose codes reach one step
+    further down than up, negative scales are tried too. Scales are rounded to their storage dtype before they are
+    judged.
 
     Shapes: V (out, in); importance (in,), the diagonal of H; scales and offsets (out, groups).
     Source: the first stage of "two-stage group-scale optimisation", arXiv 2602.02126.

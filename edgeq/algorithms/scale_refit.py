@@ -1,26 +1,13 @@
 """Stage 2 of the group scales: codes frozen, scales and free offsets refitted to the error of the whole layer."""
 
-from dataclasses import dataclass
-
-import numpy as np
-
-from edgeq.grid import expand, grouped, offsets_for, store_scales, zero_points
+from edgeq.algorithms.scale_system import RIDGE, ScaleSystem, residual, scale_system, solve_exactly, system_loss
+from edgeq.grid import expand, offsets_for, store_scales, zero_points
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales
 
+__all__ = ["ScaleSystem", "descend", "refit_scales", "scale_system"]
+
 SYSTEM_ELEMENTS = 2**25  # of one chunk of rows' normal equations
-RIDGE = 1e-6  # of each diagonal entry: keeps the exact solve definite in float32
-
-
-@dataclass(frozen=True, slots=True)
-class ScaleSystem:
-    """Per row, the loss of the unknowns x: x^T A x - 2 c^T x. Shapes: A (out, unknowns, unknowns); c (out, unknowns).
-
-    The unknowns are the scales of all groups, on an offset grid followed by the offsets of all groups.
-    """
-
-    A: Array
-    c: Array
 
 
 def refit_scales(
@@ -70,24 +57,9 @@ def _refit_rows(
     return GroupScales(scales, offsets_for(scales, zeros, grid, backend))
 
 
-def scale_system(features: list[Array], B: Array, H: Array, grid: Grid, backend: Backend) -> ScaleSystem:
-    """The normal equations A_gk = f_g^T H_gk f_k, c_g = f_g^T b_g for each row.
-
-    Shapes: each feature (out, in), one unknown per group of it.
-    """
-    rows = []
-    for feature in features:
-        for start, stop in grid.group_bounds(feature.shape[1]):
-            through_H = feature[:, start:stop] @ H[start:stop]
-            parts = [grouped(through_H * other, grid, backend).sum(axis=-1) for other in features]
-            rows.append(backend.concatenate(parts, axis=1)[:, None, :])
-    c = [grouped(feature * B, grid, backend).sum(axis=-1) for feature in features]
-    return ScaleSystem(backend.concatenate(rows, axis=1), backend.concatenate(c, axis=1))
-
-
 def descend(system: ScaleSystem, start: Array, grid: Grid, backend: Backend, sweeps: int, exact: bool) -> Array:
     """Sweep over the groups, each set to its best storable values given the others; keep only what lowers the loss."""
-    unknowns = backend.copy(_solve_exactly(system, start, grid, backend) if exact else start)
+    unknowns = backend.copy(solve_exactly(system, start, grid, backend) if exact else start)
     groups = start.shape[1] // 2 if grid.zeros == "offset" else start.shape[1]
     for _ in range(sweeps):
         for group in range(groups):
@@ -96,32 +68,23 @@ def descend(system: ScaleSystem, start: Array, grid: Grid, backend: Backend, swe
             else:
                 _improve_scale(system, unknowns, group, grid, backend)
         backend.evaluate(unknowns)
-    better = _loss(system, unknowns) <= _loss(system, start)
+    better = system_loss(system, unknowns) <= system_loss(system, start)
     return backend.where(better[:, None], unknowns, start)
-
-
-def _loss(system: ScaleSystem, unknowns: Array) -> Array:
-    curved = (system.A * unknowns[:, None, :]).sum(axis=-1)
-    return ((curved - 2 * system.c) * unknowns).sum(axis=-1)
-
-
-def _residual(system: ScaleSystem, unknowns: Array, at: int) -> Array:
-    return system.c[:, at] - (system.A[:, at] * unknowns).sum(axis=-1)
 
 
 def _improve_scale(system: ScaleSystem, unknowns: Array, at: int, grid: Grid, backend: Backend) -> None:
     """Move one scale to the storable value nearest the minimum of its parabola; a group of zeros keeps its scale."""
-    curvature, residual = system.A[:, at, at], _residual(system, unknowns, at)
-    step = residual / backend.where(curvature > 0, curvature, 1.0)
+    curvature, slope = system.A[:, at, at], residual(system, unknowns, at)
+    step = slope / backend.where(curvature > 0, curvature, 1.0)
     step = store_scales(unknowns[:, at] + step, grid, backend) - unknowns[:, at]
-    gain = step * (2 * residual - step * curvature)
+    gain = step * (2 * slope - step * curvature)
     unknowns[:, at] += backend.where(gain > 0, step, 0.0)
 
 
 def _improve_pair(system: ScaleSystem, unknowns: Array, scale: int, offset: int, grid: Grid, backend: Backend) -> None:
     """Move a scale and its offset together to their joint minimum, the offset making up for the scale's rounding."""
     A_s, A_o, A_so = system.A[:, scale, scale], system.A[:, offset, offset], system.A[:, scale, offset]
-    r_s, r_o = _residual(system, unknowns, scale), _residual(system, unknowns, offset)
+    r_s, r_o = residual(system, unknowns, scale), residual(system, unknowns, offset)
     determinant = A_s * A_o - A_so * A_so
     solvable = determinant > RIDGE * A_s * A_o
     step_s = backend.where(solvable, (r_s * A_o - r_o * A_so) / backend.where(solvable, determinant, 1.0), 0.0)
@@ -131,21 +94,3 @@ def _improve_pair(system: ScaleSystem, unknowns: Array, scale: int, offset: int,
     gain = step_s * (2 * r_s - step_s * A_s - 2 * step_o * A_so) + step_o * (2 * r_o - step_o * A_o)
     unknowns[:, scale] += backend.where(gain > 0, step_s, 0.0)
     unknowns[:, offset] += backend.where(gain > 0, step_o, 0.0)
-
-
-def _solve_exactly(system: ScaleSystem, start: Array, grid: Grid, backend: Backend) -> Array:
-    """The joint minimum over all unknowns of a row, rounded to storage; groups without features keep their value."""
-    count = start.shape[1]
-    eye = backend.asarray(np.eye(count))
-    diagonal = (system.A * eye).sum(axis=-1)
-    seen = diagonal > 0
-    ridge = backend.where(seen, RIDGE * diagonal, 1.0)
-    A = system.A + eye * ridge[:, None, :]
-    L = backend.cholesky(A)
-    right = backend.where(seen, system.c + ridge * start, start)[:, :, None]
-    solved = backend.solve_triangular(L, backend.solve_triangular(L, right), transposed=True)[:, :, 0]
-    groups = count // 2 if grid.zeros == "offset" else count
-    parts = [store_scales(solved[:, :groups], grid, backend)]
-    if groups < count:
-        parts.append(backend.round_to(solved[:, groups:], grid.scale_dtype))
-    return backend.concatenate(parts, axis=1)

@@ -57,8 +57,8 @@ class GgufFile:
     def __init__(self, path: Path, *, name: str | None = None) -> None:
         reader = open_reader(path)
         self.path = path
-        self.name = name or str(self.metadata.get("general.name") or path.stem)
         self.metadata = read_metadata(reader, path)
+        self.name = name or str(self.metadata.get("general.name") or path.stem)
         stored = {tensor.name: tensor for tensor in reader.tensors}
         factors = stored.pop(ROPE_FACTORS, None)
         self.config: Mapping[str, Any] = build_config(

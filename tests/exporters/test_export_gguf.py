@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from gguf_models import VOCAB_SIZE, MemoryModel, random_layer, tokenizer_files
+from tiny_models import VOCAB_SIZE, MemoryModel, random_layer, tokenizer_files
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from edgeq.errors import BadInput

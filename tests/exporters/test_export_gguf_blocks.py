@@ -3,7 +3,7 @@
 import gguf
 import numpy as np
 import pytest
-from gguf_models import random_layer
+from tiny_models import random_layer
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid, QuantizedLinear

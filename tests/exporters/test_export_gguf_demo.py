@@ -3,7 +3,7 @@
 import gguf
 import numpy as np
 import pytest
-from gguf_models import TEXT, MemoryModel, one_block_model
+from tiny_models import TEXT, MemoryModel, one_block_model
 
 from edgeq.sources.demo import find_demo
 from edgeq.sources.gguf_file import GgufFile

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from gguf_models import LLAMA_3, ONE_BLOCK, TEXT, VOCAB_SIZE, byte_level_bpe, one_block_model, tokenizer_files
+from tiny_models import LLAMA_3, ONE_BLOCK, TEXT, VOCAB_SIZE, byte_level_bpe, one_block_model, tokenizer_files
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgeq.errors import BadInput

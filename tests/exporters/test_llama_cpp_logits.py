@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from gguf_models import VOCAB_SIZE, one_block_model, tokenizer_files
+from tiny_models import VOCAB_SIZE, one_block_model, tokenizer_files
 
 from edgeq.errors import BadInput, NotInstalled
 from edgeq_backends.llama_cpp import LlamaCppLogits, load_cyllama

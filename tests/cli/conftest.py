@@ -1,0 +1,61 @@
+"""A model that quantizes in a second, and a way to run commands as a user does."""
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+from tiny_models import TEXT, tokenizer_files
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from edgeq.cli import main
+
+QUICK = ["--samples", "4", "--sequence-length", "32", "--backend", "cpu"]
+
+
+@dataclass(frozen=True)
+class Result:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def edgeq(monkeypatch, capsys):
+    """Run `edgeq ARGUMENTS`; gives status, standard output and standard error."""
+
+    def run(*arguments) -> Result:
+        monkeypatch.setattr(sys, "argv", ["edgeq", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "some.txt"
+    path.write_text(TEXT * 200, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=320, max_position_embeddings=128, tie_word_embeddings=True,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for name, data in tokenizer_files().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quick(text_file):
+    """Options that make a run short."""
+    return [*QUICK, "--calibration", str(text_file)]

@@ -1,0 +1,158 @@
+"""Commands as users type them, on a small model."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from edgeq.checkpoint import Checkpoint
+from edgeq.cli import cli
+
+
+@pytest.fixture(scope="module")
+def run(saved_model, text_file, tmp_path_factory):
+    """A finished run with a GGUF export, and the JSON it printed."""
+    output = tmp_path_factory.mktemp("runs") / "run"
+    command = [
+        sys.executable, "-m", "edgeq", "quantize", str(saved_model), "-o", str(output), "--bits", "4", "--export", "gguf",
+        "--samples", "4", "--sequence-length", "32", "--backend", "cpu", "--calibration", str(text_file), "--json",
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return output, json.loads(result.stdout)
+
+
+def test_quantize_writes_a_checkpoint_and_the_export(run):
+    output, summary = run
+    assert (output / "edgeq.json").is_file()
+    assert (output / "gguf" / "model.gguf").stat().st_size == summary["bytes"]["gguf"]
+    assert summary["bits_per_weight"]["linear layers"] == pytest.approx(4.5)
+
+
+def test_the_summary_names_the_worst_layers_and_the_time_of_every_stage(run):
+    _, summary = run
+    assert len(summary["worst_layers"]) == 5
+    assert {"forward passes", "statistics", "solve", "export"} <= set(summary["seconds"])
+
+
+def test_the_report_has_a_falling_loss_for_every_layer(run):
+    output, _ = run
+    layers = json.loads((output / "report.json").read_text())["layers"]
+    assert len(layers) == 14
+    for layer in layers:
+        assert layer["losses"]["refitted"] <= layer["losses"]["solved"] * 1.001
+
+
+def test_the_checkpoint_dequantizes_close_to_the_original_weights(run, saved_model):
+    output, _ = run
+    checkpoint, original = Checkpoint(output), load_file(saved_model / "model.safetensors")
+    for name in checkpoint.tensor_names():
+        error = np.linalg.norm(checkpoint.read(name) - original[name]) / np.linalg.norm(original[name])
+        assert error < 0.2
+
+
+def test_the_same_run_writes_the_same_bytes(run, edgeq, saved_model, text_file, tmp_path):
+    output, _ = run
+    options = ["--samples", "4", "--sequence-length", "32", "--backend", "cpu", "--calibration", text_file]
+    edgeq("quantize", saved_model, "-o", tmp_path / "again", "--export", "gguf", *options)
+    files = sorted(path.relative_to(output) for path in output.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.*"))
+    for file in files:
+        assert (output / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
+
+
+def test_export_writes_the_same_file_as_quantize_did(run, edgeq, tmp_path):
+    output, _ = run
+    result = edgeq("export", output, "--format", "gguf", "-o", tmp_path / "exported")
+    assert result.status == 0
+    assert (tmp_path / "exported" / "model.gguf").read_bytes() == (output / "gguf" / "model.gguf").read_bytes()
+
+
+def test_an_export_is_not_overwritten_without_force(run, edgeq):
+    output, _ = run
+    assert edgeq("export", output, "--format", "gguf").status == 1
+    assert edgeq("export", output, "--format", "gguf", "--force").status == 0
+
+
+@pytest.mark.parametrize("target", [".", "gguf/model.gguf", "gguf"])
+def test_evaluate_compares_with_the_original(run, edgeq, saved_model, text_file, target):
+    output, _ = run
+    options = ["--text", text_file, "--windows", "2", "--sequence-length", "32", "--backend", "cpu", "--json"]
+    result = edgeq("evaluate", output / target, "--reference", saved_model, *options)
+    quality = json.loads(result.out)
+    assert quality["runtime"] == ("torch" if target == "." else "llama.cpp")
+    assert quality["tokens"] == 64
+    assert 0 < quality["kl"] < 0.05
+
+
+def test_evaluate_runs_a_gguf_file_in_torch_when_asked(run, edgeq, saved_model, text_file):
+    output, _ = run
+    options = ["--text", text_file, "--windows", "2", "--sequence-length", "32", "--backend", "cpu", "--json"]
+    in_torch = edgeq("evaluate", output / "gguf", "--runtime", "torch", "--reference", saved_model, *options)
+    checkpoint = edgeq("evaluate", output, "--reference", saved_model, *options)
+    assert json.loads(in_torch.out)["kl"] == pytest.approx(json.loads(checkpoint.out)["kl"], rel=1e-4)
+
+
+def test_a_model_evaluated_against_itself_does_not_differ(edgeq, saved_model, text_file):
+    options = ["--text", text_file, "--windows", "2", "--sequence-length", "32", "--backend", "cpu", "--json"]
+    quality = json.loads(edgeq("evaluate", saved_model, "--reference", saved_model, *options).out)
+    assert quality["kl"] == 0
+    assert quality["top1_agreement"] == 1
+
+
+def test_inspect_counts_layers_and_bits(run, edgeq):
+    output, _ = run
+    shown = json.loads(edgeq("inspect", output, "--json").out)
+    stored = {row["name"]: row["stored_as"] for row in shown["tensors"]}
+    assert shown["blocks"] == 2
+    assert stored["model.layers.*.mlp.up_proj.weight"] == "4 bits, group 32, symmetric"
+    assert stored["model.embed_tokens.weight"] == "8 bits, group 32, symmetric"
+
+
+def test_inspect_shows_the_types_in_a_gguf_file(run, edgeq):
+    output, _ = run
+    shown = edgeq("inspect", output / "gguf").out
+    assert "Q4_0" in shown
+    assert "Q8_0" in shown
+
+
+def test_a_recipe_file_sets_what_options_do_not(edgeq, saved_model, quick, tmp_path):
+    recipe = 'bits = 3\ngroup_size = "row"\n[[overrides]]\nlayers = "*.down_proj"\nbits = 16\n'
+    (tmp_path / "recipe.toml").write_text(recipe)
+    command = ["quantize", saved_model, "-o", tmp_path / "out", "--recipe", tmp_path / "recipe.toml", "--bits", "5"]
+    result = edgeq(*command, *quick)
+    checkpoint = Checkpoint(tmp_path / "out")
+    assert checkpoint.grid("model.layers.0.mlp.up_proj.weight").bits == 5
+    assert checkpoint.grid("model.layers.0.mlp.up_proj.weight").group_size is None
+    assert checkpoint.grid("model.layers.0.mlp.down_proj.weight") is None
+    assert "2 matrices stay dense" in result.out
+
+
+def test_asymmetric_becomes_offsets_for_gguf_and_whole_zero_points_otherwise(edgeq, saved_model, quick, tmp_path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    edgeq("quantize", saved_model, "-o", tmp_path / "a", "--asymmetric", *quick)
+    edgeq("quantize", saved_model, "-o", tmp_path / "b", "--asymmetric", "--export", "gguf", *quick)
+    assert Checkpoint(tmp_path / "a").grid(name).zeros == "integer"
+    assert Checkpoint(tmp_path / "b").grid(name).zeros == "offset"
+    manifest = json.loads((tmp_path / "b" / "gguf" / "manifest.json").read_text())
+    assert {tensor["status"] for tensor in manifest["tensors"]} <= {"exact", "dense", "widened"}
+
+
+def test_rounding_alone_needs_no_calibration(edgeq, saved_model, tmp_path):
+    options = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "reference"]
+    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *options)
+    assert result.status == 0
+    assert "forward passes" not in result.out
+
+
+def test_progress_goes_to_standard_error_with_an_estimate(edgeq, saved_model, quick, tmp_path):
+    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *quick)
+    assert "block 1/2, about" in result.err
+    assert "next: edgeq evaluate" in result.out
+
+
+def test_every_command_has_an_example():
+    for name, command in cli.commands.items():
+        assert f"edgeq {name}" in command.help
