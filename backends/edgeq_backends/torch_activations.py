@@ -11,7 +11,8 @@ from edgeq.schedule import Forward, Streams, stand_still
 from edgeq.types import BlockSpec, NumpyArray
 from edgeq_backends.torch_model import StreamedModel, token_batches
 
-TOKENS_PER_BATCH = 2048
+CALIBRATION_BATCH = 8192  # tokens: wide products run best, and all of a block's batches are in memory anyway
+PREDICTION_BATCH = 2048  # tokens: logits take vocabulary-many floats for each
 
 
 class TorchActivations:
@@ -24,7 +25,7 @@ class TorchActivations:
     def __init__(self, source: ModelSource, windows: NumpyArray, *, device: str = "cpu", drift: bool = True) -> None:
         self._model = StreamedModel(source, device)
         self._device = device
-        batches = token_batches(windows, device, TOKENS_PER_BATCH)
+        batches = token_batches(windows, device, CALIBRATION_BATCH)
         self._quantized = self._model.record(batches)
         self._full = list(self._quantized) if drift else []
 
@@ -66,7 +67,7 @@ class TorchLogits:
         self._model, self._device = StreamedModel(source, device), device
 
     def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
-        batches = token_batches(windows, self._device, TOKENS_PER_BATCH)
+        batches = token_batches(windows, self._device, PREDICTION_BATCH)
         hidden = self._model.record(batches)
         for index in range(len(self._model.blocks)):
             with self._model.block(index):

@@ -15,6 +15,7 @@ from edgeq.grid import (
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales
 
+TIE = 1e-5  # relative: a scale and its mirror image often lose the same, and rounding noise must not choose between them
 
 def search_scales(
     V: Array, importance: Array, grid: Grid, backend: Backend, *, candidates: int = 18, shrink_to: float = 0.4
@@ -64,7 +65,7 @@ def _keep_better(
     best: GroupScales, best_loss: Array, new: GroupScales, groups: Array, weights: Array, grid: Grid, backend: Backend
 ) -> tuple[GroupScales, Array]:
     loss = rounding_loss(groups, weights, new, grid, backend)
-    better = loss < best_loss
+    better = loss < (1 - TIE) * best_loss
     kept = GroupScales(backend.where(better, new.scales, best.scales), backend.where(better, new.offsets, best.offsets))
     return kept, backend.where(better, loss, best_loss)
 
