@@ -82,17 +82,24 @@ def evaluate(
     """
     gguf = find_gguf(target)
     chosen = runtime or ("llama.cpp" if gguf else "torch")
-    find(LOGITS, chosen, "runtime")
+    check_runtime(chosen)
     if chosen == "llama.cpp" and gguf is None:
         raise BadInput(f"runtime 'llama.cpp' runs GGUF files, not {target!r}; export it with --format gguf first")
-    source = open_model(str(gguf or target))
     original = open_model(reference) if reference is not None else None
-    device = DEVICES.get(load_backend(backend).name, load_backend(backend).name)
+    # llama.cpp reads its file itself: only the words that nobody else tokenizes need it opened here
+    source = open_model(str(gguf or target)) if chosen == "torch" or original is None else original
     tokens = tokenize(original or source, read_text(text, default=EVALUATION_TEXT))
     ids = first_windows(tokens, windows=windows, sequence_length=sequence_length)
+    name = load_backend(backend).name
+    device = DEVICES.get(name, name)
     logits = torch_logits(source, device) if chosen == "torch" else llama_cpp_logits(gguf)
     references = torch_logits(original, device).logits(ids) if original is not None else None
     return compare(ids, logits.logits(ids), references), chosen
+
+
+def check_runtime(name: str) -> None:
+    """Raises: BadInput for an unknown runtime, NotInstalled for one that is not there; before work starts."""
+    load(find(LOGITS, name, "runtime"), f"runtime {name!r}")
 
 
 def torch_logits(source: ModelSource, device: str) -> LogitSource:

@@ -93,7 +93,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize demo --output smollm2 --export gguf --evaluate
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
     """
-    from edgeq.assembly import make_job  # noqa: PLC0415
+    from edgeq.assembly import check_runtime, make_job  # noqa: PLC0415
     from edgeq.pipeline import quantize  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
     from edgeq.storage import check_destination  # noqa: PLC0415
@@ -101,10 +101,12 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     check_destination(output, force=force)
     settings = collect_settings(recipe, options)
     job = make_job(open_source(model), settings, backend=backend, calibration=calibration, exports=exports)
+    if evaluated:
+        check_runtime("llama.cpp" if "gguf" in exports else "torch")
     with ExitStack() as stack:
         observer = stack.enter_context(watching(as_json))
         checkpoint = quantize(job, output, observer, force=force)
-    summary = finish_run(job, checkpoint)
+    summary = finish_run(job, checkpoint, model)
     if evaluated:
         summary["quality"] = measure(summary["exports"].get("gguf", str(output)), reference=model, backend=backend)
     report(summary, as_json, show_finished)
@@ -211,7 +213,7 @@ def watching(as_json: bool) -> Any:
     return Bar(console) if console.is_terminal and not as_json else nullcontext(Lines(console))
 
 
-def finish_run(job: "Job", checkpoint: "Checkpoint") -> dict[str, Any]:
+def finish_run(job: "Job", checkpoint: "Checkpoint", model: str) -> dict[str, Any]:
     """Write the exports and gather what the last screen shows."""
     from edgeq.inspection import parameter_count  # noqa: PLC0415
     from edgeq.pipeline import export  # noqa: PLC0415
@@ -228,7 +230,7 @@ def finish_run(job: "Job", checkpoint: "Checkpoint") -> dict[str, Any]:
         sizes[exporter.name] = written[0].stat().st_size
     saved = checkpoint.report
     return {
-        "model": job.source.name, "output": str(checkpoint.path), "exports": exports, "bytes": sizes,
+        "model": job.source.name, "original": model, "output": str(checkpoint.path), "exports": exports, "bytes": sizes,
         "seconds": dict(job.clock.seconds), "total_seconds": sum(job.clock.seconds.values()),
         **summarise(saved["layers"], grids, saved["bits_per_weight"]),
     }  # fmt: skip
@@ -261,7 +263,7 @@ def show_finished(console: "Console", summary: Mapping[str, Any]) -> None:
         show_quality(console, summary["quality"])
         return
     target = summary["exports"].get("gguf", summary["output"])
-    console.print(f"next: edgeq evaluate {target} --reference {summary['model']}", highlight=False, soft_wrap=True)
+    console.print(f"next: edgeq evaluate {target} --reference {summary['original']}", highlight=False, soft_wrap=True)
 
 
 def show_files(console: "Console", result: Mapping[str, Any]) -> None:

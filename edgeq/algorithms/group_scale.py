@@ -15,7 +15,10 @@ from edgeq.grid import (
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales
 
-TIE = 1e-5  # relative: a scale and its mirror image often lose the same, and rounding noise must not choose between them
+TIE = (
+    1e-5  # relative: a scale and its mirror image often lose the same, and rounding noise must not choose between them
+)
+
 
 def search_scales(
     V: Array, importance: Array, grid: Grid, backend: Backend, *, candidates: int = 18, shrink_to: float = 0.4

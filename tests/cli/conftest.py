@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from tiny_models import TEXT, tokenizer_files
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgeq.cli import main
 
@@ -41,18 +41,34 @@ def text_file(tmp_path_factory):
     return path
 
 
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 320, "max_position_embeddings": 128,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="session")
-def saved_model(tmp_path_factory):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=320, max_position_embeddings=128, tie_word_embeddings=True,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for name, data in tokenizer_files().items():
-        (folder / name).write_bytes(data)
-    return folder
+def save_model(tmp_path_factory):
+    """Save a small random model of a kind that transformers knows, with a tokenizer; gives its directory."""
+
+    def save(model_type, **settings):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZES, **settings))
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.data.normal_()
+        folder = tmp_path_factory.mktemp("model") / "tiny"
+        model.save_pretrained(folder)
+        for name, data in tokenizer_files().items():
+            (folder / name).write_bytes(data)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def saved_model(save_model):
+    return save_model("llama", tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="session")

@@ -87,6 +87,18 @@ def test_evaluate_compares_with_the_original(run, edgeq, saved_model, text_file,
     assert 0 < quality["kl"] < 0.05
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("bits", [3, 5])
+def test_llama_cpp_computes_what_torch_does_with_the_dequantized_weights(
+    edgeq, save_model, quick, text_file, tmp_path, model_type, bits
+):
+    model = save_model(model_type, tie_word_embeddings=False)
+    edgeq("quantize", model, "-o", tmp_path / "out", "--bits", bits, "--asymmetric", "--export", "gguf", *quick)
+    options = ["--text", text_file, "--windows", "2", "--sequence-length", "64", "--backend", "cpu", "--json"]
+    result = edgeq("evaluate", tmp_path / "out" / "gguf", "--reference", tmp_path / "out", *options)
+    assert json.loads(result.out)["kl"] < 0.01
+
+
 def test_evaluate_runs_a_gguf_file_in_torch_when_asked(run, edgeq, saved_model, text_file):
     output, _ = run
     options = ["--text", text_file, "--windows", "2", "--sequence-length", "32", "--backend", "cpu", "--json"]
