@@ -29,7 +29,7 @@ from edgeq.types import NumpyArray
 
 RESULTS = Path(__file__).parent / "results"
 FACTBOOK = str(Path(__file__).parent / "data" / "factbook.txt")
-TEXTS = {"speeches": (None, 64), "factbook": (FACTBOOK, 24)}  # text and windows of 512 tokens
+TEXTS = {"speeches": (None, 64), "factbook": (FACTBOOK, 12)}  # text and windows of 512 tokens
 TUNING_TEXTS = ("factbook",)  # defaults are chosen without a look at the text of the table
 COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}
 INGREDIENTS: dict[str, dict[str, Any]] = {
@@ -39,7 +39,10 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "QEP + GPTQ, stage 1": {"scales": "first"},
     "QEP + GPTQ, both stages": {"scales": "both"},
 }
-GRIDS = ((3, "symmetric"), (4, "symmetric"), (2, "offset"), (2, "symmetric"))
+GRIDS = ((3, "symmetric"), (2, "offset"), (4, "symmetric"))
+
+
+SCAN = ((0.5, 1.0), (0.5, 0.1), (0.5, 0.01), (0.25, 1.0), (0.25, 0.01), (1.0, 1.0), (1.0, 0.01))  # strength, damping
 
 
 def table_solves() -> list[dict[str, Any]]:
@@ -55,10 +58,10 @@ def default_solves() -> list[dict[str, Any]]:
     scan = [
         {"row": f"strength {strength:g}, damping {damping:g}", "bits": 3, "zeros": "symmetric", "scales": "first",
          "propagation_strength": strength, "propagation_damping": damping}
-        for strength, damping in ((0.5, 1.0), (0.5, 0.1), (0.5, 0.01), (0.25, 1.0), (0.25, 0.01), (1.0, 1.0), (1.0, 0.01))
+        for strength, damping in SCAN
     ]  # fmt: skip
     refits = [
-        {"row": f"second stage, {name}", "bits": 3, "zeros": "symmetric", **settings}
+        {"row": f"second stage, {name}", "bits": 3, "zeros": "symmetric", "propagation_damping": 1.0, **settings}
         for name, settings in (
             ("same target", {}),
             ("drift at 0.5", {"refit_strength": 0.5}),

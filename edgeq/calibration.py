@@ -22,7 +22,7 @@ def read_text(path: str | None, *, default: str = CALIBRATION_TEXT) -> str:
     if not file.is_file():
         raise BadInput(f'text {path!r}: no such file; give a UTF-8 text file or JSON lines with a "text" field')
     try:
-        content = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"text {path!r}: not UTF-8 at byte {error.start}; convert it to UTF-8 text") from error
     text = _join_json_lines(path, content) if file.suffix in {".jsonl", ".ndjson"} else content
@@ -33,7 +33,7 @@ def read_text(path: str | None, *, default: str = CALIBRATION_TEXT) -> str:
 
 def _join_json_lines(path: str, content: str) -> str:
     texts = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):  # splitlines would also cut inside strings, at U+2028
         if not line.strip():
             continue
         try:

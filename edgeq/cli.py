@@ -15,8 +15,6 @@ from edgeq.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgeq.checkpoint import Checkpoint
-    from edgeq.pipeline import Job
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 FORCE_OPTION = click.option("--force", is_flag=True, help="Replace an output that edgeq wrote before.")
@@ -54,7 +52,7 @@ def cli() -> None:
 @click.option(
     "--propagation-damping",
     type=float,
-    help="Damping of that correction, as a share of the mean input energy.  [default: 1]",
+    help="Damping of that correction, as a share of the mean input energy.  [default: 0.01]",
 )
 @click.option(
     "--damping", type=float, help="Damping of the solver, as a share of the mean input energy.  [default: 0.01]"
@@ -97,6 +95,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.pipeline import quantize  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
     from edgeq.storage import check_destination  # noqa: PLC0415
+    from edgeq.summary import finish_run  # noqa: PLC0415
 
     check_destination(output, force=force)
     settings = collect_settings(recipe, options)
@@ -211,29 +210,6 @@ def watching(as_json: bool) -> Any:
 
     console = make_console(stderr=True)
     return Bar(console) if console.is_terminal and not as_json else nullcontext(Lines(console))
-
-
-def finish_run(job: "Job", checkpoint: "Checkpoint", model: str) -> dict[str, Any]:
-    """Write the exports and gather what the last screen shows."""
-    from edgeq.inspection import parameter_count  # noqa: PLC0415
-    from edgeq.pipeline import export  # noqa: PLC0415
-    from edgeq.plan import plan_grids  # noqa: PLC0415
-    from edgeq.screen import summarise  # noqa: PLC0415
-
-    grids = plan_grids(job.source, job.recipe)
-    sizes = {"original at 16 bits": 2 * parameter_count(job.source), "checkpoint": checkpoint.stored_bytes()}
-    exports = {}
-    for exporter in job.exporters:
-        with job.clock("export"):
-            written = export(checkpoint, exporter, checkpoint.path / exporter.name)
-        exports[exporter.name] = str(written[0])
-        sizes[exporter.name] = written[0].stat().st_size
-    saved = checkpoint.report
-    return {
-        "model": job.source.name, "original": model, "output": str(checkpoint.path), "exports": exports, "bytes": sizes,
-        "seconds": dict(job.clock.seconds), "total_seconds": sum(job.clock.seconds.values()),
-        **summarise(saved["layers"], grids, saved["bits_per_weight"]),
-    }  # fmt: skip
 
 
 def measure(target: str, **options: Any) -> dict[str, Any]:

@@ -19,13 +19,16 @@ class Backend(Protocol):
     def asarray(self, x: Any) -> Array:
         """A NumPy array or an array of the activation source, in working precision on the backend's device."""
 
+    def activations(self, x: Any) -> Array:
+        """Inputs of a layer in the precision that `gram` multiplies in: float32 or wider."""
+
     def to_numpy(self, x: Array) -> NumpyArray: ...
 
     def copy(self, x: Array) -> Array:
         """A contiguous copy that slices may be assigned to."""
 
     def gram(self, X: Array, Y: Array) -> Array:
-        """X.T @ Y accumulated in float32 or wider; half the work where X is Y."""
+        """X.T @ Y of activations, in working precision; half the work where X is Y."""
 
     def diagonal(self, A: Array) -> Array: ...
 

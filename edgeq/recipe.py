@@ -38,7 +38,7 @@ class Recipe:
     damping: float = 0.01
     activation_order: bool = False
     propagation_strength: float = 0.5
-    propagation_damping: float = 1.0
+    propagation_damping: float = 0.01
     scales: ScaleStages = "both"
     refit_strength: float | None = None
     refit_exactly: bool = False
@@ -140,7 +140,13 @@ def _check_value(name: str, value: Any) -> None:
 def _whole(low: int, high: int, *others: Any) -> tuple[str, Any]:
     extra = "".join(f" or {other!r}" for other in others)
     rule = f"a whole number from {low} to {high}{extra}"
-    return rule, lambda v: v in others or (isinstance(v, int) and not isinstance(v, bool) and low <= v <= high)
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return low <= value <= high or value in others
+        return isinstance(value, str) and value in others
+
+    return rule, holds
 
 
 def _number(low: float, high: float, *, optional: bool = False) -> tuple[str, Any]:

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from edgeq.layer import LayerReport
 
-WORST_LAYERS = 5
 MEGABYTE = 1e6
 
 
@@ -120,34 +119,6 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
         table.add_row("KL divergence", f"{quality['kl']:.4f} nats per token")
         table.add_row("same top token", f"{quality['top1_agreement']:.1%}")
     console.print(table, highlight=False)
-
-
-def summarise(
-    reports: Sequence[Mapping[str, Any]], grids: Mapping[str, Any], bits: Mapping[str, float]
-) -> dict[str, Any]:
-    """What the last screen says of the layers: the worst of them, and everything that was not done as usual."""
-    final = [(report["name"], list(report["losses"].values())[-1]) for report in reports if report["losses"]]
-    worst = sorted(final, key=lambda item: -item[1])[:WORST_LAYERS]
-    return {"bits_per_weight": dict(bits), "worst_layers": worst, "notes": notes(reports, grids)}
-
-
-def notes(reports: Sequence[Mapping[str, Any]], grids: Mapping[str, Any]) -> list[str]:
-    """One line for each departure from the plain road: dense layers, raised damping, unseen inputs, short groups."""
-    found = []
-    dense = [name for name, (shape, grid) in grids.items() if len(shape) == 2 and grid is None]
-    if dense:
-        found.append(f"{len(dense)} matrices stay dense: {', '.join(dense[:3])}{' ...' if len(dense) > 3 else ''}")
-    for report in reports:
-        if report["damping_retries"]:
-            found.append(f"{report['name']}: damping raised {report['damping_retries']} times to {report['damping']:g}")
-        if report["dead_columns"]:
-            found.append(
-                f"{report['name']}: {report['dead_columns']} inputs never seen in calibration, plainly rounded"
-            )
-    short = [name for name, (shape, grid) in grids.items() if grid and shape[1] % grid.columns_per_group(shape[1])]
-    if short:
-        found.append(f"{len(short)} matrices have a short last group, such as {short[0]}")
-    return found
 
 
 def show_inspection(console: Console, result: Mapping[str, Any]) -> None:

@@ -1,5 +1,8 @@
 """Second moments of a site's inputs, accumulated batch by batch."""
 
+import math
+
+from edgeq.errors import BadInput
 from edgeq.protocols import Backend, Site
 from edgeq.types import Array, LayerStatistics
 
@@ -13,16 +16,18 @@ def accumulate(site: Site, backend: Backend, *, drift: bool) -> LayerStatistics:
     D: Array | None = None
     n_tokens = 0
     for X, X_hat in site.batches():
-        x_hat = backend.asarray(X_hat)
+        x_hat = backend.activations(X_hat)
         x_hat = x_hat.reshape(-1, x_hat.shape[-1])
         n_tokens += x_hat.shape[0]
         H = _added(H, backend.gram(x_hat, x_hat))
         if drift and X is not None:
-            difference = backend.asarray(X).reshape(x_hat.shape) - x_hat
+            difference = backend.activations(X).reshape(x_hat.shape) - x_hat
             if bool(abs(difference).max() > 0):
                 D = _added(D, backend.gram(difference, x_hat))
         backend.evaluate(H)
     assert H is not None
+    if not math.isfinite(float(backend.diagonal(H).sum())):
+        raise BadInput(f"inputs of layer {site.name!r} hold NaN or infinity; the model overflows on this text")
     return LayerStatistics(H / n_tokens, None if D is None else D / n_tokens, n_tokens)
 
 

@@ -28,6 +28,7 @@ def check_destination(path: Path, *, force: bool) -> None:
 def new_directory(destination: Path, *, force: bool = False) -> Iterator[Path]:
     """A directory that appears under its name, complete, when the context ends well, and not at all when it fails."""
     check_destination(destination, force=force)
+    destination = destination.absolute()  # so that "." has a name too
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -46,7 +47,7 @@ def _swap_in(partial: Path, destination: Path) -> None:
         os.replace(destination, old)
     os.replace(partial, destination)
     shutil.rmtree(old, ignore_errors=True)
-    sync_directory(destination.absolute().parent)
+    sync_directory(destination.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -21,6 +21,9 @@ class ReferenceBackend:
     def asarray(self, x: Any) -> NumpyArray:
         return np.asarray(x, dtype=np.float64)
 
+    def activations(self, x: Any) -> NumpyArray:
+        return self.asarray(x)
+
     def to_numpy(self, x: NumpyArray) -> NumpyArray:
         return x
 

@@ -1,4 +1,4 @@
-"""torch in float32 on CUDA, the CPU or Apple's MPS; factorisations in float64 where the device has it."""
+"""torch on CUDA, CPU or MPS: products of activations in float32, solves in float64 where the device has it."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,7 +16,11 @@ STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry s
 
 
 class TorchBackend:
-    """Working precision is float32; TF32 and reduced-precision products stay off."""
+    """Working precision is float64, on MPS float32. TF32 and other reduced-precision products stay off.
+
+    Float32 solves differ from exact ones: (H + lambda I)^-1 amplifies their rounding, ties fall the other way, and GPTQ
+    carries each difference along its row.
+    """
 
     def __init__(self, device: str = "cpu") -> None:
         if device == "cuda" and not torch.cuda.is_available():
@@ -25,12 +29,19 @@ class TorchBackend:
             raise NotInstalled("backend 'mps': torch finds no Apple GPU; use --backend cpu")
         self.name = device
         self.device = torch.device(device)
+        self.precision = torch.float32 if device == "mps" else torch.float64
         torch.set_float32_matmul_precision("highest")
 
     def asarray(self, x: Any) -> torch.Tensor:
+        return self._tensor(x, self.precision)
+
+    def activations(self, x: Any) -> torch.Tensor:
+        return self._tensor(x, torch.float32)
+
+    def _tensor(self, x: Any, precision: torch.dtype) -> torch.Tensor:
         if isinstance(x, np.ndarray):  # torch takes no ml_dtypes and no negative strides, and warns of read-only memory
-            x = np.array(x, np.float32, order="C")
-        return torch.as_tensor(x).to(self.device, torch.float32)
+            x = np.array(x, np.float64, order="C")
+        return torch.as_tensor(x).to(precision).to(self.device)
 
     def to_numpy(self, x: torch.Tensor) -> NumpyArray:
         array: NumpyArray = x.detach().cpu().numpy()
@@ -40,7 +51,8 @@ class TorchBackend:
         return x.clone(memory_format=torch.contiguous_format)
 
     def gram(self, X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
-        return symmetric_product(X) if X is Y else X.T @ Y
+        product = symmetric_product(X) if X is Y else X.T @ Y
+        return product.to(self.precision)
 
     def diagonal(self, A: torch.Tensor) -> torch.Tensor:
         return torch.diagonal(A).clone()
@@ -62,19 +74,19 @@ class TorchBackend:
     def solve_triangular(self, L: torch.Tensor, B: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
         right = B.to(L.device, L.dtype)
         solved: torch.Tensor = torch.linalg.solve_triangular(L.mT if transposed else L, right, upper=transposed)
-        return solved.to(torch.float32).to(self.device)
+        return solved.to(self.device, self.precision)
 
     def round_clip(self, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
         return torch.round(x).clamp_(low, high)
 
     def round_to(self, x: torch.Tensor, dtype: ScaleDtype) -> torch.Tensor:
-        return x.to(STORED[dtype]).to(torch.float32)
+        return x.to(STORED[dtype]).to(self.precision)
 
     def min_max(self, x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
         return x.amin(dim=axis), x.amax(dim=axis)
 
     def where(self, mask: torch.Tensor, a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
-        return torch.where(mask, a, b).to(torch.float32)
+        return torch.where(mask, a, b).to(self.precision)
 
     def take(self, x: torch.Tensor, indices: NumpyArray, axis: int) -> torch.Tensor:
         return x.index_select(axis, torch.as_tensor(np.array(indices), device=x.device))

@@ -15,9 +15,8 @@ from edgeq.grid import (
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales
 
-TIE = (
-    1e-5  # relative: a scale and its mirror image often lose the same, and rounding noise must not choose between them
-)
+# Relative: a scale and its mirror image often lose the same, and rounding noise must not choose between them.
+TIE = 1e-5
 
 
 def search_scales(

@@ -84,7 +84,7 @@ def test_weights_of_unseen_inputs_are_plainly_rounded_and_trouble_no_others(back
     dead, alive = np.array([4, 17]), np.setdiff1d(np.arange(30), [4, 17])
     X_hat[:, dead] = residue * rng.standard_normal((len(X), 2))
     H, D = plain.moments(X, X_hat)
-    recipe = Recipe(bits=3, group_size=10, zeros=zeros, scales="none")
+    recipe = Recipe(bits=3, group_size=10, zeros=zeros, scales="none", propagation_damping=1.0)
     layer, report = solve(W, H, D, recipe, backend)
     assert report.dead_columns == 2
     Q = layer.dequantized()
@@ -108,12 +108,14 @@ def test_settled_columns_are_decoupled_and_average(backend, rng, tolerance):
     _, X, _ = plain.random_layer(rng, in_features=6)
     H = plain.moments(X, X)[0]
     H[2] = H[:, 2] = 0
-    settled, count = settle_dead_columns(LayerStatistics(backend.asarray(H), backend.asarray(H), 9), backend)
+    D = rng.standard_normal((6, 6))
+    settled, count = settle_dead_columns(LayerStatistics(backend.asarray(H), backend.asarray(D), 9), backend)
     assert (count, settled.n_tokens) == (1, 9)
     expected = H.copy()
     expected[2, 2] = np.trace(H) / 6
     np.testing.assert_allclose(backend.to_numpy(settled.H), expected, atol=tolerance)
-    np.testing.assert_allclose(backend.to_numpy(settled.D), H, atol=tolerance)
+    D[:, 2] = 0  # what the other inputs drifted still counts, also along the dead one's row
+    np.testing.assert_allclose(backend.to_numpy(settled.D), D, atol=tolerance)
 
 
 def test_statistics_without_dead_columns_pass_unchanged(backend, rng):

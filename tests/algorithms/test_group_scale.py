@@ -86,6 +86,12 @@ def test_negative_scales_occur_about_as_often_as_positive_ones(backend, problem)
     assert 0.3 < share < 0.7
 
 
+def test_where_a_scale_and_its_mirror_image_lose_the_same_every_backend_takes_the_positive_one(backend, rng):
+    half = rng.standard_normal((200, 8))
+    scales, _ = searched(np.concatenate([half, -half], axis=1), np.ones(16), Grid(3, 16), backend)
+    assert (scales > 0).all()
+
+
 def test_a_group_of_zeros_keeps_a_usable_scale(backend):
     for zeros in ZEROS:
         scales, offsets = searched(np.zeros((2, 16)), np.ones(16), Grid(4, 8, zeros), backend)

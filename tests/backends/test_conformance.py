@@ -40,7 +40,7 @@ def awkward(rng):
         "transposed view": spread(rng, 7, 9).T,
         "strided view": spread(rng, 18, 14)[::2, ::2],
         "backwards view": square[::-1, ::-1],
-        "larger than a strip": spread(rng, 40, 33),
+        "wide": spread(rng, 40, 33),
     }
 
 
@@ -112,12 +112,13 @@ def test_gram_is_the_product_over_tokens(backend, matrix, rng, tolerance):
     np.testing.assert_allclose(backend.to_numpy(backend.gram(X, backend.asarray(Y))), matrix.T @ Y, atol=tolerance)
 
 
-@pytest.mark.parametrize("columns", [1, 5, 64, 341])
-def test_gram_of_an_array_with_itself_is_exactly_symmetric(backend, rng, columns):
+@pytest.mark.parametrize("columns", [1, 5, 64, 341, 1201])  # wide ones are made of strips
+def test_gram_of_an_array_with_itself_is_exactly_symmetric(backend, rng, tolerance, columns):
     X = spread(rng, 77, columns)
     for array in (backend.asarray(X), backend.asarray(X.T.copy()).T):
         H = backend.to_numpy(backend.gram(array, array))
         np.testing.assert_array_equal(H, H.T)
+        np.testing.assert_allclose(H, X.T @ X, atol=tolerance)
 
 
 def test_gram_of_no_tokens_is_zero(backend):

@@ -17,7 +17,7 @@ def run(saved_model, text_file, tmp_path_factory):
     """A finished run with a GGUF export, and the JSON it printed."""
     output = tmp_path_factory.mktemp("runs") / "run"
     command = [
-        sys.executable, "-m", "edgeq", "quantize", str(saved_model), "-o", str(output), "--bits", "4", "--export", "gguf",
+        sys.executable, "-m", "edgeq", "quantize", str(saved_model), "-o", str(output), "--export", "gguf",
         "--samples", "4", "--sequence-length", "32", "--backend", "cpu", "--calibration", str(text_file), "--json",
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=True)

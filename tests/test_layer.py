@@ -1,0 +1,191 @@
+import functools
+
+import models
+import numpy as np
+import plain
+import pytest
+
+from edgeq.layer import prepare_site, solve_layer, solve_without_statistics
+from edgeq.recipe import Recipe
+from edgeq.registry import load_backend
+from edgeq.statistics import accumulate
+from edgeq.stopwatch import Stopwatch
+from edgeq.types import LayerProblem, LayerStatistics
+
+FIRST_SITE = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.v_proj")
+
+
+class FakeSite:
+    """A site that hands out activations cut into uneven batches."""
+
+    def __init__(self, X, X_hat, cuts=(), shape=None):
+        self.pairs = list(zip(np.split(X, cuts), np.split(X_hat, cuts), strict=True)) if X is not None else []
+        if X is None:
+            self.pairs = [(None, part) for part in np.split(X_hat, cuts)]
+        if shape is not None:
+            self.pairs = [tuple(part.reshape(shape) for part in pair) for pair in self.pairs]
+
+    def batches(self):
+        yield from self.pairs
+
+
+def solve(W, statistics, recipe, backend, *, name="layer"):
+    problem = LayerProblem(name, backend.asarray(W), statistics, recipe.grid_of(name))
+    site = prepare_site(statistics, recipe, backend)
+    return solve_layer(problem, site, recipe, backend, Stopwatch())
+
+
+def statistics_of(H, D, backend, n_tokens=300):
+    return LayerStatistics(backend.asarray(H), None if D is None else backend.asarray(D), n_tokens)
+
+
+def test_statistics_of_uneven_batches_are_those_of_one_piece(backend, rng, tolerance):
+    _, X, X_hat = plain.random_layer(rng, drift=0.2)
+    found = accumulate(FakeSite(X, X_hat, cuts=(1, 130, 131)), backend, drift=True)
+    H, D = plain.moments(X, X_hat)
+    np.testing.assert_allclose(backend.to_numpy(found.H), H, atol=tolerance)
+    np.testing.assert_allclose(backend.to_numpy(found.D), D, atol=tolerance)
+    assert found.n_tokens == 300
+
+
+def test_windows_of_a_batch_are_so_many_more_tokens(backend, rng, tolerance):
+    _, X, X_hat = plain.random_layer(rng, drift=0.2)
+    found = accumulate(FakeSite(X, X_hat, shape=(3, 100, 24)), backend, drift=True)
+    np.testing.assert_allclose(backend.to_numpy(found.H), plain.moments(X, X_hat)[0], atol=tolerance)
+    assert found.n_tokens == 300
+
+
+def test_there_is_no_drift_where_streams_are_equal_or_nobody_asks(backend, rng):
+    _, X, X_hat = plain.random_layer(rng, drift=0.2)
+    assert accumulate(FakeSite(X, X, cuts=(7,)), backend, drift=True).D is None
+    assert accumulate(FakeSite(X, X_hat), backend, drift=False).D is None
+    assert accumulate(FakeSite(None, X_hat), backend, drift=True).D is None
+
+
+def test_drift_of_one_batch_counts_over_all_tokens(backend, rng, tolerance):
+    _, X, X_hat = plain.random_layer(rng, drift=0.2)
+    X_hat[:200] = X[:200]
+    found = accumulate(FakeSite(X, X_hat, cuts=(200,)), backend, drift=True)
+    np.testing.assert_allclose(backend.to_numpy(found.D), plain.moments(X, X_hat)[1], atol=tolerance)
+
+
+def test_drift_from_the_difference_is_more_exact_than_a_difference_of_moments(rng):
+    cpu = load_backend("cpu")
+    X = rng.standard_normal((4000, 64)).astype(np.float32)
+    X_hat = (X + 1e-3 * rng.standard_normal(X.shape)).astype(np.float32)
+    exact = plain.moments(X.astype(np.float64), X_hat.astype(np.float64))[1]
+    D = cpu.to_numpy(accumulate(FakeSite(X, X_hat, cuts=(1000, 2500)), cpu, drift=True).D)
+    subtracted = (X.T @ X_hat - X_hat.T @ X_hat) / np.float32(len(X))
+    errors = [np.linalg.norm(found - exact) / np.linalg.norm(exact) for found in (D, subtracted)]
+    assert errors[0] < 1e-5
+    assert errors[1] > 10 * errors[0]
+
+
+@pytest.mark.parametrize("recipe", [Recipe(bits=3, group_size=8), Recipe(bits=2, group_size="row", zeros="offset")])
+def test_a_layer_solved_from_batches_is_the_layer_solved_from_all_activations(backend, rng, recipe):
+    W, X, X_hat = plain.random_layer(rng, drift=0.2, in_features=45)
+    from_batches = accumulate(FakeSite(X, X_hat, cuts=(17, 200)), backend, drift=True)
+    found, report = solve(W, from_batches, recipe, backend)
+    expected, _ = solve(W, statistics_of(*plain.moments(X, X_hat), backend), recipe, backend)
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    np.testing.assert_allclose(found.dequantized(), expected.dequantized(), rtol=2.0**-9)  # scales: a float16 step
+    assert report.propagated
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+@pytest.mark.parametrize("zeros", ["symmetric", "integer", "offset"])
+def test_codes_are_those_of_the_plain_road_through_correction_and_compensation(backend, rng, zeros, strength):
+    W, X, X_hat = plain.random_layer(rng, drift=0.2, in_features=45)
+    H, D = plain.moments(X, X_hat)
+    recipe = Recipe(
+        bits=3, group_size=16, zeros=zeros, scales="none", propagation_strength=strength, propagation_damping=1.0
+    )
+    layer, report = solve(W, statistics_of(H, D, backend), recipe, backend)
+    V = W + strength * np.linalg.solve(plain.damped(H, 1.0), (W @ D).T).T
+    scales, offsets = plain.min_max(V, 16, 3, zeros)
+    codes, _ = plain.optimal_brain_quantizer(V, plain.damped(H, 0.01), scales, offsets, 7)
+    np.testing.assert_array_equal(layer.codes, codes)
+    np.testing.assert_allclose(layer.dequantized(), scales * codes + offsets, rtol=2.0**-9)
+    assert report.losses.keys() == {"round to nearest", "solved"}
+
+
+def test_the_report_states_losses_as_shares_of_the_output(backend, rng, tolerance):
+    W, X, X_hat = plain.random_layer(rng, drift=0.2, in_features=40)
+    H, D = plain.moments(X, X_hat)
+    layer, report = solve(
+        W,
+        statistics_of(H, D, backend),
+        Recipe(bits=3, group_size=16, propagation_damping=1.0),
+        backend,
+        name="some layer",
+    )
+    V = W + 0.5 * np.linalg.solve(plain.damped(H, 1.0), (W @ D).T).T
+    energy = plain.weighted_loss(W, 0 * W, H).sum()
+    scales, offsets = plain.min_max(W, 16, 3, "symmetric")
+    nearest = scales * plain.nearest(W, scales, offsets, 7) + offsets
+    expected = {"round to nearest": nearest, "refitted": layer.dequantized().astype(np.float64)}
+    for stage, Q in expected.items():
+        loss = plain.weighted_loss(Q, V, H).sum() / energy
+        np.testing.assert_allclose(report.losses[stage], loss, rtol=max(tolerance, 1e-6))  # dequantized to float32
+    assert report.losses["refitted"] <= report.losses["solved"] < report.losses["round to nearest"]
+    assert (report.name, report.shape, report.bits, report.group_size) == ("some layer", (6, 40), 3, 16)
+    assert (report.damping, report.damping_retries, report.dead_columns) == (0.01, 0, 0)
+
+
+def test_a_refit_with_drift_of_its_own_comes_closest_to_the_original_output(backend, rng):
+    W, X, X_hat = plain.random_layer(rng, drift=0.4, in_features=40, out_features=24)
+    statistics = statistics_of(*plain.moments(X, X_hat), backend)
+    losses = []
+    for strength in (None, 0.0, 1.0):
+        layer, _ = solve(W, statistics, Recipe(bits=3, group_size=8, refit_strength=strength), backend)
+        losses.append(plain.activation_loss(layer.dequantized().astype(np.float64), W, X, X_hat).sum())
+    assert losses[2] < min(losses[:2])
+
+
+def test_a_matrix_without_statistics_is_rounded_with_all_columns_alike(backend, rng, monkeypatch):
+    monkeypatch.setattr("edgeq.layer.ROWS_AT_ONCE", 3)
+    W = rng.standard_normal((7, 40)).astype(np.float32)
+    recipe = Recipe(group_size=16, scales="none")
+    layer = solve_without_statistics(W, recipe.grid_of("embedding"), recipe, backend)
+    scales, offsets = plain.min_max(W.astype(np.float64), 16, 4, "symmetric")
+    np.testing.assert_array_equal(layer.codes, plain.nearest(W.astype(np.float64), scales, offsets, 15))
+    assert layer.scales.shape == (7, 3)
+
+
+@functools.cache
+def glass_layers():
+    """Weight, H and D of every linear layer of glassllm, the drift that of the same model rounded to 4 bits."""
+    model, windows = models.glass_llama(), models.glass_windows(16, 128)
+    weights = {name: t.numpy().astype(np.float64) for name, t in model.state_dict().items() if "_proj" in name}
+    rounded = {}
+    for name, W in weights.items():
+        scales, offsets = plain.min_max(W, 32, 4, "symmetric")
+        rounded[name] = (scales * plain.nearest(W, scales, offsets, 15) + offsets).astype(np.float32)
+    full = models.linear_inputs(model, windows)
+    quantized = models.linear_inputs(models.with_weights(model, rounded), windows)
+    layers = {}
+    for layer, X in full.items():
+        H, D = plain.moments(X.astype(np.float64), quantized[layer].astype(np.float64))
+        layers[layer] = (weights[f"{layer}.weight"], H, None if layer in FIRST_SITE else D)
+    return layers
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_torch_chooses_the_codes_of_the_reference_on_trained_weights(bits):
+    layers, recipe = glass_layers(), Recipe(bits=bits)
+    assert len(layers) == 28
+    assert {W.shape[1] for W, _, _ in layers.values()} == {128, 341}
+    shares, losses = {}, []
+    for name, (W, H, D) in layers.items():
+        solved = []
+        for backend in (load_backend("reference"), load_backend("cpu")):
+            solved.append(solve(W, statistics_of(H, D, backend, 2048), recipe, backend, name=name))
+        (reference, expected), (torch, found) = solved
+        shares[name] = (reference.codes == torch.codes).mean()
+        losses.append((expected.losses["refitted"], found.losses["refitted"]))
+    worst = min(shares, key=shares.get)
+    expected, found = np.array(losses).T
+    assert shares[worst] >= 0.999, f"{worst}: {shares[worst]:.5%} of the codes are equal"
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    print(f"{bits} bits: {shares[worst]:.5%} in {worst}, loss {abs(found / expected - 1).max():.1e}")

@@ -1,0 +1,180 @@
+import math
+
+import pytest
+
+from edgeq.errors import BadInput
+from edgeq.recipe import RULES, Override, Recipe, make_recipe, read_recipe, recipe_settings
+from edgeq.types import Grid
+
+
+def refusal(settings):
+    with pytest.raises(BadInput) as caught:
+        make_recipe(settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_no_settings_give_the_defaults():
+    assert make_recipe({}) == Recipe()
+    assert Recipe().grid_of("any") == Grid(4, 32, "symmetric", "float16")
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [("bit", "bits"), ("groupsize", "group_size"), ("propagation_strenght", "propagation_strength"), ("sed", "seed")],
+)
+def test_an_unknown_setting_is_refused_with_the_nearest_known_one(given, nearest):
+    message = refusal({given: 1})
+    assert repr(given) in message
+    assert f"did you mean {nearest!r}" in message
+
+
+BAD_VALUES = {
+    "bits": (1, 9, 15, 17, 4.0, "4", True, None),
+    "group_size": (7, 0, -32, 65537, 32.0, "column", None),
+    "zeros": ("asym", None, 0),
+    "scale_dtype": ("float8", "fp16", None),
+    "solver": ("magic", "GPTQ", None),
+    "damping": (0, -0.1, 101, math.nan, math.inf, "0.01", True),
+    "activation_order": (1, "yes", None),
+    "propagation_strength": (-0.1, 1.1, math.nan, "half"),
+    "propagation_damping": (0, 1e3, None),
+    "scales": ("second", None),
+    "refit_strength": (-1, 2, "auto"),
+    "refit_exactly": (0, "no"),
+    "embedding_bits": (1, 32, 8.0),
+    "samples": (0, -1, 1.5),
+    "sequence_length": (7, 10**7),
+    "seed": (-1, 2**32, 0.5),
+}
+GOOD_VALUES = {
+    "bits": (2, 8, 16),
+    "group_size": (8, 65536, "row"),
+    "zeros": ("symmetric", "integer", "offset"),
+    "scale_dtype": ("float16", "bfloat16", "float32"),
+    "solver": ("rtn", "gptq"),
+    "damping": (1e-6, 1, 100),
+    "activation_order": (True, False),
+    "propagation_strength": (0, 1, 0.5),
+    "propagation_damping": (1e-6, 100.0),
+    "scales": ("none", "first", "both"),
+    "refit_strength": (0, 1.0),
+    "refit_exactly": (True, False),
+    "embedding_bits": (2, 16),
+    "samples": (1, 10**6),
+    "sequence_length": (8, 10**6),
+    "seed": (0, 2**32 - 1),
+}
+
+
+def test_every_setting_has_a_rule_and_a_place_in_these_tests():
+    assert (
+        set(RULES)
+        == set(BAD_VALUES)
+        == set(GOOD_VALUES)
+        == set(recipe_settings(Recipe())) - {"overrides"} | {"refit_strength"}
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in BAD_VALUES for value in BAD_VALUES[name]])
+def test_a_value_outside_of_its_rule_is_refused_with_the_rule(name, value):
+    message = refusal({name: value})
+    assert f"{name} = {value!r}" in message
+    assert f"expected {RULES[name][0]}" in message
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in GOOD_VALUES for value in GOOD_VALUES[name]])
+def test_values_inside_of_a_rule_are_taken(name, value):
+    assert getattr(make_recipe({name: value}), name) == value
+
+
+def test_the_last_override_that_matches_wins_setting_by_setting():
+    recipe = make_recipe(
+        {
+            "bits": 3,
+            "overrides": [
+                {"layers": "*.down_proj", "bits": 4, "group_size": "row"},
+                {"layers": "*.0.*", "zeros": "integer"},
+                {"layers": "*.0.mlp.down_proj", "bits": 8},
+                {"layers": "*.o_proj", "bits": 16},
+            ],
+        }
+    )
+    assert recipe.grid_of("m.0.mlp.down_proj") == Grid(8, None, "integer")
+    assert recipe.grid_of("m.1.mlp.down_proj") == Grid(4, None, "symmetric")
+    assert recipe.grid_of("m.0.mlp.up_proj") == Grid(3, 32, "integer")
+    assert recipe.grid_of("m.1.mlp.up_proj") == Grid(3, 32, "symmetric")
+    assert recipe.grid_of("m.1.self_attn.o_proj") is None
+
+
+def test_a_later_override_can_quantize_what_an_earlier_one_keeps_dense():
+    overrides = [{"layers": "*", "bits": 16}, {"layers": "*.up_proj", "bits": 2}]
+    recipe = make_recipe({"overrides": overrides})
+    assert recipe.grid_of("m.up_proj") == Grid(2, 32)
+    assert recipe.grid_of("m.down_proj") is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ("*.down_proj", "[[overrides]]"),
+        (["*.down_proj"], "[[overrides]]"),
+        ([{"bits": 4}], "without 'layers'"),
+        ([{"layers": 3}], "without 'layers'"),
+        ([{"layers": "*", "bit": 4}], "did you mean 'bits'"),
+        ([{"layers": "*", "solver": "rtn"}], "override setting 'solver'"),
+        ([{"layers": "*", "bits": 1}], "bits = 1"),
+        ([{"layers": "*", "group_size": "all"}], "group_size = 'all'"),
+    ],
+)
+def test_a_malformed_override_is_refused(overrides, part):
+    assert part in refusal({"overrides": overrides})
+
+
+def test_settings_and_recipe_are_inverse():
+    settings = {
+        "bits": 3,
+        "group_size": "row",
+        "zeros": "offset",
+        "refit_strength": 0.5,
+        "overrides": [{"layers": "*.o_proj", "bits": 16}, {"layers": "*", "group_size": 64, "zeros": "integer"}],
+    }
+    recipe = make_recipe(settings)
+    assert recipe.overrides[0] == Override("*.o_proj", bits=16)
+    assert make_recipe(recipe_settings(recipe)) == recipe
+    assert recipe_settings(recipe).items() >= settings.items()
+    assert make_recipe(recipe_settings(Recipe())) == Recipe()
+
+
+def test_what_a_recipe_needs_to_run():
+    assert not Recipe(solver="rtn", scales="none", propagation_strength=0).needs_calibration
+    assert all(recipe.needs_calibration for recipe in (Recipe(solver="rtn"), Recipe(scales="none")))
+    assert Recipe().needs_drift
+    assert not Recipe(propagation_strength=0).needs_drift
+    assert Recipe(propagation_strength=0, refit_strength=1.0).needs_drift
+    assert not Recipe(propagation_strength=0, refit_strength=1.0, scales="first").needs_drift
+
+
+def test_embeddings_have_a_grid_of_their_own():
+    assert Recipe(bits=3, group_size=128, zeros="offset").embedding_grid == Grid(8, 32, "symmetric")
+    assert Recipe(embedding_bits=16).embedding_grid is None
+
+
+def test_a_toml_file_is_read_with_its_overrides(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('bits = 3\nscales = "first"\n[[overrides]]\nlayers = "*.o_proj"\nbits = 16\n')
+    assert make_recipe(read_recipe(str(path))) == Recipe(bits=3, scales="first", overrides=(Override("*.o_proj", 16),))
+
+
+@pytest.mark.parametrize("content", [b"bits = ", b"bits = 4\nbits = 3", b"\xff\xfe"])
+def test_a_file_that_is_not_toml_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="not valid TOML") as caught:
+        read_recipe(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="no such file"):
+        read_recipe(str(tmp_path / "recipe.toml"))
