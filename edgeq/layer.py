@@ -56,7 +56,7 @@ def prepare_site(statistics: LayerStatistics, recipe: Recipe, backend: Backend) 
     settled, dead_columns = settle_dead_columns(statistics, backend)
     H, L, U, order = settled.H, None, None, None
     damping, retries = recipe.damping, 0
-    if settled.D is not None and recipe.propagation_strength > 0:
+    if settled.D is not None and recipe.propagates:
         propagation = factorise(H, recipe.propagation_damping, backend, lower_factor)
         L, retries = propagation.factor, propagation.retries
     if recipe.solver == "gptq":
@@ -74,8 +74,9 @@ def solve_layer(
 ) -> tuple[QuantizedLinear, LayerReport]:
     """Quantize one linear layer: a pure function of (W, H, D, grid, recipe)."""
     W, grid, losses = problem.W, problem.grid, {}
+    strength = recipe.strength_of(problem.name)
     with clock("correct"):
-        V = corrected(W, site, recipe, backend)
+        V = corrected(W, site, strength, backend)
     with clock("search scales"):
         fitted = first_scales(V, backend.diagonal(site.statistics.H), grid, recipe, backend)
     with clock("solve"):
@@ -91,17 +92,17 @@ def solve_layer(
             losses["refitted"] = relative_loss(codes, fitted, problem, V, site, backend)
     report = LayerReport(
         problem.name, tuple(W.shape), grid.bits, grid.group_size, losses,
-        propagated=site.L is not None, damping=site.damping, damping_retries=site.retries,
+        propagated=site.L is not None and strength > 0, damping=site.damping, damping_retries=site.retries,
         dead_columns=site.dead_columns,
     )  # fmt: skip
     return quantized_linear(codes, fitted, grid, backend), report
 
 
-def corrected(W: Array, site: SiteFactors, recipe: Recipe, backend: Backend) -> Array:
+def corrected(W: Array, site: SiteFactors, strength: float, backend: Backend) -> Array:
     """The weight to quantize: moved against inherited error where there is any."""
-    if site.L is None:
+    if site.L is None or strength == 0:
         return W
-    return correct_weight(W, site.statistics.D, site.L, backend, propagation_strength=recipe.propagation_strength)
+    return correct_weight(W, site.statistics.D, site.L, backend, propagation_strength=strength)
 
 
 def first_scales(V: Array, importance: Array, grid: Grid, recipe: Recipe, backend: Backend) -> GroupScales:

@@ -24,6 +24,7 @@ class Override:
     bits: int | None = None
     group_size: int | Literal["row"] | None = None
     zeros: ZeroKind | None = None
+    propagation_strength: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +51,25 @@ class Recipe:
 
     def grid_of(self, layer: str) -> Grid | None:
         """The grid of a linear layer, None when an override keeps it dense; the last matching override wins."""
-        settings: dict[str, Any] = {"bits": self.bits, "group_size": self.group_size, "zeros": self.zeros}
-        for override in self.overrides:
-            if fnmatch.fnmatchcase(layer, override.layers):
-                chosen = {name: getattr(override, name) for name in settings}
-                settings |= {name: value for name, value in chosen.items() if value is not None}
-        if settings["bits"] == DENSE_BITS:
+        bits, group_size = self._setting_of("bits", layer), self._setting_of("group_size", layer)
+        if bits == DENSE_BITS:
             return None
-        group_size = None if settings["group_size"] == "row" else settings["group_size"]
-        return Grid(settings["bits"], group_size, settings["zeros"], self.scale_dtype)
+        return Grid(
+            bits, None if group_size == "row" else group_size, self._setting_of("zeros", layer), self.scale_dtype
+        )
+
+    def strength_of(self, layer: str) -> float:
+        """The propagation strength of a linear layer; the last matching override wins."""
+        return float(self._setting_of("propagation_strength", layer))
+
+    def _setting_of(self, name: str, layer: str) -> Any:
+        chosen = [getattr(item, name) for item in self.overrides if fnmatch.fnmatchcase(layer, item.layers)]
+        return [getattr(self, name), *(value for value in chosen if value is not None)][-1]
+
+    @property
+    def propagates(self) -> bool:
+        """Whether any layer makes up for inherited error."""
+        return max([self.propagation_strength, *(item.propagation_strength or 0.0 for item in self.overrides)]) > 0
 
     @property
     def embedding_grid(self) -> Grid | None:
@@ -70,12 +81,12 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether any step looks at activations; plain rounding does not."""
-        return self.solver != "rtn" or self.scales != "none" or self.propagation_strength > 0
+        return self.solver != "rtn" or self.scales != "none" or self.propagates
 
     @property
     def needs_drift(self) -> bool:
         """Whether the full-precision stream has to run beside the quantized one."""
-        return self.propagation_strength > 0 or (self.scales == "both" and bool(self.refit_strength))
+        return self.propagates or (self.scales == "both" and bool(self.refit_strength))
 
 
 def read_recipe(path: str) -> dict[str, Any]:

@@ -178,3 +178,9 @@ def test_a_file_that_is_not_toml_is_refused_in_one_line(tmp_path, content):
 def test_a_missing_recipe_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no such file"):
         read_recipe(str(tmp_path / "recipe.toml"))
+
+
+def test_an_override_changes_the_propagation_strength_of_its_layers_only():
+    recipe = make_recipe({"overrides": [{"layers": "*.down_proj", "propagation_strength": 0.0}]})
+    assert recipe.strength_of("model.layers.0.mlp.down_proj") == 0
+    assert recipe.strength_of("model.layers.0.mlp.up_proj") == recipe.propagation_strength

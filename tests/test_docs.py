@@ -1,0 +1,40 @@
+"""The documents say what the code does."""
+
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+from edgeq.cli import cli
+from edgeq.recipe import Recipe, make_recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_setting_stands_in_the_command_line_document_with_its_default():
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    defaults = Recipe()
+    for field in fields(Recipe):
+        row = next(line for line in text.splitlines() if line.startswith("|") and f"`{field.name}`" in line)
+        default = getattr(defaults, field.name)
+        if default is not None and field.name != "overrides":
+            shown = str(default).lower() if isinstance(default, bool) else str(default)
+            assert shown in row.split("|")[2], row
+
+
+def test_every_option_in_the_readme_exists():
+    options = {option for command in cli.commands.values() for item in command.params for option in item.opts}
+    secondary = {
+        option for command in cli.commands.values() for item in command.params for option in item.secondary_opts
+    }
+    commands = re.findall(r"^uv run (edgeq .*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert commands
+    for command in commands:
+        assert command.split()[1] in cli.commands
+        assert set(re.findall(r"--[a-z-]+", command)) <= options | secondary, command
+
+
+def test_the_recipe_in_the_readme_is_valid():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    recipe = make_recipe(tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1]))
+    assert recipe.grid_of("model.layers.0.mlp.down_proj").bits == 4
