@@ -9,7 +9,7 @@ from edgeq.calibration import first_windows, read_text, tokenize
 from edgeq.checkpoint import HEAD_FILE, Checkpoint
 from edgeq.errors import BadInput
 from edgeq.evaluation import Quality, compare
-from edgeq.pipeline import Job
+from edgeq.pipeline import Job, check_length
 from edgeq.plan import asymmetric_zeros
 from edgeq.protocols import ActivationSource, LogitSource, ModelSource
 from edgeq.recipe import make_recipe
@@ -52,12 +52,13 @@ def make_activations(backend: str, source: ModelSource, windows: NumpyArray, dri
 
 def open_model(name: str) -> ModelSource:
     """A quantized checkpoint, or whatever `open_source` opens."""
-    return Checkpoint(name) if (Path(name) / HEAD_FILE).is_file() else open_source(name)
+    path = Path(name).expanduser()
+    return Checkpoint(path) if (path / HEAD_FILE).is_file() else open_source(name)
 
 
 def find_gguf(name: str) -> Path | None:
     """The GGUF file that a target names: itself, or the one in an export's directory."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf" and path.is_file():
         return path
     if (path / MANIFEST_FILE).is_file():
@@ -90,20 +91,21 @@ def evaluate(
     source = open_model(str(gguf or target)) if chosen == "torch" or original is None else original
     tokens = tokenize(original or source, read_text(text, default=EVALUATION_TEXT))
     ids = first_windows(tokens, windows=windows, sequence_length=sequence_length)
-    name = load_backend(backend).name
-    device = DEVICES.get(name, name)
-    logits = torch_logits(source, device) if chosen == "torch" else llama_cpp_logits(gguf)
-    references = torch_logits(original, device).logits(ids) if original is not None else None
+    for model in filter(None, (source, original)):
+        check_length(model, sequence_length)
+    logits = torch_logits(source, backend) if chosen == "torch" else llama_cpp_logits(gguf)
+    references = torch_logits(original, backend).logits(ids) if original is not None else None
     return compare(ids, logits.logits(ids), references), chosen
 
 
 def check_runtime(name: str) -> None:
     """Raises: BadInput for an unknown runtime, NotInstalled for one that is not there; before work starts."""
-    load(find(LOGITS, name, "runtime"), f"runtime {name!r}")
+    load(find(LOGITS, name, "runtime"), f"runtime {name!r}").check_installed()
 
 
-def torch_logits(source: ModelSource, device: str) -> LogitSource:
-    logits: LogitSource = load(LOGITS["torch"], "evaluation")(source, device=device)
+def torch_logits(source: ModelSource, backend: str) -> LogitSource:
+    name = load_backend(backend).name
+    logits: LogitSource = load(LOGITS["torch"], "evaluation")(source, device=DEVICES.get(name, name))
     return logits
 
 

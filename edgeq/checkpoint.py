@@ -62,6 +62,9 @@ class Checkpoint:
                 f"checkpoint {str(path)!r}: format version {self.head.get('format_version')!r}, this edgeq reads "
                 f"{FORMAT_VERSION}; quantize again or use the edgeq that wrote it"
             )
+        missing = [key for key in ("model", "files", "companions", "source", "recipe") if key not in self.head]
+        if missing:
+            raise BadInput(f"checkpoint {str(path)!r}: {HEAD_FILE} lacks {missing[0]!r}; it is damaged, quantize again")
         self.name: str = self.head["model"]
         self.config: Mapping[str, Any] = read_json(self.path / "config.json")
         self._files = [_TensorFile(self.path / file) for file in self.head["files"]]

@@ -1,6 +1,8 @@
 """The command line. Everything heavy is imported inside the commands, so that --help answers at once."""
 
 import json
+import math
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -57,7 +59,9 @@ def cli() -> None:
 @click.option(
     "--damping", type=float, help="Damping of the solver, as a share of the mean input energy.  [default: 0.01]"
 )
-@click.option("--activation-order", is_flag=True, default=None, help="Solve the columns with the largest inputs first.")
+@click.option(
+    "--activation-order/--no-activation-order", default=None, help="Solve the columns with the largest inputs first."
+)
 @click.option("--embedding-bits", type=int, help="Bits of embedding and head; 16 keeps them dense.  [default: 8]")
 @click.option(
     "--keep-dense", multiple=True, metavar="PATTERN", help="Leave layers that match as they are, such as '*.down_proj'."
@@ -70,9 +74,7 @@ def cli() -> None:
 @click.option("--samples", type=int, help="Calibration sequences.  [default: 64]")
 @click.option("--sequence-length", type=int, help="Tokens per sequence.  [default: 512]")
 @click.option("--seed", type=int, help="Where calibration sequences start.  [default: 0]")
-@click.option(
-    "--recipe", type=click.Path(), help="TOML file with the settings above, names with underscores; options win."
-)
+@click.option("--recipe", type=click.Path(), help="TOML file with the settings of docs/cli.md; options win.")
 @click.option(
     "--export", "exports", multiple=True, metavar="FORMAT", help="Also write this format (gguf); may be repeated."
 )
@@ -97,7 +99,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.storage import check_destination  # noqa: PLC0415
     from edgeq.summary import finish_run  # noqa: PLC0415
 
-    check_destination(output, force=force)
+    check_destination(output, force=force, source=Path(model).expanduser() if model != "demo" else None)
     settings = collect_settings(recipe, options)
     job = make_job(open_source(model), settings, backend=backend, calibration=calibration, exports=exports)
     if evaluated:
@@ -226,9 +228,18 @@ def measure(target: str, **options: Any) -> dict[str, Any]:
 def report(result: Mapping[str, Any], as_json: bool, show: Callable[["Console", Mapping[str, Any]], None]) -> None:
     """The result on standard output, for machines or for people."""
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps(finite(result), indent=2, allow_nan=False))
     else:
         show(make_console(), result)
+
+
+def finite(value: Any) -> Any:
+    """The same data with null for infinity and NaN, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show_finished(console: "Console", summary: Mapping[str, Any]) -> None:
@@ -239,7 +250,8 @@ def show_finished(console: "Console", summary: Mapping[str, Any]) -> None:
         show_quality(console, summary["quality"])
         return
     target = summary["exports"].get("gguf", summary["output"])
-    console.print(f"next: edgeq evaluate {target} --reference {summary['original']}", highlight=False, soft_wrap=True)
+    command = shlex.join(["edgeq", "evaluate", target, "--reference", summary["original"]])
+    console.print(f"next: {command}", highlight=False, soft_wrap=True)
 
 
 def show_files(console: "Console", result: Mapping[str, Any]) -> None:
@@ -262,7 +274,7 @@ def show_inspected(console: "Console", result: Mapping[str, Any]) -> None:
 def make_console(*, stderr: bool = False) -> "Console":
     from rich.console import Console  # noqa: PLC0415
 
-    return Console(stderr=stderr)
+    return Console(stderr=stderr, markup=False)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgeq.errors import BadInput
 from edgeq.types import NumpyArray
 
 
@@ -39,6 +40,11 @@ class Meter:
         self.loss += next_token_loss(target, ids)
         if reference is None:
             return
+        if reference.shape != target.shape:
+            raise BadInput(
+                f"target and reference predict {target.shape[1]} and {reference.shape[1]} tokens; give the model "
+                "that the target was made from"
+            )
         reference = log_softmax(reference)
         self.compared += len(ids)
         self.reference_loss += next_token_loss(reference, ids)

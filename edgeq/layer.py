@@ -4,7 +4,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgeq.algorithms.damping import damped, factorise, inverse_upper_factor, lower_factor, settle_dead_columns
+from edgeq.algorithms.damping import (
+    DampedFactor,
+    damped,
+    factorise,
+    inverse_upper_factor,
+    lower_factor,
+    settle_dead_columns,
+)
 from edgeq.algorithms.gptq import activation_order, solve_columns
 from edgeq.algorithms.group_scale import search_scales
 from edgeq.algorithms.qep import correct_weight
@@ -33,7 +40,9 @@ class SiteFactors:
     order: NumpyArray | None
     dead_columns: int
     damping: float
-    retries: int
+    damping_retries: int
+    propagation_damping: float | None
+    propagation_retries: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +57,28 @@ class LayerReport:
     propagated: bool = False
     damping: float | None = None
     damping_retries: int = 0
+    propagation_damping: float | None = None
+    propagation_retries: int = 0
     dead_columns: int = 0
 
 
 def prepare_site(statistics: LayerStatistics, recipe: Recipe, backend: Backend) -> SiteFactors:
     """Settle unseen inputs and factor the second moment, once for all layers of a site."""
     settled, dead_columns = settle_dead_columns(statistics, backend)
-    H, L, U, order = settled.H, None, None, None
-    damping, retries = recipe.damping, 0
+    H, order = settled.H, None
+    propagation = inverse = DampedFactor(None, recipe.damping, 0)
     if settled.D is not None and recipe.propagates:
         propagation = factorise(H, recipe.propagation_damping, backend, lower_factor)
-        L, retries = propagation.factor, propagation.retries
     if recipe.solver == "gptq":
         if recipe.activation_order:
             order = activation_order(H, backend)
             H = backend.take(backend.take(H, order, 0), order, 1)
-        inverse = factorise(H, damping, backend, inverse_upper_factor)
-        U, damping, retries = inverse.factor, inverse.damping, retries + inverse.retries
-    H_damped = damped(settled.H, damping, backend)
-    return SiteFactors(settled, H_damped, L, U, order, dead_columns, damping, retries)
+        inverse = factorise(H, recipe.damping, backend, inverse_upper_factor)
+    return SiteFactors(
+        settled, damped(settled.H, inverse.damping, backend), propagation.factor, inverse.factor, order, dead_columns,
+        inverse.damping, inverse.retries, propagation.damping if propagation.factor is not None else None,
+        propagation.retries,
+    )  # fmt: skip
 
 
 def solve_layer(
@@ -92,8 +104,9 @@ def solve_layer(
             losses["refitted"] = relative_loss(codes, fitted, problem, V, site, backend)
     report = LayerReport(
         problem.name, tuple(W.shape), grid.bits, grid.group_size, losses,
-        propagated=site.L is not None and strength > 0, damping=site.damping, damping_retries=site.retries,
-        dead_columns=site.dead_columns,
+        propagated=site.L is not None and strength > 0, damping=site.damping,
+        damping_retries=site.damping_retries, propagation_damping=site.propagation_damping,
+        propagation_retries=site.propagation_retries, dead_columns=site.dead_columns,
     )  # fmt: skip
     return quantized_linear(codes, fitted, grid, backend), report
 
@@ -165,9 +178,9 @@ def relative_loss(
 
 
 def nearest_loss(problem: LayerProblem, V: Array, site: SiteFactors, backend: Backend) -> float:
-    """The same loss for plain rounding on min-max scales: what the report compares with."""
-    fitted = fit_min_max(problem.W, problem.grid, backend)
-    codes = round_to_nearest(problem.W, fitted, problem.grid, backend)
+    """The loss of rounding the same corrected weight on min-max scales: what the report compares with."""
+    fitted = fit_min_max(V, problem.grid, backend)
+    codes = round_to_nearest(V, fitted, problem.grid, backend)
     return relative_loss(codes, fitted, problem, V, site, backend)
 
 

@@ -206,7 +206,7 @@ def write_head(job: Job, grids: Grids, reports: Sequence[LayerReport], folder: P
 
 def export(checkpoint: Checkpoint, exporter: Exporter, destination: Path, *, force: bool = False) -> list[Path]:
     """Write a checkpoint in one format into a new directory. Raises: BadInput when the format cannot hold it."""
-    check_destination(destination, force=force)
+    check_destination(destination, force=force, source=checkpoint.path)
     grids: dict[str, Any] = {n: (checkpoint.shape(n), checkpoint.grid(n)) for n in checkpoint.tensor_names()}
     reason = exporter.reject_reason(checkpoint.config, checkpoint.companions(), grids)
     if reason is not None:

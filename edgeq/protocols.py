@@ -140,6 +140,10 @@ class ActivationSource(Protocol):
 class LogitSource(Protocol):
     """Something that predicts: a model in a framework or in a runtime."""
 
+    @staticmethod
+    def check_installed() -> None:
+        """Raises: NotInstalled when the runtime is missing; asked before any work starts."""
+
     def logits(self, windows: np.ndarray[Any, Any]) -> Iterator[NumpyArray]:
         """Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per window."""
 

@@ -29,7 +29,7 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Every choice of a quantization run. Defaults are the measured ones of the README's table."""
+    """Every choice of a quantization run. Those of the propagation were chosen by `benchmarks.quality`."""
 
     bits: int = 4
     group_size: int | Literal["row"] = 32

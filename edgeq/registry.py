@@ -36,10 +36,11 @@ def load(entry: Entry, what: str) -> Any:
     module, _, attribute = entry.target.partition(":")
     try:
         return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        advice = f"run: pip install 'edgeq[{entry.extra}]'"
+        raise NotInstalled(f"{what} needs {error.name}, which is not installed; {advice}") from error
     except ImportError as error:
-        raise NotInstalled(
-            f"{what} needs {error.name or 'a package'}, which is not installed; run: pip install 'edgeq[{entry.extra}]'"
-        ) from error
+        raise NotInstalled(f"{what} cannot be loaded ({error}); run: pip install -U 'edgeq[{entry.extra}]'") from error
 
 
 def find(table: dict[str, Entry], name: str, what: str) -> Entry:

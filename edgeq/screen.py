@@ -52,9 +52,9 @@ class Bar:
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
             TextColumn("block"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(), TextColumn("{task.description}"), console=console, transient=True,
+            TimeRemainingColumn(), TextColumn("{task.description}", markup=False), console=console, transient=True,
         )  # fmt: skip
-        self._task = self._bar.add_task("")
+        self._task = self._bar.add_task("", total=None)
 
     def __enter__(self) -> "Bar":
         self._bar.start()
@@ -84,9 +84,17 @@ def _against_rounding(layers: Sequence[LayerReport]) -> str:
     return f", layer error {sum(map(_final_loss, layers)) / plain:.0%} of plain rounding"
 
 
+def facts_table() -> Table:
+    """Two columns without lines; long paths wrap instead of being cut."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
+    return table
+
+
 def show_run(console: Console, summary: Mapping[str, Any]) -> None:
     """The last screen of `edgeq quantize`."""
-    table = Table.grid(padding=(0, 2))
+    table = facts_table()
     table.add_row("model", summary["model"])
     table.add_row("written to", summary["output"])
     for name, path in summary["exports"].items():
@@ -111,7 +119,7 @@ def _size_row(sizes: Mapping[str, int]) -> str:
 
 def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
     """The result of `edgeq evaluate`."""
-    table = Table.grid(padding=(0, 2))
+    table = facts_table()
     table.add_row("runtime", f"{quality['runtime']}, {quality['tokens']} tokens")
     original = quality["reference_perplexity"]
     table.add_row("perplexity", f"{quality['perplexity']:.3f}" + (f" (original {original:.3f})" if original else ""))

@@ -1,5 +1,6 @@
 """Writing so that nothing is ever half-written: a temporary name, fsync, rename."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,27 +9,44 @@ from pathlib import Path
 
 from edgeq.errors import BadInput
 
-OWN_FILES = ("edgeq.json", "manifest.json")
+# What marks a directory as edgeq's own: a file, and keys that other programs' files of that name do not have together.
+MARKERS = {"edgeq.json": {"format_version", "recipe"}, "manifest.json": {"format", "file", "tensors"}}
 
 
-def check_destination(path: Path, *, force: bool) -> None:
-    """Raises: BadInput when the output exists (and force is off) or cannot be made."""
+def check_destination(path: Path, *, force: bool, source: Path | None = None) -> None:
+    """Raises: BadInput when the output exists (and force is off), holds its own source, or cannot be made."""
     if path.exists() and not force:
         raise BadInput(f"output {str(path)!r} exists; choose another name or pass --force to replace it")
-    if path.exists() and not any((path / name).is_file() for name in OWN_FILES):
+    if path.exists() and not is_own(path):
         raise BadInput(f"output {str(path)!r} was not written by edgeq; --force replaces only edgeq's own directories")
-    parent = path.absolute().parent
+    for kept, what in ((Path.cwd(), "the current directory"), (source, "what it is made from")):
+        if kept is not None and path.resolve() in (kept.resolve(), *kept.resolve().parents):
+            raise BadInput(f"output {str(path)!r} would replace {what}; choose another name")
+    parent = path.resolve().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise BadInput(f"output {str(path)!r}: {str(parent)!r} is not a directory that can be written to")
 
 
+def is_own(path: Path) -> bool:
+    """Whether edgeq wrote this directory."""
+    return any(keys <= _keys_of(path / name) for name, keys in MARKERS.items())
+
+
+def _keys_of(path: Path) -> set[str]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return set()
+    return set(content) if isinstance(content, dict) else set()
+
+
 @contextmanager
 def new_directory(destination: Path, *, force: bool = False) -> Iterator[Path]:
     """A directory that appears under its name, complete, when the context ends well, and not at all when it fails."""
     check_destination(destination, force=force)
-    destination = destination.absolute()  # so that "." has a name too
+    destination = destination.resolve()  # a link stays, what it points to is replaced
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -51,8 +51,10 @@ def notes(reports: Sequence[Mapping[str, Any]], grids: Mapping[str, Any]) -> lis
     if dense:
         found.append(f"{len(dense)} matrices stay dense: {', '.join(dense[:3])}{' ...' if len(dense) > 3 else ''}")
     for report in reports:
-        if report["damping_retries"]:
-            found.append(f"{report['name']}: damping raised {report['damping_retries']} times to {report['damping']:g}")
+        for of, what in (("damping", "damping"), ("propagation", "propagation damping")):
+            times, value = report[f"{of}_retries"], report[what.replace(" ", "_")]
+            if times:
+                found.append(f"{report['name']}: {what} raised {times} times to {value:g}")
         if report["dead_columns"]:
             found.append(
                 f"{report['name']}: {report['dead_columns']} inputs never seen in calibration, plainly rounded"

@@ -121,8 +121,8 @@ def test_the_report_states_losses_as_shares_of_the_output(backend, rng, toleranc
     )
     V = W + 0.5 * np.linalg.solve(plain.damped(H, 1.0), (W @ D).T).T
     energy = plain.weighted_loss(W, 0 * W, H).sum()
-    scales, offsets = plain.min_max(W, 16, 3, "symmetric")
-    nearest = scales * plain.nearest(W, scales, offsets, 7) + offsets
+    scales, offsets = plain.min_max(V, 16, 3, "symmetric")
+    nearest = scales * plain.nearest(V, scales, offsets, 7) + offsets
     expected = {"round to nearest": nearest, "refitted": layer.dequantized().astype(np.float64)}
     for stage, Q in expected.items():
         loss = plain.weighted_loss(Q, V, H).sum() / energy

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +11,15 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def own_output(path, content="old"):
+OWN = {
+    "edgeq.json": '{"format_version": 1, "recipe": {}}',
+    "manifest.json": '{"format": "gguf", "file": "model.gguf", "tensors": []}',
+}
+
+
+def own_output(path, marker="edgeq.json"):
     path.mkdir()
-    (path / "edgeq.json").write_text(content)
+    (path / marker).write_text(OWN[marker])
     return path
 
 
@@ -38,7 +45,7 @@ def test_a_failed_replacement_leaves_the_old_output(tmp_path):
         (folder / "edgeq.json").write_text("new")
         raise RuntimeError
     assert names(tmp_path) == ["out"]
-    assert (old / "edgeq.json").read_text() == "old"
+    assert (old / "edgeq.json").read_text() == OWN["edgeq.json"]
 
 
 def test_an_existing_output_is_refused_without_force(tmp_path):
@@ -50,9 +57,7 @@ def test_an_existing_output_is_refused_without_force(tmp_path):
 
 @pytest.mark.parametrize("marker", ["edgeq.json", "manifest.json"])
 def test_force_replaces_what_edgeq_wrote(tmp_path, marker):
-    old = tmp_path / "out"
-    old.mkdir()
-    (old / marker).write_text("old")
+    old = own_output(tmp_path / "out", marker)
     (old / "stale").write_text("old")
     with new_directory(old, force=True) as folder:
         (folder / marker).write_text("new")
@@ -66,13 +71,38 @@ def test_force_never_replaces_what_edgeq_did_not_write(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "cat.png").write_text("meow")
+    application = tmp_path / "web"
+    application.mkdir()
+    (application / "manifest.json").write_text('{"name": "web", "icons": []}')
     file = tmp_path / "file"
     file.write_text("text")
-    for path in (photos, file):
+    for path in (photos, application, file):
         with pytest.raises(BadInput, match="not written by edgeq"):
             check_destination(path, force=True)
     assert (photos / "cat.png").read_text() == "meow"
     assert file.read_text() == "text"
+
+
+def test_force_never_replaces_the_current_directory_or_the_source(tmp_path, monkeypatch):
+    old = own_output(tmp_path / "out")
+    (old / "gguf").mkdir()
+    with pytest.raises(BadInput, match="what it is made from"):
+        check_destination(old, force=True, source=old / "gguf")
+    monkeypatch.chdir(old)
+    with pytest.raises(BadInput, match="current directory"):
+        check_destination(Path("."), force=True)
+
+
+def test_a_link_to_an_output_stays_a_link(tmp_path):
+    own_output(tmp_path / "large_disk")
+    (tmp_path / "out").symlink_to(tmp_path / "large_disk")
+    for content in ("one", "two"):
+        with new_directory(tmp_path / "out", force=True) as folder:
+            (folder / "edgeq.json").write_text(OWN["edgeq.json"])
+            (folder / "content").write_text(content)
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "large_disk" / "content").read_text() == "two"
+    assert names(tmp_path) == ["large_disk", "out"]
 
 
 def test_remains_of_a_killed_run_do_not_matter(tmp_path):

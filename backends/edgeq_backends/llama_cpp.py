@@ -27,6 +27,11 @@ class LlamaCppLogits:
         self._model = self._load(Path(path))
         self.vocabulary = int(self._model.get_vocab().n_vocab)
 
+    @staticmethod
+    def check_installed() -> None:
+        """Raises: NotInstalled."""
+        load_cyllama()
+
     def logits(self, windows: np.ndarray[Any, Any]) -> Iterator[NumpyArray]:
         """Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per window.
 

@@ -66,6 +66,10 @@ class TorchLogits:
     def __init__(self, source: ModelSource, *, device: str = "cpu") -> None:
         self._model, self._device = StreamedModel(source, device), device
 
+    @staticmethod
+    def check_installed() -> None:
+        """Importing this module needed everything."""
+
     def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
         batches = token_batches(windows, self._device, PREDICTION_BATCH)
         hidden = self._model.record(batches)
