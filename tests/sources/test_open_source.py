@@ -57,7 +57,7 @@ def test_a_directory_with_a_gguf_file_is_answered_with_that_file(tmp_path):
 def test_a_hub_name_is_downloaded_without_pickles(tiny_directory, monkeypatch):
     asked = {}
 
-    def snapshot_download(model, allow_patterns):
+    def snapshot_download(model, allow_patterns, ignore_patterns):
         asked[model] = allow_patterns
         return str(tiny_directory)
 
@@ -67,7 +67,7 @@ def test_a_hub_name_is_downloaded_without_pickles(tiny_directory, monkeypatch):
 
 
 def test_an_unreachable_hub_is_reported_together_with_the_missing_path(monkeypatch):
-    def snapshot_download(model, allow_patterns):
+    def snapshot_download(model, allow_patterns, ignore_patterns):
         raise LocalEntryNotFoundError("no connection\nat all")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
