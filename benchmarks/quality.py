@@ -142,7 +142,9 @@ def format_table(results: list[dict[str, Any]], texts: Sequence[str], command: s
     head = [
         f"`{command}`: SmolLM2-135M-Instruct, groups of 64, dense embeddings, 64 x 512 calibration tokens, seed 0; "
         f"{packages}; {os.cpu_count()} cores. KL divergence to the original in nats per token on "
-        + " and ".join(f"{TEXTS[name][1]} windows of 512 tokens of {name}" for name in texts)
+        + " and ".join(
+            f"{results[0]['quality'][name]['tokens'] // 512} windows of 512 tokens of {name}" for name in texts
+        )
         + "; ratio to GPTQ with min-max scales; CPU seconds of the solve over all cores.",
         "",
         "| grid | solve | " + "".join(f"KL {name} | ratio | perplexity | top-1 | " for name in texts) + "CPU s |",
