@@ -18,9 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgeq.assembly import EVALUATION_TEXT, make_job, torch_logits
+from edgeq.assembly import make_job
 from edgeq.calibration import first_windows, read_text, tokenize
 from edgeq.evaluation import compare
+from edgeq.measurement import EVALUATION_TEXT, model_logits
 from edgeq.pipeline import quantize
 from edgeq.protocols import ModelSource
 from edgeq.screen import Silent
@@ -84,7 +85,7 @@ class Bench:
         return first_windows(tokens, windows=count, sequence_length=512)
 
     def _logits(self, source: ModelSource, ids: NumpyArray) -> list[NumpyArray]:
-        return list(torch_logits(source, "cpu").logits(ids))
+        return list(model_logits(source, "cpu").logits(ids))
 
     def run(self, solve: dict[str, Any]) -> dict[str, Any]:
         """Quantize and measure. Units: KL in nats per token, seconds of CPU time over all cores."""
@@ -95,7 +96,7 @@ class Bench:
             checkpoint = quantize(job, Path(folder) / "run", Silent())
             seconds = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
             quality = {
-                name: asdict(compare(ids, torch_logits(checkpoint, "cpu").logits(ids), self.references[name]))
+                name: asdict(compare(ids, model_logits(checkpoint, "cpu").logits(ids), self.references[name]))
                 for name, ids in self.windows.items()
             }
         return {**solve, **seconds, "quality": quality}

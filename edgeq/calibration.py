@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from edgeq.errors import BadInput
-from edgeq.protocols import ModelSource
+from edgeq.protocols import ModelDescription
 
 CALIBRATION_TEXT = "calibration.txt"
 
@@ -46,7 +46,7 @@ def _join_json_lines(path: str, content: str) -> str:
     return "\n\n".join(texts)
 
 
-def load_tokenizer(source: ModelSource) -> Tokenizer:
+def load_tokenizer(source: ModelDescription) -> Tokenizer:
     """The tokenizer that belongs to a model. Raises: BadInput when the model brings none."""
     data = source.companions().get("tokenizer.json")
     if data is None:
@@ -61,7 +61,7 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def tokenize(source: ModelSource, text: str) -> npt.NDArray[np.int64]:
+def tokenize(source: ModelDescription, text: str) -> npt.NDArray[np.int64]:
     """Token ids of a text without added special tokens. Shapes: (tokens,)."""
     encoded = load_tokenizer(source).encode(text, add_special_tokens=False)
     return np.asarray(encoded.ids, dtype=np.int64)

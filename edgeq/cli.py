@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 FORCE_OPTION = click.option("--force", is_flag=True, help="Replace an output that edgeq wrote before.")
-BACKEND_OPTION = click.option("--backend", default="auto", show_default=True, help="auto, cuda, cpu, mps or reference.")
+BACKEND_OPTION = click.option(
+    "--backend", default="auto", show_default=True, help="auto, cuda, cpu, mps, mlx or reference."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -76,7 +78,7 @@ def cli() -> None:
 @click.option("--seed", type=int, help="Where calibration sequences start.  [default: 0]")
 @click.option("--recipe", type=click.Path(), help="TOML file with the settings of docs/cli.md; options win.")
 @click.option(
-    "--export", "exports", multiple=True, metavar="FORMAT", help="Also write this format (gguf); may be repeated."
+    "--export", "exports", multiple=True, metavar="FORMAT", help="Also write this format (gguf, mlx); may be repeated."
 )
 @click.option("--evaluate", "evaluated", is_flag=True, help="Measure the result against the original at the end.")
 @BACKEND_OPTION
@@ -93,7 +95,8 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize demo --output smollm2 --export gguf --evaluate
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
     """
-    from edgeq.assembly import check_runtime, make_job  # noqa: PLC0415
+    from edgeq.assembly import make_job  # noqa: PLC0415
+    from edgeq.measurement import check_runtime, runtime_of  # noqa: PLC0415
     from edgeq.pipeline import quantize  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
     from edgeq.storage import check_destination  # noqa: PLC0415
@@ -103,19 +106,19 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     settings = collect_settings(recipe, options)
     job = make_job(open_source(model), settings, backend=backend, calibration=calibration, exports=exports)
     if evaluated:
-        check_runtime("llama.cpp" if "gguf" in exports else "torch")
+        check_runtime(runtime_of(exports, backend))
     with ExitStack() as stack:
         observer = stack.enter_context(watching(as_json))
         checkpoint = quantize(job, output, observer, force=force)
     summary = finish_run(job, checkpoint, model)
     if evaluated:
-        summary["quality"] = measure(summary["exports"].get("gguf", str(output)), reference=model, backend=backend)
+        summary["quality"] = measure(summary["result"], reference=model, backend=backend)
     report(summary, as_json, show_finished)
 
 
 @cli.command(name="export")
 @click.argument("checkpoint", type=click.Path())
-@click.option("--format", "format_name", required=True, help="gguf.")
+@click.option("--format", "format_name", required=True, help="gguf or mlx.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Directory to write.  [default: CHECKPOINT/FORMAT]"
 )
@@ -131,11 +134,12 @@ def export_command(checkpoint: str, format_name: str, output: Path | None, as_js
     from edgeq.checkpoint import Checkpoint  # noqa: PLC0415
     from edgeq.pipeline import export  # noqa: PLC0415
     from edgeq.registry import load_exporter  # noqa: PLC0415
+    from edgeq.storage import size_of  # noqa: PLC0415
 
     exporter = load_exporter(format_name)
     destination = output if output is not None else Path(checkpoint) / format_name
     written = export(Checkpoint(checkpoint), exporter, destination, force=force)
-    files = {str(path): path.stat().st_size for path in written}
+    files = {str(path): size_of(path) for path in written}
     report({"files": files}, as_json, show_files)
 
 
@@ -145,14 +149,16 @@ def export_command(checkpoint: str, format_name: str, output: Path | None, as_js
 @click.option("--text", type=click.Path(), help="UTF-8 text or JSON lines.  [default: a text that ships with edgeq]")
 @click.option("--windows", type=click.IntRange(1), default=16, show_default=True, help="Windows of the text to use.")
 @click.option("--sequence-length", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window.")
-@click.option("--runtime", help="torch or llama.cpp.  [default: llama.cpp for a GGUF file, else torch]")
+@click.option(
+    "--runtime", help="torch, mlx, llama.cpp or mlx-lm.  [default: what an export is for, else the backend's]"
+)
 @BACKEND_OPTION
 @JSON_OPTION
 def evaluate_command(
     target: str, reference: str | None, text: str | None, windows: int, sequence_length: int, runtime: str | None,
     backend: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Perplexity of TARGET (checkpoint, model or GGUF file), and how far it is from the original.
+    """Perplexity of TARGET (checkpoint, model, GGUF file or export), and how far it is from the original.
 
     \b
     Example:
@@ -218,7 +224,7 @@ def measure(target: str, **options: Any) -> dict[str, Any]:
     """`edgeq.assembly.evaluate` as plain data."""
     from dataclasses import asdict  # noqa: PLC0415
 
-    from edgeq.assembly import evaluate  # noqa: PLC0415
+    from edgeq.measurement import evaluate  # noqa: PLC0415
 
     options = {"text": None, "windows": 16, "sequence_length": 512} | options
     quality, runtime = evaluate(target, **options)
@@ -249,8 +255,7 @@ def show_finished(console: "Console", summary: Mapping[str, Any]) -> None:
     if "quality" in summary:
         show_quality(console, summary["quality"])
         return
-    target = summary["exports"].get("gguf", summary["output"])
-    command = shlex.join(["edgeq", "evaluate", target, "--reference", summary["original"]])
+    command = shlex.join(["edgeq", "evaluate", summary["result"], "--reference", summary["original"]])
     console.print(f"next: {command}", highlight=False, soft_wrap=True)
 
 

@@ -4,14 +4,15 @@ import math
 from collections import Counter
 from typing import Any
 
-from edgeq.assembly import find_gguf, open_model
 from edgeq.checkpoint import Checkpoint
+from edgeq.measurement import find_export, open_model
 from edgeq.protocols import ModelSource
 
 
 def inspect_model(name: str) -> dict[str, Any]:
     """Tensors, sizes and bits per weight of whatever a user can name."""
-    source = open_model(str(find_gguf(name) or name))
+    exported = find_export(name)
+    source = open_model(name if exported is None else str(exported.path))
     parameters = parameter_count(source)
     result = {
         "model": source.name,

@@ -11,7 +11,7 @@ from edgeq.checkpoint import FORMAT_VERSION, HEAD_FILE, Checkpoint, write_json, 
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
 from edgeq.layer import LayerReport, prepare_site, solve_layer, solve_without_statistics
 from edgeq.plan import Grids, bits_per_weight, check_exports, plan_grids
-from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
+from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescription, ModelSource, Site
 from edgeq.recipe import Recipe, recipe_settings
 from edgeq.statistics import accumulate
 from edgeq.stopwatch import Stopwatch
@@ -75,7 +75,7 @@ def start_activations(job: Job) -> ActivationSource:
         return job.make_activations(job.source, windows, recipe.needs_drift)
 
 
-def check_length(source: ModelSource, sequence_length: int) -> None:
+def check_length(source: ModelDescription, sequence_length: int) -> None:
     """Raises: BadInput when calibration sequences are longer than the model was made for."""
     longest = source.config.get("max_position_embeddings")
     if isinstance(longest, int) and sequence_length > longest:

@@ -1,14 +1,12 @@
 """The seams: what a backend, a model source, an activation source and an exporter must offer."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
 from edgeq.types import Array, BlockSpec, Grid, NumpyArray, QuantizedLinear, ScaleDtype
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Backend(Protocol):
@@ -43,6 +41,13 @@ class Backend(Protocol):
     def solve_triangular(self, L: Array, B: Array, *, transposed: bool = False) -> Array:
         """L^-1 B, or L^-T B, for a factor of `cholesky`; the result is in working precision. Shapes: (..., n, k)."""
 
+    def solve_product(self, A: Array, B: Array, L: Array) -> Array:
+        """A B (L L^T)^-1 for a factor of `cholesky`, product and solves in the widest precision the device has.
+
+        Small pivots of L amplify whatever rounding happens on the way. The result is in working precision.
+        Shapes: A (m, n), B and L (n, n).
+        """
+
     def round_clip(self, x: Array, low: float, high: float) -> Array:
         """Nearest whole number, half to even, then clipped."""
 
@@ -60,17 +65,24 @@ class Backend(Protocol):
     def evaluate(self, *arrays: Array) -> None:
         """Finish queued work; nothing to do where the framework is eager."""
 
-    def compile(self, function: F) -> F:
-        """A faster form of a pure function of arrays; the function itself where there is nothing to compile."""
+
+class ModelDescription(Protocol):
+    """What is known of a model without its tensors."""
+
+    @property
+    def name(self) -> str:
+        """A short name for reports and file names, such as "SmolLM2-135M-Instruct"."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The content of config.json."""
+
+    def companions(self) -> Mapping[str, bytes]:
+        """Files that belong to the model: tokenizer.json, tokenizer_config.json, generation_config.json and so on."""
 
 
-class ModelSource(Protocol):
+class ModelSource(ModelDescription, Protocol):
     """A model on disk, read tensor by tensor. Tensor names and the config are those of Hugging Face checkpoints."""
-
-    name: str
-    """A short name for reports and file names, such as "SmolLM2-135M-Instruct"."""
-    config: Mapping[str, Any]
-    """The content of config.json."""
 
     def tensor_names(self) -> Sequence[str]: ...
 
@@ -87,9 +99,6 @@ class ModelSource(Protocol):
 
     def blocks(self) -> Sequence[BlockSpec]:
         """Decoder blocks in execution order."""
-
-    def companions(self) -> Mapping[str, bytes]:
-        """Files that belong to the model: tokenizer.json, tokenizer_config.json, generation_config.json and so on."""
 
     def fingerprint(self) -> str:
         """A hash that changes when the weights or the config change; cheap, it need not read all weights."""

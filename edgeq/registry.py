@@ -1,11 +1,17 @@
 """Names of backends, formats and runtimes to the code behind them, imported on demand."""
 
+import platform
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, TypeVar
 
 from edgeq.errors import BadInput, NotInstalled
 from edgeq.protocols import Backend, Exporter
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,18 +23,42 @@ class Entry:
     arguments: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class BackendEntry:
+    """A backend, the framework that runs forward passes for it, and the device it runs them on."""
+
+    entry: Entry
+    framework: str
+    device: str | None = None
+
+
+def _torch(device: str) -> BackendEntry:
+    return BackendEntry(Entry("edgeq_backends.torch:TorchBackend", "cuda", (device,)), "torch", device)
+
+
 BACKENDS = {
-    "cuda": Entry("edgeq_backends.torch:TorchBackend", "cuda", ("cuda",)),
-    "cpu": Entry("edgeq_backends.torch:TorchBackend", "cuda", ("cpu",)),
-    "mps": Entry("edgeq_backends.torch:TorchBackend", "cuda", ("mps",)),
-    "reference": Entry("edgeq_backends.reference:ReferenceBackend", "cuda"),
+    "cuda": _torch("cuda"),
+    "cpu": _torch("cpu"),
+    "mps": _torch("mps"),
+    "mlx": BackendEntry(Entry("edgeq_backends.mlx:MlxBackend", "mlx"), "mlx"),
+    "reference": BackendEntry(Entry("edgeq_backends.reference:ReferenceBackend", "cuda"), "torch", "cpu"),
 }
-ACTIVATIONS = Entry("edgeq_backends.torch_activations:TorchActivations", "cuda")
+ACTIVATIONS = {
+    "torch": Entry("edgeq_backends.torch_activations:TorchActivations", "cuda"),
+    "mlx": Entry("edgeq_backends.mlx_activations:MlxActivations", "mlx"),
+}
 LOGITS = {
     "torch": Entry("edgeq_backends.torch_activations:TorchLogits", "cuda"),
+    "mlx": Entry("edgeq_backends.mlx_activations:MlxLogits", "mlx"),
     "llama.cpp": Entry("edgeq_backends.llama_cpp:LlamaCppLogits", "llama-cpp"),
+    "mlx-lm": Entry("edgeq_backends.mlx_lm:MlxLmLogits", "mlx"),
 }
-EXPORTERS = {"gguf": Entry("edgeq_exporters.gguf:GgufExporter", "gguf")}
+RUNTIMES = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
+"""What runs the files of a format."""
+EXPORTERS = {
+    "gguf": Entry("edgeq_exporters.gguf:GgufExporter", "gguf"),
+    "mlx": Entry("edgeq_exporters.mlx:MlxExporter", "mlx"),
+}
 
 
 def load(entry: Entry, what: str) -> Any:
@@ -43,18 +73,34 @@ def load(entry: Entry, what: str) -> Any:
         raise NotInstalled(f"{what} cannot be loaded ({error}); run: pip install -U 'edgeq[{entry.extra}]'") from error
 
 
-def find(table: dict[str, Entry], name: str, what: str) -> Entry:
+def find(table: Mapping[str, T], name: str, what: str) -> T:
     """An entry by name. Raises: BadInput listing the known names."""
     if name not in table:
         raise BadInput(f"{what} {name!r} is not known; choose one of {', '.join(table)}")
     return table[name]
 
 
+def choose_backend(name: str) -> str:
+    """What "auto" stands for: MLX on Apple silicon or where torch is missing, else CUDA if there is some, else cpu."""
+    if name != "auto":
+        find({"auto": None, **BACKENDS}, name, "backend")
+        return name
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    if (apple or not _is_installed("torch")) and _is_installed("mlx_lm"):
+        return "mlx"
+    return "cuda" if _cuda_is_available() else "cpu"
+
+
+def device_of(backend: str) -> dict[str, str]:
+    """The argument that places forward passes, where their framework takes one."""
+    device = BACKENDS[backend].device
+    return {} if device is None else {"device": device}
+
+
 def load_backend(name: str) -> Backend:
-    """A backend by name; "auto" takes CUDA where there is a device, else the CPU."""
-    if name == "auto":
-        name = "cuda" if _cuda_is_available() else "cpu"
-    entry = find({"auto": BACKENDS["cpu"], **BACKENDS}, name, "backend")
+    """A backend by name; see `choose_backend` for "auto"."""
+    name = choose_backend(name)
+    entry = BACKENDS[name].entry
     backend: Backend = load(entry, f"backend {name!r}")(*entry.arguments)
     return backend
 
@@ -63,6 +109,10 @@ def load_exporter(name: str) -> Exporter:
     """An exporter by the name of its format."""
     exporter: Exporter = load(find(EXPORTERS, name, "format"), f"format {name!r}")()
     return exporter
+
+
+def _is_installed(module: str) -> bool:
+    return find_spec(module) is not None
 
 
 def _cuda_is_available() -> bool:

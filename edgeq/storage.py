@@ -91,3 +91,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary.write_bytes(data)
     sync_file(temporary)
     os.replace(temporary, path)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a directory."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")))

@@ -7,6 +7,7 @@ from edgeq.checkpoint import Checkpoint
 from edgeq.inspection import parameter_count
 from edgeq.pipeline import Job, export
 from edgeq.plan import plan_grids
+from edgeq.storage import size_of
 
 WORST_LAYERS = 5
 
@@ -22,13 +23,14 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
         with job.clock("export"):
             written = export(checkpoint, exporter, checkpoint.path / exporter.name)
         exports[exporter.name] = str(written[0])
-        sizes[exporter.name] = written[0].stat().st_size
+        sizes[exporter.name] = size_of(written[0])
     layers = checkpoint.report["layers"]
     return {
         "model": job.source.name,
         "original": model,
         "output": str(checkpoint.path),
         "exports": exports,
+        "result": next(iter(exports.values()), str(checkpoint.path)),
         "bytes": sizes,
         "bits_per_weight": checkpoint.report["bits_per_weight"],
         "worst_layers": worst_layers(layers),

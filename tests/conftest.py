@@ -9,9 +9,8 @@ import pytest
 
 from edgeq.registry import load_backend
 
-BACKENDS = ("reference", "cpu")
-TOLERANCES = {"reference": 1e-10}
-FLOAT32_TOLERANCE = 1e-4
+BACKENDS = ("reference", "cpu", "mlx")
+TOLERANCES = {"reference": 1e-10, "cpu": 1e-4, "mlx": 1e-4}
 
 
 @pytest.fixture
@@ -31,9 +30,11 @@ def one_thread():
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, one_thread):
+    if request.param == "mlx":
+        pytest.importorskip("mlx.core", reason="MLX has no build for this system")
     return load_backend(request.param)
 
 
 @pytest.fixture
 def tolerance(backend) -> float:
-    return TOLERANCES.get(backend.name, FLOAT32_TOLERANCE)
+    return TOLERANCES[backend.name]

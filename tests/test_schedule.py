@@ -29,11 +29,11 @@ def windows(rng):
 @pytest.fixture
 def activations(llama, windows, monkeypatch):
     """Both streams of the tiny Llama over three batches, the last one short."""
-    monkeypatch.setattr("edgeq_backends.torch_activations.CALIBRATION_BATCH", 2 * WINDOW)
+    monkeypatch.setattr("edgeq.streams.CALIBRATION_BATCH", 2 * WINDOW)
     source = models.MemorySource(llama)
 
     def start(drift=True):
-        return source.blocks(), load(ACTIVATIONS, "calibration")(source, windows, drift=drift)
+        return source.blocks(), load(ACTIVATIONS["torch"], "calibration")(source, windows, drift=drift)
 
     return start
 

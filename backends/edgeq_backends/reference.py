@@ -7,7 +7,6 @@ import ml_dtypes
 import numpy as np
 
 from edgeq.errors import NotPositiveDefinite
-from edgeq.protocols import F
 from edgeq.types import NumpyArray, ScaleDtype
 
 STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
@@ -51,6 +50,9 @@ class ReferenceBackend:
     def solve_triangular(self, L: NumpyArray, B: NumpyArray, *, transposed: bool = False) -> NumpyArray:
         return np.linalg.solve(np.swapaxes(L, -1, -2) if transposed else L, B)
 
+    def solve_product(self, A: NumpyArray, B: NumpyArray, L: NumpyArray) -> NumpyArray:
+        return np.linalg.solve(L.T, np.linalg.solve(L, (A @ B).T)).T
+
     def round_clip(self, x: NumpyArray, low: float, high: float) -> NumpyArray:
         return np.clip(np.rint(x), low, high)
 
@@ -71,6 +73,3 @@ class ReferenceBackend:
 
     def evaluate(self, *arrays: NumpyArray) -> None:
         """NumPy is eager."""
-
-    def compile(self, function: F) -> F:
-        return function

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from edgeq.errors import NotInstalled, NotPositiveDefinite
-from edgeq.protocols import F
 from edgeq.types import NumpyArray, ScaleDtype
 
 STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -76,6 +75,10 @@ class TorchBackend:
         solved: torch.Tensor = torch.linalg.solve_triangular(L.mT if transposed else L, right, upper=transposed)
         return solved.to(self.device, self.precision)
 
+    def solve_product(self, A: torch.Tensor, B: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
+        product = A.to(L.device, L.dtype) @ B.to(L.device, L.dtype)
+        return torch.cholesky_solve(product.mT, L).mT.to(self.device, self.precision)
+
     def round_clip(self, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
         return torch.round(x).clamp_(low, high)
 
@@ -96,9 +99,6 @@ class TorchBackend:
 
     def evaluate(self, *arrays: torch.Tensor) -> None:
         """torch is eager on the CPU; elsewhere results are awaited when they are read."""
-
-    def compile(self, function: F) -> F:
-        return function
 
 
 def symmetric_product(X: torch.Tensor) -> torch.Tensor:

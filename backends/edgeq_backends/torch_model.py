@@ -1,8 +1,9 @@
 """A transformers model whose parameters exist only while they are in use, fed tensor by tensor from a ModelSource."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
+from edgeq.schedule import stand_still
+from edgeq.streams import Place, record_calls
 from edgeq.tensors import read_weight
-from edgeq.types import NumpyArray
-
-
-class EndOfRecording(Exception):
-    """Raised by the last pass-through block: what the model does after its blocks is not needed while recording."""
-
-
-@dataclass(slots=True)
-class Call:
-    """What a model hands to a block besides the hidden states: masks, rotary tables and the like."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+from edgeq.types import BlockSpec, NumpyArray
 
 
 @dataclass(slots=True)
@@ -38,24 +29,16 @@ class Parameter:
 
 
 class PassThrough(torch.nn.Module):
-    """Stands in for a block: notes each call while recording, and returns `result` or the hidden states it got."""
+    """Stands where a block was."""
 
-    def __init__(self, block: torch.nn.Module, *, last: bool) -> None:
+    def __init__(self, block: torch.nn.Module, place: Place) -> None:
         super().__init__()
         object.__setattr__(self, "block", block)  # not a child module: the block's parameters are filled apart
-        self.last = last
-        self.calls: list[Call] = []
-        self.inputs: list[torch.Tensor] = []
-        self.recording = False
-        self.result: torch.Tensor | None = None
+        self.place = place
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.recording:
-            self.calls.append(Call(args, kwargs))
-            self.inputs.append(hidden_states)
-            if self.last:
-                raise EndOfRecording
-        return hidden_states if self.result is None else self.result
+        hidden: torch.Tensor = self.place.pass_on(hidden_states, args, kwargs)
+        return hidden
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -73,34 +56,40 @@ class StreamedModel:
         self.model = empty_model(source)
         self.blocks = [self.model.get_submodule(spec.name) for spec in self.specs]
         self._of_block = [parameters_of(block, spec.name) for block, spec in zip(self.blocks, self.specs, strict=True)]
-        self.places = []
-        for spec, block in zip(self.specs, self.blocks, strict=True):
-            self.places.append(PassThrough(block, last=spec is self.specs[-1]))
-            self.model.set_submodule(spec.name, self.places[-1])
+        self.places = [Place(last=spec is self.specs[-1]) for spec in self.specs]
+        for spec, block, place in zip(self.specs, self.blocks, self.places, strict=True):
+            self.model.set_submodule(spec.name, PassThrough(block, place))
         self._outer = parameters_of(self.model, "")
         for module in (self.model, *self.blocks):
             move_buffers(module, self.device)
 
-    def record(self, batches: list[torch.Tensor]) -> list[torch.Tensor]:
+    def record(self, batches: Sequence[NumpyArray]) -> list[torch.Tensor]:
         """Note what every block gets besides hidden states, per batch; returns the hidden states before block 0."""
-        for place in self.places:
-            place.recording, place.calls, place.inputs = True, [], []
         with self._filled(self._outer):
-            for ids in batches:
-                try:
-                    self.model(input_ids=ids, use_cache=False)
-                except EndOfRecording:
-                    pass
-        embedded = self.places[0].inputs
-        for place in self.places:
-            place.recording, place.inputs = False, []
-        return embedded
+            return record_calls(self.places, self._run, batches)
+
+    def _run(self, ids: NumpyArray) -> torch.Tensor:
+        tokens = torch.from_numpy(ids.astype(np.int64)).to(self.device)
+        logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits
+        return logits
 
     @contextmanager
     def block(self, index: int) -> Iterator[torch.nn.Module]:
         """A block with its weights, freed on leaving."""
         with self._filled(self._of_block[index]):
             yield self.blocks[index]
+
+    @contextmanager
+    def halting_block(self, block: BlockSpec) -> Iterator[Callable[[str, NumpyArray], None]]:
+        """A block with its weights whose forwards stand still at each linear layer; gives what replaces a weight."""
+        with self.block(block.index) as module:
+            linears = {name: module.get_submodule(name.removeprefix(block.name + ".")) for name in block.linears}
+            hooks = [linear.register_forward_pre_hook(partial(halt, name)) for name, linear in linears.items()]
+            try:
+                yield partial(set_weight, linears)
+            finally:
+                for hook in hooks:
+                    hook.remove()
 
     def run_block(self, index: int, batch: int, hidden_states: torch.Tensor) -> torch.Tensor:
         """One recorded batch through a filled block."""
@@ -109,12 +98,12 @@ class StreamedModel:
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
-    def logits(self, batches: list[torch.Tensor], hidden: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def logits(self, batches: Sequence[NumpyArray], hidden: Sequence[torch.Tensor]) -> Iterator[Iterator[NumpyArray]]:
         """Final norm and head by the model's own code, its blocks passing the finished hidden states on."""
         with self._filled(self._outer):
             for ids, states in zip(batches, hidden, strict=True):
                 self.places[-1].result = states
-                yield self.model(input_ids=ids, use_cache=False).logits
+                yield (of_window.float().cpu().numpy() for of_window in self._run(ids))
         self.places[-1].result = None
 
     @contextmanager
@@ -173,10 +162,14 @@ def move_buffers(module: torch.nn.Module, device: torch.device) -> None:
                 child._buffers[name] = buffer.to(device)
 
 
-def token_batches(windows: NumpyArray, device: str, tokens_per_batch: int) -> list[torch.Tensor]:
-    """Whole windows grouped so that a batch has about tokens_per_batch tokens. Shapes: (windows, length)."""
-    per_batch = max(1, tokens_per_batch // windows.shape[1])
-    return [
-        torch.from_numpy(windows[start : start + per_batch].astype(np.int64)).to(device)
-        for start in range(0, len(windows), per_batch)
-    ]
+def halt(name: str, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+    """The hook that runs just before a linear layer."""
+    stand_still(name, args[0])
+
+
+def set_weight(linears: dict[str, torch.nn.Module], layer: str, W: NumpyArray) -> None:
+    """What the layer computes with from here on."""
+    old = linears[layer]._parameters["weight"]
+    assert old is not None
+    weight = torch.from_numpy(W).to(device=old.device, dtype=old.dtype)
+    linears[layer].weight = torch.nn.Parameter(weight, requires_grad=False)

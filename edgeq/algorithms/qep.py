@@ -14,5 +14,4 @@ def correct_weight(W: Array, D: Array, L: Array, backend: Backend, *, propagatio
     Shapes: W and the result (out, in); D and L (in, in).
     Source: Arai and Ichikawa, Quantization Error Propagation, NeurIPS 2025.
     """
-    half_solved = backend.solve_triangular(L, (W @ D).T)
-    return W + propagation_strength * backend.solve_triangular(L, half_solved, transposed=True).T
+    return W + propagation_strength * backend.solve_product(W, D, L)

@@ -1,8 +1,5 @@
 """GGUF files for llama.cpp: Llama-like models with one-level block quantization."""
 
-import hashlib
-import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +23,7 @@ from edgeq_exporters.gguf_architecture import (
 )
 from edgeq_exporters.gguf_blocks import block_type, is_widened, largest_deviation, pack_blocks, why_not_packable
 from edgeq_exporters.gguf_tokenizer import tokenizer_keys, why_not_tokenizer
+from edgeq_exporters.manifest import Entry, rename_when_stored, sha256_of, tensor_entry, write_manifest
 
 try:
     import gguf
@@ -33,7 +31,6 @@ except ModuleNotFoundError as missing:
     raise NotInstalled("export 'gguf' needs the package gguf; install it with: pip install 'edgeq[gguf]'") from missing
 
 FILE_NAME = "model.gguf"
-MANIFEST_NAME = "manifest.json"
 EMBEDDING = "model.embed_tokens.weight"
 ROPE_FACTORS = "rope_freqs.weight"
 DENSE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -84,11 +81,9 @@ class GgufExporter:
         reason = self.reject_reason(model.config, model.companions(), grids)
         if reason is not None:
             raise BadInput(f"export 'gguf': {reason}")
-        path, manifest = destination / FILE_NAME, destination / MANIFEST_NAME
+        path = destination / FILE_NAME
         entries = write_gguf(model, plan, path)
-        content = {"format": self.name, "file": FILE_NAME, "tensors": entries}
-        write_in_place(manifest, (json.dumps(content, indent=1) + "\n").encode())
-        return [path, manifest]
+        return [path, write_manifest(destination, format_name=self.name, file=FILE_NAME, entries=entries)]
 
 
 def why_not_tensor(name: str, shape: tuple[int, ...], grid: Grid | None) -> str | None:
@@ -118,7 +113,7 @@ def _planned(model: QuantizedModel, source: str) -> PlannedTensor:
     return PlannedTensor(name, source, type_name, array.shape, None)
 
 
-def write_gguf(model: QuantizedModel, plan: Sequence[PlannedTensor], path: Path) -> list[dict[str, Any]]:
+def write_gguf(model: QuantizedModel, plan: Sequence[PlannedTensor], path: Path) -> list[Entry]:
     """Write the file under a temporary name, rename it, and return the manifest's entries."""
     partial = path.with_name(path.name + ".partial")
     writer = gguf.GGUFWriter(partial, ARCHITECTURES[model.config["model_type"]])
@@ -185,7 +180,7 @@ def _add_tensor_info(writer: gguf.GGUFWriter, tensor: PlannedTensor) -> None:
     writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
 
 
-def _write_tensor(writer: gguf.GGUFWriter, model: QuantizedModel, tensor: PlannedTensor) -> dict[str, Any]:
+def _write_tensor(writer: gguf.GGUFWriter, model: QuantizedModel, tensor: PlannedTensor) -> Entry:
     """Write the bytes of one tensor and describe what became of it."""
     rows = row_order(tensor.source, model.config)
     if tensor.grid is None:
@@ -199,18 +194,16 @@ def _write_tensor(writer: gguf.GGUFWriter, model: QuantizedModel, tensor: Planne
     return _entry(tensor, status, deviation, sha256_of(layer.codes, layer.scales, layer.offsets))
 
 
-def _entry(tensor: PlannedTensor, status: str, deviation: float, digest: str) -> dict[str, Any]:
-    grid = tensor.grid
-    return {
-        "name": tensor.name,
-        "source": tensor.source,
-        "type": tensor.type_name,
-        "bits": None if grid is None else grid.bits,
-        "group_size": None if grid is None else grid.group_size,
-        "status": status,
-        "largest_deviation": deviation,
-        "sha256": digest,
-    }
+def _entry(tensor: PlannedTensor, status: str, deviation: float, digest: str) -> Entry:
+    return tensor_entry(
+        name=tensor.name,
+        source=tensor.source,
+        type_name=tensor.type_name,
+        grid=tensor.grid,
+        status=status,
+        deviation=deviation,
+        digest=digest,
+    )
 
 
 def reordered(layer: QuantizedLinear, rows: NumpyArray) -> QuantizedLinear:
@@ -218,32 +211,6 @@ def reordered(layer: QuantizedLinear, rows: NumpyArray) -> QuantizedLinear:
     return replace(layer, codes=layer.codes[rows], scales=layer.scales[rows], offsets=layer.offsets[rows])
 
 
-def sha256_of(*arrays: NumpyArray) -> str:
-    """One hash over arrays in row-major little-endian bytes, the same for every container of one solution."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array, dtype=_little_endian(array.dtype)).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return dtype if dtype.kind == "V" else dtype.newbyteorder("<")  # bfloat16 has no other order
-
-
 def _stored(array: NumpyArray, type_name: str) -> NumpyArray:
     stored = array.astype(np.float32) if type_name == "F32" else array
     return np.ascontiguousarray(stored.view(np.uint16) if type_name == "BF16" else stored)
-
-
-def write_in_place(path: Path, content: bytes) -> None:
-    """Write a small file so that its name only ever stands for the complete content."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    rename_when_stored(partial, path)
-
-
-def rename_when_stored(partial: Path, path: Path) -> None:
-    """Give a finished file its name after its bytes have reached the disk."""
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)

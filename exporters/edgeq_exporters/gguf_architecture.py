@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from edgeq.rope import rope_of
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> general.architecture
 
@@ -40,15 +41,6 @@ NEEDED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Rope:
-    """Rotary embedding settings, wherever the config keeps them."""
-
-    kind: str
-    theta: float
-    settings: Mapping[str, Any]
-
-
 def why_not_architecture(config: Mapping[str, Any]) -> str | None:
     """What about a config GGUF's llama and qwen2 architectures cannot express; None when they can."""
     model_type = config.get("model_type")
@@ -70,14 +62,6 @@ def _why_not_rope(config: Mapping[str, Any]) -> str | None:
     return (
         f"rope type '{kind}' of a {config['model_type']} model is not supported; GGUF export knows {', '.join(kinds)}"
     )
-
-
-def rope_of(config: Mapping[str, Any]) -> Rope:
-    """Top-level rope_theta and rope_scaling, or rope_parameters as transformers 5 nests them."""
-    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    theta = settings.get("rope_theta", config.get("rope_theta", 10000.0))
-    return Rope(str(kind), float(theta), settings)
 
 
 def head_size(config: Mapping[str, Any]) -> int:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid, QuantizedLinear
+from edgeq_exporters.deviation import largest_difference
 
 BLOCK_COLUMNS = 32  # every block type here holds 32 consecutive weights of a row
 
@@ -87,19 +88,11 @@ def stored_scales(layer: QuantizedLinear) -> tuple[npt.NDArray[np.float16], npt.
 
 
 def largest_deviation(layer: QuantizedLinear) -> float:
-    """Largest absolute difference between a weight in the blocks and `layer.dequantized()`, before float32 rounding.
-
-    The difference is linear in the code, so only the smallest and largest code of each group can attain it.
-    """
+    """Largest absolute difference between a weight in the blocks and `layer.dequantized()`, before float32 rounding."""
     scales, offsets = (stored.astype(np.float64) for stored in stored_scales(layer))
     if _block_type_of(layer).centred:
         offsets = -scales * layer.grid.middle
-    slope, start = scales - layer.scales, offsets - layer.offsets
-    if not slope.any() and not start.any():
-        return 0.0
-    first_columns = [low for low, _ in layer.grid.group_bounds(layer.codes.shape[1])]
-    ends = (extreme.reduceat(layer.codes, first_columns, axis=1) for extreme in (np.minimum, np.maximum))
-    return max(float(np.abs(slope * codes + start).max()) for codes in ends)
+    return largest_difference(layer, scales, offsets)
 
 
 def is_widened(grid: Grid) -> bool:

@@ -1,0 +1,133 @@
+"""Apple MLX: products in float32 on its default device, factors and their solves in float64 on the CPU."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgeq.errors import NotPositiveDefinite
+from edgeq.types import NumpyArray, ScaleDtype
+
+os.environ.setdefault("MLX_ENABLE_TF32", "0")  # MLX reads it once; its products would have 10 bits on newer GPUs
+
+import mlx.core as mx
+
+STORED = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry saves
+CONSISTENT = 1e-9  # relative; float64 rounding is far below it, the row of a failed pivot far above
+
+
+class MlxBackend:
+    """Working precision is float32, which GPUs have; what amplifies rounding runs in float64 on the CPU's stream.
+
+    Memory is shared between both, so that nothing is copied on the way.
+    """
+
+    name = "mlx"
+
+    def asarray(self, x: Any) -> mx.array:
+        if not isinstance(x, mx.array):  # MLX takes no ml_dtypes, and its own float64 exists on the CPU only
+            x = mx.array(np.asarray(x, dtype=np.float32))
+        array: mx.array = x.astype(mx.float32)
+        return array
+
+    def activations(self, x: Any) -> mx.array:
+        return self.asarray(x)
+
+    def to_numpy(self, x: mx.array) -> NumpyArray:
+        return np.array(x)
+
+    def copy(self, x: mx.array) -> mx.array:
+        return mx.array(mx.contiguous(x))
+
+    def gram(self, X: mx.array, Y: mx.array) -> mx.array:
+        return symmetric_product(X) if X is Y else X.T @ Y
+
+    def diagonal(self, A: mx.array) -> mx.array:
+        return mx.diagonal(A)
+
+    def add_diagonal(self, A: mx.array, value: mx.array | float) -> mx.array:
+        return A + mx.eye(A.shape[0]) * value
+
+    def cholesky(self, A: mx.array) -> mx.array:
+        A = widened(A)
+        L = mx.linalg.cholesky(A, stream=mx.cpu)
+        if not bool(is_factor(L, A).item()):
+            raise NotPositiveDefinite(size=A.shape[-1])
+        return L
+
+    def solve_triangular(self, L: mx.array, B: mx.array, *, transposed: bool = False) -> mx.array:
+        left = mx.swapaxes(L, -1, -2, stream=mx.cpu) if transposed else L
+        solved = mx.linalg.solve_triangular(left, widened(B), upper=transposed, stream=mx.cpu)
+        return narrowed(solved)
+
+    def solve_product(self, A: mx.array, B: mx.array, L: mx.array) -> mx.array:
+        inverse = mx.linalg.tri_inv(L, stream=mx.cpu)  # MLX solves with it as well, once for each call
+        product = mx.matmul(widened(A), widened(B), stream=mx.cpu)
+        half_solved = mx.matmul(product, mx.swapaxes(inverse, -1, -2, stream=mx.cpu), stream=mx.cpu)
+        return narrowed(mx.matmul(half_solved, inverse, stream=mx.cpu))
+
+    def round_clip(self, x: mx.array, low: float, high: float) -> mx.array:
+        return mx.clip(mx.round(x), low, high)
+
+    def round_to(self, x: mx.array, dtype: ScaleDtype) -> mx.array:
+        return x.astype(STORED[dtype]).astype(mx.float32)
+
+    def min_max(self, x: mx.array, axis: int) -> tuple[mx.array, mx.array]:
+        return x.min(axis=axis), x.max(axis=axis)
+
+    def where(self, mask: mx.array, a: mx.array | float, b: mx.array | float) -> mx.array:
+        return mx.where(mask, a, b)
+
+    def take(self, x: mx.array, indices: NumpyArray, axis: int) -> mx.array:
+        return mx.take(x, mx.array(indices.astype(np.int32)), axis=axis)
+
+    def concatenate(self, parts: Sequence[mx.array], axis: int) -> mx.array:
+        return mx.concatenate(list(parts), axis=axis)
+
+    def evaluate(self, *arrays: mx.array) -> None:
+        mx.eval(*arrays)
+
+
+def widened(A: mx.array) -> mx.array:
+    """The same numbers in float64, which MLX has on the CPU only."""
+    return A.astype(mx.float64, stream=mx.cpu)
+
+
+def narrowed(A: mx.array) -> mx.array:
+    """Back in working precision."""
+    return A.astype(mx.float32, stream=mx.cpu)
+
+
+def is_factor(L: mx.array, A: mx.array) -> mx.array:
+    """Whether L is a Cholesky factor of A; MLX returns a meaningless matrix where there is none.
+
+    At the first bad pivot the rows before it are right, so that either its pivot is not positive or its row's squares
+    do not sum up to A's diagonal. The diagonal of L alone can look sound: of a matrix of ones it is all ones.
+
+    Shapes: (..., n, n) in float64 -> ().
+    """
+    with mx.stream(mx.cpu):
+        pivots = mx.diagonal(L, 0, -2, -1)
+        expected = mx.diagonal(A, 0, -2, -1)
+        squares = (L * L).sum(axis=-1)
+        consistent = mx.abs(squares - expected) <= CONSISTENT * mx.abs(expected)
+        return mx.all((pivots > 0) & mx.isfinite(pivots) & consistent)
+
+
+def symmetric_product(X: mx.array) -> mx.array:
+    """X.T @ X from k lower strips, mirrored: (k + 1) / 2k of the work of the plain product, and exactly symmetric.
+
+    Shapes: (tokens, in) -> (in, in).
+    """
+    size = X.shape[1]
+    strips = max(1, size // STRIP_COLUMNS)
+    bounds = [round(strip * size / strips) for strip in range(strips + 1)]
+    rows = []
+    for start, stop in itertools.pairwise(bounds):
+        strip = X[:, start:stop].T @ X[:, :stop]
+        rows.append(mx.pad(strip, [(0, 0), (0, size - stop)]))
+    lower = mx.tril(mx.concatenate(rows, axis=0))
+    return lower + mx.tril(lower, -1).T

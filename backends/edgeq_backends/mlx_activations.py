@@ -1,0 +1,20 @@
+"""Calibration streams and plain predictions of mlx-lm models in MLX."""
+
+from edgeq.protocols import ModelSource
+from edgeq.streams import BlockwiseLogits, CalibrationStreams
+from edgeq.types import NumpyArray
+from edgeq_backends.mlx_model import StreamedModel
+
+
+class MlxActivations(CalibrationStreams):
+    """Shapes: windows (count, tokens) of token ids."""
+
+    def __init__(self, source: ModelSource, windows: NumpyArray, *, drift: bool = True) -> None:
+        super().__init__(StreamedModel(source), windows, drift=drift)
+
+
+class MlxLogits(BlockwiseLogits):
+    """Predictions of a ModelSource."""
+
+    def __init__(self, source: ModelSource) -> None:
+        super().__init__(StreamedModel(source))

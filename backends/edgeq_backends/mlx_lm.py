@@ -1,0 +1,30 @@
+"""Predictions of an exported directory in its runtime, mlx-lm."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.utils import load_model
+
+from edgeq.errors import BadInput
+from edgeq.types import NumpyArray
+
+
+class MlxLmLogits:
+    """The model as mlx-lm loads it, with activations in float32: on the CPU half precision is many times slower."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._model, _ = load_model(path)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise BadInput(f"{str(path)!r}: mlx-lm cannot load it ({error}); export it again") from error
+        self._model.set_dtype(mx.float32)
+
+    @staticmethod
+    def check_installed() -> None:
+        """Importing this module needed everything."""
+
+    def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
+        for ids in windows:
+            yield np.array(self._model(mx.array(ids[None].astype(np.int32)))[0].astype(mx.float32))

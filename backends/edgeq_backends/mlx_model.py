@@ -1,0 +1,171 @@
+"""An mlx-lm model whose parameters exist only while they are in use, fed tensor by tensor from a ModelSource."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
+
+from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.mlx_config import MODEL_MODULES, mlx_config, why_not_mlx
+from edgeq.protocols import ModelSource
+from edgeq.schedule import stand_still
+from edgeq.streams import Place, record_calls
+from edgeq.tensors import read_weight
+from edgeq.types import BlockSpec, NumpyArray
+
+
+class PassThrough:
+    """Stands where a block was. Not a module, so that the block's parameters are not among its model's."""
+
+    def __init__(self, block: Module, place: Place) -> None:
+        self._block, self._place = block, place
+
+    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        output: mx.array = self._place.pass_on(hidden, args, kwargs)
+        return output
+
+    def __getattr__(self, name: str) -> Any:  # models ask their blocks for the kind of attention
+        return getattr(self._block, name)
+
+
+class Halting(Module):
+    """Stands in for a linear layer: its input is computed, then control goes to the scheduler before it runs."""
+
+    def __init__(self, name: str, linear: Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._name, self.linear = name, linear
+
+    def __call__(self, x: mx.array) -> mx.array:
+        mx.eval(x)  # the graph behind it would keep every earlier result of the block
+        stand_still(self._name, x)
+        output: mx.array = self.linear(x)
+        return output
+
+
+class StreamedModel:
+    """The model's own code, in float32 on MLX's default device, with parameters only where they are in use."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self.source = source
+        self.specs = source.blocks()
+        self.model = empty_model(source)
+        self.blocks = [submodule(self.model, spec.name) for spec in self.specs]
+        self.places = [Place(last=spec is self.specs[-1]) for spec in self.specs]
+        for spec, block, place in zip(self.specs, self.blocks, self.places, strict=True):
+            set_submodule(self.model, spec.name, PassThrough(block, place))
+        self._shapes = {spec.name: empty(block) for spec, block in zip(self.specs, self.blocks, strict=True)}
+        self._shapes[""] = empty(self.model)
+
+    def record(self, batches: Sequence[NumpyArray]) -> list[mx.array]:
+        """Note what every block gets besides hidden states, per batch; returns the hidden states before block 0."""
+        with self._filled(self.model, ""):
+            embedded = record_calls(self.places, self._run, batches)
+            mx.eval(embedded)
+        return embedded
+
+    def _run(self, ids: NumpyArray) -> mx.array:
+        logits: mx.array = self.model(mx.array(ids.astype(np.int32)))
+        return logits
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[Module]:
+        """A block with its weights, freed on leaving."""
+        with self._filled(self.blocks[index], self.specs[index].name):
+            yield self.blocks[index]
+
+    @contextmanager
+    def halting_block(self, block: BlockSpec) -> Iterator[Callable[[str, NumpyArray], None]]:
+        """A block with its weights whose forwards stand still at each linear layer; gives what replaces a weight."""
+        with self.block(block.index) as module:
+            paths = {name: name.removeprefix(block.name + ".") for name in block.linears}
+            linears = {name: submodule(module, path) for name, path in paths.items()}
+            for name, path in paths.items():
+                set_submodule(module, path, Halting(name, linears[name]))
+            try:
+                yield partial(set_weight, linears)
+            finally:
+                for name, path in paths.items():
+                    set_submodule(module, path, linears[name])
+
+    def run_block(self, index: int, batch: int, hidden: mx.array) -> mx.array:
+        """One recorded batch through a filled block."""
+        call = self.places[index].calls[batch]
+        output: mx.array = self.blocks[index](hidden, *call.args, **call.kwargs)
+        mx.eval(output)
+        return output
+
+    def logits(self, batches: Sequence[NumpyArray], hidden: Sequence[mx.array]) -> Iterator[Iterator[NumpyArray]]:
+        """Final norm and head by the model's own code, its blocks passing the finished hidden states on."""
+        with self._filled(self.model, ""):
+            for ids, states in zip(batches, hidden, strict=True):
+                self.places[-1].result = states
+                yield (np.array(of_window.astype(mx.float32)) for of_window in self._run(ids))
+        self.places[-1].result = None
+
+    @contextmanager
+    def _filled(self, module: Module, prefix: str) -> Iterator[None]:
+        shapes = self._shapes[prefix]
+        try:
+            for path, shape in shapes.items():
+                set_submodule(module, path, self._read(f"{prefix}.{path}" if prefix else path, shape))
+            yield
+        finally:
+            empty(module)
+            mx.clear_cache()
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> mx.array:
+        """A parameter's values in float32. Raises: BadInput when the source's tensor has another shape."""
+        weight = read_weight(self.source, name)
+        if weight.shape != shape:
+            raise BadInput(
+                f"tensor {name!r}: shape {list(weight.shape)}, but config.json asks for {list(shape)}; the two do not "
+                "belong together"
+            )
+        return mx.array(weight)
+
+
+def empty_model(source: ModelSource) -> Module:
+    """The mlx-lm model of a config. Raises: UnsupportedModel when mlx-lm would compute something else."""
+    reason = why_not_mlx(source.config)
+    if reason is not None:
+        raise UnsupportedModel(f"backend 'mlx': {reason}")
+    module = import_module(f"mlx_lm.models.{MODEL_MODULES[source.config['model_type']]}")
+    model: Module = module.Model(module.ModelArgs.from_dict(mlx_config(source.config)))
+    model.eval()
+    return model
+
+
+def submodule(root: Any, path: str) -> Any:
+    """What a dotted path leads to; numbers index lists."""
+    for part in path.split("."):
+        root = root[int(part)] if part.isdigit() else getattr(root, part)
+    return root
+
+
+def set_submodule(root: Any, path: str, value: Any) -> None:
+    """Put a module or array where a dotted path leads to."""
+    parent, _, last = path.rpartition(".")
+    owner = submodule(root, parent) if parent else root
+    if last.isdigit():
+        owner[int(last)] = value
+    else:
+        setattr(owner, last, value)
+
+
+def empty(module: Module) -> dict[str, tuple[int, ...]]:
+    """Let go of every parameter; gives the shapes they had."""
+    parameters = dict(tree_flatten(module.parameters()))
+    for path in parameters:
+        set_submodule(module, path, mx.zeros((0,)))
+    return {path: tuple(array.shape) for path, array in parameters.items()}
+
+
+def set_weight(linears: dict[str, Module], layer: str, W: NumpyArray) -> None:
+    """What the layer computes with from here on."""
+    linears[layer].weight = mx.array(W)

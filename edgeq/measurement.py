@@ -1,0 +1,147 @@
+"""`edgeq evaluate`: which runtime runs a target, and how far its predictions are from the original's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeq.calibration import first_windows, read_text, tokenize
+from edgeq.checkpoint import HEAD_FILE, Checkpoint, read_json
+from edgeq.errors import BadInput
+from edgeq.evaluation import Quality, compare
+from edgeq.pipeline import check_length
+from edgeq.protocols import LogitSource, ModelDescription, ModelSource
+from edgeq.registry import ACTIVATIONS, BACKENDS, LOGITS, RUNTIMES, choose_backend, device_of, find, load
+from edgeq.sources import open_source
+
+EVALUATION_TEXT = "evaluation.txt"
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An exported model: the name of its format and what its runtime opens."""
+
+    kind: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedDirectory:
+    """A model directory of which only the config and the tokenizer are read."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return read_json(self.path / "config.json")
+
+    def companions(self) -> Mapping[str, bytes]:
+        file = self.path / "tokenizer.json"
+        return {file.name: file.read_bytes()} if file.is_file() else {}
+
+
+def evaluate(
+    target: str,
+    *,
+    reference: str | None,
+    text: str | None,
+    windows: int,
+    sequence_length: int,
+    runtime: str | None = None,
+    backend: str = "auto",
+) -> tuple[Quality, str]:
+    """The quality of a checkpoint, model or exported file, and the runtime that ran it.
+
+    An exported file runs in the runtime it is for unless another one is named; everything else in the framework of the
+    backend, and so does the reference.
+    """
+    backend, exported = choose_backend(backend), find_export(target)
+    chosen = choose_runtime(target, exported, runtime, backend)
+    check_runtime(chosen)
+    original = open_model(reference) if reference is not None else None
+    source = open_target(target, exported, chosen, original)
+    described: ModelDescription = original or source or DescribedDirectory(Path(target).expanduser())
+    tokens = tokenize(described, read_text(text, default=EVALUATION_TEXT))
+    ids = first_windows(tokens, windows=windows, sequence_length=sequence_length)
+    for model in filter(None, (described, source)):
+        check_length(model, sequence_length)
+    if source is not None and chosen in ACTIVATIONS:
+        logits = forward_logits(source, chosen, backend)
+    else:
+        assert exported is not None
+        logits = load(LOGITS[chosen], f"runtime {chosen!r}")(exported.path)
+    references = model_logits(original, backend).logits(ids) if original is not None else None
+    return compare(ids, logits.logits(ids), references), chosen
+
+
+def open_model(name: str) -> ModelSource:
+    """A quantized checkpoint, or whatever `open_source` opens."""
+    path = Path(name).expanduser()
+    return Checkpoint(path) if (path / HEAD_FILE).is_file() else open_source(name)
+
+
+def open_target(
+    target: str, exported: Exported | None, runtime: str, original: ModelSource | None
+) -> ModelSource | None:
+    """The tensors of a target, or only its tokenizer, where they are needed and can be read."""
+    if exported is None:
+        return open_model(target)
+    if exported.kind == "gguf" and (runtime in ACTIVATIONS or original is None):
+        return open_source(str(exported.path))
+    return None
+
+
+def find_export(name: str) -> Exported | None:
+    """The exported model that a target names: a GGUF file, or the directory of an export."""
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return Exported("gguf", path)
+    if not (path / MANIFEST_FILE).is_file():
+        return None
+    kind = read_json(path / MANIFEST_FILE).get("format")
+    if kind == "gguf":
+        files = sorted(path.glob("*.gguf"))
+        return Exported("gguf", files[0]) if files else None
+    return Exported(kind, path) if kind in RUNTIMES else None
+
+
+def choose_runtime(target: str, exported: Exported | None, runtime: str | None, backend: str) -> str:
+    """What runs a target. Raises: BadInput when the named runtime cannot."""
+    if runtime is None:
+        return runtime_of([exported.kind] if exported else [], backend)
+    find(LOGITS, runtime, "runtime")
+    for kind, of_kind in RUNTIMES.items():
+        if runtime == of_kind and (exported is None or exported.kind != kind):
+            raise BadInput(f"runtime {runtime!r} runs exports of format {kind!r}, which {target!r} is not")
+    if runtime in ACTIVATIONS and exported is not None and exported.kind != "gguf":
+        raise BadInput(f"runtime {runtime!r} cannot read {target!r}, an export of format {exported.kind!r}; leave out "
+                       f"--runtime, or give the checkpoint it was made from")  # fmt: skip
+    return runtime
+
+
+def runtime_of(formats: Sequence[str], backend: str) -> str:
+    """What runs the result of a run: the runtime of its first export, else the framework of its backend."""
+    return RUNTIMES[formats[0]] if formats else BACKENDS[choose_backend(backend)].framework
+
+
+def check_runtime(name: str) -> None:
+    """Raises: BadInput for an unknown runtime, NotInstalled for one that is not there; before work starts."""
+    load(find(LOGITS, name, "runtime"), f"runtime {name!r}").check_installed()
+
+
+def model_logits(source: ModelSource, backend: str) -> LogitSource:
+    """Predictions in the framework of a backend."""
+    backend = choose_backend(backend)
+    return forward_logits(source, BACKENDS[backend].framework, backend)
+
+
+def forward_logits(source: ModelSource, framework: str, backend: str) -> LogitSource:
+    """Predictions in a framework: on the backend's device where it is the backend's, else where it likes."""
+    options = device_of(backend) if BACKENDS[backend].framework == framework else {}
+    logits: LogitSource = load(LOGITS[framework], "evaluation")(source, **options)
+    return logits

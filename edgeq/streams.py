@@ -1,0 +1,136 @@
+"""Calibration streams and plain predictions of a model that a framework runs block by block."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from edgeq.protocols import Site
+from edgeq.schedule import Forward, Streams
+from edgeq.types import Array, BlockSpec, NumpyArray
+
+CALIBRATION_BATCH = 8192  # tokens: wide products run best, and all of a block's batches are in memory anyway
+PREDICTION_BATCH = 2048  # tokens: logits take vocabulary-many floats for each
+
+
+class BlockwiseModel(Protocol):
+    """A framework's own model code, of which one block has weights at a time. Shapes: ids (windows, tokens)."""
+
+    @property
+    def places(self) -> Sequence["Place"]:
+        """Where the blocks stood, in execution order."""
+
+    def record(self, batches: Sequence[NumpyArray]) -> list[Array]:
+        """Note what every block gets besides hidden states, per batch; returns the hidden states before block 0."""
+
+    def block(self, index: int) -> AbstractContextManager[object]:
+        """A block with its weights, freed on leaving."""
+
+    def halting_block(self, block: BlockSpec) -> AbstractContextManager[Callable[[str, NumpyArray], None]]:
+        """The same, standing still at each linear layer; gives what replaces a layer's weight."""
+
+    def run_block(self, index: int, batch: int, hidden: Array) -> Array:
+        """One recorded batch through a block that has its weights."""
+
+    def logits(self, batches: Sequence[NumpyArray], hidden: Sequence[Array]) -> Iterator[Iterator[NumpyArray]]:
+        """Per batch and window, the logits of finished hidden states. Shapes: (tokens, vocabulary) float32."""
+
+
+class EndOfRecording(Exception):
+    """Raised by the last place: what the model does after its blocks is not needed while recording."""
+
+
+@dataclass(slots=True)
+class Call:
+    """What a model hands to a block besides the hidden states: masks, rotary tables and the like."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a block stood in its model: notes each call while recording, else passes hidden states on."""
+
+    last: bool
+    recording: bool = False
+    calls: list[Call] = field(default_factory=list)
+    inputs: list[Array] = field(default_factory=list)
+    result: Array | None = None
+    """What comes out instead of the hidden states that went in."""
+
+    def pass_on(self, hidden: Array, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array:
+        if self.recording:
+            self.calls.append(Call(args, kwargs))
+            self.inputs.append(hidden)
+            if self.last:
+                raise EndOfRecording
+        return hidden if self.result is None else self.result
+
+
+def record_calls(
+    places: Sequence[Place], run: Callable[[NumpyArray], object], batches: Sequence[NumpyArray]
+) -> list[Array]:
+    """Run each batch through a model whose blocks are places; returns the hidden states before block 0."""
+    for place in places:
+        place.recording, place.calls, place.inputs = True, [], []
+    for ids in batches:
+        try:
+            run(ids)
+        except EndOfRecording:
+            pass
+    embedded = places[0].inputs
+    for place in places:
+        place.recording, place.inputs = False, []
+    return embedded
+
+
+def split_windows(windows: NumpyArray, tokens_per_batch: int) -> list[NumpyArray]:
+    """Whole windows grouped so that a batch has about tokens_per_batch tokens. Shapes: (windows, length)."""
+    per_batch = max(1, tokens_per_batch // windows.shape[1])
+    return [windows[start : start + per_batch] for start in range(0, len(windows), per_batch)]
+
+
+class CalibrationStreams:
+    """Both streams of hidden states, and blocks whose forwards stand still at each linear layer.
+
+    Without a full-precision stream (`drift` False) only the quantized one runs, at half the cost.
+    Shapes: windows (count, tokens) of token ids.
+    """
+
+    def __init__(self, model: BlockwiseModel, windows: NumpyArray, *, drift: bool = True) -> None:
+        self._model = model
+        self._quantized = model.record(split_windows(windows, CALIBRATION_BATCH))
+        self._full = list(self._quantized) if drift else []
+
+    def sites(self, block: BlockSpec) -> Iterator[Site]:
+        """Load a block, stand still at each of its sites, then keep what both streams came out with."""
+        with self._model.halting_block(block) as set_weight:
+            full, quantized = self._forwards(block.index, self._full), self._forwards(block.index, self._quantized)
+            yield from Streams(full, quantized, set_weight).sites()
+            self._full = [forward.finished() for forward in full]
+            self._quantized = [forward.finished() for forward in quantized]
+
+    def _forwards(self, index: int, hidden: list[Array]) -> list[Forward]:
+        return [Forward(partial(self._model.run_block, index, batch, states)) for batch, states in enumerate(hidden)]
+
+
+class BlockwiseLogits:
+    """Predictions of any ModelSource, computed block by block: only one block's weights are in memory."""
+
+    def __init__(self, model: BlockwiseModel) -> None:
+        self._model = model
+
+    @staticmethod
+    def check_installed() -> None:
+        """Importing the model's module needed everything."""
+
+    def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
+        batches = split_windows(windows, PREDICTION_BATCH)
+        hidden = self._model.record(batches)
+        for index in range(len(self._model.places)):
+            with self._model.block(index):
+                hidden = [self._model.run_block(index, batch, states) for batch, states in enumerate(hidden)]
+        for of_batch in self._model.logits(batches, hidden):
+            yield from of_batch

@@ -1,0 +1,82 @@
+"""Tensors as MLX stores them: which grids its affine mode computes, packed codes, dense tensors in one precision."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from edgeq.errors import BadInput
+from edgeq.packing import pack_words
+from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
+from edgeq_exporters.deviation import largest_difference
+
+# MLX packs other bits and groups as well, but multiplies them wrongly without an error.
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+}
+
+
+def why_not_grid(shape: tuple[int, ...], grid: Grid) -> str | None:
+    """What keeps a quantized tensor out of MLX and what to change; None when it fits. Shapes: (out, in)."""
+    if grid.bits not in BITS:
+        return f"MLX cannot compute with {grid.bits} bits; choose 2, 3, 4, 5, 6 or 8"
+    if grid.group_size is None:
+        return "MLX cannot compute with one group per row; choose group_size 32, 64 or 128"
+    if grid.group_size not in GROUP_SIZES:
+        return f"MLX cannot compute with group_size {grid.group_size}; choose 32, 64 or 128"
+    in_features = shape[-1]
+    if in_features % grid.group_size:
+        fitting = [str(size) for size in GROUP_SIZES if in_features % size == 0]
+        advice = f"choose {' or '.join(fitting)}" if fitting else "leave this tensor dense"
+        return f"in_features {in_features} is not a multiple of group_size {grid.group_size}; {advice}"
+    return None
+
+
+def stored_bytes(shape: tuple[int, ...], grid: Grid | None, dense: ScaleDtype) -> int:
+    """Size of a tensor in the file, with the scales and biases of a quantized one."""
+    weights = math.prod(shape)
+    if grid is None:
+        return weights * DTYPES[dense].itemsize
+    groups = shape[0] * grid.group_count(shape[1])
+    return weights * grid.bits // 8 + 2 * groups * DTYPES[grid.scale_dtype].itemsize
+
+
+def quantized_tensors(name: str, layer: QuantizedLinear) -> tuple[Mapping[str, NumpyArray], float]:
+    """P.weight, P.scales and P.biases of a weight named P.weight, and the largest deviation from the solved weights.
+
+    MLX computes w = scale * code + bias for every grid, so biases are stored for symmetric ones too.
+
+    Shapes: codes (out, in) -> words (out, in * bits / 32), scales and biases (out, groups).
+    Raises: BadInput if a scale or offset is too large for the grid's scale_dtype.
+    """
+    module, kind = name.removesuffix(".weight"), layer.grid.scale_dtype
+    with np.errstate(over="ignore"):
+        scales, offsets = layer.scales.astype(DTYPES[kind]), layer.offsets.astype(DTYPES[kind])
+    if not (np.isfinite(scales).all() and np.isfinite(offsets).all()):
+        largest = max(np.abs(layer.scales).max(), np.abs(layer.offsets).max())
+        raise BadInput(
+            f"tensor '{name}': a scale or offset of {largest:.6g} exceeds {kind}, in which MLX holds both;"
+            " use scale_dtype bfloat16 or float32"
+        )
+    words = pack_words(layer.codes, layer.grid.bits)
+    stored = {name: words, f"{module}.scales": scales, f"{module}.biases": offsets}
+    return stored, largest_difference(layer, scales, offsets)
+
+
+def dense_tensor(array: NumpyArray, dense: ScaleDtype) -> tuple[NumpyArray, float]:
+    """A tensor in the given precision and its largest rounding, or as it is where a value would overflow.
+
+    Every weight's precision spreads to the activations, so one wider tensor makes the whole model wider.
+    """
+    with np.errstate(over="ignore"):
+        rounded = array.astype(DTYPES[dense])
+    if rounded.dtype == array.dtype or not np.isfinite(rounded).all():
+        return np.ascontiguousarray(array), 0.0
+    difference = rounded.astype(np.float32) - array.astype(np.float32)
+    return np.ascontiguousarray(rounded), float(np.abs(difference).max(initial=0.0))
