@@ -5,6 +5,8 @@ from importlib.resources import files
 
 import numpy as np
 import torch
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeq.calibration import read_text
@@ -116,6 +118,19 @@ def glass_windows(windows, length):
     tokenizer = Tokenizer(saved["alphabet"], [tuple(pair) for pair in saved["merges"]])
     text = read_text(None, default="evaluation.txt")[: 8 * windows * length]
     return np.array(tokenizer.encode(text)[: windows * length], dtype=np.int64).reshape(windows, length)
+
+
+def glass_tokenizer():
+    """glassllm's tokenizer in the library that edgeq reads tokenizer.json with."""
+    with open(files("glassllm") / "weights" / "en.tokenizer.json", encoding="utf-8") as file:
+        saved = json.load(file)
+    tokens = ["<pad>", "<unk>", "<bos>", "<eos>", *saved["alphabet"], *(a + b for a, b in saved["merges"])]
+    vocabulary = {token: place for place, token in enumerate(tokens)}
+    merges = [tuple(pair) for pair in saved["merges"]]
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|▁*[^▁\n]+|▁+"), "isolated")
+    return tokenizer
 
 
 def linear_inputs(model, windows):

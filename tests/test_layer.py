@@ -1,9 +1,7 @@
-import functools
-
-import models
 import numpy as np
 import plain
 import pytest
+import trained
 
 from edgeq.layer import prepare_site, solve_layer, solve_without_statistics
 from edgeq.recipe import Recipe
@@ -11,8 +9,6 @@ from edgeq.registry import load_backend
 from edgeq.statistics import accumulate
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem, LayerStatistics
-
-FIRST_SITE = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.v_proj")
 
 
 class FakeSite:
@@ -152,28 +148,10 @@ def test_a_matrix_without_statistics_is_rounded_with_all_columns_alike(backend, 
     assert layer.scales.shape == (7, 3)
 
 
-@functools.cache
-def glass_layers():
-    """Weight, H and D of every linear layer of glassllm, the drift that of the same model rounded to 4 bits."""
-    model, windows = models.glass_llama(), models.glass_windows(16, 128)
-    weights = {name: t.numpy().astype(np.float64) for name, t in model.state_dict().items() if "_proj" in name}
-    rounded = {}
-    for name, W in weights.items():
-        scales, offsets = plain.min_max(W, 32, 4, "symmetric")
-        rounded[name] = (scales * plain.nearest(W, scales, offsets, 15) + offsets).astype(np.float32)
-    full = models.linear_inputs(model, windows)
-    quantized = models.linear_inputs(models.with_weights(model, rounded), windows)
-    layers = {}
-    for layer, X in full.items():
-        H, D = plain.moments(X.astype(np.float64), quantized[layer].astype(np.float64))
-        layers[layer] = (weights[f"{layer}.weight"], H, None if layer in FIRST_SITE else D)
-    return layers
-
-
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("bits", [4, 3, 2])
 def test_torch_chooses_the_codes_of_the_reference_on_trained_weights(bits):
-    layers, recipe = glass_layers(), Recipe(bits=bits)
+    layers, recipe = trained.glass_layers(), Recipe(bits=bits)
     assert len(layers) == 28
     assert {W.shape[1] for W, _, _ in layers.values()} == {128, 341}
     shares, losses = {}, []

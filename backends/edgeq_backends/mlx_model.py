@@ -1,9 +1,12 @@
 """An mlx-lm model whose parameters exist only while they are in use, fed tensor by tensor from a ModelSource."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +21,9 @@ from edgeq.schedule import stand_still
 from edgeq.streams import Place, record_calls
 from edgeq.tensors import read_weight
 from edgeq.types import BlockSpec, NumpyArray
+
+if find_spec("mlx_lm") is None:  # imported later, and only in part
+    raise ModuleNotFoundError("No module named 'mlx_lm'", name="mlx_lm")
 
 
 class PassThrough:
@@ -135,10 +141,31 @@ def empty_model(source: ModelSource) -> Module:
     reason = why_not_mlx(source.config)
     if reason is not None:
         raise UnsupportedModel(f"backend 'mlx': {reason}")
-    module = import_module(f"mlx_lm.models.{MODEL_MODULES[source.config['model_type']]}")
+    module = model_definition(MODEL_MODULES[source.config["model_type"]])
     model: Module = module.Model(module.ModelArgs.from_dict(mlx_config(source.config)))
     model.eval()
     return model
+
+
+def model_definition(name: str) -> ModuleType:
+    """A module of mlx_lm.models, imported without its package's own start: that one imports transformers and torch."""
+    with bare_package("mlx_lm"):
+        return import_module(f"mlx_lm.models.{name}")
+
+
+@contextmanager
+def bare_package(name: str) -> Iterator[None]:
+    """Let modules of a package be imported while its __init__ is not run, unless it has been."""
+    if name in sys.modules:
+        yield
+        return
+    spec = find_spec(name)
+    assert spec is not None
+    sys.modules[name] = module_from_spec(spec)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def submodule(root: Any, path: str) -> Any:
