@@ -22,9 +22,9 @@ def accumulate(site: Site, backend: Backend, *, drift: bool) -> LayerStatistics:
         H = _added(H, backend.gram(x_hat, x_hat))
         if drift and X is not None:
             difference = backend.activations(X).reshape(x_hat.shape) - x_hat
-            if bool(abs(difference).max() > 0):
+            if D is not None or bool(abs(difference).max() > 0):
                 D = _added(D, backend.gram(difference, x_hat))
-        backend.evaluate(H)
+        backend.evaluate(*(total for total in (H, D) if total is not None))
     assert H is not None
     if not math.isfinite(float(backend.diagonal(H).sum())):
         raise BadInput(f"inputs of layer {site.name!r} hold NaN or infinity; the model overflows on this text")
