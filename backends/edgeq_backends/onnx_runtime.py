@@ -37,7 +37,10 @@ class OnnxRuntimeLogits:
             ) from failure
         assert self._session.get_providers()[0] == PROVIDER
         self._inputs = {value.name: value.shape for value in self._session.get_inputs()}
-        self.vocabulary = int(self._session.get_outputs()[0].shape[-1])
+        outputs = {value.name: value.shape for value in self._session.get_outputs()}
+        if not {"input_ids", "attention_mask"} <= set(self._inputs) or "logits" not in outputs:
+            raise BadInput(f"'{file}' is not a decoder with a cache, as edgeq writes it; give an export of edgeq")
+        self.vocabulary = int(outputs["logits"][-1])
 
     @staticmethod
     def check_installed() -> None:

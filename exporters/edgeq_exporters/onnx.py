@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeq.errors import BadInput, NotInstalled
+from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
 from edgeq.sources.safetensors_directory import is_redundant
 from edgeq.types import Grid, QuantizedLinear
@@ -21,12 +21,6 @@ from edgeq_exporters.onnx_blocks import (
     largest_deviation,
     why_not_grid,
 )
-
-try:
-    import onnx  # noqa: F401
-except ModuleNotFoundError as missing:
-    raise NotInstalled("export 'onnx' needs the package onnx; install it with: pip install 'edgeq[onnx]'") from missing
-
 from edgeq_exporters.onnx_decoder import COSINES, SINES, decoder_model
 from edgeq_exporters.onnx_graph import GraphBuilder, Matrix
 from edgeq_exporters.onnx_tensors import (
