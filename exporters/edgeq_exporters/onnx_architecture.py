@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeq.rope import frequencies, rope_of
-from edgeq.sources.layout import SUPPORTED_MODEL_TYPES, head_dimension
+from edgeq.sources.layout import SUPPORTED_MODEL_TYPES, head_dimension, positive_integer
 from edgeq_exporters.decoder import Config
 
 NEEDED = (
@@ -56,7 +56,7 @@ def decoder_of(config: Config) -> Decoder:
         heads=config["num_attention_heads"],
         key_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
         head_size=head_dimension(config),
-        context=config["max_position_embeddings"],
+        context=positive_integer(config, "max_position_embeddings"),
         epsilon=float(config["rms_norm_eps"]),
         window=window,
     )
@@ -77,9 +77,10 @@ def why_not_config(config: Config) -> str | None:
         return f"hidden_act '{config['hidden_act']}' is not supported; the graph computes {model_type} with silu"
     if model_type == "qwen2" and config.get("use_sliding_window"):
         return "use_sliding_window is not supported; the graph's qwen2 attends to everything, set it to false"
-    if head_dimension(config) % HEAD_MULTIPLE:
+    head_size = decoder_of(config).head_size
+    if head_size % HEAD_MULTIPLE:
         return (
-            f"heads of {head_dimension(config)} are not a multiple of {HEAD_MULTIPLE}, as GroupQueryAttention needs;"
+            f"heads of {head_size} are not a multiple of {HEAD_MULTIPLE}, as GroupQueryAttention needs;"
             " use another format"
         )
     return _why_not_rope(config)

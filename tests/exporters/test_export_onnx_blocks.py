@@ -173,3 +173,10 @@ def test_a_shape_that_contradicts_the_config_is_refused_before_any_work(rng):
     model = solved(tiny(), rng, [FOUR_BITS])
     model.arrays["model.norm.weight"] = np.ones(64, np.float32)
     assert "tensor 'model.norm.weight' has shape (64,) but config.json asks for (128,)" in reason_of(model)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "max_position_embeddings"])
+def test_a_size_that_is_no_whole_number_is_refused(rng, key):
+    model = solved(tiny(), rng, [FOUR_BITS])
+    with pytest.raises(BadInput, match=f"{key} is '128'"):
+        OnnxExporter().reject_reason(model.config | {key: "128"}, {}, shapes_of(model))
