@@ -78,7 +78,7 @@ def cli() -> None:
 @click.option("--seed", type=int, help="Where calibration sequences start.  [default: 0]")
 @click.option("--recipe", type=click.Path(), help="TOML file with the settings of docs/cli.md; options win.")
 @click.option(
-    "--export", "exports", multiple=True, metavar="FORMAT", help="Also write this format (gguf, mlx); may be repeated."
+    "--export", "exports", multiple=True, metavar="FORMAT", help="Also write gguf, mlx or onnx; may be repeated."
 )
 @click.option("--evaluate", "evaluated", is_flag=True, help="Measure the result against the original at the end.")
 @BACKEND_OPTION
@@ -118,7 +118,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
 
 @cli.command(name="export")
 @click.argument("checkpoint", type=click.Path())
-@click.option("--format", "format_name", required=True, help="gguf or mlx.")
+@click.option("--format", "format_name", required=True, help="gguf, mlx or onnx.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Directory to write.  [default: CHECKPOINT/FORMAT]"
 )
@@ -150,7 +150,7 @@ def export_command(checkpoint: str, format_name: str, output: Path | None, as_js
 @click.option("--windows", type=click.IntRange(1), default=16, show_default=True, help="Windows of the text to use.")
 @click.option("--sequence-length", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window.")
 @click.option(
-    "--runtime", help="torch, mlx, llama.cpp or mlx-lm.  [default: what an export is for, else the backend's]"
+    "--runtime", help="torch, mlx, llama.cpp, mlx-lm, onnxruntime.  [default: an export's own, else the backend's]"
 )
 @BACKEND_OPTION
 @JSON_OPTION

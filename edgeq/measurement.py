@@ -16,6 +16,8 @@ from edgeq.sources import open_source
 
 EVALUATION_TEXT = "evaluation.txt"
 MANIFEST_FILE = "manifest.json"
+SINGLE_FILES = {".gguf": "gguf", ".onnx": "onnx"}
+"""Suffixes of exported models that a user may name without their directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def evaluate(
     check_runtime(chosen)
     original = open_model(reference) if reference is not None else None
     source = open_target(target, exported, chosen, original)
-    described: ModelDescription = original or source or DescribedDirectory(Path(target).expanduser())
+    described: ModelDescription = original or source or described_export(target)
     tokens = tokenize(described, read_text(text, default=EVALUATION_TEXT))
     ids = first_windows(tokens, windows=windows, sequence_length=sequence_length)
     for model in filter(None, (described, source)):
@@ -77,6 +79,12 @@ def evaluate(
         logits = load(LOGITS[chosen], f"runtime {chosen!r}")(exported.path)
     references = model_logits(original, backend).logits(ids) if original is not None else None
     return compare(ids, logits.logits(ids), references), chosen
+
+
+def described_export(target: str) -> DescribedDirectory:
+    """The directory that an exported directory or file lies in."""
+    path = Path(target).expanduser()
+    return DescribedDirectory(path.parent if path.is_file() else path)
 
 
 def open_model(name: str) -> ModelSource:
@@ -97,16 +105,16 @@ def open_target(
 
 
 def find_export(name: str) -> Exported | None:
-    """The exported model that a target names: a GGUF file, or the directory of an export."""
+    """The exported model that a target names: a GGUF or ONNX file, or the directory of an export."""
     path = Path(name).expanduser()
-    if path.suffix.lower() == ".gguf" and path.is_file():
-        return Exported("gguf", path)
+    if path.suffix.lower() in SINGLE_FILES and path.is_file():
+        return Exported(SINGLE_FILES[path.suffix.lower()], path)
     if not (path / MANIFEST_FILE).is_file():
         return None
     kind = read_json(path / MANIFEST_FILE).get("format")
-    if kind == "gguf":
-        files = sorted(path.glob("*.gguf"))
-        return Exported("gguf", files[0]) if files else None
+    for suffix in (suffix for suffix, of_kind in SINGLE_FILES.items() if of_kind == kind):
+        files = sorted(path.glob(f"*{suffix}"))
+        return Exported(str(kind), files[0]) if files else None
     return Exported(kind, path) if kind in RUNTIMES else None
 
 

@@ -52,12 +52,14 @@ LOGITS = {
     "mlx": Entry("edgeq_backends.mlx_activations:MlxLogits", "mlx"),
     "llama.cpp": Entry("edgeq_backends.llama_cpp:LlamaCppLogits", "llama-cpp"),
     "mlx-lm": Entry("edgeq_backends.mlx_lm:MlxLmLogits", "mlx"),
+    "onnxruntime": Entry("edgeq_backends.onnx_runtime:OnnxRuntimeLogits", "onnx"),
 }
-RUNTIMES = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
+RUNTIMES = {"gguf": "llama.cpp", "mlx": "mlx-lm", "onnx": "onnxruntime"}
 """What runs the files of a format."""
 EXPORTERS = {
     "gguf": Entry("edgeq_exporters.gguf:GgufExporter", "gguf"),
     "mlx": Entry("edgeq_exporters.mlx:MlxExporter", "mlx"),
+    "onnx": Entry("edgeq_exporters.onnx:OnnxExporter", "onnx"),
 }
 
 

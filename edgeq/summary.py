@@ -1,6 +1,7 @@
 """A finished run in plain data: what the last screen shows and `--json` prints."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from edgeq.checkpoint import Checkpoint
@@ -23,7 +24,7 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
         with job.clock("export"):
             written = export(checkpoint, exporter, checkpoint.path / exporter.name)
         exports[exporter.name] = str(written[0])
-        sizes[exporter.name] = size_of(written[0])
+        sizes[exporter.name] = stored_size(written[0])
     layers = checkpoint.report["layers"]
     return {
         "model": job.source.name,
@@ -38,6 +39,12 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
         "seconds": dict(job.clock.seconds),
         "total_seconds": sum(job.clock.seconds.values()),
     }
+
+
+def stored_size(path: Path) -> int:
+    """Bytes of an export's file or directory, with the data file that an ONNX graph has beside it."""
+    data = path.with_name(path.name + ".data")
+    return size_of(path) + (size_of(data) if data.is_file() else 0)
 
 
 def worst_layers(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:

@@ -1,6 +1,5 @@
 """Llama-like architectures in GGUF: tensor names, row order, metadata, from the config of a Hugging Face checkpoint."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.rope import rope_of
+from edgeq.rope import llama3_factors, rope_of
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> general.architecture
 
@@ -129,18 +128,7 @@ def architecture_keys(config: Mapping[str, Any], *, vocab_size: int) -> Iterator
 def rope_factors(config: Mapping[str, Any]) -> npt.NDArray[np.float32] | None:
     """Divisors of the rotary frequencies of Llama 3.1 and later; None where the frequencies are plain.
 
-    Wavelengths beyond original context / low factor are stretched by `factor`, those below original context / high
-    factor stay, and the frequencies between are interpolated linearly in the number of turns.
-
     Shapes: (head / 2,).
-    Source: Llama 3.1 reference code, apply_scaling.
     """
     rope = rope_of(config)
-    if rope.kind != "llama3":
-        return None
-    low, high = (float(rope.settings[key]) for key in ("low_freq_factor", "high_freq_factor"))
-    size = head_size(config)
-    wavelengths = 2 * math.pi * rope.theta ** (np.arange(0, size, 2, dtype=np.float64) / size)
-    turns = float(rope.settings["original_max_position_embeddings"]) / wavelengths
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1 / (kept + (1 - kept) / float(rope.settings["factor"]))).astype(np.float32)
+    return llama3_factors(rope, head_size(config)).astype(np.float32) if rope.kind == "llama3" else None

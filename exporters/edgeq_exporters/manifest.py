@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ def tensor_entry(
     }
 
 
-def write_manifest(folder: Path, *, format_name: str, file: str, entries: Sequence[Entry]) -> Path:
-    """Write manifest.json; `file` is what a reader opens first."""
+def write_manifest(
+    folder: Path, *, format_name: str, file: str, entries: Sequence[Entry], settings: Mapping[str, Any] | None = None
+) -> Path:
+    """Write manifest.json; `file` is what a reader opens first, settings are the options of the export."""
     path = folder / MANIFEST_NAME
-    content = {"format": format_name, "file": file, "tensors": entries}
+    content = {"format": format_name, "file": file, **({"settings": settings} if settings else {}), "tensors": entries}
     write_in_place(path, (json.dumps(content, indent=1) + "\n").encode())
     return path
 

@@ -14,6 +14,7 @@ from edgeq.mlx_config import why_not_mlx
 from edgeq.protocols import QuantizedModel
 from edgeq.sources.safetensors_directory import is_redundant
 from edgeq.types import Grid, NumpyArray, ScaleDtype
+from edgeq_exporters.decoder import Shapes, tensor_shapes
 from edgeq_exporters.manifest import (
     Entry,
     rename_when_stored,
@@ -22,7 +23,7 @@ from edgeq_exporters.manifest import (
     write_in_place,
     write_manifest,
 )
-from edgeq_exporters.mlx_architecture import Shapes, exported_config, tensor_shapes
+from edgeq_exporters.mlx_architecture import exported_config
 from edgeq_exporters.mlx_tensors import dense_tensor, quantized_tensors, stored_bytes, why_not_grid
 
 SHARD_BYTES = 1_000_000_000  # a larger tensor has a shard of its own

@@ -1,0 +1,200 @@
+"""ONNX graphs for ONNX Runtime and onnxruntime-genai: Llama-like models with blocks of 2, 4 or 8 bits."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeq.errors import BadInput
+from edgeq.protocols import QuantizedModel
+from edgeq.sources.safetensors_directory import is_redundant
+from edgeq.types import Grid, QuantizedLinear
+from edgeq_exporters.decoder import Shape, Shapes, tensor_shapes
+from edgeq_exporters.manifest import Entry, sha256_of, tensor_entry, write_in_place, write_manifest
+from edgeq_exporters.onnx_architecture import decoder_of, genai_config, rotary_tables, why_not_config
+from edgeq_exporters.onnx_blocks import (
+    Container,
+    Operator,
+    container_of,
+    is_widened,
+    largest_deviation,
+    why_not_grid,
+)
+from edgeq_exporters.onnx_decoder import COSINES, SINES, decoder_model
+from edgeq_exporters.onnx_graph import GraphBuilder, Matrix
+from edgeq_exporters.onnx_tensors import (
+    DataFile,
+    Part,
+    block_parts,
+    dense_part,
+    new_data_file,
+    whole_number_parts,
+)
+
+FILE_NAME = "model.onnx"
+DATA_NAME = "model.onnx.data"
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+ACCURACY_LEVELS = range(5)
+LOOKED_UP_BITS = 8  # with qdq: Gather has no 4-bit types
+PLACE_ADVICE = "only the model's own matrices, norms and the biases that config.json states can be written"
+DENSE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class OnnxExporter:
+    """Writes model.onnx, its external data, genai_config.json and the tokenizer files. Activations are float32.
+
+    accuracy_level 4 lets ONNX Runtime round activations to 8 bits, which is what makes it fast; 0 computes in float32.
+    With qdq, weights are standard DequantizeLinear nodes instead of ONNX Runtime's own quantized operators.
+    Free offsets are accepted up to 4 bits, without qdq, and not for an embedding.
+    """
+
+    name = "onnx"
+    zero_kinds: Sequence[str] = ("symmetric", "integer")
+
+    def __init__(self, *, accuracy_level: int = 4, qdq: bool = False) -> None:
+        if accuracy_level not in ACCURACY_LEVELS:
+            raise BadInput(f"accuracy level {accuracy_level} is not known; choose 0 (float32) to 4 (8-bit activations)")
+        self.accuracy_level, self.qdq = accuracy_level, qdq
+
+    def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
+        """Why this model on these grids cannot be written, naming what to change; None when it can.
+
+        Shapes: grids maps each tensor name to its shape and its grid (None: dense).
+        Raises: BadInput for a config whose sizes are not positive whole numbers.
+        """
+        return why_not_config(config) or self._why_not_tensors(config, grids)
+
+    def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
+        """Write the directory; the result starts with model.onnx, which is what ONNX Runtime is given.
+
+        One tensor is in memory at a time. The same model gives the same bytes.
+
+        Raises: BadInput, before anything is written, for a model with a `reject_reason`.
+        """
+        companions = model.companions()
+        reason = self.reject_reason(model.config, companions, _claimed_grids(model))
+        if reason is not None:
+            raise BadInput(f"export 'onnx': {reason}")
+        with new_data_file(destination / DATA_NAME) as data:
+            entries = [self._write_tensor(model, name, data) for name in tensor_shapes(model.config)]
+            for name, table in zip((COSINES, SINES), rotary_tables(model.config), strict=True):
+                data.add(dense_part(name, table))
+        files = {
+            FILE_NAME: self._graph(model, data),
+            "config.json": _json_bytes(model.config),
+            "genai_config.json": _json_bytes(genai_config(model.config, companions, file=FILE_NAME)),
+        }
+        files |= {name: companions[name] for name in sorted(companions) if name not in files}
+        for name, content in files.items():
+            write_in_place(destination / name, content)
+        settings = {"accuracy_level": self.accuracy_level, "qdq": self.qdq, "activations": "float32"}
+        manifest = write_manifest(
+            destination, format_name=self.name, file=FILE_NAME, entries=entries, settings=settings
+        )
+        model_file, *others = (destination / name for name in files)
+        return [model_file, destination / DATA_NAME, *others, manifest]
+
+    def _why_not_tensors(self, config: Mapping[str, Any], grids: Shapes) -> str | None:
+        """The first tensor that the graph has no place for, wants in another shape, cannot compute with or lacks."""
+        expected = tensor_shapes(config)
+        kept = {name: grids[name] for name in sorted(grids) if not is_redundant(name, config)}
+        for name, (shape, grid) in kept.items():
+            if name not in expected:
+                return f"tensor '{name}' has no place in the graph of this {config['model_type']}; {PLACE_ADVICE}"
+            if shape != expected[name]:
+                return _wrong_shape(name, shape, expected[name])
+            reason = None if grid is None else why_not_grid(shape, grid, self._operator(name))
+            if reason is not None:
+                return f"tensor '{name}': {reason}"
+        absent = next((name for name in expected if name not in kept), None)
+        if absent is None:
+            return None
+        return f"the model has no tensor '{absent}', which config.json asks for; add it or correct config.json"
+
+    def _operator(self, name: str) -> Operator:
+        """What reads a quantized matrix. A tied head computes with what its embedding holds."""
+        if self.qdq:
+            return "DequantizeLinear"
+        return "GatherBlockQuantized" if name == EMBEDDING else "MatMulNBits"
+
+    def _container(self, name: str, columns: int, grid: Grid) -> Container:
+        container = container_of(columns, grid, self._operator(name))
+        if self.qdq and name == EMBEDDING:
+            return replace(container, bits=LOOKED_UP_BITS)
+        return container
+
+    def _write_tensor(self, model: QuantizedModel, name: str, data: DataFile) -> Entry:
+        """Write the initializers of one tensor and describe what became of it."""
+        grid = model.grid(name)
+        if grid is None:
+            array = model.dense(name)
+            _check_shape(name, array.shape, model.config)
+            data.add(dense_part(name, array))
+            kind, status, deviation, digest = DENSE_TYPES[str(array.dtype)], "dense", 0.0, sha256_of(array)
+        else:
+            layer = model.quantized(name)
+            _check_shape(name, layer.codes.shape, model.config)
+            container = self._container(name, layer.codes.shape[1], grid)
+            for part in self._parts(model, name, layer, container):
+                data.add(part)
+            kind, deviation = container.operator, largest_deviation(layer)
+            status = "rescaled" if deviation else "widened" if is_widened(grid, container) else "exact"
+            digest = sha256_of(layer.codes, layer.scales, layer.offsets)
+        entry = tensor_entry(
+            name=name, source=name, type_name=kind, grid=grid, status=status, deviation=deviation, digest=digest
+        )
+        return entry | {"file": DATA_NAME}
+
+    def _parts(self, model: QuantizedModel, name: str, layer: QuantizedLinear, container: Container) -> Iterator[Part]:
+        if not self.qdq:
+            yield from block_parts(name, layer, container, state_middle=name == EMBEDDING)
+            return
+        yield from whole_number_parts(name, layer, container, rows_first=name == EMBEDDING)
+        if name == EMBEDDING and HEAD not in tensor_shapes(model.config):
+            head = self._container(HEAD, layer.codes.shape[1], layer.grid)
+            yield from whole_number_parts(HEAD, layer, head, rows_first=False)
+
+    def _graph(self, model: QuantizedModel, data: DataFile) -> bytes:
+        builder = GraphBuilder(dict(data.initializers), self.accuracy_level)
+        graph = decoder_model(decoder_of(model.config), builder, self._matrices(model))
+        content: bytes = graph.SerializeToString(deterministic=True)
+        return content
+
+    def _matrices(self, model: QuantizedModel) -> dict[str, Matrix]:
+        """Every matrix by the module that computes with it; a tied head is held where its embedding is."""
+        shapes = {name: shape for name, shape in tensor_shapes(model.config).items() if len(shape) == 2}
+        matrices = {}
+        for name in {**shapes, HEAD: shapes[EMBEDDING]}:
+            held = name if name in shapes else EMBEDDING
+            (rows, columns), grid = shapes[held], model.grid(held)
+            container = None if grid is None else self._container(name, columns, grid)
+            own = self.qdq and grid is not None  # a product wants columns first, a lookup rows
+            matrices[name.removesuffix(".weight")] = Matrix(name if own else held, rows, columns, container)
+        return matrices
+
+
+def _wrong_shape(name: str, found: Shape, expected: Shape) -> str:
+    return (
+        f"tensor '{name}' has shape {found} but config.json asks for {expected};"
+        " use the config.json that belongs to these weights"
+    )
+
+
+def _check_shape(name: str, found: Shape, config: Mapping[str, Any]) -> None:
+    expected = tensor_shapes(config)[name]
+    if found != expected:
+        raise BadInput(f"export 'onnx': {_wrong_shape(name, found, expected)}")
+
+
+def _claimed_grids(model: QuantizedModel) -> Shapes:
+    """Grids with the shapes that the config asks for; no tensor is read for its own."""
+    if why_not_config(model.config) is not None:
+        return {}
+    shapes = tensor_shapes(model.config)
+    return {name: (shapes.get(name, ()), model.grid(name)) for name in model.tensor_names()}
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

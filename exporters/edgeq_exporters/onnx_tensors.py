@@ -1,0 +1,128 @@
+"""Initializers: the bytes of the model's tensors in one file beside the graph, as ONNX external data."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from onnx import StringStringEntryProto, TensorProto
+
+from edgeq.types import NumpyArray, QuantizedLinear
+from edgeq_exporters.manifest import rename_when_stored
+from edgeq_exporters.onnx_blocks import Bytes, Container, pack_blocks, pack_rows, per_block, stored_codes, stored_zeros
+
+SMALL_ALIGNMENT = 64
+LARGE_ALIGNMENT = 65536  # what Windows maps into memory from; Linux and macOS need less
+LARGE_BYTES = 1_000_000
+DENSE_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+WHOLE_TYPES = {  # (bits, signed)
+    (4, False): TensorProto.UINT4,
+    (4, True): TensorProto.INT4,
+    (8, False): TensorProto.UINT8,
+    (8, True): TensorProto.INT8,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One initializer. Shapes: `shape` is that of the graph; several values of `data` share a byte below 8 bits."""
+
+    name: str
+    kind: int
+    shape: tuple[int, ...]
+    data: NumpyArray
+
+
+@dataclass(slots=True)
+class DataFile:
+    """An external data file being written: what is in it so far, by name."""
+
+    name: str
+    file: BinaryIO
+    initializers: dict[str, TensorProto] = field(default_factory=dict)
+
+    def add(self, part: Part) -> None:
+        """Append the bytes of an initializer and remember where they lie."""
+        content = np.ascontiguousarray(part.data)
+        alignment = LARGE_ALIGNMENT if content.nbytes >= LARGE_BYTES else SMALL_ALIGNMENT
+        self.file.write(bytes(-self.file.tell() % alignment))
+        place = {"location": self.name, "offset": self.file.tell(), "length": content.nbytes}
+        self.file.write(_little_endian(content).view(np.uint8).data)
+        entries = [StringStringEntryProto(key=key, value=str(value)) for key, value in place.items()]
+        self.initializers[part.name] = TensorProto(
+            name=part.name,
+            data_type=part.kind,
+            dims=part.shape,
+            data_location=TensorProto.EXTERNAL,
+            external_data=entries,
+        )
+
+
+def _little_endian(array: NumpyArray) -> NumpyArray:
+    flat = array.reshape(-1)
+    return flat if flat.dtype.kind == "V" else flat.astype(flat.dtype.newbyteorder("<"), copy=False)
+
+
+@contextmanager
+def new_data_file(path: Path) -> Iterator[DataFile]:
+    """A data file that appears under its name when the context ends well, and not at all when it fails."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            yield DataFile(path.name, file)
+        rename_when_stored(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def dense_part(name: str, array: NumpyArray) -> Part:
+    """A tensor as it is; the graph converts matrices to float32. Vectors are stored in float32."""
+    stored = array.astype(np.float32) if array.ndim == 1 else array
+    return Part(name, DENSE_TYPES[str(stored.dtype)], stored.shape, stored)
+
+
+def block_parts(name: str, layer: QuantizedLinear, container: Container, *, state_middle: bool) -> Iterator[Part]:
+    """Codes, scales and zero points as MatMulNBits reads them; GatherBlockQuantized does with a row's blocks joined.
+
+    state_middle also stores zero points that MatMulNBits would assume.
+    """
+    codes = pack_blocks(stored_codes(layer, container), container)
+    scales, zeros = per_block(layer.scales, layer, container), stored_zeros(layer, container, state_middle=state_middle)
+    yield Part(name, TensorProto.UINT8, codes.shape, codes)
+    yield Part(f"{name}.scales", TensorProto.FLOAT, scales.shape, scales)
+    if zeros is not None:
+        kind = TensorProto.FLOAT if container.zeros == "float" else TensorProto.UINT8
+        yield Part(f"{name}.zero_points", kind, zeros.shape, zeros)
+
+
+def whole_number_parts(name: str, layer: QuantizedLinear, container: Container, *, rows_first: bool) -> Iterator[Part]:
+    """Codes, scales and zero points of DequantizeLinear, signed and without zero points on a symmetric grid.
+
+    Shapes: codes (in, out), scales and zero points (blocks, out); turned around with rows_first.
+    """
+    signed = container.zeros == "middle"
+    kind = WHOLE_TYPES[container.bits, signed]
+    codes, scales = layer.codes - np.uint8(layer.grid.middle) if signed else layer.codes, layer.scales
+    numbers = {name: codes, f"{name}.scales": per_block(scales, layer, container)}
+    if not signed:
+        numbers[f"{name}.zero_points"] = per_block(layer.zeros.astype(np.uint8), layer, container)
+    for part, values in numbers.items():
+        turned = values if rows_first else values.T
+        if part.endswith(".scales"):
+            yield Part(part, TensorProto.FLOAT, turned.shape, turned)
+        else:
+            yield Part(part, kind, turned.shape, _packed_flat(turned, container.bits))
+
+
+def _packed_flat(values: Bytes, bits: int) -> Bytes:
+    """Two 4-bit numbers per byte across row ends, as ONNX stores them."""
+    return values if bits == 8 else pack_rows(values.reshape(1, -1) & np.uint8(0x0F), 4)
+
+
+def inline_part(name: str, values: Any, dtype: type[np.generic]) -> TensorProto:
+    """A few numbers inside of the graph itself."""
+    array = np.asarray(values, dtype=np.dtype(dtype).newbyteorder("<"))
+    kind = {np.float32: TensorProto.FLOAT, np.int64: TensorProto.INT64}[dtype]  # type: ignore[index]
+    return TensorProto(name=name, data_type=kind, dims=array.shape, raw_data=array.tobytes())
