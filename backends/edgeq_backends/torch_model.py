@@ -109,7 +109,7 @@ class StreamedModel:
     @contextmanager
     def _filled(self, parameters: list[Parameter]) -> Iterator[None]:
         for parameter in parameters:
-            weight = self.read(parameter)
+            weight = read_parameter(self.source, parameter, self.device)
             for module, leaf in parameter.places:
                 module._parameters[leaf] = torch.nn.Parameter(weight, requires_grad=False)
         try:
@@ -120,15 +120,27 @@ class StreamedModel:
                     empty = torch.empty(parameter.shape, device="meta")
                     module._parameters[leaf] = torch.nn.Parameter(empty, requires_grad=False)
 
-    def read(self, parameter: Parameter) -> torch.Tensor:
-        """A parameter's values in float32. Raises: BadInput when the source's tensor has another shape."""
-        weight = read_weight(self.source, parameter.name)
-        if weight.shape != parameter.shape:
-            raise BadInput(
-                f"tensor {parameter.name!r}: shape {list(weight.shape)}, but config.json asks for "
-                f"{list(parameter.shape)}; the two do not belong together"
-            )
-        return torch.from_numpy(np.ascontiguousarray(weight)).to(self.device)
+
+def read_parameter(source: ModelSource, parameter: Parameter, device: torch.device) -> torch.Tensor:
+    """A parameter's values in float32. Raises: BadInput when the source's tensor has another shape."""
+    weight = read_weight(source, parameter.name)
+    if weight.shape != parameter.shape:
+        raise BadInput(
+            f"tensor {parameter.name!r}: shape {list(weight.shape)}, but config.json asks for "
+            f"{list(parameter.shape)}; the two do not belong together"
+        )
+    return torch.from_numpy(np.ascontiguousarray(weight)).to(device)
+
+
+def whole_model(source: ModelSource, device: str) -> torch.nn.Module:
+    """The complete model with all its weights in float32."""
+    model, place = empty_model(source), torch.device(device)
+    for parameter in parameters_of(model, ""):
+        weight = read_parameter(source, parameter, place)
+        for module, leaf in parameter.places:
+            module._parameters[leaf] = torch.nn.Parameter(weight, requires_grad=False)
+    move_buffers(model, place)
+    return model
 
 
 def empty_model(source: ModelSource) -> torch.nn.Module:

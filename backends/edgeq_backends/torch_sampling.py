@@ -20,7 +20,8 @@ def write_windows(source: ModelSource, *, count: int, length: int, seed: int, de
     random = np.random.default_rng(seed)
     first = random.integers(0, source.config["vocab_size"], count)
     per_batch = max(1, TOKENS_AT_ONCE // length)
-    with whole_model(source, device) as model, torch.inference_mode():
+    model = whole_model(source, device)
+    with torch.inference_mode():
         parts = [_continue(model, first[at : at + per_batch], length, random) for at in range(0, count, per_batch)]
     return np.concatenate(parts)
 
