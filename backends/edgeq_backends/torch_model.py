@@ -11,7 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, reason_of
 from edgeq.protocols import ModelSource
 from edgeq.schedule import stand_still
 from edgeq.streams import Place, record_calls
@@ -132,11 +132,20 @@ class StreamedModel:
 
 
 def empty_model(source: ModelSource) -> torch.nn.Module:
-    """The transformers model of a config, without parameters; its buffers (rotary tables) are real."""
-    config = AutoConfig.for_model(**dict(source.config))
-    with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.tie_weights()
+    """The transformers model of a config, without parameters; its buffers (rotary tables) are real.
+
+    Raises: BadInput for a config that transformers refuses.
+    """
+    try:
+        config = AutoConfig.for_model(**dict(source.config))
+        with init_empty_weights(include_buffers=False):
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.tie_weights()
+    except Exception as error:  # the library checks configs in many places, each with an exception of its own
+        raise BadInput(
+            f"config.json of model {source.name!r}: transformers refuses it ({reason_of(error)}); use the config.json "
+            "that belongs to these weights"
+        ) from error
     empty: torch.nn.Module = model.eval()
     return empty
 

@@ -97,6 +97,9 @@ class GgufFile:
     def stored_as(self, tensor_name: str) -> str:
         return str(self.tensor(tensor_name).tensor_type.name)
 
+    def tensor_bytes(self, tensor_name: str) -> int:
+        return int(self.tensor(tensor_name).n_bytes)
+
     def stored_bytes(self) -> int:
         return self.path.stat().st_size
 
@@ -158,6 +161,11 @@ def decode(tensor: gguf.ReaderTensor) -> NumpyArray:
 
     Raises: BadInput naming tensor and type if the library cannot decode it.
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are found, and named, by who reads
+        return _decode(tensor)
+
+
+def _decode(tensor: gguf.ReaderTensor) -> NumpyArray:
     kind = tensor.tensor_type
     if kind in INTEGER_TYPES:
         raise BadInput(f"GGUF tensor {tensor.name!r} is stored as {kind.name}; weights must be of a floating type")
