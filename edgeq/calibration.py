@@ -72,7 +72,9 @@ def load_tokenizer(source: ModelDescription) -> Tokenizer:
     try:
         return Tokenizer.from_str(data.decode("utf-8"))
     except Exception as error:  # the library raises bare Exception for any malformed file
-        raise BadInput(f"model {source.name!r}: tokenizer.json cannot be read ({reason_of(error)}); fetch it again") from error
+        raise BadInput(
+            f"model {source.name!r}: tokenizer.json cannot be read ({reason_of(error)}); fetch it again"
+        ) from error
 
 
 def tokenize(source: ModelDescription, text: str) -> npt.NDArray[np.int64]:

@@ -1,14 +1,14 @@
 """`edgeq evaluate`: which runtime runs a target, and how far its predictions are from the original's."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeq.calibration import check_ids, first_windows, read_text, tokenize
 from edgeq.checkpoint import Checkpoint, read_json
 from edgeq.errors import BadInput
-from edgeq.evaluation import Quality, compare
+from edgeq.evaluation import compare
 from edgeq.ownership import HEAD_FILE, MANIFEST_FILE
 from edgeq.pipeline import check_length
 from edgeq.protocols import LogitSource, ModelDescription, ModelSource
@@ -57,8 +57,8 @@ def evaluate(
     sequence_length: int | None = None,
     runtime: str | None = None,
     backend: str = "auto",
-) -> tuple[Quality, str]:
-    """The quality of a checkpoint, model or exported file, and the runtime that ran it.
+) -> dict[str, Any]:
+    """The quality of a checkpoint, model or exported file, and the runtime that ran it, as plain data.
 
     An exported file runs in the runtime it is for unless another one is named; everything else in the framework of the
     backend, and so does the reference.
@@ -77,7 +77,13 @@ def evaluate(
         assert exported is not None
         logits = load(LOGITS[chosen], f"runtime {chosen!r}")(exported.path)
     references = model_logits(original, backend).logits(ids) if original is not None else None
-    return compare(ids, logits.logits(ids), references), chosen
+    return {"target": target, "runtime": chosen, **asdict(compare(ids, logits.logits(ids), references))}
+
+
+def check_evaluation(source: ModelSource, formats: Sequence[str], backend: str) -> None:
+    """Raises: NotInstalled, BadInput when the result of a run, its first export, could not be evaluated at its end."""
+    check_runtime(runtime_of(formats, backend))
+    evaluation_windows([source], None)
 
 
 def evaluation_windows(

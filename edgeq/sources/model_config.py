@@ -72,7 +72,7 @@ def is_positive_integer(value: Any) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, float) and 0 < value < math.inf or is_positive_integer(value)
+    return (isinstance(value, float) and 0 < value < math.inf) or is_positive_integer(value)
 
 
 def _is_flag(value: Any) -> bool:

@@ -18,6 +18,8 @@ from edgeq.sources.layout import find_blocks, is_redundant
 from edgeq.sources.model_config import check_config
 from edgeq.types import BlockSpec, NumpyArray
 
+__all__ = ["COMPANION_FILES", "SHARD_INDEX", "SafetensorsDirectory", "is_redundant"]
+
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 COMPANION_FILES = (

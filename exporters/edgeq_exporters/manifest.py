@@ -60,4 +60,3 @@ def write_in_place(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     rename_when_stored(partial, path)
-
