@@ -120,7 +120,8 @@ class TensorFile:
     def _read_grids(self) -> dict[str, tuple[tuple[int, int], Grid]]:
         try:
             stored = json.loads((self._handle.metadata() or {}).get("edgeq", "{}"))
-            grids = {name: ((rows, columns), Grid(*grid)) for name, (rows, columns, *grid) in stored.items()}
+            grids = {name: ((rows, columns), Grid(bits, group_size, zeros, dtype))
+                     for name, (rows, columns, bits, group_size, zeros, dtype) in stored.items()}  # fmt: skip
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise self._damaged("has no readable grids in its metadata key 'edgeq'") from error
         for name, (shape, grid) in grids.items():

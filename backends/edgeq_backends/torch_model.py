@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 from edgeq.errors import BadInput, reason_of
 from edgeq.protocols import ModelSource
@@ -136,6 +137,8 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
 
     Raises: BadInput for a config that transformers refuses.
     """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what is wrong becomes an error; what is odd does not concern edgeq
     try:
         config = AutoConfig.for_model(**dict(source.config))
         with init_empty_weights(include_buffers=False):
@@ -143,9 +146,11 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
         model.tie_weights()
     except Exception as error:  # the library checks configs in many places, each with an exception of its own
         raise BadInput(
-            f"config.json of model {source.name!r}: transformers refuses it ({reason_of(error)}); use the config.json "
-            "that belongs to these weights"
+            f"config.json of model {source.name!r}: transformers refuses it ({type(error).__name__}: "
+            f"{reason_of(error)}); use the config.json that belongs to these weights"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
     empty: torch.nn.Module = model.eval()
     return empty
 
