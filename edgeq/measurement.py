@@ -18,6 +18,7 @@ from edgeq.types import NumpyArray
 
 EVALUATION_TEXT = "evaluation.txt"
 SEQUENCE_LENGTH = 512  # tokens per window, unless the model reads fewer
+SHORTEST = 8
 WINDOWS = 16
 
 
@@ -96,6 +97,8 @@ def evaluation_windows(
     """
     longest = [model.config.get("max_position_embeddings") for model in models]
     length = sequence_length or min([SEQUENCE_LENGTH, *(size for size in longest if isinstance(size, int))])
+    if length < SHORTEST:
+        raise BadInput(f"the model reads at most {length} tokens; evaluation needs windows of {SHORTEST} or more")
     for model in models:
         check_length(model, length)
     tokens = tokenize(models[0], read_text(text, default=EVALUATION_TEXT))

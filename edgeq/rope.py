@@ -36,7 +36,7 @@ def rope_of(config: Mapping[str, Any]) -> Rope:
         raise BadInput(f"config: rope_type is {kind!r}; it must be a name such as 'default'")
     for name in NEEDED["llama3"]:
         if name in settings:
-            _check_positive(name, settings[name])
+            _check_positive(f"{key}.{name}", settings[name])
     theta = settings.get("rope_theta", config.get("rope_theta", 10000.0))
     _check_positive("rope_theta", theta)
     return Rope(kind, float(theta), settings)

@@ -12,6 +12,7 @@ from rich.table import Table
 from edgeq.layer import LayerReport
 
 MEGABYTE = 1e6
+MOST_NOTES = 10  # on one screen
 RUN_WITH = {"gguf": ["llama-cli", "-m"], "mlx": ["mlx_lm.generate", "--model"]}
 """By format: what runs a file, in front of its name."""
 
@@ -111,8 +112,10 @@ def show_run(console: Console, summary: Mapping[str, Any]) -> None:
         table.add_row("largest errors", f"in % of the layer's squared output on the calibration text\n{worst}")
     times = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in summary["seconds"].items() if seconds >= 0.5)
     table.add_row("seconds", f"{summary['total_seconds']:.0f} ({times})" if times else "less than 1")
-    for note in summary["notes"]:
+    for note in summary["notes"][:MOST_NOTES]:
         table.add_row("note", note)
+    if len(summary["notes"]) > MOST_NOTES:
+        table.add_row("note", f"... and {len(summary['notes']) - MOST_NOTES} more, see report.json")
     console.print(table, highlight=False, soft_wrap=True)
 
 

@@ -1,5 +1,6 @@
 """A transformers model whose parameters exist only while they are in use, fed tensor by tensor from a ModelSource."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging
+from transformers.utils import logging as library
 
 from edgeq.errors import BadInput, reason_of
 from edgeq.protocols import ModelSource
@@ -137,8 +138,8 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
 
     Raises: BadInput for a config that transformers refuses.
     """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # what is wrong becomes an error; what is odd does not concern edgeq
+    verbosity = library.get_verbosity()
+    library.set_verbosity(logging.CRITICAL)  # what is wrong becomes an error; what is odd does not concern edgeq
     try:
         config = AutoConfig.for_model(**dict(source.config))
         with init_empty_weights(include_buffers=False):
@@ -150,7 +151,7 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
             f"{reason_of(error)}); use the config.json that belongs to these weights"
         ) from error
     finally:
-        logging.set_verbosity(verbosity)
+        library.set_verbosity(verbosity)
     empty: torch.nn.Module = model.eval()
     return empty
 

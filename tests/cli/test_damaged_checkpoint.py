@@ -199,8 +199,9 @@ def test_a_zero_point_or_offset_that_no_solved_tensor_has_is_refused(refuse, che
     [
         [96, 64, "3", 32, "symmetric", "float16"], [96, 64, 9, 32, "symmetric", "float16"], [96, 64, 4, 32],
         [96, 64, 4, 0, "symmetric", "float16"], [96, 64, 4, 32, "round", "float16"], [96, 64, 4, 32, "symmetric", 16],
-        [96, 64, 4, 32, "symmetric", "float8"], [0, 64, 4, 32, "symmetric", "float16"], [96, 64, 4, 32, ["x"], "float16"],
-        [-96, 64, 4, 32, "symmetric", "float16"], 5, None, [96, 64, True, 32, "symmetric", "float16"],
+        [96, 64, 4, 32, "symmetric", "float8"], [0, 64, 4, 32, "symmetric", "float16"],
+        [96, 64, 4, 32, ["x"], "float16"], [-96, 64, 4, 32, "symmetric", "float16"], 5, None,
+        [96, 64, True, 32, "symmetric", "float16"],
         [96, 64, 5, 32, "integer", "float16"], [96, 64, 4, 16, "offset", "float16"],
     ],
 )  # fmt: skip
