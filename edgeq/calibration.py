@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, reason_of
 from edgeq.protocols import ModelDescription
 
 CALIBRATION_TEXT = "calibration.txt"
@@ -19,12 +19,15 @@ def read_text(path: str | None, *, default: str = CALIBRATION_TEXT) -> str:
     if path is None:
         return (resources.files("edgeq") / "data" / default).read_text(encoding="utf-8")
     file = Path(path)
-    if not file.is_file():
-        raise BadInput(f'text {path!r}: no such file; give a UTF-8 text file or JSON lines with a "text" field')
     try:
         content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"text {path!r}: not UTF-8 at byte {error.start}; convert it to UTF-8 text") from error
+    except OSError as error:
+        found = "it is a directory" if file.is_dir() else reason_of(error).lower()
+        raise BadInput(
+            f'text {path!r}: {found}; give a UTF-8 text file or JSON lines (.jsonl) with a "text" field'
+        ) from error
     text = _join_json_lines(path, content) if file.suffix in {".jsonl", ".ndjson"} else content
     if not text.strip():
         raise BadInput(f"text {path!r}: it is empty; give some pages of text")
@@ -38,12 +41,27 @@ def _join_json_lines(path: str, content: str) -> str:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"text {path!r}, line {number}: not JSON ({error.msg}); one object per line") from error
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", "too deeply nested")
+            raise BadInput(f"text {path!r}, line {number}: not JSON ({reason}); one object per line") from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise BadInput(f'text {path!r}, line {number}: no "text" string; each line is an object with one')
+        if not is_unicode(record["text"]):
+            raise BadInput(
+                f"text {path!r}, line {number}: half of a surrogate pair, which is no character; escape whole pairs or"
+                " write UTF-8"
+            )
         texts.append(record["text"])
     return "\n\n".join(texts)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: JSON's escapes can also write halves of surrogate pairs."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def load_tokenizer(source: ModelDescription) -> Tokenizer:
@@ -54,17 +72,27 @@ def load_tokenizer(source: ModelDescription) -> Tokenizer:
     try:
         return Tokenizer.from_str(data.decode("utf-8"))
     except Exception as error:  # the library raises bare Exception for any malformed file
-        raise BadInput(f"model {source.name!r}: tokenizer.json cannot be read ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+        raise BadInput(
+            f"model {source.name!r}: tokenizer.json cannot be read ({reason_of(error)}); fetch it again"
+        ) from error
 
 
 def tokenize(source: ModelDescription, text: str) -> npt.NDArray[np.int64]:
-    """Token ids of a text without added special tokens. Shapes: (tokens,)."""
+    """Token ids of a text without added special tokens. Shapes: (tokens,). Raises: BadInput, see `check_ids`."""
     encoded = load_tokenizer(source).encode(text, add_special_tokens=False)
-    return np.asarray(encoded.ids, dtype=np.int64)
+    tokens = np.asarray(encoded.ids, dtype=np.int64)
+    check_ids(source, tokens)
+    return tokens
+
+
+def check_ids(source: ModelDescription, tokens: npt.NDArray[np.int64]) -> None:
+    """Raises: BadInput for a token that the model's embedding has no row for."""
+    rows, largest = source.config.get("vocab_size"), int(tokens.max(initial=0))
+    if isinstance(rows, int) and largest >= rows:
+        raise BadInput(
+            f"model {source.name!r}: the tokenizer gives id {largest}, but the embedding has {rows} rows; use the "
+            "tokenizer.json that belongs to this model"
+        )
 
 
 def sample_windows(
@@ -74,13 +102,19 @@ def sample_windows(
 
     The text is cut into `samples` equal stretches and one window starts at a random place of each, so no part of a
     text is missed and windows overlap only when the text is short. Shapes: (tokens,) -> (samples, sequence_length).
-    Raises: BadInput when the text has fewer than sequence_length tokens.
+    Raises: BadInput when the text has fewer than sequence_length tokens, or fewer places to start at than samples.
     """
     last_start = len(tokens) - sequence_length
     if last_start < 0:
         raise BadInput(
             f"calibration text: {len(tokens)} tokens; at least one sequence of {sequence_length} is needed, give more "
             "text or a smaller --sequence-length"
+        )
+    if samples > last_start + 1:
+        raise BadInput(
+            f"--samples {samples}: {len(tokens)} tokens of calibration text hold only {last_start + 1} different "
+            f"sequences of {sequence_length}; choose at most {len(tokens) // sequence_length}, which use each token "
+            "once, or give more text"
         )
     edges = np.linspace(0, last_start + 1, samples + 1)
     starts = np.random.default_rng(seed).uniform(edges[:-1], edges[1:]).astype(np.int64)

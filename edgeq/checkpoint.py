@@ -5,25 +5,21 @@ and untouched tensors of each block, outer.safetensors with everything else, rep
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
-from edgeq.errors import BadInput
-from edgeq.packing import pack_words, unpack_words
+from edgeq.errors import BadInput, UnsupportedModel, reason_of
+from edgeq.ownership import HEAD_FILE, REPORT_FILE, leads_out
 from edgeq.sources.layout import find_blocks
-from edgeq.storage import sync_file, write_bytes
+from edgeq.sources.model_config import check_config
+from edgeq.sources.safetensors_directory import COMPANION_FILES
+from edgeq.storage import write_bytes
+from edgeq.tensor_file import TensorFile
 from edgeq.types import BlockSpec, Grid, NumpyArray, QuantizedLinear
 
 FORMAT_VERSION = 1
-HEAD_FILE = "edgeq.json"
-STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -31,28 +27,12 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
-def write_tensors(path: Path, quantized: Mapping[str, QuantizedLinear], dense: Mapping[str, NumpyArray]) -> None:
-    """One safetensors file with solved and untouched tensors; the grids lie in its metadata."""
-    tensors: dict[str, NumpyArray] = {name: np.ascontiguousarray(array) for name, array in dense.items()}
-    grids = {}
-    for name, layer in quantized.items():
-        stored = STORED[layer.grid.scale_dtype]
-        tensors[f"{name}.codes"] = pack_words(layer.codes, layer.grid.bits)
-        tensors[f"{name}.scales"] = layer.scales.astype(stored)
-        if layer.grid.zeros == "integer":
-            tensors[f"{name}.zeros"] = layer.zeros.astype(np.uint8)
-        if layer.grid.zeros == "offset":
-            tensors[f"{name}.offsets"] = layer.offsets.astype(stored)
-        grids[name] = [*layer.codes.shape, layer.grid.bits, layer.grid.group_size, layer.grid.zeros,
-                       layer.grid.scale_dtype]  # fmt: skip
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file(tensors, temporary, metadata={"edgeq": json.dumps(grids)})  # one key: more would be in random order
-    sync_file(temporary)
-    temporary.replace(path)
-
-
 class Checkpoint:
-    """A quantized checkpoint, read tensor by tensor; a QuantizedModel for exporters and a ModelSource for forwards."""
+    """A quantized checkpoint, read tensor by tensor; a QuantizedModel for exporters and a ModelSource for forwards.
+
+    Opening reads headers only, and checks that files, grids and config belong together.
+    Raises: BadInput for a damaged or incomplete checkpoint.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -62,13 +42,30 @@ class Checkpoint:
                 f"checkpoint {str(path)!r}: format version {self.head.get('format_version')!r}, this edgeq reads "
                 f"{FORMAT_VERSION}; quantize again or use the edgeq that wrote it"
             )
-        missing = [key for key in ("model", "files", "companions", "source", "recipe") if key not in self.head]
-        if missing:
-            raise BadInput(f"checkpoint {str(path)!r}: {HEAD_FILE} lacks {missing[0]!r}; it is damaged, quantize again")
+        self._check_head()
         self.name: str = self.head["model"]
         self.config: Mapping[str, Any] = read_json(self.path / "config.json")
-        self._files = [_TensorFile(self.path / file) for file in self.head["files"]]
-        self._of_tensor = {name: file for file in self._files for name in file.names}
+        files = [TensorFile(self.path / file) for file in self.head["files"]]
+        self._of_tensor = {name: file for file in files for name in file.names}
+        self._blocks = self._check_tensors(files)
+
+    def _check_head(self) -> None:
+        for key, (rule, holds) in HEAD_RULES.items():
+            if key not in self.head or not holds(self.head[key]):
+                found = f"{self.head[key]!r:.100}" if key in self.head else "missing"
+                raise BadInput(
+                    f"checkpoint {str(self.path)!r}: {key!r} in {HEAD_FILE} is {found}; it must be {rule}, the "
+                    "checkpoint is damaged, quantize again"
+                )
+
+    def _check_tensors(self, files: Sequence[TensorFile]) -> Sequence[BlockSpec]:
+        if sum(len(file.names) for file in files) != len(self._of_tensor):
+            raise BadInput(f"checkpoint {str(self.path)!r}: two of its files hold a tensor of one name; quantize again")
+        try:
+            check_config(self.config)
+            return find_blocks(self.config, {name: self.shape(name) for name in self.tensor_names()})
+        except (BadInput, UnsupportedModel) as error:
+            raise BadInput(f"checkpoint {str(self.path)!r} is damaged: {error}") from error
 
     def tensor_names(self) -> Sequence[str]:
         return list(self._of_tensor)
@@ -83,7 +80,7 @@ class Checkpoint:
         return self._file(tensor_name).quantized(tensor_name)
 
     def dense(self, tensor_name: str) -> NumpyArray:
-        return self._file(tensor_name).array(tensor_name)
+        return self._file(tensor_name).dense(tensor_name)
 
     def read(self, tensor_name: str) -> NumpyArray:
         if self.grid(tensor_name) is None:
@@ -92,25 +89,37 @@ class Checkpoint:
 
     def stored_as(self, tensor_name: str) -> str:
         grid = self.grid(tensor_name)
-        return str(self.dense(tensor_name).dtype) if grid is None else describe_grid(grid)
+        return self._file(tensor_name).dense_dtype(tensor_name) if grid is None else describe_grid(grid)
+
+    def tensor_bytes(self, tensor_name: str) -> int:
+        return self._file(tensor_name).tensor_bytes(tensor_name)
 
     def stored_bytes(self) -> int:
-        return sum(file.path.stat().st_size for file in self._files)
+        return sum((self.path / file).stat().st_size for file in self.head["files"])
 
     def blocks(self) -> Sequence[BlockSpec]:
-        return find_blocks(self.config, {name: self.shape(name) for name in self.tensor_names()})
+        return self._blocks
 
     def companions(self) -> Mapping[str, bytes]:
-        return {name: (self.path / name).read_bytes() for name in self.head["companions"]}
+        return {name: self._companion(name) for name in self.head["companions"]}
+
+    def _companion(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise BadInput(
+                f"checkpoint {str(self.path)!r}: its file {name!r} cannot be read ({reason_of(error)}); copy it from "
+                "the original model or quantize again"
+            ) from error
 
     def fingerprint(self) -> str:
         return str(self.head["source"]["fingerprint"])
 
     @cached_property
     def report(self) -> Mapping[str, Any]:
-        return read_json(self.path / "report.json")
+        return read_json(self.path / REPORT_FILE)
 
-    def _file(self, tensor_name: str) -> "_TensorFile":
+    def _file(self, tensor_name: str) -> TensorFile:
         if tensor_name not in self._of_tensor:
             raise BadInput(f"checkpoint {str(self.path)!r} has no tensor {tensor_name!r}; it does not fit its config")
         return self._of_tensor[tensor_name]
@@ -121,40 +130,23 @@ def describe_grid(grid: Grid) -> str:
     return f"{grid.bits} bits, group {group}, {grid.zeros}"
 
 
-class _TensorFile:
-    """One safetensors file of a checkpoint. Solved tensors appear under the name of the weight they stand for."""
+def _are_inside(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name and not leads_out(name) for name in value)
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._handle = safe_open(path, framework="np")
-        except (OSError, SafetensorError) as error:
-            raise BadInput(f"checkpoint file {str(path)!r} cannot be read ({error}); quantize again") from error
-        stored = json.loads((self._handle.metadata() or {}).get("edgeq", "{}"))
-        self.grids = {name: ((rows, columns), Grid(*grid)) for name, (rows, columns, *grid) in stored.items()}
-        parts = {f"{name}.{part}" for name in self.grids for part in ("codes", "scales", "zeros", "offsets")}
-        self.names = sorted({*self.grids, *(name for name in self._handle.keys() if name not in parts)})
-        self.path = path
 
-    def array(self, name: str) -> NumpyArray:
-        array: NumpyArray = self._handle.get_tensor(name)
-        return array
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        if name in self.grids:
-            return self.grids[name][0]
-        return tuple(self._handle.get_slice(name).get_shape())
-
-    def quantized(self, name: str) -> QuantizedLinear:
-        (_, columns), grid = self.grids[name]
-        codes = unpack_words(self.array(f"{name}.codes"), grid.bits, columns)
-        scales = self.array(f"{name}.scales").astype(np.float32)
-        if grid.zeros == "offset":
-            offsets = self.array(f"{name}.offsets").astype(np.float32)
-        elif grid.zeros == "integer":
-            offsets = -scales * self.array(f"{name}.zeros").astype(np.float32)
-        else:
-            offsets = -scales * np.float32(grid.middle)
-        return QuantizedLinear(codes, scales, offsets, grid)
+HEAD_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "model": ("a name", lambda value: isinstance(value, str)),
+    "files": ("a list of files inside the checkpoint", _are_inside),
+    "companions": (
+        f"a list out of {', '.join(COMPANION_FILES)}",
+        lambda value: isinstance(value, list) and all(name in COMPANION_FILES for name in value),
+    ),
+    "source": (
+        "an object with a fingerprint",
+        lambda value: isinstance(value, dict) and isinstance(value.get("fingerprint"), str),
+    ),
+    "recipe": ("an object", lambda value: isinstance(value, dict)),
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -165,8 +157,15 @@ def read_json(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{str(path)!r}: no such file; a quantized checkpoint is a directory with {HEAD_FILE}"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(f"{str(path)!r} cannot be read as JSON ({error})") from error
+    except OSError as error:
+        raise BadInput(f"{str(path)!r} cannot be read ({reason_of(error)}); check its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(
+            f"{str(path)!r} cannot be read as JSON ({reason_of(error)}); it is damaged, make the directory again"
+        ) from error
     if not isinstance(content, dict):
-        raise BadInput(f"{str(path)!r}: expected a JSON object, found {type(content).__name__}")
+        raise BadInput(
+            f"{str(path)!r} holds a JSON {type(content).__name__} and not an object; it is damaged, make the directory"
+            " again"
+        )
     return content

@@ -2,27 +2,20 @@
 
 import json
 import math
-import shlex
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.errors import EdgeqError
+from edgeq.failures import report_failure
+from edgeq.options import BACKEND_OPTION, FORCE_OPTION, JSON_OPTION, PATH, collect_settings
+from edgeq.signals import stopping_on_signals
 from edgeq.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-FORCE_OPTION = click.option("--force", is_flag=True, help="Replace an output that edgeq wrote before.")
-BACKEND_OPTION = click.option(
-    "--backend", default="auto", show_default=True, help="auto, cuda, cpu, mps, mlx or reference."
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -38,10 +31,8 @@ def cli() -> None:
 
 @cli.command(name="quantize")
 @click.argument("model")
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to write; must not exist."
-)
-@click.option("--bits", type=int, help="Bits per weight of the linear layers, 2 to 8.  [default: 4]")
+@click.option("-o", "--output", required=True, type=PATH, help="Directory to write; must not exist.")
+@click.option("--bits", type=int, help="Bits per weight of the linear layers, 2 to 8; 16 keeps them.  [default: 4]")
 @click.option("--group-size", help="Columns that share a scale, or 'row' for all.  [default: 32]")
 @click.option(
     "--symmetric/--asymmetric", default=None, help="Whether zero lies in the middle of the grid.  [default: symmetric]"
@@ -70,13 +61,13 @@ def cli() -> None:
 )
 @click.option(
     "--calibration",
-    type=click.Path(),
+    type=PATH,
     help='UTF-8 text or JSON lines with "text".  [default: a text that ships with edgeq]',
 )
 @click.option("--samples", type=int, help="Calibration sequences.  [default: 64]")
 @click.option("--sequence-length", type=int, help="Tokens per sequence.  [default: 512]")
 @click.option("--seed", type=int, help="Where calibration sequences start.  [default: 0]")
-@click.option("--recipe", type=click.Path(), help="TOML file with the settings of docs/cli.md; options win.")
+@click.option("--recipe", type=PATH, help="TOML file with the settings of docs/cli.md; options win.")
 @click.option(
     "--export", "exports", multiple=True, metavar="FORMAT", help="Also write gguf, mlx or onnx; may be repeated."
 )
@@ -86,7 +77,7 @@ def cli() -> None:
 @FORCE_OPTION
 def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str, output: Path, exports: tuple[str, ...], evaluated: bool, backend: str, as_json: bool, force: bool,
-    recipe: str | None, calibration: str | None, **options: Any,
+    recipe: Path | None, calibration: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Quantize MODEL: a directory of safetensors, a .gguf file, a hub name, or the word demo.
 
@@ -96,35 +87,35 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
     """
     from edgeq.assembly import make_job  # noqa: PLC0415
-    from edgeq.measurement import check_runtime, runtime_of  # noqa: PLC0415
+    from edgeq.measurement import check_evaluation, evaluate  # noqa: PLC0415
     from edgeq.pipeline import quantize  # noqa: PLC0415
+    from edgeq.screen import show_finished  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
     from edgeq.storage import check_destination  # noqa: PLC0415
-    from edgeq.summary import finish_run  # noqa: PLC0415
+    from edgeq.summary import finish_run, keeping  # noqa: PLC0415
 
     check_destination(output, force=force, source=Path(model).expanduser() if model != "demo" else None)
     settings = collect_settings(recipe, options)
-    job = make_job(open_source(model), settings, backend=backend, calibration=calibration, exports=exports)
+    text = None if calibration is None else str(calibration)
+    job = make_job(open_source(model), settings, backend=backend, calibration=text, exports=exports)
     if evaluated:
-        check_runtime(runtime_of(exports, backend))
-    with ExitStack() as stack:
-        observer = stack.enter_context(watching(as_json))
+        check_evaluation(job.source, exports, backend)
+    with watching(as_json) as observer:
         checkpoint = quantize(job, output, observer, force=force)
-    summary = finish_run(job, checkpoint, model)
-    if evaluated:
-        summary["quality"] = measure(summary["result"], reference=model, backend=backend)
+    with keeping(checkpoint, exports, evaluated_against=model if evaluated else None):
+        summary = finish_run(job, checkpoint, model)
+        if evaluated:
+            summary["quality"] = evaluate(summary["result"], reference=model, backend=backend)
     report(summary, as_json, show_finished)
 
 
 @cli.command(name="export")
-@click.argument("checkpoint", type=click.Path())
+@click.argument("checkpoint", type=PATH)
 @click.option("--format", "format_name", required=True, help="gguf, mlx or onnx.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Directory to write.  [default: CHECKPOINT/FORMAT]"
-)
+@click.option("-o", "--output", type=PATH, help="Directory to write.  [default: CHECKPOINT/FORMAT]")
 @JSON_OPTION
 @FORCE_OPTION
-def export_command(checkpoint: str, format_name: str, output: Path | None, as_json: bool, force: bool) -> None:
+def export_command(checkpoint: Path, format_name: str, output: Path | None, as_json: bool, force: bool) -> None:
     """Write a quantized CHECKPOINT in the format of a runtime.
 
     \b
@@ -134,29 +125,32 @@ def export_command(checkpoint: str, format_name: str, output: Path | None, as_js
     from edgeq.checkpoint import Checkpoint  # noqa: PLC0415
     from edgeq.pipeline import export  # noqa: PLC0415
     from edgeq.registry import load_exporter  # noqa: PLC0415
+    from edgeq.screen import show_exported  # noqa: PLC0415
     from edgeq.storage import size_of  # noqa: PLC0415
 
     exporter = load_exporter(format_name)
-    destination = output if output is not None else Path(checkpoint) / format_name
+    destination = output if output is not None else checkpoint / format_name
     written = export(Checkpoint(checkpoint), exporter, destination, force=force)
     files = {str(path): size_of(path) for path in written}
-    report({"files": files}, as_json, show_files)
+    report({"format": exporter.name, "result": str(written[0]), "files": files}, as_json, show_exported)
 
 
 @cli.command(name="evaluate")
-@click.argument("target", type=click.Path())
+@click.argument("target")
 @click.option("--reference", help="The original model: adds KL divergence and top-1 agreement.")
-@click.option("--text", type=click.Path(), help="UTF-8 text or JSON lines.  [default: a text that ships with edgeq]")
+@click.option("--text", type=PATH, help="UTF-8 text or JSON lines.  [default: a text that ships with edgeq]")
 @click.option("--windows", type=click.IntRange(1), default=16, show_default=True, help="Windows of the text to use.")
-@click.option("--sequence-length", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window.")
+@click.option(
+    "--sequence-length", type=click.IntRange(8), help="Tokens per window.  [default: 512, or fewer if the model does]"
+)
 @click.option(
     "--runtime", help="torch, mlx, llama.cpp, mlx-lm, onnxruntime.  [default: an export's own, else the backend's]"
 )
 @BACKEND_OPTION
 @JSON_OPTION
 def evaluate_command(
-    target: str, reference: str | None, text: str | None, windows: int, sequence_length: int, runtime: str | None,
-    backend: str, as_json: bool,
+    target: str, reference: str | None, text: Path | None, windows: int, sequence_length: int | None,
+    runtime: str | None, backend: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Perplexity of TARGET (checkpoint, model, GGUF file or export), and how far it is from the original.
 
@@ -164,15 +158,18 @@ def evaluate_command(
     Example:
       edgeq evaluate smollm2/gguf/model.gguf --reference demo
     """
-    quality = measure(
-        target, reference=reference, backend=backend, text=text, windows=windows,
+    from edgeq.measurement import evaluate  # noqa: PLC0415
+    from edgeq.screen import show_quality  # noqa: PLC0415
+
+    quality = evaluate(
+        target, reference=reference, backend=backend, text=None if text is None else str(text), windows=windows,
         sequence_length=sequence_length, runtime=runtime,
     )  # fmt: skip
-    report(quality, as_json, show_evaluated)
+    report(quality, as_json, show_quality)
 
 
 @cli.command(name="inspect")
-@click.argument("path", type=click.Path())
+@click.argument("path")
 @JSON_OPTION
 def inspect_command(path: str, as_json: bool) -> None:
     """What a model or quantized checkpoint holds: tensors, shapes, bits per weight, size.
@@ -182,32 +179,9 @@ def inspect_command(path: str, as_json: bool) -> None:
       edgeq inspect smollm2
     """
     from edgeq.inspection import inspect_model  # noqa: PLC0415
+    from edgeq.screen import show_inspection  # noqa: PLC0415
 
-    report(inspect_model(path), as_json, show_inspected)
-
-
-def collect_settings(recipe: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipe file first, then the options that were given, in the names of `edgeq.recipe`."""
-    from edgeq.recipe import DENSE_BITS, read_recipe  # noqa: PLC0415
-
-    settings = read_recipe(recipe) if recipe is not None else {}
-    given = {name: value for name, value in options.items() if value is not None}
-    symmetric, keep_dense = given.pop("symmetric", None), given.pop("keep_dense", ())
-    if symmetric is not None:
-        given["zeros"] = "symmetric" if symmetric else "asymmetric"
-    if given.get("group_size", "row") != "row":
-        given["group_size"] = whole_number(given["group_size"], "--group-size")
-    dense = [{"layers": pattern, "bits": DENSE_BITS} for pattern in keep_dense]
-    if dense:
-        given["overrides"] = [*settings.get("overrides", []), *dense]
-    return settings | given
-
-
-def whole_number(text: str, option: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise click.UsageError(f"{option} {text!r}: expected a whole number or 'row'") from None
+    report(inspect_model(path), as_json, show_inspection)
 
 
 def watching(as_json: bool) -> Any:
@@ -218,17 +192,6 @@ def watching(as_json: bool) -> Any:
 
     console = make_console(stderr=True)
     return Bar(console) if console.is_terminal and not as_json else nullcontext(Lines(console))
-
-
-def measure(target: str, **options: Any) -> dict[str, Any]:
-    """`edgeq.assembly.evaluate` as plain data."""
-    from dataclasses import asdict  # noqa: PLC0415
-
-    from edgeq.measurement import evaluate  # noqa: PLC0415
-
-    options = {"text": None, "windows": 16, "sequence_length": 512} | options
-    quality, runtime = evaluate(target, **options)
-    return {"target": target, "runtime": runtime, **asdict(quality)}
 
 
 def report(result: Mapping[str, Any], as_json: bool, show: Callable[["Console", Mapping[str, Any]], None]) -> None:
@@ -248,34 +211,6 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def show_finished(console: "Console", summary: Mapping[str, Any]) -> None:
-    from edgeq.screen import show_quality, show_run  # noqa: PLC0415
-
-    show_run(console, summary)
-    if "quality" in summary:
-        show_quality(console, summary["quality"])
-        return
-    command = shlex.join(["edgeq", "evaluate", summary["result"], "--reference", summary["original"]])
-    console.print(f"next: {command}", highlight=False, soft_wrap=True)
-
-
-def show_files(console: "Console", result: Mapping[str, Any]) -> None:
-    for path, size in result["files"].items():
-        console.print(f"{path}  {size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
-
-
-def show_evaluated(console: "Console", result: Mapping[str, Any]) -> None:
-    from edgeq.screen import show_quality  # noqa: PLC0415
-
-    show_quality(console, result)
-
-
-def show_inspected(console: "Console", result: Mapping[str, Any]) -> None:
-    from edgeq.screen import show_inspection  # noqa: PLC0415
-
-    show_inspection(console, result)
-
-
 def make_console(*, stderr: bool = False) -> "Console":
     from rich.console import Console  # noqa: PLC0415
 
@@ -283,15 +218,11 @@ def make_console(*, stderr: bool = False) -> "Console":
 
 
 def main() -> None:
-    """Run the command line: 0 when done, 1 with one line for errors, 2 for usage."""
+    """Run the command line: 0 when done, 1 with one line for errors, 2 for usage, 128 + N when signal N stopped it."""
     try:
-        sys.exit(cli.main(standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("edgeq: stopped", err=True)
-        sys.exit(130)
-    except (EdgeqError, OSError) as error:
-        click.echo(f"edgeq: {' '.join(str(error).split())}", err=True)
-        sys.exit(1)
+        with stopping_on_signals():
+            sys.exit(cli.main(standalone_mode=False))
+    except SystemExit:
+        raise
+    except BaseException as error:  # also Ctrl-C and other signals
+        sys.exit(report_failure(error))

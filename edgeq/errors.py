@@ -25,3 +25,14 @@ class NotPositiveDefinite(EdgeqError):
             f"a {size} x {size} matrix is not positive definite; raise the damping or use more calibration tokens"
         )
         self.size = size
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception of Python or a library says, in one line of a readable length."""
+    stated = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(stated.split())[:300] or type(error).__name__
+
+
+def install(extra: str) -> str:
+    """What to do about a missing package."""
+    return f"install edgeq with its extra '{extra}' (README, Installing)"

@@ -1,5 +1,6 @@
 """How close a quantized model stays to its original: perplexity, KL divergence, top-1 agreement."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -8,6 +9,9 @@ import numpy.typing as npt
 
 from edgeq.errors import BadInput
 from edgeq.types import NumpyArray
+
+LARGEST_LOGIT = 1e30
+LARGEST_LOSS = 700.0  # nats; exp of it is still a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,11 @@ class Meter:
         self.loss = self.reference_loss = self.kl = 0.0
 
     def add(self, ids: NumpyArray, target: NumpyArray, reference: NumpyArray | None) -> None:
-        """Shapes: ids (tokens,); target and reference logits (tokens, vocabulary)."""
+        """Shapes: ids (tokens,); target and reference logits (tokens, vocabulary).
+
+        Raises: BadInput for logits that are not finite, and for models of different vocabularies.
+        """
+        check_logits(target, "target")
         target = log_softmax(target)
         self.tokens += len(ids)
         self.predicted += len(ids) - 1
@@ -45,6 +53,7 @@ class Meter:
                 f"target and reference predict {target.shape[1]} and {reference.shape[1]} tokens; give the model "
                 "that the target was made from"
             )
+        check_logits(reference, "reference")
         reference = log_softmax(reference)
         self.compared += len(ids)
         self.reference_loss += next_token_loss(reference, ids)
@@ -54,16 +63,35 @@ class Meter:
         self.kl += float(np.einsum("tv,tv->t", reference, target).sum(dtype=np.float64))
 
     def quality(self) -> Quality:
-        perplexity = float(np.exp(self.loss / self.predicted))
+        perplexity = perplexity_of(self.loss / self.predicted, "target")
         if not self.compared:
             return Quality(self.tokens, perplexity)
         return Quality(
             self.tokens,
             perplexity,
-            float(np.exp(self.reference_loss / self.predicted)),
+            perplexity_of(self.reference_loss / self.predicted, "reference"),
             self.kl / self.compared,
             self.agreed / self.compared,
         )
+
+
+def check_logits(logits: NumpyArray, whose: str) -> None:
+    """Raises: BadInput when a model did not predict numbers, or such that their differences may be none."""
+    if not (logits.max() < LARGEST_LOGIT and logits.min() > -LARGEST_LOGIT):
+        raise BadInput(
+            f"the {whose} predicts NaN or infinity instead of numbers: its weights are damaged or overflow in this "
+            "runtime; try another --runtime, or make the model again"
+        )
+
+
+def perplexity_of(loss: float, whose: str) -> float:
+    """Raises: BadInput when it is too large for a number: the model rules out what the text says."""
+    if not loss < LARGEST_LOSS:
+        raise BadInput(
+            f"the {whose}'s perplexity is beyond all numbers (a loss of {loss:.3g} nats per token): its weights are "
+            "damaged; make the model again"
+        )
+    return math.exp(loss)
 
 
 def log_softmax(logits: NumpyArray) -> npt.NDArray[np.float32]:

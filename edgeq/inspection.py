@@ -6,6 +6,7 @@ from typing import Any
 
 from edgeq.checkpoint import Checkpoint
 from edgeq.measurement import find_export, open_model
+from edgeq.plan import bits_per_weight
 from edgeq.protocols import ModelSource
 
 
@@ -13,15 +14,14 @@ def inspect_model(name: str) -> dict[str, Any]:
     """Tensors, sizes and bits per weight of whatever a user can name."""
     exported = find_export(name)
     source = open_model(name if exported is None else str(exported.path))
-    parameters = parameter_count(source)
     result = {
         "model": source.name,
         "kind": "quantized checkpoint" if isinstance(source, Checkpoint) else "model",
         "architecture": source.config["model_type"],
         "blocks": len(source.blocks()),
-        "parameters": parameters,
+        "parameters": parameter_count(source),
         "bytes": source.stored_bytes(),
-        "bits_per_weight": 8 * source.stored_bytes() / parameters,
+        "bits_per_weight": bits_per_weight(stored_tensors(source))["model"],
         "tensors": tensor_rows(source),
     }
     return result | ({"recipe": source.head["recipe"]} if isinstance(source, Checkpoint) else {})
@@ -29,6 +29,11 @@ def inspect_model(name: str) -> dict[str, Any]:
 
 def parameter_count(source: ModelSource) -> int:
     return sum(math.prod(source.shape(name)) for name in source.tensor_names())
+
+
+def stored_tensors(source: ModelSource) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Shape of every tensor and the bytes that it takes; tokenizers and headers count nowhere."""
+    return {name: (source.shape(name), source.tensor_bytes(name)) for name in source.tensor_names()}
 
 
 def tensor_rows(source: ModelSource) -> list[dict[str, Any]]:

@@ -1,21 +1,25 @@
 """`edgeq evaluate`: which runtime runs a target, and how far its predictions are from the original's."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.calibration import first_windows, read_text, tokenize
-from edgeq.checkpoint import HEAD_FILE, Checkpoint, read_json
+from edgeq.calibration import check_ids, first_windows, read_text, tokenize
+from edgeq.checkpoint import Checkpoint, read_json
 from edgeq.errors import BadInput
-from edgeq.evaluation import Quality, compare
+from edgeq.evaluation import compare
+from edgeq.ownership import HEAD_FILE, MANIFEST_FILE
 from edgeq.pipeline import check_length
 from edgeq.protocols import LogitSource, ModelDescription, ModelSource
 from edgeq.registry import ACTIVATIONS, BACKENDS, LOGITS, RUNTIMES, choose_backend, device_of, find, load
 from edgeq.sources import open_source
+from edgeq.types import NumpyArray
 
 EVALUATION_TEXT = "evaluation.txt"
-MANIFEST_FILE = "manifest.json"
+SEQUENCE_LENGTH = 512  # tokens per window, unless the model reads fewer
+SHORTEST = 8
+WINDOWS = 16
 SINGLE_FILES = {".gguf": "gguf", ".onnx": "onnx"}
 """Suffixes of exported models that a user may name without their directory."""
 
@@ -51,13 +55,13 @@ def evaluate(
     target: str,
     *,
     reference: str | None,
-    text: str | None,
-    windows: int,
-    sequence_length: int,
+    text: str | None = None,
+    windows: int = WINDOWS,
+    sequence_length: int | None = None,
     runtime: str | None = None,
     backend: str = "auto",
-) -> tuple[Quality, str]:
-    """The quality of a checkpoint, model or exported file, and the runtime that ran it.
+) -> dict[str, Any]:
+    """The quality of a checkpoint, model or exported file, and the runtime that ran it, as plain data.
 
     An exported file runs in the runtime it is for unless another one is named; everything else in the framework of the
     backend, and so does the reference.
@@ -68,17 +72,41 @@ def evaluate(
     original = open_model(reference) if reference is not None else None
     source = open_target(target, exported, chosen, original)
     described: ModelDescription = original or source or described_export(target)
-    tokens = tokenize(described, read_text(text, default=EVALUATION_TEXT))
-    ids = first_windows(tokens, windows=windows, sequence_length=sequence_length)
-    for model in filter(None, (described, source)):
-        check_length(model, sequence_length)
+    models = [model for model in (described, source) if model is not None]
+    ids = evaluation_windows(models, text, windows=windows, sequence_length=sequence_length)
     if source is not None and chosen in ACTIVATIONS:
         logits = forward_logits(source, chosen, backend)
     else:
         assert exported is not None
         logits = load(LOGITS[chosen], f"runtime {chosen!r}")(exported.path)
     references = model_logits(original, backend).logits(ids) if original is not None else None
-    return compare(ids, logits.logits(ids), references), chosen
+    return {"target": target, "runtime": chosen, **asdict(compare(ids, logits.logits(ids), references))}
+
+
+def check_evaluation(source: ModelSource, formats: Sequence[str], backend: str) -> None:
+    """Raises: NotInstalled, BadInput when the result of a run, its first export, could not be evaluated at its end."""
+    check_runtime(runtime_of(formats, backend))
+    evaluation_windows([source], None)
+
+
+def evaluation_windows(
+    models: Sequence[ModelDescription], text: str | None, *, windows: int = WINDOWS, sequence_length: int | None = None
+) -> NumpyArray:
+    """The windows that all models are evaluated on, in tokens of the first one; by default of what all of them read.
+
+    Shapes: (windows, tokens).
+    Raises: BadInput when the text is too short or a model cannot read such windows.
+    """
+    longest = [model.config.get("max_position_embeddings") for model in models]
+    length = sequence_length or min([SEQUENCE_LENGTH, *(size for size in longest if isinstance(size, int))])
+    if length < SHORTEST:
+        raise BadInput(f"the model reads at most {length} tokens; evaluation needs windows of {SHORTEST} or more")
+    for model in models:
+        check_length(model, length)
+    tokens = tokenize(models[0], read_text(text, default=EVALUATION_TEXT))
+    for model in models:
+        check_ids(model, tokens)
+    return first_windows(tokens, windows=windows, sequence_length=length)
 
 
 def described_export(target: str) -> DescribedDirectory:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeq.rope import rope_of
-from edgeq.sources.layout import head_dimension
+from edgeq.sources.model_config import head_dimension
 
 MODEL_MODULES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> module of mlx_lm.models
 NEEDED = (

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from edgeq.calibration import sample_windows, tokenize
-from edgeq.checkpoint import FORMAT_VERSION, HEAD_FILE, Checkpoint, write_json, write_tensors
+from edgeq.checkpoint import FORMAT_VERSION, Checkpoint, write_json
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
 from edgeq.layer import LayerReport, prepare_site, solve_layer, solve_without_statistics
+from edgeq.limits import clamped_groups
+from edgeq.ownership import HEAD_FILE, REPORT_FILE
 from edgeq.plan import Grids, bits_per_weight, check_exports, plan_grids
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescription, ModelSource, Site
 from edgeq.recipe import Recipe, recipe_settings
 from edgeq.statistics import accumulate
 from edgeq.stopwatch import Stopwatch
 from edgeq.storage import check_destination, new_directory, write_bytes
+from edgeq.tensor_file import TensorFile, write_tensors
 from edgeq.tensors import read_tensor, read_weight
 from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear
 from edgeq.version import __version__
@@ -47,6 +50,20 @@ class Job:
     clock: Stopwatch = field(default_factory=Stopwatch)
 
 
+@dataclass(slots=True)
+class Findings:
+    """What is known of a run when it is over: how layers came out, and by name how many of their scales hit a limit."""
+
+    calibration_tokens: int | None = None
+    layers: list[LayerReport] = field(default_factory=list)
+    clamped: dict[str, int] = field(default_factory=dict)
+
+    def note(self, name: str, weight: NumpyArray, layer: QuantizedLinear) -> None:
+        groups = clamped_groups(name, weight, layer)
+        if groups:
+            self.clamped[name] = groups
+
+
 def quantize(job: Job, destination: Path, observer: Observer, *, force: bool = False) -> Checkpoint:
     """Solve every linear layer and write a quantized checkpoint. Nothing is computed for what cannot be written.
 
@@ -55,18 +72,21 @@ def quantize(job: Job, destination: Path, observer: Observer, *, force: bool = F
     check_destination(destination, force=force)
     grids = plan_grids(job.source, job.recipe)
     check_exports(job.exporters, job.source, grids)
-    activations = start_activations(job) if job.recipe.needs_calibration else None
+    findings = Findings()
+    solves = any(grids[f"{linear}.weight"][1] is not None for block in job.source.blocks() for linear in block.linears)
+    activations = start_activations(job, findings) if solves and job.recipe.needs_calibration else None
     with new_directory(destination, force=force) as folder:
-        reports = write_model(job, grids, activations, folder, observer)
-        write_head(job, grids, reports, folder)
+        write_model(job, grids, activations, folder, observer, findings)
+        write_head(job, findings, folder)
     return Checkpoint(destination)
 
 
-def start_activations(job: Job) -> ActivationSource:
+def start_activations(job: Job, findings: Findings) -> ActivationSource:
     """Token windows of the calibration text through the embedding: where both streams start."""
     recipe = job.recipe
     with job.clock("tokenize"):
         tokens = tokenize(job.source, job.text)
+        findings.calibration_tokens = len(tokens)
         check_length(job.source, recipe.sequence_length)
         windows = sample_windows(
             tokens, samples=recipe.samples, sequence_length=recipe.sequence_length, seed=recipe.seed
@@ -86,26 +106,23 @@ def check_length(source: ModelDescription, sequence_length: int) -> None:
 
 
 def write_model(
-    job: Job, grids: Grids, activations: ActivationSource | None, folder: Path, observer: Observer
-) -> list[LayerReport]:
+    job: Job, grids: Grids, activations: ActivationSource | None, folder: Path, observer: Observer, findings: Findings
+) -> None:
     """Solve and write block after block, then what lies outside of the blocks."""
     blocks = job.source.blocks()
     (folder / "blocks").mkdir()
     observer.begin(len(blocks))
-    reports: list[LayerReport] = []
     outer = set(grids)
     for block in blocks:
         if activations is None:
-            solved = round_block(job, grids, block)
+            solved = round_tensors(job, grids, [f"{linear}.weight" for linear in block.linears], findings)
         else:
-            solved, of_block = solve_block(job, grids, block, activations, observer)
-            reports += of_block
+            solved = solve_block(job, grids, block, activations, observer, findings)
         write_part(job, folder / block_file(block.index), [name for name in block.tensors if name in grids], solved)
         outer -= set(block.tensors)
         observer.finished_block(block.index)
     names = [name for name in grids if name in outer]
-    write_part(job, folder / "outer.safetensors", names, round_tensors(job, grids, names))
-    return reports
+    write_part(job, folder / "outer.safetensors", names, round_tensors(job, grids, names, findings))
 
 
 def block_file(index: int) -> str:
@@ -113,20 +130,18 @@ def block_file(index: int) -> str:
 
 
 def solve_block(
-    job: Job, grids: Grids, block: BlockSpec, activations: ActivationSource, observer: Observer
-) -> tuple[dict[str, QuantizedLinear], list[LayerReport]]:
+    job: Job, grids: Grids, block: BlockSpec, activations: ActivationSource, observer: Observer, findings: Findings
+) -> dict[str, QuantizedLinear]:
     """Stand still at each site of a block, solve its layers and let the quantized stream run on with the result."""
     solved: dict[str, QuantizedLinear] = {}
-    reports = []
     for site in timed(activations.sites(block), job.clock, "forward passes"):
-        for name, layer, report in solve_site(job, grids, site):
+        for name, layer in solve_site(job, grids, site, findings):
             solved[name] = layer
-            reports.append(report)
-            observer.solved(report)
-    return solved, reports
+            observer.solved(findings.layers[-1])
+    return solved
 
 
-def solve_site(job: Job, grids: Grids, site: Site) -> Iterator[tuple[str, QuantizedLinear, LayerReport]]:
+def solve_site(job: Job, grids: Grids, site: Site, findings: Findings) -> Iterator[tuple[str, QuantizedLinear]]:
     backend, clock = job.backend, job.clock
     with clock("statistics"):
         statistics = accumulate(site, backend, drift=job.recipe.needs_drift)
@@ -140,11 +155,13 @@ def solve_site(job: Job, grids: Grids, site: Site) -> Iterator[tuple[str, Quanti
         grid = grids[name][1]
         if grid is None:
             continue
-        W = backend.asarray(read_weight(job.source, name))
-        problem = LayerProblem(linear, W, factors.statistics, grid)
+        weight = read_weight(job.source, name)
+        problem = LayerProblem(linear, backend.asarray(weight), factors.statistics, grid)
         layer, report = solve_layer(problem, factors, job.recipe, backend, clock)
+        findings.layers.append(report)
+        findings.note(name, weight, layer)
         site.replace(linear, layer.dequantized())
-        yield name, layer, report
+        yield name, layer
 
 
 def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:
@@ -157,11 +174,7 @@ def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:
         yield item
 
 
-def round_block(job: Job, grids: Grids, block: BlockSpec) -> dict[str, QuantizedLinear]:
-    return round_tensors(job, grids, [f"{linear}.weight" for linear in block.linears])
-
-
-def round_tensors(job: Job, grids: Grids, names: Sequence[str]) -> dict[str, QuantizedLinear]:
+def round_tensors(job: Job, grids: Grids, names: Sequence[str], findings: Findings) -> dict[str, QuantizedLinear]:
     """Round those of the named tensors that have a grid, without looking at activations."""
     solved = {}
     for name in names:
@@ -170,6 +183,7 @@ def round_tensors(job: Job, grids: Grids, names: Sequence[str]) -> dict[str, Qua
             with job.clock("round"):
                 weight = read_weight(job.source, name)
                 solved[name] = solve_without_statistics(weight, grid, job.recipe, job.backend)
+                findings.note(name, weight, solved[name])
     return solved
 
 
@@ -180,16 +194,17 @@ def write_part(job: Job, path: Path, names: Sequence[str], solved: Mapping[str, 
         write_tensors(path, solved, dense)
 
 
-def write_head(job: Job, grids: Grids, reports: Sequence[LayerReport], folder: Path) -> None:
+def write_head(job: Job, findings: Findings, folder: Path) -> None:
     """edgeq.json, config.json, the tokenizer files and report.json; nothing in them depends on time or place."""
     source = job.source
     companions = {name: data for name, data in source.companions().items() if name != "config.json"}
     for name, data in companions.items():
         write_bytes(folder / name, data)
     write_json(folder / "config.json", dict(source.config))
-    write_json(
-        folder / "report.json", {"bits_per_weight": bits_per_weight(grids), "layers": [asdict(r) for r in reports]}
-    )
+    files = [*(block_file(block.index) for block in source.blocks()), "outer.safetensors"]
+    opened = [TensorFile(folder / file) for file in files]
+    stored = {name: (file.shape(name), file.tensor_bytes(name)) for file in opened for name in file.names}
+    write_json(folder / REPORT_FILE, {"bits_per_weight": bits_per_weight(stored), **asdict(findings)})
     head = {
         "format_version": FORMAT_VERSION,
         "edgeq": __version__,
@@ -198,7 +213,7 @@ def write_head(job: Job, grids: Grids, reports: Sequence[LayerReport], folder: P
         "backend": job.backend.name,
         "recipe": recipe_settings(job.recipe),
         "calibration": {"sha256": hashlib.sha256(job.text.encode("utf-8")).hexdigest()},
-        "files": [*(block_file(block.index) for block in source.blocks()), "outer.safetensors"],
+        "files": files,
         "companions": sorted(companions),
     }
     write_json(folder / HEAD_FILE, head)

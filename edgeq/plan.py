@@ -1,6 +1,7 @@
 """What will be solved on which grid, checked against the model and the exports before any work starts."""
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 
 from edgeq.errors import BadInput
@@ -20,7 +21,8 @@ def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
     for override in recipe.overrides:
         if not fnmatch.filter(linears, override.layers):
             raise BadInput(
-                f"override layers = {override.layers!r} matches no layer; layers are named like {linears[0]!r}"
+                f"pattern {override.layers!r} of --keep-dense or an override matches no layer; layers are named like "
+                f"{linears[0]!r}"
             )
     weights = {f"{linear}.weight": linear for linear in linears}
     grids: dict[str, tuple[tuple[int, ...], Grid | None]] = {}
@@ -50,26 +52,15 @@ def asymmetric_zeros(exporters: Sequence[Exporter]) -> str:
     return "integer"
 
 
-def bits_per_weight(grids: Grids) -> dict[str, float]:
-    """Stored bits per weight, scales and offsets included, of the linear layers and of the whole model."""
+def bits_per_weight(stored: Mapping[str, tuple[tuple[int, ...], int]]) -> dict[str, float]:
+    """Bits per weight, scales and offsets included, of the linear layers and of the whole model.
+
+    stored has each tensor's shape and the bytes that it takes.
+    """
     totals = {"linear layers": [0, 0], "model": [0, 0]}
-    for name, (shape, grid) in grids.items():
-        weights, bits = stored_bits(shape, grid)
+    for name, (shape, size) in stored.items():
         in_block = ".layers." in name and len(shape) == 2
         for part in ("model", "linear layers") if in_block else ("model",):
-            totals[part][0] += bits
-            totals[part][1] += weights
+            totals[part][0] += 8 * size
+            totals[part][1] += math.prod(shape)
     return {part: bits / weights for part, (bits, weights) in totals.items() if weights}
-
-
-def stored_bits(shape: tuple[int, ...], grid: Grid | None) -> tuple[int, int]:
-    """Weights of a tensor and the bits it takes in the quantized checkpoint; dense tensors count 16 each."""
-    weights = 1
-    for size in shape:
-        weights *= size
-    if grid is None:
-        return weights, 16 * weights
-    groups = shape[0] * grid.group_count(shape[1])
-    scale_bits = 32 if grid.scale_dtype == "float32" else 16
-    zero_bits = {"symmetric": 0, "integer": grid.bits, "offset": scale_bits}[grid.zeros]
-    return weights, grid.bits * weights + groups * (scale_bits + zero_bits)

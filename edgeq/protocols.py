@@ -94,6 +94,9 @@ class ModelSource(ModelDescription, Protocol):
     def stored_as(self, tensor_name: str) -> str:
         """How the tensor lies on disk, for people: "F16", "Q4_1", "4 bits, group 32, symmetric"."""
 
+    def tensor_bytes(self, tensor_name: str) -> int:
+        """What the tensor takes on disk, with everything that belongs to it."""
+
     def stored_bytes(self) -> int:
         """Size of the files that hold the weights."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgeq.algorithms import SOLVERS
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, reason_of
 from edgeq.types import Grid, ScaleDtype, ZeroKind
 
 ScaleStages = Literal["none", "first", "both"]
@@ -92,12 +92,13 @@ class Recipe:
 def read_recipe(path: str) -> dict[str, Any]:
     """The settings in a TOML file. Raises: BadInput for a missing or malformed file."""
     file = Path(path)
-    if not file.is_file():
-        raise BadInput(f"recipe {path!r}: no such file; give the path of a TOML file")
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"recipe {path!r}: not valid TOML ({error})") from error
+    except OSError as error:
+        found = "it is a directory" if file.is_dir() else reason_of(error).lower()
+        raise BadInput(f"recipe {path!r}: {found}; give the path of a TOML file") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"recipe {path!r}: not valid TOML ({reason_of(error)}); see docs/cli.md, Settings") from error
 
 
 def make_recipe(settings: Mapping[str, Any]) -> Recipe:
@@ -110,7 +111,7 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
     recipe = replace(Recipe(), **given, overrides=tuple(_make_override(item) for item in overrides))
     for field in fields(Recipe):
         if field.name != "overrides":
-            _check_value(field.name, getattr(recipe, field.name))
+            check_setting(field.name, getattr(recipe, field.name))
     return recipe
 
 
@@ -130,7 +131,7 @@ def _make_override(settings: Mapping[str, Any]) -> Override:
         raise BadInput("override without 'layers'; name the layers it is for, such as layers = \"*.down_proj\"")
     for name, value in settings.items():
         if name != "layers":
-            _check_value(name, value)
+            check_setting(name, value)
     return Override(**settings)
 
 
@@ -142,10 +143,11 @@ def _check_names(settings: Mapping[str, Any], kind: type, what: str) -> None:
             raise BadInput(f"{what} {name!r} is not known; did you mean {nearest[0]!r}? Known: {', '.join(known)}")
 
 
-def _check_value(name: str, value: Any) -> None:
+def check_setting(name: str, value: Any, *, called: str | None = None) -> None:
+    """Raises: BadInput when a value breaks its rule, by the name it was called, such as that of an option."""
     rule, holds = RULES[name]
     if not holds(value):
-        raise BadInput(f"recipe setting {name} = {value!r}: expected {rule}")
+        raise BadInput(f"{called or f'recipe setting {name} ='} {value!r}: expected {rule}")
 
 
 def _whole(low: int, high: int, *others: Any) -> tuple[str, Any]:

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from edgeq.errors import BadInput, NotInstalled
+from edgeq.errors import BadInput, NotInstalled, install, reason_of
 from edgeq.protocols import Backend, Exporter
 
 T = TypeVar("T")
@@ -69,10 +69,9 @@ def load(entry: Entry, what: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        advice = f"run: pip install 'edgeq[{entry.extra}]'"
-        raise NotInstalled(f"{what} needs {error.name}, which is not installed; {advice}") from error
+        raise NotInstalled(f"{what} needs {error.name}, which is not installed; {install(entry.extra)}") from error
     except ImportError as error:
-        raise NotInstalled(f"{what} cannot be loaded ({error}); run: pip install -U 'edgeq[{entry.extra}]'") from error
+        raise NotInstalled(f"{what} cannot be loaded ({reason_of(error)}); {install(entry.extra)}") from error
 
 
 def find(table: Mapping[str, T], name: str, what: str) -> T:

@@ -8,6 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeq.errors import BadInput
+
+NEEDED = {  # by rope type: what it cannot be computed without
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Rope:
@@ -19,11 +26,23 @@ class Rope:
 
 
 def rope_of(config: Mapping[str, Any]) -> Rope:
-    """Top-level rope_theta and rope_scaling, or rope_parameters as transformers 5 nests them."""
-    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    """Top-level rope_theta and rope_scaling, or rope_parameters as transformers 5 nests them.
+
+    Raises: BadInput for settings of a wrong type or range.
+    """
+    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    settings = config.get(key) or {}
+    if not isinstance(settings, Mapping):
+        raise BadInput(f"config: {key} is {settings!r}; it must be an object such as {{'rope_type': 'default'}}")
     kind = settings.get("rope_type", settings.get("type", "default"))
+    if not isinstance(kind, str):
+        raise BadInput(f"config: rope_type is {kind!r}; it must be a name such as 'default'")
+    for name in NEEDED["llama3"]:
+        if name in settings:
+            _check_positive(f"{key}.{name}", settings[name])
     theta = settings.get("rope_theta", config.get("rope_theta", 10000.0))
-    return Rope(str(kind), float(theta), settings)
+    _check_positive("rope_theta", theta)
+    return Rope(kind, float(theta), settings)
 
 
 def frequencies(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:
@@ -48,3 +67,20 @@ def llama3_factors(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:
     turns = float(rope.settings["original_max_position_embeddings"]) / wavelengths
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return np.asarray(1 / (kept + (1 - kept) / float(rope.settings["factor"])))
+
+
+def check_rope(config: Mapping[str, Any]) -> None:
+    """Raises: BadInput for settings that are missing, of a wrong type, or contradict each other."""
+    rope = rope_of(config)
+    missing = [name for name in NEEDED.get(rope.kind, ()) if name not in rope.settings]
+    if missing:
+        raise BadInput(f"config: rope type {rope.kind!r} lacks {', '.join(missing)}; state them in the rope settings")
+    low, high = (rope.settings.get(f"{end}_freq_factor") for end in ("low", "high"))
+    if rope.kind == "llama3" and low == high:
+        raise BadInput(f"config: low_freq_factor and high_freq_factor are both {low}; the high one must be larger")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise BadInput(f"config: {name} is {value!r}; it must be a positive number")

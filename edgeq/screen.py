@@ -1,5 +1,6 @@
 """What people see: progress while a run goes on, and one screen of results after it."""
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,9 @@ from rich.table import Table
 from edgeq.layer import LayerReport
 
 MEGABYTE = 1e6
+MOST_NOTES = 10  # on one screen
+RUN_WITH = {"gguf": ["llama-cli", "-m"], "mlx": ["mlx_lm.generate", "--model"]}
+"""By format: what runs a file, in front of its name."""
 
 
 class Silent:
@@ -105,12 +109,44 @@ def show_run(console: Console, summary: Mapping[str, Any]) -> None:
     )
     if summary["worst_layers"]:
         worst = "\n".join(f"{loss:7.2%}  {name}" for name, loss in summary["worst_layers"])
-        table.add_row("largest errors", worst)
+        table.add_row("largest errors", f"in % of the layer's squared output on the calibration text\n{worst}")
     times = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in summary["seconds"].items() if seconds >= 0.5)
-    table.add_row("seconds", f"{summary['total_seconds']:.0f} ({times})")
-    for note in summary["notes"]:
+    table.add_row("seconds", f"{summary['total_seconds']:.0f} ({times})" if times else "less than 1")
+    for note in summary["notes"][:MOST_NOTES]:
         table.add_row("note", note)
+    if len(summary["notes"]) > MOST_NOTES:
+        table.add_row("note", f"... and {len(summary['notes']) - MOST_NOTES} more, see report.json")
     console.print(table, highlight=False, soft_wrap=True)
+
+
+def show_finished(console: Console, summary: Mapping[str, Any]) -> None:
+    """A finished run, its quality where it was measured, and what to do next."""
+    show_run(console, summary)
+    if "quality" in summary:
+        show_quality(console, summary["quality"])
+    else:
+        _show_command(console, "next", ["edgeq", "evaluate", summary["result"], "--reference", summary["original"]])
+    for name, path in summary["exports"].items():
+        show_runtime(console, name, path)
+    if not summary["exports"]:
+        _show_command(console, "for llama.cpp", ["edgeq", "export", summary["output"], "--format", "gguf"])
+
+
+def show_runtime(console: Console, format_name: str, path: str) -> None:
+    """The command that runs an exported file."""
+    if format_name in RUN_WITH:
+        _show_command(console, "run it with", [*RUN_WITH[format_name], path])
+
+
+def show_exported(console: Console, result: Mapping[str, Any]) -> None:
+    """The result of `edgeq export`."""
+    for path, size in result["files"].items():
+        console.print(f"{path}  {size / MEGABYTE:.1f} MB", highlight=False, soft_wrap=True)
+    show_runtime(console, result["format"], result["result"])
+
+
+def _show_command(console: Console, when: str, command: Sequence[str]) -> None:
+    console.print(f"{when}: {shlex.join(command)}", highlight=False, soft_wrap=True)
 
 
 def _size_row(sizes: Mapping[str, int]) -> str:
@@ -124,7 +160,7 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
     original = quality["reference_perplexity"]
     table.add_row("perplexity", f"{quality['perplexity']:.3f}" + (f" (original {original:.3f})" if original else ""))
     if quality["kl"] is not None:
-        table.add_row("KL divergence", f"{quality['kl']:.4f} nats per token")
+        table.add_row("KL divergence", f"{quality['kl']:.4f} nats per token (0 is equal, lower is better)")
         table.add_row("same top token", f"{quality['top1_agreement']:.1%}")
     console.print(table, highlight=False)
 

@@ -1,71 +1,132 @@
 """Writing so that nothing is ever half-written: a temporary name, fsync, rename."""
 
-import json
+import errno
 import os
-import shutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, EdgeqError
+from edgeq.ownership import MARKER_FILE, clear_away, foreign_entry, is_temporary, temporary_of
 
-# What marks a directory as edgeq's own: a file, and keys that other programs' files of that name do not have together.
-MARKERS = {"edgeq.json": {"format_version", "recipe"}, "manifest.json": {"format", "file", "tensors"}}
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file grew to the size limit of this system or shell (ulimit -f)",
+}
 
 
 def check_destination(path: Path, *, force: bool, source: Path | None = None) -> None:
     """Raises: BadInput when the output exists (and force is off), holds its own source, or cannot be made."""
-    if path.exists() and not force:
-        raise BadInput(f"output {str(path)!r} exists; choose another name or pass --force to replace it")
-    if path.exists() and not is_own(path):
-        raise BadInput(f"output {str(path)!r} was not written by edgeq; --force replaces only edgeq's own directories")
-    for kept, what in ((Path.cwd(), "the current directory"), (source, "what it is made from")):
-        if kept is not None and path.resolve() in (kept.resolve(), *kept.resolve().parents):
-            raise BadInput(f"output {str(path)!r} would replace {what}; choose another name")
-    parent = path.resolve().parent
-    while not parent.exists():
-        parent = parent.parent
+    with explaining(path):
+        if path.exists() and not force:
+            raise BadInput(f"output {str(path)!r} exists; choose another name or pass --force to replace it")
+        for kept, what in ((Path.cwd(), "the current directory"), (source, "what it is made from")):
+            if kept is not None and path.resolve() in (kept.resolve(), *kept.resolve().parents):
+                raise BadInput(f"output {str(path)!r} would replace {what}; choose another name")
+        if path.exists():
+            check_own(path)
+        check_temporary(path.resolve())
+        parent = path.resolve().parent
+        while not parent.exists():
+            parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise BadInput(f"output {str(path)!r}: {str(parent)!r} is not a directory that can be written to")
 
 
-def is_own(path: Path) -> bool:
-    """Whether edgeq wrote this directory."""
-    return any(keys <= _keys_of(path / name) for name, keys in MARKERS.items())
+def check_own(path: Path) -> None:
+    """Raises: BadInput naming the first thing in an output that edgeq did not write."""
+    foreign = foreign_entry(path) if path.is_dir() else "."
+    if foreign == ".":
+        raise BadInput(f"output {str(path)!r} was not written by edgeq; --force replaces only edgeq's own directories")
+    if foreign is not None:
+        raise BadInput(
+            f"output {str(path)!r} holds {foreign!r}, which edgeq did not write; move it away or choose another name, "
+            "--force replaces only what edgeq wrote"
+        )
 
 
-def _keys_of(path: Path) -> set[str]:
+def check_temporary(path: Path) -> None:
+    """Raises: BadInput when something else has the name under which an output is made."""
+    temporary = temporary_of(path)
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return set()
-    return set(content) if isinstance(content, dict) else set()
+        os.lstat(temporary)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not is_temporary(temporary):
+        raise BadInput(
+            f"output {str(path)!r} is made under the name {temporary.name!r}, which exists and is not edgeq's; "
+            "move that away or choose another name"
+        )
 
 
 @contextmanager
 def new_directory(destination: Path, *, force: bool = False) -> Iterator[Path]:
-    """A directory that appears under its name, complete, when the context ends well, and not at all when it fails."""
-    check_destination(destination, force=force)
-    destination = destination.resolve()  # a link stays, what it points to is replaced
-    partial = destination.with_name(f".{destination.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """A directory that appears under its name, complete, when the context ends well, and not at all when it fails.
+
+    It is made in a temporary directory beside it, which also keeps what it replaces until it is in place.
+    """
+    resolved = destination.resolve()  # a link stays, what it points to is replaced
+    temporary = temporary_of(resolved)
+    made, replaced = temporary / "new", temporary / "replaced"
+    with explaining(destination, temporary):
+        if replaced.exists() and not resolved.exists():  # a killed run came only as far as this
+            os.replace(replaced, resolved)
+        check_destination(destination, force=force)
+        clear_away(temporary)
+        try:
+            temporary.mkdir(parents=True)
+            (temporary / MARKER_FILE).touch()
+            made.mkdir()
+            yield made
+            sync_directory(made)
+            if resolved.exists():
+                os.replace(resolved, replaced)
+            os.replace(made, resolved)
+            sync_directory(resolved.parent)
+        finally:
+            if replaced.exists() and not resolved.exists():
+                os.replace(replaced, resolved)
+            clear_away(temporary)
+
+
+@contextmanager
+def explaining(destination: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Turn the system's refusals to write an output, also those that libraries pass on, into one clear line.
+
+    With a temporary directory only errors about it and the directories above it count; other files are not the output.
+    Raises: BadInput.
+    """
     try:
-        yield partial
-        sync_directory(partial)
-        _swap_in(partial, destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        yield
+    except EdgeqError:
+        raise
+    except Exception as error:  # safetensors, for one, has an exception of its own for a full disk
+        no_room = NO_ROOM.get(system_error(error) or 0)
+        if no_room is not None:
+            raise BadInput(
+                f"output {str(destination)!r} cannot be written: {no_room}; nothing was left behind, make room or "
+                "choose another place"
+            ) from error
+        if isinstance(error, OSError) and (temporary is None or _is_about(error, temporary)):
+            raise BadInput(
+                f"output {str(destination)!r} cannot be written ({error.strerror}); choose another place or name"
+            ) from error
+        raise
 
 
-def _swap_in(partial: Path, destination: Path) -> None:
-    old = destination.with_name(f".{destination.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if destination.exists():
-        os.replace(destination, old)
-    os.replace(partial, destination)
-    shutil.rmtree(old, ignore_errors=True)
-    sync_directory(destination.parent)
+def _is_about(error: OSError, folder: Path) -> bool:
+    named = str(error.filename)
+    return named.startswith(str(folder)) or str(folder).startswith(named)
+
+
+def system_error(error: Exception) -> int | None:
+    """The number of the system's error behind an exception, as Python or a library in Rust states it."""
+    if isinstance(error, OSError):
+        return error.errno
+    stated = re.search(r"\(os error (\d+)\)", str(error))
+    return int(stated[1]) if stated else None
 
 
 def sync_directory(path: Path) -> None:
@@ -89,8 +150,16 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, flush it, and give it its name."""
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_bytes(data)
-    sync_file(temporary)
-    os.replace(temporary, path)
+    rename_when_stored(temporary, path)
+
+
+def rename_when_stored(partial: Path, path: Path) -> None:
+    """Give a finished file the mode that new files have, and its name after its bytes have reached the disk."""
+    mask = os.umask(0)
+    os.umask(mask)
+    partial.chmod(0o666 & ~mask)  # safetensors makes files that only their owner may read
+    sync_file(partial)
+    os.replace(partial, path)
 
 
 def size_of(path: Path) -> int:

@@ -1,6 +1,8 @@
 """A finished run in plain data: what the last screen shows and `--json` prints."""
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ from edgeq.checkpoint import Checkpoint
 from edgeq.inspection import parameter_count
 from edgeq.pipeline import Job, export
 from edgeq.plan import plan_grids
+from edgeq.recipe import Recipe
 from edgeq.storage import size_of
 
 WORST_LAYERS = 5
+LARGE_ERROR = 0.5
 
 
 def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
@@ -26,6 +30,7 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
         exports[exporter.name] = str(written[0])
         sizes[exporter.name] = stored_size(written[0])
     layers = checkpoint.report["layers"]
+    grids = plan_grids(job.source, job.recipe)
     return {
         "model": job.source.name,
         "original": model,
@@ -35,7 +40,7 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
         "bytes": sizes,
         "bits_per_weight": checkpoint.report["bits_per_weight"],
         "worst_layers": worst_layers(layers),
-        "notes": notes(layers, plan_grids(job.source, job.recipe)),
+        "notes": [*short_text(job.recipe, checkpoint.report), *notes(checkpoint.report, grids)],
         "seconds": dict(job.clock.seconds),
         "total_seconds": sum(job.clock.seconds.values()),
     }
@@ -47,28 +52,67 @@ def stored_size(path: Path) -> int:
     return size_of(path) + (size_of(data) if data.is_file() else 0)
 
 
+@contextmanager
+def keeping(checkpoint: Checkpoint, exports: Sequence[str], *, evaluated_against: str | None) -> Iterator[None]:
+    """Inside, whatever stops the run is told apart from it: the checkpoint is there, and what is missing can follow."""
+    try:
+        yield
+    except BaseException as error:
+        written = [name for name in exports if (checkpoint.path / name).exists()]
+        missing = [["export", str(checkpoint.path), "--format", name] for name in exports if name not in written]
+        if evaluated_against is not None:
+            result = checkpoint.path / exports[0] if exports else checkpoint.path
+            missing.append(["evaluate", str(result), "--reference", evaluated_against])
+        commands = ", then ".join(shlex.join(["edgeq", *command]) for command in missing)
+        error.add_note(f"the checkpoint {str(checkpoint.path)!r} is complete and stays; to continue: {commands}")
+        raise
+
+
 def worst_layers(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
     """The layers with the largest loss after the last stage."""
-    final = [(report["name"], list(report["losses"].values())[-1]) for report in reports if report["losses"]]
+    final = [(report["name"], final_loss(report)) for report in reports if report["losses"]]
     return sorted(final, key=lambda item: -item[1])[:WORST_LAYERS]
 
 
-def notes(reports: Sequence[Mapping[str, Any]], grids: Mapping[str, Any]) -> list[str]:
-    """One line for each departure from the plain road: dense layers, raised damping, unseen inputs, short groups."""
+def final_loss(report: Mapping[str, Any]) -> float:
+    return float(list(report["losses"].values())[-1])
+
+
+def short_text(recipe: Recipe, report: Mapping[str, Any]) -> list[str]:
+    """A note when calibration sequences repeat tokens."""
+    tokens = report["calibration_tokens"]
+    if tokens is None or recipe.samples * recipe.sequence_length <= tokens:
+        return []
+    return [
+        f"calibration text: {recipe.samples} sequences of {recipe.sequence_length} overlap in its {tokens} tokens; "
+        "more text is better"
+    ]
+
+
+def notes(report: Mapping[str, Any], grids: Mapping[str, Any]) -> list[str]:
+    """One line for each departure from the plain road."""
     found = []
     dense = [name for name, (shape, grid) in grids.items() if len(shape) == 2 and grid is None]
     if dense:
         found.append(f"{len(dense)} matrices stay dense: {', '.join(dense[:3])}{' ...' if len(dense) > 3 else ''}")
-    for report in reports:
-        for of, what in (("damping", "damping"), ("propagation", "propagation damping")):
-            times, value = report[f"{of}_retries"], report[what.replace(" ", "_")]
-            if times:
-                found.append(f"{report['name']}: {what} raised {times} times to {value:g}")
-        if report["dead_columns"]:
-            found.append(
-                f"{report['name']}: {report['dead_columns']} inputs never seen in calibration, plainly rounded"
-            )
+    for layer in report["layers"]:
+        found += layer_notes(layer)
+    for name, groups in report["clamped"].items():
+        kind = grids[name][1].scale_dtype
+        found.append(f"{name}: {groups} scales are at the limit of {kind}, its weights do not fit the grid")
     short = [name for name, (shape, grid) in grids.items() if grid and shape[1] % grid.columns_per_group(shape[1])]
     if short:
         found.append(f"{len(short)} matrices have a short last group, such as {short[0]}")
     return found
+
+
+def layer_notes(report: Mapping[str, Any]) -> Iterator[str]:
+    """Raised damping, unseen inputs, and an error so large that something is wrong."""
+    for of, what in (("damping", "damping"), ("propagation", "propagation damping")):
+        times, value = report[f"{of}_retries"], report[what.replace(" ", "_")]
+        if times:
+            yield f"{report['name']}: {what} raised {times} times to {value:g}"
+    if report["dead_columns"]:
+        yield f"{report['name']}: {report['dead_columns']} inputs never seen in calibration, plainly rounded"
+    if report["losses"] and not final_loss(report) <= LARGE_ERROR:
+        yield f"{report['name']}: {final_loss(report):.0%} error, its weights do not fit the grid; keep it dense"

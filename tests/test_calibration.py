@@ -46,9 +46,16 @@ def test_every_token_of_a_text_can_be_reached():
     assert seen == set(range(40))
 
 
-def test_a_text_of_one_window_is_taken_whole_each_time():
-    windows = sample_windows(np.arange(16), samples=5, sequence_length=16, seed=0)
-    np.testing.assert_array_equal(windows, np.tile(np.arange(16), (5, 1)))
+def test_every_sequence_of_a_short_text_is_taken_once():
+    windows = sample_windows(np.arange(20), samples=5, sequence_length=16, seed=0)
+    np.testing.assert_array_equal(windows[:, 0], np.arange(5))
+
+
+def test_more_samples_than_different_sequences_are_refused_with_the_largest_sensible_number():
+    message = refusal(sample_windows, np.arange(40), samples=26, sequence_length=16, seed=0)
+    assert "--samples 26" in message
+    assert "25 different" in message
+    assert "at most 2," in message
 
 
 def test_a_text_shorter_than_a_window_is_refused():
@@ -101,6 +108,9 @@ def test_line_separators_inside_of_a_json_string_do_not_end_its_line(tmp_path):
         ("number.jsonl", b'{"text": 3}', 'line 1: no "text" string'),
         ("missing.jsonl", b'{"text": "a"}\n\n{"content": "b"}', "line 3"),
         ("none.jsonl", b"\n\n", "empty"),
+        ("surrogate.jsonl", b'{"text": "a"}\n{"text": "\\ud83d"}', "line 2: half of a surrogate pair"),
+        ("deep.jsonl", b"[" * 100_000, "line 1: not JSON (too deeply nested)"),
+        ("digits.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "line 1: not JSON"),
     ],
 )
 def test_a_text_that_cannot_be_used_is_refused_with_the_place(tmp_path, name, content, part):
@@ -112,7 +122,7 @@ def test_a_text_that_cannot_be_used_is_refused_with_the_place(tmp_path, name, co
 
 def test_a_missing_text_or_a_directory_is_refused(tmp_path):
     assert "no such file" in refusal(read_text, str(tmp_path / "nowhere.txt"))
-    assert "no such file" in refusal(read_text, str(tmp_path))
+    assert "is a directory" in refusal(read_text, str(tmp_path))
 
 
 def test_text_becomes_the_ids_of_the_models_own_tokenizer():
@@ -122,6 +132,14 @@ def test_text_becomes_the_ids_of_the_models_own_tokenizer():
     ids = tokenize(source, "a b c a")
     assert ids.dtype == np.int64
     assert ids.tolist() == [1, 2, 3, 1]
+
+
+def test_a_token_that_the_embedding_has_no_row_for_is_refused():
+    tokenizer = Tokenizer(WordLevel({"a": 1, "b": 40}, unk_token="a"))
+    tokenizer.pre_tokenizer = Whitespace()
+    source = source_with({"tokenizer.json": tokenizer.to_str().encode()})
+    assert tokenize(source, "a a").tolist() == [1, 1]
+    assert "id 40, but the embedding has 40 rows" in refusal(tokenize, source, "a b")
 
 
 def test_a_model_without_a_readable_tokenizer_is_refused():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from edgeq.errors import BadInput
 from edgeq.evaluation import compare
 
 
@@ -78,3 +79,19 @@ def test_a_runtime_that_drops_windows_is_noticed(predictions):
     windows, target, reference = predictions
     with pytest.raises(ValueError, match="shorter"):
         compare(windows, target, reference[:2])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("whose", ["target", "reference"])
+def test_predictions_that_are_no_numbers_are_an_error(predictions, value, whose):
+    windows, target, reference = predictions
+    {"target": target, "reference": reference}[whose][1, 2, 3] = value
+    with pytest.raises(BadInput, match=f"the {whose} predicts NaN or infinity"):
+        compare(windows, target, reference)
+
+
+def test_a_perplexity_beyond_all_numbers_is_an_error():
+    logits = np.zeros((1, 8, 50), np.float32)
+    logits[:, :, 7] = 1e6
+    with pytest.raises(BadInput, match="perplexity is beyond"):
+        compare(np.zeros((1, 8), int), logits)

@@ -2,10 +2,10 @@ import models
 import numpy as np
 import pytest
 
-from edgeq.checkpoint import write_tensors
 from edgeq.errors import BadInput
-from edgeq.plan import asymmetric_zeros, bits_per_weight, check_exports, plan_grids, stored_bits
+from edgeq.plan import asymmetric_zeros, bits_per_weight, check_exports, plan_grids
 from edgeq.recipe import make_recipe
+from edgeq.tensor_file import TensorFile, write_tensors
 from edgeq.types import Grid, QuantizedLinear
 
 
@@ -65,33 +65,31 @@ def test_asymmetric_means_what_all_exports_hold_without_loss():
     [
         (None, 16 * 10 * 64),
         (Grid(4, 32), 4 * 640 + 20 * 16),
-        (Grid(4, 32, "integer"), 4 * 640 + 20 * 20),
+        (Grid(4, 32, "integer"), 4 * 640 + 20 * (16 + 8)),
         (Grid(3, 32, "offset"), 3 * 640 + 20 * 32),
         (Grid(2, None, "offset", "float32"), 2 * 640 + 10 * 64),
         (Grid(4, 48), 4 * 640 + 20 * 16),
     ],
 )
-def test_stored_bits_count_codes_scales_and_offsets(grid, bits):
-    assert stored_bits((10, 64), grid) == (640, bits)
+def test_the_bytes_of_a_tensor_are_those_in_the_file(tmp_path, rng, grid, bits):
+    path = tmp_path / "layer.safetensors"
+    if grid is None:
+        write_tensors(path, {}, {"w": np.zeros((10, 64), np.float16)})
+    else:
+        codes = rng.integers(0, grid.max_code, (10, 64), dtype=np.uint8, endpoint=True)
+        groups = (10, grid.group_count(64))
+        write_tensors(path, {"w": QuantizedLinear(codes, np.ones(groups, "f4"), np.zeros(groups, "f4"), grid)}, {})
+    data = path.read_bytes()
+    payload = len(data) - 8 - int.from_bytes(data[:8], "little")
+    assert TensorFile(path).tensor_bytes("w") == payload == bits // 8
 
 
 def test_bits_per_weight_separate_linear_layers_from_the_model():
-    grids = {
-        "model.embed_tokens.weight": ((100, 64), Grid(8, 32)),
-        "model.layers.0.norm.weight": ((64,), None),
-        "model.layers.0.up.weight": ((10, 64), Grid(4, 32)),
+    stored = {
+        "model.embed_tokens.weight": ((100, 64), 6800),
+        "model.layers.0.norm.weight": ((64,), 256),
+        "model.layers.0.up.weight": ((10, 64), 360),
     }
-    found = bits_per_weight(grids)
+    found = bits_per_weight(stored)
     assert found["linear layers"] == 4.5
-    assert found["model"] == pytest.approx((6400 * 8.5 + 64 * 16 + 640 * 4.5) / (6400 + 64 + 640))
-
-
-def test_stored_bits_are_those_of_the_written_file(tmp_path, rng):
-    """Counted on the safetensors file, with sizes that fill whole words."""
-    grid = Grid(4, 32, "offset")
-    codes = rng.integers(0, 16, (10, 64), dtype=np.uint8)
-    layer = QuantizedLinear(codes, np.ones((10, 2), np.float32), np.zeros((10, 2), np.float32), grid)
-    write_tensors(tmp_path / "layer.safetensors", {"w": layer}, {})
-    data = (tmp_path / "layer.safetensors").read_bytes()
-    payload = len(data) - 8 - int.from_bytes(data[:8], "little")
-    assert 8 * payload == stored_bits((10, 64), grid)[1]
+    assert found["model"] == pytest.approx((6400 * 8.5 + 64 * 32 + 640 * 4.5) / (6400 + 64 + 640))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.errors import BadInput, NotInstalled
+from edgeq.errors import BadInput, NotInstalled, install
 from edgeq.types import NumpyArray
 
 
@@ -84,9 +84,7 @@ def load_cyllama() -> Any:
     try:
         llama_cpp: Any = import_module("cyllama.llama.llama_cpp")
     except ImportError as missing:
-        raise NotInstalled(
-            "llama.cpp needs the package cyllama; install it with: pip install 'edgeq[llama-cpp]'"
-        ) from missing
+        raise NotInstalled(f"llama.cpp needs the package cyllama; {install('llama-cpp')}") from missing
     llama_cpp.disable_logging()
     llama_cpp.llama_backend_init()
     llama_cpp.ggml_backend_load_all()

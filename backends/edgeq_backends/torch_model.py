@@ -1,5 +1,6 @@
 """A transformers model whose parameters exist only while they are in use, fed tensor by tensor from a ModelSource."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as library
 
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, reason_of
 from edgeq.protocols import ModelSource
 from edgeq.schedule import stand_still
 from edgeq.streams import Place, record_calls
@@ -144,11 +146,24 @@ def whole_model(source: ModelSource, device: str) -> torch.nn.Module:
 
 
 def empty_model(source: ModelSource) -> torch.nn.Module:
-    """The transformers model of a config, without parameters; its buffers (rotary tables) are real."""
-    config = AutoConfig.for_model(**dict(source.config))
-    with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.tie_weights()
+    """The transformers model of a config, without parameters; its buffers (rotary tables) are real.
+
+    Raises: BadInput for a config that transformers refuses.
+    """
+    verbosity = library.get_verbosity()
+    library.set_verbosity(logging.CRITICAL)  # what is wrong becomes an error; what is odd does not concern edgeq
+    try:
+        config = AutoConfig.for_model(**dict(source.config))
+        with init_empty_weights(include_buffers=False):
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.tie_weights()
+    except Exception as error:  # the library checks configs in many places, each with an exception of its own
+        raise BadInput(
+            f"config.json of model {source.name!r}: transformers refuses it ({type(error).__name__}: "
+            f"{reason_of(error)}); use the config.json that belongs to these weights"
+        ) from error
+    finally:
+        library.set_verbosity(verbosity)
     empty: torch.nn.Module = model.eval()
     return empty
 

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from edgeq.errors import BadInput, NotInstalled
+from edgeq.errors import BadInput, NotInstalled, install
 from edgeq.protocols import ModelSource
 
 __all__ = ["open_source"]
@@ -61,7 +61,7 @@ def open_gguf(path: Path, *, name: str | None = None) -> ModelSource:
     except ModuleNotFoundError as error:
         if error.name != "gguf":
             raise
-        raise NotInstalled("reading GGUF files needs the extra gguf; pip install 'edgeq[gguf]'") from None
+        raise NotInstalled(f"reading GGUF files needs the package gguf; {install('gguf')}") from None
     return GgufFile(path, name=name)
 
 

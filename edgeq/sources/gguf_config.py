@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.errors import BadInput, UnsupportedModel
-from edgeq.sources.layout import positive_integer
+from edgeq.sources.model_config import positive_integer
 from edgeq.types import NumpyArray
 
 LLAMA3_SCALING = {  # of Llama 3.1, 3.2 and 3.3, which differ in the factor only

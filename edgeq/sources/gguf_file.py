@@ -16,6 +16,7 @@ from edgeq.sources.gguf_config import build_config
 from edgeq.sources.gguf_header import check_header
 from edgeq.sources.gguf_tokenizer import tokenizer_files
 from edgeq.sources.layout import find_blocks
+from edgeq.sources.model_config import check_config
 from edgeq.types import BlockSpec, NumpyArray
 
 OUTER_NAMES = {
@@ -67,7 +68,9 @@ class GgufFile:
             tied="output.weight" not in stored,
             rope_factors=None if factors is None else decode(factors),
         )
+        check_config(self.config)
         self.stored = {hugging_face_name(tensor): stored[tensor] for tensor in stored}
+        check_types(stored)
         self.decoder_blocks = find_blocks(self.config, self.shapes())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -96,6 +99,9 @@ class GgufFile:
 
     def stored_as(self, tensor_name: str) -> str:
         return str(self.tensor(tensor_name).tensor_type.name)
+
+    def tensor_bytes(self, tensor_name: str) -> int:
+        return int(self.tensor(tensor_name).n_bytes)
 
     def stored_bytes(self) -> int:
         return self.path.stat().st_size
@@ -143,6 +149,14 @@ def vocabulary_size(stored: Mapping[str, gguf.ReaderTensor], path: Path) -> int:
     return int(stored["token_embd.weight"].shape[-1])
 
 
+def check_types(stored: Mapping[str, gguf.ReaderTensor]) -> None:
+    """Raises: BadInput naming the first tensor of whole numbers."""
+    for name, tensor in stored.items():
+        if tensor.tensor_type in INTEGER_TYPES:
+            kind = tensor.tensor_type.name
+            raise BadInput(f"GGUF tensor {name!r} is stored as {kind}; weights must be of a floating type")
+
+
 def hugging_face_name(tensor: str) -> str:
     """The checkpoint's name of a GGUF tensor. Raises: UnsupportedModel for tensors a plain Llama does not have."""
     if tensor in OUTER_NAMES:
@@ -158,9 +172,12 @@ def decode(tensor: gguf.ReaderTensor) -> NumpyArray:
 
     Raises: BadInput naming tensor and type if the library cannot decode it.
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are found, and named, by who reads
+        return _decode(tensor)
+
+
+def _decode(tensor: gguf.ReaderTensor) -> NumpyArray:
     kind = tensor.tensor_type
-    if kind in INTEGER_TYPES:
-        raise BadInput(f"GGUF tensor {tensor.name!r} is stored as {kind.name}; weights must be of a floating type")
     if kind == gguf.GGMLQuantizationType.BF16:
         return np.array(tensor.data).view(ml_dtypes.bfloat16)
     if kind == gguf.GGMLQuantizationType.F64:

@@ -1,19 +1,24 @@
 """A Hugging Face checkpoint directory: config.json, one or more safetensors files, tokenizer files."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, reason_of
+from edgeq.ownership import HEAD_FILE, leads_out
 from edgeq.sources.fingerprint import hash_model
-from edgeq.sources.layout import check_config, find_blocks
+from edgeq.sources.layout import find_blocks, is_redundant
+from edgeq.sources.model_config import check_config
 from edgeq.types import BlockSpec, NumpyArray
+
+__all__ = ["COMPANION_FILES", "SHARD_INDEX", "SafetensorsDirectory", "is_redundant"]
 
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
@@ -64,6 +69,7 @@ class SafetensorsDirectory:
         stored = {tensor: place for file in files for tensor, place in read_header(file).items()}
         check_index(path, stored)
         self.stored = {tensor: place for tensor, place in stored.items() if not is_redundant(tensor, self.config)}
+        check_dtypes(self.stored)
         self.decoder_blocks = find_blocks(self.config, self.shapes())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -83,18 +89,20 @@ class SafetensorsDirectory:
     def read(self, tensor_name: str) -> NumpyArray:
         """One tensor in the dtype it is stored in; float64 becomes float32."""
         place = self.place(tensor_name)
-        dtype = STORED_DTYPES.get(place.dtype)
-        if dtype is None:
-            raise BadInput(f"tensor {tensor_name!r} is stored as {place.dtype}; weights must be F32, F16, BF16 or F64")
-        count = int(np.prod(place.shape, dtype=np.int64))
-        values = np.fromfile(place.file, dtype=dtype, count=count, offset=place.offset)
+        count = math.prod(place.shape)
+        values = np.fromfile(place.file, dtype=STORED_DTYPES[place.dtype], count=count, offset=place.offset)
         if values.size != count:
             raise BadInput(f"{place.file} became shorter while in use; fetch the checkpoint again")
         values = values.reshape(place.shape)
-        return values.astype(np.float32) if place.dtype == "F64" else values
+        with np.errstate(over="ignore"):  # infinity is found, and named, by who reads
+            return values.astype(np.float32) if place.dtype == "F64" else values
 
     def stored_as(self, tensor_name: str) -> str:
         return self.place(tensor_name).dtype
+
+    def tensor_bytes(self, tensor_name: str) -> int:
+        place = self.place(tensor_name)
+        return math.prod(place.shape) * STORED_DTYPES[place.dtype].itemsize
 
     def stored_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
@@ -110,18 +118,14 @@ class SafetensorsDirectory:
         return hash_model(self.config, self.shapes(), self.files)
 
 
-def is_redundant(tensor: str, config: Mapping[str, Any]) -> bool:
-    """Whether a tensor is stored but computed anew by every runtime: a copy of a tied head, rotary tables."""
-    tied_head = tensor == "lm_head.weight" and bool(config.get("tie_word_embeddings", False))
-    return tied_head or tensor.endswith(".rotary_emb.inv_freq")
-
-
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON file whose top level is an object. Raises: BadInput."""
     if not path.is_file():
         raise BadInput(f"{path} is missing; a checkpoint directory needs it")
     try:
         content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({reason_of(error)}); check its permissions") from None
     except (ValueError, RecursionError):
         raise BadInput(f"{path} is not valid JSON; fetch the checkpoint again") from None
     if not isinstance(content, dict):
@@ -143,6 +147,8 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def explain_no_weights(path: Path) -> str:
+    if (path / HEAD_FILE).is_file():
+        return f"{path} is quantized already, a checkpoint of edgeq; give the original model, or export or evaluate it"
     for pattern in PICKLE_PATTERNS:
         for found in sorted(path.glob(pattern)):
             return f"{path} holds only pickles ({found.name}), which edgeq never loads; convert it to safetensors"
@@ -163,10 +169,11 @@ def read_weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def leads_out(name: str) -> bool:
-    """Whether a name is absolute or climbs, by the rules of any operating system. Symlinks are not followed."""
-    paths = (PurePosixPath(name), PureWindowsPath(name))
-    return "\0" in name or any(path.root or path.drive or ".." in path.parts for path in paths)
+def check_dtypes(stored: Mapping[str, StoredTensor]) -> None:
+    """Raises: BadInput naming the first tensor whose type is not one that weights are read from."""
+    for name, place in stored.items():
+        if place.dtype not in STORED_DTYPES:
+            raise BadInput(f"tensor {name!r} is stored as {place.dtype}; weights must be F32, F16, BF16 or F64")
 
 
 def check_index(path: Path, stored: Mapping[str, StoredTensor]) -> None:
@@ -183,14 +190,13 @@ def check_index(path: Path, stored: Mapping[str, StoredTensor]) -> None:
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """Where each tensor of a file lies, after the library has checked header, offsets and length. Raises: BadInput."""
     try:
-        with safe_open(file, framework="numpy"):
-            pass
-        with file.open("rb") as stream:
+        with file.open("rb") as stream, safe_open(file, framework="numpy"):
             header_bytes = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(header_bytes))
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise BadInput(f"{file} is not a readable safetensors file ({reason}); fetch it again") from None
+    except OSError as error:  # opened by Python first: the library says "no such file" of whatever it may not read
+        raise BadInput(f"{file} cannot be read ({reason_of(error)}); check its permissions") from None
+    except (SafetensorError, ValueError) as error:
+        raise BadInput(f"{file} is not a readable safetensors file ({reason_of(error)}); fetch it again") from None
     header.pop("__metadata__", None)
     start = 8 + header_bytes
     return {

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.errors import BadInput, NotInstalled
+from edgeq.errors import BadInput, NotInstalled, install
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
 from edgeq_exporters.gguf_architecture import (
@@ -28,7 +28,7 @@ from edgeq_exporters.manifest import Entry, rename_when_stored, sha256_of, tenso
 try:
     import gguf
 except ModuleNotFoundError as missing:
-    raise NotInstalled("export 'gguf' needs the package gguf; install it with: pip install 'edgeq[gguf]'") from missing
+    raise NotInstalled(f"export 'gguf' needs the package gguf; {install('gguf')}") from missing
 
 FILE_NAME = "model.gguf"
 EMBEDDING = "model.embed_tokens.weight"

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgeq.errors import BadInput
+from tokenizers import Tokenizer
+
+from edgeq.errors import BadInput, reason_of
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of GGUF
 
@@ -50,20 +52,33 @@ class TokenizerFiles:
 def why_not_tokenizer(companions: Mapping[str, bytes], config: Json, *, vocab_size: int) -> str | None:
     """What about a tokenizer the GGUF exporter cannot write, naming what was found; None when it can.
 
-    Raises: BadInput for a file that is not JSON.
+    Raises: BadInput for a file that is not a JSON object.
     """
     if "tokenizer.json" not in companions:
         return "the model has no tokenizer.json; save one next to it with transformers' save_pretrained"
     files = TokenizerFiles.read(companions, config)
+    damage = _why_not_readable(companions["tokenizer.json"]) or _why_not_template(files)
+    if damage is not None:
+        return damage
     reason = _why_not_model(files.tokenizer.get("model") or {})
     if reason is None and pre_tokenizer_name(files.tokenizer) is None:
         reason = _unknown_splitting(files.tokenizer)
     if reason is not None:
         return f"{reason}; GGUF export knows byte-level BPE of the Llama 3, Qwen2, SmolLM and GPT-2 kinds"
-    largest = max(files.ids().values(), default=-1)
+    return _why_not_ids(files, vocab_size)
+
+
+def _why_not_ids(files: TokenizerFiles, vocab_size: int) -> str | None:
+    largest, special = max(files.ids().values(), default=-1), special_ids(files)
     if largest >= vocab_size:
         return f"token id {largest} lies outside the {vocab_size} rows of the embedding; use this model's own tokenizer"
-    if "eos" not in special_ids(files):
+    for name, token_id in special.items():
+        if token_id >= vocab_size:
+            return (
+                f"{name}_token_id {token_id} lies outside the {vocab_size} rows of the embedding; correct it in "
+                "config.json"
+            )
+    if "eos" not in special:
         return "neither tokenizer_config.json nor config.json names an end-of-sequence token; set eos_token"
     return None
 
@@ -145,13 +160,42 @@ def adds_token(files: TokenizerFiles, name: str) -> bool:
 
 
 def chat_template(files: TokenizerFiles) -> str | None:
-    """The default chat template, from its own file or from tokenizer_config.json."""
+    """The default chat template, from its own file or from tokenizer_config.json.
+
+    Raises: ValueError, KeyError or TypeError for templates that `why_not_tokenizer` refuses.
+    """
     if files.template is not None:
         return files.template.decode()
     template = files.settings.get("chat_template")
     if isinstance(template, list):
         template = next((named["template"] for named in template if named["name"] == "default"), None)
+    if template is None:
+        return None
+    if not isinstance(template, str):
+        raise TypeError(f"a {type(template).__name__}")
+    template.encode()  # JSON can also write halves of surrogate pairs
     return template
+
+
+def _why_not_template(files: TokenizerFiles) -> str | None:
+    try:
+        chat_template(files)
+    except (ValueError, KeyError, TypeError) as error:
+        where = "chat_template in tokenizer_config.json" if files.template is None else "chat_template.jinja"
+        return (
+            f"{where} is malformed ({type(error).__name__}: {reason_of(error)}); it must be UTF-8 text, or a list of "
+            "objects with name and template"
+        )
+    return None
+
+
+def _why_not_readable(tokenizer: bytes) -> str | None:
+    """What the tokenizers library has against the file: wrong types, unknown parts, merges without tokens."""
+    try:
+        Tokenizer.from_str(tokenizer.decode())
+    except Exception as error:  # the library raises bare Exception for any malformed file
+        return f"tokenizer.json is malformed ({reason_of(error)}); use this model's own tokenizer"
+    return None
 
 
 def _why_not_model(model: Json) -> str | None:
@@ -228,7 +272,11 @@ def _configured_ids(config: Json, name: str) -> list[int]:
 
 def _read(companions: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(companions.get(name, b"{}"))
-    except ValueError as error:
-        raise BadInput(f"'{name}' of the model is not valid JSON: {error}; download the model again") from error
+        content = json.loads(companions.get(name, b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise BadInput(
+            f"'{name}' of the model is not valid JSON: {reason_of(error)}; download the model again"
+        ) from error
+    if not isinstance(content, dict):
+        raise BadInput(f"'{name}' of the model holds a JSON {type(content).__name__}; it must hold an object")
     return content

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgeq.ownership import MANIFEST_FILE
+from edgeq.storage import rename_when_stored
 from edgeq.types import Grid, NumpyArray
 
-MANIFEST_NAME = "manifest.json"
+__all__ = ["Entry", "rename_when_stored", "sha256_of", "tensor_entry", "write_in_place", "write_manifest"]
 
 Entry = dict[str, Any]
 
@@ -35,9 +36,16 @@ def tensor_entry(
 def write_manifest(
     folder: Path, *, format_name: str, file: str, entries: Sequence[Entry], settings: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write manifest.json; `file` is what a reader opens first, settings are the options of the export."""
-    path = folder / MANIFEST_NAME
-    content = {"format": format_name, "file": file, **({"settings": settings} if settings else {}), "tensors": entries}
+    """Write manifest.json, last of all files: it lists them.
+
+    `file` is what a reader opens first, settings are the options of the export.
+    """
+    path = folder / MANIFEST_FILE
+    others = (found for found in folder.rglob("*") if found.is_file() and found != path)
+    files = sorted(found.relative_to(folder).as_posix() for found in others)
+    content: dict[str, Any] = {"format": format_name, "file": file, "files": files}
+    content |= {"settings": settings} if settings else {}
+    content["tensors"] = entries
     write_in_place(path, (json.dumps(content, indent=1) + "\n").encode())
     return path
 
@@ -59,10 +67,3 @@ def write_in_place(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     rename_when_stored(partial, path)
-
-
-def rename_when_stored(partial: Path, path: Path) -> None:
-    """Give a finished file its name after its bytes have reached the disk."""
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)

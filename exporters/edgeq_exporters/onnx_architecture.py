@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeq.rope import frequencies, rope_of
-from edgeq.sources.layout import SUPPORTED_MODEL_TYPES, head_dimension, positive_integer
+from edgeq.sources.model_config import SUPPORTED_MODEL_TYPES, head_dimension, positive_integer
 from edgeq_exporters.decoder import Config
 
 NEEDED = (

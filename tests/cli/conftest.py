@@ -1,5 +1,6 @@
 """A model that quantizes in a second, and a way to run commands as a user does."""
 
+import shutil
 import sys
 from dataclasses import dataclass
 
@@ -75,3 +76,27 @@ def saved_model(save_model):
 def quick(text_file):
     """Options that make a run short."""
     return [*QUICK, "--calibration", str(text_file)]
+
+
+@pytest.fixture
+def model(saved_model, tmp_path):
+    """A copy of the model that a test may damage."""
+    return shutil.copytree(saved_model, tmp_path / "damaged")
+
+
+@pytest.fixture
+def refuse(edgeq, tmp_path, quick):
+    """Run `edgeq quantize` and check that it is refused in one line; gives that line."""
+
+    def run(model, *options):
+        before = sorted(tmp_path.rglob("*"))
+        result = edgeq("quantize", model, "--output", tmp_path / "out", *quick, *options)
+        assert result.status == 1
+        assert result.out == ""
+        *progress, line = result.err.strip().split("\n")
+        assert line.startswith("edgeq: ")
+        assert all(text.startswith("block ") for text in progress)
+        assert sorted(tmp_path.rglob("*")) == before
+        return line
+
+    return run

@@ -1,12 +1,16 @@
 """Commands as users type them, on a small model."""
 
 import json
+import os
+import shutil
+import stat
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
+from tiny_models import TEXT
 
 from edgeq.checkpoint import Checkpoint
 from edgeq.cli import cli
@@ -61,6 +65,14 @@ def test_the_same_run_writes_the_same_bytes(run, edgeq, saved_model, text_file, 
     assert files == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.*"))
     for file in files:
         assert (output / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
+
+
+def test_every_file_has_the_mode_of_new_files(run):
+    mask = os.umask(0)
+    os.umask(mask)
+    output, _ = run
+    for file in (path for path in output.rglob("*") if path.is_file()):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~mask, file
 
 
 def test_export_writes_the_same_file_as_quantize_did(run, edgeq, tmp_path):
@@ -123,6 +135,21 @@ def test_inspect_counts_layers_and_bits(run, edgeq):
     assert stored["model.embed_tokens.weight"] == "8 bits, group 32, symmetric"
 
 
+def test_quantize_and_inspect_agree_on_what_is_stored(run, edgeq):
+    """Norms are float32 in this model; the tokenizer in the GGUF file, larger than the weights here, does not count."""
+    output, summary = run
+    assert json.loads(edgeq("inspect", output, "--json").out)["bits_per_weight"] == summary["bits_per_weight"]["model"]
+    files = [load_file(file) for file in output.rglob("*.safetensors")]
+    parameters = sum(np.prod(row["shape"]) * row["count"] for row in inspected(edgeq, output)["tensors"])
+    stored = sum(array.nbytes for file in files for array in file.values())
+    assert summary["bits_per_weight"]["model"] == pytest.approx(8 * stored / parameters)
+    assert inspected(edgeq, output / "gguf")["bits_per_weight"] == pytest.approx(summary["bits_per_weight"]["model"])
+
+
+def inspected(edgeq, path):
+    return json.loads(edgeq("inspect", path, "--json").out)
+
+
 def test_inspect_shows_the_types_in_a_gguf_file(run, edgeq):
     output, _ = run
     shown = edgeq("inspect", output / "gguf").out
@@ -157,12 +184,49 @@ def test_rounding_alone_needs_no_calibration(edgeq, saved_model, tmp_path):
     result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *options)
     assert result.status == 0
     assert "forward passes" not in result.out
+    assert " 0 (" not in result.out
+
+
+def test_nothing_is_calibrated_when_no_layer_is_solved(edgeq, saved_model, tmp_path):
+    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", "--bits", "16", "--backend", "cpu", "--json")
+    assert result.status == 0
+    assert not {"tokenize", "load model", "forward passes"} & set(json.loads(result.out)["seconds"])
+    assert Checkpoint(tmp_path / "out").grid("model.layers.0.mlp.up_proj.weight") is None
+
+
+def test_a_short_calibration_text_is_noted(edgeq, saved_model, quick, tmp_path):
+    (tmp_path / "short.txt").write_text(TEXT)
+    options = [*quick, "--calibration", tmp_path / "short.txt", "--samples", "8", "--sequence-length", "16"]
+    assert "8 sequences of 16 overlap" in edgeq("quantize", saved_model, "-o", tmp_path / "out", *options).out
+
+
+def test_weights_that_do_not_fit_the_grid_are_noted(edgeq, saved_model, quick, tmp_path):
+    """Far below float16's smallest number, so that the scales cannot follow and the layer's output is lost."""
+    model = shutil.copytree(saved_model, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] *= 1e-9
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    shown = " ".join(edgeq("quantize", model, "-o", tmp_path / "out", *quick).out.split())
+    assert "model.layers.0.mlp.up_proj: 100% error, its weights do not fit the grid" in shown
+    assert "192 scales are at the limit of float16" in shown
+
+
+def test_the_last_screen_says_how_to_read_the_quality_and_how_to_run_the_file(edgeq, saved_model, quick, tmp_path):
+    """The model reads 128 tokens, fewer than the 512 of an evaluation window elsewhere."""
+    command = ["quantize", saved_model, "-o", tmp_path / "out", *quick, "--export", "gguf", "--evaluate"]
+    result = edgeq(*command)
+    assert result.status == 0
+    assert "nats per token (0 is equal" in result.out
+    assert f"{16 * 128} tokens" in result.out
+    assert f"run it with: llama-cli -m {tmp_path / 'out' / 'gguf' / 'model.gguf'}" in result.out
+    assert "squared output" in result.out
 
 
 def test_progress_goes_to_standard_error_with_an_estimate(edgeq, saved_model, quick, tmp_path):
     result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *quick)
     assert "block 1/2, about" in result.err
     assert "next: edgeq evaluate" in result.out
+    assert "edgeq export" in result.out
 
 
 def test_every_command_has_an_example():

@@ -82,7 +82,7 @@ def test_a_template_inside_a_sequence_adds_bos_as_well():
     tokenizer = json.loads(files["tokenizer.json"])
     tokenizer["post_processor"] = {
         "type": "Sequence",
-        "processors": [{"type": "ByteLevel", "add_prefix_space": True}, tokenizer["post_processor"]],
+        "processors": [BYTE_LEVEL | {"add_prefix_space": True}, tokenizer["post_processor"]],
     }
     assert keys_of(files | {"tokenizer.json": json.dumps(tokenizer).encode()})["tokenizer.ggml.add_bos_token"]
 
@@ -92,7 +92,10 @@ def test_a_template_that_ends_with_eos_is_kept():
     assert "tokenizer.ggml.add_eos_token" not in keys_of(files)
     tokenizer = json.loads(files["tokenizer.json"])
     pieces = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|eos|>", "type_id": 0}}]
-    tokenizer["post_processor"] = {"type": "TemplateProcessing", "single": pieces}
+    special = {"<|eos|>": {"id": "<|eos|>", "ids": [1], "tokens": ["<|eos|>"]}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special,
+    }  # fmt: skip
     keys = keys_of(files | {"tokenizer.json": json.dumps(tokenizer).encode()})
     assert keys["tokenizer.ggml.add_eos_token"] and not keys["tokenizer.ggml.add_bos_token"]
 
@@ -152,6 +155,57 @@ def test_other_tokenizers_are_refused_and_named(files, words):
     reason = why_not_tokenizer(files, ONE_BLOCK, vocab_size=VOCAB_SIZE)
     assert words in reason
     assert "\n" not in reason and len(reason) < 500
+
+
+def whole(content):
+    return tokenizer_files() | {"tokenizer.json": json.dumps(content).encode()}
+
+
+def settings(**changed):
+    return tokenizer_files() | {"tokenizer_config.json": json.dumps({"eos_token": "<|eos|>"} | changed).encode()}
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (whole({}), "tokenizer.json is malformed"),
+        (whole({"model": 5}), "tokenizer.json is malformed"),
+        (changed(model={"vocab": "x"}), "tokenizer.json is malformed"),
+        (changed(model={"vocab": {"a": "0"}, "merges": []}), "tokenizer.json is malformed"),
+        (changed(model={"merges": [["no", "such"]]}), "tokenizer.json is malformed"),
+        (changed(pre_tokenizer=5), "tokenizer.json is malformed"),
+        (changed(added_tokens=[{"id": "1"}]), "tokenizer.json is malformed"),
+        (changed(added_tokens=5), "tokenizer.json is malformed"),
+        (tokenizer_files() | {"tokenizer.json": b"\xff"}, "tokenizer.json"),
+        (settings(chat_template=[5]), "chat_template in tokenizer_config.json is malformed"),
+        (settings(chat_template=5), "chat_template in tokenizer_config.json is malformed"),
+        (settings(chat_template=[{"name": "default"}]), "chat_template in tokenizer_config.json is malformed"),
+        (settings(chat_template=[{"name": "default", "template": 5}]), "chat_template in tokenizer_config.json"),
+        (settings(chat_template="\ud800"), "chat_template in tokenizer_config.json is malformed"),
+        (tokenizer_files() | {"chat_template.jinja": b"\xff\xfe"}, "chat_template.jinja is malformed"),
+        (whole([]), "must hold an object"),
+        (whole(None), "must hold an object"),
+        (tokenizer_files() | {"tokenizer_config.json": b"[]"}, "must hold an object"),
+        (tokenizer_files() | {"special_tokens_map.json": b"5"}, "must hold an object"),
+        (tokenizer_files() | {"tokenizer_config.json": b"[" * 100_000}, "not valid JSON"),
+    ],
+)
+def test_malformed_files_are_refused_in_one_line(files, words):
+    try:
+        reason = why_not_tokenizer(files, ONE_BLOCK, vocab_size=VOCAB_SIZE)
+    except BadInput as error:
+        reason = str(error)
+    assert words in reason
+    assert "\n" not in reason and len(reason) < 500
+
+
+def test_a_list_of_templates_without_a_default_gives_no_template():
+    assert "tokenizer.chat_template" not in keys_of(settings(chat_template=[{"name": "tool_use", "template": "B"}]))
+
+
+def test_a_special_token_beyond_the_embedding_is_refused():
+    reason = why_not_tokenizer(tokenizer_files(), ONE_BLOCK | {"unk_token_id": 99999}, vocab_size=VOCAB_SIZE)
+    assert "unk_token_id 99999 lies outside the 320 rows" in reason
 
 
 def test_a_tokenizer_file_that_is_not_json_is_refused_by_name():

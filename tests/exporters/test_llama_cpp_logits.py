@@ -74,7 +74,7 @@ def test_a_missing_binding_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "cyllama.llama.llama_cpp", None)
     load_cyllama.cache_clear()
     try:
-        with pytest.raises(NotInstalled, match=r"pip install 'edgeq\[llama-cpp\]'"):
+        with pytest.raises(NotInstalled, match="with its extra 'llama-cpp'"):
             LlamaCppLogits("model.gguf")
     finally:
         load_cyllama.cache_clear()

@@ -12,6 +12,7 @@ from edgeq.errors import BadInput, EdgeqError, UnsupportedModel
 from edgeq.sources import open_source
 from edgeq.sources.gguf_config import llama3_factors
 from edgeq.sources.gguf_file import GgufFile
+from edgeq.tensors import read_tensor
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 
@@ -111,11 +112,26 @@ def test_float64_becomes_float32(make_gguf, tiny_metadata, tiny_tensors):
     np.testing.assert_array_equal(source.read("model.norm.weight"), norm.astype(np.float32))
 
 
+@pytest.mark.filterwarnings("error")
+def test_scales_that_overflow_are_read_without_a_warning(make_gguf, tiny_metadata, tiny_tensors):
+    name = "model.layers.1.mlp.down_proj.weight"
+    path = make_gguf(tiny_metadata, tiny_tensors, types={"blk.1.ffn_down.weight": GGMLQuantizationType.Q8_0})
+    stored = GgufFile(path).tensor(name).data[0, :34].tobytes()
+    path.write_bytes(path.read_bytes().replace(stored, b"\x00\x7c" + bytes(32)))  # infinity times zero
+    with pytest.raises(BadInput, match=f"{name}.*NaN or infinity"):
+        read_tensor(GgufFile(path), name)
+
+
+def test_heads_that_cannot_share_keys_are_refused(make_gguf, tiny_metadata, tiny_tensors):
+    assert "multiple of num_key_value_heads 3" in refusal(
+        make_gguf(tiny_metadata | {"llama.attention.head_count_kv": 3}, tiny_tensors)
+    )
+
+
 def test_a_tensor_of_whole_numbers_is_refused_by_name(make_gguf, tiny_metadata, tiny_tensors):
     weights = np.ones((64, 64), np.int8)
-    source = GgufFile(make_gguf(tiny_metadata, tiny_tensors | {"blk.0.attn_q.weight": weights}))
-    with pytest.raises(BadInput, match=r"'blk\.0\.attn_q\.weight' is stored as I8"):
-        source.read(QUERY)
+    file = make_gguf(tiny_metadata, tiny_tensors | {"blk.0.attn_q.weight": weights})
+    assert "'blk.0.attn_q.weight' is stored as I8" in refusal(file)
 
 
 def test_a_type_that_cannot_be_decoded_is_refused_by_name(make_gguf, tiny_metadata, tiny_tensors, monkeypatch):

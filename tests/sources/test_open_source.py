@@ -90,4 +90,4 @@ def test_a_missing_gguf_library_names_the_extra(make_gguf, monkeypatch):
     path = make_gguf({})
     monkeypatch.setitem(sys.modules, "gguf", None)
     monkeypatch.delitem(sys.modules, "edgeq.sources.gguf_file", raising=False)
-    assert "edgeq[gguf]" in refusal(path, NotInstalled)
+    assert "extra 'gguf'" in refusal(path, NotInstalled)

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -246,3 +247,11 @@ def test_a_damaged_index_is_refused(sharded_directory, content):
 def test_asking_for_an_unknown_tensor_names_it(tiny_directory):
     with pytest.raises(BadInput, match="no tensor 'nonsense'"):
         SafetensorsDirectory(tiny_directory).read("nonsense")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(tiny_directory, monkeypatch):
+    def forbidden(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    assert "Permission denied" in refusal(tiny_directory)

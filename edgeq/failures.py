@@ -1,0 +1,40 @@
+"""What the command line says, and the status it ends with, when something stops it."""
+
+import os
+import traceback
+
+import click
+
+from edgeq.errors import EdgeqError, reason_of
+from edgeq.signals import Stopped
+
+TRACEBACK_VARIABLE = "EDGEQ_TRACEBACK"
+INTERRUPTED = 130
+
+
+def report_failure(error: BaseException) -> int:
+    """Print one line on standard error, for usage what click prints; returns the exit status."""
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exception(error)
+    lines = [describe(error), *getattr(error, "__notes__", ())]
+    click.echo(f"edgeq: {' '.join('; '.join(lines).split())}", err=True)
+    if isinstance(error, Stopped):
+        return error.status
+    return INTERRUPTED if isinstance(error, click.Abort | KeyboardInterrupt) else 1
+
+
+def describe(error: BaseException) -> str:
+    """An exception in the words of a user."""
+    if isinstance(error, EdgeqError):
+        return str(error)
+    if isinstance(error, Stopped | click.Abort | KeyboardInterrupt):
+        return "stopped"
+    if isinstance(error, OSError):
+        what = f"{error.filename!r}" if error.filename else "a file or connection"
+        return f"{what} cannot be read or written ({reason_of(error)}); check the path, its permissions and the disk"
+    first_line = str(error).strip().partition("\n")[0]
+    advice = f"please report it, with {TRACEBACK_VARIABLE}=1 set for details"
+    return f"unexpected {type(error).__name__}: {first_line}; {advice}"

@@ -1,0 +1,30 @@
+"""Where the numbers of a solved layer reach the ends of the type that stores them."""
+
+import numpy as np
+
+from edgeq.errors import BadInput
+from edgeq.grid import LARGEST_SCALE, SMALLEST_SCALE
+from edgeq.types import NumpyArray, QuantizedLinear
+
+NEARLY = 0.99  # bounds are rounded to the type after they are applied
+
+
+def clamped_groups(name: str, weight: NumpyArray, layer: QuantizedLinear) -> int:
+    """How many groups with weights that are not zero have the smallest or largest scale that the type can store.
+
+    Shapes: weight (out, in).
+    Raises: BadInput naming the layer when a scale or offset is not finite.
+    """
+    kind = layer.grid.scale_dtype
+    if not (np.isfinite(layer.scales).all() and np.isfinite(layer.offsets).all()):
+        raise BadInput(
+            f"tensor {name!r}: a scale or offset of its grid exceeds {kind}; choose scale_dtype bfloat16 or float32,"
+            " or keep it dense"
+        )
+    sizes = np.abs(layer.scales)
+    at_limit = (sizes <= SMALLEST_SCALE[kind]) | (sizes >= NEARLY * LARGEST_SCALE[kind])
+    if not at_limit.any():
+        return 0
+    starts = [low for low, _ in layer.grid.group_bounds(weight.shape[1])]
+    present = np.maximum.reduceat(np.abs(weight), starts, axis=1) > 0
+    return int((at_limit & present).sum())

@@ -1,0 +1,51 @@
+"""Options of the command line and what they mean as settings. Imports nothing heavy: --help must answer at once."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def user_path(text: str) -> Path:
+    """A path as shells understand it, with ~ for the home directory, also where no shell replaced it (--output=~/x)."""
+    return Path(os.path.expanduser(text))
+
+
+PATH = click.types.FuncParamType(user_path)
+PATH.name = "path"
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+FORCE_OPTION = click.option("--force", is_flag=True, help="Replace an output that edgeq wrote before.")
+BACKEND_OPTION = click.option(
+    "--backend", default="auto", show_default=True, help="auto, cuda, cpu, mps, mlx or reference."
+)
+
+
+def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe file first, then the options that were given, in the names of `edgeq.recipe`.
+
+    Raises: BadInput naming the option whose value breaks its rule.
+    """
+    from edgeq.recipe import DENSE_BITS, check_setting, read_recipe  # noqa: PLC0415
+
+    settings = read_recipe(str(recipe)) if recipe is not None else {}
+    given = {name: value for name, value in options.items() if value is not None}
+    symmetric, keep_dense = given.pop("symmetric", None), given.pop("keep_dense", ())
+    if given.get("group_size", "row") != "row":
+        given["group_size"] = whole_number(given["group_size"], "--group-size")
+    for name, value in given.items():
+        check_setting(name, value, called=f"--{name.replace('_', '-')}")
+    if symmetric is not None:
+        given["zeros"] = "symmetric" if symmetric else "asymmetric"
+    dense = [{"layers": pattern, "bits": DENSE_BITS} for pattern in keep_dense]
+    if dense:
+        given["overrides"] = [*settings.get("overrides", []), *dense]
+    return settings | given
+
+
+def whole_number(text: str, option: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise click.UsageError(f"{option} {text!r}: expected a whole number or 'row'") from None

@@ -1,0 +1,88 @@
+"""Which directories edgeq wrote, entry by entry: only these may be replaced or cleared away."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+HEAD_FILE = "edgeq.json"
+MANIFEST_FILE = "manifest.json"
+REPORT_FILE = "report.json"
+TEMPORARY_SUFFIX = ".edgeq-partial"
+MARKER_FILE = "EDGEQ-UNFINISHED"  # lies in every temporary directory
+HEAD_LISTS = ("files", "companions")
+HEAD_KEYS = {"format_version", "edgeq", "model", "source", "recipe", *HEAD_LISTS}
+MANIFEST_KEYS = {"format", "file", "files", "tensors"}
+
+
+def temporary_of(destination: Path) -> Path:
+    """The directory beside an output in which it is made."""
+    return destination.with_name(f".{destination.name}{TEMPORARY_SUFFIX}")
+
+
+def foreign_entry(folder: Path) -> str | None:
+    """The first entry of a directory that edgeq did not write, relative to it; None when all are its own."""
+    written = written_files(folder)
+    return _first_foreign(folder, PurePosixPath(), written) if written else "."
+
+
+def _first_foreign(folder: Path, inside: PurePosixPath, written: set[str]) -> str | None:
+    for entry in sorted(folder.iterdir()):
+        name = inside / entry.name
+        if entry.is_symlink():
+            return str(name)
+        if not entry.is_dir():
+            if str(name) not in written:
+                return str(name)
+        elif any(name in PurePosixPath(file).parents for file in written):
+            found = _first_foreign(entry, name, written)
+            if found is not None:
+                return found
+        elif not is_temporary(entry):
+            found = foreign_entry(entry)
+            if found is not None:
+                return str(name / found)
+    return None
+
+
+def written_files(folder: Path) -> set[str]:
+    """The files that a checkpoint's edgeq.json or an export's manifest.json lists; none for other directories."""
+    head, manifest = _read(folder / HEAD_FILE), _read(folder / MANIFEST_FILE)
+    if set(head) >= HEAD_KEYS:
+        return {HEAD_FILE, REPORT_FILE, "config.json", *(name for key in HEAD_LISTS for name in _names(head[key]))}
+    return {MANIFEST_FILE, *_names(manifest["files"])} if set(manifest) >= MANIFEST_KEYS else set()
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name is absolute or climbs, by the rules of any operating system. Symlinks are not followed."""
+    paths = (PurePosixPath(name), PureWindowsPath(name))
+    return "\0" in name or any(path.root or path.drive or ".." in path.parts for path in paths)
+
+
+def is_temporary(folder: Path) -> bool:
+    """Whether edgeq made a temporary directory: name and marker say so, or nothing but the name is there yet."""
+    named = folder.name.startswith(".") and folder.name.endswith(TEMPORARY_SUFFIX)
+    return named and folder.is_dir() and ((folder / MARKER_FILE).is_file() or not any(folder.iterdir()))
+
+
+def clear_away(folder: Path) -> None:
+    """Remove a temporary directory; the marker goes last, so that an interrupted removal can be taken up again."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.name != MARKER_FILE:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    (folder / MARKER_FILE).unlink(missing_ok=True)
+    if folder.is_dir():
+        folder.rmdir()
+
+
+def _names(listed: Any) -> list[str]:
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,101 @@
+"""What edgeq reads of a model's config, checked once when a model is opened."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.rope import check_rope
+
+SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2")
+
+Config = Mapping[str, Any]
+
+
+def check_config(config: Config) -> None:
+    """Refuse other architectures, models that are quantized already, and values of a wrong type or range.
+
+    Raises: UnsupportedModel, BadInput.
+    """
+    model_type = config.get("model_type")
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        supported = ", ".join(SUPPORTED_MODEL_TYPES)
+        raise UnsupportedModel(f"model_type {model_type!r} is not supported; give a model of type {supported}")
+    if config.get("quantization_config"):
+        raise UnsupportedModel("the model is quantized already; start from the full-precision checkpoint")
+    for key, (rule, holds) in OPTIONAL.items():
+        if config.get(key) is not None and not holds(config[key]):
+            raise BadInput(f"config: {key} is {config[key]!r}; it must be {rule}")
+    check_rope(config)
+    head_dimension(config)
+    heads, key_heads = positive_integer(config, "num_attention_heads"), key_value_heads(config)
+    if heads % key_heads:
+        raise BadInput(
+            f"config: num_attention_heads {heads} is not a multiple of num_key_value_heads {key_heads}; use the"
+            " config.json that belongs to these weights"
+        )
+
+
+def positive_integer(values: Mapping[str, Any], key: str) -> int:
+    """A size that the config must state. Raises: BadInput naming the key."""
+    value = values.get(key)
+    if not is_positive_integer(value):
+        raise BadInput(f"config: {key} is {value!r}; it must be a positive whole number")
+    return int(value)  # type: ignore[arg-type]
+
+
+def head_dimension(config: Config) -> int:
+    """Columns of a head, an even number because the rotary embedding turns pairs. Raises: BadInput."""
+    if config.get("head_dim") is not None:
+        width = positive_integer(config, "head_dim")
+    else:
+        heads, hidden_size = positive_integer(config, "num_attention_heads"), positive_integer(config, "hidden_size")
+        if hidden_size % heads:
+            raise BadInput(
+                f"config: hidden_size {hidden_size} is not a multiple of num_attention_heads {heads};"
+                " correct one or state head_dim"
+            )
+        width = hidden_size // heads
+    if width % 2:
+        raise BadInput(f"config: heads are {width} wide; rotary embedding needs an even head_dim, give another model")
+    return width
+
+
+def key_value_heads(config: Config) -> int:
+    """A config without num_key_value_heads, or with null, means one key head per query head."""
+    stated = config.get("num_key_value_heads") is not None
+    return positive_integer(config, "num_key_value_heads" if stated else "num_attention_heads")
+
+
+def is_positive_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_positive(value: Any) -> bool:
+    return (isinstance(value, float) and 0 < value < math.inf) or is_positive_integer(value)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _are_token_ids(value: Any) -> bool:
+    listed = value if isinstance(value, list) else [value]
+    return all(isinstance(item, int) and not isinstance(item, bool) for item in listed)
+
+
+Rule = tuple[str, Callable[[Any], bool]]
+SIZE: Rule = ("a positive whole number", is_positive_integer)
+FLAG: Rule = ("true or false", _is_flag)
+TOKEN: Rule = ("a token id or a list of them", _are_token_ids)
+OPTIONAL: Mapping[str, Rule] = {  # keys that may be absent or null
+    "max_position_embeddings": SIZE,
+    "rms_norm_eps": ("a positive number", _is_positive),
+    "hidden_act": ("the name of a function", lambda value: isinstance(value, str)),
+    "tie_word_embeddings": FLAG,
+    "attention_bias": FLAG,
+    "mlp_bias": FLAG,
+    "bos_token_id": TOKEN,
+    "eos_token_id": TOKEN,
+    "pad_token_id": TOKEN,
+}

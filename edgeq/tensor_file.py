@@ -1,0 +1,158 @@
+"""The safetensors files of a quantized checkpoint: solved and untouched tensors, checked against their grids."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from edgeq.errors import BadInput, reason_of
+from edgeq.packing import WORD_BITS, pack_words, unpack_words
+from edgeq.storage import rename_when_stored
+from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype, ZeroKind
+
+STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # as safetensors names them
+ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "U32": 4, "U8": 1}
+
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape of stored parts by name."""
+
+
+def write_tensors(path: Path, quantized: Mapping[str, QuantizedLinear], dense: Mapping[str, NumpyArray]) -> None:
+    """One safetensors file with solved and untouched tensors; the grids lie in its metadata."""
+    tensors: dict[str, NumpyArray] = {name: np.ascontiguousarray(array) for name, array in dense.items()}
+    grids = {}
+    for name, layer in quantized.items():
+        stored = STORED[layer.grid.scale_dtype]
+        tensors[f"{name}.codes"] = pack_words(layer.codes, layer.grid.bits)
+        tensors[f"{name}.scales"] = layer.scales.astype(stored)
+        if layer.grid.zeros == "integer":
+            tensors[f"{name}.zeros"] = layer.zeros.astype(np.uint8)
+        if layer.grid.zeros == "offset":
+            tensors[f"{name}.offsets"] = layer.offsets.astype(stored)
+        grids[name] = [*layer.codes.shape, layer.grid.bits, layer.grid.group_size, layer.grid.zeros,
+                       layer.grid.scale_dtype]  # fmt: skip
+    temporary = path.with_name(f".{path.name}.partial")
+    save_file(tensors, temporary, metadata={"edgeq": json.dumps(grids)})  # one key: more would be in random order
+    rename_when_stored(temporary, path)
+
+
+def stored_parts(name: str, shape: tuple[int, int], grid: Grid) -> Layout:
+    """What a file holds of a solved tensor."""
+    rows, columns = shape
+    per_group = (rows, grid.group_count(columns))
+    parts = {"codes": ("U32", (rows, -(-columns * grid.bits // WORD_BITS)))}
+    parts["scales"] = (DTYPES[grid.scale_dtype], per_group)
+    if grid.zeros == "integer":
+        parts["zeros"] = ("U8", per_group)
+    if grid.zeros == "offset":
+        parts["offsets"] = (DTYPES[grid.scale_dtype], per_group)
+    return {f"{name}.{part}": layout for part, layout in parts.items()}
+
+
+class TensorFile:
+    """One safetensors file of a checkpoint. Solved tensors appear under the name of the weight they stand for.
+
+    Opening reads the header and compares it with the grids; values are checked when they are read.
+    Raises: BadInput.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb"):  # the library says "no such file" of whatever it may not read
+                self._handle = safe_open(path, framework="np")
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(f"cannot be read: {reason_of(error)}") from error
+        stored = {name: self._handle.get_slice(name) for name in self._handle.keys()}
+        self._layout: Layout = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in stored.items()}
+        self.grids = self._read_grids()
+        parts: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for name, (shape, grid) in self.grids.items():
+            parts |= stored_parts(name, shape, grid)
+        self._check_layout(parts)
+        self.names = sorted({*self.grids, *(name for name in self._layout if name not in parts)})
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.grids[name][0] if name in self.grids else self._layout[name][1]
+
+    def dense_dtype(self, name: str) -> str:
+        return self._layout[name][0]
+
+    def tensor_bytes(self, name: str) -> int:
+        """Bytes of a tensor with everything that its grid needs."""
+        parts = stored_parts(name, *self.grids[name]) if name in self.grids else [name]
+        return sum(int(np.prod(shape)) * ITEM_BYTES[dtype] for dtype, shape in map(self._layout.__getitem__, parts))
+
+    def dense(self, name: str) -> NumpyArray:
+        """An untouched tensor. Raises: BadInput when it holds NaN or infinity."""
+        return self._finite(name)
+
+    def quantized(self, name: str) -> QuantizedLinear:
+        """A solved tensor. Raises: BadInput when scales or offsets cannot be those of a solved tensor."""
+        (_, columns), grid = self.grids[name]
+        codes = unpack_words(self._handle.get_tensor(f"{name}.codes"), grid.bits, columns)
+        scales = self._finite(f"{name}.scales").astype(np.float32)
+        if not scales.all():
+            raise self._damaged(f"has a scale of zero in '{name}.scales'")
+        if grid.zeros == "offset":
+            offsets = self._finite(f"{name}.offsets").astype(np.float32)
+        elif grid.zeros == "integer":
+            zeros = self._handle.get_tensor(f"{name}.zeros")
+            if zeros.max(initial=0) > grid.max_code:
+                raise self._damaged(f"has a zero point above {grid.max_code} in '{name}.zeros'")
+            offsets = -scales * zeros.astype(np.float32)
+        else:
+            offsets = -scales * np.float32(grid.middle)
+        return QuantizedLinear(codes, scales, offsets, grid)
+
+    def _finite(self, name: str) -> NumpyArray:
+        array: NumpyArray = self._handle.get_tensor(name)
+        if not np.isfinite(array).all():
+            raise self._damaged(f"holds NaN or infinity in {name!r}")
+        return array
+
+    def _read_grids(self) -> dict[str, tuple[tuple[int, int], Grid]]:
+        try:
+            stored = json.loads((self._handle.metadata() or {}).get("edgeq", "{}"))
+            grids = {name: ((rows, columns), Grid(bits, group_size, zeros, dtype))
+                     for name, (rows, columns, bits, group_size, zeros, dtype) in stored.items()}  # fmt: skip
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise self._damaged("has no readable grids in its metadata key 'edgeq'") from error
+        for name, (shape, grid) in grids.items():
+            if not all(map(_is_size, shape)) or not _is_valid(grid):
+                raise self._damaged(f"has an unknown grid for {name!r}: {stored[name]}")
+        return grids
+
+    def _check_layout(self, parts: Layout) -> None:
+        for name, layout in parts.items():
+            if name not in self._layout:
+                raise self._damaged(f"lacks {name!r}, which its grid needs")
+            if self._layout[name] != layout:
+                found, expected = (f"{dtype} {list(shape)}" for dtype, shape in (self._layout[name], layout))
+                raise self._damaged(f"holds {name!r} as {found}, but its grid asks for {expected}")
+        for name, (dtype, _) in self._layout.items():
+            if name not in parts and dtype not in DTYPES.values():
+                raise self._damaged(f"holds {name!r} as {dtype}; untouched tensors are F32, F16 or BF16")
+
+    def _damaged(self, what: str) -> BadInput:
+        return BadInput(f"checkpoint file {str(self.path)!r} {what}; it is damaged, quantize again")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_valid(grid: Grid) -> bool:
+    return (
+        _is_size(grid.bits)
+        and 2 <= grid.bits <= 8
+        and (grid.group_size is None or _is_size(grid.group_size))
+        and grid.zeros in get_args(ZeroKind)
+        and grid.scale_dtype in get_args(ScaleDtype)
+    )
