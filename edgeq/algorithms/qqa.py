@@ -69,7 +69,7 @@ def anneal(
 ) -> tuple[Array, Array, list[TraceEntry]]:
     """Minimise over discrete choices: the best decoded point of each independent problem, its value, and a trace.
 
-    (1 - c) mean_r [f(x_r) + g(t) Phi(x_r)] - c S sum_i std_r(x_i),   g rising linearly, S replicas
+    (1 - c) mean_r [f(x_r) + g(t) Phi(x_r)] - c sum_i std_r(x_i),   g rising linearly, r over replicas
 
     Each step is an Adam step, noise of variance 2 lr temperature, and a clip to the box.
 
@@ -107,7 +107,7 @@ def full_gradient(objective: Objective, relaxation: Relaxation, x: Array, pull: 
     if c > 0 and replicas > 1:
         apart = point - point.mean(axis=0)
         spread = ((apart * apart).sum(axis=0) / (replicas - 1)) ** 0.5
-        gradient = (1 - c) * gradient - (c * replicas**2 / (replicas - 1)) * (apart / (spread + EPSILON))
+        gradient = (1 - c) * gradient - (c * replicas / (replicas - 1)) * (apart / (spread + EPSILON))
     return relaxation.pull_back(x, gradient)
 
 

@@ -12,7 +12,7 @@ from edgeq.grid import expand
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales
 
-ELEMENTS_AT_ONCE = 2**17  # of one chunk of rows, replicas included: several such arrays fit a cache
+ELEMENTS_AT_ONCE = 2**16  # of one chunk of rows, replicas included: several such arrays fit a cache
 SWEEPS = 5  # of coordinate descent after each round
 ARRAYS_HELD = 12  # of that size at a time: variables, two moments, gradient, temporaries
 
@@ -82,22 +82,15 @@ def anneal_codes(
     Source: Ichikawa and Arai, ICLR 2025; the window, the units and the pull's last value are ours.
     """
     settings = Annealing() if settings is None else settings
-    rows = rows_at_once(codes.shape[1], replicas)
-    small, parts = backend.activations(target.H), []
-    for start in range(0, codes.shape[0], rows):
-        chunk = slice(start, start + rows)
-        part, in_chunk = codes[chunk], Target(target.B[chunk], target.H)
-        scales = GroupScales(fitted.scales[chunk], fitted.offsets[chunk])
-        for index in range(rounds):
-            step = replace(settings, seed=settings.seed + index)
-            base = window_around(part, scales, in_chunk, grid, backend)
-            window = make_window(base, scales, in_chunk, small, grid, backend)
-            new = base + anneal_window(window, step, replicas, backend)
-            new = descend_codes(new, scales, in_chunk, grid, backend, sweeps=SWEEPS)
-            part = better_codes(part, new, scales, in_chunk, grid, backend)
-        parts.append(part)
-        backend.evaluate(part)
-    return backend.concatenate(parts, axis=0)
+    small = backend.activations(target.H)
+    for index in range(rounds):
+        step = replace(settings, seed=settings.seed + index)
+        base = window_around(codes, fitted, target, grid, backend)
+        window = make_window(base, fitted, target, small, grid, backend)
+        new = base + anneal_window(window, step, replicas, backend)
+        new = descend_codes(new, fitted, target, grid, backend, sweeps=SWEEPS)
+        codes = better_codes(codes, new, fitted, target, grid, backend)
+    return codes
 
 
 def window_around(codes: Array, fitted: GroupScales, target: Target, grid: Grid, backend: Backend) -> Array:
@@ -123,8 +116,15 @@ def make_window(base: Array, fitted: GroupScales, target: Target, small: Array, 
 
 
 def anneal_window(window: Window, settings: Annealing, replicas: int, backend: Backend) -> Array:
-    """Zeros and ones that minimise the loss of a window. Shapes: (rows, in)."""
-    shape = (replicas, *window.scales.shape)
-    drawn = np.random.default_rng(settings.seed).uniform(0.25, 0.75, shape)
-    start = backend.activations(backend.asarray(drawn))
-    return backend.asarray(anneal(window, Binary(), start, settings, backend)[0])
+    """Zeros and ones that minimise the loss of a window, a chunk of rows at a time. Shapes: (rows, in)."""
+    rows = rows_at_once(window.scales.shape[1], replicas)
+    rng = np.random.default_rng(settings.seed)
+    parts = []
+    for start in range(0, window.scales.shape[0], rows):
+        chunk = slice(start, start + rows)
+        part = Window(window.H, window.scales[chunk], window.R[chunk], window.pull[chunk])
+        drawn = rng.uniform(0.25, 0.75, (replicas, *part.scales.shape))
+        x = backend.activations(backend.asarray(drawn))
+        parts.append(backend.asarray(anneal(part, Binary(), x, settings, backend)[0]))
+        backend.evaluate(parts[-1])
+    return backend.concatenate(parts, axis=0)
