@@ -37,7 +37,7 @@ def cli() -> None:
 @click.option(
     "--symmetric/--asymmetric", default=None, help="Whether zero lies in the middle of the grid.  [default: symmetric]"
 )
-@click.option("--solver", help="gptq or rtn (round to nearest).  [default: gptq]")
+@click.option("--solver", help="gptq, quantease or rtn (round to nearest).  [default: gptq]")
 @click.option("--scales", help="Stages of scale fitting: none (min-max), first, both.  [default: both]")
 @click.option(
     "--propagation-strength",

@@ -1,9 +1,11 @@
-"""One layer from its weight and its site's statistics to codes: correction, scales, solver, refit."""
+"""One layer from its weight and its site's statistics to codes: correction, scales, solver, refinements."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from edgeq.algorithms.alternation import Turns, alternate
 from edgeq.algorithms.damping import (
     DampedFactor,
     damped,
@@ -13,16 +15,21 @@ from edgeq.algorithms.damping import (
     settle_dead_columns,
 )
 from edgeq.algorithms.gptq import activation_order, solve_columns
-from edgeq.algorithms.group_scale import search_scales
+from edgeq.algorithms.group_scale import importance_of, search_scales
+from edgeq.algorithms.layer_loss import Target, dequantize
 from edgeq.algorithms.qep import correct_weight
+from edgeq.algorithms.qqa import Annealing
+from edgeq.algorithms.qqa_rounding import anneal_codes
+from edgeq.algorithms.quantease import descend_codes
 from edgeq.algorithms.rtn import round_to_nearest
 from edgeq.algorithms.scale_refit import refit_scales
-from edgeq.grid import expand, fit_min_max
+from edgeq.grid import fit_min_max
 from edgeq.protocols import Backend
 from edgeq.recipe import Recipe
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import Array, Grid, GroupScales, LayerProblem, LayerStatistics, NumpyArray, QuantizedLinear
 
+QUANTEASE_SWEEPS = 5  # of the solver of that name where the recipe asks for no number
 ROWS_AT_ONCE = 4096  # of a matrix solved without statistics: embeddings have many rows
 
 
@@ -30,11 +37,13 @@ ROWS_AT_ONCE = 4096  # of a matrix solved without statistics: embeddings have ma
 class SiteFactors:
     """What the layers of a site share: settled statistics and their factors.
 
-    L factors H + lambda I of the propagation, None where no earlier layer was quantized; U of the solver.
+    L factors H + lambda I of the propagation, None where no earlier layer was quantized; U of the solver. importance
+    weighs each column's error in the search for scales.
     """
 
     statistics: LayerStatistics
     H_damped: Array
+    importance: Array
     L: Array | None
     U: Array | None
     order: NumpyArray | None
@@ -69,15 +78,18 @@ def prepare_site(statistics: LayerStatistics, recipe: Recipe, backend: Backend) 
     propagation = inverse = DampedFactor(None, recipe.damping, 0)
     if settled.D is not None and recipe.propagates:
         propagation = factorise(H, recipe.propagation_damping, backend, lower_factor)
-    if recipe.solver == "gptq":
+    if recipe.solver != "rtn":
         if recipe.activation_order:
             order = activation_order(H, backend)
             H = backend.take(backend.take(H, order, 0), order, 1)
         inverse = factorise(H, recipe.damping, backend, inverse_upper_factor)
+    importance = importance_of(H, inverse.factor, recipe.scale_weighting, backend)
+    if order is not None:
+        importance = backend.take(importance, np.argsort(order), 0)
     return SiteFactors(
-        settled, damped(settled.H, inverse.damping, backend), propagation.factor, inverse.factor, order, dead_columns,
-        inverse.damping, inverse.retries, propagation.damping if propagation.factor is not None else None,
-        propagation.retries,
+        settled, damped(settled.H, inverse.damping, backend), importance, propagation.factor, inverse.factor,
+        order, dead_columns, inverse.damping, inverse.retries,
+        propagation.damping if propagation.factor is not None else None, propagation.retries,
     )  # fmt: skip
 
 
@@ -90,18 +102,15 @@ def solve_layer(
     with clock("correct"):
         V = corrected(W, site, strength, backend)
     with clock("search scales"):
-        fitted = first_scales(V, backend.diagonal(site.statistics.H), grid, recipe, backend)
+        fitted = first_scales(V, site.importance, grid, recipe, backend)
     with clock("solve"):
         codes = choose_codes(V, site, fitted, grid, recipe, backend)
     with clock("measure"):
         losses["round to nearest"] = nearest_loss(problem, V, site, backend)
         losses["solved"] = relative_loss(codes, fitted, problem, V, site, backend)
-    if recipe.scales == "both":
-        with clock("refit scales"):
-            B = refit_target(W, V, site, recipe)
-            fitted = refit_scales(codes, fitted, B, site.H_damped, grid, backend, exact=recipe.refit_exactly)
+    for stage, codes, fitted in refinements(codes, fitted, problem, V, site, recipe, backend, clock):  # noqa: B020
         with clock("measure"):
-            losses["refitted"] = relative_loss(codes, fitted, problem, V, site, backend)
+            losses[stage] = relative_loss(codes, fitted, problem, V, site, backend)
     report = LayerReport(
         problem.name, tuple(W.shape), grid.bits, grid.group_size, losses,
         propagated=site.L is not None and strength > 0, damping=site.damping,
@@ -122,7 +131,7 @@ def first_scales(V: Array, importance: Array, grid: Grid, recipe: Recipe, backen
     """Stage 1 scales, or min-max scales when the recipe asks for no stage."""
     if recipe.scales == "none":
         return fit_min_max(V, grid, backend)
-    return search_scales(V, importance, grid, backend)
+    return search_scales(V, importance, grid, backend, candidates=recipe.scale_candidates, refits=recipe.scale_refits)
 
 
 def choose_codes(
@@ -134,10 +143,52 @@ def choose_codes(
     return solve_columns(V, site.U, fitted, grid, backend, order=site.order)
 
 
-def refit_target(W: Array, V: Array, site: SiteFactors, recipe: Recipe) -> Array:
-    """The linear term B of stage 2: towards the weight that was solved, or with the drift at a strength of its own."""
+def refinements(
+    codes: Array,
+    fitted: GroupScales,
+    problem: LayerProblem,
+    V: Array,
+    site: SiteFactors,
+    recipe: Recipe,
+    backend: Backend,
+    clock: Stopwatch,
+) -> Iterator[tuple[str, Array, GroupScales]]:
+    """What the recipe does with solved codes, stage by stage: its name in reports, then codes and scales after it."""
+    grid = problem.grid
+    sweeps = recipe.sweeps or (QUANTEASE_SWEEPS if recipe.solver == "quantease" else 0)
+    if not (sweeps or recipe.anneal_rounds or recipe.scales == "both"):
+        return
+    target = Target(V @ site.H_damped, site.H_damped)
+    if sweeps:
+        with clock("sweep codes"):
+            codes = descend_codes(
+                codes, fitted, target, grid, backend, sweeps=sweeps, relaxed=recipe.relaxed_sweeps, order=site.order
+            )
+        yield "swept", codes, fitted
+    if recipe.anneal_rounds:
+        with clock("anneal codes"):
+            settings = Annealing(steps=recipe.anneal_steps, seed=recipe.seed)
+            codes = anneal_codes(codes, fitted, target, grid, backend, settings=settings, rounds=recipe.anneal_rounds)
+        yield "annealed", codes, fitted
+    if recipe.scales == "both":
+        truth = refit_target(problem.W, site, recipe)
+        with clock("refit scales"):
+            B = target.B if truth is None else truth
+            fitted = refit_scales(codes, fitted, B, target.H, grid, backend, exact=recipe.refit_exactly)
+        yield "refitted", codes, fitted
+        if recipe.alternations:
+            turns = Turns(recipe.alternations, sweeps or 1, recipe.relaxed_sweeps, recipe.refit_exactly)
+            with clock("alternate"):
+                codes, fitted = alternate(
+                    codes, fitted, target, grid, backend, turns=turns, truth=truth, order=site.order
+                )
+            yield "alternated", codes, fitted
+
+
+def refit_target(W: Array, site: SiteFactors, recipe: Recipe) -> Array | None:
+    """The linear term of stage 2 where it has a drift of its own; None where scales go the way of the codes."""
     if recipe.refit_strength is None or site.statistics.D is None:
-        return V @ site.H_damped
+        return None
     return W @ site.H_damped + recipe.refit_strength * (W @ site.statistics.D)
 
 
@@ -158,13 +209,6 @@ def solve_without_statistics(W: NumpyArray, grid: Grid, recipe: Recipe, backend:
         np.concatenate([part.offsets for part in parts]),
         grid,
     )
-
-
-def dequantize(codes: Array, fitted: GroupScales, grid: Grid, backend: Backend) -> Array:
-    """The weights that codes stand for. Shapes: codes (out, in)."""
-    in_features = codes.shape[1]
-    scales = expand(fitted.scales, grid, in_features, backend)
-    return scales * codes + expand(fitted.offsets, grid, in_features, backend)
 
 
 def relative_loss(

@@ -51,6 +51,9 @@ class Backend(Protocol):
     def round_clip(self, x: Array, low: float, high: float) -> Array:
         """Nearest whole number, half to even, then clipped."""
 
+    def clip(self, x: Array, low: float, high: float) -> Array:
+        """Values below low become low, values above high become high; in the precision that x has."""
+
     def round_to(self, x: Array, dtype: ScaleDtype) -> Array:
         """The nearest value that dtype can store, still in working precision."""
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from edgeq.algorithms import SOLVERS
 from edgeq.errors import BadInput, reason_of
-from edgeq.types import Grid, ScaleDtype, ZeroKind
+from edgeq.types import Grid, ScaleDtype, ScaleWeighting, ZeroKind
 
 ScaleStages = Literal["none", "first", "both"]
 DENSE_BITS = 16
@@ -43,6 +43,14 @@ class Recipe:
     scales: ScaleStages = "both"
     refit_strength: float | None = None
     refit_exactly: bool = False
+    scale_weighting: ScaleWeighting = "diagonal"
+    scale_candidates: int = 18
+    scale_refits: int = 1
+    sweeps: int = 0
+    relaxed_sweeps: bool = False
+    alternations: int = 0
+    anneal_rounds: int = 0
+    anneal_steps: int = 200
     embedding_bits: int = 8
     samples: int = 64
     sequence_length: int = 512
@@ -81,7 +89,8 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether any step looks at activations; plain rounding does not."""
-        return self.solver != "rtn" or self.scales != "none" or self.propagates
+        refines = self.sweeps + self.alternations + self.anneal_rounds > 0
+        return self.solver != "rtn" or self.scales != "none" or self.propagates or refines
 
     @property
     def needs_drift(self) -> bool:
@@ -112,6 +121,11 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
     for field in fields(Recipe):
         if field.name != "overrides":
             check_setting(field.name, getattr(recipe, field.name))
+    if recipe.alternations and recipe.scales != "both":
+        raise BadInput(
+            f"recipe setting alternations = {recipe.alternations}: refits scales, which scales = {recipe.scales!r} "
+            'excludes; choose scales = "both"'
+        )
     return recipe
 
 
@@ -189,6 +203,14 @@ RULES: dict[str, tuple[str, Any]] = {
     "scales": _one_of(get_args(ScaleStages)),
     "refit_strength": _number(0, 1, optional=True),
     "refit_exactly": _FLAG,
+    "scale_weighting": _one_of(get_args(ScaleWeighting)),
+    "scale_candidates": _whole(1, 1000),
+    "scale_refits": _whole(0, 100),
+    "sweeps": _whole(0, 1000),
+    "relaxed_sweeps": _FLAG,
+    "alternations": _whole(0, 100),
+    "anneal_rounds": _whole(0, 100),
+    "anneal_steps": _whole(1, 1_000_000),
     "embedding_bits": _whole(2, 8, DENSE_BITS),
     "samples": _whole(1, 1_000_000),
     "sequence_length": _whole(8, 1_000_000),

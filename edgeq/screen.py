@@ -78,7 +78,7 @@ class Bar:
 
 
 def _final_loss(report: LayerReport) -> float:
-    return report.losses.get("refitted", report.losses.get("solved", 0.0))
+    return next(reversed(report.losses.values()), 0.0)  # of the last stage
 
 
 def _against_rounding(layers: Sequence[LayerReport]) -> str:

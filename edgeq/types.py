@@ -13,6 +13,7 @@ Array = Any
 NumpyArray = npt.NDArray[Any]
 
 ZeroKind = Literal["symmetric", "integer", "offset"]
+ScaleWeighting = Literal["diagonal", "conditional", "mean"]
 ScaleDtype = Literal["float16", "bfloat16", "float32"]
 
 

@@ -117,3 +117,47 @@ def min_max(W, group_size, bits, zeros):
         columns = slice(start, start + group_size)
         scales[row, columns], offsets[row, columns] = min_max_group(W[row, columns], bits, zeros)
     return scales, offsets
+
+
+def one_row_at_a_time(V, H, codes, scales, offsets, max_code, order, sweeps):
+    """Coordinate descent from the definition: each code tried at every value of the grid, all else held fixed."""
+    codes = codes.copy()
+    values = np.arange(max_code + 1)
+    for row in range(len(V)):
+        for column in list(order) * sweeps:
+            trials = np.repeat(codes[row][None], max_code + 1, axis=0)
+            trials[:, column] = values
+            losses = weighted_loss(scales[row] * trials + offsets[row], V[row], H)
+            if losses.min() < losses[int(codes[row, column])] - 1e-12 * abs(losses).max():
+                codes[row, column] = values[losses.argmin()]
+    return codes
+
+
+def quadratic(Q, B, H):
+    """tr(Q H Q^T) - 2 <B, Q> of every row."""
+    return np.einsum("ri,ij,rj->r", Q, H, Q) - 2 * (B * Q).sum(axis=1)
+
+
+def closest_codes(v, H, scales, offsets, max_code):
+    """The smallest loss of one row over all combinations of codes, by depth-first search on the Cholesky factor.
+
+    Shapes: v, scales and offsets (in,).
+    """
+    L = np.linalg.cholesky(H)
+    best = [np.inf]
+
+    def descend(column, spent, errors):
+        if column < 0:
+            best[0] = spent
+            return
+        inherited = L[column + 1 :, column] @ errors[column + 1 :]
+        values = scales[column] * np.arange(max_code + 1) + offsets[column] - v[column]
+        costs = spent + (L[column, column] * values + inherited) ** 2
+        for value, cost in sorted(zip(values, costs, strict=True), key=lambda item: item[1]):
+            if cost >= best[0]:
+                break
+            errors[column] = value
+            descend(column - 1, cost, errors)
+
+    descend(len(v) - 1, 0.0, np.zeros(len(v)))
+    return best[0]

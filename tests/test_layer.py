@@ -167,3 +167,78 @@ def test_torch_chooses_the_codes_of_the_reference_on_trained_weights(bits):
     assert shares[worst] >= 0.999, f"{worst}: {shares[worst]:.5%} of the codes are equal"
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     print(f"{bits} bits: {shares[worst]:.5%} in {worst}, loss {abs(found / expected - 1).max():.1e}")
+
+
+STAGES = {
+    "sweeps": (Recipe(bits=3, group_size=16, sweeps=2), ["solved", "swept", "refitted"]),
+    "solver": (Recipe(bits=3, group_size=16, solver="quantease", scales="first"), ["solved", "swept"]),
+    "annealing": (Recipe(bits=3, group_size=16, anneal_rounds=1, anneal_steps=60), ["solved", "annealed", "refitted"]),
+    "turns": (Recipe(bits=3, group_size=16, alternations=2), ["solved", "refitted", "alternated"]),
+    "everything": (
+        Recipe(
+            2, 16, "offset", sweeps=2, anneal_rounds=1, anneal_steps=60, alternations=1, activation_order=True,
+            scale_weighting="mean", scale_candidates=9, scale_refits=3,
+        ),
+        ["solved", "swept", "annealed", "refitted", "alternated"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_each_refinement_has_its_loss_in_the_report_and_lowers_it(backend, rng, name):
+    recipe, stages = STAGES[name]
+    W, X, X_hat = plain.random_layer(rng, drift=0.2, in_features=45, out_features=32)
+    H, D = plain.moments(X, X_hat)
+    layer, report = solve(W, statistics_of(plain.damped(H, 1e-3), D, backend), recipe, backend)
+    assert list(report.losses) == ["round to nearest", *stages]
+    losses = [report.losses[stage] for stage in stages]
+    assert (np.diff(losses) <= 2e-3 * losses[0]).all()  # measured without the damping that they are solved with
+    assert losses[-1] < losses[0]
+    assert layer.codes.max() <= recipe.grid_of("layer").max_code
+
+
+def test_without_refinements_the_solver_named_quantease_sweeps_and_gptq_does_not(backend, rng):
+    W, X, X_hat = plain.random_layer(rng, drift=0.2, in_features=45, out_features=16)
+    statistics = statistics_of(*plain.moments(X, X_hat), backend)
+    gptq, _ = solve(W, statistics, Recipe(bits=3, group_size=16, sweeps=5), backend)
+    named, _ = solve(W, statistics, Recipe(bits=3, group_size=16, solver="quantease"), backend)
+    np.testing.assert_array_equal(gptq.codes, named.codes)
+
+
+def test_scales_may_be_weighed_by_what_is_left_of_an_error_once_others_made_up_for_it(backend, rng):
+    X = plain.random_layer(rng, in_features=45)[1]
+    H = plain.moments(X, X)[0]
+    conditional = 1 / np.diag(np.linalg.inv(plain.damped(H, 0.01)))
+    expected = {"diagonal": np.diag(H), "conditional": conditional, "mean": np.sqrt(np.diag(H) * conditional)}
+    for weighting, values in expected.items():
+        for in_order in (False, True):
+            recipe = Recipe(scale_weighting=weighting, activation_order=in_order)
+            found = prepare_site(statistics_of(H, None, backend), recipe, backend).importance
+            np.testing.assert_allclose(backend.to_numpy(found), values, rtol=1e-4)
+
+
+@functools.cache
+def glass_split():
+    """Weight, H of fitted tokens and H of others, of every linear layer of glassllm."""
+    model, windows = models.glass_llama(), models.glass_windows(24, 128)
+    weights = {name: t.numpy().astype(np.float64) for name, t in model.state_dict().items() if "_proj" in name}
+    halves = [models.linear_inputs(model, part) for part in (windows[:16], windows[16:])]
+    return [
+        (weights[f"{name}.weight"], *(plain.moments(half[name].astype(np.float64), half[name])[0] for half in halves))
+        for name in halves[0]
+    ]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_sweeps_and_annealing_pay_on_tokens_that_they_were_not_fitted_to():
+    backend, totals = load_backend("cpu"), []
+    for refinements in ({}, {"sweeps": 5}, {"sweeps": 5, "anneal_rounds": 1, "anneal_steps": 100}):
+        recipe, shares = Recipe(bits=3, scales="first", **refinements), []
+        for W, H, held_out in glass_split()[::3]:
+            layer, _ = solve(W, statistics_of(H, None, backend, 2048), recipe, backend)
+            lost = plain.weighted_loss(layer.dequantized().astype(np.float64), W, held_out).sum()
+            shares.append(lost / plain.weighted_loss(W, 0 * W, held_out).sum())
+        totals.append(float(np.mean(np.log(shares))))
+    gptq, swept, annealed = np.exp(totals)
+    print(f"held-out loss, geometric mean: {gptq:.5f}, swept {swept:.5f}, annealed {annealed:.5f}")
+    assert annealed < swept < gptq

@@ -42,6 +42,14 @@ BAD_VALUES = {
     "scales": ("second", None),
     "refit_strength": (-1, 2, "auto"),
     "refit_exactly": (0, "no"),
+    "scale_weighting": ("hessian", None),
+    "scale_candidates": (0, 1001, 1.5),
+    "scale_refits": (-1, 101, True),
+    "sweeps": (-1, 1001, 2.0, True),
+    "relaxed_sweeps": (1, "no"),
+    "alternations": (-1, 101, None),
+    "anneal_rounds": (-1, 101, 0.5),
+    "anneal_steps": (0, 10**7),
     "embedding_bits": (1, 32, 8.0),
     "samples": (0, -1, 1.5),
     "sequence_length": (7, 10**7),
@@ -52,7 +60,7 @@ GOOD_VALUES = {
     "group_size": (8, 65536, "row"),
     "zeros": ("symmetric", "integer", "offset"),
     "scale_dtype": ("float16", "bfloat16", "float32"),
-    "solver": ("rtn", "gptq"),
+    "solver": ("rtn", "gptq", "quantease"),
     "damping": (1e-6, 1, 100),
     "activation_order": (True, False),
     "propagation_strength": (0, 1, 0.5),
@@ -60,6 +68,14 @@ GOOD_VALUES = {
     "scales": ("none", "first", "both"),
     "refit_strength": (0, 1.0),
     "refit_exactly": (True, False),
+    "scale_weighting": ("diagonal", "conditional", "mean"),
+    "scale_candidates": (1, 1000),
+    "scale_refits": (0, 3),
+    "sweeps": (0, 1000),
+    "relaxed_sweeps": (True, False),
+    "alternations": (0, 100),
+    "anneal_rounds": (0, 3),
+    "anneal_steps": (1, 10**6),
     "embedding_bits": (2, 16),
     "samples": (1, 10**6),
     "sequence_length": (8, 10**6),
@@ -149,6 +165,9 @@ def test_settings_and_recipe_are_inverse():
 def test_what_a_recipe_needs_to_run():
     assert not Recipe(solver="rtn", scales="none", propagation_strength=0).needs_calibration
     assert all(recipe.needs_calibration for recipe in (Recipe(solver="rtn"), Recipe(scales="none")))
+    bare = {"solver": "rtn", "scales": "none", "propagation_strength": 0.0}
+    for refinement in ("sweeps", "anneal_rounds"):
+        assert make_recipe({**bare, refinement: 1}).needs_calibration
     assert Recipe().needs_drift
     assert not Recipe(propagation_strength=0).needs_drift
     assert Recipe(propagation_strength=0, refit_strength=1.0).needs_drift
@@ -184,3 +203,10 @@ def test_an_override_changes_the_propagation_strength_of_its_layers_only():
     recipe = make_recipe({"overrides": [{"layers": "*.down_proj", "propagation_strength": 0.0}]})
     assert recipe.strength_of("model.layers.0.mlp.down_proj") == 0
     assert recipe.strength_of("model.layers.0.mlp.up_proj") == recipe.propagation_strength
+
+
+@pytest.mark.parametrize("scales", ["none", "first"])
+def test_turns_that_refit_scales_are_refused_where_scales_may_not_be_refitted(scales):
+    message = refusal({"alternations": 1, "scales": scales})
+    assert "alternations = 1" in message
+    assert 'scales = "both"' in message

@@ -72,6 +72,9 @@ class MlxBackend:
     def round_clip(self, x: mx.array, low: float, high: float) -> mx.array:
         return mx.clip(mx.round(x), low, high)
 
+    def clip(self, x: mx.array, low: float, high: float) -> mx.array:
+        return mx.clip(x, low, high)
+
     def round_to(self, x: mx.array, dtype: ScaleDtype) -> mx.array:
         return x.astype(STORED[dtype]).astype(mx.float32)
 

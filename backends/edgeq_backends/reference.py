@@ -56,6 +56,9 @@ class ReferenceBackend:
     def round_clip(self, x: NumpyArray, low: float, high: float) -> NumpyArray:
         return np.clip(np.rint(x), low, high)
 
+    def clip(self, x: NumpyArray, low: float, high: float) -> NumpyArray:
+        return np.clip(x, low, high)
+
     def round_to(self, x: NumpyArray, dtype: ScaleDtype) -> NumpyArray:
         return x.astype(STORED[dtype]).astype(np.float64)
 

@@ -82,6 +82,9 @@ class TorchBackend:
     def round_clip(self, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
         return torch.round(x).clamp_(low, high)
 
+    def clip(self, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return x.clamp(low, high)
+
     def round_to(self, x: torch.Tensor, dtype: ScaleDtype) -> torch.Tensor:
         return x.to(STORED[dtype]).to(self.precision)
 

@@ -4,5 +4,5 @@ from edgeq.algorithms.gptq import solve_columns
 from edgeq.algorithms.qep import correct_weight
 from edgeq.algorithms.rtn import round_to_nearest
 
-SOLVERS = ("rtn", "gptq")
+SOLVERS = ("rtn", "gptq", "quantease")
 __all__ = ["SOLVERS", "correct_weight", "round_to_nearest", "solve_columns"]

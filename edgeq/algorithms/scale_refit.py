@@ -8,6 +8,7 @@ from edgeq.types import Array, Grid, GroupScales
 __all__ = ["ScaleSystem", "descend", "refit_scales", "scale_system"]
 
 SYSTEM_ELEMENTS = 2**25  # of one chunk of rows' normal equations
+ROWS_AT_ONCE = 128  # what is made of them on the way fits a cache
 
 
 def refit_scales(
@@ -29,7 +30,7 @@ def refit_scales(
     Shapes: codes and B (out, in); H (in, in); scales and offsets (out, groups).
     Source: the second stage of "two-stage group-scale optimisation", arXiv 2602.02126.
     """
-    rows = max(1, SYSTEM_ELEMENTS // (2 * grid.group_count(codes.shape[1])) ** 2)
+    rows = min(ROWS_AT_ONCE, max(1, SYSTEM_ELEMENTS // (2 * grid.group_count(codes.shape[1])) ** 2))
     parts = []
     for start in range(0, codes.shape[0], rows):
         chunk = slice(start, start + rows)
@@ -46,14 +47,14 @@ def _refit_rows(
     codes: Array, fitted: GroupScales, B: Array, H: Array, grid: Grid, backend: Backend, sweeps: int, exact: bool
 ) -> GroupScales:
     if grid.zeros == "offset":
-        system = scale_system([codes, 0 * codes + 1], B, H, grid, backend)
+        system = scale_system(codes, B, H, grid, backend, with_offsets=True)
         unknowns = backend.concatenate([fitted.scales, fitted.offsets], axis=1)
         unknowns = descend(system, unknowns, grid, backend, sweeps, exact)
         groups = fitted.scales.shape[1]
         return GroupScales(unknowns[:, :groups], unknowns[:, groups:])
     zeros = zero_points(fitted, backend)
     features = codes - expand(zeros, grid, codes.shape[1], backend)
-    scales = descend(scale_system([features], B, H, grid, backend), fitted.scales, grid, backend, sweeps, exact)
+    scales = descend(scale_system(features, B, H, grid, backend), fitted.scales, grid, backend, sweeps, exact)
     return GroupScales(scales, offsets_for(scales, zeros, grid, backend))
 
 

@@ -22,19 +22,48 @@ class ScaleSystem:
     c: Array
 
 
-def scale_system(features: list[Array], B: Array, H: Array, grid: Grid, backend: Backend) -> ScaleSystem:
+def scale_system(
+    feature: Array, B: Array, H: Array, grid: Grid, backend: Backend, *, with_offsets: bool = False
+) -> ScaleSystem:
     """The normal equations A_gk = f_g^T H_gk f_k, c_g = f_g^T b_g for each row.
 
-    Shapes: each feature (out, in), one unknown per group of it.
+    With offsets, a second feature of ones follows: its products need sums of H over groups only.
+
+    Shapes: feature (out, in), what a scale multiplies: codes, less zero points where those are fixed.
     """
-    rows = []
-    for feature in features:
-        for start, stop in grid.group_bounds(feature.shape[1]):
-            through_H = feature[:, start:stop] @ H[start:stop]
-            parts = [grouped(through_H * other, grid, backend).sum(axis=-1) for other in features]
-            rows.append(backend.concatenate(parts, axis=1)[:, None, :])
-    c = [grouped(feature * B, grid, backend).sum(axis=-1) for feature in features]
-    return ScaleSystem(backend.concatenate(rows, axis=1), backend.concatenate(c, axis=1))
+    A = scale_products(feature, H, grid, backend)
+    c = grouped(feature * B, grid, backend).sum(axis=-1)
+    if not with_offsets:
+        return ScaleSystem(A, c)
+    sums = grouped(H, grid, backend).sum(axis=-1)
+    across = [feature[:, start:stop] @ sums[start:stop] for start, stop in grid.group_bounds(feature.shape[1])]
+    mixed = backend.concatenate([part[:, None, :] for part in across], axis=1)
+    mirrored = backend.concatenate([part[:, :, None] for part in across], axis=2)
+    offsets = grouped(sums.T, grid, backend).sum(axis=-1)[None] + 0 * A
+    upper, lower = backend.concatenate([A, mixed], axis=2), backend.concatenate([mirrored, offsets], axis=2)
+    c = backend.concatenate([c, grouped(B, grid, backend).sum(axis=-1)], axis=1)
+    return ScaleSystem(backend.concatenate([upper, lower], axis=1), c)
+
+
+def scale_products(feature: Array, H: Array, grid: Grid, backend: Backend) -> Array:
+    """A_gk = f_g^T H_gk f_k of every row, a symmetric matrix. Shapes: (out, in) -> (out, groups, groups)."""
+    bounds = list(grid.group_bounds(feature.shape[1]))
+    A = backend.copy(backend.asarray(np.zeros((feature.shape[0], len(bounds), len(bounds)))))
+    for group, (start, stop) in enumerate(bounds):
+        through_H = (feature[:, start:stop] @ H[start:stop, start:]) * feature[:, start:]
+        products = group_sums(through_H, bounds[0][1], backend)
+        A[:, group, group:] = products
+        A[:, group:, group] = products
+    return A
+
+
+def group_sums(A: Array, width: int, backend: Backend) -> Array:
+    """Sums over groups of columns, the last one perhaps shorter. Shapes: (out, columns) -> (out, groups)."""
+    whole = A.shape[1] // width * width
+    sums = A[:, :whole].reshape(A.shape[0], -1, width).sum(axis=-1)
+    if whole == A.shape[1]:
+        return sums
+    return backend.concatenate([sums, A[:, whole:].sum(axis=-1)[:, None]], axis=1)
 
 
 def system_loss(system: ScaleSystem, unknowns: Array) -> Array:

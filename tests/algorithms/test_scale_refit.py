@@ -97,7 +97,7 @@ def test_the_exact_solve_is_least_squares_on_the_activations(backend, rng, toler
 def test_the_system_holds_the_moments_of_the_features_on_the_activations(backend, rng, tolerance):
     layer = Layer(rng, Grid(3, 16, "offset"), backend)
     codes = layer.backend.to_numpy(layer.codes).astype(np.float64)
-    system = scale_system([layer.codes, 0 * layer.codes + 1], layer.B, layer.H, layer.grid, backend)
+    system = scale_system(layer.codes, layer.B, layer.H, layer.grid, backend, with_offsets=True)
     for row in range(len(codes)):
         per_group = [
             layer.X_hat[:, a:b] * code[a:b]

@@ -59,7 +59,7 @@ def on_backend(backend, array):
 
 def test_every_verb_is_there(backend):
     verbs = [name for name, _ in inspect.getmembers(Backend, inspect.isfunction) if not name.startswith("_")]
-    assert len(verbs) == 17
+    assert len(verbs) == 18
     for verb in verbs:
         wanted, offered = (inspect.signature(getattr(kind, verb)) for kind in (Backend, type(backend)))
         assert list(wanted.parameters) == list(offered.parameters), verb
@@ -244,6 +244,15 @@ def test_rounding_takes_halves_to_even_and_then_clips(backend):
     assert rounded.tolist() == [0, 0, 0, 0, 0, 2, 2, 4, 14, 15, 15, 0, 15]
     np.testing.assert_array_equal(backend.to_numpy(array), x)
     np.testing.assert_array_equal(backend.to_numpy(backend.round_clip(array[1:4], -2, 2)), [-2, 0, 0])
+
+
+def test_clipping_keeps_what_lies_between_and_the_precision(backend):
+    x = np.array([-np.inf, -3.0, 0.0, 0.25, 1.0, 1.5, np.inf])
+    for array in (backend.asarray(x), backend.activations(x)):
+        clipped = backend.clip(array, 0.0, 1.0)
+        assert backend.to_numpy(clipped).tolist() == [0, 0, 0, 0.25, 1, 1, 1]
+        assert clipped.dtype == array.dtype
+        np.testing.assert_array_equal(backend.to_numpy(array), x)
 
 
 def nearest_float16(value):

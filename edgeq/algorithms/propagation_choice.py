@@ -1,0 +1,81 @@
+"""How far to propagate: the strength and damping of the correction, chosen on tokens that it was not fitted to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeq.algorithms.damping import factorise, lower_factor
+from edgeq.protocols import Backend
+from edgeq.types import Array, LayerStatistics
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+DAMPINGS = (0.01, 0.1, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One pair of settings and the held-out error it leads to, as a share of the layer's held-out output energy.
+
+    Errors are relative to no correction: negative ones gain.
+    """
+
+    strength: float
+    damping: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class PropagationChoice:
+    """The best trial, and all of them."""
+
+    best: Trial
+    curve: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Corrector:
+    """A factor of the H that the correction is fitted to, shared by all layers of a site."""
+
+    damping: float
+    L: Array
+
+
+def make_correctors(
+    fit: LayerStatistics, backend: Backend, *, dampings: Sequence[float] = DAMPINGS
+) -> tuple[Corrector, ...]:
+    """Factor H + lambda I once for each damping; one that had to be raised states what it became."""
+    factors = (factorise(fit.H, damping, backend, lower_factor) for damping in dampings)
+    return tuple(Corrector(item.damping, item.factor) for item in factors)
+
+
+def choose_propagation(
+    W: Array,
+    fit: LayerStatistics,
+    held_out: LayerStatistics,
+    correctors: Sequence[Corrector],
+    backend: Backend,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+) -> PropagationChoice:
+    """The strength and damping whose correction leaves the smallest error on held-out tokens, before any rounding.
+
+    With K = W D (H + lambda I)^-1 of the fitted moments and V = W + strength * K, on the held-out ones (dashed)
+
+    ||X W.T - X_hat V.T||^2 = ||(X - X_hat) W.T||^2 - 2 strength <W D', K> + strength^2 <K H', K>
+
+    The first term is the same for all and left out. Ties go to the smaller strength, then to the larger damping.
+    Rounding adds tr(E H' E.T), whose size does not depend on the strength, and a product of E with V that averages out.
+
+    Shapes: W (out, in). Several layers of a site may be stacked along `out` to get one choice for all.
+    """
+    energy = max(float(((W @ held_out.H) * W).sum()), 1e-30)
+    trials = []
+    for corrector in correctors:
+        linear, curved = 0.0, 0.0
+        if fit.D is not None and held_out.D is not None:
+            K = backend.solve_product(W, fit.D, corrector.L)
+            linear, curved = float(((W @ held_out.D) * K).sum()), float(((K @ held_out.H) * K).sum())
+        for strength in strengths:
+            error = strength * (strength * curved - 2 * linear) / energy
+            trials.append(Trial(float(strength), corrector.damping, error))
+    best = min(trials, key=lambda trial: (trial.error, trial.strength, -trial.damping))
+    return PropagationChoice(best, tuple(trials))

@@ -1,0 +1,123 @@
+"""QuantEase: cyclic coordinate descent on the codes, each set to its best value given all the others."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeq.algorithms.layer_loss import Target, dequantize, keep_better_rows, loss_change
+from edgeq.protocols import Backend
+from edgeq.types import Array, Grid, GroupScales, NumpyArray
+
+TIE = 1e-5  # of a step: a code moves only if that gains more than rounding noise, so that ties keep the old code
+RELAXED_EVERY = 3
+LAST_RELAXED = 25
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnProblem:
+    """A layer with one contiguous row per column. Shapes: H (in, in); the others (in, out).
+
+    pull is 1 / (H_jj s_j): what turns a residual into code units.
+    """
+
+    B: Array
+    H: Array
+    scales: Array
+    offsets: Array
+    pull: Array
+
+
+def descend_codes(
+    codes: Array,
+    fitted: GroupScales,
+    target: Target,
+    grid: Grid,
+    backend: Backend,
+    *,
+    sweeps: int = 1,
+    relaxed: bool = False,
+    order: NumpyArray | None = None,
+) -> Array:
+    """Lower tr(Q H Q^T) - 2 <B, Q> over the codes at fixed scales, from any codes: refines what a solver left.
+
+    u_j = q_j + (B - Q H)_j / H_jj,   q_j <- the grid's point nearest u_j,   column after column in `order`
+
+    No rounding sweep raises the loss of any row. With `relaxed`, every third sweep but the
+    last writes u_j unrounded to leave local minima; each row then keeps the best codes it came across.
+
+    Shapes: codes (out, in); scales and offsets (out, groups).
+    Source: Behdin et al., QuantEase, 2023, algorithm 1 and its relaxation heuristic.
+    """
+    order = np.arange(codes.shape[1]) if order is None else order
+    problem = column_problem(fitted, target, grid, backend, order)
+    work = backend.copy(backend.take(codes, order, axis=1).T)
+    back, best = np.argsort(order), codes
+    for index in range(sweeps):
+        rounding = not (relaxed and index % RELAXED_EVERY == 1 and index < min(sweeps - 1, LAST_RELAXED))
+        swept = sweep(work, problem, grid, backend, rounding=rounding)
+        unchanged = not bool(abs(swept - work).max() > 0)
+        work = swept
+        if relaxed and rounding:
+            best = better_codes(best, backend.take(work, back, axis=0).T, fitted, target, grid, backend)
+        if unchanged:
+            break
+    return best if relaxed else backend.take(work, back, axis=0).T
+
+
+def column_problem(
+    fitted: GroupScales, target: Target, grid: Grid, backend: Backend, order: NumpyArray
+) -> ColumnProblem:
+    """The problem with its columns in `order`, laid out for sweeps."""
+    B, H = target.B, target.H
+    groups = grid.group_index(B.shape[1])[order]
+    scales = backend.take(backend.copy(fitted.scales.T), groups, axis=0)
+    offsets = backend.take(backend.copy(fitted.offsets.T), groups, axis=0)
+    if (np.diff(order) != 1).any():
+        B, H = backend.take(B, order, axis=1), backend.take(backend.take(H, order, 0), order, 1)
+    curvature = backend.diagonal(H).reshape(-1, 1)
+    seen = curvature > 0
+    pull = backend.where(seen, (1 - TIE) / backend.where(seen, curvature, 1.0), 0.0) / scales
+    return ColumnProblem(backend.copy(B.T), H, scales, offsets, pull)
+
+
+def sweep(
+    codes: Array, problem: ColumnProblem, grid: Grid, backend: Backend, *, rounding: bool, block_size: int = 64
+) -> Array:
+    """One pass over all columns; the residual of each block of them is one matrix product with the current weight.
+
+    Shapes: codes and the result (in, out).
+    """
+    codes = backend.copy(codes)
+    Q = problem.scales * codes + problem.offsets
+    for start in range(0, codes.shape[0], block_size):
+        block = slice(start, min(start + block_size, codes.shape[0]))
+        scales, pull = problem.scales[block], problem.pull[block]
+        wanted = codes[block] + (problem.B[block] - problem.H[block] @ Q) * pull
+        limit = grid.max_code if rounding else None
+        moves = sweep_block(codes[block], wanted, problem.H[block, block], scales, pull, limit, backend)
+        new = codes[block] + moves / scales
+        codes[block] = backend.round_clip(new, 0, grid.max_code) if rounding else new
+        Q[block] += moves
+        backend.evaluate(codes, Q)
+    return codes
+
+
+def sweep_block(
+    codes: Array, wanted: Array, H: Array, scales: Array, pull: Array, max_code: int | None, backend: Backend
+) -> Array:
+    """How far the weights of a block's columns move, each column after those before it; max_code None: no rounding.
+
+    Shapes: H (columns, columns); the others and the result (columns, out).
+    """
+    moves = backend.copy(codes)
+    for j in range(codes.shape[0]):
+        target = wanted[j] - (H[j, :j] @ moves[:j]) * pull[j] if j else wanted[j]
+        new = target if max_code is None else backend.round_clip(target, 0, max_code)
+        moves[j] = (new - codes[j]) * scales[j]
+    return moves
+
+
+def better_codes(best: Array, new: Array, fitted: GroupScales, target: Target, grid: Grid, backend: Backend) -> Array:
+    """Row by row the codes of smaller loss. Shapes: (out, in)."""
+    old, new_weight = (dequantize(codes, fitted, grid, backend) for codes in (best, new))
+    return keep_better_rows(best, new, loss_change(old, new_weight, target), backend)
