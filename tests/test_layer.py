@@ -217,24 +217,12 @@ def test_scales_may_be_weighed_by_what_is_left_of_an_error_once_others_made_up_f
             np.testing.assert_allclose(backend.to_numpy(found), values, rtol=1e-4)
 
 
-@functools.cache
-def glass_split():
-    """Weight, H of fitted tokens and H of others, of every linear layer of glassllm."""
-    model, windows = models.glass_llama(), models.glass_windows(24, 128)
-    weights = {name: t.numpy().astype(np.float64) for name, t in model.state_dict().items() if "_proj" in name}
-    halves = [models.linear_inputs(model, part) for part in (windows[:16], windows[16:])]
-    return [
-        (weights[f"{name}.weight"], *(plain.moments(half[name].astype(np.float64), half[name])[0] for half in halves))
-        for name in halves[0]
-    ]
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_sweeps_and_annealing_pay_on_tokens_that_they_were_not_fitted_to():
     backend, totals = load_backend("cpu"), []
     for refinements in ({}, {"sweeps": 5}, {"sweeps": 5, "anneal_rounds": 1, "anneal_steps": 100}):
         recipe, shares = Recipe(bits=3, scales="first", **refinements), []
-        for W, H, held_out in glass_split()[::3]:
+        for W, H, held_out in trained.glass_split()[::3]:
             layer, _ = solve(W, statistics_of(H, None, backend, 2048), recipe, backend)
             lost = plain.weighted_loss(layer.dequantized().astype(np.float64), W, held_out).sum()
             shares.append(lost / plain.weighted_loss(W, 0 * W, held_out).sum())

@@ -33,6 +33,18 @@ def glass_layers():
 
 
 @functools.cache
+def glass_split():
+    """Weight, H of fitted tokens and H of others, of every linear layer of glassllm."""
+    model, windows = models.glass_llama(), models.glass_windows(24, 128)
+    weights = {name: t.numpy().astype(np.float64) for name, t in model.state_dict().items() if "_proj" in name}
+    halves = [models.linear_inputs(model, part) for part in (windows[:16], windows[16:])]
+    return [
+        (weights[f"{name}.weight"], *(plain.moments(half[name].astype(np.float64), half[name])[0] for half in halves))
+        for name in halves[0]
+    ]
+
+
+@functools.cache
 def demo_layers():
     """The same of four layers of the demo's second block, of four shapes; 2048 tokens, more than any layer is wide."""
     source, backend = open_source("demo"), load_backend("cpu")
