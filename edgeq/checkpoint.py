@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from edgeq.errors import BadInput
 from edgeq.packing import pack_words, unpack_words
+from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.layout import find_blocks
 from edgeq.storage import sync_file, write_bytes
 from edgeq.types import BlockSpec, Grid, NumpyArray, QuantizedLinear
@@ -105,6 +106,10 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         return str(self.head["source"]["fingerprint"])
+
+    def solution_fingerprint(self) -> str:
+        """A hash of what was solved, as `fingerprint` is one of what it was solved from."""
+        return hash_model(self.config, {}, [self.path / HEAD_FILE, *(file.path for file in self._files)])
 
     @cached_property
     def report(self) -> Mapping[str, Any]:

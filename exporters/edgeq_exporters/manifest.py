@@ -1,35 +1,79 @@
 """What every export has beside its weights: a manifest of what became of each tensor, and files that appear whole."""
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from edgeq.certificate import MANIFEST_NAME, hash_of_layer, sha256_of
+from edgeq.checkpoint import describe_grid
+from edgeq.types import Grid, QuantizedLinear
+from edgeq_exporters.deviation import largest_difference
 
-from edgeq.types import Grid, NumpyArray
-
-MANIFEST_NAME = "manifest.json"
+__all__ = [
+    "MANIFEST_NAME",
+    "Entry",
+    "hash_of_layer",
+    "quantized_entry",
+    "rename_when_stored",
+    "sha256_of",
+    "tensor_entry",
+    "write_in_place",
+    "write_manifest",
+]
 
 Entry = dict[str, Any]
 
 
 def tensor_entry(
-    *, name: str, source: str, type_name: str, grid: Grid | None, status: str, deviation: float, digest: str
+    *,
+    name: str,
+    source: str,
+    type_name: str,
+    grid: Grid | None,
+    status: str,
+    deviation: float,
+    digest: str,
+    stored: str | None = None,
+    solved_on: Grid | None = None,
 ) -> Entry:
-    """What the manifest says of one tensor. Units: deviation in those of the weights."""
-    return {
+    """What the manifest says of one tensor. Units: deviation in those of the weights.
+
+    digest is the hash of the solution; stored that of what a reader finds in the file, needed where they differ.
+    solved_on is the grid of a tensor that the file holds dense, as its codes say.
+    """
+    entry: Entry = {
         "name": name,
         "source": source,
         "type": type_name,
         "bits": None if grid is None else grid.bits,
         "group_size": None if grid is None else grid.group_size,
+        "zeros": None if grid is None else grid.zeros,
+        "scale_dtype": None if grid is None else grid.scale_dtype,
         "status": status,
         "largest_deviation": deviation,
         "sha256": digest,
+        "stored_sha256": digest if stored is None and status in ("exact", "widened") else stored,
     }
+    return entry if solved_on is None else entry | {"from": describe_grid(solved_on)}
+
+
+def quantized_entry(
+    *, name: str, source: str, type_name: str, layer: QuantizedLinear, stored: QuantizedLinear, widened: bool = False
+) -> Entry:
+    """What became of a quantized tensor whose solution is `layer` and whose values in the file are `stored`."""
+    deviation = largest_difference(layer, stored.scales, stored.offsets)
+    return tensor_entry(
+        name=name,
+        source=source,
+        type_name=type_name,
+        grid=layer.grid,
+        status="rescaled" if deviation else "widened" if widened else "exact",
+        deviation=deviation,
+        digest=hash_of_layer(layer),
+        stored=hash_of_layer(stored),
+    )
 
 
 def write_manifest(folder: Path, *, format_name: str, file: str, entries: Sequence[Entry]) -> Path:
@@ -38,18 +82,6 @@ def write_manifest(folder: Path, *, format_name: str, file: str, entries: Sequen
     content = {"format": format_name, "file": file, "tensors": entries}
     write_in_place(path, (json.dumps(content, indent=1) + "\n").encode())
     return path
-
-
-def sha256_of(*arrays: NumpyArray) -> str:
-    """One hash over arrays in row-major little-endian bytes, the same for every container of one solution."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array, dtype=_little_endian(array.dtype)).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return dtype if dtype.kind == "V" else dtype.newbyteorder("<")  # bfloat16 has no other order
 
 
 def write_in_place(path: Path, content: bytes) -> None:
