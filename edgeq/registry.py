@@ -19,7 +19,7 @@ class Entry:
     """Where something lies ("module:attribute"), the extra that installs what it needs, arguments to make it with."""
 
     target: str
-    extra: str
+    extra: str = ""
     arguments: tuple[str, ...] = ()
 
 
@@ -58,6 +58,8 @@ RUNTIMES = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
 EXPORTERS = {
     "gguf": Entry("edgeq_exporters.gguf:GgufExporter", "gguf"),
     "mlx": Entry("edgeq_exporters.mlx:MlxExporter", "mlx"),
+    "gptq": Entry("edgeq_exporters.gptq:GptqExporter"),
+    "compressed-tensors": Entry("edgeq_exporters.compressed_tensors:CompressedTensorsExporter"),
 }
 
 
@@ -67,7 +69,7 @@ def load(entry: Entry, what: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        advice = f"run: pip install 'edgeq[{entry.extra}]'"
+        advice = f"run: pip install 'edgeq[{entry.extra}]'" if entry.extra else "run: pip install edgeq"
         raise NotInstalled(f"{what} needs {error.name}, which is not installed; {advice}") from error
     except ImportError as error:
         raise NotInstalled(f"{what} cannot be loaded ({error}); run: pip install -U 'edgeq[{entry.extra}]'") from error
