@@ -11,18 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeq.cli_export import BACKEND_OPTION, FORCE_OPTION, JSON_OPTION, export_command, verify_command
 from edgeq.errors import EdgeqError
 from edgeq.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-FORCE_OPTION = click.option("--force", is_flag=True, help="Replace an output that edgeq wrote before.")
-BACKEND_OPTION = click.option(
-    "--backend", default="auto", show_default=True, help="auto, cuda, cpu, mps, mlx or reference."
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -78,7 +72,11 @@ def cli() -> None:
 @click.option("--seed", type=int, help="Where calibration sequences start.  [default: 0]")
 @click.option("--recipe", type=click.Path(), help="TOML file with the settings of docs/cli.md; options win.")
 @click.option(
-    "--export", "exports", multiple=True, metavar="FORMAT", help="Also write this format (gguf, mlx); may be repeated."
+    "--export",
+    "exports",
+    multiple=True,
+    metavar="FORMAT",
+    help="Also write this format (see edgeq export --list); may be repeated.",
 )
 @click.option("--evaluate", "evaluated", is_flag=True, help="Measure the result against the original at the end.")
 @BACKEND_OPTION
@@ -116,31 +114,8 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     report(summary, as_json, show_finished)
 
 
-@cli.command(name="export")
-@click.argument("checkpoint", type=click.Path())
-@click.option("--format", "format_name", required=True, help="gguf or mlx.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Directory to write.  [default: CHECKPOINT/FORMAT]"
-)
-@JSON_OPTION
-@FORCE_OPTION
-def export_command(checkpoint: str, format_name: str, output: Path | None, as_json: bool, force: bool) -> None:
-    """Write a quantized CHECKPOINT in the format of a runtime.
-
-    \b
-    Example:
-      edgeq export smollm2 --format gguf
-    """
-    from edgeq.checkpoint import Checkpoint  # noqa: PLC0415
-    from edgeq.pipeline import export  # noqa: PLC0415
-    from edgeq.registry import load_exporter  # noqa: PLC0415
-    from edgeq.storage import size_of  # noqa: PLC0415
-
-    exporter = load_exporter(format_name)
-    destination = output if output is not None else Path(checkpoint) / format_name
-    written = export(Checkpoint(checkpoint), exporter, destination, force=force)
-    files = {str(path): size_of(path) for path in written}
-    report({"files": files}, as_json, show_files)
+cli.add_command(export_command)
+cli.add_command(verify_command)
 
 
 @cli.command(name="evaluate")
@@ -257,11 +232,6 @@ def show_finished(console: "Console", summary: Mapping[str, Any]) -> None:
         return
     command = shlex.join(["edgeq", "evaluate", summary["result"], "--reference", summary["original"]])
     console.print(f"next: {command}", highlight=False, soft_wrap=True)
-
-
-def show_files(console: "Console", result: Mapping[str, Any]) -> None:
-    for path, size in result["files"].items():
-        console.print(f"{path}  {size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
 
 
 def show_evaluated(console: "Console", result: Mapping[str, Any]) -> None:

@@ -44,10 +44,21 @@ def check_exports(exporters: Sequence[Exporter], source: ModelSource, grids: Gri
 
 
 def asymmetric_zeros(exporters: Sequence[Exporter]) -> str:
-    """The kind of zero point that all exports hold without loss: free offsets where they can, else whole ones."""
-    if exporters and all("offset" in exporter.zero_kinds for exporter in exporters):
-        return "offset"
-    return "integer"
+    """The asymmetric kind of zero point that all exports hold without loss: free offsets where they can, else whole.
+
+    Raises: BadInput when they have none in common.
+    """
+    kinds = {exporter.name: [kind for kind in exporter.zero_kinds if kind != "symmetric"] for exporter in exporters}
+    if not kinds:
+        return "integer"
+    common = [kind for kind in ("offset", "integer") if all(kind in held for held in kinds.values())]
+    if common:
+        return common[0]
+    held = ", ".join(f"{name} {' or '.join(of_name) or 'none'}" for name, of_name in kinds.items())
+    raise BadInput(
+        f"--asymmetric: the exports hold different kinds of zero point without loss ({held}); leave out --asymmetric, "
+        "or set zeros = 'integer' in a recipe to have whole zero points and rounded offsets where a format needs them"
+    )
 
 
 def bits_per_weight(grids: Grids) -> dict[str, float]:

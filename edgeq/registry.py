@@ -52,8 +52,10 @@ LOGITS = {
     "mlx": Entry("edgeq_backends.mlx_activations:MlxLogits", "mlx"),
     "llama.cpp": Entry("edgeq_backends.llama_cpp:LlamaCppLogits", "llama-cpp"),
     "mlx-lm": Entry("edgeq_backends.mlx_lm:MlxLmLogits", "mlx"),
+    "gptqmodel": Entry("edgeq_backends.transformers_directory:GptqModelLogits", "cuda"),
+    "compressed-tensors": Entry("edgeq_backends.transformers_directory:CompressedTensorsLogits", "compressed-tensors"),
 }
-RUNTIMES = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
+RUNTIMES = {"gguf": "llama.cpp", "mlx": "mlx-lm", "gptq": "gptqmodel", "compressed-tensors": "compressed-tensors"}
 """What runs the files of a format."""
 EXPORTERS = {
     "gguf": Entry("edgeq_exporters.gguf:GgufExporter", "gguf"),
@@ -61,6 +63,13 @@ EXPORTERS = {
     "gptq": Entry("edgeq_exporters.gptq:GptqExporter"),
     "compressed-tensors": Entry("edgeq_exporters.compressed_tensors:CompressedTensorsExporter"),
 }
+READERS = {
+    "gguf": Entry("edgeq_exporters.read_gguf:GgufReader", "gguf"),
+    "mlx": Entry("edgeq_exporters.read_mlx:MlxReader"),
+    "gptq": Entry("edgeq_exporters.read_gptq:GptqReader"),
+    "compressed-tensors": Entry("edgeq_exporters.read_compressed_tensors:CompressedTensorsReader"),
+}
+"""What reads the exports of a format back from disk; see `edgeq.protocols.ExportReader`."""
 
 
 def load(entry: Entry, what: str) -> Any:

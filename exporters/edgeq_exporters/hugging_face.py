@@ -103,7 +103,9 @@ def write(kind: LinearFormat, model: QuantizedModel, destination: Path) -> list[
     content = DirectoryContent(
         format_name=kind.name,
         label="pt",
-        sizes={name: _bytes_of(shape, grid if name in linear else None, dense) for name, (shape, grid) in grids.items()},
+        sizes={
+            name: _bytes_of(shape, grid if name in linear else None, dense) for name, (shape, grid) in grids.items()
+        },
         make=partial(_tensor, kind, model, grids, dense),
         config=_config(kind, model.config, linear, dense),
         companions=model.companions(),
@@ -177,8 +179,8 @@ def patterns_of(modules: Iterable[str]) -> list[str]:
     for kind, numbers in blocks.items():
         kinds[tuple(sorted(numbers))].append(kind)
     found = []
-    for numbers, of_blocks in kinds.items():
+    for indices, of_blocks in kinds.items():
         fused = [name for name, members in FUSED.items() if members[0] in of_blocks]
         names = "|".join(re.escape(kind) for kind in [*of_blocks, *fused])
-        found.append(rf"model\.layers\.(?:{'|'.join(map(str, numbers))})\.(?:{names})(?:\.|$)")
+        found.append(rf"model\.layers\.(?:{'|'.join(map(str, indices))})\.(?:{names})(?:\.|$)")
     return found

@@ -60,7 +60,9 @@ def why_not_tensors(
     missing = next((name for name in expected if name not in kept), None)
     if missing is None:
         return None
-    return f"the model has no tensor '{missing}', which {runtime} builds from config.json; add it or correct config.json"
+    return (
+        f"the model has no tensor '{missing}', which {runtime} builds from config.json; add it or correct config.json"
+    )
 
 
 def wrong_shape(name: str, found: Shape, expected: Shape) -> str:

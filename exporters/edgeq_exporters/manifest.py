@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from edgeq_exporters.deviation import largest_difference
 __all__ = [
     "MANIFEST_NAME",
     "Entry",
+    "grid_of",
     "hash_of_layer",
     "quantized_entry",
     "rename_when_stored",
@@ -26,7 +27,7 @@ __all__ = [
 Entry = dict[str, Any]
 
 
-def tensor_entry(
+def tensor_entry(  # noqa: PLR0913 (one argument per field)
     *,
     name: str,
     source: str,
@@ -57,6 +58,13 @@ def tensor_entry(
         "stored_sha256": digest if stored is None and status in ("exact", "widened") else stored,
     }
     return entry if solved_on is None else entry | {"from": describe_grid(solved_on)}
+
+
+def grid_of(entry: Mapping[str, Any]) -> Grid | None:
+    """The grid that an entry's tensor was solved on; None for a dense one."""
+    if entry["bits"] is None:
+        return None
+    return Grid(entry["bits"], entry["group_size"], entry["zeros"], entry["scale_dtype"])
 
 
 def quantized_entry(
