@@ -1,6 +1,7 @@
 """Predictions of exported directories in transformers, with the library that reads their format."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,7 +45,9 @@ class CompressedTensorsLogits:
             raise BadInput(f"{str(path)!r}: transformers cannot load several grids with zero points; vLLM can")
         from transformers import CompressedTensorsConfig  # noqa: PLC0415
 
-        self._model = load_model(path, quantization_config=CompressedTensorsConfig(dequantize=True))
+        with warnings.catch_warnings():  # that the model has a quantization_config too, which is meant here
+            warnings.simplefilter("ignore", UserWarning)
+            self._model = load_model(path, quantization_config=CompressedTensorsConfig(dequantize=True))
 
     @staticmethod
     def check_installed() -> None:
