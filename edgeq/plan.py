@@ -48,13 +48,14 @@ def asymmetric_zeros(exporters: Sequence[Exporter]) -> str:
 
     Raises: BadInput when they have none in common.
     """
-    kinds = {exporter.name: [kind for kind in exporter.zero_kinds if kind != "symmetric"] for exporter in exporters}
-    if not kinds:
-        return "integer"
-    common = [kind for kind in ("offset", "integer") if all(kind in held for held in kinds.values())]
+    kinds = ("offset", "integer") if exporters else ("integer",)
+    common = [kind for kind in kinds if all(kind in exporter.zero_kinds for exporter in exporters)]
     if common:
         return common[0]
-    held = ", ".join(f"{name} {' or '.join(of_name) or 'none'}" for name, of_name in kinds.items())
+    held = ", ".join(
+        f"{exporter.name} {' or '.join(kind for kind in kinds if kind in exporter.zero_kinds) or 'none'}"
+        for exporter in exporters
+    )
     raise BadInput(
         f"--asymmetric: the exports hold different kinds of zero point without loss ({held}); leave out --asymmetric, "
         "or set zeros = 'integer' in a recipe to have whole zero points and rounded offsets where a format needs them"

@@ -1,6 +1,7 @@
 """GPTQ directories: bits by an oracle, words by onnxruntime-genai's loader, kernels of GPTQModel where it is there."""
 
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from tiny_models import random_layer
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid
+from edgeq_exporters import safetensors_directory
 from edgeq_exporters.gptq import BITS, GptqExporter, pack
 
 UP = "model.layers.0.mlp.up_proj"
@@ -200,4 +202,25 @@ def test_scales_beyond_float16_are_refused_and_others_rounded_and_reported(rng, 
     np.testing.assert_array_equal(stored.scales, layer.scales.astype(np.float16).astype(np.float32))
     with pytest.raises(BadInput, match="exceeds float16"):
         pack("P", SimpleNamespace(codes=layer.codes, scales=layer.scales * 1e9, offsets=layer.offsets, grid=layer.grid))
-    assert "torch" in sys.modules  # the test's own; the exporter needs none
+
+
+@pytest.mark.parametrize("module", ["gptq", "compressed_tensors", "read_gptq", "read_safetensors"])
+def test_writing_loads_no_framework(module):
+    code = f"import sys, edgeq_exporters.{module}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert not {"torch", "transformers", "mlx", "compressed_tensors"} & set(run.stdout.split())
+
+
+def test_shards_hold_what_one_file_holds(rng, tmp_path, monkeypatch):
+    model = solved(tiny(), rng, [FOUR_BITS])
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    _, whole = written(model, tmp_path / "whole")
+    monkeypatch.setattr(safetensors_directory, "SHARD_BYTES", 30_000)
+    GptqExporter().write(model, tmp_path / "parts")
+    shards = sorted((tmp_path / "parts").glob("model-*.safetensors"))
+    parts = {name: array for shard in shards for name, array in load_file(shard).items()}
+    assert len(shards) > 2 and set(parts) == set(whole)
+    assert all(np.array_equal(parts[name], whole[name]) for name in whole)
+    sizes = [sum(array.nbytes for array in load_file(shard).values()) for shard in shards]
+    assert max(sizes) <= 30_000
