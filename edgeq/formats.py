@@ -24,7 +24,7 @@ READ_BY = {
 }
 VERIFIED = {
     "gguf": "bytes by the `gguf` library; logits in llama.cpp",
-    "onnx": "logits in ONNX Runtime",
+    "onnx": "bytes by the `onnx` library and bit by bit; logits in ONNX Runtime, tokens in onnxruntime-genai",
     "mlx": "words by MLX and bit by bit; logits in mlx-lm",
     "gptq": "words by onnxruntime-genai's loader and bit by bit; logits in GPTQModel where it is installed",
     "compressed-tensors": "words by the `compressed-tensors` library and bit by bit; logits in transformers",
@@ -87,8 +87,10 @@ def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
     rounded = [name for name, grid in linear.items() if grid.zeros not in exporter.zero_kinds]
     outer = [name for name, (_, grid) in grids.items() if grid is not None and name not in linear]
     notes = []
-    if rounded:
-        notes.append(f"{len(rounded)} layers with whole zero points get rounded offsets, such as {rounded[0]}")
+    for kind, become in (("integer", "whole zero points get rounded offsets"), ("offset", "free offsets are rounded")):
+        names = [name for name in rounded if linear[name].zeros == kind]
+        if names:
+            notes.append(f"{len(names)} layers with {become}, such as {names[0]}")
     if exporter.linear_only and outer:
         notes.append(f"dense, as their codes say: {', '.join(outer)}")
     return {"fits": "with loss" if rounded else "without loss", "reason": "; ".join(notes)}

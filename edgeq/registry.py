@@ -159,9 +159,8 @@ def check_format_options(names: Sequence[str], options: Mapping[str, Any]) -> No
             continue
         having = ", ".join(name for name, known in FORMAT_OPTIONS.items() if option in known)
         flag = f"--{option.replace('_', '-')}"
-        raise BadInput(
-            f"option {flag} is one of format {having}, not of {' or '.join(names) or 'no export'}; leave it out"
-        )
+        asked = " or ".join(names) or "no export"
+        raise BadInput(f"option {flag} is one of format {having}, not of {asked}; leave it out")
 
 
 def _is_installed(module: str) -> bool:

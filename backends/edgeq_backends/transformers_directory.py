@@ -53,9 +53,8 @@ class CompressedTensorsLogits:
     def check_installed() -> None:
         """Raises: NotInstalled."""
         if find_spec("compressed_tensors") is None:
-            raise NotInstalled(
-                f"runtime 'compressed-tensors' needs compressed-tensors; {install('compressed-tensors')}"
-            )
+            advice = install("compressed-tensors")
+            raise NotInstalled(f"runtime 'compressed-tensors' needs compressed-tensors; {advice}")
 
     def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
         yield from model_logits(self._model, windows)

@@ -16,9 +16,11 @@ from edgeq.verification import check_tensor
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
 ZEROS = ("symmetric", "integer", "offset")
+EXPORTS = {**{name: {} for name in EXPORTERS}, "onnx qdq": {"qdq": True}}
 SHAPES = {  # what is awkward: odd output sizes, inputs that groups do not divide
     "even": {"vocab_size": 320, "intermediate_size": 256},
     "odd rows": {"vocab_size": 321, "intermediate_size": 256, "head_dim": 30},
+    "odd vocabulary": {"vocab_size": 321, "intermediate_size": 213},
     "short groups": {"vocab_size": 320, "intermediate_size": 160},
 }
 
@@ -72,10 +74,10 @@ def verified(exporter, model, folder):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("name", EXPORTS)
 @pytest.mark.parametrize("bits", BITS)
 def test_a_combination_is_written_and_verified_or_refused(tmp_path, bits, name, tied, shape):
-    exporter = load_exporter(name)
+    exporter = load_exporter(name.split()[0], EXPORTS[name])
     for group_size in GROUPS:
         for zeros in ZEROS:
             folder = tmp_path / f"{group_size} {zeros}"
@@ -92,6 +94,7 @@ def test_what_must_fit_fits():
     """Written down by hand, so that a format that refuses everything is noticed."""
     fitting = {
         "gguf": {"symmetric": BITS, "integer": (2, 3, 4, 5), "offset": (2, 3, 4, 5)},
+        "onnx": {"symmetric": BITS, "integer": BITS, "offset": (2, 3, 4)},
         "mlx": {"symmetric": BITS, "integer": BITS, "offset": BITS},
         "gptq": {"symmetric": (2, 3, 4, 8), "integer": (2, 3, 4, 8), "offset": ()},
         "compressed-tensors": {"symmetric": (2, 4, 8), "integer": (2, 4, 8), "offset": ()},
@@ -104,14 +107,14 @@ def test_what_must_fit_fits():
             assert tuple(found) == bits, (name, zeros)
 
 
-@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("name", EXPORTS)
 def test_two_exports_are_byte_identical(tmp_path, name):
     for run in ("first", "second"):
         (tmp_path / run).mkdir()
         model = model_on(Grid(4, 32), "even", False)
         if run == "second":
             model.layers = dict(reversed(model.layers.items()))
-        load_exporter(name).write(model, tmp_path / run)
+        load_exporter(name.split()[0], EXPORTS[name]).write(model, tmp_path / run)
     files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file())
     assert files == sorted(p.relative_to(tmp_path / "second") for p in (tmp_path / "second").rglob("*") if p.is_file())
     for file in files:
