@@ -9,7 +9,7 @@ from edgeq.pipeline import Job
 from edgeq.plan import asymmetric_zeros
 from edgeq.protocols import ActivationSource, ModelSource
 from edgeq.recipe import make_recipe
-from edgeq.registry import ACTIVATIONS, BACKENDS, device_of, load, load_backend, load_exporter
+from edgeq.registry import ACTIVATIONS, BACKENDS, device_of, load, load_backend, load_exporters
 from edgeq.types import NumpyArray
 
 
@@ -20,12 +20,13 @@ def make_job(
     backend: str = "auto",
     calibration: str | None = None,
     exports: Sequence[str] = (),
+    export_options: Mapping[str, Any] | None = None,
 ) -> Job:
-    """A run of `edgeq.pipeline.quantize`; settings are those of `edgeq.recipe`.
+    """A run of `edgeq.pipeline.quantize`; settings are those of `edgeq.recipe`, export_options those of the formats.
 
     zeros "asymmetric" becomes the kind of zero point that all exports hold without loss.
     """
-    exporters = [load_exporter(name) for name in exports]
+    exporters = load_exporters(exports, export_options or {})
     settings = dict(settings)
     if settings.get("zeros") == "asymmetric":
         settings["zeros"] = asymmetric_zeros(exporters)

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.ownership import HEAD_FILE, REPORT_FILE, leads_out
+from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.layout import find_blocks
 from edgeq.sources.model_config import check_config
 from edgeq.sources.safetensors_directory import COMPANION_FILES
@@ -114,6 +115,10 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         return str(self.head["source"]["fingerprint"])
+
+    def solution_fingerprint(self) -> str:
+        """A hash of what was solved, as `fingerprint` is one of what it was solved from."""
+        return hash_model(self.config, {}, [self.path / name for name in (HEAD_FILE, *self.head["files"])])
 
     @cached_property
     def report(self) -> Mapping[str, Any]:

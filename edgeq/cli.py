@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeq.cli_export import export_command, verify_command
 from edgeq.failures import report_failure
-from edgeq.options import BACKEND_OPTION, FORCE_OPTION, JSON_OPTION, PATH, collect_settings
+from edgeq.options import (
+    BACKEND_OPTION,
+    FORCE_OPTION,
+    JSON_OPTION,
+    PATH,
+    collect_settings,
+    format_options,
+    option_words,
+)
 from edgeq.signals import stopping_on_signals
 from edgeq.version import __version__
 
@@ -69,15 +78,20 @@ def cli() -> None:
 @click.option("--seed", type=int, help="Where calibration sequences start.  [default: 0]")
 @click.option("--recipe", type=PATH, help="TOML file with the settings of docs/cli.md; options win.")
 @click.option(
-    "--export", "exports", multiple=True, metavar="FORMAT", help="Also write gguf, mlx or onnx; may be repeated."
+    "--export",
+    "exports",
+    multiple=True,
+    metavar="FORMAT",
+    help="Also write this format (see edgeq export --list); may be repeated.",
 )
+@format_options
 @click.option("--evaluate", "evaluated", is_flag=True, help="Measure the result against the original at the end.")
 @BACKEND_OPTION
 @JSON_OPTION
 @FORCE_OPTION
 def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str, output: Path, exports: tuple[str, ...], evaluated: bool, backend: str, as_json: bool, force: bool,
-    recipe: Path | None, calibration: Path | None, **options: Any,
+    recipe: Path | None, calibration: Path | None, accuracy_level: int | None, qdq: bool | None, **options: Any,
 ) -> None:  # fmt: skip
     """Quantize MODEL: a directory of safetensors, a .gguf file, a hub name, or the word demo.
 
@@ -89,6 +103,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.assembly import make_job  # noqa: PLC0415
     from edgeq.measurement import check_evaluation, evaluate  # noqa: PLC0415
     from edgeq.pipeline import quantize  # noqa: PLC0415
+    from edgeq.registry import options_of  # noqa: PLC0415
     from edgeq.screen import show_finished  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
     from edgeq.storage import check_destination  # noqa: PLC0415
@@ -97,42 +112,24 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     check_destination(output, force=force, source=Path(model).expanduser() if model != "demo" else None)
     settings = collect_settings(recipe, options)
     text = None if calibration is None else str(calibration)
-    job = make_job(open_source(model), settings, backend=backend, calibration=text, exports=exports)
+    of_formats = {"accuracy_level": accuracy_level, "qdq": qdq}
+    job = make_job(
+        open_source(model), settings, backend=backend, calibration=text, exports=exports, export_options=of_formats
+    )
     if evaluated:
         check_evaluation(job.source, exports, backend)
     with watching(as_json) as observer:
         checkpoint = quantize(job, output, observer, force=force)
-    with keeping(checkpoint, exports, evaluated_against=model if evaluated else None):
+    flags = {name: option_words(options_of(name, of_formats)) for name in exports}
+    with keeping(checkpoint, flags, evaluated_against=model if evaluated else None):
         summary = finish_run(job, checkpoint, model)
         if evaluated:
             summary["quality"] = evaluate(summary["result"], reference=model, backend=backend)
     report(summary, as_json, show_finished)
 
 
-@cli.command(name="export")
-@click.argument("checkpoint", type=PATH)
-@click.option("--format", "format_name", required=True, help="gguf, mlx or onnx.")
-@click.option("-o", "--output", type=PATH, help="Directory to write.  [default: CHECKPOINT/FORMAT]")
-@JSON_OPTION
-@FORCE_OPTION
-def export_command(checkpoint: Path, format_name: str, output: Path | None, as_json: bool, force: bool) -> None:
-    """Write a quantized CHECKPOINT in the format of a runtime.
-
-    \b
-    Example:
-      edgeq export smollm2 --format gguf
-    """
-    from edgeq.checkpoint import Checkpoint  # noqa: PLC0415
-    from edgeq.pipeline import export  # noqa: PLC0415
-    from edgeq.registry import load_exporter  # noqa: PLC0415
-    from edgeq.screen import show_exported  # noqa: PLC0415
-    from edgeq.storage import size_of  # noqa: PLC0415
-
-    exporter = load_exporter(format_name)
-    destination = output if output is not None else checkpoint / format_name
-    written = export(Checkpoint(checkpoint), exporter, destination, force=force)
-    files = {str(path): size_of(path) for path in written}
-    report({"format": exporter.name, "result": str(written[0]), "files": files}, as_json, show_exported)
+cli.add_command(export_command)
+cli.add_command(verify_command)
 
 
 @cli.command(name="evaluate")

@@ -33,6 +33,8 @@ def reason_of(error: BaseException) -> str:
     return " ".join(stated.split())[:300] or type(error).__name__
 
 
-def install(extra: str) -> str:
-    """What to do about a missing package."""
+def install(extra: str = "") -> str:
+    """What to do about a missing package; without an extra, one that edgeq always needs."""
+    if not extra:
+        return "install edgeq again (README, Installing)"
     return f"install edgeq with its extra '{extra}' (README, Installing)"

@@ -1,7 +1,7 @@
 """Options of the command line and what they mean as settings. Imports nothing heavy: --help must answer at once."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,28 @@ FORCE_OPTION = click.option("--force", is_flag=True, help="Replace an output tha
 BACKEND_OPTION = click.option(
     "--backend", default="auto", show_default=True, help="auto, cuda, cpu, mps, mlx or reference."
 )
+
+
+def format_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what only some formats know; `edgeq.registry.FORMAT_OPTIONS` says which."""
+    level = click.option(
+        "--accuracy-level",
+        type=click.IntRange(0, 4),
+        help="onnx: how ONNX Runtime rounds activations, 4 to 8 bits (fast), 0 not at all.  [default: 4]",
+    )
+    standard = click.option(
+        "--qdq", is_flag=True, default=None, help="onnx: standard DequantizeLinear nodes instead of ONNX Runtime's own."
+    )
+    return level(standard(command))
+
+
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """Options with the values they were given, as words of a command line."""
+    words = []
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
 
 
 def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def clear_away(folder: Path) -> None:
 
 
 def _names(listed: Any) -> list[str]:
-    return [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    """The names in a list, or those that an object has hashes for."""
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, list | dict) else []
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from edgeq.calibration import sample_windows, tokenize
+from edgeq.certificate import seal
 from edgeq.checkpoint import FORMAT_VERSION, Checkpoint, write_json
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
 from edgeq.layer import LayerReport, prepare_site, solve_layer, solve_without_statistics
@@ -228,4 +229,5 @@ def export(checkpoint: Checkpoint, exporter: Exporter, destination: Path, *, for
         raise BadInput(f"format {exporter.name!r}: {reason}")
     with new_directory(destination, force=force) as folder:
         written = [path.relative_to(folder) for path in exporter.write(checkpoint, folder)]
+        seal(folder, checkpoint)
     return [destination / path for path in written]

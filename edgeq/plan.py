@@ -46,10 +46,22 @@ def check_exports(exporters: Sequence[Exporter], source: ModelSource, grids: Gri
 
 
 def asymmetric_zeros(exporters: Sequence[Exporter]) -> str:
-    """The kind of zero point that all exports hold without loss: free offsets where they can, else whole ones."""
-    if exporters and all("offset" in exporter.zero_kinds for exporter in exporters):
-        return "offset"
-    return "integer"
+    """The asymmetric kind of zero point that all exports hold without loss: free offsets where they can, else whole.
+
+    Raises: BadInput when they have none in common.
+    """
+    kinds = ("offset", "integer") if exporters else ("integer",)
+    common = [kind for kind in kinds if all(kind in exporter.zero_kinds for exporter in exporters)]
+    if common:
+        return common[0]
+    held = ", ".join(
+        f"{exporter.name} {' or '.join(kind for kind in kinds if kind in exporter.zero_kinds) or 'none'}"
+        for exporter in exporters
+    )
+    raise BadInput(
+        f"--asymmetric: the exports hold different kinds of zero point without loss ({held}); leave out --asymmetric, "
+        "or set zeros = 'integer' in a recipe to have whole zero points and rounded offsets where a format needs them"
+    )
 
 
 def bits_per_weight(stored: Mapping[str, tuple[tuple[int, ...], int]]) -> dict[str, float]:

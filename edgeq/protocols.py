@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgeq.types import Array, BlockSpec, Grid, NumpyArray, QuantizedLinear, ScaleDtype
+from edgeq.types import Array, BlockSpec, Grid, NumpyArray, QuantizedLinear, ScaleDtype, StoredTensor
 
 
 class Backend(Protocol):
@@ -169,6 +169,8 @@ class Exporter(Protocol):
     name: str
     zero_kinds: Sequence[str]
     """Grid.zeros that the format holds without loss, the preferred asymmetric kind first."""
+    linear_only: bool
+    """Whether embedding and head are always dense in the format; quantized ones are written as their codes say."""
 
     def reject_reason(
         self,
@@ -181,5 +183,35 @@ class Exporter(Protocol):
         grids maps each tensor name to its shape and its grid (None: dense).
         """
 
+    def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
+        """What keeps a linear layer on this grid out of the format, naming what to change; None when it fits.
+
+        Shapes: (out, in).
+        """
+
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the files and manifest.json into the empty directory `destination`."""
+        """Write the files and manifest.json into the empty directory `destination`.
+
+        Each entry of the manifest is made by `edgeq_exporters.manifest`: what the reader of the format needs to find
+        the tensor again, its status, largest deviation, and the hashes of the solution and of what the file holds.
+        """
+
+
+class ExportReader(Protocol):
+    """Reads an export back from its bytes, one tensor at a time, to verify it. Made with the export's directory.
+
+    Values come from the container's own library where it is installed; codes, scales and offsets are unpacked
+    independently of the exporter. What cannot be read raises BadInput, ValueError, KeyError, IndexError, TypeError or
+    RuntimeError.
+    """
+
+    library: str
+    """The library that computed the weights, with its version."""
+
+    def __init__(self, directory: Path) -> None: ...
+
+    def tensor_names(self) -> Sequence[str]:
+        """Every tensor in the files that a manifest has to name, under the `name` of its entry."""
+
+    def read(self, entry: Mapping[str, Any]) -> StoredTensor:
+        """The tensor of a manifest's entry, whose grid (bits, group_size, zeros, scale_dtype) it was solved on."""

@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ class Entry:
     """Where something lies ("module:attribute"), the extra that installs what it needs, arguments to make it with."""
 
     target: str
-    extra: str
+    extra: str = ""
     arguments: tuple[str, ...] = ()
 
 
@@ -53,14 +53,34 @@ LOGITS = {
     "llama.cpp": Entry("edgeq_backends.llama_cpp:LlamaCppLogits", "llama-cpp"),
     "mlx-lm": Entry("edgeq_backends.mlx_lm:MlxLmLogits", "mlx"),
     "onnxruntime": Entry("edgeq_backends.onnx_runtime:OnnxRuntimeLogits", "onnx"),
+    "gptqmodel": Entry("edgeq_backends.transformers_directory:GptqModelLogits", "cuda"),
+    "compressed-tensors": Entry("edgeq_backends.transformers_directory:CompressedTensorsLogits", "compressed-tensors"),
 }
-RUNTIMES = {"gguf": "llama.cpp", "mlx": "mlx-lm", "onnx": "onnxruntime"}
+RUNTIMES = {
+    "gguf": "llama.cpp",
+    "mlx": "mlx-lm",
+    "onnx": "onnxruntime",
+    "gptq": "gptqmodel",
+    "compressed-tensors": "compressed-tensors",
+}
 """What runs the files of a format."""
 EXPORTERS = {
     "gguf": Entry("edgeq_exporters.gguf:GgufExporter", "gguf"),
     "mlx": Entry("edgeq_exporters.mlx:MlxExporter", "mlx"),
     "onnx": Entry("edgeq_exporters.onnx:OnnxExporter", "onnx"),
+    "gptq": Entry("edgeq_exporters.gptq:GptqExporter"),
+    "compressed-tensors": Entry("edgeq_exporters.compressed_tensors:CompressedTensorsExporter"),
 }
+FORMAT_OPTIONS = {"onnx": ("accuracy_level", "qdq")}
+"""By format: arguments that its exporter can be made with."""
+READERS = {
+    "gguf": Entry("edgeq_exporters.read_gguf:GgufReader", "gguf"),
+    "mlx": Entry("edgeq_exporters.read_mlx:MlxReader"),
+    "gptq": Entry("edgeq_exporters.read_gptq:GptqReader"),
+    "compressed-tensors": Entry("edgeq_exporters.read_compressed_tensors:CompressedTensorsReader"),
+    "onnx": Entry("edgeq_exporters.read_onnx:OnnxReader", "onnx"),
+}
+"""What reads the exports of a format back from disk; see `edgeq.protocols.ExportReader`."""
 
 
 def load(entry: Entry, what: str) -> Any:
@@ -106,10 +126,41 @@ def load_backend(name: str) -> Backend:
     return backend
 
 
-def load_exporter(name: str) -> Exporter:
-    """An exporter by the name of its format."""
-    exporter: Exporter = load(find(EXPORTERS, name, "format"), f"format {name!r}")()
+def load_exporter(name: str, options: Mapping[str, Any] | None = None) -> Exporter:
+    """An exporter by the name of its format, made with options; None is an option that was not given.
+
+    Raises: BadInput for an option that the format does not have.
+    """
+    entry = find(EXPORTERS, name, "format")
+    given = {option: value for option, value in (options or {}).items() if value is not None}
+    check_format_options([name], given)
+    exporter: Exporter = load(entry, f"format {name!r}")(**given)
     return exporter
+
+
+def load_exporters(names: Sequence[str], options: Mapping[str, Any]) -> list[Exporter]:
+    """Exporters by name, each made with those options that its format has.
+
+    Raises: BadInput for an option that none of them has.
+    """
+    check_format_options(names, options)
+    return [load_exporter(name, options_of(name, options)) for name in names]
+
+
+def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a format has."""
+    return {option: value for option, value in options.items() if option in FORMAT_OPTIONS.get(name, ())}
+
+
+def check_format_options(names: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Raises: BadInput for an option that was given and that no format among these has."""
+    for option, value in options.items():
+        if value is None or any(option in FORMAT_OPTIONS.get(name, ()) for name in names):
+            continue
+        having = ", ".join(name for name, known in FORMAT_OPTIONS.items() if option in known)
+        flag = f"--{option.replace('_', '-')}"
+        asked = " or ".join(names) or "no export"
+        raise BadInput(f"option {flag} is one of format {having}, not of {asked}; leave it out")
 
 
 def _is_installed(module: str) -> bool:

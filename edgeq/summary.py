@@ -53,15 +53,23 @@ def stored_size(path: Path) -> int:
 
 
 @contextmanager
-def keeping(checkpoint: Checkpoint, exports: Sequence[str], *, evaluated_against: str | None) -> Iterator[None]:
-    """Inside, whatever stops the run is told apart from it: the checkpoint is there, and what is missing can follow."""
+def keeping(
+    checkpoint: Checkpoint, exports: Mapping[str, Sequence[str]], *, evaluated_against: str | None
+) -> Iterator[None]:
+    """Inside, whatever stops the run is told apart from it: the checkpoint is there, and what is missing can follow.
+
+    exports has the options of each format as words of the command line.
+    """
     try:
         yield
     except BaseException as error:
-        written = [name for name in exports if (checkpoint.path / name).exists()]
-        missing = [["export", str(checkpoint.path), "--format", name] for name in exports if name not in written]
+        missing = [
+            ["export", str(checkpoint.path), "--format", name, *words]
+            for name, words in exports.items()
+            if not (checkpoint.path / name).exists()
+        ]
         if evaluated_against is not None:
-            result = checkpoint.path / exports[0] if exports else checkpoint.path
+            result = checkpoint.path / next(iter(exports), ".")
             missing.append(["evaluate", str(result), "--reference", evaluated_against])
         commands = ", then ".join(shlex.join(["edgeq", *command]) for command in missing)
         error.add_note(f"the checkpoint {str(checkpoint.path)!r} is complete and stays; to continue: {commands}")

@@ -118,6 +118,19 @@ class QuantizedLinear:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as the reader of an export finds it, rows in the checkpoint's order.
+
+    layer is the solution that the file holds, recovered from its bytes, None for a dense tensor. weights are what the
+    container's own library makes of the same bytes; of a dense tensor they are in the type it is stored in.
+    Shapes: weights (out, in), or that of the dense tensor.
+    """
+
+    weights: NumpyArray
+    layer: QuantizedLinear | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BlockSpec:
     """A decoder block as it lies in the checkpoint.
 

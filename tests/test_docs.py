@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from edgeq.cli import cli
+from edgeq.formats import markdown_table
 from edgeq.recipe import Recipe, make_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -38,3 +39,8 @@ def test_the_recipe_in_the_readme_is_valid():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     recipe = make_recipe(tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1]))
     assert recipe.grid_of("model.layers.0.mlp.down_proj").bits == 4
+
+
+def test_the_table_of_formats_is_what_the_exporters_say():
+    """Otherwise run: uv run python scripts/document_formats"""
+    assert markdown_table() in (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")

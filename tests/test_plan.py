@@ -60,6 +60,13 @@ def test_asymmetric_means_what_all_exports_hold_without_loss():
     assert asymmetric_zeros([]) == "integer"
 
 
+def test_exports_without_a_common_asymmetric_kind_are_refused_with_what_to_change():
+    with pytest.raises(
+        BadInput, match=r"\(fake offset, fake integer\); leave out --asymmetric, or set zeros = 'integer'"
+    ):
+        asymmetric_zeros([FakeExporter(("symmetric", "offset")), FakeExporter(("symmetric", "integer"))])
+
+
 @pytest.mark.parametrize(
     ("grid", "bits"),
     [

@@ -1,5 +1,7 @@
 """How far a container's scales and offsets move the weights."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from edgeq.types import NumpyArray, QuantizedLinear
@@ -19,3 +21,8 @@ def largest_difference(layer: QuantizedLinear, scales: NumpyArray, offsets: Nump
     first_columns = [low for low, _ in layer.grid.group_bounds(layer.codes.shape[1])]
     ends = (extreme.reduceat(layer.codes, first_columns, axis=1) for extreme in (np.minimum, np.maximum))
     return max(float(np.abs(slope * codes + start).max()) for codes in ends)
+
+
+def as_stored(layer: QuantizedLinear, scales: NumpyArray, offsets: NumpyArray) -> QuantizedLinear:
+    """The layer with the scales and offsets that a file holds."""
+    return replace(layer, scales=scales.astype(np.float32), offsets=offsets.astype(np.float32))

@@ -21,9 +21,16 @@ from edgeq_exporters.gguf_architecture import (
     row_order,
     why_not_architecture,
 )
-from edgeq_exporters.gguf_blocks import block_type, is_widened, largest_deviation, pack_blocks, why_not_packable
+from edgeq_exporters.gguf_blocks import block_type, held_by_blocks, is_widened, pack_blocks, why_not_packable
 from edgeq_exporters.gguf_tokenizer import tokenizer_keys, why_not_tokenizer
-from edgeq_exporters.manifest import Entry, rename_when_stored, sha256_of, tensor_entry, write_manifest
+from edgeq_exporters.manifest import (
+    Entry,
+    quantized_entry,
+    rename_when_stored,
+    sha256_of,
+    tensor_entry,
+    write_manifest,
+)
 
 try:
     import gguf
@@ -55,6 +62,7 @@ class GgufExporter:
 
     name = "gguf"
     zero_kinds: Sequence[str] = ("symmetric", "offset")
+    linear_only = False
 
     def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
         """Why this model on these grids cannot be written, naming what to change; None when it can.
@@ -68,6 +76,10 @@ class GgufExporter:
             reason = why_not_tokenizer(companions, config, vocab_size=grids[EMBEDDING][0][0])
         reasons = (why_not_tensor(name, shape, grid) for name, (shape, grid) in grids.items())
         return reason or next((found for found in reasons if found is not None), None)
+
+    def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
+        """What keeps a matrix on this grid out of the format, naming what to change; None when it fits."""
+        return why_not_packable(shape, grid)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
         """Write both files into the directory `destination`; the same model gives the same bytes.
@@ -184,25 +196,34 @@ def _write_tensor(writer: gguf.GGUFWriter, model: QuantizedModel, tensor: Planne
     """Write the bytes of one tensor and describe what became of it."""
     rows = row_order(tensor.source, model.config)
     if tensor.grid is None:
-        array = model.dense(tensor.source)
-        writer.write_tensor_data(_stored(array if rows is None else array[rows], tensor.type_name))
-        return _entry(tensor, "dense", 0.0, sha256_of(array))
+        return _write_dense(writer, model, tensor, rows)
     layer = model.quantized(tensor.source)
     writer.write_tensor_data(pack_blocks(layer if rows is None else reordered(layer, rows)))
-    deviation = largest_deviation(layer)
-    status = "rescaled" if deviation else "widened" if is_widened(tensor.grid) else "exact"
-    return _entry(tensor, status, deviation, sha256_of(layer.codes, layer.scales, layer.offsets))
+    return quantized_entry(
+        name=tensor.name,
+        source=tensor.source,
+        type_name=tensor.type_name,
+        layer=layer,
+        stored=held_by_blocks(layer),
+        widened=is_widened(tensor.grid),
+    )
 
 
-def _entry(tensor: PlannedTensor, status: str, deviation: float, digest: str) -> Entry:
+def _write_dense(
+    writer: gguf.GGUFWriter, model: QuantizedModel, tensor: PlannedTensor, rows: NumpyArray | None
+) -> Entry:
+    array = model.dense(tensor.source)
+    stored = _stored(array, tensor.type_name)
+    writer.write_tensor_data(stored if rows is None else np.ascontiguousarray(stored[rows]))
     return tensor_entry(
         name=tensor.name,
         source=tensor.source,
         type_name=tensor.type_name,
-        grid=tensor.grid,
-        status=status,
-        deviation=deviation,
-        digest=digest,
+        grid=None,
+        status="dense",
+        deviation=0.0,
+        digest=sha256_of(array),
+        stored=sha256_of(stored),
     )
 
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid, QuantizedLinear
-from edgeq_exporters.deviation import largest_difference
+from edgeq_exporters.deviation import as_stored
 
 BLOCK_COLUMNS = 32  # every block type here holds 32 consecutive weights of a row
 
@@ -87,12 +87,12 @@ def stored_scales(layer: QuantizedLinear) -> tuple[npt.NDArray[np.float16], npt.
     return scales, offsets
 
 
-def largest_deviation(layer: QuantizedLinear) -> float:
-    """Largest absolute difference between a weight in the blocks and `layer.dequantized()`, before float32 rounding."""
-    scales, offsets = (stored.astype(np.float64) for stored in stored_scales(layer))
+def held_by_blocks(layer: QuantizedLinear) -> QuantizedLinear:
+    """The layer with the scales and offsets that the blocks stand for."""
+    scales, offsets = stored_scales(layer)
     if _block_type_of(layer).centred:
-        offsets = -scales * layer.grid.middle
-    return largest_difference(layer, scales, offsets)
+        offsets = -scales.astype(np.float32) * np.float32(layer.grid.middle)
+    return as_stored(layer, scales, offsets)
 
 
 def is_widened(grid: Grid) -> bool:

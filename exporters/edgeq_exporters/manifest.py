@@ -1,65 +1,102 @@
 """What every export has beside its weights: a manifest of what became of each tensor, and files that appear whole."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from edgeq.certificate import hash_files, hash_of_layer, sha256_of
+from edgeq.checkpoint import describe_grid
 from edgeq.ownership import MANIFEST_FILE
 from edgeq.storage import rename_when_stored
-from edgeq.types import Grid, NumpyArray
+from edgeq.types import Grid, QuantizedLinear
+from edgeq_exporters.deviation import largest_difference
 
-__all__ = ["Entry", "rename_when_stored", "sha256_of", "tensor_entry", "write_in_place", "write_manifest"]
+__all__ = [
+    "Entry",
+    "grid_of",
+    "hash_of_layer",
+    "quantized_entry",
+    "rename_when_stored",
+    "sha256_of",
+    "tensor_entry",
+    "write_in_place",
+    "write_manifest",
+]
 
 Entry = dict[str, Any]
 
 
-def tensor_entry(
-    *, name: str, source: str, type_name: str, grid: Grid | None, status: str, deviation: float, digest: str
+def tensor_entry(  # noqa: PLR0913 (one argument per field)
+    *,
+    name: str,
+    source: str,
+    type_name: str,
+    grid: Grid | None,
+    status: str,
+    deviation: float,
+    digest: str,
+    stored: str | None = None,
+    solved_on: Grid | None = None,
 ) -> Entry:
-    """What the manifest says of one tensor. Units: deviation in those of the weights."""
-    return {
+    """What the manifest says of one tensor. Units: deviation in those of the weights.
+
+    digest is the hash of the solution; stored that of what a reader finds in the file, needed where they differ.
+    solved_on is the grid of a tensor that the file holds dense, as its codes say.
+    """
+    entry: Entry = {
         "name": name,
         "source": source,
         "type": type_name,
         "bits": None if grid is None else grid.bits,
         "group_size": None if grid is None else grid.group_size,
+        "zeros": None if grid is None else grid.zeros,
+        "scale_dtype": None if grid is None else grid.scale_dtype,
         "status": status,
         "largest_deviation": deviation,
         "sha256": digest,
+        "stored_sha256": digest if stored is None and status in ("exact", "widened") else stored,
     }
+    return entry if solved_on is None else entry | {"from": describe_grid(solved_on)}
+
+
+def grid_of(entry: Mapping[str, Any]) -> Grid | None:
+    """The grid that an entry's tensor was solved on; None for a dense one."""
+    if entry["bits"] is None:
+        return None
+    return Grid(entry["bits"], entry["group_size"], entry["zeros"], entry["scale_dtype"])
+
+
+def quantized_entry(
+    *, name: str, source: str, type_name: str, layer: QuantizedLinear, stored: QuantizedLinear, widened: bool = False
+) -> Entry:
+    """What became of a quantized tensor whose solution is `layer` and whose values in the file are `stored`."""
+    deviation = largest_difference(layer, stored.scales, stored.offsets)
+    return tensor_entry(
+        name=name,
+        source=source,
+        type_name=type_name,
+        grid=layer.grid,
+        status="rescaled" if deviation else "widened" if widened else "exact",
+        deviation=deviation,
+        digest=hash_of_layer(layer),
+        stored=hash_of_layer(stored),
+    )
 
 
 def write_manifest(
     folder: Path, *, format_name: str, file: str, entries: Sequence[Entry], settings: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write manifest.json, last of all files: it lists them.
+    """Write manifest.json, last of all files: it lists them with their hashes.
 
     `file` is what a reader opens first, settings are the options of the export.
     """
     path = folder / MANIFEST_FILE
-    others = (found for found in folder.rglob("*") if found.is_file() and found != path)
-    files = sorted(found.relative_to(folder).as_posix() for found in others)
-    content: dict[str, Any] = {"format": format_name, "file": file, "files": files}
+    content: dict[str, Any] = {"format": format_name, "file": file, "files": hash_files(folder)}
     content |= {"settings": settings} if settings else {}
     content["tensors"] = entries
     write_in_place(path, (json.dumps(content, indent=1) + "\n").encode())
     return path
-
-
-def sha256_of(*arrays: NumpyArray) -> str:
-    """One hash over arrays in row-major little-endian bytes, the same for every container of one solution."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array, dtype=_little_endian(array.dtype)).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return dtype if dtype.kind == "V" else dtype.newbyteorder("<")  # bfloat16 has no other order
 
 
 def write_in_place(path: Path, content: bytes) -> None:

@@ -1,25 +1,19 @@
-"""Tensors as MLX stores them: which grids its affine mode computes, packed codes, dense tensors in one precision."""
+"""Tensors as MLX stores them: which grids its affine mode computes, packed codes with scales and biases."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from edgeq.errors import BadInput
 from edgeq.packing import pack_words
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
-from edgeq_exporters.deviation import largest_difference
+from edgeq_exporters.deviation import as_stored
+from edgeq_exporters.safetensors_directory import DTYPES
 
 # MLX packs other bits and groups as well, but multiplies them wrongly without an error.
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-DTYPES: Mapping[str, np.dtype[Any]] = {
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float32": np.dtype(np.float32),
-}
 
 
 def why_not_grid(shape: tuple[int, ...], grid: Grid) -> str | None:
@@ -47,8 +41,8 @@ def stored_bytes(shape: tuple[int, ...], grid: Grid | None, dense: ScaleDtype) -
     return weights * grid.bits // 8 + 2 * groups * DTYPES[grid.scale_dtype].itemsize
 
 
-def quantized_tensors(name: str, layer: QuantizedLinear) -> tuple[Mapping[str, NumpyArray], float]:
-    """P.weight, P.scales and P.biases of a weight named P.weight, and the largest deviation from the solved weights.
+def quantized_tensors(name: str, layer: QuantizedLinear) -> tuple[Mapping[str, NumpyArray], QuantizedLinear]:
+    """P.weight, P.scales and P.biases of a weight named P.weight, and the layer with these scales and biases.
 
     MLX computes w = scale * code + bias for every grid, so biases are stored for symmetric ones too.
 
@@ -66,17 +60,4 @@ def quantized_tensors(name: str, layer: QuantizedLinear) -> tuple[Mapping[str, N
         )
     words = pack_words(layer.codes, layer.grid.bits)
     stored = {name: words, f"{module}.scales": scales, f"{module}.biases": offsets}
-    return stored, largest_difference(layer, scales, offsets)
-
-
-def dense_tensor(array: NumpyArray, dense: ScaleDtype) -> tuple[NumpyArray, float]:
-    """A tensor in the given precision and its largest rounding, or as it is where a value would overflow.
-
-    Every weight's precision spreads to the activations, so one wider tensor makes the whole model wider.
-    """
-    with np.errstate(over="ignore"):
-        rounded = array.astype(DTYPES[dense])
-    if rounded.dtype == array.dtype or not np.isfinite(rounded).all():
-        return np.ascontiguousarray(array), 0.0
-    difference = rounded.astype(np.float32) - array.astype(np.float32)
-    return np.ascontiguousarray(rounded), float(np.abs(difference).max(initial=0.0))
+    return stored, as_stored(layer, scales, offsets)

@@ -8,17 +8,16 @@ from typing import Any
 
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
-from edgeq.sources.safetensors_directory import is_redundant
-from edgeq.types import Grid, QuantizedLinear
-from edgeq_exporters.decoder import Shape, Shapes, tensor_shapes
-from edgeq_exporters.manifest import Entry, sha256_of, tensor_entry, write_in_place, write_manifest
+from edgeq.types import Grid, NumpyArray, QuantizedLinear
+from edgeq_exporters.decoder import Shape, Shapes, check_shape, claimed_grids, tensor_shapes, why_not_tensors
+from edgeq_exporters.manifest import Entry, quantized_entry, sha256_of, tensor_entry, write_in_place, write_manifest
 from edgeq_exporters.onnx_architecture import decoder_of, genai_config, rotary_tables, why_not_config
 from edgeq_exporters.onnx_blocks import (
     Container,
     Operator,
     container_of,
+    held_by_blocks,
     is_widened,
-    largest_deviation,
     why_not_grid,
 )
 from edgeq_exporters.onnx_decoder import COSINES, SINES, decoder_model
@@ -37,8 +36,8 @@ DATA_NAME = "model.onnx.data"
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 ACCURACY_LEVELS = range(5)
+SHIPPED_LEVEL = 4  # many times faster than 0
 LOOKED_UP_BITS = 8  # with qdq: Gather has no 4-bit types
-PLACE_ADVICE = "only the model's own matrices, norms and the biases that config.json states can be written"
 DENSE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -52,8 +51,14 @@ class OnnxExporter:
 
     name = "onnx"
     zero_kinds: Sequence[str] = ("symmetric", "integer")
+    linear_only = False
 
-    def __init__(self, *, accuracy_level: int = 4, qdq: bool = False) -> None:
+    def __init__(self, *, accuracy_level: int | None = None, qdq: bool = False) -> None:
+        if qdq and accuracy_level is not None:
+            raise BadInput(
+                "accuracy level: a graph of standard operators (qdq) has none; give one to ONNX Runtime when you run it"
+            )
+        accuracy_level = SHIPPED_LEVEL if accuracy_level is None else accuracy_level
         if accuracy_level not in ACCURACY_LEVELS:
             raise BadInput(f"accuracy level {accuracy_level} is not known; choose 0 (float32) to 4 (8-bit activations)")
         self.accuracy_level, self.qdq = accuracy_level, qdq
@@ -64,7 +69,11 @@ class OnnxExporter:
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
         Raises: BadInput for a config whose sizes are not positive whole numbers.
         """
-        return why_not_config(config) or self._why_not_tensors(config, grids)
+        return why_not_config(config) or why_not_tensors(config, grids, self._why_not_tensor, runtime="the graph")
+
+    def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
+        """What keeps a linear layer on this grid out of the format, naming what to change; None when it fits."""
+        return self._why_not_tensor("", shape, grid)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
         """Write the directory; the result starts with model.onnx, which is what ONNX Runtime is given.
@@ -74,7 +83,8 @@ class OnnxExporter:
         Raises: BadInput, before anything is written, for a model with a `reject_reason`.
         """
         companions = model.companions()
-        reason = self.reject_reason(model.config, companions, _claimed_grids(model))
+        claimed = {} if why_not_config(model.config) is not None else claimed_grids(model)
+        reason = self.reject_reason(model.config, companions, claimed)
         if reason is not None:
             raise BadInput(f"export 'onnx': {reason}")
         with new_data_file(destination / DATA_NAME) as data:
@@ -89,29 +99,19 @@ class OnnxExporter:
         files |= {name: companions[name] for name in sorted(companions) if name not in files}
         for name, content in files.items():
             write_in_place(destination / name, content)
-        settings = {"accuracy_level": self.accuracy_level, "qdq": self.qdq, "activations": "float32"}
         manifest = write_manifest(
-            destination, format_name=self.name, file=FILE_NAME, entries=entries, settings=settings
+            destination, format_name=self.name, file=FILE_NAME, entries=entries, settings=self._settings()
         )
         model_file, *others = (destination / name for name in files)
         return [model_file, destination / DATA_NAME, *others, manifest]
 
-    def _why_not_tensors(self, config: Mapping[str, Any], grids: Shapes) -> str | None:
-        """The first tensor that the graph has no place for, wants in another shape, cannot compute with or lacks."""
-        expected = tensor_shapes(config)
-        kept = {name: grids[name] for name in sorted(grids) if not is_redundant(name, config)}
-        for name, (shape, grid) in kept.items():
-            if name not in expected:
-                return f"tensor '{name}' has no place in the graph of this {config['model_type']}; {PLACE_ADVICE}"
-            if shape != expected[name]:
-                return _wrong_shape(name, shape, expected[name])
-            reason = None if grid is None else why_not_grid(shape, grid, self._operator(name))
-            if reason is not None:
-                return f"tensor '{name}': {reason}"
-        absent = next((name for name in expected if name not in kept), None)
-        if absent is None:
-            return None
-        return f"the model has no tensor '{absent}', which config.json asks for; add it or correct config.json"
+    def _settings(self) -> dict[str, Any]:
+        """What the manifest says of the graph; how standard operators round is for whoever runs them to say."""
+        level = {} if self.qdq else {"accuracy_level": self.accuracy_level}
+        return {**level, "qdq": self.qdq, "activations": "float32"}
+
+    def _why_not_tensor(self, name: str, shape: Shape, grid: Grid) -> str | None:
+        return why_not_grid(shape, grid, self._operator(name))
 
     def _operator(self, name: str) -> Operator:
         """What reads a quantized matrix. A tied head computes with what its embedding holds."""
@@ -127,24 +127,21 @@ class OnnxExporter:
 
     def _write_tensor(self, model: QuantizedModel, name: str, data: DataFile) -> Entry:
         """Write the initializers of one tensor and describe what became of it."""
-        grid = model.grid(name)
+        grid, expected = model.grid(name), tensor_shapes(model.config)[name]
         if grid is None:
             array = model.dense(name)
-            _check_shape(name, array.shape, model.config)
-            data.add(dense_part(name, array))
-            kind, status, deviation, digest = DENSE_TYPES[str(array.dtype)], "dense", 0.0, sha256_of(array)
-        else:
-            layer = model.quantized(name)
-            _check_shape(name, layer.codes.shape, model.config)
-            container = self._container(name, layer.codes.shape[1], grid)
-            for part in self._parts(model, name, layer, container):
-                data.add(part)
-            kind, deviation = container.operator, largest_deviation(layer)
-            status = "rescaled" if deviation else "widened" if is_widened(grid, container) else "exact"
-            digest = sha256_of(layer.codes, layer.scales, layer.offsets)
-        entry = tensor_entry(
-            name=name, source=name, type_name=kind, grid=grid, status=status, deviation=deviation, digest=digest
-        )
+            check_shape("onnx", name, array.shape, expected)
+            part = dense_part(name, array)
+            data.add(part)
+            return _dense_entry(name, array, part)
+        layer = model.quantized(name)
+        check_shape("onnx", name, layer.codes.shape, expected)
+        container = self._container(name, layer.codes.shape[1], grid)
+        for part in self._parts(model, name, layer, container):
+            data.add(part)
+        kind, widened = container.operator, is_widened(grid, container)
+        stored = held_by_blocks(layer)
+        entry = quantized_entry(name=name, source=name, type_name=kind, layer=layer, stored=stored, widened=widened)
         return entry | {"file": DATA_NAME}
 
     def _parts(self, model: QuantizedModel, name: str, layer: QuantizedLinear, container: Container) -> Iterator[Part]:
@@ -175,25 +172,18 @@ class OnnxExporter:
         return matrices
 
 
-def _wrong_shape(name: str, found: Shape, expected: Shape) -> str:
-    return (
-        f"tensor '{name}' has shape {found} but config.json asks for {expected};"
-        " use the config.json that belongs to these weights"
+def _dense_entry(name: str, array: NumpyArray, part: Part) -> Entry:
+    entry = tensor_entry(
+        name=name,
+        source=name,
+        type_name=DENSE_TYPES[str(part.data.dtype)],
+        grid=None,
+        status="dense",
+        deviation=0.0,
+        digest=sha256_of(array),
+        stored=sha256_of(part.data),
     )
-
-
-def _check_shape(name: str, found: Shape, config: Mapping[str, Any]) -> None:
-    expected = tensor_shapes(config)[name]
-    if found != expected:
-        raise BadInput(f"export 'onnx': {_wrong_shape(name, found, expected)}")
-
-
-def _claimed_grids(model: QuantizedModel) -> Shapes:
-    """Grids with the shapes that the config asks for; no tensor is read for its own."""
-    if why_not_config(model.config) is not None:
-        return {}
-    shapes = tensor_shapes(model.config)
-    return {name: (shapes.get(name, ()), model.grid(name)) for name in model.tensor_names()}
+    return entry | {"file": DATA_NAME}
 
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
-from edgeq_exporters.deviation import largest_difference
+from edgeq_exporters.deviation import as_stored
 
 BITS = (2, 4, 8)  # of MatMulNBits and GatherBlockQuantized
 FLOAT_ZERO_BITS = (2, 4)  # MatMulNBits fails at run time with float zero points at 8 bits
@@ -74,13 +74,9 @@ def is_widened(grid: Grid, container: Container) -> bool:
     return container.bits != grid.bits
 
 
-def largest_deviation(layer: QuantizedLinear) -> float:
-    """Largest difference between a weight in the container and `layer.dequantized()`: free offsets become zero points
-    in float32, all else is held as it is."""
-    if layer.grid.zeros != "offset":
-        return 0.0
-    offsets = -layer.scales.astype(np.float64) * layer.zeros
-    return largest_difference(layer, layer.scales, offsets)
+def held_by_blocks(layer: QuantizedLinear) -> QuantizedLinear:
+    """The layer as a container holds it: free offsets become zero points in float32, all else stays as it is."""
+    return layer if layer.grid.zeros != "offset" else as_stored(layer, layer.scales, -layer.scales * layer.zeros)
 
 
 def stored_codes(layer: QuantizedLinear, container: Container) -> Bytes:

@@ -93,7 +93,8 @@ def test_mlx_chooses_the_codes_of_torch(model, bits, solver):
         equal += int((torch[0] == mlx[0]).sum())
         weights += torch[0].size
         losses.append((torch[1].losses["refitted"], mlx[1].losses["refitted"]))
-        assert_ties(torch, mlx, layer, recipe)
+        if solver != "quantease":  # its sweeps return to every weight, so that a difference has no first place
+            assert_ties(torch, mlx, layer, recipe)
     expected, found = np.array(losses).T
     print(f"{equal / weights:.5%} equal, losses differ by {abs(found / expected - 1).max():.1e} at most")
     assert equal / weights >= 0.999

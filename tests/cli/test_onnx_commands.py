@@ -1,10 +1,19 @@
 """ONNX from the command line: written, found and run."""
 
 import json
+import shutil
+import subprocess
+import sys
 
+import onnx
 import pytest
 
+from edgeq.errors import BadInput
+from edgeq_exporters.onnx import OnnxExporter
+
 pytest.importorskip("onnxruntime", reason="needs onnxruntime", exc_type=ImportError)
+
+PLAIN = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +40,7 @@ def test_onnx_runtime_computes_what_torch_does_with_the_dequantized_weights(
 
 
 def test_an_export_is_evaluated_with_the_tokenizer_that_lies_beside_it(edgeq, saved_model, options, tmp_path):
-    plain = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "cpu"]
-    edgeq("quantize", saved_model, "-o", tmp_path / "out", "--export", "onnx", *plain)
+    edgeq("quantize", saved_model, "-o", tmp_path / "out", "--export", "onnx", *PLAIN)
     result = edgeq("evaluate", tmp_path / "out" / "onnx" / "model.onnx", *options)
     assert result.status == 0 and json.loads(result.out)["kl"] is None
 
@@ -40,3 +48,92 @@ def test_an_export_is_evaluated_with_the_tokenizer_that_lies_beside_it(edgeq, sa
 def test_a_runtime_for_another_format_is_refused(edgeq, saved_model, options):
     result = edgeq("evaluate", saved_model, "--runtime", "onnxruntime", *options)
     assert result.status == 1 and "runs exports of format 'onnx'" in result.err
+
+
+@pytest.fixture(scope="module")
+def checkpoint(save_model, tmp_path_factory):
+    """A plainly rounded model, tied, with an export for llama.cpp and two options for ONNX Runtime."""
+    output = tmp_path_factory.mktemp("onnx") / "out"
+    options = ["--export", "gguf", "--export", "onnx", "--accuracy-level", "0"]
+    command = ["quantize", save_model("llama", tie_word_embeddings=True), "-o", output, *PLAIN, *options]
+    subprocess.run([sys.executable, "-m", "edgeq", *map(str, command)], check=True, capture_output=True)
+    return output
+
+
+def settings_in(folder):
+    return json.loads((folder / "manifest.json").read_text()).get("settings")
+
+
+def test_the_options_of_a_format_reach_it_and_no_other(checkpoint):
+    assert settings_in(checkpoint / "onnx") == {"accuracy_level": 0, "qdq": False, "activations": "float32"}
+    assert settings_in(checkpoint / "gguf") is None
+
+
+@pytest.mark.parametrize("options", [["--qdq"], ["--accuracy-level", "4"], []])
+def test_every_kind_of_graph_is_verified_against_its_checkpoint_and_run(edgeq, checkpoint, tmp_path, options):
+    assert edgeq("export", checkpoint, "--format", "onnx", *options, "-o", tmp_path / "out").status == 0
+    assert settings_in(tmp_path / "out")["qdq"] == ("--qdq" in options)
+    result = edgeq("verify", tmp_path / "out", "--against", checkpoint, "--run", "--backend", "cpu", "--json")
+    found = json.loads(result.out)
+    assert (result.status, found["differences"]) == (0, [])
+    assert found["statuses"] == {"dense": 5, "exact": 15}
+    assert found["run"]["logit_difference"] < 1e-3 and found["run"]["top1_agreement"] == 1.0
+
+
+def test_a_tied_head_that_holds_other_weights_than_its_embedding_is_found(edgeq, checkpoint, tmp_path):
+    edgeq("export", checkpoint, "--format", "onnx", "--qdq", "-o", tmp_path / "out")
+    graph = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph
+    (scales,) = (each for each in graph.initializer if each.name == "lm_head.weight.scales")
+    place = {entry.key: entry.value for entry in scales.external_data}
+    file = tmp_path / "out" / "model.onnx.data"
+    data = bytearray(file.read_bytes())
+    data[int(place["offset"])] ^= 1
+    file.write_bytes(data)
+    lines = edgeq("verify", tmp_path / "out").out.split("\n")
+    assert lines[1].startswith("tensor 'model.embed_tokens.weight': cannot be read (node 'logits")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", None])
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "config.json"])
+def test_files_that_are_damaged_or_missing_are_named(edgeq, checkpoint, tmp_path, name, content):
+    folder = shutil.copytree(checkpoint / "onnx", tmp_path / "out")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    result = edgeq("verify", folder)
+    assert result.status == 1 and name in result.out + result.err and "unexpected" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--format", "gguf", "--qdq"], "option --qdq is one of format onnx, not of gguf; leave it out"),
+        (["--format", "mlx", "--accuracy-level", "0"], "option --accuracy-level is one of format onnx, not of mlx"),
+        (["--format", "onnx", "--qdq", "--accuracy-level", "0"], "standard operators (qdq) has none"),
+    ],
+)
+def test_options_of_another_format_are_refused_in_one_line(edgeq, checkpoint, tmp_path, options, words):
+    result = edgeq("export", checkpoint, *options, "-o", tmp_path / "out")
+    assert result.status == 1 and words in result.err and result.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("exports", "named"), [([], "no export"), (["--export", "gguf"], "gguf")])
+def test_options_that_no_export_of_a_run_has_are_refused_before_any_work(edgeq, saved_model, tmp_path, exports, named):
+    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", "--qdq", *exports, *PLAIN)
+    assert result.err == f"edgeq: option --qdq is one of format onnx, not of {named}; leave it out\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_list_takes_no_options_of_a_format(edgeq):
+    assert edgeq("export", "--list", "--qdq").status == 2
+    assert edgeq("export", "somewhere", "--format", "onnx", "--accuracy-level", "5").status == 2
+
+
+def test_the_command_that_continues_a_run_has_the_options_of_its_format(edgeq, saved_model, tmp_path, monkeypatch):
+    def fail(*_):
+        raise BadInput("no more")
+
+    monkeypatch.setattr(OnnxExporter, "write", fail)
+    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", "--export", "onnx", "--qdq", *PLAIN)
+    assert f"edgeq export {tmp_path / 'out'} --format onnx --qdq\n" in result.err

@@ -7,7 +7,8 @@ from tiny_models import random_layer
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid, QuantizedLinear
-from edgeq_exporters.gguf_blocks import block_type, is_widened, largest_deviation, pack_blocks, why_not_packable
+from edgeq_exporters.deviation import largest_difference
+from edgeq_exporters.gguf_blocks import block_type, held_by_blocks, is_widened, pack_blocks, why_not_packable
 
 NATIVE = {
     "Q4_0": Grid(4, 32),
@@ -22,6 +23,11 @@ WIDENED = {
     "Q4_1": [Grid(2, 32, "offset"), Grid(3, 32, "offset")],
 }
 EVERY_EXACT_GRID = [*NATIVE.values(), *[grid for grids in WIDENED.values() for grid in grids]]
+
+
+def largest_deviation(layer):
+    held = held_by_blocks(layer)
+    return largest_difference(layer, held.scales, held.offsets)
 
 
 def read_by(library_type: str, packed: np.ndarray) -> np.ndarray:

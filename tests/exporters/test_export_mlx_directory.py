@@ -16,7 +16,7 @@ from tiny_models import tokenizer_files
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid
-from edgeq_exporters import mlx as exporter_module
+from edgeq_exporters import safetensors_directory as directory_module
 from edgeq_exporters.gguf import GgufExporter
 from edgeq_exporters.mlx import MlxExporter
 
@@ -141,7 +141,7 @@ def test_the_hashes_of_a_solution_are_those_of_its_gguf(rng, tmp_path):
 def test_shards_hold_the_tensors_that_the_index_and_the_manifest_say(rng, tmp_path, monkeypatch):
     model = solved(tiny(), rng, [FOUR_BITS, None])
     _, whole = written(model, tmp_path / "whole")
-    monkeypatch.setattr(exporter_module, "SHARD_BYTES", 70_000)
+    monkeypatch.setattr(directory_module, "SHARD_BYTES", 70_000)
     _, parts = written(model, tmp_path / "parts")
     assert set(parts) == set(whole) and all(np.array_equal(parts[name], whole[name]) for name in whole)
     index = json.loads((tmp_path / "parts/model.safetensors.index.json").read_text())
@@ -177,7 +177,7 @@ def test_rotary_tables_and_copies_of_a_tied_head_are_left_out(rng, tmp_path):
 
 @pytest.mark.parametrize("damage", [lambda scales: scales * 1e9, lambda scales: scales[:-1]], ids=["huge", "short"])
 def test_a_failure_while_writing_leaves_no_file_behind(rng, tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(exporter_module, "SHARD_BYTES", 50_000)
+    monkeypatch.setattr(directory_module, "SHARD_BYTES", 50_000)
     model = solved(tiny(), rng, [FOUR_BITS])
     name = "model.layers.1.mlp.down_proj.weight"
     layer = model.layers[name]

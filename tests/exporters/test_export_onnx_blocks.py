@@ -12,8 +12,9 @@ from tiny_models import random_layer
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid
+from edgeq_exporters.deviation import largest_difference
 from edgeq_exporters.onnx import OnnxExporter
-from edgeq_exporters.onnx_blocks import Container, container_of, largest_deviation, why_not_grid
+from edgeq_exporters.onnx_blocks import Container, container_of, held_by_blocks, why_not_grid
 from edgeq_exporters.onnx_tensors import block_parts, whole_number_parts
 
 BIAS = "model.layers.0.self_attn.q_proj.bias"
@@ -64,7 +65,8 @@ def test_blocks_are_read_bit_by_bit(rng, bits, zeros, columns, group_size, state
     assert len(parts) == (2 if zeros == "symmetric" and not state_middle else 3)
     found = weights_in(parts, container, columns)
     np.testing.assert_allclose(found, layer.dequantized(), rtol=0, atol=1e-6)
-    assert np.abs(found - layer.dequantized()).max() <= largest_deviation(layer) + 1e-6
+    held = held_by_blocks(layer)
+    assert np.abs(found - layer.dequantized()).max() <= largest_difference(layer, held.scales, held.offsets) + 1e-6
 
 
 def test_known_codes_have_known_bytes():

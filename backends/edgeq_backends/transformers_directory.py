@@ -1,0 +1,75 @@
+"""Predictions of exported directories in transformers, with the library that reads their format."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from edgeq.errors import BadInput, NotInstalled, install, reason_of
+from edgeq.types import NumpyArray
+
+
+class GptqModelLogits:
+    """A GPTQ directory in GPTQModel's kernels. Weights stay packed; activations are in the kernel's precision."""
+
+    def __init__(self, path: Path) -> None:
+        self._model = load_model(path)
+
+    @staticmethod
+    def check_installed() -> None:
+        """Raises: NotInstalled. GPTQModel compiles parts of itself, so it is no extra."""
+        missing = [name for name in ("gptqmodel", "optimum") if find_spec(name) is None]
+        if missing:
+            raise NotInstalled(f"runtime 'gptqmodel' needs {' and '.join(missing)}; run: pip install gptqmodel optimum")
+
+    def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
+        yield from model_logits(self._model, windows)
+
+
+class CompressedTensorsLogits:
+    """A compressed-tensors directory, dequantized by that library as transformers loads it."""
+
+    def __init__(self, path: Path) -> None:
+        groups = json.loads((path / "config.json").read_bytes())["quantization_config"]["config_groups"].values()
+        if all(group["weights"]["symmetric"] for group in groups):
+            self._model = load_model(path)
+            return
+        # compressed-tensors 0.20 expects unpacked zero points unless it dequantizes, and then knows one group only.
+        if len(groups) > 1:
+            raise BadInput(f"{str(path)!r}: transformers cannot load several grids with zero points; vLLM can")
+        from transformers import CompressedTensorsConfig  # noqa: PLC0415
+
+        with warnings.catch_warnings():  # that the model has a quantization_config too, which is meant here
+            warnings.simplefilter("ignore", UserWarning)
+            self._model = load_model(path, quantization_config=CompressedTensorsConfig(dequantize=True))
+
+    @staticmethod
+    def check_installed() -> None:
+        """Raises: NotInstalled."""
+        if find_spec("compressed_tensors") is None:
+            advice = install("compressed-tensors")
+            raise NotInstalled(f"runtime 'compressed-tensors' needs compressed-tensors; {advice}")
+
+    def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
+        yield from model_logits(self._model, windows)
+
+
+def load_model(path: Path, **options: Any) -> Any:
+    """Raises: BadInput when transformers cannot load the directory."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options).eval()
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise BadInput(f"{str(path)!r}: transformers cannot load it ({reason_of(error)}); export it again") from error
+
+
+def model_logits(model: Any, windows: NumpyArray) -> Iterator[NumpyArray]:
+    for ids in windows:
+        with torch.no_grad():
+            found = model(input_ids=torch.from_numpy(ids[None].astype(np.int64)), use_cache=False).logits[0]
+        yield found.float().numpy()

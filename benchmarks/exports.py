@@ -1,0 +1,220 @@
+"""One solution in every format: the same hashes, the same bytes each time, the same predictions in each runtime.
+
+    uv run python -m benchmarks.exports                  the demo model at 4 bits (a few minutes on 2 cores)
+    uv run python -m benchmarks.exports --checkpoint DIR  a checkpoint that is there already
+
+Prints a table, also to benchmarks/results/exports.md, and exits 1 when something in it is not as it must be.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.assembly import make_job
+from edgeq.calibration import first_windows, read_text, tokenize
+from edgeq.certificate import hash_files
+from edgeq.checkpoint import Checkpoint
+from edgeq.errors import NotInstalled
+from edgeq.measurement import EVALUATION_TEXT, model_logits
+from edgeq.ownership import MANIFEST_FILE
+from edgeq.pipeline import export, quantize
+from edgeq.registry import EXPORTERS, load_exporter
+from edgeq.screen import Silent
+from edgeq.sources import open_source
+from edgeq.types import NumpyArray
+from edgeq.verification import run_export, verify
+
+RESULT = Path(__file__).parent / "results" / "exports.md"
+SOLVE = {"bits": 4, "group_size": 32, "solver": "rtn", "scales": "none", "propagation_strength": 0.0}
+TOKENS = 128
+GENERATED = 32
+PROMPT = "Gravity is"
+LARGEST_DIFFERENCE = 1e-3  # of the largest logit
+HEADER = (
+    "format",
+    "exact",
+    "dense",
+    "hashes",
+    "bytes again",
+    "differences",
+    "read with",
+    "runtime",
+    "logits",
+    "KL",
+    "top 1",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One check: what was found, and whether it is as it must be."""
+
+    text: str
+    holds: bool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint of 4 bits, symmetric, groups of 32")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="edgeq-exports-") as folder:
+        checkpoint = Checkpoint(arguments.checkpoint) if arguments.checkpoint else solve(Path(folder) / "checkpoint")
+        lines = [*format_lines(checkpoint, Path(folder)), *onnx_lines(checkpoint, Path(folder))]
+    text = f"Written by `python -m benchmarks.exports`: {checkpoint.name}, {described(checkpoint)}.\n\n"
+    text += "\n".join(line.text for line in lines) + "\n"
+    RESULT.write_text(text, encoding="utf-8")
+    print(text, end="")
+    sys.exit(0 if all(line.holds for line in lines) else 1)
+
+
+def solve(folder: Path) -> Checkpoint:
+    """The demo model, plainly rounded: what is checked here does not depend on how codes were chosen."""
+    return quantize(make_job(open_source("demo"), SOLVE, backend="cpu"), folder, Silent())
+
+
+def described(checkpoint: Checkpoint) -> str:
+    recipe = checkpoint.head["recipe"]
+    return f"{recipe['bits']} bits {recipe['zeros']}, groups of {recipe['group_size']}, solver {recipe['solver']}"
+
+
+def format_lines(checkpoint: Checkpoint, folder: Path) -> Iterator[Line]:
+    """A table row per format."""
+    yield Line(row(HEADER), True)
+    yield Line(row(["---"] * len(HEADER)), True)
+    solved: Mapping[str, str] | None = None
+    for name in EXPORTERS:
+        for copy in ("first", "second"):
+            export(checkpoint, load_exporter(name), folder / copy / name)
+        exported = folder / "first" / name
+        hashes = layer_hashes(exported)
+        solved = solved or hashes
+        again = with_manifest(exported) == with_manifest(folder / "second" / name)
+        found = verify(exported, against=checkpoint.path)
+        exact, dense = (found["statuses"].get(status, 0) for status in ("exact", "dense"))
+        run, runs = run_cells(exported, checkpoint)
+        cells = [f"`{name}`", exact, dense, "equal" if hashes == solved else "DIFFERENT"]
+        cells += ["equal" if again else "DIFFERENT", len(found["differences"]), found["library"], *run]
+        whole = exact_layers(exported) and hashes == solved and again and not found["differences"]
+        yield Line(row(cells), whole and runs)
+    assert solved is not None
+    yield Line(
+        f"\nhashes: of the {len(solved)} quantized linear layers, compared with those of the first format.", True
+    )
+
+
+def run_cells(exported: Path, checkpoint: Checkpoint) -> tuple[list[str], bool]:
+    """Predictions in the format's runtime beside torch on the dequantized weights."""
+    try:
+        run = run_export(exported, against=checkpoint.path, backend="cpu", sequence_length=TOKENS)
+    except NotInstalled as error:
+        return [f"not run ({str(error).split(';')[0]})", "", "", ""], True
+    cells = [run["runtime"], f"{run['logit_difference']:.1e}", f"{run['kl']:.1e}", f"{run['top1_agreement']:.1%}"]
+    return cells, not run["differences"]
+
+
+def onnx_lines(checkpoint: Checkpoint, folder: Path) -> Iterator[Line]:
+    """ONNX Runtime at once and step by step, then what onnxruntime-genai generates, at accuracy level 0."""
+    level_0 = folder / "level 0"
+    export(checkpoint, load_exporter("onnx", {"accuracy_level": 0}), level_0)
+    torch = model_logits(checkpoint, "cpu")
+    ids = first_windows(
+        tokenize(checkpoint, read_text(None, default=EVALUATION_TEXT)), windows=1, sequence_length=TOKENS
+    )
+    reference = next(iter(torch.logits(ids)))
+    for how, found in onnx_logits(level_0, ids):
+        difference = float(np.abs(found - reference).max() / np.abs(reference).max())
+        same = float((found.argmax(-1) == reference.argmax(-1)).mean())
+        text = f"- ONNX Runtime at level 0, {TOKENS} tokens {how}: logits within {difference:.1e} of the largest, "
+        yield Line(f"{text}top token equal in {same:.1%}", difference < LARGEST_DIFFERENCE and same == 1.0)
+    prompt, generated = genai_tokens(level_0)
+    expected = list(prompt)
+    for _ in range(GENERATED):
+        expected.append(int(next(iter(torch.logits(np.array([expected]))))[-1].argmax()))
+    equal = sum(a == b for a, b in zip(generated, expected[len(prompt) :], strict=True))
+    said = json.dumps(decoded(checkpoint, [*prompt, *generated]))
+    text = f"- onnxruntime-genai, greedy: {equal} of {GENERATED} tokens equal to torch's on the dequantized weights"
+    yield Line(f"{text}; {said}", equal == GENERATED)
+
+
+def onnx_logits(exported: Path, ids: NumpyArray) -> Iterator[tuple[str, NumpyArray]]:
+    """Shapes: (tokens, vocabulary)."""
+    from edgeq_backends.onnx_runtime import open_session  # noqa: PLC0415
+
+    session = open_session(exported / "model.onnx")
+    names = [value.name for value in session.get_outputs()]
+    empty = {
+        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        for value in session.get_inputs()
+        if value.name.startswith("past_key_values.")
+    }
+
+    def steps(width: int) -> Iterator[NumpyArray]:
+        cache = empty
+        for end in range(width, ids.shape[1] + 1, width):
+            feeds = {"input_ids": ids[:, end - width : end], "attention_mask": np.ones((1, end), np.int64), **cache}
+            logits, *present = session.run(names, feeds)
+            cache = dict(zip((name.replace("present", "past_key_values") for name in names[1:]), present, strict=True))
+            yield logits[0]
+
+    yield "at once", np.concatenate(list(steps(ids.shape[1])))
+    yield "one by one with the cache", np.concatenate(list(steps(1)))
+
+
+def genai_tokens(exported: Path) -> tuple[list[int], list[int]]:
+    """The prompt's tokens and those that follow."""
+    import onnxruntime_genai as genai  # noqa: PLC0415
+
+    model = genai.Model(str(exported))
+    prompt = genai.Tokenizer(model).encode(PROMPT).tolist()
+    settings = genai.GeneratorParams(model)
+    length = len(prompt) + GENERATED
+    settings.set_search_options(max_length=length, min_length=length, do_sample=False)
+    generator = genai.Generator(model, settings)
+    generator.append_tokens(prompt)
+    while not generator.is_done():
+        generator.generate_next_token()
+    return prompt, generator.get_sequence(0).tolist()[len(prompt) :]
+
+
+def decoded(checkpoint: Checkpoint, ids: list[int]) -> str:
+    from tokenizers import Tokenizer  # noqa: PLC0415
+
+    text: str = Tokenizer.from_str(checkpoint.companions()["tokenizer.json"].decode()).decode(ids)
+    return text
+
+
+def manifest_of(exported: Path) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads((exported / MANIFEST_FILE).read_text())["tensors"]
+    return entries
+
+
+def is_layer(entry: Mapping[str, Any]) -> bool:
+    return ".layers." in entry["source"] and entry["source"].endswith("_proj.weight")
+
+
+def layer_hashes(exported: Path) -> dict[str, str]:
+    """Of the quantized linear layers."""
+    return {entry["source"]: entry["sha256"] for entry in manifest_of(exported) if is_layer(entry)}
+
+
+def exact_layers(exported: Path) -> bool:
+    return all(entry["status"] == "exact" for entry in manifest_of(exported) if is_layer(entry))
+
+
+def with_manifest(exported: Path) -> dict[str, Any]:
+    return {**hash_files(exported), MANIFEST_FILE: (exported / MANIFEST_FILE).read_bytes()}
+
+
+def row(cells: Any) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    main()

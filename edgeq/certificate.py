@@ -1,0 +1,74 @@
+"""What certifies an export: a hash per solution in whatever container it lies, one per file, and its checkpoint."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.checkpoint import Checkpoint, read_json
+from edgeq.ownership import MANIFEST_FILE
+from edgeq.storage import write_bytes
+from edgeq.types import NumpyArray, QuantizedLinear
+
+CHUNK_BYTES = 1 << 22
+
+
+def sha256_of(*arrays: NumpyArray) -> str:
+    """One hash over arrays in row-major little-endian bytes, the same on every machine."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array, dtype=_little_endian(array.dtype)).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype if dtype.kind == "V" else dtype.newbyteorder("<")  # bfloat16 has no other order
+
+
+def hash_of_layer(layer: QuantizedLinear) -> str:
+    """The hash of a solution, the same for every container that holds its codes, scales and offsets."""
+    same = without_zero_at_zero(layer)
+    return sha256_of(same.codes, same.scales, same.offsets)
+
+
+def without_zero_at_zero(layer: QuantizedLinear) -> QuantizedLinear:
+    """The same weights without whole zero points of 0, which some containers cannot carry.
+
+    Such a group is written from its other end: s q = -s ((max - q) - max), with zero point max = 2 ** bits - 1.
+    """
+    if layer.grid.zeros != "integer":
+        return layer
+    turned = layer.zeros == 0
+    if not turned.any():
+        return layer
+    last = layer.grid.max_code
+    scales = np.where(turned, -layer.scales, layer.scales)
+    offsets = np.where(turned, layer.scales * np.float32(last), layer.offsets)
+    of_column = turned[:, layer.grid.group_index(layer.codes.shape[1])]
+    codes = np.where(of_column, np.uint8(last) - layer.codes, layer.codes)
+    return replace(layer, codes=codes, scales=scales, offsets=offsets)
+
+
+def seal(folder: Path, checkpoint: Checkpoint) -> None:
+    """Add to an export's manifest what it was made from."""
+    path = folder / MANIFEST_FILE
+    manifest = read_json(path)
+    manifest["checkpoint"] = {"source": checkpoint.fingerprint(), "solution": checkpoint.solution_fingerprint()}
+    write_bytes(path, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of an export but its manifest, by path inside the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
+    return {path.relative_to(folder).as_posix(): hash_of_file(path) for path in files}
+
+
+def hash_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,195 @@
+"""`edgeq verify`: whether an export still holds what its manifest says, read back from its bytes on disk."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.calibration import first_windows, read_text, tokenize
+from edgeq.certificate import hash_files, hash_of_layer, sha256_of
+from edgeq.checkpoint import Checkpoint, read_json
+from edgeq.errors import BadInput, EdgeqError
+from edgeq.evaluation import Meter
+from edgeq.measurement import EVALUATION_TEXT, check_runtime, find_export, model_logits
+from edgeq.ownership import MANIFEST_FILE
+from edgeq.protocols import ExportReader
+from edgeq.registry import LOGITS, READERS, RUNTIMES, find, load
+from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor
+
+UNREADABLE = (EdgeqError, ValueError, KeyError, IndexError, TypeError, RuntimeError)
+ROUNDING = 2.0**-22  # of float32 sums and products, relative to their terms
+NAMED_IN_ENTRY = ("name", "source", "status", "sha256")
+LARGEST_KL = 0.01  # llama.cpp quantizes activations to 8 bits, which costs up to 0.004
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """What was found of one tensor; deviation from the checkpoint's weights, None when there was none to compare."""
+
+    name: str
+    status: str
+    deviation: float | None
+    differences: Sequence[str]
+
+
+def verify(folder: Path, *, against: Path | None = None) -> dict[str, Any]:
+    """Read an export back and compare it with its manifest, and with the checkpoint it was made from where given.
+
+    Raises: BadInput for something that is not an export.
+    """
+    manifest = read_manifest(folder)
+    reader: ExportReader = load(find(READERS, manifest["format"], "format"), f"verifying {manifest['format']!r}")(
+        folder
+    )
+    checkpoint = None if against is None else Checkpoint(against)
+    differences = [*changed_files(folder, manifest), *other_checkpoint(manifest, checkpoint)]
+    differences += other_names(reader, manifest["tensors"])
+    reports = [check_tensor(reader, entry, checkpoint) for entry in manifest["tensors"]]
+    differences += [f"tensor '{report.name}': {text}" for report in reports for text in report.differences]
+    statuses = [report.status for report in reports]
+    deviations = [report.deviation for report in reports if report.deviation is not None]
+    return {
+        "export": str(folder),
+        "format": manifest["format"],
+        "library": reader.library,
+        "against": None if against is None else str(against),
+        "statuses": {status: statuses.count(status) for status in sorted(set(statuses))},
+        "largest_deviation": max(deviations, default=None),
+        "differences": differences,
+        "tensors": [asdict(report) for report in reports],
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises: BadInput when there is none, or one that edgeq did not write."""
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise BadInput(f"{str(folder)!r} is not an export; give the directory with {MANIFEST_FILE} in it")
+    manifest = read_json(path)
+    entries, files = manifest.get("tensors"), manifest.get("files")
+    whole = isinstance(entries, list) and all(map(is_entry, entries))
+    if not isinstance(manifest.get("format"), str) or not isinstance(files, dict) or not whole:
+        raise BadInput(f"{str(path)!r} is not a manifest of edgeq's, or damaged; export again")
+    return manifest
+
+
+def is_entry(entry: Any) -> bool:
+    """Whether something in a manifest is about a tensor."""
+    keys = {"bits", "largest_deviation", *NAMED_IN_ENTRY}
+    return isinstance(entry, dict) and keys <= set(entry) and all(isinstance(entry[k], str) for k in NAMED_IN_ENTRY)
+
+
+def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Files that are not as they were written."""
+    claimed, found = manifest["files"], hash_files(folder)
+    for name in sorted({*claimed, *found}):
+        if name not in found:
+            yield f"file '{name}': missing"
+        elif name not in claimed:
+            yield f"file '{name}': not part of the export"
+        elif found[name] != claimed[name]:
+            yield f"file '{name}': its bytes are not those that were written"
+
+
+def other_checkpoint(manifest: Mapping[str, Any], checkpoint: Checkpoint | None) -> Iterator[str]:
+    """Whether the checkpoint is not the one that `edgeq.certificate.seal` names."""
+    claimed = manifest.get("checkpoint")
+    if checkpoint is None or not isinstance(claimed, dict):
+        return
+    if claimed.get("solution") != checkpoint.solution_fingerprint():
+        yield f"checkpoint '{checkpoint.path}': the export was made from another one"
+
+
+def other_names(reader: ExportReader, entries: Sequence[Entry]) -> Iterator[str]:
+    named = {entry["name"] for entry in entries}
+    for name in sorted(set(reader.tensor_names()) - named):
+        yield f"tensor '{name}': the manifest does not name it"
+
+
+def check_tensor(reader: ExportReader, entry: Entry, checkpoint: Checkpoint | None) -> TensorReport:
+    """Compare one tensor in the file with its entry, and with the checkpoint's."""
+    deviation = None
+    try:
+        with np.errstate(all="ignore"):  # damaged scales may be zero, infinite or NaN
+            stored = reader.read(entry)
+            found = list(differences_from_entry(stored, entry))
+            if checkpoint is not None:
+                deviation = largest_deviation(stored.weights, checkpoint.read(entry["source"]))
+                found += differences_from_checkpoint(stored, entry, checkpoint, deviation)
+    except UNREADABLE as error:
+        return TensorReport(entry["name"], entry["status"], None, [f"cannot be read ({' '.join(str(error).split())})"])
+    return TensorReport(entry["name"], entry["status"], deviation, found)
+
+
+def differences_from_entry(stored: StoredTensor, entry: Entry) -> Iterator[str]:
+    found = sha256_of(stored.weights) if stored.layer is None else hash_of_layer(stored.layer)
+    claimed = entry.get("stored_sha256")
+    if claimed is not None and found != claimed:
+        yield f"hash {found[:12]} is not {claimed[:12]} of the manifest"
+    if entry["status"] in ("exact", "widened") and claimed != entry["sha256"]:
+        yield f"marked {entry['status']}, but the manifest's own hashes differ"
+    if stored.layer is not None and not computes(stored.weights, stored.layer):
+        yield "its library computes other weights than the codes and scales stand for"
+
+
+def computes(weights: NumpyArray, layer: QuantizedLinear) -> bool:
+    """Whether weights are scale * code + offset, but for float32 rounding."""
+    if weights.shape != layer.codes.shape:
+        return False
+    index = layer.grid.group_index(layer.codes.shape[1])
+    allowed = ROUNDING * (np.abs(layer.scales) * 255 + np.abs(layer.offsets))
+    return bool((np.abs(weights - layer.dequantized()) <= allowed[:, index]).all())
+
+
+def differences_from_checkpoint(
+    stored: StoredTensor, entry: Entry, checkpoint: Checkpoint, deviation: float
+) -> Iterator[str]:
+    name = entry["source"]
+    solved = checkpoint.grid(name) is not None
+    expected = hash_of_layer(checkpoint.quantized(name)) if solved else sha256_of(checkpoint.dense(name))
+    if expected != entry["sha256"]:
+        yield f"hash {entry['sha256'][:12]} of the manifest is not {expected[:12]} of the checkpoint"
+    allowed = entry["largest_deviation"] * (1 + 1e-6) + ROUNDING * float(np.abs(stored.weights).max(initial=0.0))
+    if not deviation <= allowed:
+        yield f"deviates by {deviation:.3g} from the checkpoint, the manifest says {entry['largest_deviation']:.3g}"
+
+
+def largest_deviation(found: NumpyArray, expected: NumpyArray) -> float:
+    """Raises: ValueError for other shapes."""
+    if found.shape != expected.shape:
+        raise ValueError(f"shape {found.shape} is not {expected.shape} of the checkpoint")
+    return float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
+
+
+def run_export(
+    folder: Path, *, against: Path, backend: str = "auto", windows: int = 1, sequence_length: int = 128
+) -> dict[str, Any]:
+    """Logits of an export in its runtime beside those of the checkpoint's dequantized weights in the backend.
+
+    Units: logit_difference is the largest one, as a share of the largest logit; kl in nats per token.
+    """
+    exported = find_export(str(folder))
+    if exported is None:
+        raise BadInput(f"no runtime for {str(folder)!r}; formats with one: {', '.join(RUNTIMES)}")
+    runtime = RUNTIMES[exported.kind]
+    check_runtime(runtime)
+    checkpoint = Checkpoint(against)
+    longest = checkpoint.config.get("max_position_embeddings") or sequence_length
+    tokens = tokenize(checkpoint, read_text(None, default=EVALUATION_TEXT))
+    ids = first_windows(tokens, windows=windows, sequence_length=min(sequence_length, longest))
+    found = load(LOGITS[runtime], f"runtime {runtime!r}")(exported.path).logits(ids)
+    meter, difference, scale = Meter(), 0.0, 0.0
+    for window, got, expected in zip(ids, found, model_logits(checkpoint, backend).logits(ids), strict=True):
+        meter.add(window, got, expected)
+        difference = max(difference, float(np.abs(got - expected).max()))
+        scale = max(scale, float(np.abs(expected).max()))
+    quality = meter.quality()
+    assert quality.kl is not None
+    result = {"runtime": runtime, "tokens": quality.tokens, "logit_difference": difference / scale}
+    result |= {"kl": quality.kl, "top1_agreement": quality.top1_agreement}
+    text = f"runtime '{runtime}': KL divergence {quality.kl:.4f} to the dequantized weights, allowed is {LARGEST_KL}"
+    return result | {"differences": [] if quality.kl <= LARGEST_KL else [text]}

@@ -1,0 +1,124 @@
+"""compressed-tensors directories (format pack-quantized) for transformers and vLLM."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.errors import BadInput
+from edgeq.packing import pack_words
+from edgeq.protocols import QuantizedModel
+from edgeq.types import Grid, QuantizedLinear
+from edgeq_exporters.decoder import Shape, Shapes
+from edgeq_exporters.deviation import as_stored
+from edgeq_exporters.hugging_face import LinearFormat, Packed, layers_by_grid, patterns_of, reject_reason, write
+from edgeq_exporters.safetensors_directory import DTYPES
+
+# Other bits are packed in two ways, older releases leaving bits of each word unused; both read these alike.
+BITS = (2, 4, 8)
+
+
+class CompressedTensorsExporter:
+    """Writes linear layers as pack-quantized; embedding and head are dense, as their codes say."""
+
+    name = "compressed-tensors"
+    zero_kinds: Sequence[str] = ("symmetric", "integer")
+    linear_only = True
+
+    def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
+        """Why this model on these grids cannot be written, naming what to change; None when it can."""
+        return reject_reason(PACK_QUANTIZED, config, grids)
+
+    def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
+        """What keeps a matrix on this grid out of the format, naming what to change; None when it fits."""
+        return why_not_grid(shape, grid)
+
+    def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
+        """Write the directory. Raises: BadInput, before anything is written, for a model with a `reject_reason`."""
+        return write(PACK_QUANTIZED, model, destination)
+
+
+def why_not_grid(shape: Shape, grid: Grid) -> str | None:
+    """What keeps a linear layer out of pack-quantized and what to change; None when it fits. Shapes: (out, in)."""
+    in_features = shape[1]
+    if grid.bits not in BITS:
+        return f"releases of compressed-tensors pack {grid.bits} bits in different ways; choose 2, 4 or 8"
+    if grid.zeros == "offset":
+        return "compressed-tensors has no free offsets; use a symmetric grid or zeros = 'integer'"
+    if grid.group_size is not None and in_features % grid.group_size:
+        fitting = [str(size) for size in (32, 64, 128) if in_features % size == 0]
+        return (
+            f"in_features {in_features} is not a multiple of group_size {grid.group_size}; choose "
+            f"{' or '.join([*fitting, repr('row')])}"
+        )
+    return None
+
+
+def pack(module: str, layer: QuantizedLinear) -> Packed:
+    """weight_packed, weight_scale, weight_shape, weight_zero_point (not on symmetric grids), and the layer held.
+
+    Words are little-endian bit streams along the inputs for codes and along the outputs for zero points.
+
+    Shapes: codes (out, in) -> weight_packed (out, ceil(in * bits / 32)), weight_scale (out, groups),
+    weight_zero_point (ceil(out * bits / 32), groups).
+    Raises: BadInput if a scale is too large for the grid's scale_dtype.
+    """
+    grid = layer.grid
+    with np.errstate(over="ignore"):
+        scales = layer.scales.astype(DTYPES[grid.scale_dtype])
+    if not np.isfinite(scales).all():
+        raise BadInput(
+            f"tensor '{module}.weight': a scale of {np.abs(layer.scales).max():.6g} exceeds {grid.scale_dtype};"
+            " use scale_dtype bfloat16 or float32"
+        )
+    tensors = {
+        f"{module}.weight_packed": pack_words(layer.codes, grid.bits).view("<i4"),
+        f"{module}.weight_scale": scales,
+        f"{module}.weight_shape": np.array(layer.codes.shape, dtype=np.int64),
+    }
+    zeros = np.float32(grid.middle) if grid.zeros == "symmetric" else layer.zeros
+    if grid.zeros == "integer":
+        words = pack_words(layer.zeros.T.astype(np.uint8), grid.bits).view("<i4").T
+        tensors[f"{module}.weight_zero_point"] = np.ascontiguousarray(words)
+    return tensors, as_stored(layer, scales, -scales.astype(np.float32) * zeros)
+
+
+def settings(linear: Shapes) -> Mapping[str, Any]:
+    """The quantization_config: one group per grid; every Linear where there is one grid, else by pattern."""
+    modules = dict(layers_by_grid(linear))
+    dense = modules.pop(None, [])
+    groups = {}
+    for number, (grid, names) in enumerate(modules.items()):
+        assert grid is not None
+        targets = ["Linear"] if len(modules) == 1 else [f"re:{pattern}" for pattern in patterns_of(names)]
+        groups[f"group_{number}"] = {
+            "targets": targets,
+            "weights": _arguments(grid),
+            "input_activations": None,
+            "output_activations": None,
+        }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": ["lm_head", *dense],
+    }
+
+
+def _arguments(grid: Grid) -> dict[str, Any]:
+    return {
+        "num_bits": grid.bits,
+        "type": "int",
+        "symmetric": grid.zeros == "symmetric",
+        "strategy": "channel" if grid.group_size is None else "group",
+        "group_size": grid.group_size,
+        "dynamic": False,
+        "actorder": None,
+    }
+
+
+PACK_QUANTIZED = LinearFormat(
+    name="compressed-tensors", type_name="pack-quantized", why_not_grid=why_not_grid, pack=pack, settings=settings
+)

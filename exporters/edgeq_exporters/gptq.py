@@ -1,0 +1,135 @@
+"""GPTQ directories (quant_method gptq, checkpoint_format gptq, also called v1) for transformers, vLLM, GPTQModel."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.certificate import without_zero_at_zero
+from edgeq.errors import BadInput
+from edgeq.packing import pack_words
+from edgeq.protocols import QuantizedModel
+from edgeq.types import Grid, QuantizedLinear
+from edgeq.version import __version__
+from edgeq_exporters.decoder import Shape, Shapes
+from edgeq_exporters.deviation import as_stored
+from edgeq_exporters.hugging_face import (
+    LinearFormat,
+    Packed,
+    commonest_grid,
+    layers_by_grid,
+    patterns_of,
+    reject_reason,
+    write,
+)
+
+BITS = (2, 3, 4, 8)
+WORD_BITS = 32
+
+
+class GptqExporter:
+    """Writes linear layers as GPTQ packs them; embedding and head are dense, as their codes say."""
+
+    name = "gptq"
+    zero_kinds: Sequence[str] = ("symmetric", "integer")
+    linear_only = True
+
+    def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
+        """Why this model on these grids cannot be written, naming what to change; None when it can."""
+        return reject_reason(GPTQ, config, grids)
+
+    def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
+        """What keeps a matrix on this grid out of the format, naming what to change; None when it fits."""
+        return why_not_grid(shape, grid)
+
+    def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
+        """Write the directory. Raises: BadInput, before anything is written, for a model with a `reject_reason`."""
+        return write(GPTQ, model, destination)
+
+
+def why_not_grid(shape: Shape, grid: Grid) -> str | None:
+    """What keeps a linear layer out of GPTQ's packing and what to change; None when it fits. Shapes: (out, in)."""
+    out_features, in_features = shape
+    if grid.bits not in BITS:
+        return f"GPTQ packs 2, 3, 4 or 8 bits, not {grid.bits}; choose one of them"
+    if grid.zeros == "offset":
+        return "GPTQ has no free offsets; use a symmetric grid or zeros = 'integer'"
+    if grid.group_size is not None and grid.group_size % 32:
+        return f"group_size {grid.group_size} is not a multiple of 32, GPTQ's rule; choose 32, 64, 128 or 'row'"
+    if grid.group_size is not None and in_features % grid.group_size:
+        fitting = [str(size) for size in (32, 64, 128) if in_features % size == 0]
+        return (
+            f"in_features {in_features} is not a multiple of group_size {grid.group_size}; choose "
+            f"{' or '.join([*fitting, repr('row')])}"
+        )
+    for features, what in ((in_features, "in_features"), (out_features, "out_features")):
+        if features * grid.bits % WORD_BITS:
+            return (
+                f"{what} {features} at {grid.bits} bits do not fill words of 32 bits, GPTQ's rule; "
+                "choose other bits or keep this layer dense (bits 16)"
+            )
+    return None
+
+
+def pack(module: str, layer: QuantizedLinear) -> Packed:
+    """qweight, qzeros, scales and g_idx of a layer, and the layer as they hold it.
+
+    Words are little-endian bit streams along the inputs for codes and along the outputs for zero points, which v1
+    stores less one; groups with a zero point of 0 are written from their other end. Scales may be negative.
+
+    Shapes: codes (out, in) -> qweight (in * bits / 32, out), qzeros (groups, out * bits / 32), scales (groups, out),
+    g_idx (in,).
+    Raises: BadInput if a scale is too large for float16.
+    """
+    with np.errstate(over="ignore"):
+        scales = layer.scales.astype(np.float16)
+    if not np.isfinite(scales).all():
+        raise BadInput(
+            f"tensor '{module}.weight': a scale of {np.abs(layer.scales).max():.6g} exceeds float16, in which GPTQ "
+            "holds scales; use scale_dtype float16"
+        )
+    zeros = np.float32(layer.grid.middle) if layer.grid.zeros == "symmetric" else layer.zeros
+    stored = as_stored(layer, scales, -scales.astype(np.float32) * zeros)
+    held = without_zero_at_zero(stored)
+    tensors = {
+        f"{module}.qweight": _words(held.codes, layer.grid.bits).T,
+        f"{module}.qzeros": _words((held.zeros.T - 1).astype(np.uint8), layer.grid.bits),
+        f"{module}.scales": held.scales.T.astype(np.float16),
+        f"{module}.g_idx": layer.grid.group_index(layer.codes.shape[1]).astype(np.int32),
+    }
+    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}, stored
+
+
+def _words(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
+    return pack_words(codes, bits).view("<i4")
+
+
+def settings(linear: Shapes) -> Mapping[str, Any]:
+    """The quantization_config: the commonest grid, and by pattern what differs; dense layers are excluded."""
+    default = commonest_grid(linear)
+    dynamic: dict[str, Any] = {}
+    for grid, modules in layers_by_grid(linear).items():
+        if grid is None:
+            dynamic |= {f"-:{pattern}": {} for pattern in patterns_of(modules)}
+        elif _scheme(grid) != _scheme(default):
+            dynamic |= {f"+:{pattern}": _scheme(grid) for pattern in patterns_of(modules)}
+    written = {
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq",
+        **_scheme(default),
+        "desc_act": False,
+        "lm_head": False,
+        "true_sequential": True,
+        "pack_dtype": "int32",
+        "meta": {"quantizer": [f"edgeq:{__version__}"]},
+    }
+    return written | ({"dynamic": dynamic} if dynamic else {})
+
+
+def _scheme(grid: Grid) -> dict[str, Any]:
+    group_size = -1 if grid.group_size is None else grid.group_size
+    return {"bits": grid.bits, "group_size": group_size, "sym": grid.zeros == "symmetric"}
+
+
+GPTQ = LinearFormat(name="gptq", type_name="GPTQ", why_not_grid=why_not_grid, pack=pack, settings=settings)

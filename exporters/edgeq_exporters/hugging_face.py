@@ -1,0 +1,185 @@
+"""Directories of transformers and vLLM whose linear layers are packed; embedding and head are dense there."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from edgeq.checkpoint import describe_grid
+from edgeq.errors import BadInput
+from edgeq.protocols import QuantizedModel
+from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
+from edgeq_exporters.decoder import Shape, Shapes, check_shape, claimed_grids, planned_grids, why_not_tensors
+from edgeq_exporters.manifest import Entry, hash_of_layer, quantized_entry
+from edgeq_exporters.safetensors_directory import (
+    DTYPES,
+    DirectoryContent,
+    dense_dtype,
+    make_dense,
+    write_directory,
+)
+
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+FUSED = {  # vLLM computes these as one matrix, under this name
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+NOT_COPIED = ("quantization", "quantization_config", "dtype", "torch_dtype")
+IN_BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
+
+Config = Mapping[str, Any]
+Packed = tuple[Mapping[str, NumpyArray], QuantizedLinear]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearFormat:
+    """What two formats of this kind do differently.
+
+    pack gives the tensors of a weight named P.weight and the layer as they hold it; settings gives the
+    quantization_config of a model from the grids of its linear layers.
+    """
+
+    name: str
+    type_name: str
+    why_not_grid: Callable[[Shape, Grid], str | None]
+    pack: Callable[[str, QuantizedLinear], Packed]
+    settings: Callable[[Shapes], Mapping[str, Any]]
+
+
+def reject_reason(kind: LinearFormat, config: Config, grids: Shapes) -> str | None:
+    """Why a model cannot be written, naming what to change; None when it can.
+
+    Raises: BadInput for a config whose sizes are not positive whole numbers.
+    """
+    model_type = config.get("model_type")
+    if model_type not in ARCHITECTURES:
+        return f"model_type '{model_type}' is not supported; {kind.name} export knows {', '.join(ARCHITECTURES)}"
+
+    def why_not(name: str, shape: Shape, grid: Grid) -> str | None:
+        return kind.why_not_grid(shape, grid) if is_linear(name) else None
+
+    return why_not_tensors(config, grids, why_not, runtime="transformers") or why_not_fused(grids)
+
+
+def is_linear(name: str) -> bool:
+    """Whether a tensor is the weight of a linear layer inside a block; no other is packed."""
+    return IN_BLOCK.fullmatch(name) is not None and not name.endswith("norm.weight")
+
+
+def why_not_fused(grids: Shapes) -> str | None:
+    """The first layers that runtimes compute as one matrix but that lie on different grids."""
+    for name in sorted(grids):
+        parts = IN_BLOCK.fullmatch(name)
+        for members in FUSED.values():
+            if parts is None or parts[2] != members[0]:
+                continue
+            found = [grids.get(f"model.layers.{parts[1]}.{member}.weight", ((), None))[1] for member in members]
+            if len(set(found)) > 1:
+                kinds = ", ".join("dense" if grid is None else describe_grid(grid) for grid in found)
+                names = ", ".join(member.rsplit(".", 1)[-1] for member in members)
+                return f"layer 'model.layers.{parts[1]}': vLLM fuses {names}, which have {kinds}; give them one grid"
+    return None
+
+
+def write(kind: LinearFormat, model: QuantizedModel, destination: Path) -> list[Path]:
+    """Write the directory; the result starts with `destination` itself, which is what runtimes are given.
+
+    The tensors of one shard are in memory at a time. The same model gives the same bytes.
+
+    Raises: BadInput, before anything is written, for a model with a `reject_reason`.
+    """
+    supported = model.config.get("model_type") in ARCHITECTURES
+    reason = reject_reason(kind, model.config, claimed_grids(model) if supported else {})
+    if reason is not None:
+        raise BadInput(f"export '{kind.name}': {reason}")
+    grids = planned_grids(model)
+    linear = {name: grids[name] for name in grids if is_linear(name)}
+    dense = dense_dtype(linear)
+    content = DirectoryContent(
+        format_name=kind.name,
+        label="pt",
+        sizes={
+            name: _bytes_of(shape, grid if name in linear else None, dense) for name, (shape, grid) in grids.items()
+        },
+        make=partial(_tensor, kind, model, grids, dense),
+        config=_config(kind, model.config, linear, dense),
+        companions=model.companions(),
+    )
+    return write_directory(content, destination)
+
+
+def _config(kind: LinearFormat, config: Config, linear: Shapes, dense: ScaleDtype) -> dict[str, Any]:
+    written = {key: value for key, value in config.items() if key not in NOT_COPIED}
+    written["architectures"] = [ARCHITECTURES[config["model_type"]]]
+    # What this file leaves out, transformers fills with its own default, which for a llama is an untied head.
+    written["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
+    written["torch_dtype"] = dense
+    if any(grid is not None for _, grid in linear.values()):
+        written["quantization_config"] = kind.settings(linear)
+    return written
+
+
+def _bytes_of(shape: Shape, grid: Grid | None, dense: ScaleDtype) -> int:
+    """About the size of a tensor in the file, to plan shards with."""
+    if grid is None:
+        return prod(shape) * DTYPES[dense].itemsize
+    return prod(shape) * grid.bits // 8 + 6 * shape[0] * grid.group_count(shape[1]) + 4 * shape[1]
+
+
+def _tensor(
+    kind: LinearFormat, model: QuantizedModel, grids: Shapes, dense: ScaleDtype, name: str
+) -> tuple[Mapping[str, NumpyArray], Entry]:
+    """What is stored of one tensor, and what became of it."""
+    shape, grid = grids[name]
+    if grid is None:
+        array = model.dense(name)
+        check_shape(kind.name, name, array.shape, shape)
+        return make_dense(name, array, dense)
+    layer = model.quantized(name)
+    check_shape(kind.name, name, layer.codes.shape, shape)
+    if not is_linear(name):
+        return make_dense(name, layer.dequantized(), dense, digest=hash_of_layer(layer), solved_on=grid)
+    tensors, stored = kind.pack(name.removesuffix(".weight"), layer)
+    entry = quantized_entry(name=name, source=name, type_name=kind.type_name, layer=layer, stored=stored)
+    return tensors, entry
+
+
+def commonest_grid(linear: Shapes) -> Grid:
+    """The grid of most weights."""
+    weights: Counter[Grid] = Counter()
+    for (rows, *columns), grid in linear.values():
+        if grid is not None:
+            weights[grid] += rows * columns[0]
+    return weights.most_common(1)[0][0]
+
+
+def layers_by_grid(linear: Shapes) -> Mapping[Grid | None, Sequence[str]]:
+    """Module paths of linear layers by grid, None for dense ones."""
+    modules: defaultdict[Grid | None, list[str]] = defaultdict(list)
+    for name, (_, grid) in linear.items():
+        modules[grid].append(name.removesuffix(".weight"))
+    return modules
+
+
+def patterns_of(modules: Iterable[str]) -> list[str]:
+    """Regular expressions that match these modules, and what vLLM fuses them into, at the start of a tensor's name.
+
+    onnxruntime-genai matches whole tensor names, the other readers module paths: a pattern ends at a dot or the end.
+    """
+    blocks: defaultdict[str, set[int]] = defaultdict(set)
+    for module in modules:
+        _, _, block, kind = module.split(".", 3)
+        blocks[kind].add(int(block))
+    kinds: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
+    for kind, numbers in blocks.items():
+        kinds[tuple(sorted(numbers))].append(kind)
+    found = []
+    for indices, of_blocks in kinds.items():
+        fused = [name for name, members in FUSED.items() if members[0] in of_blocks]
+        names = "|".join(re.escape(kind) for kind in [*of_blocks, *fused])
+        found.append(rf"model\.layers\.(?:{'|'.join(map(str, indices))})\.(?:{names})(?:\.|$)")
+    return found

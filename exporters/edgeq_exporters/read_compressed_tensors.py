@@ -1,0 +1,65 @@
+"""Exported compressed-tensors directories, read back by the library's own unpacking where it is installed."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.packing import unpack_words
+from edgeq.types import Grid, NumpyArray, QuantizedLinear, StoredTensor
+from edgeq_exporters.manifest import grid_of
+from edgeq_exporters.read_safetensors import TensorFiles, module_of
+
+HELPERS = "compressed_tensors.compressors.pack_quantized.helpers"
+
+
+class CompressedTensorsReader:
+    """An ExportReader."""
+
+    def __init__(self, directory: Path) -> None:
+        self._files = TensorFiles(directory)
+        self._helpers: Any = None
+        self.library = "edgeq (compressed-tensors is not installed)"
+        try:
+            self._helpers, self._torch = import_module(HELPERS), import_module("torch")
+            self.library = f"compressed-tensors {version('compressed-tensors')}"
+        except ImportError:
+            pass
+
+    def tensor_names(self) -> Sequence[str]:
+        others = ("weight_scale", "weight_shape", "weight_zero_point")
+        return self._files.modules(first="weight_packed", others=others)
+
+    def read(self, entry: Mapping[str, Any]) -> StoredTensor:
+        grid, module = grid_of(entry), module_of(entry)
+        if grid is None:
+            return StoredTensor(self._files.array(entry["name"]))
+        scales = self._files.array(f"{module}.weight_scale").astype(np.float32)
+        rows, columns = (int(size) for size in self._files.array(f"{module}.weight_shape"))
+        words = self._files.array(f"{module}.weight_packed")
+        zero_words = self._files.array(f"{module}.weight_zero_point").T if grid.zeros == "integer" else None
+        codes = unpack_words(_unsigned(words), grid.bits, columns)
+        middle = np.full(scales.shape, grid.middle, np.uint8)
+        zeros = middle if zero_words is None else unpack_words(_unsigned(zero_words), grid.bits, rows).T
+        layer = QuantizedLinear(codes, scales, -scales * zeros, grid)
+        if self._helpers is not None:
+            codes = self._unpacked(words, grid, (rows, columns))
+            zeros = middle if zero_words is None else self._unpacked(zero_words, grid, (len(zero_words), rows)).T
+        index = grid.group_index(columns)
+        weights = scales[:, index] * (codes.astype(np.float32) - zeros[:, index])
+        return StoredTensor(weights, layer)
+
+    def _unpacked(self, words: NumpyArray, grid: Grid, shape: tuple[int, int]) -> NumpyArray:
+        """Codes as the library unpacks them, which gives them less half their range. Shapes: (rows, words)."""
+        signed = self._helpers.unpack_from_int32(
+            self._torch.from_numpy(np.ascontiguousarray(words)), grid.bits, self._torch.Size(shape)
+        )
+        unsigned: NumpyArray = signed.numpy().astype(np.int16) + grid.middle
+        return unsigned
+
+
+def _unsigned(words: NumpyArray) -> NumpyArray:
+    return np.ascontiguousarray(words).view(np.uint32)

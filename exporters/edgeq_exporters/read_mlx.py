@@ -1,0 +1,41 @@
+"""Exported MLX directories, read back: words unpacked here, weights by MLX where it is installed."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.packing import unpack_words
+from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor
+from edgeq_exporters.manifest import grid_of
+from edgeq_exporters.read_safetensors import TensorFiles, module_of
+
+
+class MlxReader:
+    """An ExportReader."""
+
+    def __init__(self, directory: Path) -> None:
+        self._files = TensorFiles(directory)
+        self._mlx = import_module("mlx.core") if find_spec("mlx") else None
+        self.library = f"mlx {version('mlx')}" if self._mlx else "edgeq (mlx is not installed)"
+
+    def tensor_names(self) -> Sequence[str]:
+        return self._files.modules(first="scales", others=("biases", "weight"))
+
+    def read(self, entry: Mapping[str, Any]) -> StoredTensor:
+        grid, module = grid_of(entry), module_of(entry)
+        words = self._files.array(entry["name"])
+        if grid is None:
+            return StoredTensor(words)
+        scales, offsets = (self._files.array(f"{module}.{part}").astype(np.float32) for part in ("scales", "biases"))
+        codes = unpack_words(words, grid.bits, words.shape[1] * 32 // grid.bits)
+        layer = QuantizedLinear(codes, scales, offsets, grid)
+        if self._mlx is None:
+            return StoredTensor(layer.dequantized(), layer)
+        parts = [self._mlx.array(part) for part in (words, scales, offsets)]
+        weights: NumpyArray = np.array(self._mlx.dequantize(*parts, group_size=grid.group_size, bits=grid.bits))
+        return StoredTensor(weights, layer)

@@ -1,0 +1,151 @@
+"""Exported ONNX graphs, read back: initializers by the onnx library, blocks taken apart as their operators say."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx.checker import ValidationError
+
+from edgeq.checkpoint import read_json
+from edgeq.errors import BadInput, reason_of
+from edgeq.sources.safetensors_directory import is_redundant
+from edgeq.types import Grid, NumpyArray, QuantizedLinear, StoredTensor
+from edgeq_exporters.manifest import grid_of
+from edgeq_exporters.onnx import EMBEDDING, FILE_NAME, HEAD
+from edgeq_exporters.onnx_decoder import COSINES, SINES
+
+PARTS = (".scales", ".zero_points")
+WEIGHT_INPUTS = {"MatMulNBits": 1, "GatherBlockQuantized": 0, "DequantizeLinear": 0}
+FORWARDED = ("Reshape", "Gather")  # what may stand between an initializer and the operator that takes it apart
+LOOKED_UP_AXIS = 2  # of DequantizeLinear behind a Gather: (batch, tokens, columns)
+SIGNED = (TensorProto.INT4, TensorProto.INT8)
+BITS_OF = {TensorProto.UINT4: 4, TensorProto.UINT8: 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A quantized matrix as an operator reads it. Shapes: codes (out, in), scales and zeros (out, blocks)."""
+
+    codes: NumpyArray
+    scales: NumpyArray
+    zeros: NumpyArray
+    block_size: int
+    middle: int
+    """The code that stands for zero where no zero points are stored."""
+
+    def weights(self) -> NumpyArray:
+        of_column = np.arange(self.codes.shape[1]) // self.block_size
+        weights: NumpyArray = self.scales[:, of_column] * (self.codes - self.zeros[:, of_column])
+        return weights
+
+    def layer(self, grid: Grid) -> QuantizedLinear:
+        """The solution: of a group's blocks the first one speaks, and codes of a symmetric grid get its middle back."""
+        first = [low // self.block_size for low, _ in grid.group_bounds(self.codes.shape[1])]
+        scales, zeros = self.scales[:, first], self.zeros[:, first]
+        shift = self.middle - grid.middle if grid.zeros == "symmetric" else 0
+        codes = (self.codes - shift).astype(np.uint8)
+        return QuantizedLinear(codes, scales, -scales * (zeros - np.float32(shift)), grid)
+
+
+class OnnxReader:
+    """An ExportReader. Every operator that reads a matrix has to find the same one."""
+
+    def __init__(self, directory: Path) -> None:
+        self.library = f"onnx {version('onnx')}"
+        self._directory = directory
+        self._tied = is_redundant(HEAD, read_json(directory / "config.json"))
+        path = directory / FILE_NAME
+        try:
+            graph = onnx.load(str(path), load_external_data=False).graph
+            self._initializers = {each.name: each for each in graph.initializer}
+            self._forwarded = {node.output[0]: node.input[0] for node in graph.node if node.op_type in FORWARDED}
+            self._ends = {node.input[0]: node.input[2] for node in graph.node if node.op_type == "Slice"}
+            self._readers: dict[str, list[NodeProto]] = {}
+            for node in (node for node in graph.node if node.op_type in WEIGHT_INPUTS):
+                weight = self._origin(node.input[WEIGHT_INPUTS[node.op_type]])
+                self._readers.setdefault(weight, []).append(node)
+        except (OSError, DecodeError, IndexError) as error:
+            raise BadInput(f"{str(path)!r} cannot be read ({reason_of(error)}); export again") from error
+
+    def tensor_names(self) -> Sequence[str]:
+        external = {name for name, each in self._initializers.items() if each.data_location == TensorProto.EXTERNAL}
+        parts = {f"{name}{part}" for name in self._readers for part in PARTS}
+        copies = {HEAD} if self._has_copy() else set()
+        return sorted((external | set(self._readers)) - parts - copies - {COSINES, SINES})
+
+    def read(self, entry: Mapping[str, Any]) -> StoredTensor:
+        grid, name = grid_of(entry), str(entry["name"])
+        if grid is None:
+            return StoredTensor(self._array(name))
+        if name not in self._readers:
+            raise BadInput("no operator of the graph reads it as quantized weights")
+        first, *others = self._nodes(name)
+        held = self._held(first)
+        weights = held.weights()
+        for node in others:
+            if not np.array_equal(self._held(node).weights(), weights):
+                raise BadInput(f"node {node.name!r} reads other weights than {first.name!r}")
+        return StoredTensor(weights, held.layer(grid))
+
+    def _nodes(self, name: str) -> list[NodeProto]:
+        """The operators that read a matrix, or a copy of it."""
+        copies = self._readers[HEAD] if name == EMBEDDING and self._has_copy() else []
+        return [*self._readers[name], *copies]
+
+    def _has_copy(self) -> bool:
+        """Whether a tied head has initializers of its own: standard operators look up rows but multiply by columns."""
+        return self._tied and HEAD in self._readers
+
+    def _held(self, node: NodeProto) -> Held:
+        settings = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        if node.op_type == "DequantizeLinear":
+            return self._numbers([self._origin(name) for name in node.input], settings)
+        data, scales, *zeros = [self._origin(name) for name in node.input if self._origin(name) in self._initializers]
+        bits, block_size = settings["bits"], settings["block_size"]
+        of_blocks = self._array(scales)
+        codes = _unpacked(self._array(data).reshape(len(of_blocks), -1), bits)
+        end = self._ends.get(node.output[0])
+        columns = settings["K"] if "K" in settings else codes.shape[1] if end is None else int(self._array(end)[0])
+        middle = 2 ** (bits - 1)
+        found = self._array(zeros[0]) if zeros else np.full(of_blocks.shape, middle, np.float32)
+        if found.dtype == np.uint8:
+            found = _unpacked(found, bits)[:, : of_blocks.shape[1]].astype(np.float32)
+        return Held(codes[:, :columns], of_blocks, found, block_size, middle)
+
+    def _numbers(self, names: Sequence[str], settings: Mapping[str, Any]) -> Held:
+        """Weights of DequantizeLinear: rows first where only some are looked up, else columns first."""
+        kind = self._initializers[names[0]].data_type
+        codes, scales, *zeros = (
+            array if settings["axis"] == LOOKED_UP_AXIS else array.T for array in map(self._array, names)
+        )
+        found = zeros[0].astype(np.float32) if zeros else np.zeros(scales.shape, np.float32)
+        middle = 0 if kind in SIGNED else 2 ** (BITS_OF[kind] - 1)
+        return Held(codes.astype(np.int16), scales, found, settings["block_size"], middle)
+
+    def _origin(self, name: str) -> str:
+        origin: str = self._forwarded.get(name, name)
+        return origin
+
+    def _array(self, name: str) -> NumpyArray:
+        """Raises: BadInput for bytes that are missing."""
+        tensor = TensorProto()  # loading changes it
+        tensor.CopyFrom(self._initializers[name])
+        try:
+            array: NumpyArray = numpy_helper.to_array(tensor, base_dir=str(self._directory))
+        except (OSError, ValidationError) as error:
+            raise BadInput(f"its bytes cannot be read ({reason_of(error)})") from error
+        return array.astype(ml_dtypes.bfloat16) if tensor.data_type == TensorProto.BFLOAT16 else array
+
+
+def _unpacked(packed: NumpyArray, bits: int) -> NumpyArray:
+    """Numbers of 2, 4 or 8 bits, lowest bits first. Shapes: (rows, bytes) -> (rows, bytes * 8 / bits)."""
+    places = np.arange(0, 8, bits, dtype=np.uint8)
+    spread = packed[..., np.newaxis] >> places & np.uint8(2**bits - 1)
+    return spread.reshape(len(packed), -1).astype(np.int16)

@@ -1,0 +1,168 @@
+"""Model directories of safetensors files: shards with an index, config.json, companions, the manifest."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from edgeq.types import Grid, NumpyArray, ScaleDtype
+from edgeq_exporters.decoder import Shapes
+from edgeq_exporters.manifest import Entry, rename_when_stored, sha256_of, tensor_entry, write_in_place, write_manifest
+
+SHARD_BYTES = 1_000_000_000  # a larger tensor has a shard of its own
+INDEX_NAME = "model.safetensors.index.json"
+DENSE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+}
+
+MakeTensor = Callable[[str], tuple[Mapping[str, NumpyArray], Entry]]
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenShard:
+    """A file of weights: the bytes of its tensors, the names they have there, and the manifest's entries."""
+
+    path: Path
+    size: int
+    names: Sequence[str]
+    entries: Sequence[Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryContent:
+    """What goes into a directory. `label` is the framework that safetensors files name in their metadata.
+
+    Units: sizes holds the bytes of every tensor of the model, in the order of the file.
+    """
+
+    format_name: str
+    label: str
+    sizes: Mapping[str, int]
+    make: MakeTensor
+    config: Mapping[str, Any]
+    companions: Mapping[str, bytes]
+
+
+def write_directory(content: DirectoryContent, destination: Path) -> list[Path]:
+    """Write a directory; the result starts with `destination` itself, which is what a runtime is given.
+
+    The tensors of one shard are in memory at a time. The same content gives the same bytes.
+    """
+    shards = write_shards(content, destination)
+    files = {INDEX_NAME: _json_bytes(_index(shards)), "config.json": _json_bytes(content.config)}
+    files |= {name: content.companions[name] for name in sorted(content.companions) if name not in files}
+    for name, data in files.items():
+        write_in_place(destination / name, data)
+    weights = [shard.path for shard in shards]
+    first = weights[0].name if len(weights) == 1 else INDEX_NAME
+    entries = [entry for shard in shards for entry in shard.entries]
+    manifest = write_manifest(destination, format_name=content.format_name, file=first, entries=entries)
+    return [destination, *weights, *(destination / name for name in files), manifest]
+
+
+def plan_shards(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Tensor names by shard, in order, as many in each as the limit allows. Units: sizes in bytes."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, added in sizes.items():
+        if shards[-1] and size + added > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += added
+    return shards
+
+
+def write_shards(content: DirectoryContent, folder: Path) -> list[WrittenShard]:
+    """Write every shard under a temporary name, and rename them when all are complete."""
+    plan = plan_shards(content.sizes)
+    paths = [folder / name for name in shard_names(len(plan))]
+    try:
+        written = [_write_shard(content, names, path) for path, names in zip(paths, plan, strict=True)]
+        for path in paths:
+            rename_when_stored(_partial(path), path)
+    finally:
+        for path in paths:
+            _partial(path).unlink(missing_ok=True)
+    return written
+
+
+def shard_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _write_shard(content: DirectoryContent, names: Sequence[str], path: Path) -> WrittenShard:
+    tensors: dict[str, NumpyArray] = {}
+    entries = []
+    for name in names:
+        stored, entry = content.make(name)
+        tensors |= stored
+        entries.append(entry | {"file": path.name})
+    save_file(tensors, _partial(path), metadata={"format": content.label})
+    return WrittenShard(path, sum(array.nbytes for array in tensors.values()), [*tensors], entries)
+
+
+def _index(shards: Sequence[WrittenShard]) -> dict[str, Any]:
+    """Which file holds a tensor. Units: total_size in bytes."""
+    files = {name: shard.path.name for shard in shards for name in shard.names}
+    return {"metadata": {"total_size": sum(shard.size for shard in shards)}, "weight_map": dict(sorted(files.items()))}
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def dense_dtype(grids: Shapes) -> ScaleDtype:
+    """The scale type of most quantized weights; float16 where none is quantized."""
+    weights: Counter[ScaleDtype] = Counter()
+    for (rows, *columns), grid in grids.values():
+        if grid is not None:
+            weights[grid.scale_dtype] += rows * columns[0]
+    return weights.most_common(1)[0][0] if weights else "float16"
+
+
+def dense_tensor(array: NumpyArray, dense: ScaleDtype) -> tuple[NumpyArray, float]:
+    """A tensor in the given precision and its largest rounding, or as it is where a value would overflow.
+
+    Every weight's precision spreads to the activations, so one wider tensor makes the whole model wider.
+    """
+    with np.errstate(over="ignore"):
+        rounded = array.astype(DTYPES[dense])
+    if rounded.dtype == array.dtype or not np.isfinite(rounded).all():
+        return np.ascontiguousarray(array), 0.0
+    difference = rounded.astype(np.float32) - array.astype(np.float32)
+    return np.ascontiguousarray(rounded), float(np.abs(difference).max(initial=0.0))
+
+
+def make_dense(
+    name: str, array: NumpyArray, dense: ScaleDtype, *, digest: str | None = None, solved_on: Grid | None = None
+) -> tuple[Mapping[str, NumpyArray], Entry]:
+    """A dense tensor as it is stored, and what became of it; digest and solved_on where codes stand behind it."""
+    stored, deviation = dense_tensor(array, dense)
+    entry = tensor_entry(
+        name=name,
+        source=name,
+        type_name=DENSE_TYPES[str(stored.dtype)],
+        grid=None,
+        status="dense",
+        deviation=deviation,
+        digest=digest or sha256_of(array),
+        stored=sha256_of(stored),
+        solved_on=solved_on,
+    )
+    return {name: stored}, entry

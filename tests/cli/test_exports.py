@@ -1,0 +1,175 @@
+"""Several exports of one solution, read back and verified from disk, as users do it."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+FORMATS = ["gguf", "onnx", "mlx", "gptq", "compressed-tensors"]
+WEIGHTS = ("model.gguf", "model.onnx.data", "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def solved(save_model, text_file, tmp_path_factory):
+    """A checkpoint with an export in every format."""
+    import subprocess  # noqa: PLC0415
+    import sys  # noqa: PLC0415
+
+    output = tmp_path_factory.mktemp("runs") / "run"
+    model = save_model("llama", tie_word_embeddings=True)
+    exports = [word for name in FORMATS for word in ("--export", name)]
+    options = ["--samples", "4", "--sequence-length", "32", "--backend", "cpu", "--calibration", str(text_file)]
+    command = [sys.executable, "-m", "edgeq", "quantize", str(model), "-o", str(output), *exports, *options]
+    subprocess.run(command, check=True, capture_output=True)
+    return output
+
+
+@pytest.fixture
+def copy_of(solved, tmp_path):
+    """A copy of an export that a test may damage."""
+    return lambda name: shutil.copytree(solved / name, tmp_path / name)
+
+
+def manifest_of(solved, name):
+    return json.loads((solved / name / "manifest.json").read_text())
+
+
+def test_one_solution_has_the_same_hashes_in_every_container(solved):
+    entries = {name: {entry["source"]: entry for entry in manifest_of(solved, name)["tensors"]} for name in FORMATS}
+    hashes = [{source: entry["sha256"] for source, entry in of_name.items()} for of_name in entries.values()]
+    assert all(of_name == hashes[0] for of_name in hashes)
+    for of_name in entries.values():
+        linear = [entry["status"] for source, entry in of_name.items() if "proj" in source]
+        assert linear == ["exact"] * 14
+    embedding = entries["gptq"]["model.embed_tokens.weight"]
+    assert (embedding["status"], embedding["from"]) == ("dense", "8 bits, group 32, symmetric")
+    assert 0 < embedding["largest_deviation"] < 1e-4
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_export_is_verified_from_disk_against_its_checkpoint(edgeq, solved, name):
+    result = edgeq("verify", solved / name, "--against", solved, "--json")
+    found = json.loads(result.out)
+    assert (result.status, found["differences"]) == (0, [])
+    assert len(found["tensors"]) == len(manifest_of(solved, name)["tensors"])
+    assert found["largest_deviation"] < 1e-3
+    library = {"gguf": "gguf 0.", "onnx": "onnx 1.", "mlx": "mlx 0.", "gptq": "edgeq"}
+    assert found["library"].startswith(library.get(name, f"{name} 0."))
+
+
+@pytest.mark.parametrize("name", ["gguf", "onnx", "mlx", "compressed-tensors"])
+def test_an_export_runs_as_torch_does_with_the_dequantized_weights(edgeq, solved, name):
+    result = edgeq("verify", solved / name, "--against", solved, "--run", "--backend", "cpu", "--json")
+    run = json.loads(result.out)["run"]
+    assert result.status == 0
+    assert run["kl"] < 0.01
+    if name != "gguf":
+        assert run["logit_difference"] < 1e-3
+        assert run["top1_agreement"] == 1.0
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("place", [0.2, 0.4, 0.6])  # the tables at the end of an ONNX file are no tensors
+def test_one_changed_byte_is_found_and_named(edgeq, copy_of, name, place):
+    folder = copy_of(name)
+    file = next(file for file in folder.iterdir() if file.name in WEIGHTS)
+    data = bytearray(file.read_bytes())
+    data[int(place * len(data))] ^= 1
+    file.write_bytes(data)
+    result = edgeq("verify", folder)
+    assert result.status == 1
+    lines = result.out.strip().split("\n")
+    assert lines[0] == f"file '{file.name}': its bytes are not those that were written"
+    assert lines[1].startswith("tensor '") and "hash" in lines[1]
+    assert lines[-1] == "2 differences"
+
+
+def test_a_changed_config_is_found(edgeq, copy_of):
+    folder = copy_of("gptq")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"bits": 4', '"bits": 8'))
+    result = edgeq("verify", folder)
+    assert result.status == 1 and "file 'config.json'" in result.out
+
+
+def test_missing_added_and_unreadable_tensors_are_named(edgeq, copy_of):
+    folder = copy_of("compressed-tensors")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj"
+    tensors["extra"] = tensors.pop(f"{name}.weight_scale")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "tokenizer.json").unlink()
+    (folder / "notes.txt").write_text("mine")
+    out = edgeq("verify", folder).out
+    for line in ("file 'tokenizer.json': missing", "file 'notes.txt': not part of", "tensor 'extra': the manifest does",
+                 f"tensor '{name}.weight': cannot be read"):  # fmt: skip
+        assert line in out
+
+
+def test_a_checkpoint_that_the_export_was_not_made_from_is_noticed(edgeq, solved, tmp_path):
+    other = shutil.copytree(solved, tmp_path / "other")
+    file = other / "blocks" / "0001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    result = edgeq("verify", solved / "mlx", "--against", other)
+    lines = result.out.split("\n")
+    assert result.status == 1
+    assert "was made from another one" in lines[0]
+    assert lines[1].startswith("tensor 'model.layers.1.") and "of the checkpoint" in lines[1]
+
+
+def test_what_is_no_export_is_refused_in_one_line(edgeq, solved, tmp_path):
+    assert "is not an export" in edgeq("verify", tmp_path).err
+    assert "is not an export" in edgeq("verify", solved).err
+    assert edgeq("verify", solved / "mlx", "--run").status == 2
+
+
+def test_the_list_says_what_fits_without_loss_and_why_not(edgeq, solved):
+    rows = {row["name"]: row for row in json.loads(edgeq("export", "--list", solved, "--json").out)["formats"]}
+    assert {name: rows[name]["fits"] for name in FORMATS} == dict.fromkeys(FORMATS, "without loss")
+    assert rows["gptq"]["reason"] == "dense, as their codes say: model.embed_tokens.weight"
+    assert rows["gptq"]["bits"] == [2, 3, 4, 8] and rows["mlx"]["groups"] == ["32", "64", "128"]
+    text = edgeq("export", "--list").out
+    assert "gptq: bits 2 3 4 8; groups 32 64 128 row; zero points symmetric integer" in text
+    assert "fits" not in text
+
+
+def test_the_list_names_what_keeps_a_checkpoint_out(edgeq, saved_model, quick, tmp_path):
+    options = ["--bits", 3, "--group-size", "row", "--asymmetric", "--solver", "rtn"]
+    edgeq("quantize", saved_model, "-o", tmp_path / "out", *options, *quick)
+    rows = {
+        row["name"]: row for row in json.loads(edgeq("export", "--list", tmp_path / "out", "--json").out)["formats"]
+    }
+    assert [rows[name]["fits"] for name in FORMATS] == ["with loss", "without loss", "no", "without loss", "no"]
+    assert "rounded offsets" in rows["gguf"]["reason"]
+    assert "choose group_size 32, 64 or 128" in rows["mlx"]["reason"]
+    assert "choose 2, 4 or 8" in rows["compressed-tensors"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bits", 3], "format 'compressed-tensors': tensor 'model.layers.0.mlp.down_proj.weight'"),
+        (["--bits", 5], "format 'gptq'"),
+        (["--group-size", 64], "in_features 96 is not a multiple of group_size 64; choose 32"),
+        (["--asymmetric"], "leave out --asymmetric"),
+    ],
+)
+def test_exports_that_cannot_all_hold_the_grid_are_refused_before_any_work(
+    edgeq, saved_model, quick, tmp_path, options, words
+):
+    exports = [word for name in FORMATS for word in ("--export", name)]
+    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *exports, *options, *quick)
+    assert result.status == 1 and words in result.err and result.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_asymmetric_becomes_the_kind_that_all_exports_hold(edgeq, saved_model, quick, tmp_path):
+    exports = ["--export", "gptq", "--export", "compressed-tensors"]
+    assert edgeq("quantize", saved_model, "-o", tmp_path / "out", "--asymmetric", *exports, *quick).status == 0
+    for name in ("gptq", "compressed-tensors"):
+        result = edgeq("verify", tmp_path / "out" / name, "--against", tmp_path / "out", "--json")
+        statuses = json.loads(result.out)["statuses"]
+        assert result.status == 0 and set(statuses) == {"exact", "dense"}
