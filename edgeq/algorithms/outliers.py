@@ -24,8 +24,8 @@ class OutlierColumns:
 def choose_columns(V: Array, importance: Array, backend: Backend, *, count: int) -> NumpyArray:
     """The input columns that would cost most to round: the largest importance_j * sum_r v_rj^2, in rising order.
 
-    Shapes: V (out, in); importance (in,), best 1 / diag (H + lambda I)^-1: what a column's error costs once the others
-    have made up for what they can.
+    Shapes: V (out, in); importance (in,), the diagonal of H: on trained layers that chose better columns than
+    1 / diag H^-1 did.
     """
     score = backend.to_numpy(importance * (V * V).sum(axis=0))
     return np.sort(np.argsort(-score, kind="stable")[:count])

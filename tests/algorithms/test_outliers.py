@@ -117,7 +117,7 @@ def test_the_chosen_columns_are_among_the_best_pairs(backend):
     """Of all pairs of columns kept in full precision, the chosen one is in the best tenth."""
     rng = np.random.default_rng(3)
     layer = SolvedLayer(rng, Grid(2, None), backend, in_features=12, H=correlated_moment(rng, 12, loud=0.2))
-    importance = backend.asarray(1 / np.diag(np.linalg.inv(layer.H)))
+    importance = backend.asarray(np.diag(layer.H))
     chosen = choose_columns(backend.asarray(layer.V), importance, backend, count=2)
     losses = {}
     for pair in itertools.combinations(range(12), 2):
