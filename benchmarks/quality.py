@@ -2,6 +2,7 @@
 
     uv run python -m benchmarks.quality table        the table of the README (about 75 minutes on 2 cores)
     uv run python -m benchmarks.quality defaults     the scan that the defaults were chosen from (about 60 minutes)
+    uv run python -m benchmarks.quality presets      what --quality stands for, at 3 bits (about 30 minutes)
 
 Each solve is one line of benchmarks/results/; solves that stand there are not run again unless --fresh.
 """
@@ -24,6 +25,7 @@ from edgeq.evaluation import compare
 from edgeq.measurement import EVALUATION_TEXT, model_logits
 from edgeq.pipeline import quantize
 from edgeq.protocols import ModelSource
+from edgeq.recipe import PRESETS
 from edgeq.screen import Silent
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
@@ -54,6 +56,14 @@ def table_solves() -> list[dict[str, Any]]:
     ]
 
 
+def preset_solves() -> list[dict[str, Any]]:
+    """The presets at 3 bits, beside the solve that their ratios are to."""
+    plain = INGREDIENTS["GPTQ, min-max scales"]
+    rows = [{"row": "GPTQ, min-max scales", **plain}]
+    rows += [{"row": f"--quality {name}", **PRESETS[name]} for name in ("balanced", "fast", "best")]
+    return [{"bits": 3, "zeros": "symmetric", **row} for row in rows]
+
+
 def default_solves() -> list[dict[str, Any]]:
     """Propagation strength and damping at 3 bits, then the target of the second stage."""
     scan = [
@@ -70,6 +80,13 @@ def default_solves() -> list[dict[str, Any]]:
         )
     ]
     return [*refits, *scan]
+
+
+SOLVES: dict[str, Any] = {
+    "table": lambda: (table_solves(), tuple(TEXTS)),
+    "defaults": lambda: (default_solves(), TUNING_TEXTS),
+    "presets": lambda: (preset_solves(), tuple(TEXTS)),
+}
 
 
 class Bench:
@@ -157,12 +174,11 @@ def format_table(results: list[dict[str, Any]], texts: Sequence[str], command: s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("table", "defaults"))
+    parser.add_argument("what", choices=tuple(SOLVES))
     parser.add_argument("--fresh", action="store_true", help="run solves again that have results")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    table = arguments.what == "table"
-    solves, texts = (table_solves(), tuple(TEXTS)) if table else (default_solves(), TUNING_TEXTS)
+    solves, texts = SOLVES[arguments.what]()
     results = run_missing(solves, texts, RESULTS / f"quality-{arguments.what}.jsonl", fresh=arguments.fresh)
     text = format_table(results, texts, f"python -m benchmarks.quality {arguments.what}")
     (RESULTS / f"quality-{arguments.what}.md").write_text(text, encoding="utf-8")

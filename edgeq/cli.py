@@ -41,6 +41,11 @@ def cli() -> None:
 @cli.command(name="quantize")
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=PATH, help="Directory to write; must not exist.")
+@click.option(
+    "--quality",
+    help="fast (one stream, no propagation), balanced, or best (anneals the codes too: several times longer).  "
+    "[default: balanced]",
+)
 @click.option("--bits", type=int, help="Bits per weight of the linear layers, 2 to 8; 16 keeps them.  [default: 4]")
 @click.option("--group-size", help="Columns that share a scale, or 'row' for all.  [default: 32]")
 @click.option(

@@ -45,11 +45,11 @@ def option_words(options: Mapping[str, Any]) -> list[str]:
 
 
 def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipe file first, then the options that were given, in the names of `edgeq.recipe`.
+    """Preset, recipe file, then the options that were given, in the names of `edgeq.recipe`.
 
     Raises: BadInput naming the option whose value breaks its rule.
     """
-    from edgeq.recipe import DENSE_BITS, check_setting, read_recipe  # noqa: PLC0415
+    from edgeq.recipe import DENSE_BITS, check_setting, read_recipe, with_preset  # noqa: PLC0415
 
     settings = read_recipe(str(recipe)) if recipe is not None else {}
     given = {name: value for name, value in options.items() if value is not None}
@@ -57,13 +57,14 @@ def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[st
     if given.get("group_size", "row") != "row":
         given["group_size"] = whole_number(given["group_size"], "--group-size")
     for name, value in given.items():
-        check_setting(name, value, called=f"--{name.replace('_', '-')}")
+        if name != "quality":
+            check_setting(name, value, called=f"--{name.replace('_', '-')}")
     if symmetric is not None:
         given["zeros"] = "symmetric" if symmetric else "asymmetric"
     dense = [{"layers": pattern, "bits": DENSE_BITS} for pattern in keep_dense]
     if dense:
         given["overrides"] = [*settings.get("overrides", []), *dense]
-    return settings | given
+    return with_preset(settings | given)
 
 
 def whole_number(text: str, option: str) -> int:

@@ -16,6 +16,18 @@ ScaleStages = Literal["none", "first", "both"]
 DENSE_BITS = 16
 
 
+COMPENSATED: Mapping[str, Any] = {
+    "activation_order": True, "scale_weighting": "mean", "scale_candidates": 9, "scale_refits": 3,
+}  # fmt: skip
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {**COMPENSATED, "scales": "first", "propagation_strength": 0.0},
+    "balanced": {**COMPENSATED, "sweeps": 3},
+    "best": {**COMPENSATED, "sweeps": 5, "anneal_rounds": 1},
+}
+"""What `--quality` stands for; everything else has the defaults of `Recipe`."""
+DEFAULT_QUALITY = "balanced"
+
+
 @dataclass(frozen=True, slots=True)
 class Override:
     """Other settings for the layers whose name matches a shell-style pattern; bits 16 keeps them dense."""
@@ -108,6 +120,16 @@ def read_recipe(path: str) -> dict[str, Any]:
         raise BadInput(f"recipe {path!r}: {found}; give the path of a TOML file") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(f"recipe {path!r}: not valid TOML ({reason_of(error)}); see docs/cli.md, Settings") from error
+
+
+def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings on top of the preset that their key "quality" names. Raises: BadInput for an unknown preset."""
+    given = dict(settings)
+    quality = given.pop("quality", DEFAULT_QUALITY)
+    if quality not in PRESETS:
+        raise BadInput(f"--quality {quality!r}: expected one of {', '.join(PRESETS)}")
+    plain = given.get("solver") == "rtn"  # whoever asks for rounding gets no more than that
+    return given if plain else {**PRESETS[quality], **given}
 
 
 def make_recipe(settings: Mapping[str, Any]) -> Recipe:

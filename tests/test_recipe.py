@@ -3,7 +3,7 @@ import math
 import pytest
 
 from edgeq.errors import BadInput
-from edgeq.recipe import RULES, Override, Recipe, make_recipe, read_recipe, recipe_settings
+from edgeq.recipe import PRESETS, RULES, Override, Recipe, make_recipe, read_recipe, recipe_settings, with_preset
 from edgeq.types import Grid
 
 
@@ -210,3 +210,23 @@ def test_turns_that_refit_scales_are_refused_where_scales_may_not_be_refitted(sc
     message = refusal({"alternations": 1, "scales": scales})
     assert "alternations = 1" in message
     assert 'scales = "both"' in message
+
+
+def test_a_preset_sets_what_nothing_else_does():
+    assert with_preset({"bits": 3})["sweeps"] == 3
+    assert with_preset({"sweeps": 1})["sweeps"] == 1
+    assert with_preset({"quality": "fast"})["propagation_strength"] == 0.0
+    assert with_preset({"quality": "best"})["anneal_rounds"] == 1
+    for name in PRESETS:
+        assert make_recipe(with_preset({"quality": name})).activation_order
+
+
+def test_plain_rounding_takes_nothing_from_a_preset():
+    assert make_recipe(with_preset({"solver": "rtn", "scales": "none", "propagation_strength": 0.0})) == make_recipe(
+        {"solver": "rtn", "scales": "none", "propagation_strength": 0.0}
+    )
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones():
+    with pytest.raises(BadInput, match="--quality 'better': expected one of fast, balanced, best"):
+        with_preset({"quality": "better"})
