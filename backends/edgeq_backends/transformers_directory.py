@@ -3,7 +3,9 @@
 import json
 import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +65,14 @@ class CompressedTensorsLogits:
 def load_model(path: Path, **options: Any) -> Any:
     """Raises: BadInput when transformers cannot load the directory."""
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options).eval()
+        with redirect_stderr(StringIO()):  # progress bars
+            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options).eval()
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise BadInput(f"{str(path)!r}: transformers cannot load it ({reason_of(error)}); export it again") from error
 
 
 def model_logits(model: Any, windows: NumpyArray) -> Iterator[NumpyArray]:
     for ids in windows:
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stderr(StringIO()):  # some weights are unpacked at the first use, with a bar
             found = model(input_ids=torch.from_numpy(ids[None].astype(np.int64)), use_cache=False).logits[0]
         yield found.float().numpy()

@@ -77,7 +77,7 @@ def test_inputs_that_groups_do_not_divide_are_refused(rng, tmp_path, columns, gr
         ({"rope_parameters": FACTOR_ONLY}, "lacks low_freq_factor, high_freq_factor, original_max_position"),
         ({"rope_parameters": LLAMA_3_ROPE | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
         ({"partial_rotary_factor": 0.25}, "partial_rotary_factor 0.25"),
-        ({"attention_bias": True}, f"no tensor '{BIAS}', which mlx-lm builds"),
+        ({"attention_bias": True}, f"no tensor '{BIAS}', which config.json asks for"),
         ({"mlp_bias": True}, "no tensor 'model.layers.0.mlp.gate_proj.bias'"),
         ({"tie_word_embeddings": False}, "no tensor 'lm_head.weight'"),
         ({"num_hidden_layers": 3}, "no tensor 'model.layers.2.self_attn.q_proj.weight'"),
