@@ -3,7 +3,8 @@
     uv run python -m benchmarks.exports                  the demo model at 4 bits (a few minutes on 2 cores)
     uv run python -m benchmarks.exports --checkpoint DIR  a checkpoint that is there already
 
-Prints a table, also to benchmarks/results/exports.md, and exits 1 when something in it is not as it must be.
+Prints a table, also to benchmarks/results/exports.md, and exits 1 when something in it is not as it must be. GPTQ
+exports are run only where GPTQModel is installed.
 """
 
 import argparse
