@@ -81,9 +81,21 @@ def assert_equal_fits(v, H, torch, mlx, row, recipe):
         assert (alike | (nearby == scales[row]).any(axis=0)).all(), f"row {row}"
 
 
+SLOW = pytest.mark.slow  # MLX's CPU build takes half a minute for each
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("bits", [4, 3, 2])
-@pytest.mark.parametrize("model", ["glassllm", "demo"])
+@pytest.mark.parametrize(
+    ("model", "bits"),
+    [
+        ("glassllm", 4),
+        ("glassllm", 3),
+        ("glassllm", 2),
+        ("demo", 3),
+        pytest.param("demo", 4, marks=SLOW),
+        pytest.param("demo", 2, marks=SLOW),
+    ],
+)
 def test_mlx_chooses_the_codes_of_torch(model, bits, solver):
     layers = trained.glass_layers() if model == "glassllm" else trained.demo_layers()
     recipe = Recipe(bits=bits, group_size=GROUP_SIZES[model], solver=solver)
