@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from edgeq.rope import rope_of
+from edgeq.rope import rope_of, why_not_rope
 from edgeq.sources.model_config import head_dimension
 
 MODEL_MODULES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> module of mlx_lm.models
@@ -15,11 +15,6 @@ NEEDED = (
     "rms_norm_eps",
     "vocab_size",
 )
-ROPE_SETTINGS = {  # by rope type: what mlx-lm either requires or replaces by a default of its own
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 NOT_COPIED = ("quantization", "quantization_config", "quantize_activations", "rope_traditional")
 # mlx-lm obeys these keys for a llama, and computes a mistral as one; transformers does not for these model types.
 FOREIGN = {"llama": ("layer_types",), "mistral": ("layer_types", "attention_bias", "mlp_bias"), "qwen2": ()}
@@ -40,7 +35,7 @@ def why_not_mlx(config: Config) -> str | None:
     if config.get("hidden_act", "silu") != "silu":
         return f"hidden_act '{config['hidden_act']}' is not supported; mlx-lm computes {model_type} with silu"
     reason = _why_not_qwen2(config) if model_type == "qwen2" else None
-    return reason or _why_not_rope(config)
+    return reason or why_not_rope(config, "mlx-lm")
 
 
 def _why_not_qwen2(config: Config) -> str | None:
@@ -52,19 +47,6 @@ def _why_not_qwen2(config: Config) -> str | None:
             f"head_dim {width} of a qwen2 model is not hidden_size {hidden_size} / {heads} heads; mlx-lm's qwen2 knows"
             " no other, use another backend or format"
         )
-    return None
-
-
-def _why_not_rope(config: Config) -> str | None:
-    rope = rope_of(config)
-    if rope.kind not in ROPE_SETTINGS:
-        return f"rope type '{rope.kind}' is not supported; mlx-lm computes as torch does: {', '.join(ROPE_SETTINGS)}"
-    missing = [key for key in ROPE_SETTINGS[rope.kind] if rope.settings.get(key) is None]
-    if missing:
-        return f"rope type '{rope.kind}' lacks {', '.join(missing)}; add it to the rope settings in config.json"
-    part = rope.settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    if part != 1.0:
-        return f"partial_rotary_factor {part} is not supported; mlx-lm rotates whole heads, only 1.0 can be written"
     return None
 
 

@@ -1,7 +1,7 @@
 """Rotary embedding settings of a Hugging Face config."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ NEEDED = {  # by rope type: what it cannot be computed without
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
+KINDS = ("default", "linear", "llama3")
+"""Rope types that `frequencies` computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,21 @@ def llama3_factors(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:
     turns = float(rope.settings["original_max_position_embeddings"]) / wavelengths
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return np.asarray(1 / (kept + (1 - kept) / float(rope.settings["factor"])))
+
+
+def why_not_rope(config: Mapping[str, Any], runtime: str, kinds: Sequence[str] = KINDS) -> str | None:
+    """What about rotary embedding a runtime that knows these types would compute differently; None when nothing."""
+    rope = rope_of(config)
+    if rope.kind not in kinds:
+        model = f"of a {config.get('model_type')} model"
+        return f"rope type '{rope.kind}' {model} is not supported; {runtime} knows {', '.join(kinds)}"
+    missing = [name for name in NEEDED.get(rope.kind, ()) if rope.settings.get(name) is None]
+    if missing:
+        return f"rope type '{rope.kind}' lacks {', '.join(missing)}; add it to the rope settings in config.json"
+    part = rope.settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if part != 1.0:
+        return f"partial_rotary_factor {part} is not supported; {runtime} rotates whole heads, only 1.0 can be written"
+    return None
 
 
 def check_rope(config: Mapping[str, Any]) -> None:

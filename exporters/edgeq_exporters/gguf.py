@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeq.errors import BadInput, NotInstalled, install
 from edgeq.protocols import QuantizedModel
+from edgeq.storage import rename_when_stored
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
 from edgeq_exporters.gguf_architecture import (
     ARCHITECTURES,
@@ -26,7 +27,6 @@ from edgeq_exporters.gguf_tokenizer import tokenizer_keys, why_not_tokenizer
 from edgeq_exporters.manifest import (
     Entry,
     quantized_entry,
-    rename_when_stored,
     sha256_of,
     tensor_entry,
     write_manifest,

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.rope import NEEDED as NEEDED_SETTINGS
-from edgeq.rope import llama3_factors, rope_of
+from edgeq.rope import llama3_factors, rope_of, why_not_rope
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> general.architecture
 
@@ -53,19 +52,8 @@ def why_not_architecture(config: Mapping[str, Any]) -> str | None:
         return f"hidden_act '{config['hidden_act']}' is not supported; llama.cpp computes {model_type} with silu"
     if head_size(config) % 2:
         return f"heads are {head_size(config)} wide; rotary embedding needs an even head_dim, give another model"
-    return _why_not_rope(config)
-
-
-def _why_not_rope(config: Mapping[str, Any]) -> str | None:
-    kinds = ("default", "llama3") if ARCHITECTURES[config["model_type"]] == "llama" else ("default",)
-    rope = rope_of(config)
-    missing = [key for key in NEEDED_SETTINGS.get(rope.kind, ()) if key not in rope.settings]
-    if missing:
-        return f"rope type '{rope.kind}' lacks {', '.join(missing)}; add it to the rope settings in config.json"
-    if rope.kind in kinds:
-        return None
-    known = f"GGUF export knows {', '.join(kinds)}"
-    return f"rope type '{rope.kind}' of a {config['model_type']} model is not supported; {known}"
+    kinds = ("default", "llama3") if ARCHITECTURES[model_type] == "llama" else ("default",)
+    return why_not_rope(config, "llama.cpp", kinds)
 
 
 def head_size(config: Mapping[str, Any]) -> int:

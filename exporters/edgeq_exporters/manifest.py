@@ -8,7 +8,7 @@ from typing import Any
 from edgeq.certificate import hash_files, hash_of_layer, sha256_of
 from edgeq.checkpoint import describe_grid
 from edgeq.ownership import MANIFEST_FILE
-from edgeq.storage import rename_when_stored
+from edgeq.storage import write_bytes
 from edgeq.types import Grid, QuantizedLinear
 from edgeq_exporters.deviation import largest_difference
 
@@ -17,10 +17,8 @@ __all__ = [
     "grid_of",
     "hash_of_layer",
     "quantized_entry",
-    "rename_when_stored",
     "sha256_of",
     "tensor_entry",
-    "write_in_place",
     "write_manifest",
 ]
 
@@ -95,12 +93,5 @@ def write_manifest(
     content: dict[str, Any] = {"format": format_name, "file": file, "files": hash_files(folder)}
     content |= {"settings": settings} if settings else {}
     content["tensors"] = entries
-    write_in_place(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
     return path
-
-
-def write_in_place(path: Path, content: bytes) -> None:
-    """Write a small file so that its name only ever stands for the complete content."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    rename_when_stored(partial, path)

@@ -8,9 +8,10 @@ from typing import Any
 
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
+from edgeq.storage import write_bytes
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
 from edgeq_exporters.decoder import Shape, Shapes, check_shape, claimed_grids, tensor_shapes, why_not_tensors
-from edgeq_exporters.manifest import Entry, quantized_entry, sha256_of, tensor_entry, write_in_place, write_manifest
+from edgeq_exporters.manifest import Entry, quantized_entry, sha256_of, tensor_entry, write_manifest
 from edgeq_exporters.onnx_architecture import decoder_of, genai_config, rotary_tables, why_not_config
 from edgeq_exporters.onnx_blocks import (
     Container,
@@ -98,7 +99,7 @@ class OnnxExporter:
         }
         files |= {name: companions[name] for name in sorted(companions) if name not in files}
         for name, content in files.items():
-            write_in_place(destination / name, content)
+            write_bytes(destination / name, content)
         manifest = write_manifest(
             destination, format_name=self.name, file=FILE_NAME, entries=entries, settings=self._settings()
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.rope import frequencies, rope_of
+from edgeq.rope import frequencies, rope_of, why_not_rope
 from edgeq.sources.model_config import SUPPORTED_MODEL_TYPES, head_dimension, positive_integer
 from edgeq_exporters.decoder import Config
 
@@ -21,11 +21,6 @@ NEEDED = (
     "rms_norm_eps",
     "vocab_size",
 )
-ROPE_SETTINGS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 MISTRAL_WINDOW = 4096  # what transformers takes where the key is absent; null means no window
 HEAD_MULTIPLE = 16  # GroupQueryAttention rotates no other heads
 GENERATED_TOKENS = 4096  # onnxruntime-genai reserves a cache this long unless asked for more
@@ -83,20 +78,7 @@ def why_not_config(config: Config) -> str | None:
             f"heads of {head_size} are not a multiple of {HEAD_MULTIPLE}, as GroupQueryAttention needs;"
             " use another format"
         )
-    return _why_not_rope(config)
-
-
-def _why_not_rope(config: Config) -> str | None:
-    rope = rope_of(config)
-    if rope.kind not in ROPE_SETTINGS:
-        return f"rope type '{rope.kind}' is not supported; ONNX export knows {', '.join(ROPE_SETTINGS)}"
-    missing = [key for key in ROPE_SETTINGS[rope.kind] if rope.settings.get(key) is None]
-    if missing:
-        return f"rope type '{rope.kind}' lacks {', '.join(missing)}; add it to the rope settings in config.json"
-    part = rope.settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    if part != 1.0:
-        return f"partial_rotary_factor {part} is not supported; the graph rotates whole heads, only 1.0 can be written"
-    return None
+    return why_not_rope(config, "the graph")
 
 
 def rotary_tables(config: Config) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from onnx import StringStringEntryProto, TensorProto
 
+from edgeq.storage import rename_when_stored
 from edgeq.types import NumpyArray, QuantizedLinear
-from edgeq_exporters.manifest import rename_when_stored
 from edgeq_exporters.onnx_blocks import Bytes, Container, pack_blocks, pack_rows, per_block, stored_codes, stored_zeros
 
 SMALL_ALIGNMENT = 64

@@ -11,9 +11,10 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from edgeq.storage import rename_when_stored, write_bytes
 from edgeq.types import Grid, NumpyArray, ScaleDtype
 from edgeq_exporters.decoder import Shapes
-from edgeq_exporters.manifest import Entry, rename_when_stored, sha256_of, tensor_entry, write_in_place, write_manifest
+from edgeq_exporters.manifest import Entry, sha256_of, tensor_entry, write_manifest
 
 SHARD_BYTES = 1_000_000_000  # a larger tensor has a shard of its own
 INDEX_NAME = "model.safetensors.index.json"
@@ -61,7 +62,7 @@ def write_directory(content: DirectoryContent, destination: Path) -> list[Path]:
     files = {INDEX_NAME: _json_bytes(_index(shards)), "config.json": _json_bytes(content.config)}
     files |= {name: content.companions[name] for name in sorted(content.companions) if name not in files}
     for name, data in files.items():
-        write_in_place(destination / name, data)
+        write_bytes(destination / name, data)
     weights = [shard.path for shard in shards]
     first = weights[0].name if len(weights) == 1 else INDEX_NAME
     entries = [entry for shard in shards for entry in shard.entries]

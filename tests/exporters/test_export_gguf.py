@@ -275,6 +275,7 @@ def test_columns_that_do_not_fill_blocks_are_refused(rng, tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"hidden_size": None}, "config.json lacks hidden_size"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' of a llama model"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"model_type": "qwen2", "rope_parameters": LLAMA_3_ROPE}, "rope type 'llama3' of a qwen2 model"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
     ],

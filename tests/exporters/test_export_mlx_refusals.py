@@ -71,7 +71,10 @@ def test_inputs_that_groups_do_not_divide_are_refused(rng, tmp_path, columns, gr
         ({"model_file": "model.py"}, "names a model_file"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"hidden_size": None, "vocab_size": None}, "config.json lacks hidden_size, vocab_size"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' is not supported"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            "rope type 'yarn' of a llama model is not supported",
+        ),
         ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope type 'linear' lacks factor"),
         ({"rope_parameters": FACTOR_ONLY}, "lacks low_freq_factor, high_freq_factor, original_max_position"),

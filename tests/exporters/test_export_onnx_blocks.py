@@ -150,7 +150,10 @@ def test_a_tensor_that_cannot_be_held_is_refused_by_name(rng, tmp_path, grid, qd
         ({"model_type": "gemma3"}, "model_type 'gemma3' is not supported; ONNX export knows llama, mistral, qwen2"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"hidden_size": None, "vocab_size": None}, "config.json lacks hidden_size, vocab_size"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' is not supported"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            "rope type 'yarn' of a llama model is not supported",
+        ),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope type 'linear' lacks factor"),
         ({"rope_parameters": FACTOR_ONLY}, "lacks low_freq_factor, high_freq_factor, original_max_position"),
         ({"rope_parameters": LLAMA_3_ROPE | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
