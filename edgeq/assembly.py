@@ -35,7 +35,7 @@ def make_job(
     return Job(source, recipe, loaded, partial(make_activations, loaded.name), read_text(calibration), exporters)
 
 
-def make_activations(backend: str, source: ModelSource, windows: NumpyArray, drift: bool) -> ActivationSource:
+def make_activations(backend: str, source: ModelSource, windows: NumpyArray, drift: float) -> ActivationSource:
     """The calibration streams that go with a backend."""
     entry = ACTIVATIONS[BACKENDS[backend].framework]
     streams: ActivationSource = load(entry, "calibration")(source, windows, drift=drift, **device_of(backend))

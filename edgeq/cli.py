@@ -16,6 +16,7 @@ from edgeq.options import (
     FORCE_OPTION,
     JSON_OPTION,
     PATH,
+    STRENGTH,
     collect_settings,
     format_options,
     option_words,
@@ -55,8 +56,8 @@ def cli() -> None:
 @click.option("--scales", help="Stages of scale fitting: none (min-max), first, both.  [default: both]")
 @click.option(
     "--propagation-strength",
-    type=float,
-    help="How far a layer makes up for earlier layers' errors, 0 to 1.  [default: 0.5]",
+    type=STRENGTH,
+    help="How far a layer makes up for earlier layers' errors, 0 to 1, or auto.  [default: 0.5]",
 )
 @click.option(
     "--propagation-damping",

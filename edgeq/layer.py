@@ -11,21 +11,21 @@ from edgeq.algorithms.damping import (
     damped,
     factorise,
     inverse_upper_factor,
-    lower_factor,
     settle_dead_columns,
 )
 from edgeq.algorithms.gptq import activation_order, solve_columns
 from edgeq.algorithms.group_scale import importance_of, search_scales
 from edgeq.algorithms.layer_loss import Target, dequantize
-from edgeq.algorithms.qep import correct_weight
 from edgeq.algorithms.qqa import Annealing
 from edgeq.algorithms.qqa_rounding import anneal_codes
 from edgeq.algorithms.quantease import descend_codes
 from edgeq.algorithms.rtn import round_to_nearest
 from edgeq.algorithms.scale_refit import refit_scales
 from edgeq.grid import fit_min_max
+from edgeq.propagation import Propagation, correct, prepare_propagation
 from edgeq.protocols import Backend
 from edgeq.recipe import Recipe
+from edgeq.statistics import Split
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import Array, Grid, GroupScales, LayerProblem, LayerStatistics, NumpyArray, QuantizedLinear
 
@@ -37,21 +37,18 @@ ROWS_AT_ONCE = 4096  # of a matrix solved without statistics: embeddings have ma
 class SiteFactors:
     """What the layers of a site share: settled statistics and their factors.
 
-    L factors H + lambda I of the propagation, None where no earlier layer was quantized; U of the solver. importance
-    weighs each column's error in the search for scales.
+    U factors the inverse of H + lambda I of the solver. importance weighs each column's error in the search for scales.
     """
 
     statistics: LayerStatistics
     H_damped: Array
     importance: Array
-    L: Array | None
     U: Array | None
     order: NumpyArray | None
     dead_columns: int
     damping: float
     damping_retries: int
-    propagation_damping: float | None
-    propagation_retries: int
+    propagation: Propagation
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,8 @@ class LayerReport:
     bits: int
     group_size: int | None
     losses: dict[str, float] = field(default_factory=dict)
-    propagated: bool = False
+    propagation_strength: float = 0.0
+    held_out_gain: float | None = None
     damping: float | None = None
     damping_retries: int = 0
     propagation_damping: float | None = None
@@ -71,13 +69,17 @@ class LayerReport:
     dead_columns: int = 0
 
 
-def prepare_site(statistics: LayerStatistics, recipe: Recipe, backend: Backend) -> SiteFactors:
-    """Settle unseen inputs and factor the second moment, once for all layers of a site."""
+def prepare_site(
+    statistics: LayerStatistics, recipe: Recipe, backend: Backend, *, split: Split | None = None
+) -> SiteFactors:
+    """Settle unseen inputs and factor the second moment, once for all layers of a site.
+
+    split is needed where the recipe chooses the strength of the propagation.
+    """
     settled, dead_columns = settle_dead_columns(statistics, backend)
     H, order = settled.H, None
-    propagation = inverse = DampedFactor(None, recipe.damping, 0)
-    if settled.D is not None and recipe.propagates:
-        propagation = factorise(H, recipe.propagation_damping, backend, lower_factor)
+    inverse = DampedFactor(None, recipe.damping, 0)
+    propagation = prepare_propagation(settled, split, recipe, backend)
     if recipe.solver != "rtn":
         if recipe.activation_order:
             order = activation_order(H, backend)
@@ -87,9 +89,8 @@ def prepare_site(statistics: LayerStatistics, recipe: Recipe, backend: Backend) 
     if order is not None:
         importance = backend.take(importance, np.argsort(order), 0)
     return SiteFactors(
-        settled, damped(settled.H, inverse.damping, backend), importance, propagation.factor, inverse.factor,
-        order, dead_columns, inverse.damping, inverse.retries,
-        propagation.damping if propagation.factor is not None else None, propagation.retries,
+        settled, damped(settled.H, inverse.damping, backend), importance, inverse.factor, order, dead_columns,
+        inverse.damping, inverse.retries, propagation,
     )  # fmt: skip
 
 
@@ -98,33 +99,27 @@ def solve_layer(
 ) -> tuple[QuantizedLinear, LayerReport]:
     """Quantize one linear layer: a pure function of (W, H, D, grid, recipe)."""
     W, grid, losses = problem.W, problem.grid, {}
-    strength = recipe.strength_of(problem.name)
     with clock("correct"):
-        V = corrected(W, site, strength, backend)
+        correction = correct(problem.name, W, site.propagation, recipe, backend)
+        V = correction.V
     with clock("search scales"):
         fitted = first_scales(V, site.importance, grid, recipe, backend)
     with clock("solve"):
         codes = choose_codes(V, site, fitted, grid, recipe, backend)
     with clock("measure"):
-        losses["round to nearest"] = nearest_loss(problem, V, site, backend)
-        losses["solved"] = relative_loss(codes, fitted, problem, V, site, backend)
+        unit = output_energy(problem)
+        losses["round to nearest"] = nearest_loss(problem, V, backend) / unit
+        losses["solved"] = layer_loss(codes, fitted, problem, V, backend) / unit
     for stage, codes, fitted in refinements(codes, fitted, problem, V, site, recipe, backend, clock):  # noqa: B020
         with clock("measure"):
-            losses[stage] = relative_loss(codes, fitted, problem, V, site, backend)
+            losses[stage] = layer_loss(codes, fitted, problem, V, backend) / unit
     report = LayerReport(
         problem.name, tuple(W.shape), grid.bits, grid.group_size, losses,
-        propagated=site.L is not None and strength > 0, damping=site.damping,
-        damping_retries=site.damping_retries, propagation_damping=site.propagation_damping,
-        propagation_retries=site.propagation_retries, dead_columns=site.dead_columns,
+        propagation_strength=correction.strength, held_out_gain=correction.held_out_gain, damping=site.damping,
+        damping_retries=site.damping_retries, propagation_damping=correction.damping,
+        propagation_retries=correction.retries, dead_columns=site.dead_columns,
     )  # fmt: skip
     return quantized_linear(codes, fitted, grid, backend), report
-
-
-def corrected(W: Array, site: SiteFactors, strength: float, backend: Backend) -> Array:
-    """The weight to quantize: moved against inherited error where there is any."""
-    if site.L is None or strength == 0:
-        return W
-    return correct_weight(W, site.statistics.D, site.L, backend, propagation_strength=strength)
 
 
 def first_scales(V: Array, importance: Array, grid: Grid, recipe: Recipe, backend: Backend) -> GroupScales:
@@ -211,21 +206,21 @@ def solve_without_statistics(W: NumpyArray, grid: Grid, recipe: Recipe, backend:
     )
 
 
-def relative_loss(
-    codes: Array, fitted: GroupScales, problem: LayerProblem, V: Array, site: SiteFactors, backend: Backend
-) -> float:
-    """The layer loss against the corrected weight, as a fraction of the layer's output energy."""
-    H = site.statistics.H
+def output_energy(problem: LayerProblem) -> float:
+    """tr(W H W.T), the unit of losses in reports; 1 for a layer without output, whose losses are 0."""
+    return float(((problem.W @ problem.statistics.H) * problem.W).sum()) or 1.0
+
+
+def layer_loss(codes: Array, fitted: GroupScales, problem: LayerProblem, V: Array, backend: Backend) -> float:
+    """tr(E H E.T) of the error E that the codes leave against the corrected weight."""
     E = dequantize(codes, fitted, problem.grid, backend) - V
-    energy = float(((problem.W @ H) * problem.W).sum())
-    return float(((E @ H) * E).sum()) / energy if energy > 0 else 0.0
+    return float(((E @ problem.statistics.H) * E).sum())
 
 
-def nearest_loss(problem: LayerProblem, V: Array, site: SiteFactors, backend: Backend) -> float:
+def nearest_loss(problem: LayerProblem, V: Array, backend: Backend) -> float:
     """The loss of rounding the same corrected weight on min-max scales: what the report compares with."""
     fitted = fit_min_max(V, problem.grid, backend)
-    codes = round_to_nearest(V, fitted, problem.grid, backend)
-    return relative_loss(codes, fitted, problem, V, site, backend)
+    return layer_loss(round_to_nearest(V, fitted, problem.grid, backend), fitted, problem, V, backend)
 
 
 def quantized_linear(codes: Array, fitted: GroupScales, grid: Grid, backend: Backend) -> QuantizedLinear:

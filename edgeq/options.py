@@ -13,6 +13,16 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def number_or_word(text: str) -> float | str:
+    """A number where the text is one; whether a word is allowed is for the setting's rule."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+STRENGTH = click.types.FuncParamType(number_or_word)
+STRENGTH.name = "number|auto"
 PATH = click.types.FuncParamType(user_path)
 PATH.name = "path"
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")

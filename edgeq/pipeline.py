@@ -16,7 +16,7 @@ from edgeq.ownership import HEAD_FILE, REPORT_FILE
 from edgeq.plan import Grids, bits_per_weight, check_exports, plan_grids
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescription, ModelSource, Site
 from edgeq.recipe import Recipe, recipe_settings
-from edgeq.statistics import accumulate
+from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
 from edgeq.storage import check_destination, new_directory, write_bytes
 from edgeq.tensor_file import TensorFile, write_tensors
@@ -25,7 +25,7 @@ from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear
 from edgeq.version import __version__
 
 T = TypeVar("T")
-MakeActivations = Callable[[ModelSource, NumpyArray, bool], ActivationSource]
+MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
 
 
 class Observer(Protocol):
@@ -40,7 +40,8 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything a run needs. `make_activations` gets the source, the token windows and whether drift is needed."""
+    """Everything a run needs. `make_activations` gets the source, the token windows and on which share of them both
+    streams run."""
 
     source: ModelSource
     recipe: Recipe
@@ -93,7 +94,7 @@ def start_activations(job: Job, findings: Findings) -> ActivationSource:
             tokens, samples=recipe.samples, sequence_length=recipe.sequence_length, seed=recipe.seed
         )
     with job.clock("load model"):
-        return job.make_activations(job.source, windows, recipe.needs_drift)
+        return job.make_activations(job.source, windows, recipe.propagation_share if recipe.needs_drift else 0.0)
 
 
 def check_length(source: ModelDescription, sequence_length: int) -> None:
@@ -145,10 +146,13 @@ def solve_block(
 def solve_site(job: Job, grids: Grids, site: Site, findings: Findings) -> Iterator[tuple[str, QuantizedLinear]]:
     backend, clock = job.backend, job.clock
     with clock("statistics"):
-        statistics = accumulate(site, backend, drift=job.recipe.needs_drift)
+        if job.recipe.chooses_propagation:
+            statistics, split = accumulate_split(site, backend)
+        else:
+            statistics, split = accumulate(site, backend, drift=job.recipe.needs_drift), None
     try:
         with clock("factor"):
-            factors = prepare_site(statistics, job.recipe, backend)
+            factors = prepare_site(statistics, job.recipe, backend, split=split)
     except NotPositiveDefinite as error:
         raise EdgeqError(f"inputs of layer {site.name!r}: {error}") from error
     for linear in timed(site.layers(), clock, "forward passes"):

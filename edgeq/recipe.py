@@ -14,6 +14,7 @@ from edgeq.types import Grid, ScaleDtype, ScaleWeighting, ZeroKind
 
 ScaleStages = Literal["none", "first", "both"]
 DENSE_BITS = 16
+AUTOMATIC = "auto"
 
 
 COMPENSATED: Mapping[str, Any] = {
@@ -36,7 +37,7 @@ class Override:
     bits: int | None = None
     group_size: int | Literal["row"] | None = None
     zeros: ZeroKind | None = None
-    propagation_strength: float | None = None
+    propagation_strength: float | Literal["auto"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,9 @@ class Recipe:
     solver: str = "gptq"
     damping: float = 0.01
     activation_order: bool = False
-    propagation_strength: float = 0.5
+    propagation_strength: float | Literal["auto"] = 0.5
     propagation_damping: float = 0.01
+    propagation_share: float = 1.0
     scales: ScaleStages = "both"
     refit_strength: float | None = None
     refit_exactly: bool = False
@@ -78,9 +80,10 @@ class Recipe:
             bits, None if group_size == "row" else group_size, self._setting_of("zeros", layer), self.scale_dtype
         )
 
-    def strength_of(self, layer: str) -> float:
+    def strength_of(self, layer: str) -> float | Literal["auto"]:
         """The propagation strength of a linear layer; the last matching override wins."""
-        return float(self._setting_of("propagation_strength", layer))
+        strength: float | Literal["auto"] = self._setting_of("propagation_strength", layer)
+        return strength
 
     def _setting_of(self, name: str, layer: str) -> Any:
         chosen = [getattr(item, name) for item in self.overrides if fnmatch.fnmatchcase(layer, item.layers)]
@@ -89,7 +92,16 @@ class Recipe:
     @property
     def propagates(self) -> bool:
         """Whether any layer makes up for inherited error."""
-        return max([self.propagation_strength, *(item.propagation_strength or 0.0 for item in self.overrides)]) > 0
+        return any(strength != 0 for strength in self._strengths)
+
+    @property
+    def chooses_propagation(self) -> bool:
+        """Whether any layer's strength is chosen on tokens kept out of the fit."""
+        return AUTOMATIC in self._strengths
+
+    @property
+    def _strengths(self) -> list[float | Literal["auto"]]:
+        return [self.propagation_strength, *(item.propagation_strength or 0.0 for item in self.overrides)]
 
     @property
     def embedding_grid(self) -> Grid | None:
@@ -198,13 +210,15 @@ def _whole(low: int, high: int, *others: Any) -> tuple[str, Any]:
     return rule, holds
 
 
-def _number(low: float, high: float, *, optional: bool = False) -> tuple[str, Any]:
+def _number(low: float, high: float, *others: str, optional: bool = False) -> tuple[str, Any]:
     def holds(value: Any) -> bool:
         if value is None:
             return optional
+        if isinstance(value, str):
+            return value in others
         return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
-    return f"a number from {low:g} to {high:g}", holds
+    return f"a number from {low:g} to {high:g}" + "".join(f" or {other!r}" for other in others), holds
 
 
 def _one_of(choices: tuple[str, ...]) -> tuple[str, Any]:
@@ -220,8 +234,9 @@ RULES: dict[str, tuple[str, Any]] = {
     "solver": _one_of(SOLVERS),
     "damping": _number(1e-6, 100),
     "activation_order": _FLAG,
-    "propagation_strength": _number(0, 1),
+    "propagation_strength": _number(0, 1, AUTOMATIC),
     "propagation_damping": _number(1e-6, 100),
+    "propagation_share": _number(0.01, 1),
     "scales": _one_of(get_args(ScaleStages)),
     "refit_strength": _number(0, 1, optional=True),
     "refit_exactly": _FLAG,

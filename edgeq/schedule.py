@@ -5,6 +5,7 @@ layer's name and input; when all passes of both streams stand at the same layer 
 passes go on. No framework is known here: an activation source contributes the hooks and the weights.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ def stand_still(layer: str, x: Array) -> None:
 
 
 class Streams:
-    """Both streams' passes through one block: full precision (may be empty) and quantized, paired by batch."""
+    """Both streams' passes through one block: full precision (may be fewer, or none) and quantized, paired by batch."""
 
     def __init__(
         self,
@@ -118,11 +119,8 @@ class StandingSite:
         self._layers = self._walk(first)
 
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
-        """(X, X_hat) per batch; X is None when no full-precision stream runs."""
-        if not self._full_inputs:
-            yield from ((None, x) for x in self._inputs)
-        else:
-            yield from zip(self._full_inputs, self._inputs, strict=True)
+        """(X, X_hat) per batch; X is None where no full-precision stream runs."""
+        yield from itertools.zip_longest(self._full_inputs, self._inputs)
 
     def layers(self) -> Iterator[str]:
         """The site's layers; asking for the next runs both streams through the one before."""

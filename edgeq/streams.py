@@ -1,10 +1,13 @@
 """Calibration streams and plain predictions of a model that a framework runs block by block."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
+
+import numpy as np
 
 from edgeq.protocols import Site
 from edgeq.schedule import Forward, Streams
@@ -92,17 +95,27 @@ def split_windows(windows: NumpyArray, tokens_per_batch: int) -> list[NumpyArray
     return [windows[start : start + per_batch] for start in range(0, len(windows), per_batch)]
 
 
+def share_windows(windows: NumpyArray, share: float) -> tuple[NumpyArray, NumpyArray]:
+    """A share of the windows (at least one unless it is 0), evenly spread over them, and the others."""
+    count = min(len(windows), math.ceil(share * len(windows)))
+    chosen = np.zeros(len(windows), bool)
+    chosen[np.arange(count) * len(windows) // max(count, 1)] = True
+    return windows[chosen], windows[~chosen]
+
+
 class CalibrationStreams:
     """Both streams of hidden states, and blocks whose forwards stand still at each linear layer.
 
-    Without a full-precision stream (`drift` False) only the quantized one runs, at half the cost.
+    The full-precision stream runs on the share `drift` of the windows, evenly chosen; a run without it costs half.
     Shapes: windows (count, tokens) of token ids.
     """
 
-    def __init__(self, model: BlockwiseModel, windows: NumpyArray, *, drift: bool = True) -> None:
+    def __init__(self, model: BlockwiseModel, windows: NumpyArray, *, drift: float = 1.0) -> None:
         self._model = model
-        self._quantized = model.record(split_windows(windows, CALIBRATION_BATCH))
-        self._full = list(self._quantized) if drift else []
+        both, rest = share_windows(windows, drift)
+        paired = split_windows(both, CALIBRATION_BATCH)
+        self._quantized = model.record([*paired, *split_windows(rest, CALIBRATION_BATCH)])
+        self._full = self._quantized[: len(paired)]
 
     def sites(self, block: BlockSpec) -> Iterator[Site]:
         """Load a block, stand still at each of its sites, then keep what both streams came out with."""

@@ -85,7 +85,7 @@ def test_a_layer_solved_from_batches_is_the_layer_solved_from_all_activations(ba
     expected, _ = solve(W, statistics_of(*plain.moments(X, X_hat), backend), recipe, backend)
     np.testing.assert_array_equal(found.codes, expected.codes)
     np.testing.assert_allclose(found.dequantized(), expected.dequantized(), rtol=2.0**-9)  # scales: a float16 step
-    assert report.propagated
+    assert report.propagation_strength > 0
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])

@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from edgeq.errors import UnsupportedModel
 from edgeq.registry import ACTIVATIONS, load
 from edgeq.schedule import Forward, Streams, stand_still
+from edgeq.streams import share_windows
 
 SITES = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
 WINDOW, BATCHES = 16, ((0, 2), (2, 4), (4, 5))
@@ -288,3 +289,21 @@ def test_an_error_inside_a_pass_reaches_the_caller():
 
     with pytest.raises(FloatingPointError, match="overflow"):
         list(Streams([], passes(run, 1.0), dict().__setitem__).sites())
+
+
+def test_the_full_stream_can_run_on_a_share_of_the_windows(activations, windows, llama):
+    blocks, streams = activations(drift=0.4)
+    expected = models.linear_inputs(llama, windows[[0, 2, 1, 3, 4]])
+    for site in streams.sites(blocks[0]):
+        pairs = list(site.batches())
+        assert [x is None for x, _ in pairs] == [False, True, True]
+        np.testing.assert_allclose(flat(pairs[0][0]), expected[site.name][: 2 * WINDOW], atol=1e-6)
+        found = np.concatenate([flat(x_hat) for _, x_hat in pairs])
+        np.testing.assert_allclose(found, expected[site.name], atol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "both"), [(0.0, []), (0.1, [0]), (0.5, [0, 1, 3]), (1.0, [0, 1, 2, 3, 4])])
+def test_windows_of_both_streams_are_evenly_spread(windows, share, both):
+    chosen, rest = share_windows(windows, share)
+    np.testing.assert_array_equal(chosen, windows[both])
+    np.testing.assert_array_equal(rest, np.delete(windows, both, axis=0))

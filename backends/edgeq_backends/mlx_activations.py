@@ -9,7 +9,7 @@ from edgeq_backends.mlx_model import StreamedModel
 class MlxActivations(CalibrationStreams):
     """Shapes: windows (count, tokens) of token ids."""
 
-    def __init__(self, source: ModelSource, windows: NumpyArray, *, drift: bool = True) -> None:
+    def __init__(self, source: ModelSource, windows: NumpyArray, *, drift: float = 1.0) -> None:
         super().__init__(StreamedModel(source), windows, drift=drift)
 
 

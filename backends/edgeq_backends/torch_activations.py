@@ -9,7 +9,7 @@ from edgeq_backends.torch_model import StreamedModel
 class TorchActivations(CalibrationStreams):
     """Shapes: windows (count, tokens) of token ids."""
 
-    def __init__(self, source: ModelSource, windows: NumpyArray, *, device: str = "cpu", drift: bool = True) -> None:
+    def __init__(self, source: ModelSource, windows: NumpyArray, *, device: str = "cpu", drift: float = 1.0) -> None:
         super().__init__(StreamedModel(source, device), windows, drift=drift)
 
 

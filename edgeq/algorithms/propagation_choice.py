@@ -54,7 +54,7 @@ def choose_propagation(
     correctors: Sequence[Corrector],
     backend: Backend,
     *,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] | None = None,
 ) -> PropagationChoice:
     """The strength and damping whose correction leaves the smallest error on held-out tokens, before any rounding.
 
@@ -74,7 +74,7 @@ def choose_propagation(
         if fit.D is not None and held_out.D is not None:
             K = backend.solve_product(W, fit.D, corrector.L)
             linear, curved = float(((W @ held_out.D) * K).sum()), float(((K @ held_out.H) * K).sum())
-        for strength in strengths:
+        for strength in strengths or STRENGTHS:
             error = strength * (strength * curved - 2 * linear) / energy
             trials.append(Trial(float(strength), corrector.damping, error))
     best = min(trials, key=lambda trial: (trial.error, trial.strength, -trial.damping))

@@ -63,7 +63,7 @@ def test_without_drift_the_layer_is_solved_as_if_there_were_no_propagation(backe
         site = prepare_site(statistics, recipe, backend)
         problem = LayerProblem("layer", backend.asarray(W), statistics, Grid(3, 8))
         layer, report = solve_layer(problem, site, recipe, backend, Stopwatch())
-        assert report.propagated == (strength > 0 and D is not None)
+        assert report.propagation_strength == (strength if D is not None else 0)
         results.append(layer.dequantized())
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])

@@ -1,0 +1,64 @@
+"""Statistics of which a part is held out or has no full-precision stream, and the strength that is chosen with them."""
+
+import math
+
+import numpy as np
+import plain
+import pytest
+from test_layer import FakeSite
+
+from edgeq.algorithms.propagation_choice import DAMPINGS, STRENGTHS
+from edgeq.layer import prepare_site, solve_layer
+from edgeq.recipe import Recipe
+from edgeq.statistics import accumulate, accumulate_split
+from edgeq.stopwatch import Stopwatch
+from edgeq.types import LayerProblem
+
+
+def corrected(W, fit, strength, damping):
+    H, D = plain.moments(*fit)
+    return W + strength * np.linalg.solve(plain.damped(H, damping), (W @ D).T).T
+
+
+def test_a_share_of_the_tokens_is_held_out_and_both_parts_add_up(backend, rng, tolerance):
+    _, X, X_hat = plain.random_layer(rng, drift=0.2)
+    total, split = accumulate_split(FakeSite(X, X_hat, cuts=(100,)), backend)
+    held = np.r_[75:100, 100 + (len(X) - 100) - math.ceil(0.25 * (len(X) - 100)) : len(X)]
+    for found, tokens in (
+        (total, np.arange(len(X))),
+        (split.held_out, held),
+        (split.fit, np.delete(np.arange(len(X)), held)),
+    ):
+        H, D = plain.moments(X[tokens], X_hat[tokens])
+        assert found.n_tokens == len(tokens)
+        np.testing.assert_allclose(backend.to_numpy(found.H), H, atol=tolerance)
+        np.testing.assert_allclose(backend.to_numpy(found.D), D, atol=tolerance)
+
+
+def test_drift_is_the_mean_over_the_tokens_that_both_streams_run_on(backend, rng, tolerance):
+    _, X, X_hat = plain.random_layer(rng, drift=0.2)
+    site = FakeSite(X, X_hat, cuts=(130,))
+    site.pairs[1] = (None, site.pairs[1][1])
+    found = accumulate(site, backend, drift=True)
+    np.testing.assert_allclose(backend.to_numpy(found.D), plain.moments(X[:130], X_hat[:130])[1], atol=tolerance)
+    np.testing.assert_allclose(backend.to_numpy(found.H), plain.moments(X, X_hat)[0], atol=tolerance)
+
+
+def test_an_automatic_strength_is_the_best_of_the_held_out_tokens(backend, rng):
+    W, X, X_hat = plain.random_layer(rng, drift=0.2)
+    recipe = Recipe(bits=3, group_size=16, propagation_strength="auto")
+    statistics, split = accumulate_split(FakeSite(X, X_hat), backend)
+    site = prepare_site(statistics, recipe, backend, split=split)
+    problem = LayerProblem("layer", backend.asarray(W), statistics, recipe.grid_of("layer"))
+    _, report = solve_layer(problem, site, recipe, backend, Stopwatch())
+    cut = len(X) - math.ceil(0.25 * len(X))
+    fit, held_out = (X[:cut], X_hat[:cut]), (X[cut:], X_hat[cut:])
+    losses = {
+        (strength, damping): plain.activation_loss(corrected(W, fit, strength, damping), W, *held_out).sum()
+        for strength in STRENGTHS
+        for damping in DAMPINGS
+    }
+    assert losses[report.propagation_strength, report.propagation_damping] == pytest.approx(
+        min(losses.values()), rel=1e-6
+    )
+    assert report.held_out_gain > 0
