@@ -1,0 +1,205 @@
+"""How close a run comes to what it cannot do without: forward passes and products of inputs.
+
+    uv run python -m benchmarks.speed                    every block of the demo model (about 25 minutes on 2 cores)
+    uv run python -m benchmarks.speed --blocks 4         the first blocks only (about 4 minutes)
+
+The floor is plain forwards of every block on both streams, and the bare products H and D of their inputs. All runs
+take turns block by block in one process, so that whatever else the machine does hits all of them alike. Seconds are
+CPU seconds over all cores.
+Peak memory is that of a process of its own per run. Results go to benchmarks/results/speed.md.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+
+from edgeq.assembly import make_job
+from edgeq.calibration import read_text, sample_windows, tokenize
+from edgeq.pipeline import quantize
+from edgeq.protocols import ModelSource
+from edgeq.recipe import PRESETS
+from edgeq.screen import Silent
+from edgeq.sources import open_source
+from edgeq.stopwatch import Stopwatch
+from edgeq.streams import CALIBRATION_BATCH, split_windows
+from edgeq.types import BlockSpec
+from edgeq_backends.torch import TorchBackend
+from edgeq_backends.torch_model import StreamedModel
+
+RESULTS = Path(__file__).parent / "results"
+COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}
+PLAIN = {"scales": "none", "propagation_strength": 0.0}
+RUNS: Mapping[str, Mapping[str, Any]] = {
+    "plain GPTQ": PLAIN,
+    **{f"--quality {name}": settings for name, settings in PRESETS.items()},
+}
+FLOOR = "floor"
+MEMORY_BLOCKS = 2  # memory does not grow with blocks
+
+
+class FirstBlocks:
+    """A model cut off after some blocks."""
+
+    def __init__(self, source: ModelSource, count: int) -> None:
+        self._source, self._blocks = source, source.blocks()[:count]
+        self.config = {**source.config, "num_hidden_layers": len(self._blocks)}
+        kept = {name for block in self._blocks for name in block.tensors}
+        cut = {name for block in source.blocks() for name in block.tensors} - kept
+        self._names = [name for name in source.tensor_names() if name not in cut]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def tensor_names(self) -> Sequence[str]:
+        return self._names
+
+    def blocks(self) -> Sequence[BlockSpec]:
+        return self._blocks
+
+
+class InTurn(Silent):
+    """An observer that lets the other runs have their turn after each block."""
+
+    def finished_block(self, index: int) -> None:
+        getcurrent().parent.switch()
+
+
+class Floor:
+    """Both streams through every block in plain forwards, and the products of what its sites get."""
+
+    def __init__(self, source: ModelSource, clock: Stopwatch) -> None:
+        self._source, self._clock = source, clock
+        self._model, self._backend = StreamedModel(source, "cpu"), TorchBackend("cpu")
+
+    def run(self) -> None:
+        tokens = tokenize(self._source, read_text(None))
+        windows = sample_windows(tokens, samples=64, sequence_length=512, seed=0)
+        full = list(self._model.record(split_windows(windows, CALIBRATION_BATCH)))
+        quantized = [states * 1.001 for states in full]
+        for block in self._source.blocks():
+            with self._model.block(block.index) as module:
+                linears = [module.get_submodule(name.removeprefix(block.name + ".")) for name in block.linears]
+                for batch in range(len(full)):
+                    inputs = [self._forward(block.index, batch, streams, linears) for streams in (full, quantized)]
+                    with self._clock("statistics"):
+                        self._products(*inputs)
+            getcurrent().parent.switch()
+
+    def _forward(self, index: int, batch: int, streams: list[Any], linears: Sequence[Any]) -> list[Any]:
+        """One batch through a block; the inputs of its sites. Shapes: (tokens, in)."""
+        seen: dict[int, Any] = {}
+        hooks = [linear.register_forward_pre_hook(lambda _, args: note(seen, args[0])) for linear in linears]
+        with self._clock("forward passes"):
+            streams[batch] = self._model.run_block(index, batch, streams[batch])
+        for hook in hooks:
+            hook.remove()
+        return [x.reshape(-1, x.shape[-1]) for x in seen.values()]
+
+    def _products(self, full: Sequence[Any], quantized: Sequence[Any]) -> None:
+        for x, x_hat in zip(full, quantized, strict=True):
+            self._backend.gram(x_hat, x_hat)
+            self._backend.gram(x - x_hat, x_hat)
+
+
+def note(seen: dict[int, Any], x: Any) -> None:
+    seen[id(x)] = x
+
+
+def take_turns(runs: Mapping[str, Callable[[], None]]) -> dict[str, float]:
+    """Run all, each up to the end of its next block, in turn until all are through; CPU seconds of each."""
+    waiting = {name: greenlet(run) for name, run in runs.items()}
+    seconds = dict.fromkeys(runs, 0.0)
+    while waiting:
+        for name, run in list(waiting.items()):
+            start = time.process_time()
+            run.switch()
+            seconds[name] += time.process_time() - start
+            if run.dead:
+                del waiting[name]
+    return seconds
+
+
+def measure(source: ModelSource, names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """CPU seconds in all and by stage of the floor and of named runs."""
+    clocks = {name: Stopwatch(time.process_time) for name in (FLOOR, *names)}
+    runs: dict[str, Callable[[], None]] = {FLOOR: Floor(source, clocks[FLOOR]).run}
+    for name in names:
+        job = replace(make_job(source, {**COMMON, "bits": 3, **RUNS[name]}, backend="cpu"), clock=clocks[name])
+        runs[name] = partial(quantize, job, folder / name.replace(" ", "-"), InTurn())
+    seconds = take_turns(runs)
+    return {name: {"cpu_seconds": seconds[name], "stages": dict(clocks[name].seconds)} for name in runs}
+
+
+def peak_of(name: str, blocks: int) -> float:
+    """Peak resident size of a run alone in a process, in bytes."""
+    command = [sys.executable, "-m", "benchmarks.speed", "--only", name, "--blocks", str(blocks)]
+    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["peak"])
+
+
+def run_alone(source: ModelSource, name: str) -> None:
+    """One run in this process; prints its peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = make_job(source, {**COMMON, "bits": 3, **RUNS[name]}, backend="cpu")
+        quantize(job, Path(folder) / "run", Silent())
+    print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+
+
+def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
+    """Markdown: seconds, ratios to the floor and to plain GPTQ, peak memory, then seconds by stage."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy"))
+    floor, plain = results[FLOOR]["cpu_seconds"], results["plain GPTQ"]["cpu_seconds"]
+    lines = [
+        f"`python -m benchmarks.speed`: SmolLM2-135M-Instruct, {blocks} blocks, 3 bits, groups of 64, 64 x 512 "
+        f"calibration tokens, backend cpu; {packages}; {os.cpu_count()} cores; all runs in turn, block by block. "
+        f"Peak memory: a process of its own, {MEMORY_BLOCKS} blocks.",
+        "",
+        "| run | CPU s | to the floor | to plain GPTQ | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        seconds = result["cpu_seconds"]
+        peak = f"{result['peak'] / 1e9:.2f} GB" if "peak" in result else ""
+        lines.append(f"| {name} | {seconds:.0f} | {seconds / floor:.2f} | {seconds / plain:.2f} | {peak} |")
+    lines += ["", "CPU seconds by stage:", ""]
+    for name, result in results.items():
+        stages = sorted(result["stages"].items(), key=lambda item: -item[1])
+        lines.append(
+            f"- {name}: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in stages if seconds >= 0.05)
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=30, help="how many of the model's blocks")
+    parser.add_argument("--runs", nargs="+", choices=tuple(RUNS), default=tuple(RUNS), help="which runs")
+    parser.add_argument("--only", choices=tuple(RUNS), help="one run alone, printing its peak memory")
+    arguments = parser.parse_args()
+    source = FirstBlocks(open_source("demo"), arguments.blocks)
+    if arguments.only:
+        return run_alone(source, arguments.only)
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure(source, arguments.runs, Path(folder))
+    for name in arguments.runs:
+        results[name]["peak"] = peak_of(name, MEMORY_BLOCKS)
+    text = format_table(results, arguments.blocks)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "speed.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
