@@ -27,11 +27,11 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
+        start = 0 if self.keys is None else self.keys.shape[2]
+        end = start + key_states.shape[2]
+        if start == 0:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self._buffers = [key_states[:, :, :0], value_states[:, :, :0]]
-        start = self.get_seq_length() if self.keys is not None else 0
-        end = start + key_states.shape[2]
         for place, new in enumerate((key_states, value_states)):
             if self._buffers[place].shape[2] < end:
                 grown = new.new_empty(*new.shape[:2], end + ROOM, new.shape[3])
