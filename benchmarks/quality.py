@@ -3,6 +3,7 @@
     uv run python -m benchmarks.quality table        the table of the README (about 75 minutes on 2 cores)
     uv run python -m benchmarks.quality defaults     the scan that the defaults were chosen from (about 60 minutes)
     uv run python -m benchmarks.quality presets      what --quality stands for, at 3 bits (about 30 minutes)
+    uv run python -m benchmarks.quality calibration  what the model is calibrated on, at 3 bits (about 45 minutes)
 
 Each solve is one line of benchmarks/results/; solves that stand there are not run again unless --fresh.
 """
@@ -13,10 +14,11 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from pydoc_data.topics import topics as pydoc_topics
 from typing import Any
 
 from edgeq.assembly import make_job
@@ -32,12 +34,13 @@ from edgeq.types import NumpyArray
 
 RESULTS = Path(__file__).parent / "results"
 FACTBOOK = str(Path(__file__).parent / "data" / "factbook.txt")
-TEXTS = {"speeches": (None, 64), "factbook": (FACTBOOK, 12)}  # text and windows of 512 tokens
+TABLE_TEXTS = ("speeches", "factbook")
 TUNING_TEXTS = ("factbook",)  # defaults are chosen without a look at the text of the table
+GPTQ = "GPTQ, min-max scales"  # the row that ratios are to
 COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}
 INGREDIENTS: dict[str, dict[str, Any]] = {
     "round to nearest": {"solver": "rtn", "scales": "none", "propagation_strength": 0.0},
-    "GPTQ, min-max scales": {"scales": "none", "propagation_strength": 0.0},
+    GPTQ: {"scales": "none", "propagation_strength": 0.0},
     "GPTQ, stage 1": {"scales": "first", "propagation_strength": 0.0},
     "QEP + GPTQ, stage 1": {"scales": "first"},
     "QEP + GPTQ, both stages": {"scales": "both"},
@@ -58,8 +61,7 @@ def table_solves() -> list[dict[str, Any]]:
 
 def preset_solves() -> list[dict[str, Any]]:
     """The presets at 3 bits, beside the solve that their ratios are to."""
-    plain = INGREDIENTS["GPTQ, min-max scales"]
-    rows = [{"row": "GPTQ, min-max scales", **plain}]
+    rows = [{"row": GPTQ, **INGREDIENTS[GPTQ]}]
     rows += [{"row": f"--quality {name}", **PRESETS[name]} for name in ("balanced", "fast", "best")]
     return [{"bits": 3, "zeros": "symmetric", **row} for row in rows]
 
@@ -82,11 +84,33 @@ def default_solves() -> list[dict[str, Any]]:
     return [*refits, *scan]
 
 
+def calibration_solves() -> list[dict[str, Any]]:
+    """The default preset at 3 bits, calibrated on the text that ships with edgeq, on the model's own, on both."""
+    mixes = (("default",), ("self",), ("default", "self"))
+    common = {"bits": 3, "zeros": "symmetric", **PRESETS["balanced"]}
+    return [{"row": f"calibrated on {' + '.join(texts)}", "calibration": texts, **common} for texts in mixes]
+
+
 SOLVES: dict[str, Any] = {
-    "table": lambda: (table_solves(), tuple(TEXTS)),
-    "defaults": lambda: (default_solves(), TUNING_TEXTS),
-    "presets": lambda: (preset_solves(), tuple(TEXTS)),
+    "table": lambda: (table_solves(), TABLE_TEXTS, GPTQ),
+    "defaults": lambda: (default_solves(), TUNING_TEXTS, GPTQ),
+    "presets": lambda: (preset_solves(), TABLE_TEXTS, GPTQ),
+    "calibration": lambda: (calibration_solves(), tuple(TEXTS), "calibrated on default"),
 }
+"""By name: solves, texts they are measured on, and the row that ratios are to."""
+
+
+def manual() -> str:
+    """Python's own help on its language, of the interpreter that runs this."""
+    return "\n\n".join(text for _, text in sorted(pydoc_topics.items()))
+
+
+TEXTS: dict[str, tuple[Callable[[], str], int]] = {
+    "speeches": (lambda: read_text(None, default=EVALUATION_TEXT), 64),
+    "factbook": (lambda: read_text(FACTBOOK), 12),
+    "manual": (manual, 12),
+}
+"""By name: the text, and how many windows of 512 tokens of it."""
 
 
 class Bench:
@@ -97,8 +121,8 @@ class Bench:
         self.windows = {name: self._windows(*TEXTS[name]) for name in texts}
         self.references = {name: self._logits(self.source, ids) for name, ids in self.windows.items()}
 
-    def _windows(self, path: str | None, count: int) -> NumpyArray:
-        tokens = tokenize(self.source, read_text(path, default=EVALUATION_TEXT))
+    def _windows(self, read: Callable[[], str], count: int) -> NumpyArray:
+        tokens = tokenize(self.source, read())
         return first_windows(tokens, windows=count, sequence_length=512)
 
     def _logits(self, source: ModelSource, ids: NumpyArray) -> list[NumpyArray]:
@@ -106,9 +130,9 @@ class Bench:
 
     def run(self, solve: dict[str, Any]) -> dict[str, Any]:
         """Quantize and measure. Units: KL in nats per token, seconds of CPU time over all cores."""
-        settings = COMMON | {name: value for name, value in solve.items() if name != "row"}
+        settings = COMMON | {name: value for name, value in solve.items() if name not in ("row", "calibration")}
         with tempfile.TemporaryDirectory() as folder:
-            job = make_job(self.source, settings, backend="cpu")
+            job = make_job(self.source, settings, backend="cpu", calibration=solve.get("calibration", ()))
             cpu, wall = time.process_time(), time.perf_counter()
             checkpoint = quantize(job, Path(folder) / "run", Silent())
             seconds = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
@@ -154,8 +178,8 @@ def format_row(result: dict[str, Any], baseline: dict[str, Any] | None = None) -
     return "| " + " | ".join(cells) + " |"
 
 
-def format_table(results: list[dict[str, Any]], texts: Sequence[str], command: str) -> str:
-    """A Markdown table; ratios are to GPTQ with min-max scales on the same grid."""
+def format_table(results: list[dict[str, Any]], texts: Sequence[str], command: str, baseline: str) -> str:
+    """A Markdown table; ratios are to one of its rows on the same grid."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy"))
     head = [
         f"`{command}`: SmolLM2-135M-Instruct, groups of 64, dense embeddings, 64 x 512 calibration tokens, seed 0; "
@@ -163,12 +187,12 @@ def format_table(results: list[dict[str, Any]], texts: Sequence[str], command: s
         + " and ".join(
             f"{results[0]['quality'][name]['tokens'] // 512} windows of 512 tokens of {name}" for name in texts
         )
-        + "; ratio to GPTQ with min-max scales; CPU seconds of the solve over all cores.",
+        + f"; ratio to {baseline}; CPU seconds of the solve over all cores.",
         "",
         "| grid | solve | " + "".join(f"KL {name} | ratio | perplexity | top-1 | " for name in texts) + "CPU s |",
         "|---|---|" + "---|---|---|---|" * len(texts) + "---|",
     ]
-    baselines = {(r["bits"], r["zeros"]): r for r in results if r["row"] == "GPTQ, min-max scales"}
+    baselines = {(r["bits"], r["zeros"]): r for r in results if r["row"] == baseline}
     return "\n".join([*head, *(format_row(r, baselines.get((r["bits"], r["zeros"]))) for r in results)]) + "\n"
 
 
@@ -178,9 +202,9 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="run solves again that have results")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    solves, texts = SOLVES[arguments.what]()
+    solves, texts, baseline = SOLVES[arguments.what]()
     results = run_missing(solves, texts, RESULTS / f"quality-{arguments.what}.jsonl", fresh=arguments.fresh)
-    text = format_table(results, texts, f"python -m benchmarks.quality {arguments.what}")
+    text = format_table(results, texts, f"python -m benchmarks.quality {arguments.what}", baseline)
     (RESULTS / f"quality-{arguments.what}.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from edgeq.calibration import read_text
 from edgeq.pipeline import Job
 from edgeq.plan import asymmetric_zeros
-from edgeq.protocols import ActivationSource, ModelSource
-from edgeq.recipe import make_recipe
-from edgeq.registry import ACTIVATIONS, BACKENDS, device_of, load, load_backend, load_exporters
+from edgeq.protocols import ActivationSource, ModelSource, TextWriter
+from edgeq.recipe import Recipe, make_recipe
+from edgeq.registry import ACTIVATIONS, BACKENDS, WRITERS, device_of, load, load_backend, load_exporters
+from edgeq.self_text import Wrote, written_windows
+from edgeq.texts import Calibration, Text, Windows, make_calibration, read_texts
 from edgeq.types import NumpyArray
 
 
@@ -18,12 +19,13 @@ def make_job(
     settings: Mapping[str, Any],
     *,
     backend: str = "auto",
-    calibration: str | None = None,
+    calibration: Sequence[str] = (),
     exports: Sequence[str] = (),
     export_options: Mapping[str, Any] | None = None,
 ) -> Job:
     """A run of `edgeq.pipeline.quantize`; settings are those of `edgeq.recipe`, export_options those of the formats.
 
+    calibration names texts as `edgeq.texts.read_texts` takes them; without any, the one that ships with edgeq.
     zeros "asymmetric" becomes the kind of zero point that all exports hold without loss.
     """
     exporters = load_exporters(exports, export_options or {})
@@ -32,7 +34,27 @@ def make_job(
         settings["zeros"] = asymmetric_zeros(exporters)
     recipe = make_recipe(settings)
     loaded = load_backend(backend)
-    return Job(source, recipe, loaded, partial(make_activations, loaded.name), read_text(calibration), exporters)
+    windows = partial(calibration_windows, loaded.name, read_texts(calibration))
+    return Job(source, recipe, loaded, partial(make_activations, loaded.name), windows, exporters)
+
+
+def calibration_windows(
+    backend: str, texts: Sequence[Text], source: ModelSource, recipe: Recipe, wrote: Wrote
+) -> Calibration:
+    """What a recipe draws from its texts; text of the model's own is written by the framework of the backend."""
+    framework, device = BACKENDS[backend].framework, device_of(backend)
+
+    def make_writer(source: ModelSource, allowed: Windows, seed: int) -> TextWriter:
+        writer: TextWriter = load(WRITERS[framework], "self-written text")(source, allowed, seed, **device)
+        return writer
+
+    def write(count: int, length: int, seed: int) -> Windows:
+        where = " ".join([framework, *device.values()])
+        return written_windows(source, make_writer, wrote, framework=where, count=count, length=length, seed=seed)
+
+    return make_calibration(
+        source, texts, write, samples=recipe.samples, sequence_length=recipe.sequence_length, seed=recipe.seed
+    )
 
 
 def make_activations(backend: str, source: ModelSource, windows: NumpyArray, drift: float) -> ActivationSource:

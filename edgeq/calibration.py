@@ -112,9 +112,9 @@ def sample_windows(
         )
     if samples > last_start + 1:
         raise BadInput(
-            f"--samples {samples}: {len(tokens)} tokens of calibration text hold only {last_start + 1} different "
-            f"sequences of {sequence_length}; choose at most {len(tokens) // sequence_length}, which use each token "
-            "once, or give more text"
+            f"calibration text: {len(tokens)} tokens hold only {last_start + 1} different sequences of "
+            f"{sequence_length}, not {samples}; choose --samples of at most {len(tokens) // sequence_length}, which "
+            "use each token once, or give more text"
         )
     edges = np.linspace(0, last_start + 1, samples + 1)
     starts = np.random.default_rng(seed).uniform(edges[:-1], edges[1:]).astype(np.int64)

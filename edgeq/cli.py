@@ -17,6 +17,7 @@ from edgeq.options import (
     JSON_OPTION,
     PATH,
     STRENGTH,
+    TEXT,
     collect_settings,
     format_options,
     option_words,
@@ -76,12 +77,15 @@ def cli() -> None:
 )
 @click.option(
     "--calibration",
-    type=PATH,
-    help='UTF-8 text or JSON lines with "text".  [default: a text that ships with edgeq]',
+    type=TEXT,
+    multiple=True,
+    metavar="TEXT[=SHARE]",
+    help='UTF-8 text or JSON lines with "text"; default, the text that ships with edgeq; self, text that the model '
+    "writes first. May be repeated, mixed by share.  [default: default]",
 )
 @click.option("--samples", type=int, help="Calibration sequences.  [default: 64]")
 @click.option("--sequence-length", type=int, help="Tokens per sequence.  [default: 512]")
-@click.option("--seed", type=int, help="Where calibration sequences start.  [default: 0]")
+@click.option("--seed", type=int, help="Where calibration sequences start, and what self writes.  [default: 0]")
 @click.option("--recipe", type=PATH, help="TOML file with the settings of docs/cli.md; options win.")
 @click.option(
     "--export",
@@ -97,7 +101,7 @@ def cli() -> None:
 @FORCE_OPTION
 def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str, output: Path, exports: tuple[str, ...], evaluated: bool, backend: str, as_json: bool, force: bool,
-    recipe: Path | None, calibration: Path | None, accuracy_level: int | None, qdq: bool | None, **options: Any,
+    recipe: Path | None, calibration: tuple[str, ...], accuracy_level: int | None, qdq: bool | None, **options: Any,
 ) -> None:  # fmt: skip
     """Quantize MODEL: a directory of safetensors, a .gguf file, a hub name, or the word demo.
 
@@ -117,11 +121,11 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
 
     check_destination(output, force=force, source=Path(model).expanduser() if model != "demo" else None)
     settings = collect_settings(recipe, options)
-    text = None if calibration is None else str(calibration)
     of_formats = {"accuracy_level": accuracy_level, "qdq": qdq}
     job = make_job(
-        open_source(model), settings, backend=backend, calibration=text, exports=exports, export_options=of_formats
-    )
+        open_source(model), settings, backend=backend, calibration=calibration, exports=exports,
+        export_options=of_formats,
+    )  # fmt: skip
     if evaluated:
         check_evaluation(job.source, exports, backend)
     with watching(as_json) as observer:

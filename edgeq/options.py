@@ -23,8 +23,16 @@ def number_or_word(text: str) -> float | str:
 
 STRENGTH = click.types.FuncParamType(number_or_word)
 STRENGTH.name = "number|auto"
+
+
+def user_text(value: str) -> str:
+    """The same for a path with something behind it; as a `Path` it would lose what stands in front (./self)."""
+    return os.path.expanduser(value)
+
+
 PATH = click.types.FuncParamType(user_path)
 PATH.name = "path"
+TEXT = click.types.FuncParamType(user_text)
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 FORCE_OPTION = click.option("--force", is_flag=True, help="Replace an output that edgeq wrote before.")
 BACKEND_OPTION = click.option(

@@ -1,12 +1,10 @@
 """The loop over blocks: statistics, solve, replace, write. No arithmetic here."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from edgeq.calibration import sample_windows, tokenize
 from edgeq.certificate import seal
 from edgeq.checkpoint import FORMAT_VERSION, Checkpoint, write_json
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
@@ -21,15 +19,20 @@ from edgeq.stopwatch import Stopwatch
 from edgeq.storage import check_destination, new_directory, write_bytes
 from edgeq.tensor_file import TensorFile, write_tensors
 from edgeq.tensors import read_tensor, read_weight
+from edgeq.texts import Calibration
 from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear
 from edgeq.version import __version__
 
 T = TypeVar("T")
 MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
+MakeCalibration = Callable[[ModelSource, Recipe, Callable[[int, int], None]], Calibration]
 
 
 class Observer(Protocol):
     """Who watches a run: the screen, a log, nobody."""
+
+    def wrote(self, tokens: int, total: int) -> None:
+        """The model writes text to calibrate on, and has come this far."""
 
     def begin(self, blocks: int) -> None: ...
 
@@ -40,14 +43,17 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything a run needs. `make_activations` gets the source, the token windows and on which share of them both
-    streams run."""
+    """Everything a run needs.
+
+    `make_activations` gets the source, the token windows and on which share of them both streams run,
+    `make_calibration` the source, the recipe, and whom to tell how much text the model has written.
+    """
 
     source: ModelSource
     recipe: Recipe
     backend: Backend
     make_activations: MakeActivations
-    text: str
+    make_calibration: MakeCalibration
     exporters: Sequence[Exporter] = ()
     clock: Stopwatch = field(default_factory=Stopwatch)
 
@@ -76,25 +82,27 @@ def quantize(job: Job, destination: Path, observer: Observer, *, force: bool = F
     check_exports(job.exporters, job.source, grids)
     findings = Findings()
     solves = any(grids[f"{linear}.weight"][1] is not None for block in job.source.blocks() for linear in block.linears)
-    activations = start_activations(job, findings) if solves and job.recipe.needs_calibration else None
+    calibration = start_calibration(job, observer) if solves and job.recipe.needs_calibration else None
+    findings.calibration_tokens = None if calibration is None else calibration.tokens
+    activations = None if calibration is None else start_activations(job, calibration)
     with new_directory(destination, force=force) as folder:
         write_model(job, grids, activations, folder, observer, findings)
-        write_head(job, findings, folder)
+        write_head(job, findings, calibration, folder)
     return Checkpoint(destination)
 
 
-def start_activations(job: Job, findings: Findings) -> ActivationSource:
-    """Token windows of the calibration text through the embedding: where both streams start."""
-    recipe = job.recipe
-    with job.clock("tokenize"):
-        tokens = tokenize(job.source, job.text)
-        findings.calibration_tokens = len(tokens)
-        check_length(job.source, recipe.sequence_length)
-        windows = sample_windows(
-            tokens, samples=recipe.samples, sequence_length=recipe.sequence_length, seed=recipe.seed
-        )
+def start_calibration(job: Job, observer: Observer) -> Calibration:
+    """Token windows of the calibration texts."""
+    check_length(job.source, job.recipe.sequence_length)
+    with job.clock("calibration text"):
+        return job.make_calibration(job.source, job.recipe, observer.wrote)
+
+
+def start_activations(job: Job, calibration: Calibration) -> ActivationSource:
+    """Token windows through the embedding: where both streams start."""
     with job.clock("load model"):
-        return job.make_activations(job.source, windows, recipe.propagation_share if recipe.needs_drift else 0.0)
+        drift = job.recipe.propagation_share if job.recipe.needs_drift else 0.0
+        return job.make_activations(job.source, calibration.windows, drift)
 
 
 def check_length(source: ModelDescription, sequence_length: int) -> None:
@@ -199,7 +207,7 @@ def write_part(job: Job, path: Path, names: Sequence[str], solved: Mapping[str, 
         write_tensors(path, solved, dense)
 
 
-def write_head(job: Job, findings: Findings, folder: Path) -> None:
+def write_head(job: Job, findings: Findings, calibration: Calibration | None, folder: Path) -> None:
     """edgeq.json, config.json, the tokenizer files and report.json; nothing in them depends on time or place."""
     source = job.source
     companions = {name: data for name, data in source.companions().items() if name != "config.json"}
@@ -217,7 +225,7 @@ def write_head(job: Job, findings: Findings, folder: Path) -> None:
         "source": {"fingerprint": source.fingerprint()},
         "backend": job.backend.name,
         "recipe": recipe_settings(job.recipe),
-        "calibration": {"sha256": hashlib.sha256(job.text.encode("utf-8")).hexdigest()},
+        "calibration": None if calibration is None else calibration.record(),
         "files": files,
         "companions": sorted(companions),
     }

@@ -152,6 +152,16 @@ class ActivationSource(Protocol):
         """Load a block and stand still at each of its sites; exhausting the iterator advances both streams."""
 
 
+class TextWriter(Protocol):
+    """A whole model that writes text. Made with its source, the token ids it may write, and a seed."""
+
+    def continue_text(self, first: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+        """Endless: per step the next token of every text, sampled at temperature 1; first holds where each starts.
+
+        Shapes: first and every item (texts,) of token ids. Raises: BadInput when a prediction is not finite.
+        """
+
+
 class LogitSource(Protocol):
     """Something that predicts: a model in a framework or in a runtime."""
 

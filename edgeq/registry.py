@@ -47,6 +47,10 @@ ACTIVATIONS = {
     "torch": Entry("edgeq_backends.torch_activations:TorchActivations", "cuda"),
     "mlx": Entry("edgeq_backends.mlx_activations:MlxActivations", "mlx"),
 }
+WRITERS = {
+    "torch": Entry("edgeq_backends.torch_writer:TorchWriter", "cuda"),
+    "mlx": Entry("edgeq_backends.mlx_writer:MlxWriter", "mlx"),
+}
 LOGITS = {
     "torch": Entry("edgeq_backends.torch_activations:TorchLogits", "cuda"),
     "mlx": Entry("edgeq_backends.mlx_activations:MlxLogits", "mlx"),

@@ -20,6 +20,9 @@ RUN_WITH = {"gguf": ["llama-cli", "-m"], "mlx": ["mlx_lm.generate", "--model"]}
 class Silent:
     """Nobody watches."""
 
+    def wrote(self, tokens: int, total: int) -> None:
+        pass
+
     def begin(self, blocks: int) -> None:
         pass
 
@@ -35,6 +38,14 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self._console, self._blocks, self._start, self._layers = console, 0, 0.0, list[LayerReport]()
+        self._written = 0
+
+    def wrote(self, tokens: int, total: int) -> None:
+        """A line for every tenth of the text."""
+        tenths = 10 * tokens // total
+        if tenths > self._written:
+            self._console.print(f"writing text, {tokens} of {total} tokens", highlight=False, soft_wrap=True)
+        self._written = tenths
 
     def begin(self, blocks: int) -> None:
         self._blocks, self._start = blocks, time.monotonic()
@@ -55,10 +66,11 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
-            TextColumn("block"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(), TextColumn("{task.description}", markup=False), console=console, transient=True,
+            TextColumn("{task.fields[what]}"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
+            console=console, transient=True,
         )  # fmt: skip
-        self._task = self._bar.add_task("", total=None)
+        self._task = self._bar.add_task("", total=None, what="block")
 
     def __enter__(self) -> "Bar":
         self._bar.start()
@@ -67,8 +79,11 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    def wrote(self, tokens: int, total: int) -> None:
+        self._bar.update(self._task, completed=tokens, total=total, what="writing text, token")
+
     def begin(self, blocks: int) -> None:
-        self._bar.update(self._task, total=blocks)
+        self._bar.reset(self._task, total=blocks, what="block")
 
     def solved(self, report: LayerReport) -> None:
         self._bar.update(self._task, description=f"{report.name}: {_final_loss(report):.2%} error")

@@ -40,7 +40,7 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
         "bytes": sizes,
         "bits_per_weight": checkpoint.report["bits_per_weight"],
         "worst_layers": worst_layers(layers),
-        "notes": [*short_text(job.recipe, checkpoint.report), *notes(checkpoint.report, grids)],
+        "notes": [*short_texts(job.recipe, checkpoint.head["calibration"]), *notes(checkpoint.report, grids)],
         "seconds": dict(job.clock.seconds),
         "total_seconds": sum(job.clock.seconds.values()),
     }
@@ -86,14 +86,14 @@ def final_loss(report: Mapping[str, Any]) -> float:
     return float(list(report["losses"].values())[-1])
 
 
-def short_text(recipe: Recipe, report: Mapping[str, Any]) -> list[str]:
-    """A note when calibration sequences repeat tokens."""
-    tokens = report["calibration_tokens"]
-    if tokens is None or recipe.samples * recipe.sequence_length <= tokens:
-        return []
+def short_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[str]:
+    """A note for each calibration text whose sequences repeat tokens."""
+    length = recipe.sequence_length
     return [
-        f"calibration text: {recipe.samples} sequences of {recipe.sequence_length} overlap in its {tokens} tokens; "
-        "more text is better"
+        f"calibration text {text['name']!r}: {text['samples']} sequences of {length} overlap in its {text['tokens']} "
+        "tokens; more text is better"
+        for text in (calibration["texts"] if calibration is not None else ())
+        if text["samples"] * length > text["tokens"]
     ]
 
 

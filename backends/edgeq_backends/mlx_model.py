@@ -119,21 +119,30 @@ class StreamedModel:
         shapes = self._shapes[prefix]
         try:
             for path, shape in shapes.items():
-                set_submodule(module, path, self._read(f"{prefix}.{path}" if prefix else path, shape))
+                set_submodule(module, path, read_parameter(self.source, f"{prefix}.{path}" if prefix else path, shape))
             yield
         finally:
             empty(module)
             mx.clear_cache()
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> mx.array:
-        """A parameter's values in float32. Raises: BadInput when the source's tensor has another shape."""
-        weight = read_weight(self.source, name)
-        if weight.shape != shape:
-            raise BadInput(
-                f"tensor {name!r}: shape {list(weight.shape)}, but config.json asks for {list(shape)}; the two do not "
-                "belong together"
-            )
-        return mx.array(weight)
+
+def read_parameter(source: ModelSource, name: str, shape: tuple[int, ...]) -> mx.array:
+    """A parameter's values in float32. Raises: BadInput when the source's tensor has another shape."""
+    weight = read_weight(source, name)
+    if weight.shape != shape:
+        raise BadInput(
+            f"tensor {name!r}: shape {list(weight.shape)}, but config.json asks for {list(shape)}; the two do not "
+            "belong together"
+        )
+    return mx.array(weight)
+
+
+def whole_model(source: ModelSource) -> Module:
+    """The complete model with all its weights in float32."""
+    model = empty_model(source)
+    for path, shape in empty(model).items():
+        set_submodule(model, path, read_parameter(source, path, shape))
+    return model
 
 
 def empty_model(source: ModelSource) -> Module:

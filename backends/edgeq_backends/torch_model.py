@@ -134,6 +134,17 @@ def read_parameter(source: ModelSource, parameter: Parameter, device: torch.devi
     return torch.from_numpy(np.ascontiguousarray(weight)).to(device)
 
 
+def whole_model(source: ModelSource, device: str) -> torch.nn.Module:
+    """The complete model with all its weights in float32."""
+    model, place = empty_model(source), torch.device(device)
+    for parameter in parameters_of(model, ""):
+        weight = read_parameter(source, parameter, place)
+        for module, leaf in parameter.places:
+            module._parameters[leaf] = torch.nn.Parameter(weight, requires_grad=False)
+    move_buffers(model, place)
+    return model
+
+
 def empty_model(source: ModelSource) -> torch.nn.Module:
     """The transformers model of a config, without parameters; its buffers (rotary tables) are real.
 

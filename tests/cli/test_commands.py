@@ -190,14 +190,18 @@ def test_rounding_alone_needs_no_calibration(edgeq, saved_model, tmp_path):
 def test_nothing_is_calibrated_when_no_layer_is_solved(edgeq, saved_model, tmp_path):
     result = edgeq("quantize", saved_model, "-o", tmp_path / "out", "--bits", "16", "--backend", "cpu", "--json")
     assert result.status == 0
-    assert not {"tokenize", "load model", "forward passes"} & set(json.loads(result.out)["seconds"])
+    assert json.loads((tmp_path / "out" / "edgeq.json").read_text())["calibration"] is None
+    assert not {"calibration text", "load model", "forward passes"} & set(json.loads(result.out)["seconds"])
     assert Checkpoint(tmp_path / "out").grid("model.layers.0.mlp.up_proj.weight") is None
 
 
 def test_a_short_calibration_text_is_noted(edgeq, saved_model, quick, tmp_path):
     (tmp_path / "short.txt").write_text(TEXT)
-    options = [*quick, "--calibration", tmp_path / "short.txt", "--samples", "8", "--sequence-length", "16"]
-    assert "8 sequences of 16 overlap" in edgeq("quantize", saved_model, "-o", tmp_path / "out", *options).out
+    options = [*quick, "--calibration", tmp_path / "short.txt", "--samples", "16", "--sequence-length", "16"]
+    assert (
+        "calibration text 'short.txt': 8 sequences of 16 overlap"
+        in edgeq("quantize", saved_model, "-o", tmp_path / "out", *options).out
+    )
 
 
 def test_weights_that_do_not_fit_the_grid_are_noted(edgeq, saved_model, quick, tmp_path):

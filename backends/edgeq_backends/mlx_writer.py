@@ -1,0 +1,39 @@
+"""Text that an mlx-lm model writes itself, in MLX."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from edgeq.errors import BadInput
+from edgeq.protocols import ModelSource
+from edgeq.types import NumpyArray
+from edgeq_backends.mlx_model import model_definition, whole_model
+
+
+class MlxWriter:
+    """The whole model in float32, with mlx-lm's cache of keys and values."""
+
+    def __init__(self, source: ModelSource, allowed: NumpyArray, seed: int) -> None:
+        self._name = source.name
+        self._model: Any = whole_model(source)
+        self._allowed = mx.array(allowed.astype(np.int32))
+        self._key = mx.random.key(seed)
+
+    def continue_text(self, first: NumpyArray) -> Iterator[NumpyArray]:
+        newest = mx.array(first.astype(np.int32))
+        cache = model_definition("cache").make_prompt_cache(self._model)
+        while True:
+            newest = self._next(newest, cache)
+            yield np.array(newest).astype(np.int64)
+
+    def _next(self, newest: mx.array, cache: list[Any]) -> mx.array:
+        logits = mx.take(self._model(newest[:, None], cache=cache)[:, -1], self._allowed, axis=1)
+        self._key, key = mx.random.split(self._key)
+        drawn = self._allowed[mx.random.categorical(logits, axis=1, key=key)]
+        finite = mx.isfinite(logits).all()
+        mx.eval(drawn, finite, self._key, [of_block.state for of_block in cache])
+        if not finite.item():
+            raise BadInput(f"model {self._name!r} predicts NaN or infinity; it cannot write text, calibrate on a file")
+        return drawn

@@ -1,0 +1,68 @@
+"""Text that a transformers model writes itself, in torch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from edgeq.errors import BadInput
+from edgeq.protocols import ModelSource
+from edgeq.types import NumpyArray
+from edgeq_backends.torch_model import whole_model
+
+ROOM = 256  # tokens by which keys and values grow
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of a block in buffers with room to spare: the library's own layer copies all of them every step.
+
+    Shapes: keys and values (texts, heads, tokens, width) are views of what the buffers hold.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._buffers: list[torch.Tensor] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        start = 0 if self.keys is None else self.keys.shape[2]
+        end = start + key_states.shape[2]
+        if start == 0:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self._buffers = [key_states[:, :, :0], value_states[:, :, :0]]
+        for place, new in enumerate((key_states, value_states)):
+            if self._buffers[place].shape[2] < end:
+                grown = new.new_empty(*new.shape[:2], end + ROOM, new.shape[3])
+                grown[:, :, :start] = self._buffers[place][:, :, :start]
+                self._buffers[place] = grown
+            self._buffers[place][:, :, start:end] = new
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        return self.keys, self.values
+
+
+class TorchWriter:
+    """The whole model in float32, and the keys and values of what it wrote so far."""
+
+    def __init__(self, source: ModelSource, allowed: NumpyArray, seed: int, *, device: str = "cpu") -> None:
+        self._name, self._device = source.name, torch.device(device)
+        self._model: Any = whole_model(source, device)
+        self._allowed = torch.from_numpy(allowed).to(self._device)
+        self._generator = torch.Generator(device=self._device).manual_seed(seed)
+
+    def continue_text(self, first: NumpyArray) -> Iterator[NumpyArray]:
+        newest = torch.from_numpy(first.copy()).to(self._device)
+        cache = Cache(layers=[GrowingLayer() for _ in range(self._model.config.num_hidden_layers)])
+        while True:
+            newest = self._next(newest, cache)
+            yield newest.cpu().numpy()
+
+    @torch.inference_mode()
+    def _next(self, newest: torch.Tensor, cache: Cache) -> torch.Tensor:
+        logits = self._model(input_ids=newest[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = logits.index_select(1, self._allowed)
+        if not bool(torch.isfinite(logits).all()):
+            raise BadInput(f"model {self._name!r} predicts NaN or infinity; it cannot write text, calibrate on a file")
+        drawn = torch.multinomial(torch.softmax(logits, dim=1), 1, generator=self._generator)
+        return self._allowed[drawn[:, 0]]

@@ -1,0 +1,137 @@
+"""Text that a model writes itself, kept in the user's cache so that no run writes it again."""
+
+import hashlib
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeq.calibration import load_tokenizer
+from edgeq.errors import BadInput, reason_of
+from edgeq.protocols import ModelDescription, ModelSource, TextWriter
+from edgeq.sources.model_config import head_dimension
+from edgeq.storage import rename_when_stored
+
+CACHE_BYTES = 1 << 31  # keys and values of the windows that are written together
+METHOD = 1  # part of what cached text is found by; raise it when the way of writing changes
+
+Windows = npt.NDArray[np.int64]
+MakeWriter = Callable[[ModelSource, Windows, int], TextWriter]
+"""Source, the ids that may be written and a seed to what writes them."""
+Wrote = Callable[[int, int], None]
+"""Told how many tokens are written, and of how many."""
+
+
+def written_windows(
+    source: ModelSource, make_writer: MakeWriter, wrote: Wrote, *, framework: str, count: int, length: int, seed: int
+) -> Windows:
+    """Windows that the model wrote before under the same conditions, else what it writes now.
+
+    framework names what computes: the same seed need not give the same text elsewhere. Shapes: (count, length).
+    Raises: BadInput for a model without tokenizer or with broken predictions, or a cache that cannot be written to.
+    """
+    allowed, first = tokens_to_write(source)
+    tokenizer = hashlib.sha256(source.companions()["tokenizer.json"]).hexdigest()
+    conditions = f"{METHOD} {source.fingerprint()} {tokenizer} {framework} {count} {length} {seed}"
+    file = cache_directory() / f"self-{hashlib.sha256(conditions.encode()).hexdigest()[:32]}.npy"
+    cached = read_cached(file, (count, length), int(allowed.max()))
+    if cached is not None:
+        return cached
+    make_cache(file.parent)
+    first = np.random.default_rng(seed).choice(first, count)
+    windows = write_windows(source, make_writer(source, allowed, seed), wrote, first, length)
+    write_cached(file, windows)
+    return windows
+
+
+def tokens_to_write(source: ModelDescription) -> tuple[Windows, Windows]:
+    """Ids that text may hold (rows of the embedding that have a token), and those of them that it may start with.
+
+    Text starts with no special token. Raises: BadInput when nothing is left.
+    """
+    tokenizer = load_tokenizer(source)
+    rows = source.config["vocab_size"]
+    allowed = np.array(sorted(id for id in tokenizer.get_vocab(with_added_tokens=True).values() if id < rows), np.int64)
+    special = [id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special]
+    first = np.setdiff1d(allowed, special)
+    if not len(first):
+        raise BadInput(f"model {source.name!r}: its tokenizer has only special tokens; calibrate on a text instead")
+    return allowed, first
+
+
+def write_windows(source: ModelDescription, writer: TextWriter, wrote: Wrote, first: Windows, length: int) -> Windows:
+    """Continue first tokens to whole windows, as many together as their keys and values have room for."""
+    windows = np.empty((len(first), length), np.int64)
+    windows[:, 0] = first
+    together = max(1, CACHE_BYTES // (length * bytes_per_token(source.config)))
+    for start in range(0, len(first), together):
+        batch = windows[start : start + together]
+        tokens = writer.continue_text(batch[:, 0])
+        for position, column in zip(range(1, length), tokens, strict=False):  # the writer never ends
+            batch[:, position] = column
+            wrote(start * length + len(batch) * (position + 1), windows.size)
+    return windows
+
+
+def bytes_per_token(config: Mapping[str, int]) -> int:
+    """Of keys and values in float32, over all blocks."""
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    return 4 * 2 * config["num_hidden_layers"] * heads * head_dimension(config)
+
+
+def cache_directory() -> Path:
+    """Where this system keeps what a user's programs can make again; XDG_CACHE_HOME wins everywhere.
+
+    Raises: BadInput for a user without a home directory.
+    """
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(stated):  # the specification has others ignored
+        return Path(stated) / "edgeq"
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"]) / "edgeq" / "Cache"
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise BadInput("no home directory to keep self-written text in; set XDG_CACHE_HOME to a directory") from error
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "edgeq"
+
+
+def make_cache(folder: Path) -> None:
+    """Raises: BadInput when it cannot be made or written to; asked before the model starts to write."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK) else "it is read-only"
+    except OSError as error:
+        reason = reason_of(error)
+    if reason:
+        raise BadInput(
+            f"cache {str(folder)!r}: self-written text cannot be kept there ({reason}); set XDG_CACHE_HOME to another "
+            "directory"
+        )
+
+
+def read_cached(file: Path, shape: tuple[int, int], largest: int) -> Windows | None:
+    """The tokens in a file; None where it is missing or damaged."""
+    try:
+        found: Windows = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(found, np.ndarray) or found.shape != shape or found.dtype != np.dtype("<i4"):
+        return None
+    return found.astype(np.int64) if found.min() >= 0 and found.max() <= largest else None
+
+
+def write_cached(file: Path, windows: Windows) -> None:
+    """Under a temporary name of this process's own: others may write the same text at the same time."""
+    content = io.BytesIO()
+    np.save(content, windows.astype("<i4"), allow_pickle=False)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content.getvalue())
+        rename_when_stored(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
