@@ -3,6 +3,7 @@
     uv run python -m benchmarks.quality table        the table of the README (about 75 minutes on 2 cores)
     uv run python -m benchmarks.quality defaults     the scan that the defaults were chosen from (about 60 minutes)
     uv run python -m benchmarks.quality presets      what --quality stands for, at 3 bits (about 30 minutes)
+    uv run python -m benchmarks.quality outliers     1 % outlier columns against smaller groups (about 60 minutes)
 
 Each solve is one line of benchmarks/results/; solves that stand there are not run again unless --fresh.
 """
@@ -82,10 +83,28 @@ def default_solves() -> list[dict[str, Any]]:
     return [*refits, *scan]
 
 
+OUTLIER_ROWS: dict[str, dict[str, Any]] = {
+    "groups of 128": {"group_size": 128},
+    "groups of 128, 1% outlier columns": {"group_size": 128, "outlier_columns": 0.01},
+    "groups of 64": {"group_size": 64},
+    "groups of 64, 1% outlier columns": {"group_size": 64, "outlier_columns": 0.01},
+    "groups of 32": {"group_size": 32},
+}
+
+
+def outlier_solves() -> list[dict[str, Any]]:
+    """With and without outlier columns beside groups that cost about as many bits."""
+    return [
+        {"row": row, "bits": bits, "zeros": zeros, **PRESETS["balanced"], **settings}
+        for (bits, zeros), (row, settings) in itertools.product(GRIDS[:2], OUTLIER_ROWS.items())
+    ]
+
+
 SOLVES: dict[str, Any] = {
     "table": lambda: (table_solves(), tuple(TEXTS)),
     "defaults": lambda: (default_solves(), TUNING_TEXTS),
     "presets": lambda: (preset_solves(), tuple(TEXTS)),
+    "outliers": lambda: (outlier_solves(), tuple(TEXTS)),
 }
 
 
@@ -116,7 +135,8 @@ class Bench:
                 name: asdict(compare(ids, model_logits(checkpoint, "cpu").logits(ids), self.references[name]))
                 for name, ids in self.windows.items()
             }
-        return {**solve, **seconds, "quality": quality}
+            bits_per_weight = checkpoint.report["bits_per_weight"]["linear layers"]
+        return {**solve, **seconds, "bits_per_weight": bits_per_weight, "quality": quality}
 
 
 def key(solve: dict[str, Any]) -> tuple[Any, ...]:
@@ -146,6 +166,8 @@ def run_missing(solves: list[dict[str, Any]], texts: Sequence[str], path: Path, 
 
 def format_row(result: dict[str, Any], baseline: dict[str, Any] | None = None) -> str:
     cells = [f"{result['bits']} {result['zeros']}", result["row"]]
+    if result["row"] in OUTLIER_ROWS:
+        cells[1] += f" ({result['bits_per_weight']:.3f} bits per weight)"
     for name, quality in result["quality"].items():
         cells.append(f"{quality['kl']:.4f}")
         cells.append(f"{quality['kl'] / baseline['quality'][name]['kl']:.2f}" if baseline else "")

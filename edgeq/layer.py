@@ -1,7 +1,7 @@
 """One layer from its weight and its site's statistics to codes: correction, scales, solver, refinements."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from edgeq.algorithms.damping import (
 )
 from edgeq.algorithms.gptq import activation_order, solve_columns
 from edgeq.algorithms.group_scale import importance_of, search_scales
-from edgeq.algorithms.layer_loss import Target, dequantize
+from edgeq.algorithms.layer_loss import Target
+from edgeq.algorithms.outliers import eliminate_columns, without_columns
 from edgeq.algorithms.qep import correct_weight
 from edgeq.algorithms.qqa import Annealing
 from edgeq.algorithms.qqa_rounding import anneal_codes
@@ -24,6 +25,15 @@ from edgeq.algorithms.quantease import descend_codes
 from edgeq.algorithms.rtn import round_to_nearest
 from edgeq.algorithms.scale_refit import refit_scales
 from edgeq.grid import fit_min_max
+from edgeq.outlier_layer import (
+    columns_of,
+    factor_around,
+    fit_outliers,
+    importance_around,
+    no_columns,
+    plain_outliers,
+    weight_around,
+)
 from edgeq.protocols import Backend
 from edgeq.recipe import Recipe
 from edgeq.stopwatch import Stopwatch
@@ -38,7 +48,8 @@ class SiteFactors:
     """What the layers of a site share: settled statistics and their factors.
 
     L factors H + lambda I of the propagation, None where no earlier layer was quantized; U of the solver. importance
-    weighs each column's error in the search for scales.
+    weighs each column's error in the search for scales. outlier_columns are those of the one layer that the factors
+    were turned around for by `around_outliers`.
     """
 
     statistics: LayerStatistics
@@ -52,6 +63,7 @@ class SiteFactors:
     damping_retries: int
     propagation_damping: float | None
     propagation_retries: int
+    outlier_columns: NumpyArray = field(default_factory=no_columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,7 @@ class LayerReport:
     propagation_damping: float | None = None
     propagation_retries: int = 0
     dead_columns: int = 0
+    outlier_columns: int = 0
 
 
 def prepare_site(statistics: LayerStatistics, recipe: Recipe, backend: Backend) -> SiteFactors:
@@ -101,12 +114,16 @@ def solve_layer(
     strength = recipe.strength_of(problem.name)
     with clock("correct"):
         V = corrected(W, site, strength, backend)
+    with clock("measure"):
+        losses["round to nearest"] = nearest_loss(problem, V, site, backend)
+    with clock("factor"):
+        site = around_outliers(site, V, grid, backend)
     with clock("search scales"):
-        fitted = first_scales(V, site.importance, grid, recipe, backend)
+        inner = without_columns(V, site.outlier_columns, backend) if site.outlier_columns.size else V
+        fitted = first_scales(inner, site.importance, grid, recipe, backend)
     with clock("solve"):
         codes = choose_codes(V, site, fitted, grid, recipe, backend)
     with clock("measure"):
-        losses["round to nearest"] = nearest_loss(problem, V, site, backend)
         losses["solved"] = relative_loss(codes, fitted, problem, V, site, backend)
     for stage, codes, fitted in refinements(codes, fitted, problem, V, site, recipe, backend, clock):  # noqa: B020
         with clock("measure"):
@@ -116,8 +133,22 @@ def solve_layer(
         propagated=site.L is not None and strength > 0, damping=site.damping,
         damping_retries=site.damping_retries, propagation_damping=site.propagation_damping,
         propagation_retries=site.propagation_retries, dead_columns=site.dead_columns,
+        outlier_columns=site.outlier_columns.size,
     )  # fmt: skip
-    return quantized_linear(codes, fitted, grid, backend), report
+    return solved_linear(codes, fitted, problem, V, site, recipe, backend, clock), report
+
+
+def around_outliers(site: SiteFactors, V: Array, grid: Grid, backend: Backend) -> SiteFactors:
+    """The factors of a site for one of its layers, whose outlier columns the others do not make up for."""
+    columns = columns_of(V, site.statistics.H, grid, backend)
+    if not columns.size:
+        return site
+    order, inverse = factor_around(site.statistics.H, columns, site.order, site.damping, backend)
+    return replace(
+        site, H_damped=damped(site.statistics.H, inverse.damping, backend), U=inverse.factor, order=order,
+        importance=importance_around(site.importance, columns, backend), damping=inverse.damping,
+        damping_retries=site.damping_retries + inverse.retries, outlier_columns=columns,
+    )  # fmt: skip
 
 
 def corrected(W: Array, site: SiteFactors, strength: float, backend: Backend) -> Array:
@@ -158,7 +189,7 @@ def refinements(
     sweeps = recipe.sweeps or (QUANTEASE_SWEEPS if recipe.solver == "quantease" else 0)
     if not (sweeps or recipe.anneal_rounds or recipe.scales == "both"):
         return
-    target = Target(V @ site.H_damped, site.H_damped)
+    target = eliminate_columns(Target(V @ site.H_damped, site.H_damped), site.outlier_columns, backend)
     if sweeps:
         with clock("sweep codes"):
             codes = descend_codes(
@@ -172,6 +203,8 @@ def refinements(
         yield "annealed", codes, fitted
     if recipe.scales == "both":
         truth = refit_target(problem.W, site, recipe)
+        if truth is not None:
+            truth = eliminate_columns(Target(truth, site.H_damped), site.outlier_columns, backend).B
         with clock("refit scales"):
             B = target.B if truth is None else truth
             fitted = refit_scales(codes, fitted, B, target.H, grid, backend, exact=recipe.refit_exactly)
@@ -216,7 +249,7 @@ def relative_loss(
 ) -> float:
     """The layer loss against the corrected weight, as a fraction of the layer's output energy."""
     H = site.statistics.H
-    E = dequantize(codes, fitted, problem.grid, backend) - V
+    E = weight_around(site.outlier_columns, codes, fitted, V, site.H_damped, problem.grid, backend) - V
     energy = float(((problem.W @ H) * problem.W).sum())
     return float(((E @ H) * E).sum()) / energy if energy > 0 else 0.0
 
@@ -226,6 +259,21 @@ def nearest_loss(problem: LayerProblem, V: Array, site: SiteFactors, backend: Ba
     fitted = fit_min_max(V, problem.grid, backend)
     codes = round_to_nearest(V, fitted, problem.grid, backend)
     return relative_loss(codes, fitted, problem, V, site, backend)
+
+
+def solved_linear(
+    codes: Array, fitted: GroupScales, problem: LayerProblem, V: Array, site: SiteFactors, recipe: Recipe,
+    backend: Backend, clock: Stopwatch,
+) -> QuantizedLinear:  # fmt: skip
+    """The solution in plain data, its outlier columns fitted to the target that scales are refitted to."""
+    if not site.outlier_columns.size:
+        return quantized_linear(codes, fitted, problem.grid, backend)
+    truth = refit_target(problem.W, site, recipe) if recipe.scales == "both" else None
+    with clock("fit outliers"):
+        target = Target(V @ site.H_damped if truth is None else truth, site.H_damped)
+        codes, outliers = fit_outliers(codes, fitted, target, site.outlier_columns, problem.grid, backend)
+    layer = quantized_linear(codes, fitted, problem.grid, backend)
+    return replace(layer, outliers=plain_outliers(outliers, backend))
 
 
 def quantized_linear(codes: Array, fitted: GroupScales, grid: Grid, backend: Backend) -> QuantizedLinear:

@@ -12,7 +12,7 @@ from edgeq.packing import pack_words
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, QuantizedLinear
 from edgeq.version import __version__
-from edgeq_exporters.decoder import Shape, Shapes
+from edgeq_exporters.decoder import Shape, Shapes, why_not_outliers
 from edgeq_exporters.deviation import as_stored
 from edgeq_exporters.hugging_face import (
     LinearFormat,
@@ -53,6 +53,8 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
     out_features, in_features = shape
     if grid.bits not in BITS:
         return f"GPTQ packs 2, 3, 4 or 8 bits, not {grid.bits}; choose one of them"
+    if grid.outlier_columns:
+        return why_not_outliers(grid, "GPTQ")
     if grid.zeros == "offset":
         return "GPTQ has no free offsets; use a symmetric grid or zeros = 'integer'"
     if grid.group_size is not None and grid.group_size % 32:
