@@ -180,8 +180,9 @@ def format_table(results: list[dict[str, Any]], texts: Sequence[str], command: s
     """A Markdown table; ratios are to GPTQ with min-max scales on the same grid."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy"))
     head = [
-        f"`{command}`: SmolLM2-135M-Instruct, groups of 64, dense embeddings, 64 x 512 calibration tokens, seed 0; "
-        f"{packages}; {os.cpu_count()} cores. KL divergence to the original in nats per token on "
+        f"`{command}`: SmolLM2-135M-Instruct, groups of 64 unless stated, dense embeddings, "
+        f"64 x 512 calibration tokens, seed 0; {packages}; {os.cpu_count()} cores. "
+        "KL divergence to the original in nats per token on "
         + " and ".join(
             f"{results[0]['quality'][name]['tokens'] // 512} windows of 512 tokens of {name}" for name in texts
         )

@@ -189,7 +189,7 @@ def refinements(
     sweeps = recipe.sweeps or (QUANTEASE_SWEEPS if recipe.solver == "quantease" else 0)
     if not (sweeps or recipe.anneal_rounds or recipe.scales == "both"):
         return
-    target = eliminate_columns(Target(V @ site.H_damped, site.H_damped), site.outlier_columns, backend)
+    target, truth = targets(problem, V, site, recipe, backend)
     if sweeps:
         with clock("sweep codes"):
             codes = descend_codes(
@@ -202,9 +202,6 @@ def refinements(
             codes = anneal_codes(codes, fitted, target, grid, backend, settings=settings, rounds=recipe.anneal_rounds)
         yield "annealed", codes, fitted
     if recipe.scales == "both":
-        truth = refit_target(problem.W, site, recipe)
-        if truth is not None:
-            truth = eliminate_columns(Target(truth, site.H_damped), site.outlier_columns, backend).B
         with clock("refit scales"):
             B = target.B if truth is None else truth
             fitted = refit_scales(codes, fitted, B, target.H, grid, backend, exact=recipe.refit_exactly)
@@ -218,9 +215,20 @@ def refinements(
             yield "alternated", codes, fitted
 
 
+def targets(
+    problem: LayerProblem, V: Array, site: SiteFactors, recipe: Recipe, backend: Backend
+) -> tuple[Target, Array | None]:
+    """What codes, and scales if by a target of their own, are refined for: outlier columns follow whatever they do."""
+    target = eliminate_columns(Target(V @ site.H_damped, site.H_damped), site.outlier_columns, backend)
+    truth = refit_target(problem.W, site, recipe)
+    if truth is not None:
+        truth = eliminate_columns(Target(truth, site.H_damped), site.outlier_columns, backend).B
+    return target, truth
+
+
 def refit_target(W: Array, site: SiteFactors, recipe: Recipe) -> Array | None:
     """The linear term of stage 2 where it has a drift of its own; None where scales go the way of the codes."""
-    if recipe.refit_strength is None or site.statistics.D is None:
+    if recipe.scales != "both" or recipe.refit_strength is None or site.statistics.D is None:
         return None
     return W @ site.H_damped + recipe.refit_strength * (W @ site.statistics.D)
 
@@ -268,7 +276,7 @@ def solved_linear(
     """The solution in plain data, its outlier columns fitted to the target that scales are refitted to."""
     if not site.outlier_columns.size:
         return quantized_linear(codes, fitted, problem.grid, backend)
-    truth = refit_target(problem.W, site, recipe) if recipe.scales == "both" else None
+    truth = refit_target(problem.W, site, recipe)
     with clock("fit outliers"):
         target = Target(V @ site.H_damped if truth is None else truth, site.H_damped)
         codes, outliers = fit_outliers(codes, fitted, target, site.outlier_columns, problem.grid, backend)

@@ -154,8 +154,8 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
     shares = [recipe.outlier_columns, *(item.outlier_columns or 0.0 for item in recipe.overrides)]
     if recipe.solver == "rtn" and any(shares):
         raise BadInput(
-            f"recipe setting outlier_columns = {max(shares):g}: columns are chosen and fitted by calibration, which "
-            'solver = "rtn" does without; choose solver = "gptq" or leave outlier columns out'
+            f"recipe setting outlier_columns = {max(shares):g}: plain rounding (solver = 'rtn') fits no columns; "
+            'choose solver = "gptq", or outlier_columns = 0'
         )
     return recipe
 

@@ -54,7 +54,7 @@ def stored_parts(name: str, shape: tuple[int, int], grid: Grid) -> Layout:
     """What a file holds of a solved tensor."""
     rows, columns = shape
     per_group = (rows, grid.group_count(columns))
-    parts = {"codes": ("U32", (rows, -(-columns * grid.bits // WORD_BITS)))}
+    parts: dict[str, tuple[str, tuple[int, ...]]] = {"codes": ("U32", (rows, -(-columns * grid.bits // WORD_BITS)))}
     parts["scales"] = (DTYPES[grid.scale_dtype], per_group)
     if grid.zeros == "integer":
         parts["zeros"] = ("U8", per_group)

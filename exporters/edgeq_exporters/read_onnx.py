@@ -47,7 +47,7 @@ class Held:
         of_column = np.arange(self.codes.shape[1]) // self.block_size
         weights: NumpyArray = self.scales[:, of_column] * (self.codes - self.zeros[:, of_column])
         if self.outliers is not None:
-            np.add.at(weights, (slice(None), self.outliers.columns), self.outliers.values)
+            weights[:, self.outliers.columns] += self.outliers.values
         return weights
 
     def layer(self, grid: Grid) -> QuantizedLinear:
