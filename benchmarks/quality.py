@@ -2,14 +2,16 @@
 
     uv run python -m benchmarks.quality table        the table of the README (about 75 minutes on 2 cores)
     uv run python -m benchmarks.quality defaults     the scan that the defaults were chosen from (about 60 minutes)
-    uv run python -m benchmarks.quality presets      what --quality stands for, at 3 bits (about 30 minutes)
-    uv run python -m benchmarks.quality calibration  what the model is calibrated on, at 3 bits (about 45 minutes)
+    uv run python -m benchmarks.quality presets      what --quality stands for (about 70 minutes)
+    uv run python -m benchmarks.quality ablation     each ingredient alone and left out (about 50 minutes)
+    uv run python -m benchmarks.quality grids        all bits, zero points and group sizes (about 4 hours)
+    uv run python -m benchmarks.quality calibration  what the model is calibrated on (about 20 minutes)
+    uv run python -m benchmarks.quality outliers     1 % outlier columns against smaller groups (about 60 minutes)
 
 Each solve is one line of benchmarks/results/; solves that stand there are not run again unless --fresh.
 """
 
 import argparse
-import itertools
 import json
 import os
 import tempfile
@@ -18,99 +20,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from pydoc_data.topics import topics as pydoc_topics
 from typing import Any
 
+from benchmarks.solves import COMMON, TABLES, TEXTS, Solve, Table
 from edgeq.assembly import make_job
-from edgeq.calibration import first_windows, read_text, tokenize
+from edgeq.calibration import first_windows, tokenize
 from edgeq.evaluation import compare
-from edgeq.measurement import EVALUATION_TEXT, model_logits
+from edgeq.measurement import model_logits
 from edgeq.pipeline import quantize
 from edgeq.protocols import ModelSource
-from edgeq.recipe import PRESETS
 from edgeq.screen import Silent
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 
 RESULTS = Path(__file__).parent / "results"
-FACTBOOK = str(Path(__file__).parent / "data" / "factbook.txt")
-TABLE_TEXTS = ("speeches", "factbook")
-TUNING_TEXTS = ("factbook",)  # defaults are chosen without a look at the text of the table
-GPTQ = "GPTQ, min-max scales"  # the row that ratios are to
-COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}
-INGREDIENTS: dict[str, dict[str, Any]] = {
-    "round to nearest": {"solver": "rtn", "scales": "none", "propagation_strength": 0.0},
-    GPTQ: {"scales": "none", "propagation_strength": 0.0},
-    "GPTQ, stage 1": {"scales": "first", "propagation_strength": 0.0},
-    "QEP + GPTQ, stage 1": {"scales": "first"},
-    "QEP + GPTQ, both stages": {"scales": "both"},
-}
-GRIDS = ((3, "symmetric"), (2, "offset"), (4, "symmetric"))
-
-
-SCAN = ((0.5, 1.0), (0.5, 0.1), (0.5, 0.01), (0.25, 1.0), (0.25, 0.01), (1.0, 1.0), (1.0, 0.01))  # strength, damping
-
-
-def table_solves() -> list[dict[str, Any]]:
-    """Every ingredient on every grid."""
-    return [
-        {"row": row, "bits": bits, "zeros": zeros, **settings}
-        for (bits, zeros), (row, settings) in itertools.product(GRIDS, INGREDIENTS.items())
-    ]
-
-
-def preset_solves() -> list[dict[str, Any]]:
-    """The presets at 3 bits, beside the solve that their ratios are to."""
-    rows = [{"row": GPTQ, **INGREDIENTS[GPTQ]}]
-    rows += [{"row": f"--quality {name}", **PRESETS[name]} for name in ("balanced", "fast", "best")]
-    return [{"bits": 3, "zeros": "symmetric", **row} for row in rows]
-
-
-def default_solves() -> list[dict[str, Any]]:
-    """Propagation strength and damping at 3 bits, then the target of the second stage."""
-    scan = [
-        {"row": f"strength {strength:g}, damping {damping:g}", "bits": 3, "zeros": "symmetric", "scales": "first",
-         "propagation_strength": strength, "propagation_damping": damping}
-        for strength, damping in SCAN
-    ]  # fmt: skip
-    refits = [
-        {"row": f"second stage, {name}", "bits": 3, "zeros": "symmetric", "propagation_damping": 1.0, **settings}
-        for name, settings in (
-            ("same target", {}),
-            ("drift at 0.5", {"refit_strength": 0.5}),
-            ("drift at 1", {"refit_strength": 1.0}),
-        )
-    ]
-    return [*refits, *scan]
-
-
-def calibration_solves() -> list[dict[str, Any]]:
-    """The default preset at 3 bits, calibrated on the text that ships with edgeq, on the model's own, on both."""
-    mixes = (("default",), ("self",), ("default", "self"))
-    common = {"bits": 3, "zeros": "symmetric", **PRESETS["balanced"]}
-    return [{"row": f"calibrated on {' + '.join(texts)}", "calibration": texts, **common} for texts in mixes]
-
-
-SOLVES: dict[str, Any] = {
-    "table": lambda: (table_solves(), TABLE_TEXTS, GPTQ),
-    "defaults": lambda: (default_solves(), TUNING_TEXTS, GPTQ),
-    "presets": lambda: (preset_solves(), TABLE_TEXTS, GPTQ),
-    "calibration": lambda: (calibration_solves(), tuple(TEXTS), "calibrated on default"),
-}
-"""By name: solves, texts they are measured on, and the row that ratios are to."""
-
-
-def manual() -> str:
-    """Python's own help on its language, of the interpreter that runs this."""
-    return "\n\n".join(text for _, text in sorted(pydoc_topics.items()))
-
-
-TEXTS: dict[str, tuple[Callable[[], str], int]] = {
-    "speeches": (lambda: read_text(None, default=EVALUATION_TEXT), 64),
-    "factbook": (lambda: read_text(FACTBOOK), 12),
-    "manual": (manual, 12),
-}
-"""By name: the text, and how many windows of 512 tokens of it."""
 
 
 class Bench:
@@ -128,7 +51,7 @@ class Bench:
     def _logits(self, source: ModelSource, ids: NumpyArray) -> list[NumpyArray]:
         return list(model_logits(source, "cpu").logits(ids))
 
-    def run(self, solve: dict[str, Any]) -> dict[str, Any]:
+    def run(self, solve: Solve) -> dict[str, Any]:
         """Quantize and measure. Units: KL in nats per token, seconds of CPU time over all cores."""
         settings = COMMON | {name: value for name, value in solve.items() if name not in ("row", "calibration")}
         with tempfile.TemporaryDirectory() as folder:
@@ -140,10 +63,11 @@ class Bench:
                 name: asdict(compare(ids, model_logits(checkpoint, "cpu").logits(ids), self.references[name]))
                 for name, ids in self.windows.items()
             }
-        return {**solve, **seconds, "quality": quality}
+            bits_per_weight = checkpoint.report["bits_per_weight"]["linear layers"]
+        return {**solve, **seconds, "bits_per_weight": bits_per_weight, "quality": quality}
 
 
-def key(solve: dict[str, Any]) -> tuple[Any, ...]:
+def key(solve: Solve) -> tuple[Any, ...]:
     return solve["row"], solve["bits"], solve["zeros"]
 
 
@@ -153,11 +77,11 @@ def load_results(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
     return {key(result): result for result in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
 
 
-def run_missing(solves: list[dict[str, Any]], texts: Sequence[str], path: Path, *, fresh: bool) -> list[dict[str, Any]]:
+def run_missing(table: Table, path: Path, *, fresh: bool) -> list[dict[str, Any]]:
     """The results of all solves, in order; each new one is added to the file as soon as it is there."""
     known = {} if fresh else load_results(path)
-    missing = [solve for solve in solves if key(solve) not in known]
-    bench = Bench(texts) if missing else None
+    missing = [solve for solve in table.solves if key(solve) not in known]
+    bench = Bench(table.texts) if missing else None
     for solve in missing:
         assert bench is not None
         result = bench.run(solve)
@@ -165,11 +89,13 @@ def run_missing(solves: list[dict[str, Any]], texts: Sequence[str], path: Path, 
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         print(format_row(result), flush=True)
-    return [known[key(solve)] for solve in solves]
+    return [known[key(solve)] for solve in table.solves]
 
 
 def format_row(result: dict[str, Any], baseline: dict[str, Any] | None = None) -> str:
     cells = [f"{result['bits']} {result['zeros']}", result["row"]]
+    bits = result.get("bits_per_weight")
+    cells.append(f"{bits:.2f}" if bits else "")
     for name, quality in result["quality"].items():
         cells.append(f"{quality['kl']:.4f}")
         cells.append(f"{quality['kl'] / baseline['quality'][name]['kl']:.2f}" if baseline else "")
@@ -178,33 +104,37 @@ def format_row(result: dict[str, Any], baseline: dict[str, Any] | None = None) -
     return "| " + " | ".join(cells) + " |"
 
 
-def format_table(results: list[dict[str, Any]], texts: Sequence[str], command: str, baseline: str) -> str:
+def format_table(results: list[dict[str, Any]], table: Table, command: str) -> str:
     """A Markdown table; ratios are to one of its rows on the same grid."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy"))
     head = [
-        f"`{command}`: SmolLM2-135M-Instruct, groups of 64, dense embeddings, 64 x 512 calibration tokens, seed 0; "
-        f"{packages}; {os.cpu_count()} cores. KL divergence to the original in nats per token on "
+        f"`{command}`: SmolLM2-135M-Instruct, groups of 64 unless stated, dense embeddings, "
+        f"{results[0].get('samples', COMMON['samples'])} x 512 calibration tokens, seed 0; {packages}; "
+        f"{os.cpu_count()} cores. Bits per weight are those of the linear layers. "
+        "KL divergence to the original in nats per token on "
         + " and ".join(
-            f"{results[0]['quality'][name]['tokens'] // 512} windows of 512 tokens of {name}" for name in texts
+            f"{results[0]['quality'][name]['tokens'] // 512} windows of 512 tokens of {name}" for name in table.texts
         )
-        + f"; ratio to {baseline}; CPU seconds of the solve over all cores.",
+        + f"; ratio to {table.baseline}; CPU seconds of the solve over all cores.",
         "",
-        "| grid | solve | " + "".join(f"KL {name} | ratio | perplexity | top-1 | " for name in texts) + "CPU s |",
-        "|---|---|" + "---|---|---|---|" * len(texts) + "---|",
+        "| grid | solve | bits | "
+        + "".join(f"KL {name} | ratio | perplexity | top-1 | " for name in table.texts)
+        + "CPU s |",
+        "|---|---|---|" + "---|---|---|---|" * len(table.texts) + "---|",
     ]
-    baselines = {(r["bits"], r["zeros"]): r for r in results if r["row"] == baseline}
+    baselines = {(r["bits"], r["zeros"]): r for r in results if r["row"] == table.baseline}
     return "\n".join([*head, *(format_row(r, baselines.get((r["bits"], r["zeros"]))) for r in results)]) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=tuple(SOLVES))
+    parser.add_argument("what", choices=tuple(TABLES))
     parser.add_argument("--fresh", action="store_true", help="run solves again that have results")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    solves, texts, baseline = SOLVES[arguments.what]()
-    results = run_missing(solves, texts, RESULTS / f"quality-{arguments.what}.jsonl", fresh=arguments.fresh)
-    text = format_table(results, texts, f"python -m benchmarks.quality {arguments.what}", baseline)
+    table = TABLES[arguments.what]()
+    results = run_missing(table, RESULTS / f"quality-{arguments.what}.jsonl", fresh=arguments.fresh)
+    text = format_table(results, table, f"python -m benchmarks.quality {arguments.what}")
     (RESULTS / f"quality-{arguments.what}.md").write_text(text, encoding="utf-8")
     print(text)
 

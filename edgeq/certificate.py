@@ -29,9 +29,10 @@ def _little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def hash_of_layer(layer: QuantizedLinear) -> str:
-    """The hash of a solution, the same for every container that holds its codes, scales and offsets."""
+    """The hash of a solution, the same for every container that holds its codes, scales, offsets and outliers."""
     same = without_zero_at_zero(layer)
-    return sha256_of(same.codes, same.scales, same.offsets)
+    outliers = () if same.outliers is None else (same.outliers.columns, same.outliers.values)
+    return sha256_of(same.codes, same.scales, same.offsets, *outliers)
 
 
 def without_zero_at_zero(layer: QuantizedLinear) -> QuantizedLinear:

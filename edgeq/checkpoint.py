@@ -132,7 +132,8 @@ class Checkpoint:
 
 def describe_grid(grid: Grid) -> str:
     group = "row" if grid.group_size is None else grid.group_size
-    return f"{grid.bits} bits, group {group}, {grid.zeros}"
+    outliers = f", {100 * grid.outlier_columns:g}% outlier columns" if grid.outlier_columns else ""
+    return f"{grid.bits} bits, group {group}, {grid.zeros}{outliers}"
 
 
 def _are_inside(value: Any) -> bool:

@@ -56,6 +56,12 @@ def cli() -> None:
 @click.option("--solver", help="gptq, quantease or rtn (round to nearest).  [default: gptq]")
 @click.option("--scales", help="Stages of scale fitting: none (min-max), first, both.  [default: both]")
 @click.option(
+    "--outlier-columns",
+    type=float,
+    metavar="SHARE",
+    help="Share of a layer's input columns kept in 16 bits beside the codes, such as 0.01.  [default: 0]",
+)
+@click.option(
     "--propagation-strength",
     type=STRENGTH,
     help="How far a layer makes up for earlier layers' errors, 0 to 1, or auto.  [default: 0.5]",

@@ -103,7 +103,7 @@ def show_formats(console: "Console", result: Mapping[str, Any]) -> None:
             continue
         held = f"bits {' '.join(map(str, row['bits']))}; groups {' '.join(row['groups'])}; zero points "
         held += " ".join(kind + ("" if kind in row["zeros_without_loss"] else " (rounded)") for kind in row["zeros"])
-        held += f"; embedding and head {row['embedding']}"
+        held += f"; embedding and head {row['embedding']}" + ("; outlier columns" if row["outlier_columns"] else "")
         console.print(f"{row['name']}: {held}", highlight=False, soft_wrap=True)
         if "fits" in row:
             fits = {"no": "does not fit", "without loss": "fits without loss", "with loss": "fits with loss"}

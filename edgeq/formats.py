@@ -33,7 +33,10 @@ VERIFIED = {
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a format holds; zeros_without_loss are the kinds that it does not round again."""
+    """What a format holds; zeros_without_loss are the kinds that it does not round again.
+
+    outlier_columns: whether some columns of a layer may have values in full precision beside their codes.
+    """
 
     name: str
     bits: Sequence[int]
@@ -41,6 +44,7 @@ class Held:
     zeros: Sequence[str]
     zeros_without_loss: Sequence[str]
     embedding: str
+    outlier_columns: bool
 
 
 def formats(checkpoint: Checkpoint | None = None) -> list[dict[str, Any]]:
@@ -74,6 +78,7 @@ def held_by(exporter: Exporter) -> Held:
         zeros,
         [kind for kind in zeros if kind in exporter.zero_kinds],
         "dense" if exporter.linear_only else "quantized",
+        exporter.why_not_grid(PROBE, Grid(4, 32, outlier_columns=0.01)) is None,
     )
 
 
@@ -98,7 +103,16 @@ def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def markdown_table() -> str:
     """The table of docs/formats.md. Raises: NotInstalled when an exporter cannot be loaded."""
-    header = ("format", "bits", "groups", "zero points", "embedding, head", "who reads it", "verified in the tests by")
+    header = (
+        "format",
+        "bits",
+        "groups",
+        "zero points",
+        "outlier columns",
+        "embedding, head",
+        "who reads it",
+        "verified in the tests by",
+    )
     rows = [header, ("---",) * len(header), *(_markdown_row(load_exporter(name)) for name in EXPORTERS)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
@@ -107,7 +121,12 @@ def _markdown_row(exporter: Exporter) -> tuple[str, ...]:
     held = held_by(exporter)
     zeros = [kind if kind in held.zeros_without_loss else f"{kind} (rounded)" for kind in held.zeros]
     columns: Sequence[Sequence[str]] = ([str(bits) for bits in held.bits], held.groups, zeros)
-    texts = (held.embedding, _known(READ_BY, exporter.name), _known(VERIFIED, exporter.name))
+    texts = (
+        "yes" if held.outlier_columns else "no",
+        held.embedding,
+        _known(READ_BY, exporter.name),
+        _known(VERIFIED, exporter.name),
+    )
     return (f"`{exporter.name}`", *(", ".join(column) for column in columns), *texts)
 
 

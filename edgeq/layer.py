@@ -1,7 +1,7 @@
 """One layer from its weight and its site's statistics to codes: correction, scales, solver, refinements."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,13 +15,23 @@ from edgeq.algorithms.damping import (
 )
 from edgeq.algorithms.gptq import activation_order, solve_columns
 from edgeq.algorithms.group_scale import importance_of, search_scales
-from edgeq.algorithms.layer_loss import Target, dequantize
+from edgeq.algorithms.layer_loss import Target
+from edgeq.algorithms.outliers import eliminate_columns, without_columns
 from edgeq.algorithms.qqa import Annealing
 from edgeq.algorithms.qqa_rounding import anneal_codes
 from edgeq.algorithms.quantease import descend_codes
 from edgeq.algorithms.rtn import round_to_nearest
 from edgeq.algorithms.scale_refit import refit_scales
 from edgeq.grid import fit_min_max
+from edgeq.outlier_layer import (
+    columns_of,
+    factor_around,
+    fit_outliers,
+    importance_around,
+    no_columns,
+    plain_outliers,
+    weight_around,
+)
 from edgeq.propagation import Propagation, correct, prepare_propagation
 from edgeq.protocols import Backend
 from edgeq.recipe import Recipe
@@ -38,6 +48,7 @@ class SiteFactors:
     """What the layers of a site share: settled statistics and their factors.
 
     U factors the inverse of H + lambda I of the solver. importance weighs each column's error in the search for scales.
+    outlier_columns are those of the one layer that the factors were turned around for by `around_outliers`.
     """
 
     statistics: LayerStatistics
@@ -49,6 +60,7 @@ class SiteFactors:
     damping: float
     damping_retries: int
     propagation: Propagation
+    outlier_columns: NumpyArray = field(default_factory=no_columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,7 @@ class LayerReport:
     propagation_damping: float | None = None
     propagation_retries: int = 0
     dead_columns: int = 0
+    outlier_columns: int = 0
 
 
 def prepare_site(
@@ -102,24 +115,42 @@ def solve_layer(
     with clock("correct"):
         correction = correct(problem.name, W, site.propagation, recipe, backend)
         V = correction.V
+    with clock("measure"):
+        unit = output_energy(problem)
+        losses["round to nearest"] = nearest_loss(problem, V, site, backend) / unit
+    with clock("factor"):
+        site = around_outliers(site, V, grid, backend)
     with clock("search scales"):
-        fitted = first_scales(V, site.importance, grid, recipe, backend)
+        inner = without_columns(V, site.outlier_columns, backend) if site.outlier_columns.size else V
+        fitted = first_scales(inner, site.importance, grid, recipe, backend)
     with clock("solve"):
         codes = choose_codes(V, site, fitted, grid, recipe, backend)
     with clock("measure"):
-        unit = output_energy(problem)
-        losses["round to nearest"] = nearest_loss(problem, V, backend) / unit
-        losses["solved"] = layer_loss(codes, fitted, problem, V, backend) / unit
+        losses["solved"] = layer_loss(codes, fitted, problem, V, site, backend) / unit
     for stage, codes, fitted in refinements(codes, fitted, problem, V, site, recipe, backend, clock):  # noqa: B020
         with clock("measure"):
-            losses[stage] = layer_loss(codes, fitted, problem, V, backend) / unit
+            losses[stage] = layer_loss(codes, fitted, problem, V, site, backend) / unit
     report = LayerReport(
         problem.name, tuple(W.shape), grid.bits, grid.group_size, losses,
         propagation_strength=correction.strength, held_out_gain=correction.held_out_gain, damping=site.damping,
         damping_retries=site.damping_retries, propagation_damping=correction.damping,
         propagation_retries=correction.retries, dead_columns=site.dead_columns,
+        outlier_columns=site.outlier_columns.size,
     )  # fmt: skip
-    return quantized_linear(codes, fitted, grid, backend), report
+    return solved_linear(codes, fitted, problem, V, site, recipe, backend, clock), report
+
+
+def around_outliers(site: SiteFactors, V: Array, grid: Grid, backend: Backend) -> SiteFactors:
+    """The factors of a site for one of its layers, whose outlier columns the others do not make up for."""
+    columns = columns_of(V, site.statistics.H, grid, backend)
+    if not columns.size:
+        return site
+    order, inverse = factor_around(site.statistics.H, columns, site.order, site.damping, backend)
+    return replace(
+        site, H_damped=damped(site.statistics.H, inverse.damping, backend), U=inverse.factor, order=order,
+        importance=importance_around(site.importance, columns, backend), damping=inverse.damping,
+        damping_retries=site.damping_retries + inverse.retries, outlier_columns=columns,
+    )  # fmt: skip
 
 
 def first_scales(V: Array, importance: Array, grid: Grid, recipe: Recipe, backend: Backend) -> GroupScales:
@@ -153,7 +184,7 @@ def refinements(
     sweeps = recipe.sweeps or (QUANTEASE_SWEEPS if recipe.solver == "quantease" else 0)
     if not (sweeps or recipe.anneal_rounds or recipe.scales == "both"):
         return
-    target = Target(V @ site.H_damped, site.H_damped)
+    target, truth = targets(problem, V, site, recipe, backend)
     if sweeps:
         with clock("sweep codes"):
             codes = descend_codes(
@@ -166,7 +197,6 @@ def refinements(
             codes = anneal_codes(codes, fitted, target, grid, backend, settings=settings, rounds=recipe.anneal_rounds)
         yield "annealed", codes, fitted
     if recipe.scales == "both":
-        truth = refit_target(problem.W, site, recipe)
         with clock("refit scales"):
             B = target.B if truth is None else truth
             fitted = refit_scales(codes, fitted, B, target.H, grid, backend, exact=recipe.refit_exactly)
@@ -180,9 +210,20 @@ def refinements(
             yield "alternated", codes, fitted
 
 
+def targets(
+    problem: LayerProblem, V: Array, site: SiteFactors, recipe: Recipe, backend: Backend
+) -> tuple[Target, Array | None]:
+    """What codes, and scales if by a target of their own, are refined for: outlier columns follow whatever they do."""
+    target = eliminate_columns(Target(V @ site.H_damped, site.H_damped), site.outlier_columns, backend)
+    truth = refit_target(problem.W, site, recipe)
+    if truth is not None:
+        truth = eliminate_columns(Target(truth, site.H_damped), site.outlier_columns, backend).B
+    return target, truth
+
+
 def refit_target(W: Array, site: SiteFactors, recipe: Recipe) -> Array | None:
     """The linear term of stage 2 where it has a drift of its own; None where scales go the way of the codes."""
-    if recipe.refit_strength is None or site.statistics.D is None:
+    if recipe.scales != "both" or recipe.refit_strength is None or site.statistics.D is None:
         return None
     return W @ site.H_damped + recipe.refit_strength * (W @ site.statistics.D)
 
@@ -211,16 +252,33 @@ def output_energy(problem: LayerProblem) -> float:
     return float(((problem.W @ problem.statistics.H) * problem.W).sum()) or 1.0
 
 
-def layer_loss(codes: Array, fitted: GroupScales, problem: LayerProblem, V: Array, backend: Backend) -> float:
-    """tr(E H E.T) of the error E that the codes leave against the corrected weight."""
-    E = dequantize(codes, fitted, problem.grid, backend) - V
+def layer_loss(
+    codes: Array, fitted: GroupScales, problem: LayerProblem, V: Array, site: SiteFactors, backend: Backend
+) -> float:
+    """tr(E H E.T) of the error E that codes, and outlier columns fitted beside them, leave of the corrected weight."""
+    E = weight_around(site.outlier_columns, codes, fitted, V, site.H_damped, problem.grid, backend) - V
     return float(((E @ problem.statistics.H) * E).sum())
 
 
-def nearest_loss(problem: LayerProblem, V: Array, backend: Backend) -> float:
+def nearest_loss(problem: LayerProblem, V: Array, site: SiteFactors, backend: Backend) -> float:
     """The loss of rounding the same corrected weight on min-max scales: what the report compares with."""
     fitted = fit_min_max(V, problem.grid, backend)
-    return layer_loss(round_to_nearest(V, fitted, problem.grid, backend), fitted, problem, V, backend)
+    return layer_loss(round_to_nearest(V, fitted, problem.grid, backend), fitted, problem, V, site, backend)
+
+
+def solved_linear(
+    codes: Array, fitted: GroupScales, problem: LayerProblem, V: Array, site: SiteFactors, recipe: Recipe,
+    backend: Backend, clock: Stopwatch,
+) -> QuantizedLinear:  # fmt: skip
+    """The solution in plain data, its outlier columns fitted to the target that scales are refitted to."""
+    if not site.outlier_columns.size:
+        return quantized_linear(codes, fitted, problem.grid, backend)
+    truth = refit_target(problem.W, site, recipe)
+    with clock("fit outliers"):
+        target = Target(V @ site.H_damped if truth is None else truth, site.H_damped)
+        codes, outliers = fit_outliers(codes, fitted, target, site.outlier_columns, problem.grid, backend)
+    layer = quantized_linear(codes, fitted, problem.grid, backend)
+    return replace(layer, outliers=plain_outliers(outliers, backend))
 
 
 def quantized_linear(codes: Array, fitted: GroupScales, grid: Grid, backend: Backend) -> QuantizedLinear:

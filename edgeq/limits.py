@@ -13,7 +13,7 @@ def clamped_groups(name: str, weight: NumpyArray, layer: QuantizedLinear) -> int
     """How many groups with weights that are not zero have the smallest or largest scale that the type can store.
 
     Shapes: weight (out, in).
-    Raises: BadInput naming the layer when a scale or offset is not finite.
+    Raises: BadInput naming the layer when a scale, an offset or an outlier is not finite.
     """
     kind = layer.grid.scale_dtype
     if not (np.isfinite(layer.scales).all() and np.isfinite(layer.offsets).all()):
@@ -21,10 +21,18 @@ def clamped_groups(name: str, weight: NumpyArray, layer: QuantizedLinear) -> int
             f"tensor {name!r}: a scale or offset of its grid exceeds {kind}; choose scale_dtype bfloat16 or float32,"
             " or keep it dense"
         )
+    if layer.outliers is not None and not np.isfinite(layer.outliers.values).all():
+        raise BadInput(
+            f"tensor {name!r}: a value of its outlier columns exceeds {kind}; choose scale_dtype bfloat16 or float32,"
+            " or --outlier-columns 0"
+        )
     sizes = np.abs(layer.scales)
     at_limit = (sizes <= SMALLEST_SCALE[kind]) | (sizes >= NEARLY * LARGEST_SCALE[kind])
     if not at_limit.any():
         return 0
     starts = [low for low, _ in layer.grid.group_bounds(weight.shape[1])]
-    present = np.maximum.reduceat(np.abs(weight), starts, axis=1) > 0
+    sizes_of_weights = np.abs(weight)
+    if layer.outliers is not None:
+        sizes_of_weights[:, layer.outliers.columns] = 0  # scales need not cover them
+    present = np.maximum.reduceat(sizes_of_weights, starts, axis=1) > 0
     return int((at_limit & present).sum())

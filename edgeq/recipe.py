@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from edgeq.algorithms import SOLVERS
 from edgeq.errors import BadInput, reason_of
-from edgeq.types import Grid, ScaleDtype, ScaleWeighting, ZeroKind
+from edgeq.types import LARGEST_OUTLIER_SHARE, Grid, ScaleDtype, ScaleWeighting, ZeroKind
 
 ScaleStages = Literal["none", "first", "both"]
 DENSE_BITS = 16
@@ -38,6 +38,7 @@ class Override:
     group_size: int | Literal["row"] | None = None
     zeros: ZeroKind | None = None
     propagation_strength: float | Literal["auto"] | None = None
+    outlier_columns: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Recipe:
     sweeps: int = 0
     relaxed_sweeps: bool = False
     alternations: int = 0
+    outlier_columns: float = 0.0
     anneal_rounds: int = 0
     anneal_steps: int = 200
     embedding_bits: int = 8
@@ -77,8 +79,9 @@ class Recipe:
         if bits == DENSE_BITS:
             return None
         return Grid(
-            bits, None if group_size == "row" else group_size, self._setting_of("zeros", layer), self.scale_dtype
-        )
+            bits, None if group_size == "row" else group_size, self._setting_of("zeros", layer), self.scale_dtype,
+            float(self._setting_of("outlier_columns", layer)),
+        )  # fmt: skip
 
     def strength_of(self, layer: str) -> float | Literal["auto"]:
         """The propagation strength of a linear layer; the last matching override wins."""
@@ -159,6 +162,12 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
         raise BadInput(
             f"recipe setting alternations = {recipe.alternations}: refits scales, which scales = {recipe.scales!r} "
             'excludes; choose scales = "both"'
+        )
+    shares = [recipe.outlier_columns, *(item.outlier_columns or 0.0 for item in recipe.overrides)]
+    if recipe.solver == "rtn" and any(shares):
+        raise BadInput(
+            f"recipe setting outlier_columns = {max(shares):g}: plain rounding (solver = 'rtn') fits no columns; "
+            'choose solver = "gptq", or outlier_columns = 0'
         )
     return recipe
 
@@ -246,6 +255,7 @@ RULES: dict[str, tuple[str, Any]] = {
     "sweeps": _whole(0, 1000),
     "relaxed_sweeps": _FLAG,
     "alternations": _whole(0, 100),
+    "outlier_columns": _number(0, LARGEST_OUTLIER_SHARE),
     "anneal_rounds": _whole(0, 100),
     "anneal_steps": _whole(1, 1_000_000),
     "embedding_bits": _whole(2, 8, DENSE_BITS),

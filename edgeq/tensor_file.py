@@ -13,11 +13,11 @@ from safetensors.numpy import save_file
 from edgeq.errors import BadInput, reason_of
 from edgeq.packing import WORD_BITS, pack_words, unpack_words
 from edgeq.storage import rename_when_stored
-from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype, ZeroKind
+from edgeq.types import LARGEST_OUTLIER_SHARE, Grid, NumpyArray, OutlierColumns, QuantizedLinear, ScaleDtype, ZeroKind
 
 STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # as safetensors names them
-ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "U32": 4, "U8": 1}
+ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "U32": 4, "I32": 4, "U8": 1}
 
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape of stored parts by name."""
@@ -35,23 +35,35 @@ def write_tensors(path: Path, quantized: Mapping[str, QuantizedLinear], dense: M
             tensors[f"{name}.zeros"] = layer.zeros.astype(np.uint8)
         if layer.grid.zeros == "offset":
             tensors[f"{name}.offsets"] = layer.offsets.astype(stored)
-        grids[name] = [*layer.codes.shape, layer.grid.bits, layer.grid.group_size, layer.grid.zeros,
-                       layer.grid.scale_dtype]  # fmt: skip
+        if layer.outliers is not None:
+            tensors[f"{name}.outlier_columns"] = layer.outliers.columns.astype(np.int32)
+            tensors[f"{name}.outlier_values"] = layer.outliers.values.astype(stored)
+        grids[name] = [*layer.codes.shape, *stored_grid(layer.grid)]
     temporary = path.with_name(f".{path.name}.partial")
     save_file(tensors, temporary, metadata={"edgeq": json.dumps(grids)})  # one key: more would be in random order
     rename_when_stored(temporary, path)
+
+
+def stored_grid(grid: Grid) -> list[Any]:
+    """A grid as the metadata have it; the share of outlier columns stands only where there are some."""
+    outliers = [grid.outlier_columns] if grid.outlier_columns else []
+    return [grid.bits, grid.group_size, grid.zeros, grid.scale_dtype, *outliers]
 
 
 def stored_parts(name: str, shape: tuple[int, int], grid: Grid) -> Layout:
     """What a file holds of a solved tensor."""
     rows, columns = shape
     per_group = (rows, grid.group_count(columns))
-    parts = {"codes": ("U32", (rows, -(-columns * grid.bits // WORD_BITS)))}
+    parts: dict[str, tuple[str, tuple[int, ...]]] = {"codes": ("U32", (rows, -(-columns * grid.bits // WORD_BITS)))}
     parts["scales"] = (DTYPES[grid.scale_dtype], per_group)
     if grid.zeros == "integer":
         parts["zeros"] = ("U8", per_group)
     if grid.zeros == "offset":
         parts["offsets"] = (DTYPES[grid.scale_dtype], per_group)
+    count = grid.outlier_count(columns)
+    if count:
+        parts["outlier_columns"] = ("I32", (count,))
+        parts["outlier_values"] = (DTYPES[grid.scale_dtype], (rows, count))
     return {f"{name}.{part}": layout for part, layout in parts.items()}
 
 
@@ -109,7 +121,16 @@ class TensorFile:
             offsets = -scales * zeros.astype(np.float32)
         else:
             offsets = -scales * np.float32(grid.middle)
-        return QuantizedLinear(codes, scales, offsets, grid)
+        return QuantizedLinear(codes, scales, offsets, grid, self._outliers(name))
+
+    def _outliers(self, name: str) -> OutlierColumns | None:
+        (_, in_features), grid = self.grids[name]
+        if not grid.outlier_columns:
+            return None
+        columns = self._handle.get_tensor(f"{name}.outlier_columns")
+        if columns[0] < 0 or columns[-1] >= in_features or (np.diff(columns) <= 0).any():
+            raise self._damaged(f"has other than rising columns below {in_features} in '{name}.outlier_columns'")
+        return OutlierColumns(columns, self._finite(f"{name}.outlier_values").astype(np.float32))
 
     def _finite(self, name: str) -> NumpyArray:
         array: NumpyArray = self._handle.get_tensor(name)
@@ -120,8 +141,8 @@ class TensorFile:
     def _read_grids(self) -> dict[str, tuple[tuple[int, int], Grid]]:
         try:
             stored = json.loads((self._handle.metadata() or {}).get("edgeq", "{}"))
-            grids = {name: ((rows, columns), Grid(bits, group_size, zeros, dtype))
-                     for name, (rows, columns, bits, group_size, zeros, dtype) in stored.items()}  # fmt: skip
+            grids = {name: ((rows, columns), Grid(bits, group_size, zeros, dtype, *share))
+                     for name, (rows, columns, bits, group_size, zeros, dtype, *share) in stored.items()}  # fmt: skip
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise self._damaged("has no readable grids in its metadata key 'edgeq'") from error
         for name, (shape, grid) in grids.items():
@@ -155,4 +176,6 @@ def _is_valid(grid: Grid) -> bool:
         and (grid.group_size is None or _is_size(grid.group_size))
         and grid.zeros in get_args(ZeroKind)
         and grid.scale_dtype in get_args(ScaleDtype)
+        and isinstance(grid.outlier_columns, float)
+        and 0 <= grid.outlier_columns <= LARGEST_OUTLIER_SHARE
     )

@@ -15,6 +15,7 @@ NumpyArray = npt.NDArray[Any]
 ZeroKind = Literal["symmetric", "integer", "offset"]
 ScaleWeighting = Literal["diagonal", "conditional", "mean"]
 ScaleDtype = Literal["float16", "bfloat16", "float32"]
+LARGEST_OUTLIER_SHARE = 0.5  # of a layer's input columns: beyond it more bits are the better way
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,14 @@ class Grid:
     zeros says where offsets may lie: "symmetric" -scale * 2 ** (bits - 1), "integer" -scale * z with an integer
     z in [0, 2 ** bits - 1], "offset" anywhere. Scales (and free offsets) are rounded to scale_dtype.
     group_size None means one group per row. A group size that does not divide in_features leaves a short last group.
+    outlier_columns is the share of input columns that have values in scale_dtype beside their codes.
     """
 
     bits: int
     group_size: int | None
     zeros: ZeroKind = "symmetric"
     scale_dtype: ScaleDtype = "float16"
+    outlier_columns: float = 0.0
 
     @property
     def max_code(self) -> int:
@@ -55,6 +58,10 @@ class Grid:
     def group_index(self, in_features: int) -> npt.NDArray[np.int64]:
         """The group of every column. Shapes: (in,)."""
         return np.arange(in_features, dtype=np.int64) // self.columns_per_group(in_features)
+
+    def outlier_count(self, in_features: int) -> int:
+        """How many columns have values beside their codes: the nearest whole number, at least one where any are."""
+        return max(1, round(self.outlier_columns * in_features)) if self.outlier_columns else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +97,33 @@ class GroupScales:
 
 
 @dataclass(frozen=True, slots=True)
+class OutlierColumns:
+    """What is added to the dequantized weight in some input columns; exportable as a narrow dense product.
+
+    Shapes: columns (count,), rising; values (out, count), storable in the dtype that they were rounded to.
+    """
+
+    columns: NumpyArray
+    values: Array
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizedLinear:
     """A solved layer: w = scales * codes + offsets, with the scale and offset of the column's group.
 
+    Outliers, where the grid has outlier columns, are added to that. Codes of these columns stand for zero, or as near
+    as the grid comes: exactly zero unless grid.zeros is "offset".
+
     Shapes: codes (out, in) uint8, never packed; scales and offsets (out, groups) float32 whose values are exact in
     grid.scale_dtype (offsets only where grid.zeros is "offset"; otherwise they are an exact multiple of the scale).
+    Outlier columns (count,) int32; their values (out, count) float32, exact in grid.scale_dtype.
     """
 
     codes: npt.NDArray[np.uint8]
     scales: npt.NDArray[np.float32]
     offsets: npt.NDArray[np.float32]
     grid: Grid
+    outliers: OutlierColumns | None = None
 
     @property
     def zeros(self) -> npt.NDArray[np.float32]:
@@ -109,11 +132,13 @@ class QuantizedLinear:
         return zeros if self.grid.zeros == "offset" else np.rint(zeros)
 
     def dequantized(self) -> npt.NDArray[np.float32]:
-        """The weights that the codes stand for. Shapes: (out, in)."""
+        """The weights that codes and outliers stand for. Shapes: (out, in)."""
         index = self.grid.group_index(self.codes.shape[1])
         weights = self.codes.astype(np.float32)
         weights *= self.scales[:, index]
         weights += self.offsets[:, index]
+        if self.outliers is not None:
+            weights[:, self.outliers.columns] += self.outliers.values
         return weights
 
 

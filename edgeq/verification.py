@@ -141,8 +141,10 @@ def computes(weights: NumpyArray, layer: QuantizedLinear) -> bool:
     if weights.shape != layer.codes.shape:
         return False
     index = layer.grid.group_index(layer.codes.shape[1])
-    allowed = ROUNDING * (np.abs(layer.scales) * 255 + np.abs(layer.offsets))
-    return bool((np.abs(weights - layer.dequantized()) <= allowed[:, index]).all())
+    allowed = (ROUNDING * (np.abs(layer.scales) * 255 + np.abs(layer.offsets)))[:, index]
+    if layer.outliers is not None:
+        allowed[:, layer.outliers.columns] += ROUNDING * np.abs(layer.outliers.values)
+    return bool((np.abs(weights - layer.dequantized()) <= allowed).all())
 
 
 def differences_from_checkpoint(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,7 @@ from edgeq.errors import BadInput
 from edgeq.layer import solve_without_statistics
 from edgeq.limits import clamped_groups
 from edgeq.recipe import make_recipe
-from edgeq.types import Grid, QuantizedLinear
+from edgeq.types import Grid, OutlierColumns, QuantizedLinear
 from edgeq_backends.reference import ReferenceBackend
 
 
@@ -36,3 +38,26 @@ def test_an_offset_that_its_type_cannot_hold_is_refused(rng):
     )  # fmt: skip
     with pytest.raises(BadInput, match=r"tensor 'w': .* exceeds float16"):
         clamped_groups("w", np.ones((2, 32), np.float32), layer)
+
+
+def with_outliers(weight, columns, values):
+    """The layer solved without some columns, and these beside it."""
+    rest = weight.copy()
+    rest[:, columns] = 0
+    return replace(solved(rest, Grid(4, 32, outlier_columns=0.5)), outliers=OutlierColumns(columns, values))
+
+
+def test_scales_need_not_cover_outlier_columns(rng):
+    weight, columns = rng.standard_normal((6, 64)).astype(np.float32), np.arange(32)
+    before = weight.copy()
+    assert clamped_groups("w", weight, with_outliers(weight, columns, weight[:, columns])) == 0
+    np.testing.assert_array_equal(weight, before)
+    weight[2, 40] = 1e12
+    assert clamped_groups("w", weight, with_outliers(weight, columns, weight[:, columns])) == 1
+
+
+def test_an_outlier_that_its_type_cannot_hold_is_refused(rng):
+    weight, columns = rng.standard_normal((6, 64)).astype(np.float32), np.arange(32)
+    layer = with_outliers(weight, columns, np.full((6, 32), np.inf, np.float32))
+    with pytest.raises(BadInput, match=r"tensor 'w': a value of its outlier columns exceeds float16"):
+        clamped_groups("w", weight, layer)

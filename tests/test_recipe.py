@@ -49,6 +49,7 @@ BAD_VALUES = {
     "sweeps": (-1, 1001, 2.0, True),
     "relaxed_sweeps": (1, "no"),
     "alternations": (-1, 101, None),
+    "outlier_columns": (-0.01, 0.51, math.nan, "1%", None),
     "anneal_rounds": (-1, 101, 0.5),
     "anneal_steps": (0, 10**7),
     "embedding_bits": (1, 32, 8.0),
@@ -76,6 +77,7 @@ GOOD_VALUES = {
     "sweeps": (0, 1000),
     "relaxed_sweeps": (True, False),
     "alternations": (0, 100),
+    "outlier_columns": (0, 0.01, 0.5),
     "anneal_rounds": (0, 3),
     "anneal_steps": (1, 10**6),
     "embedding_bits": (2, 16),
@@ -212,6 +214,23 @@ def test_turns_that_refit_scales_are_refused_where_scales_may_not_be_refitted(sc
     message = refusal({"alternations": 1, "scales": scales})
     assert "alternations = 1" in message
     assert 'scales = "both"' in message
+
+
+def test_outlier_columns_are_refused_where_nothing_fits_them():
+    assert 'solver = "gptq"' in refusal({"outlier_columns": 0.01, "solver": "rtn"})
+    assert "0.02" in refusal({"solver": "rtn", "overrides": [{"layers": "*", "outlier_columns": 0.02}]})
+    assert make_recipe({"outlier_columns": 0, "solver": "rtn"}).grid_of("any") == Grid(4, 32)
+
+
+def test_an_override_changes_the_outlier_columns_of_its_layers_only():
+    recipe = make_recipe({"overrides": [{"layers": "*.down_proj", "outlier_columns": 0.01}]})
+    assert recipe.grid_of("m.0.mlp.down_proj") == Grid(4, 32, outlier_columns=0.01)
+    assert recipe.grid_of("m.0.mlp.up_proj") == Grid(4, 32)
+
+
+@pytest.mark.parametrize(("share", "inputs", "count"), [(0, 64, 0), (0.01, 64, 1), (0.01, 576, 6), (0.5, 3, 2)])
+def test_a_share_of_columns_is_a_whole_number_and_at_least_one(share, inputs, count):
+    assert Grid(4, 32, outlier_columns=share).outlier_count(inputs) == count
 
 
 def test_a_preset_sets_what_nothing_else_does():

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from edgeq.types import Grid, NumpyArray, QuantizedLinear
+from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear
 
 VOCAB_SIZE = 320  # more rows than the tokenizer has tokens, so that padding is written too
 
@@ -62,7 +62,19 @@ def random_layer(rng: np.random.Generator, shape: tuple[int, int], grid: Grid, *
     else:
         zeros = grid.middle if grid.zeros == "symmetric" else rng.integers(0, grid.max_code + 1, groups)
         offsets = (-scales * zeros).astype(np.float32)
-    return QuantizedLinear(codes, scales, offsets, grid)
+    layer = QuantizedLinear(codes, scales, offsets, grid)
+    return layer if not grid.outlier_columns else with_outliers(rng, layer, size=size)
+
+
+def with_outliers(rng: np.random.Generator, layer: QuantizedLinear, *, size: float) -> QuantizedLinear:
+    """Random columns of twice the size, where the codes stand for zero or the value next to it."""
+    rows, in_features = layer.codes.shape
+    columns = np.sort(rng.choice(in_features, layer.grid.outlier_count(in_features), replace=False)).astype(np.int32)
+    zeros = np.clip(np.rint(layer.zeros), 0, layer.grid.max_code)[:, layer.grid.group_index(in_features)]
+    codes = layer.codes.copy()
+    codes[:, columns] = zeros[:, columns]
+    values = as_stored(2 * size * rng.standard_normal((rows, len(columns))), layer.grid)
+    return replace(layer, codes=codes, outliers=OutlierColumns(columns, values))
 
 
 def as_stored(values: NumpyArray, grid: Grid) -> NumpyArray:

@@ -1,24 +1,11 @@
 """A few weights in full precision beside the codes: whole input columns, or single weights anywhere."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from edgeq.algorithms.layer_loss import Target, dequantize
 from edgeq.algorithms.quantease import descend_codes
 from edgeq.protocols import Backend
-from edgeq.types import Array, Grid, GroupScales, NumpyArray, ScaleDtype
-
-
-@dataclass(frozen=True, slots=True)
-class OutlierColumns:
-    """What is added to the dequantized weight in some input columns; exportable as a narrow dense product.
-
-    Shapes: columns (count,), rising; values (out, count), storable in the dtype that they were rounded to.
-    """
-
-    columns: NumpyArray
-    values: Array
+from edgeq.types import Array, Grid, GroupScales, NumpyArray, OutlierColumns, ScaleDtype
 
 
 def choose_columns(V: Array, importance: Array, backend: Backend, *, count: int) -> NumpyArray:

@@ -10,7 +10,7 @@ from edgeq.errors import BadInput
 from edgeq.packing import pack_words
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, QuantizedLinear
-from edgeq_exporters.decoder import Shape, Shapes
+from edgeq_exporters.decoder import Shape, Shapes, why_not_outliers
 from edgeq_exporters.deviation import as_stored
 from edgeq_exporters.hugging_face import LinearFormat, Packed, layers_by_grid, patterns_of, reject_reason, write
 from edgeq_exporters.safetensors_directory import DTYPES
@@ -44,6 +44,8 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
     in_features = shape[1]
     if grid.bits not in BITS:
         return f"releases of compressed-tensors pack {grid.bits} bits in different ways; choose 2, 4 or 8"
+    if grid.outlier_columns:
+        return why_not_outliers(grid, "compressed-tensors")
     if grid.zeros == "offset":
         return "compressed-tensors has no free offsets; use a symmetric grid or zeros = 'integer'"
     if grid.group_size is not None and in_features % grid.group_size:

@@ -83,6 +83,13 @@ def _no_place(name: str, config: Config, runtime: str) -> str:
     return f"tensor '{name}' has no place in {runtime}'s {config['model_type']} with this config; {advice}"
 
 
+def why_not_outliers(grid: Grid, container: str) -> str | None:
+    """What keeps a grid with outlier columns out of a container that has only codes; None for other grids."""
+    if not grid.outlier_columns:
+        return None
+    return f"{container} has no place for outlier columns; quantize with --outlier-columns 0, or choose format onnx"
+
+
 def claimed_grids(model: QuantizedModel) -> Shapes:
     """Grids with the shapes that the config asks for; no tensor is read for its own."""
     shapes = tensor_shapes(model.config)

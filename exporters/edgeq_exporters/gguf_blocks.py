@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid, QuantizedLinear
+from edgeq_exporters.decoder import why_not_outliers
 from edgeq_exporters.deviation import as_stored
 
 BLOCK_COLUMNS = 32  # every block type here holds 32 consecutive weights of a row
@@ -41,6 +42,8 @@ def why_not_packable(shape: tuple[int, ...], grid: Grid) -> str | None:
     """What keeps a tensor out of GGUF blocks and what to change; None when it fits. Shapes: (out, in)."""
     if block_type(grid) is None:
         return _no_block_type(grid)
+    if grid.outlier_columns:
+        return why_not_outliers(grid, "GGUF")
     in_features = shape[-1]
     if in_features % BLOCK_COLUMNS:
         return f"in_features {in_features} is not a multiple of 32, GGUF's block; leave this tensor dense"

@@ -12,7 +12,7 @@ from edgeq.packing import pack_words
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, QuantizedLinear
 from edgeq.version import __version__
-from edgeq_exporters.decoder import Shape, Shapes
+from edgeq_exporters.decoder import Shape, Shapes, why_not_outliers
 from edgeq_exporters.deviation import as_stored
 from edgeq_exporters.hugging_face import (
     LinearFormat,
@@ -50,9 +50,11 @@ class GptqExporter:
 
 def why_not_grid(shape: Shape, grid: Grid) -> str | None:
     """What keeps a linear layer out of GPTQ's packing and what to change; None when it fits. Shapes: (out, in)."""
-    out_features, in_features = shape
+    in_features = shape[1]
     if grid.bits not in BITS:
         return f"GPTQ packs 2, 3, 4 or 8 bits, not {grid.bits}; choose one of them"
+    if grid.outlier_columns:
+        return why_not_outliers(grid, "GPTQ")
     if grid.zeros == "offset":
         return "GPTQ has no free offsets; use a symmetric grid or zeros = 'integer'"
     if grid.group_size is not None and grid.group_size % 32:
@@ -63,6 +65,11 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
             f"in_features {in_features} is not a multiple of group_size {grid.group_size}; choose "
             f"{' or '.join([*fitting, repr('row')])}"
         )
+    return _why_not_words(shape, grid)
+
+
+def _why_not_words(shape: Shape, grid: Grid) -> str | None:
+    out_features, in_features = shape
     for features, what in ((in_features, "in_features"), (out_features, "out_features")):
         if features * grid.bits % WORD_BITS:
             return (

@@ -55,6 +55,8 @@ def tensor_entry(  # noqa: PLR0913 (one argument per field)
         "sha256": digest,
         "stored_sha256": digest if stored is None and status in ("exact", "widened") else stored,
     }
+    if grid is not None and grid.outlier_columns:
+        entry["outlier_columns"] = grid.outlier_columns
     return entry if solved_on is None else entry | {"from": describe_grid(solved_on)}
 
 
@@ -62,7 +64,8 @@ def grid_of(entry: Mapping[str, Any]) -> Grid | None:
     """The grid that an entry's tensor was solved on; None for a dense one."""
     if entry["bits"] is None:
         return None
-    return Grid(entry["bits"], entry["group_size"], entry["zeros"], entry["scale_dtype"])
+    outliers = entry.get("outlier_columns", 0.0)
+    return Grid(entry["bits"], entry["group_size"], entry["zeros"], entry["scale_dtype"], outliers)
 
 
 def quantized_entry(

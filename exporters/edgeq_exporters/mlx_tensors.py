@@ -8,6 +8,7 @@ import numpy as np
 from edgeq.errors import BadInput
 from edgeq.packing import pack_words
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
+from edgeq_exporters.decoder import why_not_outliers
 from edgeq_exporters.deviation import as_stored
 from edgeq_exporters.safetensors_directory import DTYPES
 
@@ -20,6 +21,8 @@ def why_not_grid(shape: tuple[int, ...], grid: Grid) -> str | None:
     """What keeps a quantized tensor out of MLX and what to change; None when it fits. Shapes: (out, in)."""
     if grid.bits not in BITS:
         return f"MLX cannot compute with {grid.bits} bits; choose 2, 3, 4, 5, 6 or 8"
+    if grid.outlier_columns:
+        return why_not_outliers(grid, "MLX")
     if grid.group_size is None:
         return "MLX cannot compute with one group per row; choose group_size 32, 64 or 128"
     if grid.group_size not in GROUP_SIZES:

@@ -29,6 +29,8 @@ from edgeq_exporters.onnx_tensors import (
     block_parts,
     dense_part,
     new_data_file,
+    outlier_names,
+    outlier_parts,
     whole_number_parts,
 )
 
@@ -112,6 +114,8 @@ class OnnxExporter:
         return {**level, "qdq": self.qdq, "activations": "float32"}
 
     def _why_not_tensor(self, name: str, shape: Shape, grid: Grid) -> str | None:
+        if name == EMBEDDING and grid.outlier_columns:
+            return "an embedding is looked up and holds no outlier columns; set --outlier-columns 0 for it"
         return why_not_grid(shape, grid, self._operator(name))
 
     def _operator(self, name: str) -> Operator:
@@ -143,9 +147,12 @@ class OnnxExporter:
         kind, widened = container.operator, is_widened(grid, container)
         stored = held_by_blocks(layer)
         entry = quantized_entry(name=name, source=name, type_name=kind, layer=layer, stored=stored, widened=widened)
-        return entry | {"file": DATA_NAME}
+        held = {} if layer.outliers is None else {"outliers": list(outlier_names(name))}
+        return entry | {"file": DATA_NAME} | held
 
     def _parts(self, model: QuantizedModel, name: str, layer: QuantizedLinear, container: Container) -> Iterator[Part]:
+        if layer.outliers is not None:
+            yield from outlier_parts(name, layer.outliers, layer.grid)
         if not self.qdq:
             yield from block_parts(name, layer, container, state_middle=name == EMBEDDING)
             return
@@ -169,7 +176,8 @@ class OnnxExporter:
             (rows, columns), grid = shapes[held], model.grid(held)
             container = None if grid is None else self._container(name, columns, grid)
             own = self.qdq and grid is not None  # a product wants columns first, a lookup rows
-            matrices[name.removesuffix(".weight")] = Matrix(name if own else held, rows, columns, container)
+            outliers = grid is not None and bool(grid.outlier_columns)
+            matrices[name.removesuffix(".weight")] = Matrix(name if own else held, rows, columns, container, outliers)
         return matrices
 
 

@@ -8,19 +8,23 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from edgeq_exporters.onnx_blocks import Container
-from edgeq_exporters.onnx_tensors import inline_part
+from edgeq_exporters.onnx_tensors import inline_part, outlier_names
 
 CONTRIB = "com.microsoft"
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A matrix by the name of its initializer; container None means dense. Shapes: (rows, columns), as (out, in)."""
+    """A matrix by the name of its initializer; container None means dense. Shapes: (rows, columns), as (out, in).
+
+    outliers: whether some of its columns have values in full precision beside the codes.
+    """
 
     name: str
     rows: int
     columns: int
     container: Container | None
+    outliers: bool = False
 
 
 @dataclass(slots=True)
@@ -85,6 +89,20 @@ class GraphBuilder:
 
     def multiply(self, matrix: Matrix, value: str, output: str) -> str:
         """A linear layer without its bias. Shapes: value (..., columns) -> (..., rows)."""
+        if not matrix.outliers:
+            return self._multiply_held(matrix, value, output)
+        parts = [self._multiply_held(matrix, value, f"{output}.codes"), self._multiply_outliers(matrix, value, output)]
+        return self.add("Add", parts, output)
+
+    def _multiply_outliers(self, matrix: Matrix, value: str, output: str) -> str:
+        """The narrow dense product of the outlier columns' inputs."""
+        columns, values = outlier_names(matrix.name)
+        if self.initializers[values].data_type != TensorProto.FLOAT:
+            values = self._as_float(values, f"{output}.outlier_values")
+        inputs = self.add("Gather", [value, columns], f"{output}.outlier_inputs", axis=-1)
+        return self.add("MatMul", [inputs, values], f"{output}.outliers")
+
+    def _multiply_held(self, matrix: Matrix, value: str, output: str) -> str:
         if matrix.container is None:
             weight = matrix.name if self._is_float(matrix) else self._as_float(matrix.name, f"{output}.dense")
             transposed = self.add("Transpose", [weight], f"{output}.transposed", perm=[1, 0])

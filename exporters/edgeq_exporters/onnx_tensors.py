@@ -10,8 +10,9 @@ import numpy as np
 from onnx import StringStringEntryProto, TensorProto
 
 from edgeq.storage import rename_when_stored
-from edgeq.types import NumpyArray, QuantizedLinear
+from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear
 from edgeq_exporters.onnx_blocks import Bytes, Container, pack_blocks, pack_rows, per_block, stored_codes, stored_zeros
+from edgeq_exporters.safetensors_directory import DTYPES
 
 SMALL_ALIGNMENT = 64
 LARGE_ALIGNMENT = 65536  # what Windows maps into memory from; Linux and macOS need less
@@ -114,6 +115,18 @@ def whole_number_parts(name: str, layer: QuantizedLinear, container: Container, 
             yield Part(part, TensorProto.FLOAT, turned.shape, turned)
         else:
             yield Part(part, kind, turned.shape, _packed_flat(turned, container.bits))
+
+
+def outlier_names(name: str) -> tuple[str, str]:
+    """The initializers of a matrix's outlier columns: which inputs, and what they are multiplied with."""
+    return f"{name}.outlier_columns", f"{name}.outlier_values"
+
+
+def outlier_parts(name: str, outliers: OutlierColumns, grid: Grid) -> Iterator[Part]:
+    """Shapes: columns (count,), values (count, out) in the type that they were rounded to."""
+    columns, values = outlier_names(name)
+    yield Part(columns, TensorProto.INT64, outliers.columns.shape, outliers.columns.astype(np.int64))
+    yield dense_part(values, outliers.values.T.astype(DTYPES[grid.scale_dtype]))
 
 
 def _packed_flat(values: Bytes, bits: int) -> Bytes:

@@ -1,7 +1,7 @@
 """Exported ONNX graphs, read back: initializers by the onnx library, blocks taken apart as their operators say."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from onnx.checker import ValidationError
 from edgeq.checkpoint import read_json
 from edgeq.errors import BadInput, reason_of
 from edgeq.sources.safetensors_directory import is_redundant
-from edgeq.types import Grid, NumpyArray, QuantizedLinear, StoredTensor
+from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear, StoredTensor
 from edgeq_exporters.manifest import grid_of
 from edgeq_exporters.onnx import EMBEDDING, FILE_NAME, HEAD
 from edgeq_exporters.onnx_decoder import COSINES, SINES
 
-PARTS = (".scales", ".zero_points")
+PARTS = (".scales", ".zero_points", ".outlier_columns", ".outlier_values")
 WEIGHT_INPUTS = {"MatMulNBits": 1, "GatherBlockQuantized": 0, "DequantizeLinear": 0}
+PRODUCTS = ("MatMulNBits", "MatMul")
 FORWARDED = ("Reshape", "Gather")  # what may stand between an initializer and the operator that takes it apart
 LOOKED_UP_AXIS = 2  # of DequantizeLinear behind a Gather: (batch, tokens, columns)
 SIGNED = (TensorProto.INT4, TensorProto.INT8)
@@ -40,9 +41,13 @@ class Held:
     middle: int
     """The code that stands for zero where no zero points are stored."""
 
+    outliers: OutlierColumns | None = None
+
     def weights(self) -> NumpyArray:
         of_column = np.arange(self.codes.shape[1]) // self.block_size
         weights: NumpyArray = self.scales[:, of_column] * (self.codes - self.zeros[:, of_column])
+        if self.outliers is not None:
+            weights[:, self.outliers.columns] += self.outliers.values
         return weights
 
     def layer(self, grid: Grid) -> QuantizedLinear:
@@ -51,7 +56,7 @@ class Held:
         scales, zeros = self.scales[:, first], self.zeros[:, first]
         shift = self.middle - grid.middle if grid.zeros == "symmetric" else 0
         codes = (self.codes - shift).astype(np.uint8)
-        return QuantizedLinear(codes, scales, -scales * (zeros - np.float32(shift)), grid)
+        return QuantizedLinear(codes, scales, -scales * (zeros - np.float32(shift)), grid, self.outliers)
 
 
 class OnnxReader:
@@ -65,6 +70,9 @@ class OnnxReader:
         try:
             graph = onnx.load(str(path), load_external_data=False).graph
             self._initializers = {each.name: each for each in graph.initializer}
+            self._producers = {node.output[0]: node for node in graph.node}
+            self._consumers = {name: node for node in graph.node for name in node.input}
+            self._sums = {name: node for node in graph.node if node.op_type == "Add" for name in node.input}
             self._forwarded = {node.output[0]: node.input[0] for node in graph.node if node.op_type in FORWARDED}
             self._ends = {node.input[0]: node.input[2] for node in graph.node if node.op_type == "Slice"}
             self._readers: dict[str, list[NodeProto]] = {}
@@ -104,6 +112,25 @@ class OnnxReader:
         return self._tied and HEAD in self._readers
 
     def _held(self, node: NodeProto) -> Held:
+        return replace(self._codes(node), outliers=self._outliers(node))
+
+    def _outliers(self, node: NodeProto) -> OutlierColumns | None:
+        """What is added to the product of an operator: another one, of some of its inputs alone."""
+        product = self._consumers[node.output[0]] if node.op_type == "DequantizeLinear" else node
+        total = self._sums.get(product.output[0]) if product.op_type in PRODUCTS else None
+        others = [] if total is None else [name for name in total.input if name != product.output[0]]
+        narrow = self._producers.get(others[0]) if others else None
+        if narrow is None or narrow.op_type != "MatMul":
+            return None  # a bias, or nothing
+        picked, values = self._producers[narrow.input[0]], narrow.input[1]
+        if picked.op_type != "Gather" or picked.input[0] != product.input[0]:
+            raise BadInput(f"node {narrow.name!r} multiplies other inputs than {product.name!r}")
+        if values not in self._initializers:
+            values = self._producers[values].input[0]  # a cast to float32
+        columns = self._array(picked.input[1]).astype(np.int32)
+        return OutlierColumns(columns, self._array(values).T.astype(np.float32))
+
+    def _codes(self, node: NodeProto) -> Held:
         settings = {each.name: helper.get_attribute_value(each) for each in node.attribute}
         if node.op_type == "DequantizeLinear":
             return self._numbers([self._origin(name) for name in node.input], settings)

@@ -7,11 +7,17 @@ import struct
 
 import ml_dtypes
 import numpy as np
+import plain
 import pytest
 import torch
 
 from edgeq.errors import NotPositiveDefinite
+from edgeq.layer import prepare_site, solve_layer
 from edgeq.protocols import Backend
+from edgeq.recipe import Recipe
+from edgeq.registry import load_backend
+from edgeq.stopwatch import Stopwatch
+from edgeq.types import LayerProblem, LayerStatistics
 
 
 def float32_exact(array):
@@ -340,6 +346,25 @@ def test_evaluate_changes_nothing(backend, matrix):
     backend.evaluate()
     backend.evaluate(array, 2 * array)
     np.testing.assert_array_equal(backend.to_numpy(array), matrix)
+
+
+def test_a_layer_with_outlier_columns_comes_out_alike(backend, rng):
+    """The road through columns, scales, codes and their refinements, against the executable specification."""
+    W, X, X_hat = plain.random_layer(rng, drift=0.2, in_features=48, out_features=32)
+    gain = np.where(np.isin(np.arange(48), [5, 30]), 6.0, 1.0)
+    H, D = (float32_exact(moment) for moment in plain.moments(X * gain, X_hat * gain))
+    for zeros in ("symmetric", "integer", "offset"):
+        recipe = Recipe(bits=3, group_size=16, zeros=zeros, outlier_columns=0.05, sweeps=2, activation_order=True)
+        solved = []
+        for each in (backend, load_backend("reference")):
+            statistics = LayerStatistics(each.asarray(H), each.asarray(D), 300)
+            problem = LayerProblem("layer", each.asarray(float32_exact(W)), statistics, recipe.grid_of("layer"))
+            solved.append(solve_layer(problem, prepare_site(statistics, recipe, each), recipe, each, Stopwatch())[0])
+        found, expected = solved
+        assert found.outliers.columns.tolist() == expected.outliers.columns.tolist() == [5, 30]
+        np.testing.assert_array_equal(found.codes, expected.codes)
+        np.testing.assert_allclose(found.outliers.values, expected.outliers.values, rtol=2.0**-9, atol=1e-4)
+        np.testing.assert_allclose(found.dequantized(), expected.dequantized(), rtol=2.0**-9, atol=1e-4)
 
 
 def test_array_expressions_of_the_core_work_as_in_numpy(backend, rng, tolerance):

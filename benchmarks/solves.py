@@ -1,0 +1,159 @@
+"""What `benchmarks.quality` solves, table by table: rows of settings, and the texts that they are measured on."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics as pydoc_topics
+from typing import Any
+
+from edgeq.calibration import read_text
+from edgeq.measurement import EVALUATION_TEXT
+from edgeq.recipe import PRESETS
+
+Solve = dict[str, Any]
+FACTBOOK = str(Path(__file__).parent / "data" / "factbook.txt")
+COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}
+GPTQ, STAGE_1 = "GPTQ, min-max scales", "GPTQ, stage 1"
+INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
+    "round to nearest": {"solver": "rtn", "scales": "none", "propagation_strength": 0.0},
+    GPTQ: {"scales": "none", "propagation_strength": 0.0},
+    STAGE_1: {"scales": "first", "propagation_strength": 0.0},
+    "QEP + GPTQ, stage 1": {"scales": "first"},
+    "QEP + GPTQ, both stages": {"scales": "both"},
+}
+QUALITIES: Mapping[str, Mapping[str, Any]] = {f"--quality {name}": settings for name, settings in PRESETS.items()}
+GRIDS = ((3, "symmetric"), (2, "offset"), (4, "symmetric"))
+SCAN = ((0.5, 1.0), (0.5, 0.1), (0.5, 0.01), (0.25, 1.0), (0.25, 0.01), (1.0, 1.0), (1.0, 0.01))  # strength, damping
+ORDERED = {"activation_order": True, "scale_weighting": "mean"}
+BALANCED, BEST = PRESETS["balanced"], PRESETS["best"]
+PLAIN_ORDER = {"activation_order": False, "scale_weighting": "diagonal"}
+
+
+def manual() -> str:
+    """Python's own help on its language, of the interpreter that runs this."""
+    return "\n\n".join(text for _, text in sorted(pydoc_topics.items()))
+
+
+TEXTS: Mapping[str, tuple[Callable[[], str], int]] = {
+    "speeches": (lambda: read_text(None, default=EVALUATION_TEXT), 64),
+    "factbook": (lambda: read_text(FACTBOOK), 12),
+    "manual": (manual, 12),
+}
+"""By name: the text, and how many windows of 512 tokens of it. Defaults are chosen on the factbook alone."""
+TUNING_TEXTS = ("factbook",)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Solves, the texts they are measured on, and the row that ratios are to."""
+
+    solves: Sequence[Solve]
+    texts: Sequence[str]
+    baseline: str = GPTQ
+
+
+def on_grid(bits: int, zeros: str, rows: Mapping[str, Mapping[str, Any]]) -> list[Solve]:
+    return [{"row": row, "bits": bits, "zeros": zeros, **settings} for row, settings in rows.items()]
+
+
+def ingredients() -> Table:
+    """Every ingredient on every grid."""
+    solves = [solve for bits, zeros in GRIDS for solve in on_grid(bits, zeros, INGREDIENTS)]
+    return Table(solves, ("speeches", "factbook"))
+
+
+def defaults() -> Table:
+    """Propagation strength and damping at 3 bits, then the target of the second stage."""
+    refits = {
+        "second stage, same target": {"propagation_damping": 1.0},
+        "second stage, drift at 0.5": {"propagation_damping": 1.0, "refit_strength": 0.5},
+        "second stage, drift at 1": {"propagation_damping": 1.0, "refit_strength": 1.0},
+    }
+    scan = {
+        f"strength {strength:g}, damping {damping:g}": {
+            "scales": "first", "propagation_strength": strength, "propagation_damping": damping
+        }
+        for strength, damping in SCAN
+    }  # fmt: skip
+    return Table(on_grid(3, "symmetric", {**refits, **scan}), TUNING_TEXTS)
+
+
+def presets() -> Table:
+    """What --quality stands for, with the solves that it is held against."""
+    plain = {GPTQ: INGREDIENTS[GPTQ]}
+    symmetric = on_grid(3, "symmetric", {**plain, **QUALITIES})
+    four = on_grid(4, "symmetric", {STAGE_1: INGREDIENTS[STAGE_1], "--quality balanced": BALANCED})
+    two = on_grid(2, "offset", {**plain, "--quality balanced": BALANCED, "--quality best": BEST})
+    offset = on_grid(3, "offset", {"--quality balanced": BALANCED})
+    return Table([*symmetric, *offset, *two, *four], tuple(TEXTS))
+
+
+def ablation() -> Table:
+    """Each ingredient of `balanced` alone and left out, and what could be added to it."""
+    alone = {
+        STAGE_1: INGREDIENTS[STAGE_1],
+        "stage 1 + activation order, mean weights": {**INGREDIENTS[STAGE_1], **ORDERED},
+        "stage 1 + propagation": {"scales": "first"},
+        "stage 1 + stage 2": {"scales": "both", "propagation_strength": 0.0},
+        "stage 1 + 3 sweeps": {**INGREDIENTS[STAGE_1], "sweeps": 3},
+    }
+    without = {
+        "balanced": BALANCED,
+        "balanced without activation order, mean weights": {**BALANCED, **PLAIN_ORDER},
+        "balanced without propagation": {**BALANCED, "propagation_strength": 0.0},
+        "balanced without stage 2": {**BALANCED, "scales": "first"},
+        "balanced without sweeps": {**BALANCED, "sweeps": 0},
+    }
+    added = {
+        "balanced + strength chosen on held-out tokens": {**BALANCED, "propagation_strength": "auto"},
+        "balanced + drift from half of the sequences": {**BALANCED, "propagation_share": 0.5},
+        "balanced + one alternation": {**BALANCED, "alternations": 1},
+        "balanced + 10 relaxed sweeps": {**BALANCED, "sweeps": 10, "relaxed_sweeps": True},
+    }
+    return Table(on_grid(3, "symmetric", {**alone, **without, **added}), ("factbook", "manual"), STAGE_1)
+
+
+def grids() -> Table:
+    """All bits, kinds of zero points and group sizes, on a quarter of the calibration tokens."""
+    rows = {name: INGREDIENTS[name] for name in ("round to nearest", GPTQ, STAGE_1)} | dict(QUALITIES)
+    sizes = (32, 64, 128, "row")
+    solves = [
+        {**solve, "row": f"{solve['row']}, group {size}", "group_size": size, "samples": 16}
+        for bits, zeros, size in itertools.product((4, 3, 2), ("symmetric", "offset"), sizes)
+        for solve in on_grid(bits, zeros, rows)
+    ]
+    return Table(solves, TUNING_TEXTS, f"{GPTQ}, group 64")
+
+
+def calibration() -> Table:
+    """The default preset at 3 bits, calibrated on the text that ships with edgeq, on the model's own, on both."""
+    mixes = (("default",), ("self",), ("default", "self"))
+    rows = {f"calibrated on {' + '.join(texts)}": {"calibration": texts, **BALANCED} for texts in mixes}
+    return Table(on_grid(3, "symmetric", rows), tuple(TEXTS), "calibrated on default")
+
+
+def outliers() -> Table:
+    """With and without outlier columns beside groups that cost about as many bits."""
+    rows = {
+        "groups of 128": {"group_size": 128},
+        "groups of 128, 1% outlier columns": {"group_size": 128, "outlier_columns": 0.01},
+        "groups of 64": {"group_size": 64},
+        "groups of 64, 1% outlier columns": {"group_size": 64, "outlier_columns": 0.01},
+        "groups of 32": {"group_size": 32},
+    }
+    solves = [
+        {**solve, **BALANCED, **rows[solve["row"]]} for bits, zeros in GRIDS[:2] for solve in on_grid(bits, zeros, rows)
+    ]
+    return Table(solves, ("factbook", "manual"), "groups of 64")
+
+
+TABLES: Mapping[str, Callable[[], Table]] = {
+    "table": ingredients,
+    "defaults": defaults,
+    "presets": presets,
+    "ablation": ablation,
+    "grids": grids,
+    "calibration": calibration,
+    "outliers": outliers,
+}
