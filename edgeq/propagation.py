@@ -42,10 +42,11 @@ def prepare_propagation(
     """The factors that the layers of a site share. Raises: NotPositiveDefinite."""
     if statistics.D is None or not recipe.propagates:
         return Propagation()
+    H = statistics.H if statistics.paired_H is None else statistics.paired_H
     if split is not None:
-        return Propagation(statistics.D, statistics.H, split=split, correctors=make_correctors(split.fit, backend))
-    factor = factorise(statistics.H, recipe.propagation_damping, backend, lower_factor)
-    return Propagation(statistics.D, statistics.H, factor)
+        return Propagation(statistics.D, H, split=split, correctors=make_correctors(split.fit, backend))
+    factor = factorise(H, recipe.propagation_damping, backend, lower_factor)
+    return Propagation(statistics.D, H, factor)
 
 
 def correct(name: str, W: Array, propagation: Propagation, recipe: Recipe, backend: Backend) -> Correction:

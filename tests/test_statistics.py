@@ -9,7 +9,9 @@ from test_layer import FakeSite
 
 from edgeq.algorithms.propagation_choice import DAMPINGS, STRENGTHS
 from edgeq.layer import prepare_site, solve_layer
+from edgeq.propagation import correct, prepare_propagation
 from edgeq.recipe import Recipe
+from edgeq.registry import load_backend
 from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem
@@ -62,3 +64,17 @@ def test_an_automatic_strength_is_the_best_of_the_held_out_tokens(backend, rng):
         min(losses.values()), rel=1e-6
     )
     assert report.held_out_gain > 0
+
+
+def test_a_drift_that_follows_from_the_inputs_is_undone_by_any_of_their_tokens(rng):
+    """X - X_hat = K X_hat: the correction is exact with the second moment of the same tokens, and not with another."""
+    backend = load_backend("cpu")
+    W, X_hat, _ = plain.random_layer(rng)
+    X = X_hat + X_hat @ (0.1 * rng.standard_normal((X_hat.shape[1], X_hat.shape[1])))
+    site = FakeSite(X, X_hat, cuts=(60,))
+    site.pairs[1] = (None, site.pairs[1][1])
+    recipe = Recipe(bits=3, group_size=16, propagation_strength=1.0, propagation_damping=1e-6)
+    prepared = prepare_propagation(accumulate(site, backend, drift=True), None, recipe, backend)
+    V = correct("layer", backend.asarray(W), prepared, recipe, backend).V
+    unexplained = plain.activation_loss(backend.to_numpy(V), W, X, X_hat).sum()
+    assert unexplained < 1e-6 * plain.activation_loss(W, W, X, X_hat).sum()

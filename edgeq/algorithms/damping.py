@@ -71,8 +71,13 @@ def settle_dead_columns(statistics: LayerStatistics, backend: Backend) -> tuple[
     count = int(backend.to_numpy(dead).sum())
     if count == 0:
         return statistics, 0
+    D = None if statistics.D is None else backend.where(dead.reshape(1, -1), 0.0, statistics.D)
+    paired_H = None if statistics.paired_H is None else decoupled(statistics.paired_H, dead, mean, backend)
+    return LayerStatistics(decoupled(statistics.H, dead, mean, backend), D, statistics.n_tokens, paired_H), count
+
+
+def decoupled(H: Array, dead: Array, value: Array, backend: Backend) -> Array:
+    """H with `value` on the diagonal of dead columns and zero elsewhere in them. Shapes: H (in, in); dead (in,)."""
     column = dead.reshape(1, -1)
-    H = backend.where(column, 0.0, backend.where(column.T, 0.0, statistics.H))
-    H = backend.add_diagonal(H, backend.where(dead, mean, 0.0))
-    D = None if statistics.D is None else backend.where(column, 0.0, statistics.D)
-    return LayerStatistics(H, D, statistics.n_tokens), count
+    H = backend.where(column, 0.0, backend.where(column.T, 0.0, H))
+    return backend.add_diagonal(H, backend.where(dead, value, 0.0))
