@@ -217,7 +217,7 @@ def test_a_place_where_the_system_makes_no_directories_is_refused():
     ],
 )
 def test_a_full_disk_is_reported_and_nothing_stays(tmp_path, failure, reason):
-    with pytest.raises(BadInput, match=f"{reason}.*nothing was left behind"), new_directory(tmp_path / "out") as folder:
+    with pytest.raises(BadInput, match=reason), new_directory(tmp_path / "out") as folder:
         (folder / "half").write_text("written")
         raise failure
     assert names(tmp_path) == []
