@@ -124,10 +124,10 @@ def stage_of(output: Path) -> str:
 def progress(temporary: Path) -> tuple[int, int]:
     """Blocks that are committed, and all; zeros where no block is."""
     try:
-        stored: Mapping[str, int] = read_json(temporary / RUN_FILE)["progress"]
+        stored = read_json(temporary / RUN_FILE)["progress"]
     except Exception:  # not there yet, or just now cleared away
         return 0, 0
-    return stored["done"], stored["blocks"]
+    return int(stored["done"]), len(stored["files"])
 
 
 def kill_once(command: Sequence[str], output: Path, stage: str, delay: float, expected: Mapping[str, str]) -> Kill:

@@ -75,7 +75,7 @@ def quantize(
     files = [block_file(block.index) for block in job.source.blocks()]
     with working_on(destination, identity, files, Ask(force, resume, again)) as run:
         if run is not None:
-            run.backends.extend({job.backend.name} - set(run.backends))
+            run.record(job.backend.name)
             write_model(job, grids, run, observer)
             write_head(job, run, companions)
     return Checkpoint(destination)

@@ -43,18 +43,14 @@ def hash_companions(companions: Mapping[str, bytes]) -> dict[str, str]:
 
 def differences(before: Identity, now: Identity) -> list[str]:
     """What is not the same, in the words of a user."""
-    found = (
-        [] if before.get("edgeq") == now["edgeq"] else [_changed("edgeq version", before.get("edgeq"), now["edgeq"])]
-    )
-    if before.get("format_version") != now["format_version"]:
-        found.append(_changed("checkpoint format", before.get("format_version"), now["format_version"]))
-    if before.get("model") != now["model"]:
-        found.append(_changed("model", before.get("model"), now["model"]))
-    elif before.get("source") != now["source"]:
+    plain = {"edgeq": "edgeq version", "format_version": "checkpoint format", "model": "model"}
+    found = [_changed(what, before.get(key), now[key]) for key, what in plain.items() if before.get(key) != now[key]]
+    if before.get("model") == now["model"] and before.get("source") != now["source"]:
         found.append("model: its weights or config are others")
     found += [f"model: its file {name} is another" for name in _differing(before, now, "companions")]
+    old = before.get("recipe") or {}
     for name in _differing(before, now, "recipe"):
-        found.append(_changed(f"recipe setting {name}", before["recipe"].get(name), now["recipe"].get(name)))
+        found.append(_changed(f"recipe setting {name}", old.get(name), now["recipe"].get(name)))
     if before.get("calibration") != now["calibration"]:
         found.append("calibration text: it is another")
     return found

@@ -27,6 +27,13 @@ STATES = "states"
 BLOCKS = "blocks"
 
 
+class Damaged(BadInput):
+    """An unfinished run of which something is missing or unreadable: it cannot be continued."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        super().__init__(f"unfinished run {str(folder)!r}: {what}; start over with --force and without --resume")
+
+
 @dataclass(slots=True)
 class Findings:
     """What is known of a run when it is over: how layers came out, and by name how many of their scales hit a limit."""
@@ -71,6 +78,11 @@ class Run:
     def made(self) -> Path:
         return self.folder / MADE
 
+    def record(self, backend: str) -> None:
+        """Note a backend that works on the run."""
+        if backend not in self.backends:
+            self.backends.append(backend)
+
     def commit(self, activations: ActivationSource | None) -> None:
         """Count the next block, whose file is written, with the hidden states that the one after it starts from."""
         sync_directory(self.made / BLOCKS)
@@ -82,7 +94,7 @@ class Run:
             sync_directory(partial)
             partial.rename(self._states(done))
             sync_directory(self.folder / STATES)
-        progress = {"done": done, "blocks": len(self.files), "backends": self.backends, **asdict(self.findings)}
+        progress = {"done": done, "files": list(self.files), "backends": self.backends, **asdict(self.findings)}
         write_json(self.folder / RUN_FILE, {"run": self.identity, "progress": progress})
         sync_directory(self.folder)
         self.done = done
@@ -96,13 +108,13 @@ class Run:
         try:
             activations.restore(self._states(self.done))
         except (OSError, ValueError, EOFError) as error:
-            raise self._damaged(f"its hidden states cannot be read ({reason_of(error)})") from error
+            raise Damaged(self.folder, f"its hidden states cannot be read ({reason_of(error)})") from error
 
     def prepare(self) -> None:
         """Make what the next block needs, remove what is not part of a committed one. Raises: BadInput."""
         for file in self.files[: self.done]:
             if not (self.made / file).is_file():
-                raise self._damaged(f"{MADE}/{file} is missing")
+                raise Damaged(self.folder, f"{MADE}/{file} is missing")
         for folder in (self.made / BLOCKS, self.folder / STATES):
             folder.mkdir(parents=True, exist_ok=True)
         self.trim()
@@ -121,9 +133,6 @@ class Run:
 
     def _states(self, done: int) -> Path:
         return self.folder / STATES / f"{done:04d}"
-
-    def _damaged(self, what: str) -> BadInput:
-        return BadInput(f"unfinished run {str(self.folder)!r}: {what}; start over with --force and without --resume")
 
 
 @contextmanager
@@ -147,7 +156,8 @@ def working_on(destination: Path, identity: Identity, files: Sequence[str], ask:
             bring_back(destination)
             if (folder / RUN_FILE).is_file() and run.made.is_dir():
                 run.trim()
-                error.add_note(f"{run.done} of {len(files)} blocks are kept; to continue: {ask.again}")
+                if not isinstance(error, Damaged):
+                    error.add_note(f"{run.done} of {len(files)} blocks are kept; to continue: {ask.again}")
             else:
                 discard(folder)
             raise
@@ -165,12 +175,14 @@ def open_run(destination: Path, folder: Path, fresh: Run, ask: Ask) -> Run | Non
     there = (folder / RUN_FILE).is_file() and (folder / MADE).is_dir()
     if there and ask.resume:
         check_destination(destination, force=ask.force)
-        return continued(destination, fresh)
+        run = stored_run(fresh)
+        check_same(destination, run.identity, fresh.identity)
+        return run
     if there and not ask.force:
-        progress = read_json(folder / RUN_FILE)["progress"]
+        found = stored_run(fresh)
         raise BadInput(
-            f"output {str(destination)!r}: an unfinished run ({progress['done']} of {progress['blocks']} blocks) is "
-            "there; add --resume to continue it or --force to start over"
+            f"output {str(destination)!r}: an unfinished run ({found.done} of {len(found.files)} blocks) is there; add "
+            "--resume to continue it or --force to start over"
         )
     discard(folder)
     if ask.resume and is_complete(destination, fresh.identity, force=ask.force):
@@ -179,19 +191,25 @@ def open_run(destination: Path, folder: Path, fresh: Run, ask: Ask) -> Run | Non
     return fresh
 
 
-def continued(destination: Path, fresh: Run) -> Run:
-    """The run that is there. Raises: BadInput naming what differs."""
-    stored = read_json(fresh.folder / RUN_FILE)
-    found = differences(stored["run"], fresh.identity)
+def stored_run(fresh: Run) -> Run:
+    """The run that is there, with the identity that it was started with. Raises: BadInput."""
+    try:
+        content = read_json(fresh.folder / RUN_FILE)
+        progress = content["progress"]
+        done, files, backends = int(progress["done"]), list(progress["files"]), list(progress["backends"])
+        return Run(fresh.folder, dict(content["run"]), files, done, read_findings(progress), backends)
+    except (BadInput, KeyError, TypeError, ValueError) as error:
+        raise Damaged(fresh.folder, f"its {RUN_FILE} cannot be read") from error
+
+
+def check_same(destination: Path, before: Identity, now: Identity) -> None:
+    """Raises: BadInput naming what differs between the run that is there and the one that was asked for."""
+    found = differences(before, now)
     if found:
         raise BadInput(
             f"output {str(destination)!r}: its unfinished run is another one ({'; '.join(found)}); continue it with "
             "what it was started with, or start over with --force and without --resume"
         )
-    progress = stored["progress"]
-    return Run(
-        fresh.folder, fresh.identity, fresh.files, progress["done"], read_findings(progress), progress["backends"]
-    )
 
 
 def is_complete(destination: Path, identity: Identity, *, force: bool) -> bool:

@@ -275,11 +275,16 @@ def test_a_damaged_unfinished_run_is_refused_in_one_line(edgeq, stop, saved_mode
     states = partial / "states" / "0001" / "quantized-00000.npy"
     states.write_bytes(states.read_bytes()[:-1])
     arguments = ["quantize", saved_model, "-o", tmp_path / "out", *quick, "--resume"]
-    assert "its hidden states cannot be read" in edgeq(*arguments).err
+    line = edgeq(*arguments).err
+    assert "its hidden states cannot be read" in line and "to continue" not in line
     (partial / "new" / "blocks" / "0000.safetensors").unlink()
     result = edgeq(*arguments)
     assert (result.status, result.err.count("\n")) == (1, 1)
     assert "new/blocks/0000.safetensors is missing; start over with --force" in result.err
+    (partial / "run.json").write_text('{"run": {}}')
+    assert "its run.json cannot be read; start over with --force" in edgeq(*arguments).err
+    assert edgeq(*arguments[:-1], "--force").status == 0
+    assert names(tmp_path) == ["out"]
 
 
 def test_two_processes_do_not_write_one_output(edgeq, saved_model, quick, tmp_path):
