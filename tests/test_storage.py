@@ -207,6 +207,15 @@ def test_a_place_where_the_system_makes_no_directories_is_refused():
         pytest.fail("the body must not run")
 
 
+def test_one_output_is_made_by_one_process_at_a_time(tmp_path):
+    with new_directory(tmp_path / "out") as folder:
+        (folder / "edgeq.json").write_text("the first")
+        with pytest.raises(BadInput, match="by another edgeq process"), new_directory(tmp_path / "out"):
+            pytest.fail("the body must not run")
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["edgeq.json"]
+
+
 @pytest.mark.parametrize(
     ("failure", "reason"),
     [

@@ -194,11 +194,14 @@ def test_a_run_that_is_stopped_twice_continues(edgeq, stop, undisturbed, tmp_pat
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_another_backend_continues_and_both_are_recorded(edgeq, stop, tmp_path, monkeypatch):
+@pytest.mark.parametrize("other", ["reference", "mlx"])
+def test_another_backend_continues_and_both_are_recorded(edgeq, stop, tmp_path, other):
+    if other == "mlx":
+        pytest.importorskip("mlx_lm", reason="MLX has no build for this system")
     again = shlex.split(KEPT.search(stop(interrupt).err)[1])[1:]
-    result = edgeq(*again, "--backend", "reference")
+    result = edgeq(*again, "--backend", other)
     assert (result.status, result.err.splitlines()[0]) == (0, "1 of 2 blocks are there")
-    assert Checkpoint(tmp_path / "out").head["backend"] == "cpu, reference"
+    assert Checkpoint(tmp_path / "out").head["backend"] == f"cpu, {other}"
     assert len(Checkpoint(tmp_path / "out").report["layers"]) == 14
 
 
