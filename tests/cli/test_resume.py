@@ -20,7 +20,9 @@ import torch
 
 from edgeq import pipeline, run_identity
 from edgeq.checkpoint import Checkpoint
+from edgeq.failures import describe
 from edgeq.locking import acquire
+from edgeq.options import with_flag
 from edgeq.ownership import MARKER_FILE
 
 SHORT = ["--samples", "64", "--sequence-length", "128", "--backend", "cpu"]
@@ -387,3 +389,28 @@ def test_memory_that_runs_out_leaves_a_run_that_continues(stop):
     assert result.status == 1
     assert result.err.splitlines()[-1].startswith("edgeq: memory ran out (")
     assert KEPT.search(result.err)
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        (
+            "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported",
+            "device failed",
+        ),
+        ("[METAL] Command buffer execution failed: Internal Error (0000000e)", "device failed"),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB.", "memory ran out"),
+        ("MPS backend out of memory (MPS allocated: 9.06 GB)", "memory ran out"),
+        ("shape '[2, 3]' is invalid for input of size 5", "unexpected RuntimeError"),
+    ],
+)
+def test_what_frameworks_say_of_devices_is_understood(stated, words):
+    assert words in describe(RuntimeError(stated))
+    assert "\n" not in describe(RuntimeError(stated))
+
+
+def test_the_flag_that_continues_stands_in_front_of_two_dashes():
+    assert with_flag(["quantize", "-o", "out", "--", "-odd"], "--resume") == [
+        "quantize", "-o", "out", "--resume", "--", "-odd",
+    ]  # fmt: skip
+    assert with_flag(["quantize", "--resume", "demo"], "--resume") == ["quantize", "--resume", "demo"]
