@@ -26,11 +26,11 @@ from edgeq.storage import size_of
 from edgeq.unfinished import RUN_FILE
 
 RESULT = Path(__file__).parent / "results" / "resume.md"
-GLASS_OPTIONS = ["--samples", "128", "--sequence-length", "128", "--keep-dense", "*.down_proj", "--export", "mlx"]
+GLASS_OPTIONS = ["--samples", "64", "--sequence-length", "128", "--keep-dense", "*.down_proj", "--export", "mlx"]
 DEMO_OPTIONS = ["--samples", "16", "--sequence-length", "256", "--export", "mlx"]
 PHASES = ("start", "block", "commit", "outer", "head", "export")
 SEED = 20261122
-POLL_SECONDS = 0.0005
+POLL_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,13 @@ def run_kills(command: Sequence[str], folder: Path, count: int) -> list[Kill]:
     """An undisturbed run, then kills: as many in each phase, at random moments of random visits to it."""
     seconds = time_stages(command, folder / "undisturbed")
     expected = contents(folder / "undisturbed")
-    rng, kills = random.Random(SEED), []
-    for number in range(count):
-        phase = PHASES[number % len(PHASES)]
+    rng, kills = random.Random(SEED), list[Kill]()
+    while len(kills) < count:
+        phase = PHASES[len(kills) % len(PHASES)]
         stage = rng.choice([stage for stage in seconds if stage.startswith(phase)])
-        kills.append(kill_once(command, folder / "out", stage, rng.random() * seconds[stage], expected))
-        print(kills[-1], file=sys.stderr, flush=True)
+        kill = kill_once(command, folder / "out", stage, rng.random() * seconds[stage], expected)
+        print(kill or "over before it was killed, once more", file=sys.stderr, flush=True)
+        kills += [kill] if kill else []
     return kills
 
 
@@ -130,8 +131,13 @@ def progress(temporary: Path) -> tuple[int, int]:
     return int(stored["done"]), len(stored["files"])
 
 
-def kill_once(command: Sequence[str], output: Path, stage: str, delay: float, expected: Mapping[str, str]) -> Kill:
-    """Kill a run some time after it came to a stage, continue it, compare, and remove everything."""
+def kill_once(
+    command: Sequence[str], output: Path, stage: str, delay: float, expected: Mapping[str, str]
+) -> Kill | None:
+    """Kill a run some time after it came to a stage, continue it, compare, and remove everything.
+
+    None when the run was over before.
+    """
     process, began = start(command, output), time.monotonic()
     while process.poll() is None and stage_of(output) != stage:
         time.sleep(POLL_SECONDS)
@@ -139,7 +145,10 @@ def kill_once(command: Sequence[str], output: Path, stage: str, delay: float, ex
     process.kill()
     process.wait()
     seconds = time.monotonic() - began
-    hit = stage_of(output) if process.returncode < 0 else "none: it was over"
+    if process.returncode >= 0:
+        shutil.rmtree(output)
+        return None
+    hit = stage_of(output)
     done, total = progress(temporary_of(output))
     kept = f"{done} of {total} blocks" if total else "checkpoint" if output.exists() else "nothing"
     if total:
