@@ -57,8 +57,18 @@ def seal(folder: Path, checkpoint: Checkpoint) -> None:
     """Add to an export's manifest what it was made from."""
     path = folder / MANIFEST_FILE
     manifest = read_json(path)
-    manifest["checkpoint"] = {"source": checkpoint.fingerprint(), "solution": checkpoint.solution_fingerprint()}
+    manifest["checkpoint"] = _seal_of(checkpoint)
     write_bytes(path, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def is_sealed(folder: Path, checkpoint: Checkpoint) -> bool:
+    """Whether an export is there that was made from this very checkpoint."""
+    path = folder / MANIFEST_FILE
+    return path.is_file() and read_json(path).get("checkpoint") == _seal_of(checkpoint)
+
+
+def _seal_of(checkpoint: Checkpoint) -> dict[str, str]:
+    return {"source": checkpoint.fingerprint(), "solution": checkpoint.solution_fingerprint()}
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +17,13 @@ from edgeq.options import (
     FORCE_OPTION,
     JSON_OPTION,
     PATH,
+    RESUME_OPTION,
     STRENGTH,
     TEXT,
     collect_settings,
     format_options,
     option_words,
+    with_flag,
 )
 from edgeq.signals import stopping_on_signals
 from edgeq.version import __version__
@@ -105,9 +108,11 @@ def cli() -> None:
 @BACKEND_OPTION
 @JSON_OPTION
 @FORCE_OPTION
+@RESUME_OPTION
 def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str, output: Path, exports: tuple[str, ...], evaluated: bool, backend: str, as_json: bool, force: bool,
-    recipe: Path | None, calibration: tuple[str, ...], accuracy_level: int | None, qdq: bool | None, **options: Any,
+    resume: bool, recipe: Path | None, calibration: tuple[str, ...], accuracy_level: int | None, qdq: bool | None,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Quantize MODEL: a directory of safetensors, a .gguf file, a hub name, or the word demo.
 
@@ -125,7 +130,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.storage import check_destination  # noqa: PLC0415
     from edgeq.summary import finish_run, keeping  # noqa: PLC0415
 
-    check_destination(output, force=force, source=Path(model).expanduser() if model != "demo" else None)
+    check_destination(output, force=force or resume, source=Path(model).expanduser() if model != "demo" else None)
     settings = collect_settings(recipe, options)
     of_formats = {"accuracy_level": accuracy_level, "qdq": qdq}
     job = make_job(
@@ -134,8 +139,9 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     )  # fmt: skip
     if evaluated:
         check_evaluation(job.source, exports, backend)
+    again = shlex.join(["edgeq", *with_flag(sys.argv[1:], "--resume")])
     with watching(as_json) as observer:
-        checkpoint = quantize(job, output, observer, force=force)
+        checkpoint = quantize(job, output, observer, force=force, resume=resume, again=again)
     flags = {name: option_words(options_of(name, of_formats)) for name in exports}
     with keeping(checkpoint, flags, evaluated_against=model if evaluated else None):
         summary = finish_run(job, checkpoint, model)

@@ -1,7 +1,7 @@
 """Options of the command line and what they mean as settings. Imports nothing heavy: --help must answer at once."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ PATH.name = "path"
 TEXT = click.types.FuncParamType(user_text)
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 FORCE_OPTION = click.option("--force", is_flag=True, help="Replace an output that edgeq wrote before.")
+RESUME_OPTION = click.option(
+    "--resume", is_flag=True, help="Continue a run that was stopped, on any backend; needs the same model and settings."
+)
 BACKEND_OPTION = click.option(
     "--backend", default="auto", show_default=True, help="auto, cuda, cpu, mps, mlx or reference."
 )
@@ -60,6 +63,12 @@ def option_words(options: Mapping[str, Any]) -> list[str]:
         if value is not None and value is not False:
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return words
+
+
+def with_flag(words: Sequence[str], flag: str) -> list[str]:
+    """A command line with a flag, which may not stand behind a bare `--`."""
+    end = words.index("--") if "--" in words else len(words)
+    return list(words) if flag in words[:end] else [*words[:end], flag, *words[end:]]
 
 
 def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:

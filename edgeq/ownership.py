@@ -66,14 +66,19 @@ def is_temporary(folder: Path) -> bool:
     return named and folder.is_dir() and ((folder / MARKER_FILE).is_file() or not any(folder.iterdir()))
 
 
-def clear_away(folder: Path) -> None:
-    """Remove a temporary directory; the marker goes last, so that an interrupted removal can be taken up again."""
-    for entry in folder.iterdir() if folder.is_dir() else ():
+def clear_contents(folder: Path) -> None:
+    """Empty a temporary directory down to its marker."""
+    for entry in folder.iterdir():
         if entry.name != MARKER_FILE:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a temporary directory unless something beside its marker is in it."""
+    if any(entry.name != MARKER_FILE for entry in folder.iterdir()):
+        return
     (folder / MARKER_FILE).unlink(missing_ok=True)
-    if folder.is_dir():
-        folder.rmdir()
+    folder.rmdir()
 
 
 def _names(listed: Any) -> list[str]:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from edgeq.certificate import seal
-from edgeq.checkpoint import FORMAT_VERSION, Checkpoint, write_json
+from edgeq.checkpoint import Checkpoint, write_json
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
 from edgeq.layer import LayerReport, prepare_site, solve_layer, solve_without_statistics
-from edgeq.limits import clamped_groups
 from edgeq.ownership import HEAD_FILE, REPORT_FILE
 from edgeq.plan import Grids, bits_per_weight, check_exports, plan_grids
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescription, ModelSource, Site
-from edgeq.recipe import Recipe, recipe_settings
+from edgeq.recipe import Recipe
+from edgeq.run_identity import KEYS, identify
 from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
 from edgeq.storage import check_destination, new_directory, write_bytes
@@ -21,7 +21,7 @@ from edgeq.tensor_file import TensorFile, write_tensors
 from edgeq.tensors import read_tensor, read_weight
 from edgeq.texts import Calibration
 from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear
-from edgeq.version import __version__
+from edgeq.unfinished import Ask, Findings, Run, working_on
 
 T = TypeVar("T")
 MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
@@ -34,7 +34,8 @@ class Observer(Protocol):
     def wrote(self, tokens: int, total: int) -> None:
         """The model writes text to calibrate on, and has come this far."""
 
-    def begin(self, blocks: int) -> None: ...
+    def begin(self, blocks: int, done: int) -> None:
+        """A run of so many blocks starts; `done` of them were there already."""
 
     def solved(self, report: LayerReport) -> None: ...
 
@@ -58,37 +59,44 @@ class Job:
     clock: Stopwatch = field(default_factory=Stopwatch)
 
 
-@dataclass(slots=True)
-class Findings:
-    """What is known of a run when it is over: how layers came out, and by name how many of their scales hit a limit."""
-
-    calibration_tokens: int | None = None
-    layers: list[LayerReport] = field(default_factory=list)
-    clamped: dict[str, int] = field(default_factory=dict)
-
-    def note(self, name: str, weight: NumpyArray, layer: QuantizedLinear) -> None:
-        groups = clamped_groups(name, weight, layer)
-        if groups:
-            self.clamped[name] = groups
-
-
-def quantize(job: Job, destination: Path, observer: Observer, *, force: bool = False) -> Checkpoint:
+def quantize(
+    job: Job,
+    destination: Path,
+    observer: Observer,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    again: str = "the same call with resume=True",
+) -> Checkpoint:
     """Solve every linear layer and write a quantized checkpoint. Nothing is computed for what cannot be written.
 
-    Raises: BadInput and the other errors of `edgeq.errors`; the destination then does not exist.
+    A run that stops keeps its finished blocks beside the destination; with `resume` it goes on behind them, and an
+    output that is complete is left as it is. `again` is what the error then names to continue.
+
+    Raises: BadInput and the other errors of `edgeq.errors`; the destination then is as it was.
     """
-    check_destination(destination, force=force)
+    check_destination(destination, force=force or resume)
     grids = plan_grids(job.source, job.recipe)
     check_exports(job.exporters, job.source, grids)
-    findings = Findings()
-    solves = any(grids[f"{linear}.weight"][1] is not None for block in job.source.blocks() for linear in block.linears)
-    calibration = start_calibration(job, observer) if solves and job.recipe.needs_calibration else None
-    findings.calibration_tokens = None if calibration is None else calibration.tokens
-    activations = None if calibration is None else start_activations(job, calibration)
-    with new_directory(destination, force=force) as folder:
-        write_model(job, grids, activations, folder, observer, findings)
-        write_head(job, findings, calibration, folder)
+    companions = {name: data for name, data in job.source.companions().items() if name != "config.json"}
+    calibration = start_calibration(job, observer) if needs_calibration(job, grids) else None
+    identity = identify(job.source, job.recipe, None if calibration is None else calibration.record(), companions)
+    files = [block_file(block.index) for block in job.source.blocks()]
+    with working_on(destination, identity, files, Ask(force, resume, again)) as run:
+        if run is not None:
+            run.record(job.backend.name)
+            write_model(job, grids, calibration, run, observer)
+            write_head(job, run, companions)
     return Checkpoint(destination)
+
+
+def solves(grids: Grids, block: BlockSpec) -> bool:
+    """Whether any linear layer of a block is quantized."""
+    return any(grids[f"{linear}.weight"][1] is not None for linear in block.linears)
+
+
+def needs_calibration(job: Job, grids: Grids) -> bool:
+    return job.recipe.needs_calibration and any(solves(grids, block) for block in job.source.blocks())
 
 
 def start_calibration(job: Job, observer: Observer) -> Calibration:
@@ -115,24 +123,30 @@ def check_length(source: ModelDescription, sequence_length: int) -> None:
         )
 
 
-def write_model(
-    job: Job, grids: Grids, activations: ActivationSource | None, folder: Path, observer: Observer, findings: Findings
-) -> None:
-    """Solve and write block after block, then what lies outside of the blocks."""
-    blocks = job.source.blocks()
-    (folder / "blocks").mkdir()
-    observer.begin(len(blocks))
-    outer = set(grids)
-    for block in blocks:
+def write_model(job: Job, grids: Grids, calibration: Calibration | None, run: Run, observer: Observer) -> None:
+    """Solve, write and commit block after block, then what lies outside of the blocks."""
+    blocks, findings = job.source.blocks(), run.findings
+    left = blocks[run.done :]
+    activations = None
+    if calibration is not None:
+        findings.calibration_tokens = calibration.tokens
+        if any(solves(grids, block) for block in left):
+            activations = start_activations(job, calibration)
+            run.restore(activations)
+    observer.begin(len(blocks), run.done)
+    for block in left:
         if activations is None:
             solved = round_tensors(job, grids, [f"{linear}.weight" for linear in block.linears], findings)
         else:
             solved = solve_block(job, grids, block, activations, observer, findings)
-        write_part(job, folder / block_file(block.index), [name for name in block.tensors if name in grids], solved)
-        outer -= set(block.tensors)
+        names = [name for name in block.tensors if name in grids]
+        write_part(job, run.made / block_file(block.index), names, solved)
+        with job.clock("write"):
+            run.commit(activations)
         observer.finished_block(block.index)
-    names = [name for name in grids if name in outer]
-    write_part(job, folder / "outer.safetensors", names, round_tensors(job, grids, names, findings))
+    inside = {name for block in blocks for name in block.tensors}
+    names = [name for name in grids if name not in inside]
+    write_part(job, run.made / "outer.safetensors", names, round_tensors(job, grids, names, findings))
 
 
 def block_file(index: int) -> str:
@@ -207,29 +221,23 @@ def write_part(job: Job, path: Path, names: Sequence[str], solved: Mapping[str, 
         write_tensors(path, solved, dense)
 
 
-def write_head(job: Job, findings: Findings, calibration: Calibration | None, folder: Path) -> None:
-    """edgeq.json, config.json, the tokenizer files and report.json; nothing in them depends on time or place."""
-    source = job.source
-    companions = {name: data for name, data in source.companions().items() if name != "config.json"}
+def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
+    """edgeq.json, config.json, the tokenizer files and report.json; nothing in them depends on time or place.
+
+    Raises: BadInput when the model is no longer the one that the run started with.
+    """
+    if job.source.fingerprint() != run.identity["source"]["fingerprint"]:
+        raise BadInput(f"model {job.source.name!r} was changed while it was quantized; bring it back or start over")
     for name, data in companions.items():
-        write_bytes(folder / name, data)
-    write_json(folder / "config.json", dict(source.config))
-    files = [*(block_file(block.index) for block in source.blocks()), "outer.safetensors"]
-    opened = [TensorFile(folder / file) for file in files]
+        write_bytes(run.made / name, data)
+    write_json(run.made / "config.json", dict(job.source.config))
+    files = [*run.files, "outer.safetensors"]
+    opened = [TensorFile(run.made / file) for file in files]
     stored = {name: (file.shape(name), file.tensor_bytes(name)) for file in opened for name in file.names}
-    write_json(folder / REPORT_FILE, {"bits_per_weight": bits_per_weight(stored), **asdict(findings)})
-    head = {
-        "format_version": FORMAT_VERSION,
-        "edgeq": __version__,
-        "model": source.name,
-        "source": {"fingerprint": source.fingerprint()},
-        "backend": job.backend.name,
-        "recipe": recipe_settings(job.recipe),
-        "calibration": None if calibration is None else calibration.record(),
-        "files": files,
-        "companions": sorted(companions),
-    }
-    write_json(folder / HEAD_FILE, head)
+    write_json(run.made / REPORT_FILE, {"bits_per_weight": bits_per_weight(stored), **asdict(run.findings)})
+    known = {key: run.identity[key] for key in KEYS}
+    head = {"backend": ", ".join(run.backends), "files": files, "companions": sorted(companions)}
+    write_json(run.made / HEAD_FILE, known | head)
 
 
 def export(checkpoint: Checkpoint, exporter: Exporter, destination: Path, *, force: bool = False) -> list[Path]:

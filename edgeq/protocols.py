@@ -151,6 +151,12 @@ class ActivationSource(Protocol):
     def sites(self, block: BlockSpec) -> Iterator[Site]:
         """Load a block and stand still at each of its sites; exhausting the iterator advances both streams."""
 
+    def save(self, folder: Path) -> None:
+        """Write both streams' hidden states into an empty directory, and flush them to disk."""
+
+    def restore(self, folder: Path) -> None:
+        """Go on with the hidden states that `save` wrote. Raises: OSError, ValueError or EOFError."""
+
 
 class TextWriter(Protocol):
     """A whole model that writes text. Made with its source, the token ids it may write, and a seed."""

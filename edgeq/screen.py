@@ -23,7 +23,7 @@ class Silent:
     def wrote(self, tokens: int, total: int) -> None:
         pass
 
-    def begin(self, blocks: int) -> None:
+    def begin(self, blocks: int, done: int) -> None:
         pass
 
     def solved(self, report: LayerReport) -> None:
@@ -37,7 +37,8 @@ class Lines:
     """One plain line per block, for logs and pipes, with the time that is left."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._blocks, self._start, self._layers = console, 0, 0.0, list[LayerReport]()
+        self._console, self._blocks, self._before, self._start = console, 0, 0, 0.0
+        self._layers: list[LayerReport] = []
         self._written = 0
 
     def wrote(self, tokens: int, total: int) -> None:
@@ -47,15 +48,17 @@ class Lines:
             self._console.print(f"writing text, {tokens} of {total} tokens", highlight=False, soft_wrap=True)
         self._written = tenths
 
-    def begin(self, blocks: int) -> None:
-        self._blocks, self._start = blocks, time.monotonic()
+    def begin(self, blocks: int, done: int) -> None:
+        self._blocks, self._before, self._start = blocks, done, time.monotonic()
+        if done:
+            self._console.print(f"{done} of {blocks} blocks are there", highlight=False, soft_wrap=True)
 
     def solved(self, report: LayerReport) -> None:
         self._layers.append(report)
 
     def finished_block(self, index: int) -> None:
         done = index + 1
-        left = (time.monotonic() - self._start) / done * (self._blocks - done)
+        left = (time.monotonic() - self._start) / (done - self._before) * (self._blocks - done)
         text = f"block {done}/{self._blocks}, about {left:.0f} s left{_against_rounding(self._layers)}"
         self._console.print(text, highlight=False, soft_wrap=True)
         self._layers = []
@@ -82,8 +85,8 @@ class Bar:
     def wrote(self, tokens: int, total: int) -> None:
         self._bar.update(self._task, completed=tokens, total=total, what="writing text, token")
 
-    def begin(self, blocks: int) -> None:
-        self._bar.reset(self._task, total=blocks, what="block")
+    def begin(self, blocks: int, done: int) -> None:
+        self._bar.reset(self._task, total=blocks, completed=done, what="block")
 
     def solved(self, report: LayerReport) -> None:
         self._bar.update(self._task, description=f"{report.name}: {_final_loss(report):.2%} error")

@@ -4,12 +4,17 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from edgeq.errors import BadInput, EdgeqError
-from edgeq.ownership import MARKER_FILE, clear_away, foreign_entry, is_temporary, temporary_of
+import numpy as np
 
+from edgeq.errors import BadInput, EdgeqError
+from edgeq.locking import acquire
+from edgeq.ownership import MARKER_FILE, clear_contents, foreign_entry, is_temporary, remove_empty, temporary_of
+from edgeq.types import NumpyArray
+
+MADE, REPLACED = "new", "replaced"  # in a temporary directory
 NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -67,28 +72,62 @@ def new_directory(destination: Path, *, force: bool = False) -> Iterator[Path]:
 
     It is made in a temporary directory beside it, which also keeps what it replaces until it is in place.
     """
-    resolved = destination.resolve()  # a link stays, what it points to is replaced
-    temporary = temporary_of(resolved)
-    made, replaced = temporary / "new", temporary / "replaced"
-    with explaining(destination, temporary):
-        if replaced.exists() and not resolved.exists():  # a killed run came only as far as this
-            os.replace(replaced, resolved)
+    with claimed(destination) as temporary, explaining(destination, temporary):
         check_destination(destination, force=force)
-        clear_away(temporary)
+        clear_contents(temporary)
+        made = temporary / MADE
         try:
-            temporary.mkdir(parents=True)
-            (temporary / MARKER_FILE).touch()
             made.mkdir()
             yield made
-            sync_directory(made)
-            if resolved.exists():
-                os.replace(resolved, replaced)
-            os.replace(made, resolved)
-            sync_directory(resolved.parent)
+            put_in_place(made, destination)
         finally:
-            if replaced.exists() and not resolved.exists():
-                os.replace(replaced, resolved)
-            clear_away(temporary)
+            bring_back(destination)
+            clear_contents(temporary)
+
+
+@contextmanager
+def claimed(destination: Path) -> Iterator[Path]:
+    """The temporary directory of an output, for this process alone; removed at the end if nothing is in it.
+
+    Raises: BadInput when another process works on the output, or something else has the directory's name.
+    """
+    temporary = temporary_of(destination.resolve())  # a link stays, what it points to is replaced
+    with explaining(destination):
+        check_temporary(destination.resolve())
+        lock = acquire(temporary, MARKER_FILE)
+    if lock is None:
+        raise BadInput(
+            f"output {str(destination)!r} is being written by another edgeq process; wait for it or choose another name"
+        )
+    try:
+        with explaining(destination):
+            bring_back(destination)
+        yield temporary
+    finally:
+        if os.name == "nt":  # where open files cannot be removed
+            os.close(lock)
+        with suppress(OSError):  # another process has claimed it by now
+            remove_empty(temporary)
+        if os.name != "nt":
+            os.close(lock)
+
+
+def put_in_place(made: Path, destination: Path) -> None:
+    """Give a finished directory its name; what has that name is kept until then."""
+    resolved = destination.resolve()
+    sync_directory(made)
+    if resolved.exists():
+        os.replace(resolved, made.with_name(REPLACED))
+    os.replace(made, resolved)
+    sync_directory(resolved.parent)
+
+
+def bring_back(destination: Path) -> None:
+    """Undo a replacement that was stopped half-way, by an error or long ago with its process."""
+    resolved = destination.resolve()
+    replaced = temporary_of(resolved) / REPLACED
+    if replaced.exists() and not resolved.exists():
+        os.replace(replaced, resolved)
 
 
 @contextmanager
@@ -106,8 +145,7 @@ def explaining(destination: Path, temporary: Path | None = None) -> Iterator[Non
         no_room = NO_ROOM.get(system_error(error) or 0)
         if no_room is not None:
             raise BadInput(
-                f"output {str(destination)!r} cannot be written: {no_room}; nothing was left behind, make room or "
-                "choose another place"
+                f"output {str(destination)!r} cannot be written: {no_room}; make room or choose another place"
             ) from error
         if isinstance(error, OSError) and (temporary is None or _is_about(error, temporary)):
             raise BadInput(
@@ -151,6 +189,16 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_bytes(data)
     rename_when_stored(temporary, path)
+
+
+def write_array(path: Path, array: NumpyArray) -> None:
+    """Write a .npy file and flush it; the name is its own from the start."""
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)  # NumPy's own way to write loses the reason when the disk is full
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def rename_when_stored(partial: Path, path: Path) -> None:

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from edgeq.protocols import Site
 from edgeq.schedule import Forward, Streams
+from edgeq.storage import write_array
 from edgeq.types import Array, BlockSpec, NumpyArray
 
 CALIBRATION_BATCH = 8192  # tokens: wide products run best, and all of a block's batches are in memory anyway
@@ -35,6 +37,12 @@ class BlockwiseModel(Protocol):
 
     def run_block(self, index: int, batch: int, hidden: Array) -> Array:
         """One recorded batch through a block that has its weights."""
+
+    def to_numpy(self, hidden: Array) -> NumpyArray:
+        """Hidden states in the precision that they run in."""
+
+    def from_numpy(self, hidden: NumpyArray) -> Array:
+        """The inverse of `to_numpy`, in memory of the framework's own."""
 
     def logits(self, batches: Sequence[NumpyArray], hidden: Sequence[Array]) -> Iterator[Iterator[NumpyArray]]:
         """Per batch and window, the logits of finished hidden states. Shapes: (tokens, vocabulary) float32."""
@@ -124,6 +132,21 @@ class CalibrationStreams:
             yield from Streams(full, quantized, set_weight).sites()
             self._full = [forward.finished() for forward in full]
             self._quantized = [forward.finished() for forward in quantized]
+
+    def save(self, folder: Path) -> None:
+        """Write what both streams came to, a file per batch."""
+        for name, stream in (("full", self._full), ("quantized", self._quantized)):
+            for batch, hidden in enumerate(stream):
+                write_array(folder / f"{name}-{batch:05d}.npy", self._model.to_numpy(hidden))
+
+    def restore(self, folder: Path) -> None:
+        """Go on with what `save` wrote, on this or another framework. Raises: OSError, ValueError or EOFError."""
+        for name, stream in (("full", self._full), ("quantized", self._quantized)):
+            for batch, hidden in enumerate(stream):
+                saved = np.load(folder / f"{name}-{batch:05d}.npy", allow_pickle=False)
+                if saved.shape != tuple(hidden.shape):
+                    raise ValueError(f"hidden states of shape {saved.shape} instead of {tuple(hidden.shape)}")
+                stream[batch] = self._model.from_numpy(saved)
 
     def _forwards(self, index: int, hidden: list[Array]) -> list[Forward]:
         return [Forward(partial(self._model.run_block, index, batch, states)) for batch, states in enumerate(hidden)]

@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgeq.checkpoint import Checkpoint
+from edgeq.certificate import is_sealed
+from edgeq.checkpoint import Checkpoint, read_json
 from edgeq.inspection import parameter_count
+from edgeq.measurement import SINGLE_FILES
+from edgeq.ownership import MANIFEST_FILE
 from edgeq.pipeline import Job, export
 from edgeq.plan import plan_grids
 from edgeq.recipe import Recipe
@@ -23,12 +26,17 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
     Units: bytes, seconds of wall-clock time.
     """
     sizes = {"original at 16 bits": 2 * parameter_count(job.source), "checkpoint": checkpoint.stored_bytes()}
-    exports = {}
+    exports, kept = {}, []
     for exporter in job.exporters:
-        with job.clock("export"):
-            written = export(checkpoint, exporter, checkpoint.path / exporter.name)
-        exports[exporter.name] = str(written[0])
-        sizes[exporter.name] = stored_size(written[0])
+        folder = checkpoint.path / exporter.name
+        if is_sealed(folder, checkpoint):  # a run that was continued after its checkpoint was complete
+            path = runnable(folder)
+            kept.append(f"format {exporter.name!r} was there already and stays as it is")
+        else:
+            with job.clock("export"):
+                path = export(checkpoint, exporter, folder)[0]
+        exports[exporter.name] = str(path)
+        sizes[exporter.name] = stored_size(path)
     layers = checkpoint.report["layers"]
     grids = plan_grids(job.source, job.recipe)
     return {
@@ -40,10 +48,16 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
         "bytes": sizes,
         "bits_per_weight": checkpoint.report["bits_per_weight"],
         "worst_layers": worst_layers(layers),
-        "notes": [*short_texts(job.recipe, checkpoint.head["calibration"]), *notes(checkpoint.report, grids)],
+        "notes": [*kept, *short_texts(job.recipe, checkpoint.head["calibration"]), *notes(checkpoint.report, grids)],
         "seconds": dict(job.clock.seconds),
         "total_seconds": sum(job.clock.seconds.values()),
     }
+
+
+def runnable(folder: Path) -> Path:
+    """What a runtime is given of an export: its one file, or the directory."""
+    file = folder / str(read_json(folder / MANIFEST_FILE)["file"])
+    return file if file.suffix in SINGLE_FILES else folder
 
 
 def stored_size(path: Path) -> int:

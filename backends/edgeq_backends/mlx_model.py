@@ -106,6 +106,12 @@ class StreamedModel:
         mx.eval(output)
         return output
 
+    def to_numpy(self, hidden: mx.array) -> NumpyArray:
+        return np.array(hidden)
+
+    def from_numpy(self, hidden: NumpyArray) -> mx.array:
+        return mx.array(hidden)
+
     def logits(self, batches: Sequence[NumpyArray], hidden: Sequence[mx.array]) -> Iterator[Iterator[NumpyArray]]:
         """Final norm and head by the model's own code, its blocks passing the finished hidden states on."""
         with self._filled(self.model, ""):

@@ -100,6 +100,13 @@ class StreamedModel:
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
+    def to_numpy(self, hidden: torch.Tensor) -> NumpyArray:
+        array: NumpyArray = hidden.cpu().numpy()
+        return array
+
+    def from_numpy(self, hidden: NumpyArray) -> torch.Tensor:
+        return torch.from_numpy(hidden).to(self.device, copy=True)  # aligned as torch's own: kernels differ by that
+
     def logits(self, batches: Sequence[NumpyArray], hidden: Sequence[torch.Tensor]) -> Iterator[Iterator[NumpyArray]]:
         """Final norm and head by the model's own code, its blocks passing the finished hidden states on."""
         with self._filled(self._outer):

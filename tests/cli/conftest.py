@@ -86,7 +86,10 @@ def model(saved_model, tmp_path):
 
 @pytest.fixture
 def refuse(edgeq, tmp_path, quick):
-    """Run `edgeq quantize` and check that it is refused in one line; gives that line."""
+    """Run `edgeq quantize` and check that it is refused in one line; gives that line.
+
+    Nothing is left but the blocks that were finished before, and only where the line says so.
+    """
 
     def run(model, *options):
         before = sorted(tmp_path.rglob("*"))
@@ -96,6 +99,9 @@ def refuse(edgeq, tmp_path, quick):
         *progress, line = result.err.strip().split("\n")
         assert line.startswith("edgeq: ")
         assert all(text.startswith("block ") for text in progress)
+        unfinished = tmp_path / ".out.edgeq-partial"
+        assert unfinished.exists() == (" blocks are kept; to continue: " in line)
+        shutil.rmtree(unfinished, ignore_errors=True)
         assert sorted(tmp_path.rglob("*")) == before
         return line
 

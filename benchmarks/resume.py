@@ -1,0 +1,186 @@
+"""kill -9 at random moments spread over all phases of a run, then --resume: are the bytes those of an undisturbed run?
+
+    uv run python -m benchmarks.resume                     glassllm with an MLX export, 20 kills (some minutes)
+    uv run python -m benchmarks.resume --model demo        the demo model (hours on 2 cores)
+
+Moments are drawn with a fixed seed, evenly over the phases. What a kill hit is read
+from the disk. Prints a table, also to benchmarks/results/resume.md, and exits 1 when some bytes differ.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeq.certificate import hash_of_file
+from edgeq.checkpoint import read_json
+from edgeq.ownership import temporary_of
+from edgeq.storage import size_of
+from edgeq.unfinished import RUN_FILE
+
+RESULT = Path(__file__).parent / "results" / "resume.md"
+GLASS_OPTIONS = ["--samples", "64", "--sequence-length", "128", "--keep-dense", "*.down_proj", "--export", "mlx"]
+DEMO_OPTIONS = ["--samples", "16", "--sequence-length", "256", "--export", "mlx"]
+PHASES = ("start", "block", "commit", "outer", "head", "export")
+SEED = 20261122
+POLL_SECONDS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """One killed run and what became of it. Units: seconds after its start."""
+
+    seconds: float
+    stage: str
+    kept: str
+    equal: bool
+    clean: bool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="glassllm", help="glassllm, demo, or what edgeq quantize takes")
+    parser.add_argument("--kills", type=int, default=20)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="edgeq-resume-") as name:
+        folder = Path(name)
+        model = save_glass(folder / "glassllm") if arguments.model == "glassllm" else arguments.model
+        options = GLASS_OPTIONS if arguments.model == "glassllm" else DEMO_OPTIONS
+        command = [sys.executable, "-m", "edgeq", "quantize", model, *options, "--backend", "cpu"]
+        kills = run_kills(command, folder, arguments.kills)
+    text = report(kills, arguments.model, options)
+    RESULT.write_text(text, encoding="utf-8")
+    print(text, end="")
+    sys.exit(0 if all(kill.equal and kill.clean for kill in kills) else 1)
+
+
+def save_glass(folder: Path) -> str:
+    """glassllm as a directory of safetensors, by the same code as in the tests."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    import models  # noqa: PLC0415
+
+    models.glass_llama().save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(models.glass_tokenizer().to_str(), encoding="utf-8")
+    return str(folder)
+
+
+def run_kills(command: Sequence[str], folder: Path, count: int) -> list[Kill]:
+    """An undisturbed run, then kills: as many in each phase, at random moments of random visits to it."""
+    seconds = time_stages(command, folder / "undisturbed")
+    expected = contents(folder / "undisturbed")
+    rng, kills = random.Random(SEED), list[Kill]()
+    while len(kills) < count:
+        phase = PHASES[len(kills) % len(PHASES)]
+        stage = rng.choice([stage for stage in seconds if stage.startswith(phase)])
+        kill = kill_once(command, folder / "out", stage, rng.random() * seconds[stage], expected)
+        print(kill or "over before it was killed, once more", file=sys.stderr, flush=True)
+        kills += [kill] if kill else []
+    return kills
+
+
+def time_stages(command: Sequence[str], output: Path) -> dict[str, float]:
+    """How long each stage of a run takes that nothing stops. Units: seconds."""
+    process = start(command, output)
+    seconds, current, since = dict[str, float](), "start", time.monotonic()
+    while process.poll() is None:
+        stage, now = stage_of(output), time.monotonic()
+        if stage != current:
+            seconds[current] = now - since
+            current, since = stage, now
+        time.sleep(POLL_SECONDS)
+    assert process.returncode == 0
+    return {**seconds, current: time.monotonic() - since}
+
+
+def start(command: Sequence[str], output: Path, *options: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    return subprocess.Popen(
+        [*command, "-o", str(output), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+
+
+def stage_of(output: Path) -> str:
+    """Where a run stands, by what it has on disk: a phase, with the number of the block."""
+    temporary = temporary_of(output)
+    made = temporary / "new"
+    if output.exists():
+        return "export"
+    if (made / "outer.safetensors").exists():
+        return "head"
+    done, total = progress(temporary)
+    if total and done == total:
+        return "outer"
+    if (made / "blocks" / f"{done:04d}.safetensors").exists():
+        return f"commit {done + 1}"
+    return f"block {done + 1}" if (temporary / "states").exists() else "start"
+
+
+def progress(temporary: Path) -> tuple[int, int]:
+    """Blocks that are committed, and all; zeros where no block is."""
+    try:
+        stored = read_json(temporary / RUN_FILE)["progress"]
+    except Exception:  # not there yet, or just now cleared away
+        return 0, 0
+    return int(stored["done"]), len(stored["files"])
+
+
+def kill_once(
+    command: Sequence[str], output: Path, stage: str, delay: float, expected: Mapping[str, str]
+) -> Kill | None:
+    """Kill a run some time after it came to a stage, continue it, compare, and remove everything.
+
+    None when the run was over before.
+    """
+    process, began = start(command, output), time.monotonic()
+    while process.poll() is None and stage_of(output) != stage:
+        time.sleep(POLL_SECONDS)
+    time.sleep(delay)
+    process.kill()
+    process.wait()
+    seconds = time.monotonic() - began
+    if process.returncode >= 0:
+        shutil.rmtree(output)
+        return None
+    hit = stage_of(output)
+    done, total = progress(temporary_of(output))
+    kept = f"{done} of {total} blocks" if total else "checkpoint" if output.exists() else "nothing"
+    if total:
+        kept += f", {size_of(temporary_of(output)) / 1e6:.1f} MB"
+    continued = start(command, output, "--resume").wait()
+    equal = continued == 0 and contents(output) == expected
+    clean = not list(output.parent.rglob("*edgeq-partial*"))
+    shutil.rmtree(output, ignore_errors=True)
+    return Kill(seconds, hit, kept, equal, clean)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """A hash of every file, hidden ones too."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hash_of_file(path) for path in files}
+
+
+def report(kills: Sequence[Kill], model: str, options: Sequence[str]) -> str:
+    hit = {phase: sum(kill.stage.startswith(phase) for kill in kills) for phase in PHASES}
+    lines = [
+        f"Written by `python -m benchmarks.resume`: {model}, {' '.join(options)}, backend cpu. Each run is killed with",
+        "SIGKILL, continued with `--resume`, and compared file by file with a run that was never stopped.",
+        "",
+        "| kill | after s | it stood in | on disk | bytes equal | nothing left behind |",
+        "|---|---|---|---|---|---|",
+    ]
+    for number, kill in enumerate(kills, 1):
+        same, clean = ("yes" if holds else "NO" for holds in (kill.equal, kill.clean))
+        lines.append(f"| {number} | {kill.seconds:.2f} | {kill.stage} | {kill.kept} | {same} | {clean} |")
+    lines += ["", f"Hits: {', '.join(f'{phase} {count}' for phase, count in hit.items())}."]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

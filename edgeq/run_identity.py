@@ -1,0 +1,68 @@
+"""What makes two runs the same, whatever machine and backend they are on: only the same run can be continued."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from edgeq.checkpoint import FORMAT_VERSION, Checkpoint
+from edgeq.protocols import ModelSource
+from edgeq.recipe import Recipe, recipe_settings
+from edgeq.version import __version__
+
+KEYS = ("format_version", "edgeq", "model", "source", "recipe", "calibration")
+"""What identifies a run and stands in the head of its checkpoint."""
+Identity = Mapping[str, Any]
+
+
+def identify(
+    source: ModelSource, recipe: Recipe, calibration: Mapping[str, Any] | None, companions: Mapping[str, bytes]
+) -> Identity:
+    """The identity of a run, as it comes back from JSON; equal identities give the same bytes on one backend."""
+    identity = {
+        "format_version": FORMAT_VERSION,
+        "edgeq": __version__,
+        "model": source.name,
+        "source": {"fingerprint": source.fingerprint()},
+        "recipe": recipe_settings(recipe),
+        "calibration": calibration,
+        "companions": hash_companions(companions),
+    }
+    stored: Identity = json.loads(json.dumps(identity))
+    return stored
+
+
+def identity_of(checkpoint: Checkpoint) -> Identity:
+    """The identity of the run that made a checkpoint."""
+    known = {key: checkpoint.head.get(key) for key in KEYS}
+    return {**known, "companions": hash_companions(checkpoint.companions())}
+
+
+def hash_companions(companions: Mapping[str, bytes]) -> dict[str, str]:
+    """SHA-256 of the tokenizer files and the like that go into a checkpoint."""
+    return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(companions.items())}
+
+
+def differences(before: Identity, now: Identity) -> list[str]:
+    """What is not the same, in the words of a user."""
+    plain = {"edgeq": "edgeq version", "format_version": "checkpoint format", "model": "model"}
+    found = [_changed(what, before.get(key), now[key]) for key, what in plain.items() if before.get(key) != now[key]]
+    if before.get("model") == now["model"] and before.get("source") != now["source"]:
+        found.append("model: its weights or config are others")
+    found += [f"model: its file {name} is another" for name in _differing(before, now, "companions")]
+    old = before.get("recipe") or {}
+    for name in _differing(before, now, "recipe"):
+        found.append(_changed(f"recipe setting {name}", old.get(name), now["recipe"].get(name)))
+    if before.get("calibration") != now["calibration"]:
+        found.append("calibration text: it is another")
+    return found
+
+
+def _differing(before: Identity, now: Identity, key: str) -> Iterator[str]:
+    old, new = before.get(key) or {}, now[key]
+    return (name for name in sorted({*old, *new}) if old.get(name) != new.get(name))
+
+
+def _changed(what: str, before: Any, now: Any) -> str:
+    old, new = ("unset" if value is None else json.dumps(value, ensure_ascii=False) for value in (before, now))
+    return f"{what}: was {old}, now {new}"

@@ -1,0 +1,230 @@
+"""A run that can be stopped at any moment and continued: what it has on disk before its output is in place.
+
+In the output's temporary directory lie new/ (what becomes the checkpoint), states/NNNN/ (both streams' hidden states
+behind NNNN blocks) and run.json, which says what the run is and how far it came. A block counts when run.json counts
+it: that file is replaced after the block's files and states are on disk, and whatever it does not know of is removed.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeq.checkpoint import Checkpoint, read_json, write_json
+from edgeq.errors import BadInput, reason_of
+from edgeq.layer import LayerReport
+from edgeq.limits import clamped_groups
+from edgeq.ownership import clear_contents
+from edgeq.protocols import ActivationSource
+from edgeq.run_identity import Identity, differences, identity_of
+from edgeq.storage import MADE, bring_back, check_destination, claimed, explaining, put_in_place, sync_directory
+from edgeq.types import NumpyArray, QuantizedLinear
+
+RUN_FILE = "run.json"
+STATES = "states"
+BLOCKS = "blocks"
+
+
+class Damaged(BadInput):
+    """An unfinished run of which something is missing or unreadable: it cannot be continued."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        super().__init__(f"unfinished run {str(folder)!r}: {what}; start over with --force and without --resume")
+
+
+@dataclass(slots=True)
+class Findings:
+    """What is known of a run when it is over: how layers came out, and by name how many of their scales hit a limit."""
+
+    calibration_tokens: int | None = None
+    layers: list[LayerReport] = field(default_factory=list)
+    clamped: dict[str, int] = field(default_factory=dict)
+
+    def note(self, name: str, weight: NumpyArray, layer: QuantizedLinear) -> None:
+        groups = clamped_groups(name, weight, layer)
+        if groups:
+            self.clamped[name] = groups
+
+
+def read_findings(stored: Mapping[str, Any]) -> Findings:
+    """The inverse of `asdict` through JSON, which keeps every float."""
+    layers = [LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in stored["layers"]]
+    return Findings(stored["calibration_tokens"], layers, dict(stored["clamped"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What the caller of a run asks for. `again` is what continues it, for the error that stops it."""
+
+    force: bool = False
+    resume: bool = False
+    again: str = "the same call with resume=True"
+
+
+@dataclass(slots=True)
+class Run:
+    """A run in its temporary directory; `files` are those of its blocks inside of `made`, in execution order."""
+
+    folder: Path
+    identity: Identity
+    files: Sequence[str]
+    done: int = 0
+    findings: Findings = field(default_factory=Findings)
+    backends: list[str] = field(default_factory=list)
+
+    @property
+    def made(self) -> Path:
+        return self.folder / MADE
+
+    def record(self, backend: str) -> None:
+        """Note a backend that works on the run."""
+        if backend not in self.backends:
+            self.backends.append(backend)
+
+    def commit(self, activations: ActivationSource | None) -> None:
+        """Count the next block, whose file is written, with the hidden states that the one after it starts from."""
+        sync_directory(self.made / BLOCKS)
+        done = self.done + 1
+        if activations is not None and done < len(self.files):
+            partial = self.folder / STATES / f".{done:04d}.partial"
+            partial.mkdir()
+            activations.save(partial)
+            sync_directory(partial)
+            partial.rename(self._states(done))
+            sync_directory(self.folder / STATES)
+        progress = {"done": done, "files": list(self.files), "backends": self.backends, **asdict(self.findings)}
+        write_json(self.folder / RUN_FILE, {"run": self.identity, "progress": progress})
+        sync_directory(self.folder)
+        self.done = done
+        if self._states(done - 1).is_dir():
+            shutil.rmtree(self._states(done - 1))
+
+    def restore(self, activations: ActivationSource) -> None:
+        """Let streams go on behind the blocks that are done. Raises: BadInput."""
+        if not self.done:
+            return
+        try:
+            activations.restore(self._states(self.done))
+        except (OSError, ValueError, EOFError) as error:
+            raise Damaged(self.folder, f"its hidden states cannot be read ({reason_of(error)})") from error
+
+    def prepare(self) -> None:
+        """Make what the next block needs, remove what is not part of a committed one. Raises: BadInput."""
+        for file in self.files[: self.done]:
+            if not (self.made / file).is_file():
+                raise Damaged(self.folder, f"{MADE}/{file} is missing")
+        for folder in (self.made / BLOCKS, self.folder / STATES):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.trim()
+
+    def trim(self) -> None:
+        """Remove whatever `run.json`, as it lies on disk, does not count."""
+        path = self.folder / RUN_FILE
+        self.done = int(read_json(path)["progress"]["done"]) if path.is_file() else 0
+        kept = {path, self.made, self.made / BLOCKS, self.folder / STATES, self._states(self.done)}
+        kept |= {self.made / file for file in self.files[: self.done]}
+        for folder in (self.made / BLOCKS, self.made, self.folder / STATES):
+            for entry in folder.iterdir():
+                if entry not in kept:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        path.with_name(f".{RUN_FILE}.partial").unlink(missing_ok=True)
+
+    def _states(self, done: int) -> Path:
+        return self.folder / STATES / f"{done:04d}"
+
+
+@contextmanager
+def working_on(destination: Path, identity: Identity, files: Sequence[str], ask: Ask) -> Iterator[Run | None]:
+    """A run that becomes the output when the context ends well; None when the output is this very run's already.
+
+    When it fails, or the process ends, the blocks that were committed stay.
+    Raises: BadInput when there is nothing that may be continued, started over or replaced.
+    """
+    with claimed(destination) as folder:
+        run = open_run(destination, folder, Run(folder, identity, files), ask)
+        if run is None:
+            yield None
+            return
+        try:
+            with explaining(destination, folder):
+                run.prepare()
+                yield run
+                put_in_place(run.made, destination)
+        except BaseException as error:
+            bring_back(destination)
+            if (folder / RUN_FILE).is_file() and run.made.is_dir():
+                run.trim()
+                if not isinstance(error, Damaged):
+                    error.add_note(f"{run.done} of {len(files)} blocks are kept; to continue: {ask.again}")
+            else:
+                discard(folder)
+            raise
+        discard(folder)
+
+
+def discard(folder: Path) -> None:
+    """Remove a run, its claim to be one first."""
+    (folder / RUN_FILE).unlink(missing_ok=True)
+    clear_contents(folder)
+
+
+def open_run(destination: Path, folder: Path, fresh: Run, ask: Ask) -> Run | None:
+    """The run to work on: the one that is there, or a fresh one; None when its output is complete."""
+    there = (folder / RUN_FILE).is_file() and (folder / MADE).is_dir()
+    if there and ask.resume:
+        check_destination(destination, force=ask.force)
+        run = stored_run(fresh)
+        check_same(destination, run.identity, fresh.identity)
+        return run
+    if there and not ask.force:
+        found = stored_run(fresh)
+        raise BadInput(
+            f"output {str(destination)!r}: an unfinished run ({found.done} of {len(found.files)} blocks) is there; add "
+            "--resume to continue it or --force to start over"
+        )
+    discard(folder)
+    if ask.resume and is_complete(destination, fresh.identity, force=ask.force):
+        return None
+    check_destination(destination, force=ask.force)
+    return fresh
+
+
+def stored_run(fresh: Run) -> Run:
+    """The run that is there, with the identity that it was started with. Raises: BadInput."""
+    try:
+        content = read_json(fresh.folder / RUN_FILE)
+        progress = content["progress"]
+        done, files, backends = int(progress["done"]), list(progress["files"]), list(progress["backends"])
+        return Run(fresh.folder, dict(content["run"]), files, done, read_findings(progress), backends)
+    except (BadInput, KeyError, TypeError, ValueError) as error:
+        raise Damaged(fresh.folder, f"its {RUN_FILE} cannot be read") from error
+
+
+def check_same(destination: Path, before: Identity, now: Identity) -> None:
+    """Raises: BadInput naming what differs between the run that is there and the one that was asked for."""
+    found = differences(before, now)
+    if found:
+        raise BadInput(
+            f"output {str(destination)!r}: its unfinished run is another one ({'; '.join(found)}); continue it with "
+            "what it was started with, or start over with --force and without --resume"
+        )
+
+
+def is_complete(destination: Path, identity: Identity, *, force: bool) -> bool:
+    """Whether an output is what this run would write; with force another one may be replaced. Raises: BadInput."""
+    if not destination.exists():
+        return False
+    try:
+        found = differences(identity_of(Checkpoint(destination)), identity)
+    except BadInput:
+        if force:
+            return False
+        raise
+    if found and not force:
+        raise BadInput(
+            f"output {str(destination)!r} is complete, but of another run ({'; '.join(found)}); choose another name "
+            "or pass --force to replace it"
+        )
+    return not found
