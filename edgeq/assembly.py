@@ -10,6 +10,7 @@ from edgeq.plan import asymmetric_zeros
 from edgeq.protocols import ActivationSource, ModelSource
 from edgeq.recipe import make_recipe
 from edgeq.registry import ACTIVATIONS, BACKENDS, device_of, load, load_backend, load_exporters
+from edgeq.streams import Flow
 from edgeq.types import NumpyArray
 
 
@@ -21,6 +22,7 @@ def make_job(
     calibration: str | None = None,
     exports: Sequence[str] = (),
     export_options: Mapping[str, Any] | None = None,
+    flow: Flow | None = None,
 ) -> Job:
     """A run of `edgeq.pipeline.quantize`; settings are those of `edgeq.recipe`, export_options those of the formats.
 
@@ -32,11 +34,14 @@ def make_job(
         settings["zeros"] = asymmetric_zeros(exporters)
     recipe = make_recipe(settings)
     loaded = load_backend(backend)
-    return Job(source, recipe, loaded, partial(make_activations, loaded.name), read_text(calibration), exporters)
+    activations = partial(make_activations, loaded.name, flow=flow)
+    return Job(source, recipe, loaded, activations, read_text(calibration), exporters)
 
 
-def make_activations(backend: str, source: ModelSource, windows: NumpyArray, drift: bool) -> ActivationSource:
-    """The calibration streams that go with a backend."""
-    entry = ACTIVATIONS[BACKENDS[backend].framework]
-    streams: ActivationSource = load(entry, "calibration")(source, windows, drift=drift, **device_of(backend))
+def make_activations(
+    backend: str, source: ModelSource, windows: NumpyArray, drift: bool, *, flow: Flow | None = None
+) -> ActivationSource:
+    """The calibration streams that go with a backend; flow is what the memory plan chose."""
+    make = load(ACTIVATIONS[BACKENDS[backend].framework], "calibration")
+    streams: ActivationSource = make(source, windows, drift=drift, flow=flow, **device_of(backend))
     return streams
