@@ -76,9 +76,7 @@ def prepare_site(statistics: LayerStatistics, recipe: Recipe, backend: Backend) 
     settled, dead_columns = settle_dead_columns(statistics, backend)
     H, order = settled.H, None
     propagation = inverse = DampedFactor(None, recipe.damping, 0)
-    if settled.D is not None and recipe.propagates:
-        propagation = factorise(H, recipe.propagation_damping, backend, lower_factor)
-    if recipe.solver != "rtn":
+    if recipe.solver != "rtn":  # before the other factor: this one takes more memory on its way
         if recipe.activation_order:
             order = activation_order(H, backend)
             H = backend.take(backend.take(H, order, 0), order, 1)
@@ -86,6 +84,9 @@ def prepare_site(statistics: LayerStatistics, recipe: Recipe, backend: Backend) 
     importance = importance_of(H, inverse.factor, recipe.scale_weighting, backend)
     if order is not None:
         importance = backend.take(importance, np.argsort(order), 0)
+    del H
+    if settled.D is not None and recipe.propagates:
+        propagation = factorise(settled.H, recipe.propagation_damping, backend, lower_factor)
     return SiteFactors(
         settled, damped(settled.H, inverse.damping, backend), importance, propagation.factor, inverse.factor,
         order, dead_columns, inverse.damping, inverse.retries,

@@ -28,8 +28,14 @@ def accumulate(site: Site, backend: Backend, *, drift: bool) -> LayerStatistics:
     assert H is not None
     if not math.isfinite(float(backend.diagonal(H).sum())):
         raise BadInput(f"inputs of layer {site.name!r} hold NaN or infinity; the model overflows on this text")
-    return LayerStatistics(H / n_tokens, None if D is None else D / n_tokens, n_tokens)
+    H /= n_tokens  # in place here and below: of a wide layer each of these takes a gigabyte
+    if D is not None:
+        D /= n_tokens
+    return LayerStatistics(H, D, n_tokens)
 
 
 def _added(total: Array | None, term: Array) -> Array:
-    return term if total is None else total + term
+    if total is None:
+        return term
+    total += term
+    return total

@@ -31,7 +31,7 @@ class BlockwiseModel(Protocol):
         """A block with its weights, freed on leaving."""
 
     def halting_block(self, block: BlockSpec) -> AbstractContextManager[Callable[[str, Array], Array]]:
-        """The same, standing still at each linear layer; gives what replaces a layer's weight and returns the old one."""
+        """The same, standing still at each linear layer; gives what exchanges a layer's weight."""
 
     def run_block(self, index: int, batch: int, hidden: Array) -> Array:
         """One recorded batch through a block that has its weights."""
