@@ -1,12 +1,18 @@
 """From what a user names (a model, a backend, settings) to the objects of a run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeq.calibration import read_text
+from edgeq.memory_plan import MemoryPlan, choose_way, measure_process, parse_size
 from edgeq.pipeline import Job
 from edgeq.plan import asymmetric_zeros
+from edgeq.process_memory import give_large_arrays_back
 from edgeq.protocols import ActivationSource, ModelSource
 from edgeq.recipe import make_recipe
 from edgeq.registry import ACTIVATIONS, BACKENDS, device_of, load, load_backend, load_exporters
@@ -22,7 +28,6 @@ def make_job(
     calibration: str | None = None,
     exports: Sequence[str] = (),
     export_options: Mapping[str, Any] | None = None,
-    flow: Flow | None = None,
 ) -> Job:
     """A run of `edgeq.pipeline.quantize`; settings are those of `edgeq.recipe`, export_options those of the formats.
 
@@ -34,8 +39,24 @@ def make_job(
         settings["zeros"] = asymmetric_zeros(exporters)
     recipe = make_recipe(settings)
     loaded = load_backend(backend)
-    activations = partial(make_activations, loaded.name, flow=flow)
-    return Job(source, recipe, loaded, activations, read_text(calibration), exporters)
+    return Job(source, recipe, loaded, partial(make_activations, loaded.name), read_text(calibration), exporters)
+
+
+def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPlan]:
+    """The job run the fastest way that stays within a size of resident memory ("8GB"), and what it takes then.
+
+    Hidden states that must lie on disk do so in `folder`, or in the nearest folder above it that exists.
+    Raises: BadInput for what is no size, and with the smallest one that would do.
+    """
+    limit = None if max_ram is None else parse_size(max_ram, "--max-ram")
+    give_large_arrays_back()
+    if job.recipe.needs_calibration:
+        load(ACTIVATIONS[BACKENDS[job.backend.name].framework], "calibration")  # imports what the process will hold
+    precision = job.backend.to_numpy(job.backend.asarray(np.zeros(1))).itemsize
+    memory = choose_way(job.source.config, job.recipe, measure_process(job.text, precision), limit)
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.is_dir())
+    activations = partial(make_activations, job.backend.name, flow=memory.way.flow(existing))
+    return replace(job, make_activations=activations, rows_at_once=memory.way.rows_at_once), memory
 
 
 def make_activations(

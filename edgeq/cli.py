@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq.cli_export import export_command, verify_command
+from edgeq.cli_plan import plan_command
 from edgeq.failures import report_failure
 from edgeq.options import (
     BACKEND_OPTION,
@@ -90,13 +91,15 @@ def cli() -> None:
     help="Also write this format (see edgeq export --list); may be repeated.",
 )
 @format_options
+@click.option("--max-ram", metavar="SIZE", help="Stay within this much memory, such as 8GB: slower where it must be.")
 @click.option("--evaluate", "evaluated", is_flag=True, help="Measure the result against the original at the end.")
 @BACKEND_OPTION
 @JSON_OPTION
 @FORCE_OPTION
 def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str, output: Path, exports: tuple[str, ...], evaluated: bool, backend: str, as_json: bool, force: bool,
-    recipe: Path | None, calibration: Path | None, accuracy_level: int | None, qdq: bool | None, **options: Any,
+    recipe: Path | None, calibration: Path | None, accuracy_level: int | None, qdq: bool | None, max_ram: str | None,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Quantize MODEL: a directory of safetensors, a .gguf file, a hub name, or the word demo.
 
@@ -105,7 +108,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize demo --output smollm2 --export gguf --evaluate
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
     """
-    from edgeq.assembly import make_job  # noqa: PLC0415
+    from edgeq.assembly import fit_job, make_job  # noqa: PLC0415
     from edgeq.measurement import check_evaluation, evaluate  # noqa: PLC0415
     from edgeq.pipeline import quantize  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
@@ -121,6 +124,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     job = make_job(
         open_source(model), settings, backend=backend, calibration=text, exports=exports, export_options=of_formats
     )
+    job, _ = fit_job(job, max_ram, output.parent)
     if evaluated:
         check_evaluation(job.source, exports, backend)
     with watching(as_json) as observer:
@@ -133,6 +137,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     report(summary, as_json, show_finished)
 
 
+cli.add_command(plan_command(quantize_command))
 cli.add_command(export_command)
 cli.add_command(verify_command)
 

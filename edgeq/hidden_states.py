@@ -76,7 +76,7 @@ class StatesOnDisk:
         offset, shape, dtype = self._places[batch]
         values = np.empty(shape, dtype)
         self._file.seek(offset)
-        if self._file.readinto(memoryview(values).cast("B")) != values.nbytes:
+        if self._file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
             raise BadInput("the temporary file of hidden states became shorter while in use; run the command again")
         return self._from_numpy(values)
 
@@ -89,7 +89,7 @@ class StatesOnDisk:
     def _write(self, offset: int, values: NumpyArray) -> None:
         try:
             self._file.seek(offset)
-            self._file.write(memoryview(values).cast("B"))
+            self._file.write(values.reshape(-1).view(np.uint8).data)
             self._file.flush()
         except OSError as error:
             raise self._not_written(error) from error

@@ -10,12 +10,14 @@ from edgeq.calibration import sample_windows, tokenize
 from edgeq.certificate import seal
 from edgeq.checkpoint import FORMAT_VERSION, Checkpoint, write_json
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
-from edgeq.layer import LayerReport, prepare_site, solve_layer, solve_without_statistics
+from edgeq.layer import LayerReport, prepare_site, solve_without_statistics
 from edgeq.limits import clamped_groups
 from edgeq.ownership import HEAD_FILE, REPORT_FILE
 from edgeq.plan import Grids, bits_per_weight, check_exports, plan_grids
+from edgeq.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescription, ModelSource, Site
 from edgeq.recipe import Recipe, recipe_settings
+from edgeq.row_chunks import solve_rows
 from edgeq.statistics import accumulate
 from edgeq.stopwatch import Stopwatch
 from edgeq.storage import check_destination, new_directory, write_bytes
@@ -40,7 +42,10 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything a run needs. `make_activations` gets the source, the token windows and whether drift is needed."""
+    """Everything a run needs. `make_activations` gets the source, the token windows and whether drift is needed.
+
+    rows_at_once bounds the memory of a layer's solve; None solves all rows together.
+    """
 
     source: ModelSource
     recipe: Recipe
@@ -49,6 +54,7 @@ class Job:
     text: str
     exporters: Sequence[Exporter] = ()
     clock: Stopwatch = field(default_factory=Stopwatch)
+    rows_at_once: int | None = None
 
 
 @dataclass(slots=True)
@@ -121,6 +127,7 @@ def write_model(
             solved = solve_block(job, grids, block, activations, observer, findings)
         write_part(job, folder / block_file(block.index), [name for name in block.tensors if name in grids], solved)
         outer -= set(block.tensors)
+        trim()
         observer.finished_block(block.index)
     names = [name for name in grids if name in outer]
     write_part(job, folder / "outer.safetensors", names, round_tensors(job, grids, names, findings))
@@ -158,7 +165,7 @@ def solve_site(job: Job, grids: Grids, site: Site, findings: Findings) -> Iterat
             continue
         weight = read_weight(job.source, name)
         problem = LayerProblem(linear, backend.asarray(weight), factors.statistics, grid)
-        layer, report = solve_layer(problem, factors, job.recipe, backend, clock)
+        layer, report = solve_rows(problem, factors, job.recipe, backend, clock, rows=job.rows_at_once)
         findings.layers.append(report)
         findings.note(name, weight, layer)
         site.replace(linear, layer.dequantized())

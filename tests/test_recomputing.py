@@ -1,5 +1,8 @@
 """The schedule for little memory gives what standing still gives, wherever the hidden states lie."""
 
+from dataclasses import replace
+from functools import partial
+
 import models
 import numpy as np
 import pytest
@@ -82,7 +85,8 @@ def test_all_flows_solve_the_same_codes(tmp_path, one_thread):
     settings = with_preset({"samples": 8, "sequence_length": 64, "bits": 3})
     written = {}
     for name, flow in flows(tmp_path).items():
-        job = make_job(source, settings, backend="cpu", flow=Flow(flow.schedule, 128, flow.states_folder))
+        activations = partial(make_activations, "cpu", flow=Flow(flow.schedule, 128, flow.states_folder))
+        job = replace(make_job(source, settings, backend="cpu"), make_activations=activations)
         checkpoint = quantize(job, tmp_path / name, Silent())
         written[name] = [(checkpoint.path / file).read_bytes() for file in checkpoint.head["files"]]
     assert len({tuple(files) for files in written.values()}) == 1

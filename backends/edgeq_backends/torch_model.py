@@ -62,7 +62,7 @@ class StreamedModel:
         for spec, block, place in zip(self.specs, self.blocks, self.places, strict=True):
             self.model.set_submodule(spec.name, PassThrough(block, place))
         self._outer = parameters_of(self.model, "")
-        embedding = self.model.get_input_embeddings()
+        embedding = embedding_of(self.model)
         self._embedding = [item for item in self._outer if any(place[0] is embedding for place in item.places)]
         for module in (self.model, *self.blocks):
             move_buffers(module, self.device)
@@ -130,6 +130,12 @@ class StreamedModel:
                 for module, leaf in parameter.places:
                     empty = torch.empty(parameter.shape, device="meta")
                     module._parameters[leaf] = torch.nn.Parameter(empty, requires_grad=False)
+
+
+def embedding_of(model: Any) -> torch.nn.Module:
+    """All that runs before the blocks."""
+    embedding: torch.nn.Module = model.get_input_embeddings()
+    return embedding
 
 
 def read_parameter(source: ModelSource, parameter: Parameter, device: torch.device) -> torch.Tensor:
