@@ -12,9 +12,7 @@ from edgeq.recipe import Recipe
 from edgeq.sources.layout import ATTENTION, MLP, expected_block_shapes, expected_linear_shapes
 from edgeq.streams import CALIBRATION_BATCH, Flow
 
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-         "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
-SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", re.IGNORECASE)
+SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)
 FLOAT = 4  # bytes of weights and activations in forward passes
 SITES = (ATTENTION[:3], ATTENTION[3:], MLP[:2], MLP[2:])
 ROWS_AT_ONCE = 1024
@@ -87,9 +85,10 @@ class MemoryPlan:
 
 def parse_size(text: str, option: str) -> int:
     """Bytes of "8GB", "7.5 GiB" or "500MB". Raises: BadInput."""
-    found = SIZE.fullmatch(text)
-    unit = found[2].upper() if found else "?"
-    size = int(float(found[1]) * UNITS[unit]) if found and unit in UNITS else 0
+    found, size = SIZE.fullmatch(text), 0
+    if found:
+        power = " KMGT".index((found[2] or " ").upper())
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
     if size <= 0:
         raise BadInput(f"{option} {text!r}: expected a size such as 8GB, 7.5GiB or 500MB")
     return size
