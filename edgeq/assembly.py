@@ -1,15 +1,22 @@
 """From what a user names (a model, a backend, settings) to the objects of a run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edgeq.memory_plan import MemoryPlan, choose_way, measure_process, parse_size
 from edgeq.pipeline import Job
 from edgeq.plan import asymmetric_zeros
+from edgeq.process_memory import give_large_arrays_back
 from edgeq.protocols import ActivationSource, ModelSource, TextWriter
 from edgeq.recipe import Recipe, make_recipe
 from edgeq.registry import ACTIVATIONS, BACKENDS, WRITERS, device_of, load, load_backend, load_exporters
 from edgeq.self_text import Wrote, written_windows
+from edgeq.streams import Flow
 from edgeq.texts import Calibration, Text, Windows, make_calibration, read_texts
 from edgeq.types import NumpyArray
 
@@ -34,8 +41,12 @@ def make_job(
         settings["zeros"] = asymmetric_zeros(exporters)
     recipe = make_recipe(settings)
     loaded = load_backend(backend)
-    windows = partial(calibration_windows, loaded.name, read_texts(calibration))
-    return Job(source, recipe, loaded, partial(make_activations, loaded.name), windows, exporters)
+    texts = read_texts(calibration)
+    windows = partial(calibration_windows, loaded.name, texts)
+    characters = sum(len(text.content or "") for text in texts)
+    return Job(
+        source, recipe, loaded, partial(make_activations, loaded.name), windows, exporters, characters=characters
+    )
 
 
 def calibration_windows(
@@ -57,8 +68,28 @@ def calibration_windows(
     )
 
 
-def make_activations(backend: str, source: ModelSource, windows: NumpyArray, drift: float) -> ActivationSource:
-    """The calibration streams that go with a backend."""
-    entry = ACTIVATIONS[BACKENDS[backend].framework]
-    streams: ActivationSource = load(entry, "calibration")(source, windows, drift=drift, **device_of(backend))
+def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPlan]:
+    """The job run the fastest way that stays within a size of resident memory ("8GB"), and what it takes then.
+
+    Hidden states that must lie on disk do so in `folder`, or in the nearest folder above it that exists.
+    Raises: BadInput for what is no size, and with the smallest one that would do.
+    """
+    limit = None if max_ram is None else parse_size(max_ram, "--max-ram")
+    give_large_arrays_back()
+    if job.recipe.needs_calibration:
+        load(ACTIVATIONS[BACKENDS[job.backend.name].framework], "calibration")  # imports what the process will hold
+    precision = job.backend.to_numpy(job.backend.asarray(np.zeros(1))).itemsize
+    process = measure_process(job.characters, precision)
+    memory = choose_way(job.source.config, job.recipe, process, limit)
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.is_dir())
+    activations = partial(make_activations, job.backend.name, flow=memory.way.flow(existing))
+    return replace(job, make_activations=activations, rows_at_once=memory.way.rows_at_once), memory
+
+
+def make_activations(
+    backend: str, source: ModelSource, windows: NumpyArray, drift: float, *, flow: Flow | None = None
+) -> ActivationSource:
+    """The calibration streams that go with a backend; flow is what the memory plan chose."""
+    make = load(ACTIVATIONS[BACKENDS[backend].framework], "calibration")
+    streams: ActivationSource = make(source, windows, drift=drift, flow=flow, **device_of(backend))
     return streams

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq.cli_export import export_command, verify_command
+from edgeq.cli_plan import plan_command
 from edgeq.failures import report_failure
 from edgeq.options import (
     BACKEND_OPTION,
@@ -104,6 +105,7 @@ def cli() -> None:
     help="Also write this format (see edgeq export --list); may be repeated.",
 )
 @format_options
+@click.option("--max-ram", metavar="SIZE", help="Stay within this much memory, such as 8GB: slower where it must be.")
 @click.option("--evaluate", "evaluated", is_flag=True, help="Measure the result against the original at the end.")
 @BACKEND_OPTION
 @JSON_OPTION
@@ -112,7 +114,7 @@ def cli() -> None:
 def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str, output: Path, exports: tuple[str, ...], evaluated: bool, backend: str, as_json: bool, force: bool,
     resume: bool, recipe: Path | None, calibration: tuple[str, ...], accuracy_level: int | None, qdq: bool | None,
-    **options: Any,
+    max_ram: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Quantize MODEL: a directory of safetensors, a .gguf file, a hub name, or the word demo.
 
@@ -121,7 +123,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize demo --output smollm2 --export gguf --evaluate
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
     """
-    from edgeq.assembly import make_job  # noqa: PLC0415
+    from edgeq.assembly import fit_job, make_job  # noqa: PLC0415
     from edgeq.measurement import check_evaluation, evaluate  # noqa: PLC0415
     from edgeq.pipeline import quantize  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
@@ -137,6 +139,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         open_source(model), settings, backend=backend, calibration=calibration, exports=exports,
         export_options=of_formats,
     )  # fmt: skip
+    job, _ = fit_job(job, max_ram, output.parent)
     if evaluated:
         check_evaluation(job.source, exports, backend)
     again = shlex.join(["edgeq", *with_flag(sys.argv[1:], "--resume")])
@@ -150,6 +153,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     report(summary, as_json, show_finished)
 
 
+cli.add_command(plan_command(quantize_command))
 cli.add_command(export_command)
 cli.add_command(verify_command)
 

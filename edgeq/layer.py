@@ -92,8 +92,7 @@ def prepare_site(
     settled, dead_columns = settle_dead_columns(statistics, backend)
     H, order = settled.H, None
     inverse = DampedFactor(None, recipe.damping, 0)
-    propagation = prepare_propagation(settled, split, recipe, backend)
-    if recipe.solver != "rtn":
+    if recipe.solver != "rtn":  # before the other factor: this one takes more memory on its way
         if recipe.activation_order:
             order = activation_order(H, backend)
             H = backend.take(backend.take(H, order, 0), order, 1)
@@ -101,6 +100,8 @@ def prepare_site(
     importance = importance_of(H, inverse.factor, recipe.scale_weighting, backend)
     if order is not None:
         importance = backend.take(importance, np.argsort(order), 0)
+    del H
+    propagation = prepare_propagation(settled, split, recipe, backend)
     return SiteFactors(
         settled, damped(settled.H, inverse.damping, backend), importance, inverse.factor, order, dead_columns,
         inverse.damping, inverse.retries, propagation,

@@ -8,11 +8,13 @@ from typing import Any, Protocol, TypeVar
 from edgeq.certificate import seal
 from edgeq.checkpoint import Checkpoint, write_json
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
-from edgeq.layer import LayerReport, prepare_site, solve_layer, solve_without_statistics
+from edgeq.layer import LayerReport, prepare_site, solve_without_statistics
 from edgeq.ownership import HEAD_FILE, REPORT_FILE
 from edgeq.plan import Grids, bits_per_weight, check_exports, plan_grids
+from edgeq.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescription, ModelSource, Site
 from edgeq.recipe import Recipe
+from edgeq.row_chunks import solve_rows
 from edgeq.run_identity import KEYS, identify
 from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
@@ -47,7 +49,8 @@ class Job:
     """Everything a run needs.
 
     `make_activations` gets the source, the token windows and on which share of them both streams run,
-    `make_calibration` the source, the recipe, and whom to tell how much text the model has written.
+    `make_calibration` the source, the recipe, and whom to tell how much text the model has written. characters is the
+    size of all texts, for the memory plan; rows_at_once bounds the memory of a layer's solve, None solves all together.
     """
 
     source: ModelSource
@@ -57,6 +60,8 @@ class Job:
     make_calibration: MakeCalibration
     exporters: Sequence[Exporter] = ()
     clock: Stopwatch = field(default_factory=Stopwatch)
+    rows_at_once: int | None = None
+    characters: int = 0
 
 
 def quantize(
@@ -143,6 +148,7 @@ def write_model(job: Job, grids: Grids, calibration: Calibration | None, run: Ru
         write_part(job, run.made / block_file(block.index), names, solved)
         with job.clock("write"):
             run.commit(activations)
+        trim()
         observer.finished_block(block.index)
     inside = {name for block in blocks for name in block.tensors}
     names = [name for name in grids if name not in inside]
@@ -184,7 +190,7 @@ def solve_site(job: Job, grids: Grids, site: Site, findings: Findings) -> Iterat
             continue
         weight = read_weight(job.source, name)
         problem = LayerProblem(linear, backend.asarray(weight), factors.statistics, grid)
-        layer, report = solve_layer(problem, factors, job.recipe, backend, clock)
+        layer, report = solve_rows(problem, factors, job.recipe, backend, clock, rows=job.rows_at_once)
         findings.layers.append(report)
         findings.note(name, weight, layer)
         site.replace(linear, layer.dequantized())

@@ -103,6 +103,12 @@ class Recipe:
         return AUTOMATIC in self._strengths
 
     @property
+    def chooses_by_layer(self) -> bool:
+        """Whether something is chosen for all rows of a layer together, which then cannot be solved in parts."""
+        shares = [self.outlier_columns, *(item.outlier_columns or 0.0 for item in self.overrides)]
+        return self.chooses_propagation or any(shares)
+
+    @property
     def _strengths(self) -> list[float | Literal["auto"]]:
         return [self.propagation_strength, *(item.propagation_strength or 0.0 for item in self.overrides)]
 

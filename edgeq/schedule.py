@@ -39,6 +39,11 @@ class Forward:
         else:
             self.stop = arrived
 
+    def abandon(self) -> None:
+        """Give the pass up where it stands, with everything that it holds."""
+        self._pass.throw()
+        self.stop = None
+
     def finished(self) -> Array:
         """The hidden states behind the block."""
         assert self._pass.dead, "the pass has not come to its end"
@@ -62,7 +67,7 @@ class Streams:
         self,
         full: Sequence[Forward],
         quantized: Sequence[Forward],
-        set_weight: Callable[[str, NumpyArray], None],
+        set_weight: Callable[[str, NumpyArray], object],
     ) -> None:
         self.full, self.quantized = full, quantized
         self._set_weight = set_weight

@@ -28,16 +28,18 @@ class Moments:
                 self.D = _added(self.D, backend.gram(difference, x_hat))
         backend.evaluate(*(total for total in (self.H, self.D) if total is not None))
 
-    def with_others(self, other: "Moments") -> "Moments":
-        """The moments of the tokens of both."""
-        D = self.D if other.D is None else _added(self.D, other.D)
-        return Moments(_added(self.H, other.H), D, self.n_tokens + other.n_tokens)
-
     def mean(self) -> LayerStatistics:
+        """The statistics; the sums become them, since of a wide layer each takes a gigabyte."""
         assert self.H is not None
-        return LayerStatistics(
-            self.H / self.n_tokens, None if self.D is None else self.D / self.n_tokens, self.n_tokens
-        )
+        self.H /= self.n_tokens
+        if self.D is not None:
+            self.D /= self.n_tokens
+        return LayerStatistics(self.H, self.D, self.n_tokens)
+
+
+def united(one: Moments, other: Moments) -> Moments:
+    """The moments of the tokens of both, in arrays of their own."""
+    return Moments(_sum(one.H, other.H), _sum(one.D, other.D), one.n_tokens + other.n_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +75,18 @@ def accumulate_split(site: Site, backend: Backend) -> tuple[LayerStatistics, Spl
         x, cut = _rows(X, backend), x_hat.shape[0] - math.ceil(HELD_OUT * x_hat.shape[0])
         fit.add(x[:cut], x_hat[:cut], backend)
         held_out.add(x[cut:], x_hat[cut:], backend)
-    return combined(site, fit.with_others(held_out), single, backend), Split(fit.mean(), held_out.mean())
+    total = combined(site, united(fit, held_out), single, backend)
+    return total, Split(fit.mean(), held_out.mean())
 
 
 def combined(site: Site, paired: Moments, single: Moments, backend: Backend) -> LayerStatistics:
     """Statistics of tokens that both streams run on and of others. Raises: BadInput for NaN and infinity."""
-    total = paired.with_others(single) if paired.n_tokens else single
-    statistics = total.mean()
+    both = paired.n_tokens and single.n_tokens
+    total = Moments(_sum(paired.H, single.H), None, paired.n_tokens + single.n_tokens) if both else None
+    statistics = (total or (paired if paired.n_tokens else single)).mean()
     if not math.isfinite(float(backend.diagonal(statistics.H).sum())):
         raise BadInput(f"inputs of layer {site.name!r} hold NaN or infinity; the model overflows on this text")
-    if paired.D is None or not single.n_tokens:
+    if total is None or paired.D is None:
         return statistics
     of_paired = paired.mean()
     return LayerStatistics(statistics.H, of_paired.D, total.n_tokens, of_paired.H)
@@ -94,6 +98,15 @@ def _rows(x: Array, backend: Backend) -> Array:
 
 
 def _added(total: Array | None, term: Array | None) -> Array | None:
+    """The sum, in the place of the first: of a wide layer each of these takes a gigabyte."""
     if total is None or term is None:
         return term if total is None else total
-    return total + term
+    total += term
+    return total
+
+
+def _sum(a: Array | None, b: Array | None) -> Array | None:
+    if a is not None and b is not None:
+        return a + b
+    only = b if a is None else a
+    return None if only is None else 1 * only

@@ -1,16 +1,19 @@
 """Calibration streams and plain predictions of a model that a framework runs block by block."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from edgeq.hidden_states import HiddenStates, StatesInMemory, StatesOnDisk
 from edgeq.protocols import Site
+from edgeq.recomputing import RecomputedStreams
 from edgeq.schedule import Forward, Streams
 from edgeq.storage import write_array
 from edgeq.types import Array, BlockSpec, NumpyArray
@@ -26,14 +29,14 @@ class BlockwiseModel(Protocol):
     def places(self) -> Sequence["Place"]:
         """Where the blocks stood, in execution order."""
 
-    def record(self, batches: Sequence[NumpyArray]) -> list[Array]:
-        """Note what every block gets besides hidden states, per batch; returns the hidden states before block 0."""
+    def record(self, batches: Sequence[NumpyArray]) -> Iterator[Array]:
+        """Note what every block gets besides hidden states; gives the hidden states before block 0, per batch."""
 
     def block(self, index: int) -> AbstractContextManager[object]:
         """A block with its weights, freed on leaving."""
 
-    def halting_block(self, block: BlockSpec) -> AbstractContextManager[Callable[[str, NumpyArray], None]]:
-        """The same, standing still at each linear layer; gives what replaces a layer's weight."""
+    def halting_block(self, block: BlockSpec) -> AbstractContextManager[Callable[[str, Array], Array]]:
+        """The same, standing still at each linear layer; gives what exchanges a layer's weight."""
 
     def run_block(self, index: int, batch: int, hidden: Array) -> Array:
         """One recorded batch through a block that has its weights."""
@@ -82,19 +85,21 @@ class Place:
 
 def record_calls(
     places: Sequence[Place], run: Callable[[NumpyArray], object], batches: Sequence[NumpyArray]
-) -> list[Array]:
-    """Run each batch through a model whose blocks are places; returns the hidden states before block 0."""
+) -> Iterator[Array]:
+    """Run each batch through a model whose blocks are places; gives the hidden states before block 0."""
     for place in places:
-        place.recording, place.calls, place.inputs = True, [], []
+        place.recording, place.calls = True, []
     for ids in batches:
         try:
             run(ids)
         except EndOfRecording:
             pass
-    embedded = places[0].inputs
+        embedded = places[0].inputs[0]
+        for place in places:
+            place.inputs = []
+        yield embedded
     for place in places:
-        place.recording, place.inputs = False, []
-    return embedded
+        place.recording = False
 
 
 def split_windows(windows: NumpyArray, tokens_per_batch: int) -> list[NumpyArray]:
@@ -111,6 +116,25 @@ def share_windows(windows: NumpyArray, share: float) -> tuple[NumpyArray, NumpyA
     return windows[chosen], windows[~chosen]
 
 
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """How calibration tokens go through a model: what `edgeq.memory_plan` chooses.
+
+    "standing": all batches stand at each layer, every operation runs once. "recomputing": one batch at a time, a
+    block's layers run about three times. Hidden states between blocks lie in memory, or on disk in states_folder.
+    """
+
+    schedule: Literal["standing", "recomputing"] = "standing"
+    batch_tokens: int | None = None
+    states_folder: Path | None = None
+
+
+def saved_windows(folder: Path, name: str) -> Iterator[NumpyArray]:
+    """Window after window of a stream that was saved in batches of any size. Shapes: (tokens, hidden)."""
+    for path in sorted(folder.glob(f"{name}-*.npy")):
+        yield from np.load(path, mmap_mode="r", allow_pickle=False)
+
+
 class CalibrationStreams:
     """Both streams of hidden states, and blocks whose forwards stand still at each linear layer.
 
@@ -118,38 +142,68 @@ class CalibrationStreams:
     Shapes: windows (count, tokens) of token ids.
     """
 
-    def __init__(self, model: BlockwiseModel, windows: NumpyArray, *, drift: float = 1.0) -> None:
-        self._model = model
-        both, rest = share_windows(windows, drift)
-        paired = split_windows(both, CALIBRATION_BATCH)
-        self._quantized = model.record([*paired, *split_windows(rest, CALIBRATION_BATCH)])
-        self._full = self._quantized[: len(paired)]
+    def __init__(
+        self, model: BlockwiseModel, windows: NumpyArray, *, drift: float = 1.0, flow: Flow | None = None
+    ) -> None:
+        self._model, self._flow = model, flow or Flow()
+        self._full, self._quantized = self._no_states(), self._no_states()
+        tokens = self._flow.batch_tokens or CALIBRATION_BATCH
+        paired, single = (split_windows(part, tokens) for part in share_windows(windows, drift))
+        for batch, hidden in enumerate(model.record([*paired, *single])):
+            for states in (self._full, self._quantized) if batch < len(paired) else (self._quantized,):
+                states.append(hidden)
 
     def sites(self, block: BlockSpec) -> Iterator[Site]:
         """Load a block, stand still at each of its sites, then keep what both streams came out with."""
+        schedule = self._stand if self._flow.schedule == "standing" else self._recompute
         with self._model.halting_block(block) as set_weight:
-            full, quantized = self._forwards(block.index, self._full), self._forwards(block.index, self._quantized)
-            yield from Streams(full, quantized, set_weight).sites()
-            self._full = [forward.finished() for forward in full]
-            self._quantized = [forward.finished() for forward in quantized]
+            yield from schedule(block.index, set_weight)
 
     def save(self, folder: Path) -> None:
         """Write what both streams came to, a file per batch."""
         for name, stream in (("full", self._full), ("quantized", self._quantized)):
-            for batch, hidden in enumerate(stream):
-                write_array(folder / f"{name}-{batch:05d}.npy", self._model.to_numpy(hidden))
+            for batch in range(len(stream)):
+                write_array(folder / f"{name}-{batch:05d}.npy", self._model.to_numpy(stream.read(batch)))
 
     def restore(self, folder: Path) -> None:
-        """Go on with what `save` wrote, on this or another framework. Raises: OSError, ValueError or EOFError."""
-        for name, stream in (("full", self._full), ("quantized", self._quantized)):
-            for batch, hidden in enumerate(stream):
-                saved = np.load(folder / f"{name}-{batch:05d}.npy", allow_pickle=False)
-                if saved.shape != tuple(hidden.shape):
-                    raise ValueError(f"hidden states of shape {saved.shape} instead of {tuple(hidden.shape)}")
-                stream[batch] = self._model.from_numpy(saved)
+        """Go on with what `save` wrote, on this or another framework, in batches of this or another size.
 
-    def _forwards(self, index: int, hidden: list[Array]) -> list[Forward]:
-        return [Forward(partial(self._model.run_block, index, batch, states)) for batch, states in enumerate(hidden)]
+        Raises: OSError, ValueError or EOFError.
+        """
+        for name, stream in (("full", self._full), ("quantized", self._quantized)):
+            windows = saved_windows(folder, name)
+            for batch in range(len(stream)):
+                shape = tuple(stream.read(batch).shape)
+                hidden = np.array(list(itertools.islice(windows, shape[0])))
+                if hidden.shape != shape:
+                    raise ValueError(f"hidden states of shape {hidden.shape} instead of {shape}")
+                stream.replace(batch, self._model.from_numpy(hidden))
+
+    def _stand(self, index: int, set_weight: Callable[[str, Array], Array]) -> Iterator[Site]:
+        full = [Forward(run) for run in self._runs(index, self._full)]
+        quantized = [Forward(run) for run in self._runs(index, self._quantized)]
+        yield from Streams(full, quantized, set_weight).sites()
+        for states, forwards in ((self._full, full), (self._quantized, quantized)):
+            for batch, forward in enumerate(forwards):
+                states.replace(batch, forward.finished())
+
+    def _recompute(self, index: int, set_weight: Callable[[str, Array], Array]) -> Iterator[Site]:
+        def keep(is_quantized: bool, batch: int, hidden: Array) -> None:
+            (self._quantized if is_quantized else self._full).replace(batch, hidden)
+
+        full, quantized = self._runs(index, self._full), self._runs(index, self._quantized)
+        yield from RecomputedStreams(full, quantized, set_weight, keep).sites()
+
+    def _runs(self, index: int, states: HiddenStates) -> list[Callable[[], Array]]:
+        def run(batch: int) -> Array:
+            return self._model.run_block(index, batch, states.read(batch))
+
+        return [partial(run, batch) for batch in range(len(states))]
+
+    def _no_states(self) -> HiddenStates:
+        if self._flow.states_folder is None:
+            return StatesInMemory()
+        return StatesOnDisk(self._flow.states_folder, self._model.to_numpy, self._model.from_numpy)
 
 
 class BlockwiseLogits:
@@ -164,7 +218,7 @@ class BlockwiseLogits:
 
     def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
         batches = split_windows(windows, PREDICTION_BATCH)
-        hidden = self._model.record(batches)
+        hidden = list(self._model.record(batches))
         for index in range(len(self._model.places)):
             with self._model.block(index):
                 hidden = [self._model.run_block(index, batch, states) for batch, states in enumerate(hidden)]

@@ -1,7 +1,7 @@
 """Calibration streams and plain predictions of mlx-lm models in MLX."""
 
 from edgeq.protocols import ModelSource
-from edgeq.streams import BlockwiseLogits, CalibrationStreams
+from edgeq.streams import BlockwiseLogits, CalibrationStreams, Flow
 from edgeq.types import NumpyArray
 from edgeq_backends.mlx_model import StreamedModel
 
@@ -9,8 +9,10 @@ from edgeq_backends.mlx_model import StreamedModel
 class MlxActivations(CalibrationStreams):
     """Shapes: windows (count, tokens) of token ids."""
 
-    def __init__(self, source: ModelSource, windows: NumpyArray, *, drift: float = 1.0) -> None:
-        super().__init__(StreamedModel(source), windows, drift=drift)
+    def __init__(
+        self, source: ModelSource, windows: NumpyArray, *, drift: float = 1.0, flow: Flow | None = None
+    ) -> None:
+        super().__init__(StreamedModel(source), windows, drift=drift, flow=flow)
 
 
 class MlxLogits(BlockwiseLogits):

@@ -25,6 +25,8 @@ from edgeq.types import BlockSpec, NumpyArray
 if find_spec("mlx_lm") is None:  # imported later, and only in part
     raise ModuleNotFoundError("No module named 'mlx_lm'", name="mlx_lm")
 
+EMBEDDING = "model.embed_tokens."  # all that runs before the blocks
+
 
 class PassThrough:
     """Stands where a block was. Not a module, so that the block's parameters are not among its model's."""
@@ -68,12 +70,12 @@ class StreamedModel:
         self._shapes = {spec.name: empty(block) for spec, block in zip(self.specs, self.blocks, strict=True)}
         self._shapes[""] = empty(self.model)
 
-    def record(self, batches: Sequence[NumpyArray]) -> list[mx.array]:
-        """Note what every block gets besides hidden states, per batch; returns the hidden states before block 0."""
-        with self._filled(self.model, ""):
-            embedded = record_calls(self.places, self._run, batches)
-            mx.eval(embedded)
-        return embedded
+    def record(self, batches: Sequence[NumpyArray]) -> Iterator[mx.array]:
+        """Note what every block gets besides hidden states; gives the hidden states before block 0, per batch."""
+        with self._filled(self.model, "", only=EMBEDDING):
+            for embedded in record_calls(self.places, self._run, batches):
+                mx.eval(embedded)
+                yield embedded
 
     def _run(self, ids: NumpyArray) -> mx.array:
         logits: mx.array = self.model(mx.array(ids.astype(np.int32)))
@@ -86,7 +88,7 @@ class StreamedModel:
             yield self.blocks[index]
 
     @contextmanager
-    def halting_block(self, block: BlockSpec) -> Iterator[Callable[[str, NumpyArray], None]]:
+    def halting_block(self, block: BlockSpec) -> Iterator[Callable[[str, Any], mx.array]]:
         """A block with its weights whose forwards stand still at each linear layer; gives what replaces a weight."""
         with self.block(block.index) as module:
             paths = {name: name.removeprefix(block.name + ".") for name in block.linears}
@@ -121,8 +123,9 @@ class StreamedModel:
         self.places[-1].result = None
 
     @contextmanager
-    def _filled(self, module: Module, prefix: str) -> Iterator[None]:
-        shapes = self._shapes[prefix]
+    def _filled(self, module: Module, prefix: str, *, only: str = "") -> Iterator[None]:
+        """Parameters from the source, or those whose path starts with `only`; freed on leaving."""
+        shapes = {path: shape for path, shape in self._shapes[prefix].items() if path.startswith(only)}
         try:
             for path, shape in shapes.items():
                 set_submodule(module, path, read_parameter(self.source, f"{prefix}.{path}" if prefix else path, shape))
@@ -208,6 +211,8 @@ def empty(module: Module) -> dict[str, tuple[int, ...]]:
     return {path: tuple(array.shape) for path, array in parameters.items()}
 
 
-def set_weight(linears: dict[str, Module], layer: str, W: NumpyArray) -> None:
-    """What the layer computes with from here on."""
-    linears[layer].weight = mx.array(W)
+def set_weight(linears: dict[str, Module], layer: str, W: Any) -> mx.array:
+    """What the layer computes with from here on, of NumPy or MLX; gives what it computed with before."""
+    old: mx.array = linears[layer].weight
+    linears[layer].weight = W if isinstance(W, mx.array) else mx.array(W)
+    return old

@@ -1,7 +1,7 @@
 """Calibration streams and plain predictions of transformers models in torch."""
 
 from edgeq.protocols import ModelSource
-from edgeq.streams import BlockwiseLogits, CalibrationStreams
+from edgeq.streams import BlockwiseLogits, CalibrationStreams, Flow
 from edgeq.types import NumpyArray
 from edgeq_backends.torch_model import StreamedModel
 
@@ -9,8 +9,16 @@ from edgeq_backends.torch_model import StreamedModel
 class TorchActivations(CalibrationStreams):
     """Shapes: windows (count, tokens) of token ids."""
 
-    def __init__(self, source: ModelSource, windows: NumpyArray, *, device: str = "cpu", drift: float = 1.0) -> None:
-        super().__init__(StreamedModel(source, device), windows, drift=drift)
+    def __init__(
+        self,
+        source: ModelSource,
+        windows: NumpyArray,
+        *,
+        device: str = "cpu",
+        drift: float = 1.0,
+        flow: Flow | None = None,
+    ) -> None:
+        super().__init__(StreamedModel(source, device), windows, drift=drift, flow=flow)
 
 
 class TorchLogits(BlockwiseLogits):

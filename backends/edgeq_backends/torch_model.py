@@ -62,13 +62,15 @@ class StreamedModel:
         for spec, block, place in zip(self.specs, self.blocks, self.places, strict=True):
             self.model.set_submodule(spec.name, PassThrough(block, place))
         self._outer = parameters_of(self.model, "")
+        embedding = embedding_of(self.model)
+        self._embedding = [item for item in self._outer if any(place[0] is embedding for place in item.places)]
         for module in (self.model, *self.blocks):
             move_buffers(module, self.device)
 
-    def record(self, batches: Sequence[NumpyArray]) -> list[torch.Tensor]:
-        """Note what every block gets besides hidden states, per batch; returns the hidden states before block 0."""
-        with self._filled(self._outer):
-            return record_calls(self.places, self._run, batches)
+    def record(self, batches: Sequence[NumpyArray]) -> Iterator[torch.Tensor]:
+        """Note what every block gets besides hidden states; gives the hidden states before block 0, per batch."""
+        with self._filled(self._embedding):
+            yield from record_calls(self.places, self._run, batches)
 
     def _run(self, ids: NumpyArray) -> torch.Tensor:
         tokens = torch.from_numpy(ids.astype(np.int64)).to(self.device)
@@ -82,7 +84,7 @@ class StreamedModel:
             yield self.blocks[index]
 
     @contextmanager
-    def halting_block(self, block: BlockSpec) -> Iterator[Callable[[str, NumpyArray], None]]:
+    def halting_block(self, block: BlockSpec) -> Iterator[Callable[[str, Any], torch.Tensor]]:
         """A block with its weights whose forwards stand still at each linear layer; gives what replaces a weight."""
         with self.block(block.index) as module:
             linears = {name: module.get_submodule(name.removeprefix(block.name + ".")) for name in block.linears}
@@ -128,6 +130,12 @@ class StreamedModel:
                 for module, leaf in parameter.places:
                     empty = torch.empty(parameter.shape, device="meta")
                     module._parameters[leaf] = torch.nn.Parameter(empty, requires_grad=False)
+
+
+def embedding_of(model: Any) -> torch.nn.Module:
+    """All that runs before the blocks."""
+    embedding: torch.nn.Module = model.get_input_embeddings()
+    return embedding
 
 
 def read_parameter(source: ModelSource, parameter: Parameter, device: torch.device) -> torch.Tensor:
@@ -201,9 +209,10 @@ def halt(name: str, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
     stand_still(name, args[0])
 
 
-def set_weight(linears: dict[str, torch.nn.Module], layer: str, W: NumpyArray) -> None:
-    """What the layer computes with from here on."""
+def set_weight(linears: dict[str, torch.nn.Module], layer: str, W: Any) -> torch.Tensor:
+    """What the layer computes with from here on, a NumPy array or a tensor; gives what it computed with before."""
     old = linears[layer]._parameters["weight"]
     assert old is not None
-    weight = torch.from_numpy(W).to(device=old.device, dtype=old.dtype)
+    weight = torch.as_tensor(W).to(device=old.device, dtype=old.dtype)
     linears[layer].weight = torch.nn.Parameter(weight, requires_grad=False)
+    return old

@@ -10,6 +10,7 @@ from edgeq.protocols import Backend
 from edgeq.types import Array, LayerStatistics
 
 RETRIES = 4  # each one multiplies the damping by ten
+INVERTED_COLUMNS = 1024  # in one strip
 DEAD_FRACTION = 1e-8  # of the mean diagonal: below it an input counts as never seen
 
 
@@ -52,11 +53,23 @@ def inverse_upper_factor(A: Array, backend: Backend) -> Array:
 
     Flipping rows and columns of A gives A' = M M^T; then U is M^-1 flipped back.
     """
-    size = A.shape[0]
-    backwards = np.arange(size)[::-1]
-    M = backend.cholesky(backend.take(backend.take(A, backwards, 0), backwards, 1))
-    inverse = backend.solve_triangular(M, backend.asarray(np.eye(size)))
+    backwards = np.arange(A.shape[0])[::-1]
+    flipped = backend.take(backend.take(A, backwards, 0), backwards, 1)
+    del A  # the caller's last reference moved in here: at most three matrices of this size are held at a time
+    inverse = inverse_lower(backend.cholesky(flipped), flipped, backend)
     return backend.take(backend.take(inverse, backwards, 0), backwards, 1)
+
+
+def inverse_lower(M: Array, work: Array, backend: Backend) -> Array:
+    """M^-1 of a lower factor, a strip of columns at a time below the diagonal; it overwrites `work`."""
+    size = work.shape[0]
+    for start in range(0, size, INVERTED_COLUMNS):
+        stop = min(start + INVERTED_COLUMNS, size)
+        unit = backend.asarray(np.eye(size - start, stop - start))
+        work[start:, start:stop] = backend.solve_triangular(M[start:, start:], unit)
+        work[:start, start:stop] = 0.0
+        backend.evaluate(work)
+    return work
 
 
 def settle_dead_columns(statistics: LayerStatistics, backend: Backend) -> tuple[LayerStatistics, int]:

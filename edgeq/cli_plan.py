@@ -1,0 +1,80 @@
+"""`edgeq plan`: the options of `edgeq quantize`, and what they will take. Heavy imports stand inside of the command."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.options import collect_settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ONLY_OF_RUNS = ("output", "force", "evaluated", "resume")
+
+
+def plan_command(quantize: click.Command) -> click.Command:
+    """The command `plan`, with those options of `quantize` that a run's size may depend on."""
+    options = [option for option in quantize.params if option.name not in ONLY_OF_RUNS]
+    text = """Memory, disk and time that quantizing MODEL takes with these options, without running it.
+
+    A directory with config.json and perhaps model.safetensors.index.json is enough; weights are not read.
+
+    \b
+    Example:
+      edgeq plan ./Llama-3.2-1B --max-ram 8GB --export gguf
+    """
+    return click.Command("plan", params=options, callback=run_plan, help=text)
+
+
+def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
+    model: str, exports: tuple[str, ...], backend: str, as_json: bool, recipe: Path | None,
+    calibration: tuple[str, ...], accuracy_level: int | None, qdq: bool | None, max_ram: str | None, **options: Any,
+) -> None:  # fmt: skip
+    from edgeq.assembly import fit_job, make_job  # noqa: PLC0415
+    from edgeq.cli import report  # noqa: PLC0415
+    from edgeq.run_plan import describe_run, open_outline  # noqa: PLC0415
+    from edgeq.sources import open_source  # noqa: PLC0415
+
+    settings = collect_settings(recipe, options)
+    of_formats = {"accuracy_level": accuracy_level, "qdq": qdq}
+    source = open_outline(model) or open_source(model)
+    job = make_job(
+        source, settings, backend=backend, calibration=calibration, exports=exports, export_options=of_formats
+    )
+    job, memory = fit_job(job, max_ram, Path.cwd())
+    report(describe_run(job, memory), as_json, show_plan)
+
+
+def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
+    """One screen; sizes in decimal units."""
+    from edgeq.memory_plan import show_size  # noqa: PLC0415
+    from edgeq.screen import facts_table  # noqa: PLC0415
+
+    table, memory, way, seconds = facts_table(), plan["memory"], plan["way"], plan["seconds"]
+    table.add_row("model", f"{plan['model']}, {seconds['blocks']} blocks, {show_size(plan['original'])}")
+    parts = "\n".join(f"{show_size(size):>8}  {part}" for part, size in memory["parts"].items() if size)
+    table.add_row("memory", f"{show_size(memory['peak'])} at most, at {memory['at']}\n{parts}")
+    table.add_row("schedule", describe_way(way))
+    table.add_row("disk", ", ".join(f"{part} {show_size(size)}" for part, size in plan["disk"].items()))
+    stages = ", ".join(
+        f"{stage} {show_time(value)}" for stage, value in seconds["by stage of a block"].items() if value
+    )
+    table.add_row("time", f"about {show_time(seconds['total'])}, {show_time(seconds['block'])} a block ({stages})")
+    for row in plan["formats"]:
+        fits = f"does not fit: {row['refused']}" if row["refused"] else f"loads in {row['read_by']}"
+        table.add_row(row["format"], f"{show_size(row['bytes'])}, {fits}")
+    console.print(table, highlight=False, soft_wrap=True)
+
+
+def describe_way(way: Mapping[str, Any]) -> str:
+    rows = "all rows" if way["rows_at_once"] is None else f"{way['rows_at_once']} rows"
+    states = "on disk" if way["states_on_disk"] else "in memory"
+    return f"{way['schedule']}, batches of {way['batch_tokens']} tokens, hidden states {states}, {rows} solved at once"
+
+
+def show_time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

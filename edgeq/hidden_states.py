@@ -1,0 +1,101 @@
+"""Where the hidden states of a stream lie between two blocks: in memory, or in a file that is never left behind."""
+
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from edgeq.errors import BadInput, reason_of
+from edgeq.types import Array, NumpyArray
+
+
+class HiddenStates(Protocol):
+    """One array per batch, in the batches' order."""
+
+    def __len__(self) -> int: ...
+
+    def append(self, hidden: Array) -> None: ...
+
+    def read(self, batch: int) -> Array: ...
+
+    def replace(self, batch: int, hidden: Array) -> None:
+        """What comes out of a block instead of what went in; of equal shape."""
+
+
+class StatesInMemory:
+    """Arrays of the framework, kept as they are."""
+
+    def __init__(self) -> None:
+        self._states: list[Array] = []
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def append(self, hidden: Array) -> None:
+        self._states.append(hidden)
+
+    def read(self, batch: int) -> Array:
+        return self._states[batch]
+
+    def replace(self, batch: int, hidden: Array) -> None:
+        self._states[batch] = hidden
+
+
+class StatesOnDisk:
+    """Arrays in one file without a name, which the system removes however the process ends.
+
+    The file is read and written, not mapped: pages of a map count as resident memory of the process.
+    """
+
+    def __init__(
+        self, folder: Path, to_numpy: Callable[[Array], NumpyArray], from_numpy: Callable[[NumpyArray], Array]
+    ) -> None:
+        self._folder = folder
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder, prefix=".edgeq-states-")
+        except OSError as error:
+            raise self._not_written(error) from error
+        weakref.finalize(self, self._file.close)
+        self._to_numpy, self._from_numpy = to_numpy, from_numpy
+        self._places: list[tuple[int, tuple[int, ...], np.dtype[np.generic]]] = []
+        self._end = 0
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def append(self, hidden: Array) -> None:
+        values = np.ascontiguousarray(self._to_numpy(hidden))
+        self._places.append((self._end, values.shape, values.dtype))
+        self._write(self._end, values)
+        self._end += values.nbytes
+
+    def read(self, batch: int) -> Array:
+        offset, shape, dtype = self._places[batch]
+        values = np.empty(shape, dtype)
+        self._file.seek(offset)
+        if self._file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
+            raise BadInput("the temporary file of hidden states became shorter while in use; run the command again")
+        return self._from_numpy(values)
+
+    def replace(self, batch: int, hidden: Array) -> None:
+        offset, shape, dtype = self._places[batch]
+        values = np.ascontiguousarray(self._to_numpy(hidden))
+        assert (values.shape, values.dtype) == (shape, dtype), "a block gives back the shape that it got"
+        self._write(offset, values)
+
+    def _write(self, offset: int, values: NumpyArray) -> None:
+        try:
+            self._file.seek(offset)
+            self._file.write(values.reshape(-1).view(np.uint8).data)
+            self._file.flush()
+        except OSError as error:
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> BadInput:
+        return BadInput(
+            f"hidden states cannot be written in {str(self._folder)!r} ({reason_of(error)}); make room there, or raise "
+            "--max-ram so that they stay in memory"
+        )

@@ -1,0 +1,227 @@
+"""How much memory a run takes at its worst moment, and which way of running it fits into a limit."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeq.errors import BadInput
+from edgeq.process_memory import resident_bytes
+from edgeq.recipe import Recipe
+from edgeq.sources.layout import ATTENTION, MLP, expected_block_shapes, expected_linear_shapes
+from edgeq.streams import CALIBRATION_BATCH, Flow
+
+SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)
+FLOAT = 4  # bytes of weights and activations in forward passes
+SITES = (ATTENTION[:3], ATTENTION[3:], MLP[:2], MLP[2:])
+ROWS_AT_ONCE = 1024
+FEWEST_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way of running: the schedule, tokens of a batch, where hidden states lie, rows solved at once (None: all)."""
+
+    schedule: Literal["standing", "recomputing"]
+    batch_tokens: int
+    states_on_disk: bool
+    rows_at_once: int | None
+
+    def flow(self, folder: Path) -> Flow:
+        """How the calibration streams run; hidden states on disk lie in `folder`."""
+        return Flow(self.schedule, self.batch_tokens, folder if self.states_on_disk else None)
+
+
+WAYS = (
+    Way("standing", CALIBRATION_BATCH, False, None),
+    Way("standing", CALIBRATION_BATCH, False, ROWS_AT_ONCE),
+    Way("standing", CALIBRATION_BATCH // 4, False, ROWS_AT_ONCE),
+    Way("recomputing", CALIBRATION_BATCH, False, ROWS_AT_ONCE),
+    Way("recomputing", CALIBRATION_BATCH // 4, False, ROWS_AT_ONCE),
+    Way("recomputing", CALIBRATION_BATCH // 4, True, ROWS_AT_ONCE),
+    Way("recomputing", 1, True, FEWEST_ROWS),
+)
+"""From the fastest to the one that takes least; the first is what runs without a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What a process takes whatever the model's size, and the bytes of a number that its backend solves in."""
+
+    resident: int
+    precision: int
+
+
+MODEL_CODE = 170 * 10**6  # bytes: what frameworks import when the first model is built
+TEXT_CHARACTER = 100  # bytes of text, tokens and what the tokenizer keeps of them
+
+
+def measure_process(characters: int, precision: int) -> Process:
+    """This process, in which the framework has been imported; where the system does not tell, a usual size."""
+    resident = resident_bytes() or 700 * 10**6
+    return Process(resident + MODEL_CODE + TEXT_CHARACTER * characters, precision)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One moment of a run and what is in memory then, by part. Units: bytes."""
+
+    name: str
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How a run goes and the moment at which it takes most."""
+
+    way: Way
+    peak: Moment
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes of "8GB", "7.5 GiB" or "500MB". Raises: BadInput."""
+    found, size = SIZE.fullmatch(text), 0
+    if found:
+        power = " KMGT".index((found[2] or " ").upper())
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    if size <= 0:
+        raise BadInput(f"{option} {text!r}: expected a size such as 8GB, 7.5GiB or 500MB")
+    return size
+
+
+def choose_way(config: Mapping[str, Any], recipe: Recipe, process: Process, limit: int | None) -> MemoryPlan:
+    """The fastest way that fits. Raises: BadInput with the smallest limit that would do."""
+    ways = [replace(way, rows_at_once=None) for way in WAYS] if recipe.chooses_by_layer else WAYS
+    plans = [MemoryPlan(way, peak_moment(config, recipe, process, way)) for way in ways]
+    if limit is None:
+        return plans[0]
+    for plan in plans:
+        if plan.peak.total <= limit:
+            return plan
+    least = min(plans, key=lambda plan: plan.peak.total)
+    raise BadInput(
+        f"--max-ram {show_size(limit)}: this run needs at least {show_size(least.peak.total, up=True)} (while it is at "
+        f"{least.peak.name}); give that much, or choose --quality fast or a smaller model"
+    )
+
+
+def show_size(size: float, *, up: bool = False) -> str:
+    """Units as people say them; rounded up where less would not do."""
+    name, unit = ("GB", 10**9) if size >= 10**9 else ("MB", 10**6)
+    digits = 1 if unit == 10**9 else 0
+    if up:
+        size += unit / 10**digits * 0.999
+        return f"{int(size / unit * 10**digits) / 10**digits:.{digits}f} {name}".replace(".0 ", " ")
+    return f"{size / unit:.{digits}f} {name}"
+
+
+def peak_moment(config: Mapping[str, Any], recipe: Recipe, process: Process, way: Way) -> Moment:
+    return max(moments(config, recipe, process, way), key=lambda moment: moment.total)
+
+
+def moments(config: Mapping[str, Any], recipe: Recipe, process: Process, way: Way) -> Iterator[Moment]:
+    """The moments of a run that may take most."""
+    base = {"framework and program": process.resident}
+    table = config["vocab_size"] * config["hidden_size"]
+    yield Moment("the embedding", {**base, "embedding": 12 * table})
+    if recipe.needs_calibration:
+        run = _Run(config, recipe, process.precision, way)
+        for site in SITES:
+            for name, parts in run.site_moments(site):
+                yield Moment(name, base | parts)
+
+
+class _Run:
+    """The sizes that the moments of one run are made of."""
+
+    def __init__(self, config: Mapping[str, Any], recipe: Recipe, precision: int, way: Way) -> None:
+        self.shapes, self.recipe, self.way, self.precision = expected_linear_shapes(config), recipe, way, precision
+        self.hidden, self.inner = int(config["hidden_size"]), int(config["intermediate_size"])
+        self.queries, self.keys = self.shapes[ATTENTION[0]][0], self.shapes[ATTENTION[1]][0]
+        self.block = sum(shape[0] * (shape[1] if len(shape) == 2 else 1)
+                         for shape in expected_block_shapes(config).values())  # fmt: skip
+        self.drift = int(recipe.needs_drift)
+        self.streams = 1 + (recipe.propagation_share if recipe.needs_drift else 0.0)
+        self.paired = int(recipe.needs_drift and recipe.propagation_share < 1)
+        self.tokens = recipe.samples * recipe.sequence_length
+        self.batch = min(self.tokens, max(1, way.batch_tokens // recipe.sequence_length) * recipe.sequence_length)
+
+    def site_moments(self, site: Sequence[str]) -> Iterator[tuple[str, dict[str, int]]]:
+        columns = self.shapes[site[0]][1]
+        square, inputs = columns * columns * self.precision, self.batch * columns * FLOAT
+        held = self._common(site) | {"standing passes": self._standing(site)}
+        kept = (3 + 2 * self.drift + self.paired) * square
+        standing = self.way.schedule == "standing"
+        yield (
+            f"the statistics of {site[0]}",
+            held
+            | {
+                "running pass": 2 * self.drift * inputs
+                if standing
+                else self._transient() + (2 + 2 * self.drift) * inputs,
+                "second moments": (2 + self.drift + self.paired) * square + columns * columns * FLOAT,
+            },
+        )
+        factors = (4 + self.drift + self.paired + self.recipe.activation_order) * square
+        yield f"the factors of {site[0]}", held | {"second moments and factors": factors}
+        if standing:
+            passing = {"running pass": self._transient(), "second moments and factors": kept}
+            yield f"the way on from {site[0]}", held | passing
+        rows = max(self.shapes[layer][0] for layer in site)
+        rows = min(rows, self.way.rows_at_once or rows)
+        sweeps = 2 * bool(self.recipe.sweeps) * square
+        annealed = columns * columns * FLOAT * bool(self.recipe.anneal_rounds)
+        yield (
+            f"the solve of {site[0]}",
+            held
+            | {
+                "second moments and factors": kept + sweeps + annealed,
+                "weights in the solve": self._temporaries(rows * columns) + self._layer(site),
+            },
+        )
+
+    def _common(self, site: Sequence[str]) -> dict[str, int]:
+        """The block, what its solved layers compute with, their codes, and hidden states."""
+        before = [layer for layers in SITES[: SITES.index(tuple(site)) + 1] for layer in layers]
+        solved = sum(self._size(layer) for layer in before)
+        copies = solved if self.drift and self.way.schedule == "recomputing" else 0
+        in_memory = 0 if self.way.states_on_disk else int(self.streams * self.tokens) * self.hidden * FLOAT
+        return {
+            "weights of a block": FLOAT * (self.block + copies),
+            "codes of a block": solved + 2 * solved // 8,
+            "hidden states": in_memory,
+        }
+
+    def _standing(self, site: Sequence[str]) -> int:
+        """What passes hold while they stand at a site, by what the model's own code keeps in its frames."""
+        if self.way.schedule == "recomputing":
+            return 0
+        wide: int = {
+            SITES[0]: self.hidden,
+            SITES[1]: self.hidden + 2 * self.queries + 2 * self.keys,
+            SITES[2]: 2 * self.hidden + self.inner,
+            SITES[3]: 2 * self.hidden + self.inner,
+        }[tuple(site)]
+        return int(self.streams * self.tokens) * FLOAT * (wide + (self.hidden if self.way.states_on_disk else 0))
+
+    def _transient(self) -> int:
+        """What one batch takes on its way through a block."""
+        widest: int = max(3 * self.inner, 4 * self.queries + 4 * self.keys)
+        return self.batch * FLOAT * (2 * self.hidden + widest)
+
+    def _temporaries(self, elements: int) -> int:
+        arrays = 8 + 4 * bool(self.recipe.sweeps or self.recipe.scales == "both") + 3 * bool(self.recipe.anneal_rounds)
+        return arrays * self.precision * elements
+
+    def _layer(self, site: Sequence[str]) -> int:
+        """A layer as it is read, in the precision of the solve, and dequantized."""
+        return max(self._size(layer) for layer in site) * (2 * FLOAT + self.precision)
+
+    def _size(self, layer: str) -> int:
+        rows, columns = self.shapes[layer]
+        return rows * columns

@@ -1,0 +1,46 @@
+"""What this process takes of the machine's memory, and keeping the C library from taking more than it needs."""
+
+import ctypes
+import sys
+from collections.abc import Callable
+from typing import Any
+
+MAPPED_FROM = 4 * 2**20  # bytes: arrays of this size and more go back to the system when they are freed
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def give_large_arrays_back() -> None:
+    """Fix the size from which glibc maps memory anew.
+
+    By itself it raises that size to 32 MB as arrays come and go, and then keeps holes between them: the resident set
+    of a long run grows for many blocks.
+    """
+    mallopt = _c_function("mallopt")
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
+        mallopt(M_TRIM_THRESHOLD, MAPPED_FROM)
+
+
+def trim() -> None:
+    """Give back what is free inside the heap."""
+    malloc_trim = _c_function("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def resident_bytes() -> int | None:
+    """The resident set of this process now; None where the system does not say."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            line = next(line for line in file if line.startswith("VmRSS"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024
+
+
+def _c_function(name: str) -> Callable[..., Any] | None:
+    """A function of glibc; None with another C library."""
+    if not sys.platform.startswith("linux"):
+        return None
+    function: Callable[..., Any] | None = getattr(ctypes.CDLL(None), name, None)
+    return function

@@ -1,0 +1,128 @@
+"""The schedule for little memory: at each site both streams run anew from the block's start, one batch at a time.
+
+Nothing but one batch is held while a layer is solved; in exchange a block is run about three times. Sites, inputs and
+results are those of `edgeq.schedule.Streams`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from edgeq.errors import UnsupportedModel
+from edgeq.schedule import Forward
+from edgeq.types import Array, NumpyArray
+
+Run = Callable[[], Array]
+"""One batch's pass through the block, from its start."""
+
+
+class RecomputedStreams:
+    """Both streams' passes through one block: full precision (may be fewer, or none) and quantized, paired by batch.
+
+    set_weight changes what a layer computes with and gives back what it computed with before; keep gets each output of
+    the block, by stream (True is the quantized one) and batch.
+    """
+
+    def __init__(
+        self,
+        full: Sequence[Run],
+        quantized: Sequence[Run],
+        set_weight: Callable[[str, Array], Array],
+        keep: Callable[[bool, int, Array], None],
+    ) -> None:
+        self._full, self._quantized = full, quantized
+        self._set_weight, self._keep = set_weight, keep
+        self._spare: dict[str, Array] = {}  # weights of solved layers that the stream now running does not use
+        self._replaced = False
+
+    def sites(self) -> Iterator["RecomputedSite"]:
+        """One site after the other; both streams are through the block when this is exhausted."""
+        layers = self._site_layers()
+        route = [name for names in layers for name in names]
+        for names in layers:
+            yield RecomputedSite(self, names, route[: route.index(names[0])])
+        for quantized, runs in ((False, self._full), (True, self._quantized)):
+            self._use(replaced=quantized)
+            for batch, run in enumerate(runs):
+                forward = Forward(run)
+                follow(forward, route)
+                self._keep(quantized, batch, forward.finished())
+
+    def replace(self, layer: str, weight: NumpyArray) -> None:
+        if self._full:
+            self._use(replaced=False)
+            self._spare[layer] = weight
+        else:  # nobody needs the original any more
+            self._set_weight(layer, weight)
+
+    def inputs(self, route: Sequence[str], layer: str) -> Iterator[tuple[Array | None, Array]]:
+        """(X, X_hat) per batch of a layer that stands behind others."""
+        for batch, run in enumerate(self._quantized):
+            X = None
+            if batch < len(self._full):
+                self._use(replaced=False)
+                X = input_at(Forward(self._full[batch]), route, layer)
+            self._use(replaced=True)
+            yield X, input_at(Forward(run), route, layer)
+
+    def _site_layers(self) -> list[list[str]]:
+        """The layers in execution order, those that read one input together: seen in the pass of one batch."""
+        forward, found, last = Forward(self._quantized[0]), list[list[str]](), None
+        forward.resume()
+        while forward.stop is not None:
+            if last is not None and forward.stop.input is last:
+                found[-1].append(forward.stop.layer)
+            else:
+                found.append([forward.stop.layer])
+            last = forward.stop.input
+            forward.resume()
+        return found
+
+    def _use(self, *, replaced: bool) -> None:
+        """Let the layers that are solved compute with their new weights, or with the original ones."""
+        if replaced != self._replaced:
+            self._spare = {layer: self._set_weight(layer, weight) for layer, weight in self._spare.items()}
+            self._replaced = replaced
+
+
+class RecomputedSite:
+    """The layers that read one input. Layers that the caller leaves unsolved keep their weights."""
+
+    def __init__(self, streams: RecomputedStreams, layers: Sequence[str], route: Sequence[str]) -> None:
+        self.name = layers[0]
+        self._streams, self._layers, self._route = streams, layers, route
+
+    def batches(self) -> Iterator[tuple[Array | None, Array]]:
+        """(X, X_hat) per batch, computed when asked for; X is None when no full-precision stream runs."""
+        return self._streams.inputs(self._route, self.name)
+
+    def layers(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def replace(self, layer: str, W: NumpyArray) -> None:
+        self._streams.replace(layer, W)
+
+
+def input_at(forward: Forward, route: Sequence[str], layer: str) -> Array:
+    """What a layer behind others gets in a pass that ends there."""
+    follow(forward, route)
+    if forward.stop is None or forward.stop.layer != layer:
+        raise _another_way(forward, layer)
+    found = forward.stop.input
+    forward.abandon()
+    return found
+
+
+def follow(forward: Forward, route: Sequence[str]) -> None:
+    """Run a pass through layers in order, up to whatever comes after them. Raises: UnsupportedModel."""
+    forward.resume()
+    for layer in route:
+        if forward.stop is None or forward.stop.layer != layer:
+            raise _another_way(forward, layer)
+        forward.resume()
+
+
+def _another_way(forward: Forward, layer: str) -> UnsupportedModel:
+    here = f"layer {forward.stop.layer!r}" if forward.stop else "the end of the block"
+    return UnsupportedModel(
+        f"one batch stands at layer {layer!r} and another at {here}; edgeq needs models that run the same layers for "
+        "every batch"
+    )

@@ -1,0 +1,65 @@
+"""`edgeq plan` and `--max-ram` as users meet them."""
+
+import json
+
+import pytest
+
+from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
+from edgeq.sources.safetensors_directory import SHARD_INDEX
+
+
+@pytest.fixture(scope="module")
+def giant(tmp_path_factory):
+    """The shapes of a 70B model: config and index, not a single weight."""
+    folder = tmp_path_factory.mktemp("giant") / "llama-70b"
+    return write_checkpoint(folder, make_config(**SHAPES["llama-2-70b"]), outline=True)
+
+
+def test_a_70b_model_is_planned_from_config_and_index_alone(edgeq, giant):
+    result = edgeq("plan", giant, "--backend", "cpu", "--json", "--export", "mlx")
+    assert result.status == 0, result.err
+    plan = json.loads(result.out)
+    assert plan["seconds"]["blocks"] == 80
+    assert plan["memory"]["peak"] == sum(plan["memory"]["parts"].values()) > 6 * 8 * 28672**2
+    assert plan["original"] == pytest.approx(138e9, rel=0.01)  # 69 billion parameters of two bytes
+    assert plan["disk"]["checkpoint"] == pytest.approx(69e9 * 4.5 / 8, rel=0.02)
+    assert [row["format"] for row in plan["formats"]] == ["mlx"]
+
+
+def test_a_plan_on_the_screen_names_memory_time_and_disk(edgeq, saved_model, quick):
+    result = edgeq("plan", saved_model, *quick, "--export", "gguf")
+    assert result.status == 0, result.err
+    for word in ("memory", "framework and program", "standing", "disk", "checkpoint", "time", "gguf", "llama.cpp"):
+        assert word in result.out
+
+
+def test_the_planned_checkpoint_is_as_large_as_the_written_one(edgeq, saved_model, quick, tmp_path):
+    planned = json.loads(edgeq("plan", saved_model, *quick, "--json").out)["disk"]["checkpoint"]
+    written = json.loads(edgeq("quantize", saved_model, *quick, "--json", "--output", tmp_path / "out").out)
+    assert written["bytes"]["checkpoint"] == pytest.approx(planned, rel=0.15)  # headers
+
+
+def test_a_limit_that_is_too_small_is_refused_before_any_work(refuse, saved_model):
+    line = refuse(saved_model, "--max-ram", "1MB")
+    assert "--max-ram 1 MB: this run needs at least" in line
+
+
+def test_what_is_no_size_is_refused(refuse, saved_model):
+    assert "--max-ram 'plenty': expected a size such as 8GB" in refuse(saved_model, "--max-ram", "plenty")
+
+
+def test_an_index_without_weights_cannot_be_quantized(refuse, model):
+    (model / "model.safetensors").unlink()
+    names = {"model.norm.weight": "model-00001-of-00001.safetensors"}
+    (model / SHARD_INDEX).write_text(json.dumps({"weight_map": names}))
+    assert "which is missing" in refuse(model)
+
+
+def test_a_limited_run_writes_what_an_unlimited_one_does(edgeq, saved_model, quick, tmp_path):
+    for name, words in (("free", []), ("limited", ["--max-ram", "20GB"])):
+        assert edgeq("quantize", saved_model, *quick, "--output", tmp_path / name, *words).status == 0
+    first, second = (
+        [(tmp_path / name / file).read_bytes() for file in ("blocks/0000.safetensors", "blocks/0001.safetensors")]
+        for name in ("free", "limited")
+    )
+    assert first == second

@@ -1,0 +1,161 @@
+"""What is planned is what happens: ways of running are chosen by it, and processes take what it says."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
+from edgeq.errors import BadInput
+from edgeq.memory_plan import WAYS, Process, choose_way, parse_size, peak_moment, show_size
+from edgeq.recipe import make_recipe, with_preset
+from edgeq.run_plan import block_seconds, open_outline
+from edgeq.sources import open_source
+from edgeq.sources.outline import ModelOutline
+
+PROCESS = Process(800 * 10**6, 8)
+LLAMA_7B = make_config(**SHAPES["llama-2-7b"])
+BALANCED, FAST = (make_recipe(with_preset({"quality": quality})) for quality in ("balanced", "fast"))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GB", 8e9), ("8 gb", 8e9), ("8GiB", 8 * 2**30), ("500MB", 5e8), ("1.5G", 1.5e9), ("2TB", 2e12), ("4096", 4096)],
+)
+def test_sizes_are_read_as_people_write_them(text, size):
+    assert parse_size(text, "--max-ram") == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-8GB", "8 apples", "0GB", "8GBB", "nan", "1e9", "8,5GB"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(BadInput, match=r"--max-ram .*: expected a size such as 8GB"):
+        parse_size(text, "--max-ram")
+
+
+def test_a_limit_is_kept_by_the_fastest_way_that_does():
+    totals = [peak_moment(LLAMA_7B, FAST, PROCESS, way).total for way in WAYS]
+    for limit in totals:
+        plan = choose_way(LLAMA_7B, FAST, PROCESS, limit)
+        assert plan.peak.total <= limit
+        assert all(total > limit for total in totals[: WAYS.index(plan.way)])
+
+
+def test_without_a_limit_everything_stands_in_memory():
+    assert choose_way(LLAMA_7B, BALANCED, PROCESS, None).way == WAYS[0]
+
+
+@pytest.mark.parametrize("recipe", [BALANCED, FAST], ids=["balanced", "fast"])
+def test_a_refusal_names_a_size_that_is_then_enough(recipe):
+    with pytest.raises(BadInput, match="needs at least") as refused:
+        choose_way(LLAMA_7B, recipe, PROCESS, 10**9)
+    size = parse_size(str(refused.value).split("at least ")[1].split(" (")[0], "--max-ram")
+    assert choose_way(LLAMA_7B, recipe, PROCESS, size).peak.total <= size
+    with pytest.raises(BadInput):
+        choose_way(LLAMA_7B, recipe, PROCESS, int(0.97 * size))
+
+
+def test_sizes_are_shown_rounded_up_where_less_would_not_do():
+    assert show_size(8.04e9) == "8.0 GB"
+    assert parse_size(show_size(8.04e9, up=True), "") >= 8.04e9
+    assert parse_size(show_size(512.2e6, up=True), "") >= 512.2e6
+
+
+def test_more_tokens_take_more_memory_only_where_they_stand():
+    more = replace(FAST, samples=4 * FAST.samples)
+    standing, recomputing = WAYS[0], WAYS[-1]
+    assert peak_moment(LLAMA_7B, more, PROCESS, standing).total > peak_moment(LLAMA_7B, FAST, PROCESS, standing).total
+    assert peak_moment(LLAMA_7B, more, PROCESS, recomputing) == peak_moment(LLAMA_7B, FAST, PROCESS, recomputing)
+
+
+def test_blocks_do_not_count_in_memory_but_in_time():
+    longer = {**LLAMA_7B, "num_hidden_layers": 320}
+    assert peak_moment(longer, FAST, PROCESS, WAYS[0]) == peak_moment(LLAMA_7B, FAST, PROCESS, WAYS[0])
+
+
+def test_twice_the_rate_is_half_the_time_and_recomputing_takes_longer():
+    rates = {"forward": 1e11, "solve": 5e10, "factor": 2e10}
+    once = block_seconds(LLAMA_7B, BALANCED, rates, False)
+    fast = block_seconds(LLAMA_7B, BALANCED, {name: 2 * rate for name, rate in rates.items()}, False)
+    for stage in ("forward passes", "statistics", "factors", "solve"):
+        assert fast[stage] == pytest.approx(once[stage] / 2)
+    again = block_seconds(LLAMA_7B, BALANCED, rates, True)
+    assert again["forward passes"] > 2 * once["forward passes"]
+    assert again["solve"] == once["solve"]
+
+
+def test_an_outline_has_the_tensors_of_the_whole_model(tmp_path):
+    config = make_config(hidden=64, inner=96, heads=4, blocks=2)
+    whole = open_source(str(write_checkpoint(tmp_path / "whole", config)))
+    outline = open_outline(str(write_checkpoint(tmp_path / "outline", config, outline=True)))
+    assert isinstance(outline, ModelOutline)
+    assert {name: outline.shape(name) for name in outline.tensor_names()} == whole.shapes()
+    assert [block.linears for block in outline.blocks()] == [block.linears for block in whole.blocks()]
+    assert all(outline.tensor_bytes(name) == whole.tensor_bytes(name) for name in whole.tensor_names())
+    assert open_outline(str(tmp_path / "whole")) is None
+    with pytest.raises(BadInput, match="holds no weights"):
+        outline.read("model.norm.weight")
+
+
+def test_an_index_that_does_not_fit_its_config_is_refused(tmp_path):
+    folder = write_checkpoint(tmp_path / "m", make_config(hidden=64, inner=96, heads=4, blocks=2), outline=True)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["weight_map"]["model.norm.weight"]
+    index.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r"lacks 'model\.norm\.weight'"):
+        open_outline(str(folder))
+    content["weight_map"] |= {"model.norm.weight": "a.safetensors", "model.extra.weight": "a.safetensors"}
+    index.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r"lists 'model\.extra\.weight'"):
+        open_outline(str(folder))
+
+
+def run(*words):
+    """A command in a process of its own: standard output and the peak of its resident set."""
+    command = [sys.executable, "-m", "edgeq", *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
+        out = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return out, used.ru_maxrss * 1024
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """One block, wide enough that arrays weigh more than the program."""
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    return write_checkpoint(folder, make_config(hidden=768, inner=2048, heads=8, blocks=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--quality", "balanced"),
+        ("--quality", "fast", "--samples", 96),
+        ("--quality", "balanced", "--max-ram", "1800MB"),
+    ],
+    ids=["balanced", "fast", "limited"],
+)
+def test_the_peak_is_within_15_percent_of_the_plan(wide, tmp_path, words):
+    words = (wide, "--backend", "cpu", "--json", *words)
+    planned = json.loads(run("plan", *words)[0])
+    _, peak = run("quantize", *words, "--output", tmp_path / "out")
+    assert peak == pytest.approx(planned["memory"]["peak"], rel=0.15)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_blocks(tmp_path):
+    peaks = []
+    for blocks in (4, 32):
+        model = write_checkpoint(tmp_path / "model", make_config(hidden=256, inner=688, heads=4, blocks=blocks))
+        words = ("--backend", "cpu", "--quality", "fast", "--samples", 8, "--sequence-length", 256)
+        peaks.append(run("quantize", model, "--output", tmp_path / f"out{blocks}", *words)[1])
+        shutil.rmtree(model)
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.05)

@@ -1,0 +1,151 @@
+"""The schedule for little memory gives what standing still gives, wherever the hidden states lie."""
+
+from dataclasses import replace
+from functools import partial
+
+import models
+import numpy as np
+import pytest
+from test_schedule import Toy, branching
+
+from edgeq.assembly import make_activations, make_job
+from edgeq.errors import UnsupportedModel
+from edgeq.hidden_states import StatesInMemory, StatesOnDisk
+from edgeq.pipeline import quantize
+from edgeq.recipe import with_preset
+from edgeq.recomputing import RecomputedStreams
+from edgeq.registry import ACTIVATIONS, load
+from edgeq.screen import Silent
+from edgeq.streams import Flow
+
+WINDOW = 16
+FRAMEWORKS = ("torch", "mlx")
+
+
+def flows(folder):
+    """Every other way through a model, at the batch size of the first."""
+    tokens = 2 * WINDOW
+    return {
+        "standing": Flow("standing", tokens),
+        "standing, states on disk": Flow("standing", tokens, folder),
+        "recomputing": Flow("recomputing", tokens),
+        "recomputing, states on disk": Flow("recomputing", tokens, folder),
+    }
+
+
+def visit(streams, blocks, replacements):
+    """Every site's layers and inputs, while layers are replaced on the way."""
+    seen = []
+    for block in blocks:
+        for site in streams.sites(block):
+            pairs = [
+                (None if X is None else np.asarray(X).copy(), np.asarray(X_hat).copy()) for X, X_hat in site.batches()
+            ]
+            layers = []
+            for layer in site.layers():
+                layers.append(layer)
+                if layer in replacements:
+                    site.replace(layer, replacements[layer])
+            seen.append((layers, pairs))
+    return seen
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("drift", [True, False])
+def test_all_flows_show_the_same_inputs_bit_by_bit(framework, drift, rng, tmp_path, one_thread):
+    llama = models.tiny_llama()
+    source, windows = models.MemorySource(llama), rng.integers(0, 40, (5, WINDOW))
+    replaced = {
+        name.removesuffix(".weight"): source.read(name) + 0.1 * rng.standard_normal(source.shape(name)).astype("f4")
+        for name in source.tensor_names()
+        if name.endswith("_proj.weight") and "v_proj" not in name  # layers may stay as they are
+    }
+    found = {}
+    for name, flow in flows(tmp_path).items():
+        make = load(ACTIVATIONS[framework], "calibration")
+        found[name] = visit(make(source, windows, drift=drift, flow=flow), source.blocks(), replaced)
+    expected = found.pop("standing")
+    assert len(expected) == 8
+    for name, seen in found.items():
+        for (layers, pairs), (expected_layers, expected_pairs) in zip(seen, expected, strict=True):
+            assert layers == expected_layers, name
+            for (X, X_hat), (expected_X, expected_X_hat) in zip(pairs, expected_pairs, strict=True):
+                np.testing.assert_array_equal(X_hat, expected_X_hat, err_msg=name)
+                if drift:
+                    np.testing.assert_array_equal(X, expected_X, err_msg=name)
+                else:
+                    assert X is None
+    assert not list(tmp_path.iterdir())  # the file of hidden states has no name
+
+
+def test_all_flows_solve_the_same_codes(tmp_path, one_thread):
+    source = models.MemorySource(
+        models.glass_llama(), companions={"tokenizer.json": models.glass_tokenizer().to_str().encode()}
+    )
+    settings = with_preset({"samples": 8, "sequence_length": 64, "bits": 3})
+    written = {}
+    for name, flow in flows(tmp_path).items():
+        activations = partial(make_activations, "cpu", flow=Flow(flow.schedule, 128, flow.states_folder))
+        job = replace(make_job(source, settings, backend="cpu"), make_activations=activations)
+        checkpoint = quantize(job, tmp_path / name, Silent())
+        written[name] = [(checkpoint.path / file).read_bytes() for file in checkpoint.head["files"]]
+    assert len({tuple(files) for files in written.values()}) == 1
+
+
+def test_a_site_can_be_read_more_than_once(rng):
+    source, windows = models.MemorySource(models.tiny_llama()), rng.integers(0, 40, (4, WINDOW))
+    streams = make_activations("cpu", source, windows, True, flow=Flow("recomputing", 2 * WINDOW))
+    for site in streams.sites(source.blocks()[0]):
+        once, twice = ([np.asarray(X_hat).copy() for _, X_hat in site.batches()] for _ in range(2))
+        np.testing.assert_array_equal(once, twice)
+
+
+def recomputed(run, *inputs, full=(), weights=None):
+    outputs = {}
+    runs = [[lambda x=x: run(np.array([x])) for x in of_stream] for of_stream in (full, inputs)]
+
+    def set_weight(layer, W):
+        old, weights[layer] = weights[layer], W
+        return old
+
+    streams = RecomputedStreams(*runs, set_weight, lambda *place: outputs.__setitem__(place[:2], float(place[2][0])))
+    return streams, outputs
+
+
+def test_passes_run_anew_with_the_weights_of_their_stream():
+    toy = Toy([])
+    streams, outputs = recomputed(toy.run, 1.0, 2.0, full=(1.0, 2.0), weights=toy.weights)
+    visited = []
+    for site in streams.sites():
+        for layer in site.layers():
+            visited.append((layer, [(float(X[0]), float(X_hat[0])) for X, X_hat in site.batches()]))
+            if layer == "b":
+                site.replace(layer, 20.0)
+    assert visited == [
+        ("a", [(1.0, 1.0), (2.0, 2.0)]),
+        ("b", [(1.0, 1.0), (2.0, 2.0)]),
+        ("c", [(11.0, 21.0), (22.0, 42.0)]),
+    ]
+    assert outputs == {(False, 0): 1100.0, (False, 1): 2200.0, (True, 0): 2100.0, (True, 1): 4200.0}
+
+
+@pytest.mark.parametrize("inputs", [(1.0, -1.0), (-1.0, 1.0)])
+def test_batches_that_go_different_ways_are_refused(inputs):
+    toy = Toy([])
+    streams, _ = recomputed(branching(toy, lambda x: x > 0), *inputs, weights=toy.weights)
+    with pytest.raises(UnsupportedModel, match="same layers"):
+        for site in streams.sites():
+            list(site.batches())
+
+
+def test_hidden_states_on_disk_are_those_in_memory(tmp_path, rng):
+    arrays = [rng.standard_normal((2, 8, 4)).astype("f4"), rng.standard_normal((1, 8, 4)).astype("f4")]
+    stores = [StatesInMemory(), StatesOnDisk(tmp_path, np.asarray, np.asarray)]
+    for states in stores:
+        for array in arrays:
+            states.append(array)
+        states.replace(0, arrays[0][::-1] * 2)
+        assert len(states) == 2
+        np.testing.assert_array_equal(states.read(0), arrays[0][::-1] * 2)
+        np.testing.assert_array_equal(states.read(1), arrays[1])
+    assert not list(tmp_path.iterdir())
