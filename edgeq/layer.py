@@ -10,6 +10,7 @@ from edgeq.algorithms.damping import (
     DampedFactor,
     damped,
     factorise,
+    in_order,
     inverse_upper_factor,
     settle_dead_columns,
 )
@@ -95,8 +96,8 @@ def prepare_site(
     if recipe.solver != "rtn":  # before the other factor: this one takes more memory on its way
         if recipe.activation_order:
             order = activation_order(H, backend)
-            H = backend.take(backend.take(H, order, 0), order, 1)
-        inverse = factorise(H, recipe.damping, backend, inverse_upper_factor)
+        inverse = factorise(H, recipe.damping, backend, inverse_upper_factor, order=order)
+        H = in_order(H, order, backend)
     importance = importance_of(H, inverse.factor, recipe.scale_weighting, backend)
     if order is not None:
         importance = backend.take(importance, np.argsort(order), 0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeq.algorithms.damping import INVERTED_COLUMNS
 from edgeq.errors import BadInput
 from edgeq.process_memory import resident_bytes
 from edgeq.recipe import Recipe
@@ -128,7 +129,7 @@ def moments(config: Mapping[str, Any], recipe: Recipe, process: Process, way: Wa
     """The moments of a run that may take most."""
     base = {"framework and program": process.resident}
     table = config["vocab_size"] * config["hidden_size"]
-    yield Moment("the embedding", {**base, "embedding": 12 * table})
+    yield Moment("the embedding", {**base, "embedding": 14 * table})
     if recipe.needs_calibration:
         run = _Run(config, recipe, process.precision, way)
         for site in SITES:
@@ -167,7 +168,7 @@ class _Run:
                 "second moments": (2 + self.drift + self.paired) * square + columns * columns * FLOAT,
             },
         )
-        factors = (4 + self.drift + self.paired + self.recipe.activation_order) * square
+        factors = (4 + self.drift + self.paired) * square + 4 * INVERTED_COLUMNS * columns * self.precision
         yield f"the factors of {site[0]}", held | {"second moments and factors": factors}
         if standing:
             passing = {"running pass": self._transient(), "second moments and factors": kept}

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeq.algorithms.qqa import Annealing
 from edgeq.algorithms.qqa_rounding import annealing_cost
+from edgeq.errors import BadInput
 from edgeq.formats import READ_BY
 from edgeq.memory_plan import MemoryPlan
 from edgeq.pipeline import Job
@@ -26,6 +27,7 @@ from edgeq.types import Array, Grid
 PROBE = 768  # rows and columns of the products that measure this machine
 PROBES = 3
 SEARCH_SECONDS = 3e-8  # per weight and candidate: passes over arrays in the cache, measured on one slow core
+GGUF_COLUMNS = 32  # that share a scale there, whatever the grid's groups
 CONTAINER_BITS = {"gguf": (4, 5, 8), "onnx": (2, 4, 8), "mlx": (2, 3, 4, 5, 6, 8), "gptq": (2, 3, 4, 8),
                   "compressed-tensors": (4, 8)}  # fmt: skip
 
@@ -38,7 +40,7 @@ def open_outline(model: str) -> ModelSource | None:
     if (path / SHARD_INDEX).is_file():
         try:
             weight_files(path)
-        except Exception:
+        except BadInput:  # whatever is missing or wrong: the outline reads the same files and says so
             return ModelOutline(path)
         return None
     return None if any(path.glob("*.safetensors")) or any(path.glob("*.gguf")) else ModelOutline(path)
@@ -87,7 +89,8 @@ def format_row(exporter: Exporter, grids: Grids, source: ModelSource) -> dict[st
             continue
         width = min(bits for bits in (*CONTAINER_BITS.get(exporter.name, ()), 16) if bits >= grid.bits)
         per_group = 16 if grid.zeros == "symmetric" and exporter.name != "mlx" else 32
-        total += math.prod(shape) * width / 8 + shape[0] * grid.group_count(shape[1]) * per_group / 8
+        groups = -(-shape[1] // GGUF_COLUMNS) if exporter.name == "gguf" else grid.group_count(shape[1])
+        total += shape[0] * (shape[1] * width + groups * per_group) / 8
     reason = exporter.reject_reason(source.config, source.companions(), grids)
     return {"format": exporter.name, "bytes": int(total), "read_by": READ_BY.get(exporter.name, ""), "refused": reason}
 

@@ -7,10 +7,10 @@ import numpy as np
 
 from edgeq.errors import NotPositiveDefinite
 from edgeq.protocols import Backend
-from edgeq.types import Array, LayerStatistics
+from edgeq.types import Array, LayerStatistics, NumpyArray
 
 RETRIES = 4  # each one multiplies the damping by ten
-INVERTED_COLUMNS = 1024  # in one strip
+INVERTED_COLUMNS = 512  # in one strip
 DEAD_FRACTION = 1e-8  # of the mean diagonal: below it an input counts as never seen
 
 
@@ -28,15 +28,24 @@ def damped(H: Array, damping: float, backend: Backend) -> Array:
     return backend.add_diagonal(H, damping * backend.diagonal(H).mean())
 
 
-def factorise(H: Array, damping: float, backend: Backend, factor: Callable[[Array, Backend], Array]) -> DampedFactor:
+def factorise(
+    H: Array,
+    damping: float,
+    backend: Backend,
+    factor: Callable[[Array, Backend], Array],
+    *,
+    order: NumpyArray | None = None,
+) -> DampedFactor:
     """Factor H + lambda I, raising lambda tenfold each time it is not positive definite; the result says how often.
 
+    With `order`, the factor is that of H so permuted.
     Raises: NotPositiveDefinite when the last retry fails too.
     """
     for retries in range(RETRIES + 1):
         fraction = damping * 10.0**retries
-        try:
-            return DampedFactor(factor(damped(H, fraction, backend), backend), fraction, retries)
+        try:  # nested calls: a name for the damped matrix would keep it in memory while it is factored
+            L = factor(in_order(damped(H, fraction, backend), order, backend), backend)
+            return DampedFactor(L, fraction, retries)
         except NotPositiveDefinite:
             if retries == RETRIES:
                 raise
@@ -54,10 +63,14 @@ def inverse_upper_factor(A: Array, backend: Backend) -> Array:
     Flipping rows and columns of A gives A' = M M^T; then U is M^-1 flipped back.
     """
     backwards = np.arange(A.shape[0])[::-1]
-    flipped = backend.take(backend.take(A, backwards, 0), backwards, 1)
-    del A  # the caller's last reference moved in here: at most three matrices of this size are held at a time
-    inverse = inverse_lower(backend.cholesky(flipped), flipped, backend)
-    return backend.take(backend.take(inverse, backwards, 0), backwards, 1)
+    flipped = in_order(A, backwards, backend)
+    del A  # where the caller holds no reference, at most three matrices of this size are in memory at a time
+    return in_order(inverse_lower(backend.cholesky(flipped), flipped, backend), backwards, backend)
+
+
+def in_order(A: Array, order: NumpyArray | None, backend: Backend) -> Array:
+    """Rows and columns of a symmetric problem in another order; None keeps theirs."""
+    return A if order is None else backend.take(backend.take(A, order, 0), order, 1)
 
 
 def inverse_lower(M: Array, work: Array, backend: Backend) -> Array:
