@@ -127,6 +127,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.measurement import check_evaluation, evaluate  # noqa: PLC0415
     from edgeq.pipeline import quantize  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
+    from edgeq.run_plan import annealing_note  # noqa: PLC0415
     from edgeq.screen import show_finished  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
     from edgeq.storage import check_destination  # noqa: PLC0415
@@ -139,9 +140,11 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         open_source(model), settings, backend=backend, calibration=calibration, exports=exports,
         export_options=of_formats,
     )  # fmt: skip
-    job, _ = fit_job(job, max_ram, output.parent)
+    job, memory = fit_job(job, max_ram, output.parent)
     if evaluated:
         check_evaluation(job.source, exports, backend)
+    if note := annealing_note(job, memory):
+        click.echo(note, err=True)
     again = shlex.join(["edgeq", *with_flag(sys.argv[1:], "--resume")])
     with watching(as_json) as observer:
         checkpoint = quantize(job, output, observer, force=force, resume=resume, again=again)

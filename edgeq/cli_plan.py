@@ -50,6 +50,7 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
 def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     """One screen; sizes in decimal units."""
     from edgeq.memory_plan import show_size  # noqa: PLC0415
+    from edgeq.run_plan import show_time  # noqa: PLC0415
     from edgeq.screen import facts_table  # noqa: PLC0415
 
     table, memory, way, seconds = facts_table(), plan["memory"], plan["way"], plan["seconds"]
@@ -72,9 +73,3 @@ def describe_way(way: Mapping[str, Any]) -> str:
     rows = "all rows" if way["rows_at_once"] is None else f"{way['rows_at_once']} rows"
     states = "on disk" if way["states_on_disk"] else "in memory"
     return f"{way['schedule']}, batches of {way['batch_tokens']} tokens, hidden states {states}, {rows} solved at once"
-
-
-def show_time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

@@ -72,6 +72,26 @@ def describe_run(job: Job, memory: MemoryPlan) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def annealing_note(job: Job, memory: MemoryPlan) -> str | None:
+    """What annealing will take of a run's time on this machine, for those who start one; None for runs without."""
+    if not job.recipe.anneal_rounds:
+        return None
+    recomputing = memory.way.schedule == "recomputing"
+    seconds = block_seconds(job.source.config, job.recipe, measure_rates(job.backend), recomputing)
+    blocks, annealing = len(job.source.blocks()), seconds["annealing"]
+    return (
+        f"annealing, {job.recipe.anneal_rounds} x {job.recipe.anneal_steps} steps: {show_time(blocks * annealing)} "
+        f"of about {show_time(blocks * sum(seconds.values()))} on this machine"
+    )
+
+
+def show_time(seconds: float) -> str:
+    """In a unit that leaves few digits."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+
+
 def tensor_bytes(name: str, shape: tuple[int, ...], grid: Grid | None, source: ModelSource) -> int:
     """What a tensor takes in the checkpoint: exact for grids, as stored in the source where it stays dense."""
     if grid is None:

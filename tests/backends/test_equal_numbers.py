@@ -7,7 +7,8 @@ import trained
 
 from edgeq.algorithms import SOLVERS
 from edgeq.algorithms.group_scale import TIE
-from edgeq.layer import corrected, first_scales, prepare_site, solve_layer
+from edgeq.layer import first_scales, prepare_site, solve_layer
+from edgeq.propagation import correct
 from edgeq.recipe import Recipe
 from edgeq.registry import load_backend
 from edgeq.stopwatch import Stopwatch
@@ -25,7 +26,7 @@ def solve_on(backend, layer, recipe):
     site = prepare_site(statistics, recipe, backend)
     problem = LayerProblem("layer", backend.asarray(W), statistics, recipe.grid_of("layer"))
     solved, report = solve_layer(problem, site, recipe, backend, Stopwatch())
-    V = corrected(problem.W, site, recipe.strength_of("layer"), backend)
+    V = correct("layer", problem.W, site.propagation, recipe, backend).V
     fitted = first_scales(V, backend.diagonal(site.statistics.H), problem.grid, recipe, backend)
     scales, offsets = plain.column_values(fitted, problem.grid, W.shape[1], backend)
     return solved.codes, report, backend.to_numpy(V).astype(np.float64), scales, offsets
