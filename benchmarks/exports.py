@@ -26,8 +26,8 @@ from edgeq.errors import NotInstalled
 from edgeq.measurement import EVALUATION_TEXT, model_logits
 from edgeq.ownership import MANIFEST_FILE
 from edgeq.pipeline import export, quantize
+from edgeq.progress import Silent
 from edgeq.registry import EXPORTERS, load_exporter
-from edgeq.screen import Silent
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 from edgeq.verification import run_export, verify

@@ -28,8 +28,8 @@ from edgeq.calibration import first_windows, tokenize
 from edgeq.evaluation import compare
 from edgeq.measurement import model_logits
 from edgeq.pipeline import quantize
+from edgeq.progress import Silent
 from edgeq.protocols import ModelSource
-from edgeq.screen import Silent
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 

@@ -29,9 +29,9 @@ from greenlet import getcurrent, greenlet
 from edgeq.assembly import make_job
 from edgeq.calibration import read_text, sample_windows, tokenize
 from edgeq.pipeline import quantize
+from edgeq.progress import Silent
 from edgeq.protocols import ModelSource
 from edgeq.recipe import PRESETS
-from edgeq.screen import Silent
 from edgeq.sources import open_source
 from edgeq.stopwatch import Stopwatch
 from edgeq.streams import CALIBRATION_BATCH, split_windows

@@ -106,6 +106,7 @@ def cli() -> None:
 )
 @format_options
 @click.option("--max-ram", metavar="SIZE", help="Stay within this much memory, such as 8GB: slower where it must be.")
+@click.option("--log-file", type=PATH, help="Append a line for every layer to this file.")
 @click.option("--evaluate", "evaluated", is_flag=True, help="Measure the result against the original at the end.")
 @BACKEND_OPTION
 @JSON_OPTION
@@ -114,7 +115,7 @@ def cli() -> None:
 def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str, output: Path, exports: tuple[str, ...], evaluated: bool, backend: str, as_json: bool, force: bool,
     resume: bool, recipe: Path | None, calibration: tuple[str, ...], accuracy_level: int | None, qdq: bool | None,
-    max_ram: str | None, **options: Any,
+    max_ram: str | None, log_file: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Quantize MODEL: a directory of safetensors, a .gguf file, a hub name, or the word demo.
 
@@ -126,6 +127,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.assembly import fit_job, make_job  # noqa: PLC0415
     from edgeq.measurement import check_evaluation, evaluate  # noqa: PLC0415
     from edgeq.pipeline import quantize  # noqa: PLC0415
+    from edgeq.progress import watching  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
     from edgeq.run_plan import annealing_note  # noqa: PLC0415
     from edgeq.screen import show_finished  # noqa: PLC0415
@@ -146,7 +148,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     if note := annealing_note(job, memory):
         click.echo(note, err=True)
     again = shlex.join(["edgeq", *with_flag(sys.argv[1:], "--resume")])
-    with watching(as_json) as observer:
+    with watching(make_console(stderr=True), plain=as_json, log_file=log_file) as observer:
         checkpoint = quantize(job, output, observer, force=force, resume=resume, again=again)
     flags = {name: option_words(options_of(name, of_formats)) for name in exports}
     with keeping(checkpoint, flags, evaluated_against=model if evaluated else None):
@@ -208,16 +210,6 @@ def inspect_command(path: str, as_json: bool) -> None:
     from edgeq.screen import show_inspection  # noqa: PLC0415
 
     report(inspect_model(path), as_json, show_inspection)
-
-
-def watching(as_json: bool) -> Any:
-    """Progress on standard error: a bar in a terminal, else one line per block."""
-    from contextlib import nullcontext  # noqa: PLC0415
-
-    from edgeq.screen import Bar, Lines  # noqa: PLC0415
-
-    console = make_console(stderr=True)
-    return Bar(console) if console.is_terminal and not as_json else nullcontext(Lines(console))
 
 
 def report(result: Mapping[str, Any], as_json: bool, show: Callable[["Console", Mapping[str, Any]], None]) -> None:

@@ -11,7 +11,7 @@ from edgeq.options import collect_settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-ONLY_OF_RUNS = ("output", "force", "evaluated", "resume")
+ONLY_OF_RUNS = ("output", "force", "evaluated", "resume", "log_file")
 
 
 def plan_command(quantize: click.Command) -> click.Command:

@@ -1,109 +1,16 @@
-"""What people see: progress while a run goes on, and one screen of results after it."""
+"""What people see when a command is done: one screen of results."""
 
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-from edgeq.layer import LayerReport
 
 MEGABYTE = 1e6
 MOST_NOTES = 10  # on one screen
 RUN_WITH = {"gguf": ["llama-cli", "-m"], "mlx": ["mlx_lm.generate", "--model"]}
 """By format: what runs a file, in front of its name."""
-
-
-class Silent:
-    """Nobody watches."""
-
-    def wrote(self, tokens: int, total: int) -> None:
-        pass
-
-    def begin(self, blocks: int, done: int) -> None:
-        pass
-
-    def solved(self, report: LayerReport) -> None:
-        pass
-
-    def finished_block(self, index: int) -> None:
-        pass
-
-
-class Lines:
-    """One plain line per block, for logs and pipes, with the time that is left."""
-
-    def __init__(self, console: Console) -> None:
-        self._console, self._blocks, self._before, self._start = console, 0, 0, 0.0
-        self._layers: list[LayerReport] = []
-        self._written = 0
-
-    def wrote(self, tokens: int, total: int) -> None:
-        """A line for every tenth of the text."""
-        tenths = 10 * tokens // total
-        if tenths > self._written:
-            self._console.print(f"writing text, {tokens} of {total} tokens", highlight=False, soft_wrap=True)
-        self._written = tenths
-
-    def begin(self, blocks: int, done: int) -> None:
-        self._blocks, self._before, self._start = blocks, done, time.monotonic()
-        if done:
-            self._console.print(f"{done} of {blocks} blocks are there", highlight=False, soft_wrap=True)
-
-    def solved(self, report: LayerReport) -> None:
-        self._layers.append(report)
-
-    def finished_block(self, index: int) -> None:
-        done = index + 1
-        left = (time.monotonic() - self._start) / (done - self._before) * (self._blocks - done)
-        text = f"block {done}/{self._blocks}, about {left:.0f} s left{_against_rounding(self._layers)}"
-        self._console.print(text, highlight=False, soft_wrap=True)
-        self._layers = []
-
-
-class Bar:
-    """A progress bar with an estimate, for terminals."""
-
-    def __init__(self, console: Console) -> None:
-        self._bar = Progress(
-            TextColumn("{task.fields[what]}"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
-            console=console, transient=True,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=None, what="block")
-
-    def __enter__(self) -> "Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def wrote(self, tokens: int, total: int) -> None:
-        self._bar.update(self._task, completed=tokens, total=total, what="writing text, token")
-
-    def begin(self, blocks: int, done: int) -> None:
-        self._bar.reset(self._task, total=blocks, completed=done, what="block")
-
-    def solved(self, report: LayerReport) -> None:
-        self._bar.update(self._task, description=f"{report.name}: {_final_loss(report):.2%} error")
-
-    def finished_block(self, index: int) -> None:
-        self._bar.update(self._task, completed=index + 1)
-
-
-def _final_loss(report: LayerReport) -> float:
-    return next(reversed(report.losses.values()), 0.0)  # of the last stage
-
-
-def _against_rounding(layers: Sequence[LayerReport]) -> str:
-    plain = sum(report.losses.get("round to nearest", 0.0) for report in layers)
-    if not plain:
-        return ""
-    return f", layer error {sum(map(_final_loss, layers)) / plain:.0%} of plain rounding"
 
 
 def facts_table() -> Table:

@@ -12,10 +12,10 @@ from edgeq.assembly import make_activations, make_job
 from edgeq.errors import UnsupportedModel
 from edgeq.hidden_states import StatesInMemory, StatesOnDisk
 from edgeq.pipeline import quantize
+from edgeq.progress import Silent
 from edgeq.recipe import with_preset
 from edgeq.recomputing import RecomputedStreams
 from edgeq.registry import ACTIVATIONS, load
-from edgeq.screen import Silent
 from edgeq.streams import Flow
 
 WINDOW = 16

@@ -233,6 +233,31 @@ def test_progress_goes_to_standard_error_with_an_estimate(edgeq, saved_model, qu
     assert "edgeq export" in result.out
 
 
+def test_a_log_file_gets_a_line_for_every_layer_and_block_and_is_appended_to(edgeq, saved_model, quick, tmp_path):
+    log = tmp_path / "run.log"
+    for output in ("a", "b"):
+        assert edgeq("quantize", saved_model, "-o", tmp_path / output, *quick, "--log-file", log).status == 0
+    lines = log.read_text(encoding="utf-8").splitlines()
+    layers = [line.split()[1].rstrip(",") for line in lines if "_proj" in line]
+    report = json.loads((tmp_path / "b" / "report.json").read_text(encoding="utf-8"))["layers"]
+    assert layers == 2 * [layer["name"] for layer in report]
+    error, of_rounding, gigabytes = next(line for line in lines if "_proj" in line).split(", ")[1:]
+    first = report[0]["losses"]
+    assert float(error.removeprefix("error ")) == pytest.approx(list(first.values())[-1], rel=0.01)
+    share = list(first.values())[-1] / first["round to nearest"]
+    assert float(of_rounding.split()[2].rstrip("%")) == pytest.approx(100 * share, abs=0.6)
+    assert 0.1 < float(gigabytes.split()[0]) < 24
+    assert sum("is done" in line for line in lines) == 4
+
+
+def test_a_log_file_that_cannot_be_written_stops_the_run_before_it_starts(edgeq, saved_model, quick, tmp_path):
+    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *quick, "--log-file", tmp_path / "no" / "run.log")
+    assert result.status == 1
+    assert "--log-file" in result.err
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_command_has_an_example():
     for name, command in cli.commands.items():
         assert f"edgeq {name}" in command.help

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from edgeq.assembly import make_job
 from edgeq.pipeline import quantize
-from edgeq.screen import Silent
+from edgeq.progress import Silent
 from edgeq.sources import open_source
 
 NORM = "model.layers.0.input_layernorm.weight"

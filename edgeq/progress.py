@@ -1,0 +1,181 @@
+"""What people see while a run goes on: a bar in a terminal, plain lines elsewhere, every layer in a log file."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from edgeq.errors import BadInput, reason_of
+from edgeq.layer import LayerReport
+from edgeq.pipeline import Observer
+from edgeq.process_memory import resident_bytes
+
+
+class Silent:
+    """Nobody watches."""
+
+    def wrote(self, tokens: int, total: int) -> None:
+        pass
+
+    def begin(self, blocks: int, done: int) -> None:
+        pass
+
+    def solved(self, report: LayerReport) -> None:
+        pass
+
+    def finished_block(self, index: int) -> None:
+        pass
+
+
+class Lines:
+    """One plain line per block, for logs and pipes, with the time that is left and the memory in use."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._blocks, self._before, self._start = console, 0, 0, 0.0
+        self._layers: list[LayerReport] = []
+        self._written = 0
+
+    def wrote(self, tokens: int, total: int) -> None:
+        """A line for every tenth of the text."""
+        tenths = 10 * tokens // total
+        if tenths > self._written:
+            self._print(f"writing text, {tokens} of {total} tokens")
+        self._written = tenths
+
+    def begin(self, blocks: int, done: int) -> None:
+        self._blocks, self._before, self._start = blocks, done, time.monotonic()
+        if done:
+            self._print(f"{done} of {blocks} blocks are there")
+
+    def solved(self, report: LayerReport) -> None:
+        self._layers.append(report)
+
+    def finished_block(self, index: int) -> None:
+        done = index + 1
+        left = (time.monotonic() - self._start) / (done - self._before) * (self._blocks - done)
+        parts = [f"block {done}/{self._blocks}, about {left:.0f} s left", *against_rounding(self._layers), *memory()]
+        self._print(", ".join(parts))
+        self._layers = []
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+class Bar:
+    """A progress bar with an estimate, for terminals."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("{task.fields[what]}"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
+            console=console, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=None, what="block")
+
+    def __enter__(self) -> "Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def wrote(self, tokens: int, total: int) -> None:
+        self._bar.update(self._task, completed=tokens, total=total, what="writing text, token")
+
+    def begin(self, blocks: int, done: int) -> None:
+        self._bar.reset(self._task, total=blocks, completed=done, what="block")
+
+    def solved(self, report: LayerReport) -> None:
+        parts = [report.name, *against_rounding([report]), *memory()]
+        self._bar.update(self._task, description=", ".join(parts))
+
+    def finished_block(self, index: int) -> None:
+        self._bar.update(self._task, completed=index + 1)
+
+
+class Log:
+    """Every layer and block with the time of day, one line each, written through at once."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def wrote(self, tokens: int, total: int) -> None:
+        self._write(f"writing text, {tokens} of {total} tokens")
+
+    def begin(self, blocks: int, done: int) -> None:
+        self._write(f"{blocks} blocks, {done} of them there already")
+
+    def solved(self, report: LayerReport) -> None:
+        self._write(", ".join([report.name, f"error {final_loss(report):.3g}", *against_rounding([report]), *memory()]))
+
+    def finished_block(self, index: int) -> None:
+        self._write(f"block {index + 1} is done")
+
+    def _write(self, text: str) -> None:
+        self._file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
+        self._file.flush()
+
+
+class Both:
+    """Two who watch."""
+
+    def __init__(self, one: Observer, other: Observer) -> None:
+        self._watching = (one, other)
+
+    def wrote(self, tokens: int, total: int) -> None:
+        for observer in self._watching:
+            observer.wrote(tokens, total)
+
+    def begin(self, blocks: int, done: int) -> None:
+        for observer in self._watching:
+            observer.begin(blocks, done)
+
+    def solved(self, report: LayerReport) -> None:
+        for observer in self._watching:
+            observer.solved(report)
+
+    def finished_block(self, index: int) -> None:
+        for observer in self._watching:
+            observer.finished_block(index)
+
+
+@contextmanager
+def watching(console: Console, *, plain: bool, log_file: Path | None) -> Iterator[Observer]:
+    """A bar in a terminal unless plain lines are wanted, else lines; beside it a log file that is appended to.
+
+    Raises: BadInput when the log file cannot be written.
+    """
+    with ExitStack() as stack:
+        shown: Observer = Lines(console)
+        if console.is_terminal and not plain:
+            shown = stack.enter_context(Bar(console))
+        if log_file is not None:
+            try:
+                file = stack.enter_context(log_file.open("a", encoding="utf-8"))
+            except OSError as error:
+                raise BadInput(
+                    f"--log-file {str(log_file)!r}: {reason_of(error).lower()}; choose a file that can be written"
+                ) from error
+            shown = Both(shown, Log(file))
+        yield shown
+
+
+def final_loss(report: LayerReport) -> float:
+    return next(reversed(report.losses.values()), 0.0)  # of the last stage
+
+
+def against_rounding(layers: Sequence[LayerReport]) -> list[str]:
+    """The loss of layers beside that of plain rounding, in words, where there is one."""
+    plain = sum(report.losses.get("round to nearest", 0.0) for report in layers)
+    return [f"layer error {sum(map(final_loss, layers)) / plain:.0%} of plain rounding"] if plain else []
+
+
+def memory() -> list[str]:
+    """The memory in use, in words, where the system says it."""
+    resident = resident_bytes()
+    return [] if resident is None else [f"{resident / 1e9:.1f} GB in use"]
