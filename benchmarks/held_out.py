@@ -1,0 +1,137 @@
+"""Whether a preset beats plain GPTQ on tokens that nothing was fitted to, layer by layer.
+
+    uv run python -m benchmarks.held_out                     balanced, every block of the demo (about 10 minutes)
+    uv run python -m benchmarks.held_out --quality best      another preset
+
+Every layer is solved twice from the same statistics: by the preset, whose result the model runs on with, and by GPTQ
+with min-max scales and no propagation. Both are judged by ||X W.T - X_hat Q.T||^2 / ||X W.T||^2 on other texts.
+Results go to benchmarks/results/held-out-PRESET.md.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.solves import COMMON, GPTQ, INGREDIENTS, TEXTS
+from edgeq.calibration import first_windows, read_text, sample_windows, tokenize
+from edgeq.layer import prepare_site, solve_layer
+from edgeq.protocols import Site
+from edgeq.recipe import PRESETS, Recipe, make_recipe
+from edgeq.sources import open_source
+from edgeq.statistics import accumulate, accumulate_split
+from edgeq.stopwatch import Stopwatch
+from edgeq.streams import CALIBRATION_BATCH
+from edgeq.tensors import read_weight
+from edgeq.types import Array, LayerProblem, NumpyArray
+from edgeq_backends.torch import TorchBackend
+from edgeq_backends.torch_activations import TorchActivations
+
+RESULTS = Path(__file__).parent / "results"
+JUDGES = ("speeches", "factbook")
+PER_BATCH = CALIBRATION_BATCH // 512
+
+
+class Part:
+    """Some of a site's batches."""
+
+    def __init__(self, site: Site, start: int, stop: int) -> None:
+        self.name, self._site, self._bounds = site.name, site, (start, stop)
+
+    def batches(self) -> Iterator[tuple[Array | None, Array]]:
+        return islice(self._site.batches(), *self._bounds)
+
+
+class TrueLoss:
+    """||X W.T - X_hat Q.T||^2 / ||X W.T||^2 on the tokens of one part of a site."""
+
+    def __init__(self, part: Part, backend: TorchBackend) -> None:
+        self._pairs = [tuple(backend.asarray(x).reshape(-1, x.shape[-1]) for x in pair) for pair in part.batches()]
+
+    def __call__(self, W: Array, Q: Array) -> float:
+        lost = sum(float(((X @ W.T - X_hat @ Q.T) ** 2).sum()) for X, X_hat in self._pairs)
+        return lost / sum(float(((X @ W.T) ** 2).sum()) for X, _ in self._pairs)
+
+
+class Solver:
+    """One way of solving the layers of a site from the statistics of one of its parts."""
+
+    def __init__(self, part: Part, recipe: Recipe, backend: TorchBackend) -> None:
+        self._recipe, self._backend, split = recipe, backend, None
+        if recipe.chooses_propagation:
+            statistics, split = accumulate_split(part, backend)
+        else:
+            statistics = accumulate(part, backend, drift=recipe.needs_drift)
+        self._factors = prepare_site(statistics, recipe, backend, split=split)
+
+    def __call__(self, name: str, W: Array) -> NumpyArray:
+        """The dequantized weight. Shapes: (out, in)."""
+        grid = self._recipe.grid_of(name)
+        assert grid is not None
+        problem = LayerProblem(name, W, self._factors.statistics, grid)
+        return solve_layer(problem, self._factors, self._recipe, self._backend, Stopwatch())[0].dequantized()
+
+
+def judge(quality: str) -> list[dict[str, Any]]:
+    """Per layer the held-out losses of the preset and of plain GPTQ."""
+    source, backend = open_source("demo"), TorchBackend("cpu")
+    settings = {**COMMON, "bits": 3}
+    chosen = {"preset": PRESETS[quality], "plain": INGREDIENTS[GPTQ]}
+    recipes = {name: make_recipe({**settings, **choices}) for name, choices in chosen.items()}
+    fit = sample_windows(tokenize(source, read_text(None)), samples=64, sequence_length=512, seed=0)
+    others = [
+        first_windows(tokenize(source, TEXTS[name][0]()), windows=PER_BATCH, sequence_length=512) for name in JUDGES
+    ]
+    count, found = len(fit) // PER_BATCH, []
+    streams = TorchActivations(source, np.concatenate([fit, *others]))
+    for block in source.blocks():
+        for site in streams.sites(block):
+            judges = {name: TrueLoss(Part(site, count + i, count + i + 1), backend) for i, name in enumerate(JUDGES)}
+            solvers = {name: Solver(Part(site, 0, count), recipe, backend) for name, recipe in recipes.items()}
+            for layer in site.layers():
+                W = backend.asarray(read_weight(source, f"{layer}.weight"))
+                solved = {name: solve(layer, W) for name, solve in solvers.items()}
+                losses = {
+                    name: {text: loss(W, backend.asarray(Q)) for text, loss in judges.items()}
+                    for name, Q in solved.items()
+                }
+                found.append({"layer": layer, **losses})
+                site.replace(layer, solved["preset"])
+        print(f"block {block.index + 1} of {len(source.blocks())}", flush=True)
+    return found
+
+
+def format_table(found: Sequence[dict[str, Any]], quality: str) -> str:
+    """Markdown: how the ratios of the preset to plain GPTQ are spread, and the worst layers."""
+    lines = [
+        f"`python -m benchmarks.held_out --quality {quality}`: SmolLM2-135M-Instruct, 3 bits symmetric, groups of 64, "
+        f"calibrated on 64 x 512 tokens; {len(found)} layers, held-out loss of the preset as a share of plain GPTQ's.",
+        "",
+        "| text | mean | median | worst | layers that are worse |",
+        "|---|---|---|---|---|",
+    ]
+    for text in JUDGES:
+        ratios = np.array([row["preset"][text] / row["plain"][text] for row in found])
+        worst = found[int(ratios.argmax())]["layer"]
+        lines.append(
+            f"| {text} | {ratios.mean():.3f} | {np.median(ratios):.3f} | {ratios.max():.3f} ({worst}) | "
+            f"{int((ratios > 1).sum())} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quality", choices=tuple(PRESETS), default="balanced")
+    quality = parser.parse_args().quality
+    text = format_table(judge(quality), quality)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"held-out-{quality}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
