@@ -15,15 +15,15 @@ LAST_RELAXED = 25
 
 @dataclass(frozen=True, slots=True)
 class ColumnProblem:
-    """A layer with one contiguous row per column. Shapes: H (in, in); the others (in, out).
+    """A layer with one contiguous row per column, in the precision of bulk work. Shapes: H (in, in); others (in, out).
 
-    pull is 1 / (H_jj s_j): what turns a residual into code units.
+    slack is (B - Q H) of the codes that a descent starts from, taken in working precision: what moves away from them
+    need not cancel. pull is 1 / (H_jj s_j): what turns a residual into code units.
     """
 
-    B: Array
+    slack: Array
     H: Array
     scales: Array
-    offsets: Array
     pull: Array
 
 
@@ -49,57 +49,66 @@ def descend_codes(
     Source: Behdin et al., QuantEase, 2023, algorithm 1 and its relaxation heuristic.
     """
     order = np.arange(codes.shape[1]) if order is None else order
-    problem = column_problem(fitted, target, grid, backend, order)
-    work = backend.copy(backend.take(codes, order, axis=1).T)
+    problem = column_problem(codes, fitted, target, grid, backend, order)
+    work = backend.copy(backend.activations(backend.take(codes, order, axis=1)).T)
+    moved: Array | None = None
     back, best = np.argsort(order), codes
     for index in range(sweeps):
         rounding = not (relaxed and index % RELAXED_EVERY == 1 and index < min(sweeps - 1, LAST_RELAXED))
-        swept = sweep(work, problem, grid, backend, rounding=rounding)
+        swept, moved = sweep(work, moved, problem, grid, backend, rounding=rounding)
         unchanged = not bool(abs(swept - work).max() > 0)
         work = swept
         if relaxed and rounding:
-            best = better_codes(best, backend.take(work, back, axis=0).T, fitted, target, grid, backend)
+            best = better_codes(best, backend.asarray(backend.take(work, back, 0).T), fitted, target, grid, backend)
         if unchanged:
             break
-    return best if relaxed else backend.take(work, back, axis=0).T
+    return best if relaxed else backend.asarray(backend.take(work, back, axis=0).T)
 
 
 def column_problem(
-    fitted: GroupScales, target: Target, grid: Grid, backend: Backend, order: NumpyArray
+    codes: Array, fitted: GroupScales, target: Target, grid: Grid, backend: Backend, order: NumpyArray
 ) -> ColumnProblem:
-    """The problem with its columns in `order`, laid out for sweeps."""
-    B, H = target.B, target.H
-    groups = grid.group_index(B.shape[1])[order]
-    scales = backend.take(backend.copy(fitted.scales.T), groups, axis=0)
-    offsets = backend.take(backend.copy(fitted.offsets.T), groups, axis=0)
+    """The problem with its columns in `order`, laid out for sweeps that start from `codes`."""
+    slack, H = target.B - dequantize(codes, fitted, grid, backend) @ target.H, backend.activations(target.H)
     if (np.diff(order) != 1).any():
-        B, H = backend.take(B, order, axis=1), backend.take(backend.take(H, order, 0), order, 1)
-    curvature = backend.diagonal(H).reshape(-1, 1)
+        slack, H = backend.take(slack, order, axis=1), backend.take(backend.take(H, order, 0), order, 1)
+    scales = backend.take(backend.copy(fitted.scales.T), grid.group_index(codes.shape[1])[order], axis=0)
+    curvature = backend.take(backend.diagonal(target.H), order, 0).reshape(-1, 1)
     seen = curvature > 0
     pull = backend.where(seen, (1 - TIE) / backend.where(seen, curvature, 1.0), 0.0) / scales
-    return ColumnProblem(backend.copy(B.T), H, scales, offsets, pull)
+    return ColumnProblem(
+        backend.copy(backend.activations(slack).T), H, backend.activations(scales), backend.activations(pull)
+    )
 
 
 def sweep(
-    codes: Array, problem: ColumnProblem, grid: Grid, backend: Backend, *, rounding: bool, block_size: int = 64
-) -> Array:
-    """One pass over all columns; the residual of each block of them is one matrix product with the current weight.
+    codes: Array,
+    moved: Array | None,
+    problem: ColumnProblem,
+    grid: Grid,
+    backend: Backend,
+    *,
+    rounding: bool,
+    block_size: int = 64,
+) -> tuple[Array, Array]:
+    """One pass over all columns; the residual of each block of them is one product with how far weights have moved.
 
-    Shapes: codes and the result (in, out).
+    Shapes: codes, moved (None: nothing has) and the results (in, out).
     """
-    codes = backend.copy(codes)
-    Q = problem.scales * codes + problem.offsets
+    codes, first = backend.copy(codes), moved is None
+    moved = 0 * codes if moved is None else backend.copy(moved)
     for start in range(0, codes.shape[0], block_size):
         block = slice(start, min(start + block_size, codes.shape[0]))
-        scales, pull = problem.scales[block], problem.pull[block]
-        wanted = codes[block] + (problem.B[block] - problem.H[block] @ Q) * pull
+        known = start if first else codes.shape[0]
+        scales, pull, slack = problem.scales[block], problem.pull[block], problem.slack[block]
+        wanted = codes[block] + ((slack - problem.H[block, :known] @ moved[:known]) if known else slack) * pull
         limit = grid.max_code if rounding else None
         moves = sweep_block(codes[block], wanted, problem.H[block, block], scales, pull, limit, backend)
         new = codes[block] + moves / scales
         codes[block] = backend.round_clip(new, 0, grid.max_code) if rounding else new
-        Q[block] += moves
-        backend.evaluate(codes, Q)
-    return codes
+        moved[block] += moves
+        backend.evaluate(codes, moved)
+    return codes, moved
 
 
 def sweep_block(

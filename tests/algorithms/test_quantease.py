@@ -107,9 +107,10 @@ def test_an_input_without_energy_keeps_its_codes(backend, rng):
 def test_the_size_of_blocks_changes_no_code(rng):
     reference = load_backend("reference")
     layer = SolvedLayer(rng, Grid(3, 32), reference, in_features=150)
-    columns = column_problem(layer.fitted, layer.target, layer.grid, reference, np.arange(150))
+    columns = column_problem(layer.codes, layer.fitted, layer.target, layer.grid, reference, np.arange(150))
     swept = [
-        sweep(layer.codes.T, columns, layer.grid, reference, rounding=True, block_size=size) for size in (1, 7, 64, 200)
+        sweep(layer.codes.T, None, columns, layer.grid, reference, rounding=True, block_size=size)[0]
+        for size in (1, 7, 64, 200)
     ]
     for other in swept[1:]:
         np.testing.assert_array_equal(other, swept[0])
