@@ -91,10 +91,11 @@ def presets() -> Table:
 
 def ablation() -> Table:
     """Each ingredient of `balanced` alone and left out, and what could be added to it."""
+    drift = {"propagation_damping": BALANCED["propagation_damping"], "propagation_share": BALANCED["propagation_share"]}
     alone = {
         STAGE_1: INGREDIENTS[STAGE_1],
         "stage 1 + activation order, mean weights": {**INGREDIENTS[STAGE_1], **ORDERED},
-        "stage 1 + propagation": {"scales": "first"},
+        "stage 1 + propagation": {"scales": "first", **drift},
         "stage 1 + stage 2": {"scales": "both", "propagation_strength": 0.0},
         "stage 1 + 3 sweeps": {**INGREDIENTS[STAGE_1], "sweeps": 3},
     }
@@ -105,13 +106,13 @@ def ablation() -> Table:
         "balanced without stage 2": {**BALANCED, "scales": "first"},
         "balanced without sweeps": {**BALANCED, "sweeps": 0},
     }
-    added = {
-        "balanced + strength chosen on held-out tokens": {**BALANCED, "propagation_strength": "auto"},
-        "balanced + drift from half of the sequences": {**BALANCED, "propagation_share": 0.5},
+    changed = {
+        "balanced, drift from all sequences": {**BALANCED, "propagation_share": 1.0},
+        "balanced, damping of propagation 0.01": {**BALANCED, "propagation_damping": 0.01},
+        "balanced, strength and damping chosen on held-out tokens": {**BALANCED, "propagation_strength": "auto"},
         "balanced + one alternation": {**BALANCED, "alternations": 1},
-        "balanced + 10 relaxed sweeps": {**BALANCED, "sweeps": 10, "relaxed_sweeps": True},
     }
-    return Table(on_grid(3, "symmetric", {**alone, **without, **added}), ("factbook", "manual"), STAGE_1)
+    return Table(on_grid(3, "symmetric", {**alone, **without, **changed}), ("factbook", "manual"), STAGE_1)
 
 
 def grids() -> Table:
