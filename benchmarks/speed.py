@@ -2,11 +2,12 @@
 
     uv run python -m benchmarks.speed                    every block of the demo model (about 25 minutes on 2 cores)
     uv run python -m benchmarks.speed --blocks 4         the first blocks only (about 4 minutes)
+    uv run python -m benchmarks.speed --blocks 6 --runs "--quality balanced" "--quality balanced, recomputing"
 
 The floor is plain forwards of every block on both streams, and the bare products H and D of their inputs. All runs
 take turns block by block in one process, so that whatever else the machine does hits all of them alike. Seconds are
 CPU seconds over all cores.
-Peak memory is that of a process of its own per run. Results go to benchmarks/results/speed.md.
+Peak memory is that of a process of its own per run. Results go to benchmarks/results/.
 """
 
 import argparse
@@ -26,27 +27,29 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-from edgeq.assembly import make_job
+from edgeq.assembly import make_activations, make_job
 from edgeq.calibration import read_text, sample_windows, tokenize
-from edgeq.pipeline import quantize
+from edgeq.pipeline import Job, quantize
 from edgeq.progress import Silent
 from edgeq.protocols import ModelSource
 from edgeq.recipe import PRESETS
 from edgeq.sources import open_source
 from edgeq.stopwatch import Stopwatch
-from edgeq.streams import CALIBRATION_BATCH, split_windows
+from edgeq.streams import CALIBRATION_BATCH, Flow, split_windows
 from edgeq.types import BlockSpec
 from edgeq_backends.torch import TorchBackend
 from edgeq_backends.torch_model import StreamedModel
 
 RESULTS = Path(__file__).parent / "results"
 COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}
+PLAIN_NAME = "plain GPTQ"
 PLAIN = {"scales": "none", "propagation_strength": 0.0}
 RUNS: Mapping[str, Mapping[str, Any]] = {
-    "plain GPTQ": PLAIN,
+    PLAIN_NAME: PLAIN,
     **{f"--quality {name}": settings for name, settings in PRESETS.items()},
+    "--quality balanced, recomputing": PRESETS["balanced"],
 }
-FLOOR = "floor"
+FLOOR, RECOMPUTING = "floor", "--quality balanced, recomputing"
 MEMORY_BLOCKS = 2  # memory does not grow with blocks
 
 
@@ -132,13 +135,20 @@ def take_turns(runs: Mapping[str, Callable[[], None]]) -> dict[str, float]:
     return seconds
 
 
+def job_of(source: ModelSource, name: str) -> Job:
+    job = make_job(source, {**COMMON, "bits": 3, **RUNS[name]}, backend="cpu")
+    if name == RECOMPUTING:
+        job = replace(job, make_activations=partial(make_activations, "cpu", flow=Flow("recomputing")))
+    return job
+
+
 def measure(source: ModelSource, names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
     """CPU seconds in all and by stage of the floor and of named runs."""
     clocks = {name: Stopwatch(time.process_time) for name in (FLOOR, *names)}
     runs: dict[str, Callable[[], None]] = {FLOOR: Floor(source, clocks[FLOOR]).run}
     for name in names:
-        job = replace(make_job(source, {**COMMON, "bits": 3, **RUNS[name]}, backend="cpu"), clock=clocks[name])
-        runs[name] = partial(quantize, job, folder / name.replace(" ", "-"), InTurn())
+        job = replace(job_of(source, name), clock=clocks[name])
+        runs[name] = partial(quantize, job, folder / str(len(runs)), InTurn())
     seconds = take_turns(runs)
     return {name: {"cpu_seconds": seconds[name], "stages": dict(clocks[name].seconds)} for name in runs}
 
@@ -152,15 +162,14 @@ def peak_of(name: str, blocks: int) -> float:
 def run_alone(source: ModelSource, name: str) -> None:
     """One run in this process; prints its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
-        job = make_job(source, {**COMMON, "bits": 3, **RUNS[name]}, backend="cpu")
-        quantize(job, Path(folder) / "run", Silent())
+        quantize(job_of(source, name), Path(folder) / "run", Silent())
     print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
     """Markdown: seconds, ratios to the floor and to plain GPTQ, peak memory, then seconds by stage."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy"))
-    floor, plain = results[FLOOR]["cpu_seconds"], results["plain GPTQ"]["cpu_seconds"]
+    floor, plain = results[FLOOR]["cpu_seconds"], results.get(PLAIN_NAME, {}).get("cpu_seconds")
     lines = [
         f"`python -m benchmarks.speed`: SmolLM2-135M-Instruct, {blocks} blocks, 3 bits, groups of 64, 64 x 512 "
         f"calibration tokens, backend cpu; {packages}; {os.cpu_count()} cores; all runs in turn, block by block. "
@@ -172,7 +181,8 @@ def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
     for name, result in results.items():
         seconds = result["cpu_seconds"]
         peak = f"{result['peak'] / 1e9:.2f} GB" if "peak" in result else ""
-        lines.append(f"| {name} | {seconds:.0f} | {seconds / floor:.2f} | {seconds / plain:.2f} | {peak} |")
+        to_plain = f"{seconds / plain:.2f}" if plain else ""
+        lines.append(f"| {name} | {seconds:.0f} | {seconds / floor:.2f} | {to_plain} | {peak} |")
     lines += ["", "CPU seconds by stage:", ""]
     for name, result in results.items():
         stages = sorted(result["stages"].items(), key=lambda item: -item[1])
@@ -185,7 +195,7 @@ def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=30, help="how many of the model's blocks")
-    parser.add_argument("--runs", nargs="+", choices=tuple(RUNS), default=tuple(RUNS), help="which runs")
+    parser.add_argument("--runs", nargs="+", choices=tuple(RUNS), default=tuple(RUNS)[:-1], help="which runs")
     parser.add_argument("--only", choices=tuple(RUNS), help="one run alone, printing its peak memory")
     arguments = parser.parse_args()
     source = FirstBlocks(open_source("demo"), arguments.blocks)
@@ -197,7 +207,8 @@ def main() -> None:
         results[name]["peak"] = peak_of(name, MEMORY_BLOCKS)
     text = format_table(results, arguments.blocks)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "speed.md").write_text(text, encoding="utf-8")
+    name = "speed-schedules.md" if RECOMPUTING in arguments.runs else "speed.md"
+    (RESULTS / name).write_text(text, encoding="utf-8")
     print(text)
 
 
