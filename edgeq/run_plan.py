@@ -49,12 +49,13 @@ def describe_run(job: Job, memory: MemoryPlan) -> dict[str, Any]:
     grids = plan_grids(job.source, job.recipe)
     checkpoint = sum(tensor_bytes(name, *grid, job.source) for name, grid in grids.items())
     way, recipe = memory.way, job.recipe
-    streams = 1 + recipe.needs_drift
+    streams = 1 + (recipe.propagation_share if recipe.needs_drift else 0)
     states = streams * recipe.samples * recipe.sequence_length * job.source.config["hidden_size"] * 4
     exports = [format_row(exporter, grids, job.source) for exporter in job.exporters]
     disk = {"checkpoint": checkpoint} | {row["format"]: row["bytes"] for row in exports}
-    if way.states_on_disk:
-        disk["hidden states, while it runs"] = states
+    copies = 2 * (len(job.source.blocks()) > 1) + way.states_on_disk  # two while a block is committed
+    if recipe.needs_calibration and copies:
+        disk["hidden states, while it runs"] = int(copies * states)
     seconds = block_seconds(job.source.config, recipe, measure_rates(job.backend), way.schedule == "recomputing")
     per_block = sum(seconds.values())
     return {

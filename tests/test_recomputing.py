@@ -1,5 +1,8 @@
 """The schedule for little memory gives what standing still gives, wherever the hidden states lie."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -148,4 +151,34 @@ def test_hidden_states_on_disk_are_those_in_memory(tmp_path, rng):
         assert len(states) == 2
         np.testing.assert_array_equal(states.read(0), arrays[0][::-1] * 2)
         np.testing.assert_array_equal(states.read(1), arrays[1])
+    assert not list(tmp_path.iterdir())
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from edgeq.errors import BadInput
+from edgeq.hidden_states import StatesOnDisk
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+states = StatesOnDisk(Path(sys.argv[1]), np.asarray, np.asarray)
+states.append(np.arange(1000.0))
+try:
+    states.append(np.arange(1000.0))
+except BadInput as error:
+    print(error)
+print(states.read(0)[-1], len(states))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of files")
+def test_hidden_states_that_find_no_room_are_one_line_and_nothing_at_exit(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    line, rest = done.stdout.strip().split("\n")
+    assert line.startswith("hidden states cannot be written in") and "raise --max-ram" in line
+    assert rest == "999.0 1"
+    assert done.stderr == ""
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,8 @@ from edgeq.rope import check_rope
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2")
 
+LARGEST_SIZE = 2**31 - 1
+
 Config = Mapping[str, Any]
 
 
@@ -41,7 +43,9 @@ def positive_integer(values: Mapping[str, Any], key: str) -> int:
     value = values.get(key)
     if not is_positive_integer(value):
         raise BadInput(f"config: {key} is {value!r}; it must be a positive whole number")
-    return int(value)  # type: ignore[arg-type]
+    if value > LARGEST_SIZE:
+        raise BadInput(f"config: {key} is {value!s:.40}; it must be {LARGEST_SIZE} or less")
+    return int(value)
 
 
 def head_dimension(config: Config) -> int:
