@@ -69,8 +69,8 @@ class StatesOnDisk:
 
     def append(self, hidden: Array) -> None:
         values = np.ascontiguousarray(self._to_numpy(hidden))
-        self._places.append((self._end, values.shape, values.dtype))
         self._write(self._end, values)
+        self._places.append((self._end, values.shape, values.dtype))
         self._end += values.nbytes
 
     def read(self, batch: int) -> Array:

@@ -49,9 +49,9 @@ class Job:
     """Everything a run needs.
 
     `make_activations` gets the source, the token windows and on which share of them both streams run,
-    `make_calibration` the source, the recipe, and whom to tell how much text the model has written. For the memory plan:
-    characters is the size of all texts, writes_text whether the model writes one. rows_at_once bounds the memory of a
-    layer's solve, None solves all together.
+    `make_calibration` the source, the recipe, and whom to tell how much text the model has written. For the plan of
+    memory, characters is the size of all texts and writes_text says whether the model writes one. rows_at_once bounds
+    the memory of a layer's solve, None solves all together.
     """
 
     source: ModelSource

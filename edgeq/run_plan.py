@@ -13,7 +13,7 @@ from edgeq.algorithms.qqa import Annealing
 from edgeq.algorithms.qqa_rounding import annealing_cost
 from edgeq.formats import READ_BY
 from edgeq.memory_plan import MemoryPlan
-from edgeq.pipeline import Job
+from edgeq.pipeline import Job, check_length, needs_calibration
 from edgeq.plan import Grids, plan_grids
 from edgeq.protocols import Backend, Exporter, ModelSource
 from edgeq.recipe import Recipe
@@ -45,8 +45,13 @@ def open_outline(model: str) -> ModelSource | None:
 
 
 def describe_run(job: Job, memory: MemoryPlan) -> dict[str, Any]:
-    """Memory by part, disk, time, and size by format of a run. Units: bytes, seconds."""
+    """Memory by part, disk, time, and size by format of a run. Units: bytes, seconds.
+
+    Raises: BadInput for sequences that the model is too short for.
+    """
     grids = plan_grids(job.source, job.recipe)
+    if needs_calibration(job, grids):
+        check_length(job.source, job.recipe.sequence_length)
     checkpoint = sum(tensor_bytes(name, *grid, job.source) for name, grid in grids.items())
     way, recipe = memory.way, job.recipe
     streams = 1 + (recipe.propagation_share if recipe.needs_drift else 0)
@@ -80,7 +85,7 @@ def tensor_bytes(name: str, shape: tuple[int, ...], grid: Grid | None, source: M
 
 
 def format_row(exporter: Exporter, grids: Grids, source: ModelSource) -> dict[str, Any]:
-    """About how large an export becomes: codes as wide as the format stores them, scales, offsets, dense tensors."""
+    """About how large an export becomes: codes as wide as the format stores them, scales, offsets, 16-bit weights."""
     total = 0.0
     for name, (shape, grid) in grids.items():
         if grid is None or (exporter.linear_only and ".layers." not in name):
@@ -88,6 +93,7 @@ def format_row(exporter: Exporter, grids: Grids, source: ModelSource) -> dict[st
             continue
         width = min(bits for bits in (*CONTAINER_BITS.get(exporter.name, ()), 16) if bits >= grid.bits)
         per_group = 16 if grid.zeros == "symmetric" and exporter.name != "mlx" else 32
+        total += 2 * shape[0] * grid.outlier_count(shape[1])
         total += math.prod(shape) * width / 8 + shape[0] * grid.group_count(shape[1]) * per_group / 8
     reason = exporter.reject_reason(source.config, source.companions(), grids)
     return {"format": exporter.name, "bytes": int(total), "read_by": READ_BY.get(exporter.name, ""), "refused": reason}
