@@ -45,8 +45,9 @@ def make_job(
     windows = partial(calibration_windows, loaded.name, texts)
     characters = sum(len(text.content or "") for text in texts)
     return Job(
-        source, recipe, loaded, partial(make_activations, loaded.name), windows, exporters, characters=characters
-    )
+        source, recipe, loaded, partial(make_activations, loaded.name), windows, exporters, characters=characters,
+        writes_text=any(text.content is None for text in texts),
+    )  # fmt: skip
 
 
 def calibration_windows(
@@ -80,7 +81,7 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
         load(ACTIVATIONS[BACKENDS[job.backend.name].framework], "calibration")  # imports what the process will hold
     precision = job.backend.to_numpy(job.backend.asarray(np.zeros(1))).itemsize
     process = measure_process(job.characters, precision)
-    memory = choose_way(job.source.config, job.recipe, process, limit)
+    memory = choose_way(job.source.config, job.recipe, process, limit, writes_text=job.writes_text)
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.is_dir())
     activations = partial(make_activations, job.backend.name, flow=memory.way.flow(existing))
     return replace(job, make_activations=activations, rows_at_once=memory.way.rows_at_once), memory

@@ -55,7 +55,8 @@ class StatesOnDisk:
     ) -> None:
         self._folder = folder
         try:
-            self._file = tempfile.TemporaryFile(dir=folder, prefix=".edgeq-states-")
+            # without a buffer, which would be written once more, and fail again, when the file is closed
+            self._file = tempfile.TemporaryFile(dir=folder, prefix=".edgeq-states-", buffering=0)
         except OSError as error:
             raise self._not_written(error) from error
         weakref.finalize(self, self._file.close)
@@ -68,16 +69,20 @@ class StatesOnDisk:
 
     def append(self, hidden: Array) -> None:
         values = np.ascontiguousarray(self._to_numpy(hidden))
-        self._places.append((self._end, values.shape, values.dtype))
         self._write(self._end, values)
+        self._places.append((self._end, values.shape, values.dtype))
         self._end += values.nbytes
 
     def read(self, batch: int) -> Array:
         offset, shape, dtype = self._places[batch]
         values = np.empty(shape, dtype)
         self._file.seek(offset)
-        if self._file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
-            raise BadInput("the temporary file of hidden states became shorter while in use; run the command again")
+        left = values.reshape(-1).view(np.uint8).data
+        while left:
+            count = self._file.readinto(left)
+            if not count:
+                raise BadInput("the temporary file of hidden states became shorter while in use; run the command again")
+            left = left[count:]
         return self._from_numpy(values)
 
     def replace(self, batch: int, hidden: Array) -> None:
@@ -89,8 +94,9 @@ class StatesOnDisk:
     def _write(self, offset: int, values: NumpyArray) -> None:
         try:
             self._file.seek(offset)
-            self._file.write(values.reshape(-1).view(np.uint8).data)
-            self._file.flush()
+            left = values.reshape(-1).view(np.uint8).data
+            while left:  # a disk that is nearly full takes a part before it refuses
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise self._not_written(error) from error
 

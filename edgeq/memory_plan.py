@@ -1,5 +1,6 @@
 """How much memory a run takes at its worst moment, and which way of running it fits into a limit."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,17 +8,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeq.algorithms.damping import INVERTED_COLUMNS
+from edgeq.algorithms.propagation_choice import DAMPINGS
 from edgeq.errors import BadInput
 from edgeq.process_memory import resident_bytes
 from edgeq.recipe import Recipe
-from edgeq.sources.layout import ATTENTION, MLP, expected_block_shapes, expected_linear_shapes
+from edgeq.self_text import CACHE_BYTES, bytes_per_token
+from edgeq.sources.layout import (
+    ATTENTION,
+    MLP,
+    expected_block_shapes,
+    expected_linear_shapes,
+    expected_outer_shapes,
+)
 from edgeq.streams import CALIBRATION_BATCH, Flow
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)
 FLOAT = 4  # bytes of weights and activations in forward passes
 SITES = (ATTENTION[:3], ATTENTION[3:], MLP[:2], MLP[2:])
+LARGEST_SIZE = 2.0**60
 ROWS_AT_ONCE = 1024
 FEWEST_ROWS = 256
+WRITING = "the text that the model writes"
+SPLIT_MOMENTS = 4  # H and D of what a correction is fitted to and of what it is judged on
+AROUND_OUTLIERS = 4  # matrices of a layer's own factors and target beside those of its site
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,30 +102,39 @@ def parse_size(text: str, option: str) -> int:
     found, size = SIZE.fullmatch(text), 0
     if found:
         power = " KMGT".index((found[2] or " ").upper())
-        size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+        stated = float(found[1]) * (1024 if found[3] else 1000) ** power
+        size = int(stated) if stated < LARGEST_SIZE else 0
     if size <= 0:
         raise BadInput(f"{option} {text!r}: expected a size such as 8GB, 7.5GiB or 500MB")
     return size
 
 
-def choose_way(config: Mapping[str, Any], recipe: Recipe, process: Process, limit: int | None) -> MemoryPlan:
-    """The fastest way that fits. Raises: BadInput with the smallest limit that would do."""
+def choose_way(
+    config: Mapping[str, Any], recipe: Recipe, process: Process, limit: int | None, *, writes_text: bool = False
+) -> MemoryPlan:
+    """The fastest way that fits, where the model also writes its calibration text if it `writes_text`.
+
+    Raises: BadInput with the smallest limit that would do.
+    """
     ways = [replace(way, rows_at_once=None) for way in WAYS] if recipe.chooses_by_layer else WAYS
-    plans = [MemoryPlan(way, peak_moment(config, recipe, process, way)) for way in ways]
+    plans = [MemoryPlan(way, peak_moment(config, recipe, process, way, writes_text)) for way in ways]
     if limit is None:
         return plans[0]
     for plan in plans:
         if plan.peak.total <= limit:
             return plan
     least = min(plans, key=lambda plan: plan.peak.total)
+    advice = "calibrate on a text file" if least.peak.name == WRITING else "choose --quality fast or a smaller model"
     raise BadInput(
         f"--max-ram {show_size(limit)}: this run needs at least {show_size(least.peak.total, up=True)} (while it is at "
-        f"{least.peak.name}); give that much, or choose --quality fast or a smaller model"
+        f"{least.peak.name}); give that much, or {advice}"
     )
 
 
 def show_size(size: float, *, up: bool = False) -> str:
     """Units as people say them; rounded up where less would not do."""
+    if size < 10**5:
+        return f"{math.ceil(size)} bytes"
     name, unit = ("GB", 10**9) if size >= 10**9 else ("MB", 10**6)
     digits = 1 if unit == 10**9 else 0
     if up:
@@ -121,20 +143,38 @@ def show_size(size: float, *, up: bool = False) -> str:
     return f"{size / unit:.{digits}f} {name}"
 
 
-def peak_moment(config: Mapping[str, Any], recipe: Recipe, process: Process, way: Way) -> Moment:
-    return max(moments(config, recipe, process, way), key=lambda moment: moment.total)
+def peak_moment(
+    config: Mapping[str, Any], recipe: Recipe, process: Process, way: Way, writes_text: bool = False
+) -> Moment:
+    return max(moments(config, recipe, process, way, writes_text), key=lambda moment: moment.total)
 
 
-def moments(config: Mapping[str, Any], recipe: Recipe, process: Process, way: Way) -> Iterator[Moment]:
+def moments(
+    config: Mapping[str, Any], recipe: Recipe, process: Process, way: Way, writes_text: bool
+) -> Iterator[Moment]:
     """The moments of a run that may take most."""
     base = {"framework and program": process.resident}
     table = config["vocab_size"] * config["hidden_size"]
     yield Moment("the embedding", {**base, "embedding": 14 * table})
+    if recipe.needs_calibration and writes_text:
+        yield Moment(WRITING, base | writing_parts(config, recipe))
     if recipe.needs_calibration:
         run = _Run(config, recipe, process.precision, way)
         for site in SITES:
             for name, parts in run.site_moments(site):
                 yield Moment(name, base | parts)
+
+
+def writing_parts(config: Mapping[str, Any], recipe: Recipe) -> dict[str, int]:
+    """The whole model, keys and values of what is written together, and the next tokens' predictions."""
+    of_block = sum(map(math.prod, expected_block_shapes(config).values()))
+    outer = sum(map(math.prod, expected_outer_shapes(config).values()))
+    text = recipe.samples * recipe.sequence_length * bytes_per_token(config)
+    return {
+        "whole model": FLOAT * (config["num_hidden_layers"] * of_block + outer),
+        "keys and values": min(CACHE_BYTES, text),
+        "predictions": 4 * FLOAT * recipe.samples * config["vocab_size"],
+    }
 
 
 class _Run:
@@ -144,11 +184,12 @@ class _Run:
         self.shapes, self.recipe, self.way, self.precision = expected_linear_shapes(config), recipe, way, precision
         self.hidden, self.inner = int(config["hidden_size"]), int(config["intermediate_size"])
         self.queries, self.keys = self.shapes[ATTENTION[0]][0], self.shapes[ATTENTION[1]][0]
-        self.block = sum(shape[0] * (shape[1] if len(shape) == 2 else 1)
-                         for shape in expected_block_shapes(config).values())  # fmt: skip
+        self.block = sum(map(math.prod, expected_block_shapes(config).values()))
         self.drift = int(recipe.needs_drift)
         self.streams = 1 + (recipe.propagation_share if recipe.needs_drift else 0.0)
         self.paired = int(recipe.needs_drift and recipe.propagation_share < 1)
+        self.split = SPLIT_MOMENTS * recipe.chooses_propagation
+        self.correctors = len(DAMPINGS) * recipe.chooses_propagation
         self.tokens = recipe.samples * recipe.sequence_length
         self.batch = min(self.tokens, max(1, way.batch_tokens // recipe.sequence_length) * recipe.sequence_length)
 
@@ -156,7 +197,7 @@ class _Run:
         columns = self.shapes[site[0]][1]
         square, inputs = columns * columns * self.precision, self.batch * columns * FLOAT
         held = self._common(site) | {"standing passes": self._standing(site)}
-        kept = (3 + 2 * self.drift + self.paired) * square
+        kept = (3 + 2 * self.drift + self.paired + self.split + self.correctors) * square
         standing = self.way.schedule == "standing"
         yield (
             f"the statistics of {site[0]}",
@@ -165,10 +206,11 @@ class _Run:
                 "running pass": 2 * self.drift * inputs
                 if standing
                 else self._transient() + (2 + 2 * self.drift) * inputs,
-                "second moments": (2 + self.drift + self.paired) * square + columns * columns * FLOAT,
+                "second moments": (2 + self.drift + self.paired + self.split) * square + columns * columns * FLOAT,
             },
         )
-        factors = (4 + self.drift + self.paired) * square + 4 * INVERTED_COLUMNS * columns * self.precision
+        factors = (4 + self.drift + self.paired + self.split + self.correctors) * square
+        factors += 4 * INVERTED_COLUMNS * columns * self.precision
         yield f"the factors of {site[0]}", held | {"second moments and factors": factors}
         if standing:
             passing = {"running pass": self._transient(), "second moments and factors": kept}
@@ -176,12 +218,13 @@ class _Run:
         rows = max(self.shapes[layer][0] for layer in site)
         rows = min(rows, self.way.rows_at_once or rows)
         sweeps = 2 * bool(self.recipe.sweeps) * square
+        around = AROUND_OUTLIERS * self.recipe.keeps_columns * square
         annealed = columns * columns * FLOAT * bool(self.recipe.anneal_rounds)
         yield (
             f"the solve of {site[0]}",
             held
             | {
-                "second moments and factors": kept + sweeps + annealed,
+                "second moments and factors": kept + sweeps + annealed + around,
                 "weights in the solve": self._temporaries(rows * columns) + self._layer(site),
             },
         )

@@ -49,8 +49,9 @@ class Job:
     """Everything a run needs.
 
     `make_activations` gets the source, the token windows and on which share of them both streams run,
-    `make_calibration` the source, the recipe, and whom to tell how much text the model has written. characters is the
-    size of all texts, for the memory plan; rows_at_once bounds the memory of a layer's solve, None solves all together.
+    `make_calibration` the source, the recipe, and whom to tell how much text the model has written. For the plan of
+    memory, characters is the size of all texts and writes_text says whether the model writes one. rows_at_once bounds
+    the memory of a layer's solve, None solves all together.
     """
 
     source: ModelSource
@@ -62,6 +63,7 @@ class Job:
     clock: Stopwatch = field(default_factory=Stopwatch)
     rows_at_once: int | None = None
     characters: int = 0
+    writes_text: bool = False
 
 
 def quantize(

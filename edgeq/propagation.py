@@ -15,7 +15,8 @@ from edgeq.types import Array, LayerStatistics
 class Propagation:
     """What corrections of a site's layers need; without drift there is nothing to correct.
 
-    factor is of H + lambda I at the recipe's damping; correctors are of the fitted part, where strength is chosen.
+    factor is of H + lambda I at the recipe's damping, for layers of a stated strength; split and correctors, of its
+    fitted part, are for layers whose strength is chosen.
     """
 
     drift: Array | None = None
@@ -43,10 +44,10 @@ def prepare_propagation(
     if statistics.D is None or not recipe.propagates:
         return Propagation()
     H = statistics.H if statistics.paired_H is None else statistics.paired_H
-    if split is not None:
-        return Propagation(statistics.D, H, split=split, correctors=make_correctors(split.fit, backend))
-    factor = factorise(H, recipe.propagation_damping, backend, lower_factor)
-    return Propagation(statistics.D, H, factor)
+    states = recipe.states_propagation
+    factor = factorise(H, recipe.propagation_damping, backend, lower_factor) if states else None
+    correctors = () if split is None else make_correctors(split.fit, backend)
+    return Propagation(statistics.D, H, factor, split, correctors)
 
 
 def correct(name: str, W: Array, propagation: Propagation, recipe: Recipe, backend: Backend) -> Correction:
@@ -55,10 +56,10 @@ def correct(name: str, W: Array, propagation: Propagation, recipe: Recipe, backe
     if propagation.drift is None or strength == 0:
         return Correction(W)
     factor, gain = propagation.factor, None
-    if propagation.split is not None:
-        strengths = None if strength == AUTOMATIC else (float(strength),)
+    if strength == AUTOMATIC:
+        assert propagation.split is not None
         best = choose_propagation(
-            W, propagation.split.fit, propagation.split.held_out, propagation.correctors, backend, strengths=strengths
+            W, propagation.split.fit, propagation.split.held_out, propagation.correctors, backend
         ).best
         if best.strength == 0:
             return Correction(W, held_out_gain=0.0)

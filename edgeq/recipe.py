@@ -103,10 +103,19 @@ class Recipe:
         return AUTOMATIC in self._strengths
 
     @property
+    def states_propagation(self) -> bool:
+        """Whether any layer makes up for inherited error by a strength that the recipe states."""
+        return any(strength not in (0, AUTOMATIC) for strength in self._strengths)
+
+    @property
     def chooses_by_layer(self) -> bool:
         """Whether something is chosen for all rows of a layer together, which then cannot be solved in parts."""
-        shares = [self.outlier_columns, *(item.outlier_columns or 0.0 for item in self.overrides)]
-        return self.chooses_propagation or any(shares)
+        return self.chooses_propagation or self.keeps_columns
+
+    @property
+    def keeps_columns(self) -> bool:
+        """Whether any layer has outlier columns."""
+        return bool(self.outlier_columns) or any(item.outlier_columns for item in self.overrides)
 
     @property
     def _strengths(self) -> list[float | Literal["auto"]]:

@@ -8,10 +8,12 @@ from typing import Any
 from edgeq.checkpoint import FORMAT_VERSION, Checkpoint
 from edgeq.protocols import ModelSource
 from edgeq.recipe import Recipe, recipe_settings
+from edgeq.texts import SELF
 from edgeq.version import __version__
 
 KEYS = ("format_version", "edgeq", "model", "source", "recipe", "calibration")
 """What identifies a run and stands in the head of its checkpoint."""
+WRITTEN = f" ({SELF}: a model writes other text on another framework; use the --backend that the run was started with)"
 Identity = Mapping[str, Any]
 
 
@@ -54,7 +56,9 @@ def differences(before: Identity, now: Identity) -> list[str]:
     for name in _differing(before, now, "recipe"):
         found.append(_changed(f"recipe setting {name}", old.get(name), now["recipe"].get(name)))
     if before.get("calibration") != now["calibration"]:
-        found.append("calibration text: it is another")
+        texts = (now["calibration"] or {}).get("texts", ())
+        written = any(text["name"] == SELF for text in texts)
+        found.append("calibration text: it is another" + (WRITTEN if written else ""))
     return found
 
 

@@ -14,7 +14,7 @@ from edgeq.algorithms.qqa_rounding import annealing_cost
 from edgeq.errors import BadInput
 from edgeq.formats import READ_BY
 from edgeq.memory_plan import MemoryPlan
-from edgeq.pipeline import Job
+from edgeq.pipeline import Job, check_length, needs_calibration
 from edgeq.plan import Grids, plan_grids
 from edgeq.protocols import Backend, Exporter, ModelSource
 from edgeq.recipe import Recipe
@@ -47,16 +47,22 @@ def open_outline(model: str) -> ModelSource | None:
 
 
 def describe_run(job: Job, memory: MemoryPlan) -> dict[str, Any]:
-    """Memory by part, disk, time, and size by format of a run. Units: bytes, seconds."""
+    """Memory by part, disk, time, and size by format of a run. Units: bytes, seconds.
+
+    Raises: BadInput for sequences that the model is too short for.
+    """
     grids = plan_grids(job.source, job.recipe)
+    if needs_calibration(job, grids):
+        check_length(job.source, job.recipe.sequence_length)
     checkpoint = sum(tensor_bytes(name, *grid, job.source) for name, grid in grids.items())
     way, recipe = memory.way, job.recipe
-    streams = 1 + recipe.needs_drift
+    streams = 1 + (recipe.propagation_share if recipe.needs_drift else 0)
     states = streams * recipe.samples * recipe.sequence_length * job.source.config["hidden_size"] * 4
     exports = [format_row(exporter, grids, job.source) for exporter in job.exporters]
     disk = {"checkpoint": checkpoint} | {row["format"]: row["bytes"] for row in exports}
-    if way.states_on_disk:
-        disk["hidden states, while it runs"] = states
+    copies = 2 * (len(job.source.blocks()) > 1) + way.states_on_disk  # two while a block is committed
+    if recipe.needs_calibration and copies:
+        disk["hidden states, while it runs"] = int(copies * states)
     seconds = block_seconds(job.source.config, recipe, measure_rates(job.backend), way.schedule == "recomputing")
     per_block = sum(seconds.values())
     return {
@@ -101,7 +107,7 @@ def tensor_bytes(name: str, shape: tuple[int, ...], grid: Grid | None, source: M
 
 
 def format_row(exporter: Exporter, grids: Grids, source: ModelSource) -> dict[str, Any]:
-    """About how large an export becomes: codes as wide as the format stores them, scales, offsets, dense tensors."""
+    """About how large an export becomes: codes as wide as the format stores them, scales, offsets, 16-bit weights."""
     total = 0.0
     for name, (shape, grid) in grids.items():
         if grid is None or (exporter.linear_only and ".layers." not in name):
@@ -110,7 +116,7 @@ def format_row(exporter: Exporter, grids: Grids, source: ModelSource) -> dict[st
         width = min(bits for bits in (*CONTAINER_BITS.get(exporter.name, ()), 16) if bits >= grid.bits)
         per_group = 16 if grid.zeros == "symmetric" and exporter.name != "mlx" else 32
         groups = -(-shape[1] // GGUF_COLUMNS) if exporter.name == "gguf" else grid.group_count(shape[1])
-        total += shape[0] * (shape[1] * width + groups * per_group) / 8
+        total += shape[0] * (shape[1] * width + groups * per_group) / 8 + 2 * shape[0] * grid.outlier_count(shape[1])
     reason = exporter.reject_reason(source.config, source.companions(), grids)
     return {"format": exporter.name, "bytes": int(total), "read_by": READ_BY.get(exporter.name, ""), "refused": reason}
 

@@ -7,7 +7,7 @@ from edgeq.errors import BadInput
 from edgeq.protocols import Backend, Site
 from edgeq.types import Array, LayerStatistics
 
-HELD_OUT = 0.25  # of each batch, its last tokens
+HELD_OUT = 0.25  # of each window, its last tokens
 
 
 @dataclass(slots=True)
@@ -65,16 +65,18 @@ def accumulate(site: Site, backend: Backend, *, drift: bool) -> LayerStatistics:
 
 
 def accumulate_split(site: Site, backend: Backend) -> tuple[LayerStatistics, Split]:
-    """The same, and of two parts of the tokens of both streams: the last quarter of each batch is held out."""
+    """The same, and of two parts of the tokens of both streams: the last quarter of each window is held out.
+
+    Not of each batch: what is chosen must not depend on how many windows run together.
+    """
     fit, held_out, single = Moments(), Moments(), Moments()
     for X, X_hat in site.batches():
-        x_hat = _rows(X_hat, backend)
         if X is None:
-            single.add(None, x_hat, backend)
+            single.add(None, _rows(X_hat, backend), backend)
             continue
-        x, cut = _rows(X, backend), x_hat.shape[0] - math.ceil(HELD_OUT * x_hat.shape[0])
-        fit.add(x[:cut], x_hat[:cut], backend)
-        held_out.add(x[cut:], x_hat[cut:], backend)
+        cut = X_hat.shape[-2] - math.ceil(HELD_OUT * X_hat.shape[-2])
+        for part, tokens in ((fit, slice(cut)), (held_out, slice(cut, None))):
+            part.add(_rows(X[..., tokens, :], backend), _rows(X_hat[..., tokens, :], backend), backend)
     total = combined(site, united(fit, held_out), single, backend)
     return total, Split(fit.mean(), held_out.mean())
 

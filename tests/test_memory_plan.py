@@ -30,7 +30,9 @@ def test_sizes_are_read_as_people_write_them(text, size):
     assert parse_size(text, "--max-ram") == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-8GB", "8 apples", "0GB", "8GBB", "nan", "1e9", "8,5GB"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-8GB", "8 apples", "0GB", "8GBB", "nan", "1e9", "8,5GB", 400 * "9" + "GB", "2000000TB"]
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(BadInput, match=r"--max-ram .*: expected a size such as 8GB"):
         parse_size(text, "--max-ram")
@@ -42,6 +44,24 @@ def test_a_limit_is_kept_by_the_fastest_way_that_does():
         plan = choose_way(LLAMA_7B, FAST, PROCESS, limit)
         assert plan.peak.total <= limit
         assert all(total > limit for total in totals[: WAYS.index(plan.way)])
+
+
+def test_a_model_that_writes_its_text_is_whole_in_memory():
+    plan = choose_way(LLAMA_7B, BALANCED, PROCESS, None, writes_text=True)
+    assert plan.peak.name == "the text that the model writes"
+    assert plan.peak.parts["whole model"] == pytest.approx(4 * 6.74e9, rel=0.01)
+    with pytest.raises(BadInput, match=r"at least .*the text that the model writes"):
+        choose_way(LLAMA_7B, BALANCED, PROCESS, 16 * 10**9, writes_text=True)
+
+
+@pytest.mark.parametrize("settings", [{"propagation_strength": "auto"}, {"outlier_columns": 0.01}], ids=str)
+def test_what_is_chosen_by_layer_takes_more_and_is_never_solved_in_rows(settings):
+    chosen = replace(BALANCED, **settings)
+    assert (
+        peak_moment(LLAMA_7B, chosen, PROCESS, WAYS[0]).total > peak_moment(LLAMA_7B, BALANCED, PROCESS, WAYS[0]).total
+    )
+    for limit in (None, 30 * 10**9):
+        assert choose_way(LLAMA_7B, chosen, PROCESS, limit).way.rows_at_once is None
 
 
 def test_without_a_limit_everything_stands_in_memory():
@@ -100,6 +120,18 @@ def test_an_outline_has_the_tensors_of_the_whole_model(tmp_path):
         outline.read("model.norm.weight")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_hidden_layers", 10**7), ("vocab_size", 10**400), ("intermediate_size", 10**15)]
+)
+def test_an_outline_of_absurd_size_is_refused(tmp_path, key, value):
+    config = make_config(hidden=64, inner=96, heads=4, blocks=2)
+    folder = write_checkpoint(tmp_path / "m", config, outline=True)
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(BadInput, match=rf"config: {key} is 10*; it must be \d+ or less"):
+        open_outline(str(folder))
+
+
 def test_an_index_that_does_not_fit_its_config_is_refused(tmp_path):
     folder = write_checkpoint(tmp_path / "m", make_config(hidden=64, inner=96, heads=4, blocks=2), outline=True)
     index = folder / "model.safetensors.index.json"
@@ -140,8 +172,10 @@ def wide(tmp_path_factory):
         ("--quality", "balanced"),
         ("--quality", "fast", "--samples", 96),
         ("--quality", "balanced", "--max-ram", "1800MB"),
+        ("--quality", "balanced", "--propagation-strength", "auto"),
+        ("--quality", "balanced", "--outlier-columns", "0.01"),
     ],
-    ids=["balanced", "fast", "limited"],
+    ids=["balanced", "fast", "limited", "auto", "outliers"],
 )
 def test_the_peak_is_within_15_percent_of_the_plan(wide, tmp_path, words):
     words = (wide, "--backend", "cpu", "--json", *words)

@@ -1,5 +1,9 @@
 """The schedule for little memory gives what standing still gives, wherever the hidden states lie."""
 
+import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -51,7 +55,7 @@ def visit(streams, blocks, replacements):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("drift", [True, False])
+@pytest.mark.parametrize("drift", [1.0, 0.5, 0.0])
 def test_all_flows_show_the_same_inputs_bit_by_bit(framework, drift, rng, tmp_path, one_thread):
     llama = models.tiny_llama()
     source, windows = models.MemorySource(llama), rng.integers(0, 40, (5, WINDOW))
@@ -71,10 +75,10 @@ def test_all_flows_show_the_same_inputs_bit_by_bit(framework, drift, rng, tmp_pa
             assert layers == expected_layers, name
             for (X, X_hat), (expected_X, expected_X_hat) in zip(pairs, expected_pairs, strict=True):
                 np.testing.assert_array_equal(X_hat, expected_X_hat, err_msg=name)
-                if drift:
+                assert (X is None) == (expected_X is None)
+                if X is not None:
                     np.testing.assert_array_equal(X, expected_X, err_msg=name)
-                else:
-                    assert X is None
+        assert [X is not None for X, _ in pairs] == [batch < math.ceil(drift * 5) / 2 for batch in range(len(pairs))]
     assert not list(tmp_path.iterdir())  # the file of hidden states has no name
 
 
@@ -148,4 +152,34 @@ def test_hidden_states_on_disk_are_those_in_memory(tmp_path, rng):
         assert len(states) == 2
         np.testing.assert_array_equal(states.read(0), arrays[0][::-1] * 2)
         np.testing.assert_array_equal(states.read(1), arrays[1])
+    assert not list(tmp_path.iterdir())
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from edgeq.errors import BadInput
+from edgeq.hidden_states import StatesOnDisk
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+states = StatesOnDisk(Path(sys.argv[1]), np.asarray, np.asarray)
+states.append(np.arange(1000.0))
+try:
+    states.append(np.arange(1000.0))
+except BadInput as error:
+    print(error)
+print(states.read(0)[-1], len(states))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of files")
+def test_hidden_states_that_find_no_room_are_one_line_and_nothing_at_exit(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    line, rest = done.stdout.strip().split("\n")
+    assert line.startswith("hidden states cannot be written in") and "raise --max-ram" in line
+    assert rest == "999.0 1"
+    assert done.stderr == ""
     assert not list(tmp_path.iterdir())

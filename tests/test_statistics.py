@@ -10,7 +10,7 @@ from test_layer import FakeSite
 from edgeq.algorithms.propagation_choice import DAMPINGS, STRENGTHS
 from edgeq.layer import prepare_site, solve_layer
 from edgeq.propagation import correct, prepare_propagation
-from edgeq.recipe import Recipe
+from edgeq.recipe import Override, Recipe
 from edgeq.registry import load_backend
 from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
@@ -35,6 +35,35 @@ def test_a_share_of_the_tokens_is_held_out_and_both_parts_add_up(backend, rng, t
         assert found.n_tokens == len(tokens)
         np.testing.assert_allclose(backend.to_numpy(found.H), H, atol=tolerance)
         np.testing.assert_allclose(backend.to_numpy(found.D), D, atol=tolerance)
+
+
+def test_the_held_out_tokens_do_not_depend_on_how_many_windows_run_together(rng):
+    backend = load_backend("reference")
+    X = rng.standard_normal((6, 16, 8))
+    X_hat = X + 0.1 * rng.standard_normal(X.shape)
+
+    def split(*cuts):
+        site = FakeSite(X, X_hat)
+        site.pairs = list(zip(np.split(X, cuts), np.split(X_hat, cuts), strict=True))
+        return accumulate_split(site, backend)[1]
+
+    expected = plain.moments(X[:, 12:].reshape(-1, 8), X_hat[:, 12:].reshape(-1, 8))
+    for found in (split(), split(1, 3), split(2, 4, 5)):
+        assert found.held_out.n_tokens == 6 * 4
+        np.testing.assert_allclose(found.held_out.H, expected[0], atol=1e-12)
+        np.testing.assert_allclose(found.held_out.D, expected[1], atol=1e-12)
+
+
+def test_a_stated_strength_beside_automatic_ones_keeps_the_damping_of_the_recipe(backend, rng, tolerance):
+    W, X, X_hat = plain.random_layer(rng, drift=0.2)
+    fixed = Override("fixed", propagation_strength=0.3)
+    recipe = Recipe(bits=3, group_size=16, propagation_strength="auto", propagation_damping=0.07, overrides=(fixed,))
+    statistics, split = accumulate_split(FakeSite(X, X_hat), backend)
+    prepared = prepare_propagation(statistics, split, recipe, backend)
+    found = correct("fixed", backend.asarray(W), prepared, recipe, backend)
+    assert (found.strength, found.damping, found.held_out_gain) == (0.3, 0.07, None)
+    np.testing.assert_allclose(backend.to_numpy(found.V), corrected(W, (X, X_hat), 0.3, 0.07), atol=tolerance)
+    assert correct("other", backend.asarray(W), prepared, recipe, backend).held_out_gain is not None
 
 
 def test_drift_is_the_mean_over_the_tokens_that_both_streams_run_on(backend, rng, tolerance):

@@ -53,8 +53,6 @@ def choose_propagation(
     held_out: LayerStatistics,
     correctors: Sequence[Corrector],
     backend: Backend,
-    *,
-    strengths: Sequence[float] | None = None,
 ) -> PropagationChoice:
     """The strength and damping whose correction leaves the smallest error on held-out tokens, before any rounding.
 
@@ -74,8 +72,8 @@ def choose_propagation(
         if fit.D is not None and held_out.D is not None:
             K = backend.solve_product(W, fit.D, corrector.L)
             linear, curved = float(((W @ held_out.D) * K).sum()), float(((K @ held_out.H) * K).sum())
-        for strength in strengths or STRENGTHS:
+        for strength in STRENGTHS:
             error = strength * (strength * curved - 2 * linear) / energy
-            trials.append(Trial(float(strength), corrector.damping, error))
+            trials.append(Trial(strength, corrector.damping, error))
     best = min(trials, key=lambda trial: (trial.error, trial.strength, -trial.damping))
     return PropagationChoice(best, tuple(trials))

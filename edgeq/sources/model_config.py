@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.rope import check_rope
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2")
+
+LARGEST_SIZE = 2**31 - 1
 
 Config = Mapping[str, Any]
 
@@ -41,7 +43,9 @@ def positive_integer(values: Mapping[str, Any], key: str) -> int:
     value = values.get(key)
     if not is_positive_integer(value):
         raise BadInput(f"config: {key} is {value!r}; it must be a positive whole number")
-    return int(value)  # type: ignore[arg-type]
+    if value > LARGEST_SIZE:
+        raise BadInput(f"config: {key} is {value!s:.40}; it must be {LARGEST_SIZE} or less")
+    return value
 
 
 def head_dimension(config: Config) -> int:
@@ -67,7 +71,7 @@ def key_value_heads(config: Config) -> int:
     return positive_integer(config, "num_key_value_heads" if stated else "num_attention_heads")
 
 
-def is_positive_integer(value: Any) -> bool:
+def is_positive_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

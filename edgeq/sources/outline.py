@@ -15,6 +15,17 @@ from edgeq.types import BlockSpec, NumpyArray
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
+MOST_BLOCKS = 10_000
+
+
+def block_count(config: Mapping[str, Any]) -> int:
+    """Raises: BadInput for more than any model has: nothing but the config limits the number here."""
+    count = positive_integer(config, "num_hidden_layers")
+    if count > MOST_BLOCKS:
+        raise BadInput(f"config: num_hidden_layers is {count}; it must be {MOST_BLOCKS} or less")
+    return count
+
+
 class ModelOutline:
     """Names and shapes of all tensors as the config implies them, checked against the index where there is one.
 
@@ -27,7 +38,7 @@ class ModelOutline:
         check_config(self.config)
         self._shapes = dict(expected_outer_shapes(self.config))
         of_block = expected_block_shapes(self.config)
-        for block in range(positive_integer(self.config, "num_hidden_layers")):
+        for block in range(block_count(self.config)):
             self._shapes |= {f"model.layers.{block}.{name}": shape for name, shape in of_block.items()}
         if (path / SHARD_INDEX).is_file():
             self._check_names(read_weight_map(path))

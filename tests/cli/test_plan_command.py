@@ -39,6 +39,19 @@ def test_the_planned_checkpoint_is_as_large_as_the_written_one(edgeq, saved_mode
     assert written["bytes"]["checkpoint"] == pytest.approx(planned, rel=0.15)  # headers
 
 
+def test_a_plan_refuses_the_sequences_that_a_run_refuses(edgeq, saved_model, quick):
+    result = edgeq("plan", saved_model, *quick, "--sequence-length", 129)
+    assert (result.status, result.out) == (1, "")
+    assert "the model reads at most 128 tokens" in result.err
+
+
+def test_a_plan_counts_the_hidden_states_that_a_run_keeps_to_be_continued(edgeq, saved_model, quick, tmp_path):
+    recipe = tmp_path / "half.toml"
+    recipe.write_text("propagation_share = 0.5")
+    disk = json.loads(edgeq("plan", saved_model, *quick, "--recipe", recipe, "--json").out)["disk"]
+    assert disk["hidden states, while it runs"] == 2 * 1.5 * (4 * 32 * 64 * 4)  # twice while a block is committed
+
+
 def test_a_limit_that_is_too_small_is_refused_before_any_work(refuse, saved_model):
     line = refuse(saved_model, "--max-ram", "1MB")
     assert "--max-ram 1 MB: this run needs at least" in line
