@@ -32,6 +32,8 @@ from edgeq.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgeq.pipeline import Job
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="edgeq")
@@ -124,29 +126,25 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize demo --output smollm2 --export gguf --evaluate
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
     """
-    from edgeq.assembly import fit_job, make_job  # noqa: PLC0415
+    from edgeq.assembly import make_job  # noqa: PLC0415
     from edgeq.measurement import check_evaluation, evaluate  # noqa: PLC0415
     from edgeq.pipeline import quantize  # noqa: PLC0415
     from edgeq.progress import watching  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
-    from edgeq.run_plan import annealing_note  # noqa: PLC0415
     from edgeq.screen import show_finished  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
     from edgeq.storage import check_destination  # noqa: PLC0415
     from edgeq.summary import finish_run, keeping  # noqa: PLC0415
 
     check_destination(output, force=force or resume, source=Path(model).expanduser() if model != "demo" else None)
-    settings = collect_settings(recipe, options)
     of_formats = {"accuracy_level": accuracy_level, "qdq": qdq}
     job = make_job(
-        open_source(model), settings, backend=backend, calibration=calibration, exports=exports,
+        open_source(model), collect_settings(recipe, options), backend=backend, calibration=calibration, exports=exports,
         export_options=of_formats,
     )  # fmt: skip
-    job, memory = fit_job(job, max_ram, output.parent)
     if evaluated:
         check_evaluation(job.source, exports, backend)
-    if note := annealing_note(job, memory):
-        click.echo(note, err=True)
+    job = planned(job, max_ram, output.parent)
     again = shlex.join(["edgeq", *with_flag(sys.argv[1:], "--resume")])
     with watching(make_console(stderr=True), plain=as_json, log_file=log_file) as observer:
         checkpoint = quantize(job, output, observer, force=force, resume=resume, again=again)
@@ -210,6 +208,17 @@ def inspect_command(path: str, as_json: bool) -> None:
     from edgeq.screen import show_inspection  # noqa: PLC0415
 
     report(inspect_model(path), as_json, show_inspection)
+
+
+def planned(job: "Job", max_ram: str | None, folder: Path) -> "Job":
+    """The job run the way that fits into max_ram; what annealing will take is said before it starts."""
+    from edgeq.assembly import fit_job  # noqa: PLC0415
+    from edgeq.run_plan import annealing_note  # noqa: PLC0415
+
+    job, memory = fit_job(job, max_ram, folder)
+    if note := annealing_note(job, memory):
+        click.echo(note, err=True)
+    return job
 
 
 def report(result: Mapping[str, Any], as_json: bool, show: Callable[["Console", Mapping[str, Any]], None]) -> None:

@@ -216,7 +216,7 @@ def targets(
     problem: LayerProblem, V: Array, site: SiteFactors, recipe: Recipe, backend: Backend
 ) -> tuple[Target, Array | None]:
     """What codes, and scales if by a target of their own, are refined for: outlier columns follow whatever they do."""
-    target = eliminate_columns(Target(V @ site.H_damped, site.H_damped), site.outlier_columns, backend)
+    target = eliminate_columns(Target(V @ site.H_damped, site.H_damped, V), site.outlier_columns, backend)
     truth = refit_target(problem.W, site, recipe)
     if truth is not None:
         truth = eliminate_columns(Target(truth, site.H_damped), site.outlier_columns, backend).B

@@ -11,11 +11,18 @@ from edgeq.types import Array, Grid, GroupScales
 class Target:
     """What a layer's weight Q should minimise: tr(Q H Q^T) - 2 <B, Q>. B = V H makes V the target.
 
-    Shapes: B (out, in); H (in, in).
+    V is given where B is of that form. Shapes: B and V (out, in); H (in, in).
     """
 
     B: Array
     H: Array
+    V: Array | None = None
+
+    def slack(self, Q: Array) -> Array:
+        """B - Q H, half of the loss's fall in each weight. Shapes: (out, in)."""
+        if self.V is None:
+            return self.B - Q @ self.H
+        return (self.V - Q) @ self.H  # no large numbers that cancel: a float32 backend needs that
 
 
 def dequantize(codes: Array, fitted: GroupScales, grid: Grid, backend: Backend) -> Array:

@@ -69,7 +69,7 @@ def column_problem(
     codes: Array, fitted: GroupScales, target: Target, grid: Grid, backend: Backend, order: NumpyArray
 ) -> ColumnProblem:
     """The problem with its columns in `order`, laid out for sweeps that start from `codes`."""
-    slack, H = target.B - dequantize(codes, fitted, grid, backend) @ target.H, backend.activations(target.H)
+    slack, H = target.slack(dequantize(codes, fitted, grid, backend)), backend.activations(target.H)
     if (np.diff(order) != 1).any():
         slack, H = backend.take(slack, order, axis=1), backend.take(backend.take(H, order, 0), order, 1)
     scales = backend.take(backend.copy(fitted.scales.T), grid.group_index(codes.shape[1])[order], axis=0)
