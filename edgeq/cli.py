@@ -139,8 +139,8 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     check_destination(output, force=force or resume, source=Path(model).expanduser() if model != "demo" else None)
     of_formats = {"accuracy_level": accuracy_level, "qdq": qdq}
     job = make_job(
-        open_source(model), collect_settings(recipe, options), backend=backend, calibration=calibration, exports=exports,
-        export_options=of_formats,
+        open_source(model), collect_settings(recipe, options), backend=backend, calibration=calibration,
+        exports=exports, export_options=of_formats,
     )  # fmt: skip
     if evaluated:
         check_evaluation(job.source, exports, backend)
