@@ -18,12 +18,12 @@ AUTOMATIC = "auto"
 
 
 COMPENSATED: Mapping[str, Any] = {
-    "activation_order": True, "scale_weighting": "mean", "scale_candidates": 9, "scale_refits": 3,
+    "activation_order": True, "scale_weighting": "mean", "scale_candidates": 8, "scale_refits": 2,
 }  # fmt: skip
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {**COMPENSATED, "scales": "first", "propagation_strength": 0.0},
-    "balanced": {**COMPENSATED, "sweeps": 3, "propagation_damping": 0.1, "propagation_share": 0.5},
-    "best": {**COMPENSATED, "sweeps": 5, "propagation_damping": 0.1, "anneal_rounds": 1, "anneal_steps": 150},
+    "balanced": {**COMPENSATED, "sweeps": 3, "propagation_damping": 0.1, "propagation_share": 0.25},
+    "best": {**COMPENSATED, "sweeps": 5, "propagation_damping": 0.1, "anneal_rounds": 1, "anneal_steps": 100},
 }
 """What `--quality` stands for; everything else has the defaults of `Recipe`."""
 DEFAULT_QUALITY = "balanced"
