@@ -92,11 +92,11 @@ def presets() -> Table:
 
 def ablation() -> Table:
     """Each ingredient of `balanced` alone and left out, and what it could have instead, on half of the tokens."""
-    drift = {"propagation_damping": BALANCED["propagation_damping"], "propagation_share": BALANCED["propagation_share"]}
+    drift = {"propagation_damping": 0.1, "propagation_share": 0.5}
     alone = {
         STAGE_1: INGREDIENTS[STAGE_1],
         "stage 1 + activation order, mean weights": {**INGREDIENTS[STAGE_1], **ORDERED},
-        "stage 1 + propagation": {"scales": "first", **drift},
+        "stage 1 + propagation, drift from half": {"scales": "first", **drift},
         "stage 1 + stage 2": {"scales": "both", "propagation_strength": 0.0},
         "stage 1 + 3 sweeps": {**INGREDIENTS[STAGE_1], "sweeps": 3},
     }
@@ -109,7 +109,6 @@ def ablation() -> Table:
     }
     changed = {
         "balanced, drift from all sequences": {**BALANCED, "propagation_share": 1.0},
-        "balanced, damping of propagation 0.01": {**BALANCED, "propagation_damping": 0.01},
         "balanced, strength and damping chosen on held-out tokens": {**BALANCED, "propagation_strength": "auto"},
         "balanced + one alternation": {**BALANCED, "alternations": 1},
     }
