@@ -102,9 +102,9 @@ def ablation() -> Table:
     }
     without = {
         "balanced": BALANCED,
+        "balanced without stage 2": {**BALANCED, "scales": "first"},
         "balanced without activation order, mean weights": {**BALANCED, **PLAIN_ORDER},
         "balanced without propagation": {**BALANCED, "propagation_strength": 0.0},
-        "balanced without stage 2": {**BALANCED, "scales": "first"},
         "balanced without sweeps": {**BALANCED, "sweeps": 0},
     }
     changed = {
