@@ -9,7 +9,7 @@ Results go to benchmarks/results/held-out-PRESET.md.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,21 @@ class Part:
 
 
 class TrueLoss:
-    """||X W.T - X_hat Q.T||^2 / ||X W.T||^2 on the tokens of one part of a site."""
+    """||X W.T - X_hat Q.T||^2 / ||X W.T||^2 on the tokens of one part of a site, products in float32."""
 
     def __init__(self, part: Part, backend: TorchBackend) -> None:
-        self._pairs = [tuple(backend.asarray(x).reshape(-1, x.shape[-1]) for x in pair) for pair in part.batches()]
+        self._backend = backend
+        self._pairs = [tuple(x.reshape(-1, x.shape[-1]) for x in map(backend.activations, p)) for p in part.batches()]
 
-    def __call__(self, W: Array, Q: Array) -> float:
-        lost = sum(float(((X @ W.T - X_hat @ Q.T) ** 2).sum()) for X, X_hat in self._pairs)
-        return lost / sum(float(((X @ W.T) ** 2).sum()) for X, _ in self._pairs)
+    def __call__(self, W: NumpyArray, solutions: Mapping[str, NumpyArray]) -> dict[str, float]:
+        """The loss of each solution. Shapes: W and the solutions (out, in)."""
+        lost, energy = dict.fromkeys(solutions, 0.0), 0.0
+        for X, X_hat in self._pairs:
+            wanted = X @ self._backend.activations(W).T
+            energy += float((wanted.double() ** 2).sum())
+            for name, Q in solutions.items():
+                lost[name] += float(((wanted - X_hat @ self._backend.activations(Q).T).double() ** 2).sum())
+        return {name: loss / energy for name, loss in lost.items()}
 
 
 class Solver:
@@ -92,12 +99,9 @@ def judge(quality: str) -> list[dict[str, Any]]:
             judges = {name: TrueLoss(Part(site, count + i, count + i + 1), backend) for i, name in enumerate(JUDGES)}
             solvers = {name: Solver(Part(site, 0, count), recipe, backend) for name, recipe in recipes.items()}
             for layer in site.layers():
-                W = backend.asarray(read_weight(source, f"{layer}.weight"))
-                solved = {name: solve(layer, W) for name, solve in solvers.items()}
-                losses = {
-                    name: {text: loss(W, backend.asarray(Q)) for text, loss in judges.items()}
-                    for name, Q in solved.items()
-                }
+                W = read_weight(source, f"{layer}.weight")
+                solved = {name: solve(layer, backend.asarray(W)) for name, solve in solvers.items()}
+                losses = {text: loss(W, solved) for text, loss in judges.items()}
                 found.append({"layer": layer, **losses})
                 site.replace(layer, solved["preset"])
         print(f"block {block.index + 1} of {len(source.blocks())}", flush=True)
@@ -114,7 +118,7 @@ def format_table(found: Sequence[dict[str, Any]], quality: str) -> str:
         "|---|---|---|---|---|",
     ]
     for text in JUDGES:
-        ratios = np.array([row["preset"][text] / row["plain"][text] for row in found])
+        ratios = np.array([row[text]["preset"] / row[text]["plain"] for row in found])
         worst = found[int(ratios.argmax())]["layer"]
         lines.append(
             f"| {text} | {ratios.mean():.3f} | {np.median(ratios):.3f} | {ratios.max():.3f} ({worst}) | "
