@@ -9,6 +9,7 @@ Results go to benchmarks/results/held-out-PRESET.md.
 """
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -36,13 +37,15 @@ PER_BATCH = CALIBRATION_BATCH // 512
 
 
 class Part:
-    """Some of a site's batches."""
+    """Some of a site's batches, the full-precision stream on a share of them."""
 
-    def __init__(self, site: Site, start: int, stop: int) -> None:
+    def __init__(self, site: Site, start: int, stop: int, share: float = 1.0) -> None:
         self.name, self._site, self._bounds = site.name, site, (start, stop)
+        self._both = math.ceil(share * (stop - start))
 
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
-        return islice(self._site.batches(), *self._bounds)
+        for index, (X, X_hat) in enumerate(islice(self._site.batches(), *self._bounds)):
+            yield (X if index < self._both else None), X_hat
 
 
 class TrueLoss:
@@ -97,7 +100,10 @@ def judge(quality: str) -> list[dict[str, Any]]:
     for block in source.blocks():
         for site in streams.sites(block):
             judges = {name: TrueLoss(Part(site, count + i, count + i + 1), backend) for i, name in enumerate(JUDGES)}
-            solvers = {name: Solver(Part(site, 0, count), recipe, backend) for name, recipe in recipes.items()}
+            solvers = {
+                name: Solver(Part(site, 0, count, recipe.propagation_share), recipe, backend)
+                for name, recipe in recipes.items()
+            }
             for layer in site.layers():
                 W = read_weight(source, f"{layer}.weight")
                 solved = {name: solve(layer, backend.asarray(W)) for name, solve in solvers.items()}
