@@ -51,7 +51,8 @@ def cli() -> None:
 @click.option("-o", "--output", required=True, type=PATH, help="Directory to write; must not exist.")
 @click.option(
     "--quality",
-    help="fast (one stream, no propagation), balanced, or best (anneals the codes too: several times longer).  "
+    help="fast (one stream, no propagation: about the time of plain GPTQ), balanced (propagation and sweeps: about "
+    "twice that) or best (anneals the codes too: four to six times).  "
     "[default: balanced]",
 )
 @click.option("--bits", type=int, help="Bits per weight of the linear layers, 2 to 8; 16 keeps them.  [default: 4]")
