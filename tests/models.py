@@ -148,3 +148,10 @@ def linear_inputs(model, windows):
     for hook in hooks:
         hook.remove()
     return seen
+
+
+def save_glass(folder):
+    """glassllm as a directory of safetensors with its tokenizer; gives the directory."""
+    glass_llama().save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(glass_tokenizer().to_str(), encoding="utf-8")
+    return folder

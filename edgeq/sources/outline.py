@@ -9,7 +9,7 @@ from edgeq.errors import BadInput
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.layout import expected_block_shapes, expected_outer_shapes, find_blocks, is_redundant
 from edgeq.sources.model_config import check_config, positive_integer
-from edgeq.sources.safetensors_directory import COMPANION_FILES, SHARD_INDEX, read_json_object, read_weight_map
+from edgeq.sources.safetensors_directory import SHARD_INDEX, read_companions, read_json_object, read_weight_map
 from edgeq.types import BlockSpec, NumpyArray
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -74,8 +74,7 @@ class ModelOutline:
         return self.decoder_blocks
 
     def companions(self) -> Mapping[str, bytes]:
-        paths = (self.directory / name for name in COMPANION_FILES)
-        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+        return read_companions(self.directory)
 
     def fingerprint(self) -> str:
         return hash_model(self.config, self._shapes, [])

@@ -111,8 +111,7 @@ class SafetensorsDirectory:
         return self.decoder_blocks
 
     def companions(self) -> Mapping[str, bytes]:
-        paths = (self.directory / name for name in COMPANION_FILES)
-        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+        return read_companions(self.directory)
 
     def fingerprint(self) -> str:
         return hash_model(self.config, self.shapes(), self.files)
@@ -203,3 +202,9 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         tensor: StoredTensor(file, start + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
         for tensor, entry in header.items()
     }
+
+
+def read_companions(directory: Path) -> Mapping[str, bytes]:
+    """The files beside the weights that belong to a model."""
+    paths = (directory / name for name in COMPANION_FILES)
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}

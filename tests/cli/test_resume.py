@@ -98,10 +98,7 @@ def one_thread_each():
 @pytest.fixture(scope="module")
 def glass(tmp_path_factory):
     """glassllm as a directory of safetensors with its tokenizer."""
-    folder = tmp_path_factory.mktemp("model") / "glassllm"
-    models.glass_llama().save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(models.glass_tokenizer().to_str(), encoding="utf-8")
-    return folder
+    return models.save_glass(tmp_path_factory.mktemp("model") / "glassllm")
 
 
 @pytest.fixture(scope="module")
