@@ -30,6 +30,7 @@ from greenlet import getcurrent, greenlet
 from edgeq.assembly import make_activations, make_job
 from edgeq.calibration import read_text, sample_windows, tokenize
 from edgeq.pipeline import Job, quantize
+from edgeq.process_memory import give_large_arrays_back
 from edgeq.progress import Silent
 from edgeq.protocols import ModelSource
 from edgeq.recipe import PRESETS
@@ -162,6 +163,7 @@ def peak_of(name: str, blocks: int) -> float:
 def run_alone(source: ModelSource, name: str) -> None:
     """One run in this process; prints its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
+        give_large_arrays_back()
         quantize(job_of(source, name), Path(folder) / "run", Silent())
     print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
