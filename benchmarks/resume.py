@@ -21,6 +21,7 @@ from pathlib import Path
 
 from edgeq.certificate import hash_of_file
 from edgeq.checkpoint import read_json
+from edgeq.errors import BadInput
 from edgeq.ownership import temporary_of
 from edgeq.storage import size_of
 from edgeq.unfinished import RUN_FILE
@@ -126,7 +127,7 @@ def progress(temporary: Path) -> tuple[int, int]:
     """Blocks that are committed, and all; zeros where no block is."""
     try:
         stored = read_json(temporary / RUN_FILE)["progress"]
-    except Exception:  # not there yet, or just now cleared away
+    except BadInput:  # not there yet, or just now cleared away
         return 0, 0
     return int(stored["done"]), len(stored["files"])
 

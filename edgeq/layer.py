@@ -10,7 +10,6 @@ from edgeq.algorithms.damping import (
     DampedFactor,
     damped,
     factorise,
-    in_order,
     inverse_upper_factor,
     settle_dead_columns,
 )
@@ -97,11 +96,7 @@ def prepare_site(
         if recipe.activation_order:
             order = activation_order(H, backend)
         inverse = factorise(H, recipe.damping, backend, inverse_upper_factor, order=order)
-        H = in_order(H, order, backend)
-    importance = importance_of(H, inverse.factor, recipe.scale_weighting, backend)
-    if order is not None:
-        importance = backend.take(importance, np.argsort(order), 0)
-    del H
+    importance = importance_of(H, inverse.factor, recipe.scale_weighting, backend, order=order)
     propagation = prepare_propagation(settled, split, recipe, backend)
     return SiteFactors(
         settled, damped(settled.H, inverse.damping, backend), importance, inverse.factor, order, dead_columns,

@@ -37,8 +37,7 @@ def factor_around(
     """
     order = np.arange(H.shape[0]) if order is None else order
     order = np.concatenate([order[~np.isin(order, columns)], columns])
-    ordered = backend.take(backend.take(H, order, 0), order, 1)
-    return order, factorise(ordered, damping, backend, inverse_upper_factor)
+    return order, factorise(H, damping, backend, inverse_upper_factor, order=order)
 
 
 def importance_around(importance: Array, columns: NumpyArray, backend: Backend) -> Array:

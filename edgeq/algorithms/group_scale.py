@@ -13,7 +13,7 @@ from edgeq.grid import (
     zero_points,
 )
 from edgeq.protocols import Backend
-from edgeq.types import Array, Grid, GroupScales, ScaleWeighting
+from edgeq.types import Array, Grid, GroupScales, NumpyArray, ScaleWeighting
 
 # Relative: a scale and its mirror image often lose the same, and rounding noise must not choose between them.
 TIE = 1e-5
@@ -60,19 +60,23 @@ def _search_rows(V: Array, weights: Array, grid: Grid, backend: Backend, candida
     return best
 
 
-def importance_of(H: Array, U: Array | None, weighting: ScaleWeighting, backend: Backend) -> Array:
+def importance_of(
+    H: Array, U: Array | None, weighting: ScaleWeighting, backend: Backend, *, order: NumpyArray | None = None
+) -> Array:
     """What an error in each input column costs, as the search for scales weighs it.
 
     "diagonal": H_jj, the cost if no other weight moves. "conditional": 1 / [(H + lambda I)^-1]_jj, the cost once all
     others have made up for what they can, which is nearer to what compensating solvers leave. "mean": the geometric
     mean of both, never far from the better one.
 
-    Shapes: H (in, in); U (in, in), the inverse's factor U^T U of the solver, columns in any order that U has.
+    Shapes: H (in, in); U (in, in), the inverse's factor U^T U of the solver, of H in `order`.
     """
     alone = backend.diagonal(H)
     if weighting == "diagonal" or U is None:
         return alone
     conditional = 1 / (U * U).sum(axis=0)
+    if order is not None:
+        conditional = backend.take(conditional, np.argsort(order), 0)
     return conditional if weighting == "conditional" else (alone * conditional) ** 0.5
 
 

@@ -40,7 +40,7 @@ def loss_change(old: Array, new: Array, target: Target) -> Array:
     Shapes: old and new (out, in); the result (out,).
     """
     step = new - old
-    return ((step @ target.H - 2 * (target.B - old @ target.H)) * step).sum(axis=-1)
+    return ((step @ target.H - 2 * target.slack(old)) * step).sum(axis=-1)
 
 
 def keep_better_rows(old: Array, new: Array, change: Array, backend: Backend) -> Array:

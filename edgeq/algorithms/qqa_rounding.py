@@ -95,7 +95,7 @@ def anneal_codes(
 
 def window_around(codes: Array, fitted: GroupScales, target: Target, grid: Grid, backend: Backend) -> Array:
     """Base codes such that base or base + 1 is the code itself, the other one where the residual points to."""
-    residual = target.B - dequantize(codes, fitted, grid, backend) @ target.H
+    residual = target.slack(dequantize(codes, fitted, grid, backend))
     up = residual * expand(fitted.scales, grid, codes.shape[1], backend) >= 0
     return backend.clip(backend.where(up, codes, codes - 1), 0, grid.max_code - 1)
 
@@ -109,7 +109,7 @@ def window_below(V: Array, fitted: GroupScales, grid: Grid, backend: Backend) ->
 def make_window(base: Array, fitted: GroupScales, target: Target, small: Array, grid: Grid, backend: Backend) -> Window:
     """The loss over a window of codes; `small` is H in the precision of activations. Inputs of no energy stay free."""
     scales = expand(fitted.scales, grid, base.shape[1], backend)
-    residual = dequantize(base, fitted, grid, backend) @ target.H - target.B
+    residual = -target.slack(dequantize(base, fitted, grid, backend))
     energy = backend.diagonal(target.H)
     pull = 2 / (scales * backend.where(energy > 0, energy, 1.0))
     return Window(small, *(backend.activations(x) for x in (scales, residual, pull)))

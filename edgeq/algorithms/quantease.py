@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeq.algorithms.damping import in_order
 from edgeq.algorithms.layer_loss import Target, dequantize, keep_better_rows, loss_change
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales, NumpyArray
@@ -71,7 +72,7 @@ def column_problem(
     """The problem with its columns in `order`, laid out for sweeps that start from `codes`."""
     slack, H = target.slack(dequantize(codes, fitted, grid, backend)), backend.activations(target.H)
     if (np.diff(order) != 1).any():
-        slack, H = backend.take(slack, order, axis=1), backend.take(backend.take(H, order, 0), order, 1)
+        slack, H = backend.take(slack, order, axis=1), in_order(H, order, backend)
     scales = backend.take(backend.copy(fitted.scales.T), grid.group_index(codes.shape[1])[order], axis=0)
     curvature = backend.take(backend.diagonal(target.H), order, 0).reshape(-1, 1)
     seen = curvature > 0
