@@ -24,8 +24,10 @@ from edgeq.failures import describe
 from edgeq.locking import acquire
 from edgeq.options import with_flag
 from edgeq.ownership import MARKER_FILE
+from edgeq.recipe import PRESETS
 
 SHORT = ["--samples", "64", "--sequence-length", "128", "--backend", "cpu"]
+GLASS_WIDTH = 128
 ROUNDING = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "cpu"]
 KEPT = re.compile(r"1 of 2 blocks are kept; to continue: (edgeq quantize .* --resume)\n")
 
@@ -346,7 +348,9 @@ def small_disk(tmp_path):
     """A file system with room for the states behind one block, not for those behind two at a time."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
+    full_precision = PRESETS["balanced"]["propagation_share"]
+    states = 64 * 128 * GLASS_WIDTH * 4 * (1 + full_precision)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(1.5 * states)}", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this user may not mount a tmpfs")
     yield folder
