@@ -1,22 +1,29 @@
 """`edgeq plan`: the options of `edgeq quantize`, and what they will take. Heavy imports stand inside of the command."""
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.options import collect_settings
+from edgeq.options import PATH, collect_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-ONLY_OF_RUNS = ("output", "force", "evaluated", "resume", "log_file")
+ONLY_OF_RUNS = ("force", "evaluated", "resume", "log_file")
+OUTPUT_OPTION = click.Option(
+    ["-o", "--output"], type=PATH, help="Where the run would write; the space there is shown.  [default: here]"
+)
 
 
 def plan_command(quantize: click.Command) -> click.Command:
-    """The command `plan`, with those options of `quantize` that a run's size may depend on."""
-    options = [option for option in quantize.params if option.name not in ONLY_OF_RUNS]
+    """The command `plan`: takes all that `quantize` takes, and shows what a run's size may depend on."""
+    options = [OUTPUT_OPTION if option.name == "output" else copy(option) for option in quantize.params]
+    for option in options:
+        if isinstance(option, click.Option) and option.name in ONLY_OF_RUNS:
+            option.hidden = True
     text = """Memory, disk and time that quantizing MODEL takes with these options, without running it.
 
     A directory with config.json and perhaps model.safetensors.index.json is enough; weights are not read.
@@ -30,27 +37,34 @@ def plan_command(quantize: click.Command) -> click.Command:
 
 def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str, exports: tuple[str, ...], backend: str, as_json: bool, recipe: Path | None,
-    calibration: tuple[str, ...], accuracy_level: int | None, qdq: bool | None, max_ram: str | None, **options: Any,
+    calibration: tuple[str, ...], accuracy_level: int | None, qdq: bool | None, max_ram: str | None,
+    output: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     from edgeq.assembly import fit_job, make_job  # noqa: PLC0415
     from edgeq.cli import report  # noqa: PLC0415
     from edgeq.run_plan import describe_run, open_outline  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
 
-    settings = collect_settings(recipe, options)
+    settings = collect_settings(recipe, {name: value for name, value in options.items() if name not in ONLY_OF_RUNS})
     of_formats = {"accuracy_level": accuracy_level, "qdq": qdq}
     source = open_outline(model) or open_source(model)
     job = make_job(
         source, settings, backend=backend, calibration=calibration, exports=exports, export_options=of_formats
     )
-    job, memory = fit_job(job, max_ram, Path.cwd())
-    report(describe_run(job, memory), as_json, show_plan)
+    folder = existing_parent(output or Path.cwd())
+    job, memory = fit_job(job, max_ram, folder)
+    report(describe_run(job, memory, folder), as_json, show_plan)
+
+
+def existing_parent(path: Path) -> Path:
+    """The directory itself, or the nearest one above it that is there."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
 
 
 def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     """One screen; sizes in decimal units."""
     from edgeq.memory_plan import show_size  # noqa: PLC0415
-    from edgeq.run_plan import show_time  # noqa: PLC0415
+    from edgeq.run_time import show_time  # noqa: PLC0415
     from edgeq.screen import facts_table  # noqa: PLC0415
 
     table, memory, way, seconds = facts_table(), plan["memory"], plan["way"], plan["seconds"]
@@ -58,7 +72,8 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     parts = "\n".join(f"{show_size(size):>8}  {part}" for part, size in memory["parts"].items() if size)
     table.add_row("memory", f"{show_size(memory['peak'])} at most, at {memory['at']}\n{parts}")
     table.add_row("schedule", describe_way(way))
-    table.add_row("disk", ", ".join(f"{part} {show_size(size)}" for part, size in plan["disk"].items()))
+    disk = ", ".join(f"{part} {show_size(size)}" for part, size in plan["disk"].items())
+    table.add_row("disk", f"{disk}; {show_size(plan['disk free'])} free")
     stages = ", ".join(
         f"{stage} {show_time(value)}" for stage, value in seconds["by stage of a block"].items() if value
     )

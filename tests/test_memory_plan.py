@@ -13,8 +13,10 @@ from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
 from edgeq.errors import BadInput
 from edgeq.memory_plan import WAYS, Process, choose_way, parse_size, peak_moment, show_size
 from edgeq.recipe import make_recipe, with_preset
-from edgeq.run_plan import block_seconds, open_outline
+from edgeq.run_plan import open_outline
+from edgeq.run_time import block_seconds
 from edgeq.sources import open_source
+from edgeq.sources.layout import expected_linear_shapes
 from edgeq.sources.outline import ModelOutline
 
 PROCESS = Process(800 * 10**6, 8)
@@ -96,15 +98,41 @@ def test_blocks_do_not_count_in_memory_but_in_time():
     assert peak_moment(longer, FAST, PROCESS, WAYS[0]) == peak_moment(LLAMA_7B, FAST, PROCESS, WAYS[0])
 
 
-def test_twice_the_rate_is_half_the_time_and_recomputing_takes_longer():
-    rates = {"forward": 1e11, "solve": 5e10, "factor": 2e10}
-    once = block_seconds(LLAMA_7B, BALANCED, rates, False)
-    fast = block_seconds(LLAMA_7B, BALANCED, {name: 2 * rate for name, rate in rates.items()}, False)
+@pytest.fixture(scope="module")
+def solved():
+    """All linear layers of the 7B shapes."""
+    layers = expected_linear_shapes(LLAMA_7B).items()
+    return {f"model.layers.{block}.{name}.weight": shape for block in range(32) for name, shape in layers}
+
+
+RATES = {"forward": 1e11, "solve": 5e10, "factor": 2e10}
+
+
+def seconds_of(recipe, solved, rates=RATES, *, recomputing=False):
+    return block_seconds(LLAMA_7B, recipe, rates, recomputing, solved)
+
+
+def test_twice_the_rate_is_half_the_time_and_recomputing_takes_longer(solved):
+    once = seconds_of(BALANCED, solved)
+    fast = seconds_of(BALANCED, solved, {name: 2 * rate for name, rate in RATES.items()})
     for stage in ("forward passes", "statistics", "factors", "solve"):
         assert fast[stage] == pytest.approx(once[stage] / 2)
-    again = block_seconds(LLAMA_7B, BALANCED, rates, True)
+    again = seconds_of(BALANCED, solved, recomputing=True)
     assert again["forward passes"] > 2 * once["forward passes"]
     assert again["solve"] == once["solve"]
+
+
+def test_time_counts_the_tokens_of_the_second_stream_and_the_layers_that_are_solved(solved):
+    half, all_, one = (replace(BALANCED, propagation_share=share) for share in (0.5, 1.0, 0.0))
+    once, second = seconds_of(one, solved), seconds_of(all_, solved)
+    for stage in ("forward passes", "statistics"):
+        assert seconds_of(half, solved)[stage] == pytest.approx((once[stage] + second[stage]) / 2)
+    assert second["forward passes"] == pytest.approx(2 * once["forward passes"])
+    without_down = {name: shape for name, shape in solved.items() if "down_proj" not in name}
+    less = seconds_of(BALANCED, without_down)
+    assert less["forward passes"] == seconds_of(BALANCED, solved)["forward passes"]
+    assert less["factors"] < seconds_of(BALANCED, solved)["factors"] / 3  # 3 widths of 4096 are left of 11008 too
+    assert sum(seconds_of(BALANCED, {}).values()) == 0
 
 
 def test_an_outline_has_the_tensors_of_the_whole_model(tmp_path):

@@ -10,10 +10,8 @@ from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.layout import expected_block_shapes, expected_outer_shapes, find_blocks, is_redundant
 from edgeq.sources.model_config import check_config, positive_integer
 from edgeq.sources.safetensors_directory import SHARD_INDEX, read_companions, read_json_object, read_weight_map
+from edgeq.tensor_file import DTYPES, ITEM_BYTES
 from edgeq.types import BlockSpec, NumpyArray
-
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
 
 MOST_BLOCKS = 10_000
 
@@ -62,10 +60,11 @@ class ModelOutline:
         raise BadInput(f"{self.directory} holds no weights ({tensor_name!r} was asked for); fetch them first")
 
     def stored_as(self, tensor_name: str) -> str:
-        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
+        stated = str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
+        return DTYPES.get(stated, "F32")
 
     def tensor_bytes(self, tensor_name: str) -> int:
-        return math.prod(self.shape(tensor_name)) * ITEM_BYTES.get(self.stored_as(tensor_name), 4)
+        return math.prod(self.shape(tensor_name)) * ITEM_BYTES[self.stored_as(tensor_name)]
 
     def stored_bytes(self) -> int:
         return sum(self.tensor_bytes(name) for name in self._shapes)

@@ -1,6 +1,7 @@
 """`edgeq plan` and `--max-ram` as users meet them."""
 
 import json
+import shutil
 
 import pytest
 
@@ -37,6 +38,31 @@ def test_the_planned_checkpoint_is_as_large_as_the_written_one(edgeq, saved_mode
     planned = json.loads(edgeq("plan", saved_model, *quick, "--json").out)["disk"]["checkpoint"]
     written = json.loads(edgeq("quantize", saved_model, *quick, "--json", "--output", tmp_path / "out").out)
     assert written["bytes"]["checkpoint"] == pytest.approx(planned, rel=0.15)  # headers
+
+
+FORMATS = ("gguf", "onnx", "mlx", "gptq", "compressed-tensors")
+
+
+@pytest.mark.parametrize("words", [["--embedding-bits", "8"], ["--embedding-bits", "16"]])
+def test_planned_exports_are_as_large_as_written_ones(edgeq, tmp_path, words):
+    config = make_config(hidden=256, inner=512, heads=4, blocks=2) | {"bos_token_id": 0, "eos_token_id": 1}
+    source = write_checkpoint(tmp_path / "model", config)
+    exports = [word for name in FORMATS for word in ("--export", name)]
+    rounding = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "cpu"]
+    planned = json.loads(edgeq("plan", source, *rounding, *words, *exports, "--json").out)["disk"]
+    result = edgeq("quantize", source, *rounding, *words, *exports, "--output", tmp_path / "out")
+    assert result.status == 0, result.err
+    weights = {"gguf": "model.gguf", "onnx": "model.onnx.data"}
+    for name in FORMATS:
+        written = (tmp_path / "out" / name / weights.get(name, "model.safetensors")).stat().st_size
+        assert written == pytest.approx(planned[name], rel=0.03), name
+
+
+def test_a_plan_takes_the_words_of_a_run_and_says_what_is_free(edgeq, saved_model, quick, tmp_path):
+    run = ["--output", tmp_path / "there" / "out", "--force", "--resume", "--evaluate", "--log-file", tmp_path / "log"]
+    plan = json.loads(edgeq("plan", saved_model, *quick, *run, "--json").out)
+    assert plan["disk free"] == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_plan_refuses_the_sequences_that_a_run_refuses(edgeq, saved_model, quick):

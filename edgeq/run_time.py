@@ -1,0 +1,112 @@
+"""How long a run takes: operations counted from its shapes, at the rates of this machine now."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgeq.algorithms.qqa import Annealing
+from edgeq.algorithms.qqa_rounding import annealing_cost
+from edgeq.protocols import Backend
+from edgeq.recipe import AUTOMATIC, Recipe
+from edgeq.sources.layout import expected_linear_shapes
+from edgeq.types import Array
+
+PROBE = 768  # rows and columns of the products that measure this machine
+PROBES = 3
+SEARCH_SECONDS = 3e-8  # per weight and candidate: passes over arrays in the cache, measured on one slow core
+SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def show_time(seconds: float) -> str:
+    """In a unit that leaves few digits."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+
+
+def measure_rates(backend: Backend) -> dict[str, float]:
+    """Operations per second of this machine now: products in float32 and of the solve, and a factorisation."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((PROBE, PROBE))
+    X, A = backend.activations(values), backend.asarray(values)
+    Y, H = backend.activations(values + 1), backend.asarray(values @ values.T + PROBE * np.eye(PROBE))
+    cube = float(PROBE) ** 3
+    return {
+        "forward": 2 * cube / _seconds(lambda: backend.gram(X, Y), backend),
+        "solve": 2 * cube / _seconds(lambda: A @ A, backend),
+        "factor": cube / 3 / _seconds(lambda: backend.cholesky(H), backend),
+    }
+
+
+def _seconds(work: Callable[[], Array], backend: Backend) -> float:
+    """The shortest of a few runs, after one that warms up."""
+    taken = []
+    for _ in range(1 + PROBES):
+        start = time.perf_counter()
+        result = work()
+        backend.evaluate(result)
+        backend.to_numpy(result[:1])  # waits for devices that work on by themselves
+        taken.append(time.perf_counter() - start)
+    return max(min(taken[1:]), 1e-6)
+
+
+def block_seconds(
+    config: Mapping[str, Any], recipe: Recipe, rates: Mapping[str, float], recomputing: bool, solved: Shapes
+) -> dict[str, float]:
+    """Seconds of a block by stage, the mean over all blocks; solved are the shapes of all layers to be solved."""
+    blocks = config["num_hidden_layers"]
+    weights = sum(map(math.prod, solved.values())) / blocks
+    if not recipe.needs_calibration or not solved:
+        return {"round": weights * SEARCH_SECONDS}
+    squared = sum(math.prod(shape) * shape[1] for shape in solved.values()) / blocks  # out x in x in
+    drift = recipe.needs_drift
+    correcting = 1 + (recipe.propagation_strength == AUTOMATIC)  # fitted to a part of the tokens first
+    products = 4.0 * drift * correcting + 2 + 4 * stages(recipe)  # correct, target, one loss for each stage
+    sweeps = 2.0 * (recipe.sweeps + recipe.alternations) + (2 if recipe.scales == "both" else 0)
+    return of_tokens(config, recipe, rates["forward"], recomputing, site_widths(solved)) | {
+        "factors": sum((2 + drift * correcting) * n**3 / 3 for n in site_widths(solved)) / blocks / rates["factor"],
+        "search scales": weights * recipe.scale_candidates * SEARCH_SECONDS * (recipe.scales != "none"),
+        "solve": (2 + products + sweeps) * squared / rates["solve"],
+        "annealing": annealing_operations(recipe, solved) / blocks / rates["forward"],
+    }
+
+
+def of_tokens(
+    config: Mapping[str, Any], recipe: Recipe, rate: float, recomputing: bool, widths: Sequence[int]
+) -> dict[str, float]:
+    """What grows with the calibration tokens: both streams' passes, and H and D of every input."""
+    tokens = recipe.samples * recipe.sequence_length
+    both = recipe.propagation_share if recipe.needs_drift else 0.0
+    weights = sum(map(math.prod, expected_linear_shapes(config).values()))
+    passes = (2.6 if recomputing else 1.0) * (1 + both)
+    statistics = sum((1.1 + 2 * both) * tokens * n**2 for n in widths) / config["num_hidden_layers"]
+    return {
+        "forward passes": passes * tokens * 2 * (weights + config["hidden_size"] * recipe.sequence_length) / rate,
+        "statistics": statistics / rate,
+    }
+
+
+def annealing_operations(recipe: Recipe, solved: Shapes) -> float:
+    annealing = Annealing(steps=recipe.anneal_steps)
+    costs = (annealing_cost(shape[0], shape[1], annealing, rounds=recipe.anneal_rounds) for shape in solved.values())
+    return sum(cost.flops for cost in costs)
+
+
+def site_widths(solved: Shapes) -> list[int]:
+    """Columns of every input that layers are solved for; those with the same input count once."""
+    widths = {}
+    for name, shape in solved.items():
+        module, _, layer = name.removesuffix(".weight").rpartition(".")
+        widths[module, SAME_INPUT.get(layer, layer)] = shape[1]
+    return list(widths.values())
+
+
+def stages(recipe: Recipe) -> int:
+    """How often a loss is measured for a layer."""
+    later: Sequence[bool] = (recipe.sweeps > 0, recipe.anneal_rounds > 0, recipe.scales == "both")
+    return 2 + sum(later)
