@@ -27,6 +27,7 @@ GRIDS = ((3, "symmetric"), (2, "offset"), (4, "symmetric"))
 SCAN = ((0.5, 1.0), (0.5, 0.1), (0.5, 0.01), (0.25, 1.0), (0.25, 0.01), (1.0, 1.0), (1.0, 0.01))  # strength, damping
 ORDERED = {"activation_order": True, "scale_weighting": "mean"}
 BALANCED, BEST = PRESETS["balanced"], PRESETS["best"]
+ANNEALED = {"anneal_rounds": BEST["anneal_rounds"], "anneal_steps": BEST["anneal_steps"]}
 PLAIN_ORDER = {"activation_order": False, "scale_weighting": "diagonal"}
 
 
@@ -100,6 +101,7 @@ def ablation() -> Table:
         "stage 1 + propagation, drift from half": {"scales": "first", **drift},
         "stage 1 + stage 2": {"scales": "both", "propagation_strength": 0.0},
         "stage 1 + 3 sweeps": {**INGREDIENTS[STAGE_1], "sweeps": 3},
+        "stage 1 + annealing": {**INGREDIENTS[STAGE_1], **ANNEALED},
     }
     without = {
         "balanced": BALANCED,
@@ -112,6 +114,7 @@ def ablation() -> Table:
         "balanced, drift from all sequences": {**BALANCED, "propagation_share": 1.0},
         "balanced, strength and damping chosen on held-out tokens": {**BALANCED, "propagation_strength": "auto"},
         "balanced + one alternation": {**BALANCED, "alternations": 1},
+        "balanced + annealing": {**BALANCED, **ANNEALED},
     }
     solves = [{**solve, "samples": 32} for solve in on_grid(3, "symmetric", {**alone, **without, **changed})]
     return Table(solves, ("factbook", "manual"), STAGE_1)
@@ -130,9 +133,9 @@ def grids() -> Table:
 
 
 def calibration() -> Table:
-    """The default preset at 3 bits, calibrated on the text that ships with edgeq, on the model's own, on both."""
+    """The default preset at 3 bits and half of the tokens: text that ships with edgeq, the model's own, and both."""
     mixes = (("default",), ("self",), ("default", "self"))
-    rows = {f"calibrated on {' + '.join(texts)}": {"calibration": texts, **BALANCED} for texts in mixes}
+    rows = {f"calibrated on {' + '.join(texts)}": {"calibration": texts, **BALANCED, "samples": 32} for texts in mixes}
     return Table(on_grid(3, "symmetric", rows), tuple(TEXTS), "calibrated on default")
 
 
