@@ -31,13 +31,18 @@ ANNEALED = {"anneal_rounds": BEST["anneal_rounds"], "anneal_steps": BEST["anneal
 PLAIN_ORDER = {"activation_order": False, "scale_weighting": "diagonal"}
 
 
+def speeches() -> str:
+    return read_text(None, default=EVALUATION_TEXT)
+
+
 def manual() -> str:
     """Python's own help on its language, of the interpreter that runs this."""
     return "\n\n".join(text for _, text in sorted(pydoc_topics.items()))
 
 
 TEXTS: Mapping[str, tuple[Callable[[], str], int]] = {
-    "speeches": (lambda: read_text(None, default=EVALUATION_TEXT), 64),
+    "speeches": (speeches, 64),
+    "few speeches": (speeches, 12),
     "factbook": (lambda: read_text(FACTBOOK), 12),
     "manual": (manual, 12),
 }
@@ -89,7 +94,7 @@ def presets() -> Table:
     two = on_grid(2, "offset", {**plain, "--quality balanced": BALANCED, "--quality best": BEST})
     balanced = {"--quality balanced": BALANCED}
     others = [*on_grid(3, "offset", balanced), *on_grid(2, "symmetric", balanced)]
-    return Table([*symmetric, *two, *four, *others], tuple(TEXTS))
+    return Table([*symmetric, *two, *four, *others], ("speeches", "factbook", "manual"))
 
 
 def ablation() -> Table:
@@ -136,7 +141,7 @@ def calibration() -> Table:
     """The default preset at 3 bits and half of the tokens: text that ships with edgeq, the model's own, and both."""
     mixes = (("default",), ("self",), ("default", "self"))
     rows = {f"calibrated on {' + '.join(texts)}": {"calibration": texts, **BALANCED, "samples": 32} for texts in mixes}
-    return Table(on_grid(3, "symmetric", rows), tuple(TEXTS), "calibrated on default")
+    return Table(on_grid(3, "symmetric", rows), ("few speeches", "factbook", "manual"), "calibrated on default")
 
 
 def outliers() -> Table:

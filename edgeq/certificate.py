@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,22 @@ def is_sealed(folder: Path, checkpoint: Checkpoint) -> bool:
     """Whether an export is there that was made from this very checkpoint."""
     path = folder / MANIFEST_FILE
     return path.is_file() and read_json(path).get("checkpoint") == _seal_of(checkpoint)
+
+
+def why_not_as_written(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """What is not as an export of these settings was written; None when everything is."""
+    manifest = read_json(folder / MANIFEST_FILE)
+    stated = dict(manifest.get("settings", {}))
+    if stated != settings:
+        names = [name for name in sorted({*stated, *settings}) if stated.get(name) != settings.get(name)]
+        was = ", ".join(f"{name} {json.dumps(stated.get(name))}" for name in names)
+        return f"it was made with other options ({was})"
+    for name, digest in manifest["files"].items():
+        if not (folder / name).is_file():
+            return f"its file {name} is missing"
+        if hash_of_file(folder / name) != digest:
+            return f"its file {name} was changed or damaged"
+    return None
 
 
 def _seal_of(checkpoint: Checkpoint) -> dict[str, str]:

@@ -147,7 +147,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         check_evaluation(job.source, exports, backend)
     job = planned(job, max_ram, output.parent)
     again = shlex.join(["edgeq", *with_flag(sys.argv[1:], "--resume")])
-    with watching(make_console(stderr=True), plain=as_json, log_file=log_file) as observer:
+    with watching(make_console(stderr=True), plain=as_json, log_file=log_file, output=output) as observer:
         checkpoint = quantize(job, output, observer, force=force, resume=resume, again=again)
     flags = {name: option_words(options_of(name, of_formats)) for name in exports}
     with keeping(checkpoint, flags, evaluated_against=model if evaluated else None):

@@ -9,6 +9,10 @@ class BadInput(EdgeqError):
     """A path, file, text or value from the user that edgeq cannot work with."""
 
 
+class DamagedModel(BadInput):
+    """Weights that cannot be right: a run on them cannot be continued, whatever it has done so far."""
+
+
 class UnsupportedModel(EdgeqError):
     """A well-formed model of a kind that this version does not handle."""
 

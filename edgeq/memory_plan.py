@@ -25,6 +25,7 @@ from edgeq.streams import CALIBRATION_BATCH, Flow
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)
 FLOAT = 4  # bytes of weights and activations in forward passes
 SITES = (ATTENTION[:3], ATTENTION[3:], MLP[:2], MLP[2:])
+ENOUGH = 1.01  # what the process takes by itself differs a little from start to start
 LARGEST_SIZE = 2.0**60
 ROWS_AT_ONCE = 1024
 FEWEST_ROWS = 256
@@ -124,10 +125,12 @@ def choose_way(
         if plan.peak.total <= limit:
             return plan
     least = min(plans, key=lambda plan: plan.peak.total)
-    advice = "calibrate on a text file" if least.peak.name == WRITING else "choose --quality fast or a smaller model"
+    simpler = "choose --quality fast or a smaller model" if recipe.needs_drift else "choose a smaller model"
+    advice = "calibrate on a text file" if least.peak.name == WRITING else simpler
+    enough = show_size(ENOUGH * least.peak.total, up=True)
     raise BadInput(
-        f"--max-ram {show_size(limit)}: this run needs at least {show_size(least.peak.total, up=True)} (while it is at "
-        f"{least.peak.name}); give that much, or {advice}"
+        f"--max-ram {show_size(limit)}: this run needs at least {enough} (while it is at {least.peak.name}); give that "
+        f"much, or {advice}"
     )
 
 

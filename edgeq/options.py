@@ -89,8 +89,9 @@ def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[st
     if symmetric is not None:
         given["zeros"] = "symmetric" if symmetric else "asymmetric"
     dense = [{"layers": pattern, "bits": DENSE_BITS} for pattern in keep_dense]
-    if dense:
-        given["overrides"] = [*settings.get("overrides", []), *dense]
+    stated = settings.get("overrides", [])
+    if dense and isinstance(stated, list):  # else whoever reads them refuses them
+        given["overrides"] = [*stated, *dense]
     return with_preset(settings | given)
 
 

@@ -18,12 +18,12 @@ from edgeq.row_chunks import solve_rows
 from edgeq.run_identity import KEYS, identify
 from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
-from edgeq.storage import check_destination, new_directory, write_bytes
+from edgeq.storage import check_destination, claimed, new_directory, write_bytes
 from edgeq.tensor_file import TensorFile, write_tensors
 from edgeq.tensors import read_tensor, read_weight
 from edgeq.texts import Calibration
 from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear
-from edgeq.unfinished import Ask, Findings, Run, working_on
+from edgeq.unfinished import Ask, Findings, Run, refuse_unfinished, working_on
 
 T = TypeVar("T")
 MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
@@ -82,14 +82,17 @@ def quantize(
 
     Raises: BadInput and the other errors of `edgeq.errors`; the destination then is as it was.
     """
+    ask = Ask(force, resume, again)
     check_destination(destination, force=force or resume)
+    with claimed(destination) as folder:
+        refuse_unfinished(destination, folder, ask)
     grids = plan_grids(job.source, job.recipe)
     check_exports(job.exporters, job.source, grids)
     companions = {name: data for name, data in job.source.companions().items() if name != "config.json"}
     calibration = start_calibration(job, observer) if needs_calibration(job, grids) else None
     identity = identify(job.source, job.recipe, None if calibration is None else calibration.record(), companions)
     files = [block_file(block.index) for block in job.source.blocks()]
-    with working_on(destination, identity, files, Ask(force, resume, again)) as run:
+    with working_on(destination, identity, files, ask) as run:
         if run is not None:
             run.record(job.backend.name)
             write_model(job, grids, calibration, run, observer)
@@ -133,6 +136,10 @@ def check_length(source: ModelDescription, sequence_length: int) -> None:
 def write_model(job: Job, grids: Grids, calibration: Calibration | None, run: Run, observer: Observer) -> None:
     """Solve, write and commit block after block, then what lies outside of the blocks."""
     blocks, findings = job.source.blocks(), run.findings
+    inside = {name for block in blocks for name in block.tensors}
+    outside = [name for name in grids if name not in inside]
+    for name in outside:  # found damaged at the end, they would have cost the whole run
+        read_tensor(job.source, name)
     left = blocks[run.done :]
     activations = None
     if calibration is not None:
@@ -152,9 +159,7 @@ def write_model(job: Job, grids: Grids, calibration: Calibration | None, run: Ru
             run.commit(activations)
         trim()
         observer.finished_block(block.index)
-    inside = {name for block in blocks for name in block.tensors}
-    names = [name for name in grids if name not in inside]
-    write_part(job, run.made / "outer.safetensors", names, round_tensors(job, grids, names, findings))
+    write_part(job, run.made / "outer.safetensors", outside, round_tensors(job, grids, outside, findings))
 
 
 def block_file(index: int) -> str:

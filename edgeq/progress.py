@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from io import RawIOBase
 from pathlib import Path
-from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -101,8 +101,8 @@ class Bar:
 class Log:
     """Every layer and block with the time of day, one line each, written through at once."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, file: RawIOBase, path: Path) -> None:
+        self._file, self._path = file, path
 
     def wrote(self, tokens: int, total: int) -> None:
         self._write(f"writing text, {tokens} of {total} tokens")
@@ -117,8 +117,11 @@ class Log:
         self._write(f"block {index + 1} is done")
 
     def _write(self, text: str) -> None:
-        self._file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
-        self._file.flush()
+        line = f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n"
+        try:
+            self._file.write(line.encode())
+        except OSError as error:
+            raise unwritable(self._path, error) from error
 
 
 class Both:
@@ -145,24 +148,33 @@ class Both:
 
 
 @contextmanager
-def watching(console: Console, *, plain: bool, log_file: Path | None) -> Iterator[Observer]:
+def watching(console: Console, *, plain: bool, log_file: Path | None, output: Path) -> Iterator[Observer]:
     """A bar in a terminal unless plain lines are wanted, else lines; beside it a log file that is appended to.
 
-    Raises: BadInput when the log file cannot be written.
+    Raises: BadInput when the log file cannot be written, or lies among what the run itself writes.
     """
+    check_log_file(log_file, output)
     with ExitStack() as stack:
         shown: Observer = Lines(console)
         if console.is_terminal and not plain:
             shown = stack.enter_context(Bar(console))
         if log_file is not None:
             try:
-                file = stack.enter_context(log_file.open("a", encoding="utf-8"))
+                file = stack.enter_context(log_file.open("ab", buffering=0))
             except OSError as error:
-                raise BadInput(
-                    f"--log-file {str(log_file)!r}: {reason_of(error).lower()}; choose a file that can be written"
-                ) from error
-            shown = Both(shown, Log(file))
+                raise unwritable(log_file, error) from error
+            shown = Both(shown, Log(file, log_file))
         yield shown
+
+
+def check_log_file(log_file: Path | None, output: Path) -> None:
+    """Raises: BadInput for a log file among what the run itself writes."""
+    if log_file is not None and log_file.resolve().is_relative_to(output.resolve()):
+        raise BadInput(f"--log-file {str(log_file)!r} lies in the output; choose a place outside of {str(output)!r}")
+
+
+def unwritable(log_file: Path, error: OSError) -> BadInput:
+    return BadInput(f"--log-file {str(log_file)!r}: {reason_of(error).lower()}; choose a file that can be written")
 
 
 def final_loss(report: LayerReport) -> float:

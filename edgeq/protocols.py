@@ -188,6 +188,10 @@ class Exporter(Protocol):
     linear_only: bool
     """Whether embedding and head are always dense in the format; quantized ones are written as their codes say."""
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the exporter was made with, as the manifest states it."""
+
     def reject_reason(
         self,
         config: Mapping[str, Any],

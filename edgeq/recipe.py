@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +15,7 @@ from edgeq.types import LARGEST_OUTLIER_SHARE, Grid, ScaleDtype, ScaleWeighting,
 ScaleStages = Literal["none", "first", "both"]
 DENSE_BITS = 16
 AUTOMATIC = "auto"
+FEWEST_RELAXED = 10  # sweeps that pay for every third one's leaving codes unrounded
 
 
 COMPENSATED: Mapping[str, Any] = {
@@ -156,8 +157,8 @@ def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings on top of the preset that their key "quality" names. Raises: BadInput for an unknown preset."""
     given = dict(settings)
     quality = given.pop("quality", DEFAULT_QUALITY)
-    if quality not in PRESETS:
-        raise BadInput(f"--quality {quality!r}: expected one of {', '.join(PRESETS)}")
+    if not isinstance(quality, str) or quality not in PRESETS:
+        raise BadInput(f"quality {quality!r}: expected one of {', '.join(PRESETS)}")
     plain = given.get("solver") == "rtn"  # whoever asks for rounding gets no more than that
     return given if plain else {**PRESETS[quality], **given}
 
@@ -168,7 +169,7 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
     overrides = given.pop("overrides", [])
     if not isinstance(overrides, list | tuple) or not all(isinstance(item, Mapping) for item in overrides):
         raise BadInput("recipe setting 'overrides': expected [[overrides]] tables, each with 'layers' and settings")
-    _check_names(given, Recipe, "recipe setting")
+    _check_names(given, Recipe, "recipe setting", also=("quality",))
     recipe = replace(Recipe(), **given, overrides=tuple(_make_override(item) for item in overrides))
     for field in fields(Recipe):
         if field.name != "overrides":
@@ -177,6 +178,11 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
         raise BadInput(
             f"recipe setting alternations = {recipe.alternations}: refits scales, which scales = {recipe.scales!r} "
             'excludes; choose scales = "both"'
+        )
+    if recipe.relaxed_sweeps and recipe.sweeps < FEWEST_RELAXED:
+        raise BadInput(
+            f"recipe setting relaxed_sweeps = true: expected sweeps of {FEWEST_RELAXED} or more with it, not "
+            f"{recipe.sweeps}"
         )
     shares = [recipe.outlier_columns, *(item.outlier_columns or 0.0 for item in recipe.overrides)]
     if recipe.solver == "rtn" and any(shares):
@@ -207,12 +213,14 @@ def _make_override(settings: Mapping[str, Any]) -> Override:
     return Override(**settings)
 
 
-def _check_names(settings: Mapping[str, Any], kind: type, what: str) -> None:
+def _check_names(settings: Mapping[str, Any], kind: type, what: str, *, also: Sequence[str] = ()) -> None:
+    """Raises: BadInput for a name that is none of the fields; `also` are names that may stand in the same file."""
     known = [field.name for field in fields(kind)]
     for name in settings:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise BadInput(f"{what} {name!r} is not known; did you mean {nearest[0]!r}? Known: {', '.join(known)}")
+            nearest = difflib.get_close_matches(name, [*also, *known], n=1, cutoff=0.0)
+            listed = ", ".join([*also, *known])
+            raise BadInput(f"{what} {name!r} is not known; did you mean {nearest[0]!r}? Known: {listed}")
 
 
 def check_setting(name: str, value: Any, *, called: str | None = None) -> None:

@@ -56,10 +56,18 @@ def differences(before: Identity, now: Identity) -> list[str]:
     for name in _differing(before, now, "recipe"):
         found.append(_changed(f"recipe setting {name}", old.get(name), now["recipe"].get(name)))
     if before.get("calibration") != now["calibration"]:
-        texts = (now["calibration"] or {}).get("texts", ())
-        written = any(text["name"] == SELF for text in texts)
-        found.append("calibration text: it is another" + (WRITTEN if written else ""))
+        found.append(_changed_texts(before.get("calibration") or {}, now["calibration"] or {}))
     return found
+
+
+def _changed_texts(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Names and shares where these are others, else the texts behind them."""
+    old, new = (
+        ", ".join(f"{text['name']}={text['share']:g}" for text in record.get("texts", ())) for record in (before, now)
+    )
+    if old != new:
+        return f"calibration text: was {old or 'none'}, now {new or 'none'}"
+    return "calibration text: it is another" + (WRITTEN if f"{SELF}=" in new else "")
 
 
 def _differing(before: Identity, now: Identity, key: str) -> Iterator[str]:

@@ -6,14 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgeq.certificate import is_sealed
+from edgeq.certificate import is_sealed, why_not_as_written
 from edgeq.checkpoint import Checkpoint, read_json
+from edgeq.errors import BadInput
 from edgeq.inspection import parameter_count
 from edgeq.measurement import SINGLE_FILES
+from edgeq.options import option_words
 from edgeq.ownership import MANIFEST_FILE
 from edgeq.pipeline import Job, export
 from edgeq.plan import plan_grids
+from edgeq.protocols import Exporter
 from edgeq.recipe import Recipe
+from edgeq.registry import options_of
 from edgeq.storage import size_of
 
 WORST_LAYERS = 5
@@ -30,6 +34,7 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
     for exporter in job.exporters:
         folder = checkpoint.path / exporter.name
         if is_sealed(folder, checkpoint):  # a run that was continued after its checkpoint was complete
+            check_kept(folder, exporter)
             path = runnable(folder)
             kept.append(f"format {exporter.name!r} was there already and stays as it is")
         else:
@@ -52,6 +57,15 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
         "seconds": dict(job.clock.seconds),
         "total_seconds": sum(job.clock.seconds.values()),
     }
+
+
+def check_kept(folder: Path, exporter: Exporter) -> None:
+    """Raises: BadInput for an export that is there and not what this run would write."""
+    reason = why_not_as_written(folder, exporter.settings)
+    if reason is not None:
+        words = [*option_words(options_of(exporter.name, exporter.settings)), "--force"]
+        command = ["edgeq", "export", str(folder.parent), "--format", exporter.name, *words]
+        raise BadInput(f"format {exporter.name!r} is there already, but {reason}; replace it: {shlex.join(command)}")
 
 
 def runnable(folder: Path) -> Path:
@@ -86,7 +100,8 @@ def keeping(
             result = checkpoint.path / next(iter(exports), ".")
             missing.append(["evaluate", str(result), "--reference", evaluated_against])
         commands = ", then ".join(shlex.join(["edgeq", *command]) for command in missing)
-        error.add_note(f"the checkpoint {str(checkpoint.path)!r} is complete and stays; to continue: {commands}")
+        note = f"the checkpoint {str(checkpoint.path)!r} is complete and stays"
+        error.add_note(f"{note}; to continue: {commands}" if commands else note)
         raise
 
 

@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from edgeq.errors import BadInput
+from edgeq.errors import DamagedModel
 from edgeq.protocols import ModelSource
 from edgeq.types import NumpyArray
 
 
 def read_tensor(source: ModelSource, name: str) -> NumpyArray:
-    """A tensor as the source stores it. Raises: BadInput when it holds NaN or infinity."""
+    """A tensor as the source stores it. Raises: DamagedModel when it holds NaN or infinity."""
     tensor = source.read(name)
     if not np.isfinite(tensor).all():
-        raise BadInput(f"tensor {name!r} of {source.name!r} holds NaN or infinity; fetch the checkpoint again")
+        raise DamagedModel(f"tensor {name!r} of {source.name!r} holds NaN or infinity; fetch the checkpoint again")
     return tensor
 
 

@@ -1,10 +1,13 @@
 """A run that can be stopped at any moment and continued: what it has on disk before its output is in place.
 
 In the output's temporary directory lie new/ (what becomes the checkpoint), states/NNNN/ (both streams' hidden states
-behind NNNN blocks) and run.json, which says what the run is and how far it came. A block counts when run.json counts
-it: that file is replaced after the block's files and states are on disk, and whatever it does not know of is removed.
+behind NNNN blocks) and run.json, which says what the run is, how far it came, and the hash of every file that it goes
+on with. A block counts when run.json counts it: that file is replaced after the block's files and states are on disk,
+and whatever it does not know of is removed.
 """
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeq.certificate import hash_of_file
 from edgeq.checkpoint import Checkpoint, read_json, write_json
-from edgeq.errors import BadInput, reason_of
+from edgeq.errors import BadInput, DamagedModel, reason_of
 from edgeq.layer import LayerReport
 from edgeq.limits import clamped_groups
 from edgeq.ownership import clear_contents
@@ -65,7 +69,10 @@ class Ask:
 
 @dataclass(slots=True)
 class Run:
-    """A run in its temporary directory; `files` are those of its blocks inside of `made`, in execution order."""
+    """A run in its temporary directory; `files` are those of its blocks inside of `made`, in execution order.
+
+    hashes are those of the files that a continued run goes on with, by their place in the folder.
+    """
 
     folder: Path
     identity: Identity
@@ -73,6 +80,7 @@ class Run:
     done: int = 0
     findings: Findings = field(default_factory=Findings)
     backends: list[str] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
 
     @property
     def made(self) -> Path:
@@ -94,8 +102,10 @@ class Run:
             sync_directory(partial)
             partial.rename(self._states(done))
             sync_directory(self.folder / STATES)
-        progress = {"done": done, "files": list(self.files), "backends": self.backends, **asdict(self.findings)}
-        write_json(self.folder / RUN_FILE, {"run": self.identity, "progress": progress})
+        self._hash(done)
+        progress = {"done": done, "files": list(self.files), "backends": self.backends, "hashes": self.hashes}
+        content = {"run": self.identity, "progress": progress | asdict(self.findings)}
+        write_json(self.folder / RUN_FILE, content | {"sha256": hash_of_content(content)})
         sync_directory(self.folder)
         self.done = done
         if self._states(done - 1).is_dir():
@@ -110,11 +120,24 @@ class Run:
         except (OSError, ValueError, EOFError) as error:
             raise Damaged(self.folder, f"its hidden states cannot be read ({reason_of(error)})") from error
 
+    def _hash(self, done: int) -> None:
+        """Note the file of the block that is done last and the hidden states behind it, which replace those before."""
+        states = [file for file in sorted(self._states(done).glob("*")) if file.is_file()]
+        kept = {name: digest for name, digest in self.hashes.items() if not name.startswith(f"{STATES}/")}
+        new = [self.made / self.files[done - 1], *states]
+        self.hashes = kept | {file.relative_to(self.folder).as_posix(): hash_of_file(file) for file in new}
+
+    def check_files(self) -> None:
+        """Raises: BadInput when a file to go on with is not there or not as it was written. Nothing is touched."""
+        for name, digest in self.hashes.items():
+            if not (self.folder / name).is_file():
+                raise Damaged(self.folder, f"{name} is missing")
+            if hash_of_file(self.folder / name) != digest:
+                raise Damaged(self.folder, f"{name} was changed or damaged")
+
     def prepare(self) -> None:
         """Make what the next block needs, remove what is not part of a committed one. Raises: BadInput."""
-        for file in self.files[: self.done]:
-            if not (self.made / file).is_file():
-                raise Damaged(self.folder, f"{MADE}/{file} is missing")
+        self.check_files()
         for folder in (self.made / BLOCKS, self.folder / STATES):
             folder.mkdir(parents=True, exist_ok=True)
         self.trim()
@@ -154,9 +177,11 @@ def working_on(destination: Path, identity: Identity, files: Sequence[str], ask:
                 put_in_place(run.made, destination)
         except BaseException as error:
             bring_back(destination)
+            if isinstance(error, Damaged):
+                raise
             if (folder / RUN_FILE).is_file() and run.made.is_dir():
                 run.trim()
-                if not isinstance(error, Damaged):
+                if not isinstance(error, DamagedModel):
                     error.add_note(f"{run.done} of {len(files)} blocks are kept; to continue: {ask.again}")
             else:
                 discard(folder)
@@ -172,18 +197,12 @@ def discard(folder: Path) -> None:
 
 def open_run(destination: Path, folder: Path, fresh: Run, ask: Ask) -> Run | None:
     """The run to work on: the one that is there, or a fresh one; None when its output is complete."""
-    there = (folder / RUN_FILE).is_file() and (folder / MADE).is_dir()
-    if there and ask.resume:
+    if is_unfinished(folder) and ask.resume:
         check_destination(destination, force=ask.force)
-        run = stored_run(fresh)
+        run = stored_run(folder)
         check_same(destination, run.identity, fresh.identity)
         return run
-    if there and not ask.force:
-        found = stored_run(fresh)
-        raise BadInput(
-            f"output {str(destination)!r}: an unfinished run ({found.done} of {len(found.files)} blocks) is there; add "
-            "--resume to continue it or --force to start over"
-        )
+    refuse_unfinished(destination, folder, ask)
     discard(folder)
     if ask.resume and is_complete(destination, fresh.identity, force=ask.force):
         return None
@@ -191,15 +210,37 @@ def open_run(destination: Path, folder: Path, fresh: Run, ask: Ask) -> Run | Non
     return fresh
 
 
-def stored_run(fresh: Run) -> Run:
+def is_unfinished(folder: Path) -> bool:
+    """Whether a run with at least one block lies in a temporary directory."""
+    return (folder / RUN_FILE).is_file() and (folder / MADE).is_dir()
+
+
+def refuse_unfinished(destination: Path, folder: Path, ask: Ask) -> None:
+    """Raises: BadInput when an unfinished run lies there that is neither to be continued nor to be given up."""
+    if is_unfinished(folder) and not ask.resume and not ask.force:
+        found = stored_run(folder)
+        raise BadInput(
+            f"output {str(destination)!r}: an unfinished run ({found.done} of {len(found.files)} blocks) is there; add "
+            "--resume to continue it or --force to start over"
+        )
+
+
+def stored_run(folder: Path) -> Run:
     """The run that is there, with the identity that it was started with. Raises: BadInput."""
     try:
-        content = read_json(fresh.folder / RUN_FILE)
-        progress = content["progress"]
+        content = read_json(folder / RUN_FILE)
+        progress, identity = content["progress"], content["run"]
+        if content["sha256"] != hash_of_content({"run": identity, "progress": progress}):
+            raise ValueError("it was changed")
         done, files, backends = int(progress["done"]), list(progress["files"]), list(progress["backends"])
-        return Run(fresh.folder, dict(content["run"]), files, done, read_findings(progress), backends)
+        return Run(folder, identity, files, done, read_findings(progress), backends, dict(progress["hashes"]))
     except (BadInput, KeyError, TypeError, ValueError) as error:
-        raise Damaged(fresh.folder, f"its {RUN_FILE} cannot be read") from error
+        raise Damaged(folder, f"its {RUN_FILE} cannot be read, or was changed") from error
+
+
+def hash_of_content(content: Mapping[str, Any]) -> str:
+    """SHA-256 of plain data, the same before it is written and after it was read."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_same(destination: Path, before: Identity, now: Identity) -> None:

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 
@@ -105,7 +106,12 @@ def test_a_value_outside_of_its_rule_is_refused_with_the_rule(name, value):
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in GOOD_VALUES for value in GOOD_VALUES[name]])
 def test_values_inside_of_a_rule_are_taken(name, value):
-    assert getattr(make_recipe({name: value}), name) == value
+    needed = {"sweeps": 10} if name == "relaxed_sweeps" else {}
+    assert getattr(make_recipe({**needed, name: value}), name) == value
+
+
+def test_relaxed_sweeps_are_refused_where_they_are_too_few_to_pay():
+    assert "expected sweeps of 10 or more with it, not 3" in refusal({"relaxed_sweeps": True, "sweeps": 3})
 
 
 def test_the_last_override_that_matches_wins_setting_by_setting():
@@ -249,5 +255,11 @@ def test_plain_rounding_takes_nothing_from_a_preset():
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(BadInput, match="--quality 'better': expected one of fast, balanced, best"):
-        with_preset({"quality": "better"})
+    for value in ("better", ["fast"]):
+        with pytest.raises(BadInput, match=re.escape(f"quality {value!r}: expected one of fast, balanced, best")):
+            with_preset({"quality": value})
+
+
+def test_the_names_that_a_recipe_may_hold_are_named_with_that_of_the_preset():
+    message = refusal({"qualty": "fast"})
+    assert "did you mean 'quality'? Known: quality, bits" in message

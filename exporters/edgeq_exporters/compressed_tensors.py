@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class CompressedTensorsExporter:
     name = "compressed-tensors"
     zero_kinds: Sequence[str] = ("symmetric", "integer")
     linear_only = True
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
         """Why this model on these grids cannot be written, naming what to change; None when it can."""

@@ -87,7 +87,7 @@ def why_not_outliers(grid: Grid, container: str) -> str | None:
     """What keeps a grid with outlier columns out of a container that has only codes; None for other grids."""
     if not grid.outlier_columns:
         return None
-    return f"{container} has no place for outlier columns; quantize with --outlier-columns 0, or choose format onnx"
+    return f"{container} has no place for outlier columns; quantize without them, or choose format onnx"
 
 
 def claimed_grids(model: QuantizedModel) -> Shapes:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ class GgufExporter:
     name = "gguf"
     zero_kinds: Sequence[str] = ("symmetric", "offset")
     linear_only = False
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
         """Why this model on these grids cannot be written, naming what to change; None when it can.

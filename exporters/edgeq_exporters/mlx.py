@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edgeq.errors import BadInput
@@ -22,6 +23,7 @@ class MlxExporter:
     name = "mlx"
     zero_kinds: Sequence[str] = ("symmetric", "offset")
     linear_only = False
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
         """Why this model on these grids cannot be written, naming what to change; None when it can.

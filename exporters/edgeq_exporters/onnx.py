@@ -103,19 +103,20 @@ class OnnxExporter:
         for name, content in files.items():
             write_bytes(destination / name, content)
         manifest = write_manifest(
-            destination, format_name=self.name, file=FILE_NAME, entries=entries, settings=self._settings()
+            destination, format_name=self.name, file=FILE_NAME, entries=entries, settings=self.settings
         )
         model_file, *others = (destination / name for name in files)
         return [model_file, destination / DATA_NAME, *others, manifest]
 
-    def _settings(self) -> dict[str, Any]:
+    @property
+    def settings(self) -> Mapping[str, Any]:
         """What the manifest says of the graph; how standard operators round is for whoever runs them to say."""
         level = {} if self.qdq else {"accuracy_level": self.accuracy_level}
         return {**level, "qdq": self.qdq, "activations": "float32"}
 
     def _why_not_tensor(self, name: str, shape: Shape, grid: Grid) -> str | None:
         if name == EMBEDDING and grid.outlier_columns:
-            return "an embedding is looked up and holds no outlier columns; set --outlier-columns 0 for it"
+            return "an embedding is looked up and holds no outlier columns; keep outlier_columns 0 for it"
         return why_not_grid(shape, grid, self._operator(name))
 
     def _operator(self, name: str) -> Operator:

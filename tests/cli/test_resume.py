@@ -17,6 +17,7 @@ import warnings
 import models
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from edgeq import pipeline, run_identity
 from edgeq.checkpoint import Checkpoint
@@ -236,7 +237,7 @@ def of_another_text(model):
     [
         (lambda _: ["--bits", "3"], "recipe setting bits: was 4, now 3"),
         (lambda _: ["--keep-dense", "*.o_proj"], "recipe setting overrides: was [], now [{"),
-        (of_another_text, "calibration text: it is another"),
+        (of_another_text, "calibration text: was some.txt=1, now some.txt=1, other.txt=1"),
         (of_other_weights, "model: its weights or config are others"),
         (of_another_tokenizer, "model: its file tokenizer.json is another"),
     ],
@@ -250,6 +251,15 @@ def test_another_run_is_not_continued_and_the_line_says_what_differs(
     assert (result.status, result.err.count("\n")) == (1, 1)
     assert words in result.err
     assert contents(tmp_path / ".out.edgeq-partial") == before
+
+
+@pytest.mark.parametrize(("name", "reason"), [("book.txt", ""), ("self", "writes other text on another framework")])
+def test_another_text_of_the_same_name_is_told_apart(name, reason):
+    calibration = {"sha256": "1", "texts": [{"name": name, "share": 1.0}]}
+    before = {**dict.fromkeys(run_identity.KEYS), "recipe": {}, "companions": {}, "calibration": calibration}
+    (found,) = run_identity.differences(before, before | {"calibration": calibration | {"sha256": "2"}})
+    assert found.startswith("calibration text: it is another") and reason in found
+    assert ("framework" in found) == bool(reason)
 
 
 def test_another_version_does_not_continue(edgeq, stop, saved_model, quick, tmp_path, monkeypatch):
@@ -276,19 +286,61 @@ def test_an_unfinished_run_is_neither_continued_nor_lost_unasked(
 def test_a_damaged_unfinished_run_is_refused_in_one_line(edgeq, stop, saved_model, quick, tmp_path):
     stop(interrupt)
     partial = tmp_path / ".out.edgeq-partial"
-    states = partial / "states" / "0001" / "quantized-00000.npy"
-    states.write_bytes(states.read_bytes()[:-1])
     arguments = ["quantize", saved_model, "-o", tmp_path / "out", *quick, "--resume"]
-    line = edgeq(*arguments).err
-    assert "its hidden states cannot be read" in line and "to continue" not in line
-    (partial / "new" / "blocks" / "0000.safetensors").unlink()
-    result = edgeq(*arguments)
-    assert (result.status, result.err.count("\n")) == (1, 1)
-    assert "new/blocks/0000.safetensors is missing; start over with --force" in result.err
-    (partial / "run.json").write_text('{"run": {}}')
-    assert "its run.json cannot be read; start over with --force" in edgeq(*arguments).err
+
+    def refused(words):
+        before = contents(partial)
+        result = edgeq(*arguments)
+        assert (result.status, result.err.count("\n")) == (1, 1)
+        assert f"{words}; start over with --force" in result.err and "to continue" not in result.err
+        assert contents(partial) == before
+
+    states = partial / "states" / "0001" / "quantized-00000.npy"
+    block = partial / "new" / "blocks" / "0000.safetensors"
+    for file in (states, block):
+        whole = file.read_bytes()
+        changed = bytearray(whole)
+        changed[-9] ^= 1
+        for damaged in (whole[:-1], bytes(changed)):
+            file.write_bytes(damaged)
+            refused(f"{file.relative_to(partial)} was changed or damaged")
+        file.write_bytes(whole)
+    block.rename(tmp_path / "elsewhere")
+    refused("new/blocks/0000.safetensors is missing")
+    (tmp_path / "elsewhere").rename(block)
+    stated = (partial / "run.json").read_text()
+    for text in (stated.replace('"done": 1', '"done": 2'), '{"run": {}}', "{"):
+        (partial / "run.json").write_text(text)
+        refused("its run.json cannot be read, or was changed")
     assert edgeq(*arguments[:-1], "--force").status == 0
     assert names(tmp_path) == ["out"]
+
+
+def test_weights_that_cannot_be_right_end_a_run_without_advice_to_continue(edgeq, model, quick, tmp_path):
+    """Those outside of the blocks before any work, those of a block when it is reached."""
+    weights = load_file(model / "model.safetensors")
+    for name, blocks in (("model.norm.weight", []), ("model.layers.1.mlp.up_proj.weight", ["block 1/2"])):
+        broken = {key: tensor.clone() for key, tensor in weights.items()}
+        broken[name].view(-1)[3] = torch.nan
+        save_file(broken, model / "model.safetensors")
+        result = edgeq("quantize", model, "-o", tmp_path / "out", *quick, "--force")
+        *shown, line = result.err.splitlines()
+        assert result.status == 1
+        assert [text.partition(",")[0] for text in shown] == blocks
+        assert f"tensor '{name}'" in line and line.endswith("holds NaN or infinity; fetch the checkpoint again")
+
+
+def test_a_log_file_has_no_place_in_the_output(refuse, saved_model, tmp_path):
+    line = refuse(saved_model, "--log-file", tmp_path / "out" / "run.log")
+    assert "run.log' lies in the output; choose a place outside of" in line
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
+def test_a_log_file_that_cannot_be_written_is_named(edgeq, saved_model, quick, tmp_path):
+    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *quick, "--log-file", "/dev/full")
+    assert (result.status, result.err.count("\n")) == (1, 1)
+    assert "--log-file '/dev/full': no space left on device; choose a file that can be written" in result.err
+    assert names(tmp_path) == []
 
 
 def test_two_processes_do_not_write_one_output(edgeq, saved_model, quick, tmp_path):
@@ -314,6 +366,15 @@ def test_a_complete_output_gets_what_is_missing_and_stays_as_it_is(edgeq, saved_
     assert f"run it with: llama-cli -m {tmp_path / 'out' / 'gguf' / 'model.gguf'}" in result.out
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert (tmp_path / "out" / "onnx" / "model.onnx").is_file()
+    changed = edgeq(*arguments, "--export", "onnx", "--qdq", "--resume")
+    assert (changed.status, changed.err.count("\n")) == (1, 1)
+    assert "is there already, but it was made with other options (accuracy_level 4, qdq false)" in changed.err
+    (tmp_path / "out" / "onnx" / "model.onnx.data").write_bytes(b"")
+    damaged = edgeq(*arguments, "--export", "onnx", "--resume")
+    assert (damaged.status, damaged.err.count("\n")) == (1, 1)
+    replacing = re.search(r"its file model.onnx.data was changed or damaged; replace it: edgeq (.*);", damaged.err)[1]
+    assert edgeq(*shlex.split(replacing)).status == 0
+    assert edgeq(*arguments, "--export", "onnx", "--resume").status == 0
     refused = edgeq(*arguments, "--bits", "3", "--resume")
     assert (refused.status, refused.err.count("\n")) == (1, 1)
     assert "is complete, but of another run (recipe setting bits: was 4, now 3)" in refused.err
