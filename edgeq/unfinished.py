@@ -162,7 +162,7 @@ class Run:
 def working_on(destination: Path, identity: Identity, files: Sequence[str], ask: Ask) -> Iterator[Run | None]:
     """A run that becomes the output when the context ends well; None when the output is this very run's already.
 
-    When it fails, or the process ends, the blocks that were committed stay.
+    When it fails, or the process ends, the blocks that were committed stay, unless the model itself is damaged.
     Raises: BadInput when there is nothing that may be continued, started over or replaced.
     """
     with claimed(destination) as folder:
@@ -179,10 +179,9 @@ def working_on(destination: Path, identity: Identity, files: Sequence[str], ask:
             bring_back(destination)
             if isinstance(error, Damaged):
                 raise
-            if (folder / RUN_FILE).is_file() and run.made.is_dir():
+            if is_unfinished(folder) and not isinstance(error, DamagedModel):
                 run.trim()
-                if not isinstance(error, DamagedModel):
-                    error.add_note(f"{run.done} of {len(files)} blocks are kept; to continue: {ask.again}")
+                error.add_note(f"{run.done} of {len(files)} blocks are kept; to continue: {ask.again}")
             else:
                 discard(folder)
             raise

@@ -328,6 +328,7 @@ def test_weights_that_cannot_be_right_end_a_run_without_advice_to_continue(edgeq
         assert result.status == 1
         assert [text.partition(",")[0] for text in shown] == blocks
         assert f"tensor '{name}'" in line and line.endswith("holds NaN or infinity; fetch the checkpoint again")
+        assert not (tmp_path / ".out.edgeq-partial").exists()
 
 
 def test_a_log_file_has_no_place_in_the_output(refuse, saved_model, tmp_path):
