@@ -143,12 +143,12 @@ def load_exporter(name: str, options: Mapping[str, Any] | None = None) -> Export
 
 
 def load_exporters(names: Sequence[str], options: Mapping[str, Any]) -> list[Exporter]:
-    """Exporters by name, each made with those options that its format has.
+    """Exporters by name, each once and made with those options that its format has.
 
     Raises: BadInput for an option that none of them has.
     """
     check_format_options(names, options)
-    return [load_exporter(name, options_of(name, options)) for name in names]
+    return [load_exporter(name, options_of(name, options)) for name in dict.fromkeys(names)]
 
 
 def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def read_texts(values: Sequence[str]) -> tuple[Text, ...]:
 
 def name_and_share(value: str) -> tuple[str, float]:
     """The two parts of an option's value. Raises: BadInput."""
+    if not value:
+        raise BadInput(f"--calibration '': expected a file, {SHIPPED!r} or {SELF!r}")
     name, separator, stated = value.rpartition("=")
     if not separator or Path(value).exists():
         return value, 1.0

@@ -76,6 +76,11 @@ def test_a_share_without_a_text_is_refused(here):
     assert "TEXT=SHARE" in refusal("=2")
 
 
+def test_an_empty_name_is_refused(here):
+    with pytest.raises(BadInput, match="--calibration '': expected a file, 'default' or 'self'"):
+        read_texts([""])
+
+
 def test_a_text_named_twice_is_refused_however_it_is_written(here):
     (here / "book.txt").write_text("a book")
     assert "given twice" in refusal("default", "default=2")

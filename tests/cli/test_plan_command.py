@@ -17,7 +17,7 @@ def giant(tmp_path_factory):
 
 
 def test_a_70b_model_is_planned_from_config_and_index_alone(edgeq, giant):
-    result = edgeq("plan", giant, "--backend", "cpu", "--json", "--export", "mlx")
+    result = edgeq("plan", giant, "--backend", "cpu", "--json", "--export", "mlx", "--export", "mlx")
     assert result.status == 0, result.err
     plan = json.loads(result.out)
     assert plan["seconds"]["blocks"] == 80
