@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from greenlet import getcurrent, greenlet
 
 from edgeq.assembly import make_activations, make_job
@@ -174,7 +175,8 @@ def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
     floor, plain = results[FLOOR]["cpu_seconds"], results.get(PLAIN_NAME, {}).get("cpu_seconds")
     lines = [
         f"`python -m benchmarks.speed`: SmolLM2-135M-Instruct, {blocks} blocks, 3 bits, groups of 64, 64 x 512 "
-        f"calibration tokens, backend cpu; {packages}; {os.cpu_count()} cores; all runs in turn, block by block. "
+        f"calibration tokens, backend cpu; {packages}; {os.cpu_count()} cores, {torch.get_num_threads()} "
+        "of them used; all runs in turn, block by block. "
         f"Peak memory: a process of its own, {MEMORY_BLOCKS} blocks.",
         "",
         "| run | CPU s | to the floor | to plain GPTQ | peak memory |",
