@@ -90,11 +90,12 @@ def presets() -> Table:
     plain = {GPTQ: INGREDIENTS[GPTQ]}
     order = ("balanced", "best", "fast")
     symmetric = on_grid(3, "symmetric", {**plain, **{f"--quality {name}": PRESETS[name] for name in order}})
+    left_out = on_grid(3, "symmetric", {"--quality best without annealing": {**BEST, "anneal_rounds": 0}})
     four = on_grid(4, "symmetric", {STAGE_1: INGREDIENTS[STAGE_1], "--quality balanced": BALANCED})
     two = on_grid(2, "offset", {**plain, "--quality balanced": BALANCED, "--quality best": BEST})
     balanced = {"--quality balanced": BALANCED}
     others = [*on_grid(3, "offset", balanced), *on_grid(2, "symmetric", balanced)]
-    return Table([*symmetric, *two, *four, *others], ("speeches", "factbook", "manual"))
+    return Table([*symmetric, *left_out, *two, *four, *others], ("speeches", "factbook", "manual"))
 
 
 def ablation() -> Table:
