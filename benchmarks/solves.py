@@ -88,8 +88,7 @@ def defaults() -> Table:
 def presets() -> Table:
     """What --quality stands for, with the solves that it is held against."""
     plain = {GPTQ: INGREDIENTS[GPTQ]}
-    order = ("balanced", "best", "fast")
-    symmetric = on_grid(3, "symmetric", {**plain, **{f"--quality {name}": PRESETS[name] for name in order}})
+    symmetric = on_grid(3, "symmetric", {**plain, **QUALITIES})
     left_out = on_grid(3, "symmetric", {"--quality best without annealing": {**BEST, "anneal_rounds": 0}})
     four = on_grid(4, "symmetric", {STAGE_1: INGREDIENTS[STAGE_1], "--quality balanced": BALANCED})
     two = on_grid(2, "offset", {**plain, "--quality balanced": BALANCED, "--quality best": BEST})

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeq.algorithms.qqa import Annealing
 from edgeq.algorithms.qqa_rounding import annealing_cost
+from edgeq.memory_plan import SITES
 from edgeq.protocols import Backend
 from edgeq.recipe import AUTOMATIC, Recipe
 from edgeq.sources.layout import expected_linear_shapes
@@ -17,7 +18,6 @@ from edgeq.types import Array
 PROBE = 768  # rows and columns of the products that measure this machine
 PROBES = 3
 SEARCH_SECONDS = 3e-8  # per weight and candidate: passes over arrays in the cache, measured on one slow core
-SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -101,8 +101,9 @@ def site_widths(solved: Shapes) -> list[int]:
     """Columns of every input that layers are solved for; those with the same input count once."""
     widths = {}
     for name, shape in solved.items():
-        module, _, layer = name.removesuffix(".weight").rpartition(".")
-        widths[module, SAME_INPUT.get(layer, layer)] = shape[1]
+        linear = name.removesuffix(".weight")
+        site = next(site for site in SITES if linear.endswith(site))
+        widths[linear.rsplit(".", 2)[0], site] = shape[1]
     return list(widths.values())
 
 
