@@ -90,7 +90,7 @@ def judge(quality: str) -> list[dict[str, Any]]:
     source, backend = open_source("demo"), TorchBackend("cpu")
     settings = {**COMMON, "bits": 3}
     chosen = {"preset": PRESETS[quality], "plain": INGREDIENTS[GPTQ]}
-    recipes = {name: make_recipe({**settings, **choices}) for name, choices in chosen.items()}
+    recipes = {name: make_recipe({**choices, **settings}) for name, choices in chosen.items()}
     fit = sample_windows(tokenize(source, read_text(None)), samples=64, sequence_length=512, seed=0)
     others = [
         first_windows(tokenize(source, TEXTS[name][0]()), windows=PER_BATCH, sequence_length=512) for name in JUDGES

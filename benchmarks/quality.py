@@ -2,8 +2,8 @@
 
     uv run python -m benchmarks.quality table        the table of the README (about 75 minutes on 2 cores)
     uv run python -m benchmarks.quality defaults     the scan that the defaults were chosen from (about 60 minutes)
-    uv run python -m benchmarks.quality presets      what --quality stands for (about 100 minutes)
-    uv run python -m benchmarks.quality ablation     each ingredient alone and left out (about 50 minutes)
+    uv run python -m benchmarks.quality presets      what --quality stands for (about 120 minutes)
+    uv run python -m benchmarks.quality ablation     each ingredient alone and left out (about 70 minutes)
     uv run python -m benchmarks.quality grids        all bits, zero points and group sizes (about 4 hours)
     uv run python -m benchmarks.quality calibration  what the model is calibrated on (about 20 minutes)
     uv run python -m benchmarks.quality outliers     1 % outlier columns against smaller groups (about 25 minutes)
@@ -79,7 +79,9 @@ def load_results(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 def run_missing(table: Table, path: Path, *, fresh: bool) -> list[dict[str, Any]]:
     """The results of all solves, in order; each new one is added to the file as soon as it is there."""
-    known = {} if fresh else load_results(path)
+    if fresh:
+        path.unlink(missing_ok=True)
+    known = load_results(path)
     missing = [solve for solve in table.solves if key(solve) not in known]
     bench = Bench(table.texts) if missing else None
     for solve in missing:
@@ -109,7 +111,7 @@ def format_table(results: list[dict[str, Any]], table: Table, command: str) -> s
     packages = ", ".join(f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy"))
     head = [
         f"`{command}`: SmolLM2-135M-Instruct, groups of 64 unless stated, dense embeddings, "
-        f"{results[0].get('samples', COMMON['samples'])} x 512 calibration tokens, seed 0; {packages}; "
+        f"{results[0].get('samples', COMMON['samples'])} x 512 calibration tokens unless stated, seed 0; {packages}; "
         f"{os.cpu_count()} cores. Bits per weight are those of the linear layers. "
         "KL divergence to the original in nats per token on "
         + " and ".join(

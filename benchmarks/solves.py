@@ -27,7 +27,7 @@ GRIDS = ((3, "symmetric"), (2, "offset"), (4, "symmetric"))
 SCAN = ((0.5, 1.0), (0.5, 0.1), (0.5, 0.01), (0.25, 1.0), (0.25, 0.01), (1.0, 1.0), (1.0, 0.01))  # strength, damping
 ORDERED = {"activation_order": True, "scale_weighting": "mean"}
 BALANCED, BEST = PRESETS["balanced"], PRESETS["best"]
-ANNEALED = {"anneal_rounds": BEST["anneal_rounds"], "anneal_steps": BEST["anneal_steps"]}
+ANNEALED = {"anneal_rounds": 1, "anneal_steps": 100}
 PLAIN_ORDER = {"activation_order": False, "scale_weighting": "diagonal"}
 
 
@@ -89,12 +89,14 @@ def presets() -> Table:
     """What --quality stands for, with the solves that it is held against."""
     plain = {GPTQ: INGREDIENTS[GPTQ]}
     symmetric = on_grid(3, "symmetric", {**plain, **QUALITIES})
-    left_out = on_grid(3, "symmetric", {"--quality best without annealing": {**BEST, "anneal_rounds": 0}})
     four = on_grid(4, "symmetric", {STAGE_1: INGREDIENTS[STAGE_1], "--quality balanced": BALANCED})
     two = on_grid(2, "offset", {**plain, "--quality balanced": BALANCED, "--quality best": BEST})
     balanced = {"--quality balanced": BALANCED}
     others = [*on_grid(3, "offset", balanced), *on_grid(2, "symmetric", balanced)]
-    return Table([*symmetric, *left_out, *two, *four, *others], ("speeches", "factbook", "manual"))
+    as_many = {**BEST, "samples": COMMON["samples"]}
+    variants = {"--quality best, 64 sequences": as_many, "the same, annealed": {**as_many, **ANNEALED}}
+    fewer = [solve for bits, zeros in GRIDS[:2] for solve in on_grid(bits, zeros, variants)]
+    return Table([*symmetric, *two, *four, *others, *fewer], ("speeches", "factbook", "manual"))
 
 
 def ablation() -> Table:
@@ -120,6 +122,7 @@ def ablation() -> Table:
         "balanced, strength and damping chosen on held-out tokens": {**BALANCED, "propagation_strength": "auto"},
         "balanced + one alternation": {**BALANCED, "alternations": 1},
         "balanced + annealing": {**BALANCED, **ANNEALED},
+        "best, on these tokens": BEST,
     }
     solves = [{**solve, "samples": 32} for solve in on_grid(3, "symmetric", {**alone, **without, **changed})]
     return Table(solves, ("factbook", "manual"), STAGE_1)

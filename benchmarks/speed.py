@@ -176,7 +176,7 @@ def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
     lines = [
         f"`python -m benchmarks.speed`: SmolLM2-135M-Instruct, {blocks} blocks, 3 bits, groups of 64, 64 x 512 "
         f"calibration tokens, backend cpu; {packages}; {os.cpu_count()} cores, {torch.get_num_threads()} "
-        "of them used; all runs in turn, block by block. "
+        f"of them used; all runs in turn, block by block, `best` on its {PRESETS['best']['samples']} x 512 tokens. "
         f"Peak memory: a process of its own, {MEMORY_BLOCKS} blocks.",
         "",
         "| run | CPU s | to the floor | to plain GPTQ | peak memory |",

@@ -52,7 +52,7 @@ def cli() -> None:
 @click.option(
     "--quality",
     help="fast (one stream, no propagation: about the time of plain GPTQ), balanced (propagation and sweeps: about "
-    "1.7 times that) or best (anneals the codes too: about four times).  "
+    "1.7 times that) or best (twice the sequences on both streams, more sweeps: about four times).  "
     "[default: balanced]",
 )
 @click.option("--bits", type=int, help="Bits per weight of the linear layers, 2 to 8; 16 keeps them.  [default: 4]")
@@ -96,7 +96,7 @@ def cli() -> None:
     help='UTF-8 text or JSON lines with "text"; default, the text that ships with edgeq; self, text that the model '
     "writes first. May be repeated, mixed by share.  [default: default]",
 )
-@click.option("--samples", type=int, help="Calibration sequences.  [default: 64]")
+@click.option("--samples", type=int, help="Calibration sequences.  [default: 64; best: 128]")
 @click.option("--sequence-length", type=int, help="Tokens per sequence.  [default: 512]")
 @click.option("--seed", type=int, help="Where calibration sequences start, and what self writes.  [default: 0]")
 @click.option("--recipe", type=PATH, help="TOML file with the settings of docs/cli.md; options win.")

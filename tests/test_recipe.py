@@ -243,7 +243,7 @@ def test_a_preset_sets_what_nothing_else_does():
     assert with_preset({"bits": 3})["sweeps"] == 3
     assert with_preset({"sweeps": 1})["sweeps"] == 1
     assert with_preset({"quality": "fast"})["propagation_strength"] == 0.0
-    assert with_preset({"quality": "best"})["anneal_rounds"] == 1
+    assert with_preset({"quality": "best"})["samples"] == 128
     for name in PRESETS:
         assert make_recipe(with_preset({"quality": name})).activation_order
 
