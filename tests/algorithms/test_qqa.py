@@ -37,7 +37,7 @@ class IndependentSet:
 
 
 class Table:
-    """A sum of costs per choice and option, and of products of neighbouring choices. (replicas, choices, options)"""
+    """A sum of costs per choice and option. Shapes: (replicas, choices, options)."""
 
     def __init__(self, costs, backend):
         self.costs = backend.asarray(costs)
