@@ -12,7 +12,7 @@ from edgeq.memory_plan import MemoryPlan, choose_way, measure_process, parse_siz
 from edgeq.pipeline import Job
 from edgeq.plan import asymmetric_zeros
 from edgeq.process_memory import give_large_arrays_back
-from edgeq.protocols import ActivationSource, ModelSource, TextWriter
+from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
 from edgeq.recipe import Recipe, make_recipe
 from edgeq.registry import ACTIVATIONS, BACKENDS, WRITERS, device_of, load, load_backend, load_exporters
 from edgeq.self_text import Wrote, written_windows
@@ -36,10 +36,7 @@ def make_job(
     zeros "asymmetric" becomes the kind of zero point that all exports hold without loss.
     """
     exporters = load_exporters(exports, export_options or {})
-    settings = dict(settings)
-    if settings.get("zeros") == "asymmetric":
-        settings["zeros"] = asymmetric_zeros(exporters)
-    recipe = make_recipe(settings)
+    recipe = make_recipe(with_kind_of_zeros(settings, exporters))
     loaded = load_backend(backend)
     texts = read_texts(calibration)
     windows = partial(calibration_windows, loaded.name, texts)
@@ -48,6 +45,18 @@ def make_job(
         source, recipe, loaded, partial(make_activations, loaded.name), windows, exporters, characters=characters,
         writes_text=any(text.content is None for text in texts),
     )  # fmt: skip
+
+
+def with_kind_of_zeros(settings: Mapping[str, Any], exporters: Sequence[Exporter]) -> dict[str, Any]:
+    """The settings with what "asymmetric" stands for, in overrides too. Raises: BadInput."""
+    settled, overrides = dict(settings), settings.get("overrides")
+    if settled.get("zeros") == "asymmetric":
+        settled["zeros"] = asymmetric_zeros(exporters)
+    if isinstance(overrides, list | tuple):
+        settled["overrides"] = [
+            with_kind_of_zeros(item, exporters) if isinstance(item, Mapping) else item for item in overrides
+        ]
+    return settled
 
 
 def calibration_windows(

@@ -61,7 +61,7 @@ def cli() -> None:
     "--symmetric/--asymmetric", default=None, help="Whether zero lies in the middle of the grid.  [default: symmetric]"
 )
 @click.option("--solver", help="gptq, quantease or rtn (round to nearest).  [default: gptq]")
-@click.option("--scales", help="Stages of scale fitting: none (min-max), first, both.  [default: both]")
+@click.option("--scales", help="Stages of scale fitting: none (min-max), first, both.  [default: both; fast: first]")
 @click.option(
     "--outlier-columns",
     type=float,
@@ -71,18 +71,20 @@ def cli() -> None:
 @click.option(
     "--propagation-strength",
     type=STRENGTH,
-    help="How far a layer makes up for earlier layers' errors, 0 to 1, or auto.  [default: 0.5]",
+    help="How far a layer makes up for earlier layers' errors, 0 to 1, or auto.  [default: 0.5; fast: 0]",
 )
 @click.option(
     "--propagation-damping",
     type=float,
-    help="Damping of that correction, as a share of the mean input energy.  [default: 0.01]",
+    help="Damping of that correction, as a share of the mean input energy.  [default: 0.1]",
 )
 @click.option(
     "--damping", type=float, help="Damping of the solver, as a share of the mean input energy.  [default: 0.01]"
 )
 @click.option(
-    "--activation-order/--no-activation-order", default=None, help="Solve the columns with the largest inputs first."
+    "--activation-order/--no-activation-order",
+    default=None,
+    help="Solve the columns with the largest inputs first.  [default: activation-order]",
 )
 @click.option("--embedding-bits", type=int, help="Bits of embedding and head; 16 keeps them dense.  [default: 8]")
 @click.option(

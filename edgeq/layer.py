@@ -39,7 +39,6 @@ from edgeq.statistics import Split
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import Array, Grid, GroupScales, LayerProblem, LayerStatistics, NumpyArray, QuantizedLinear
 
-QUANTEASE_SWEEPS = 5  # of the solver of that name where the recipe asks for no number
 ROWS_AT_ONCE = 4096  # of a matrix solved without statistics: embeddings have many rows
 
 
@@ -178,7 +177,7 @@ def refinements(
 ) -> Iterator[tuple[str, Array, GroupScales]]:
     """What the recipe does with solved codes, stage by stage: its name in reports, then codes and scales after it."""
     grid = problem.grid
-    sweeps = recipe.sweeps or (QUANTEASE_SWEEPS if recipe.solver == "quantease" else 0)
+    sweeps = recipe.sweep_count
     if not (sweeps or recipe.anneal_rounds or recipe.scales == "both"):
         return
     target, truth = targets(problem, V, site, recipe, backend)

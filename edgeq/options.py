@@ -76,7 +76,8 @@ def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[st
 
     Raises: BadInput naming the option whose value breaks its rule.
     """
-    from edgeq.recipe import DENSE_BITS, check_setting, read_recipe, with_preset  # noqa: PLC0415
+    from edgeq.recipe import read_recipe, with_preset  # noqa: PLC0415
+    from edgeq.setting_rules import DENSE_BITS, check_setting  # noqa: PLC0415
 
     settings = read_recipe(str(recipe)) if recipe is not None else {}
     given = {name: value for name, value in options.items() if value is not None}

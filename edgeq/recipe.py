@@ -6,15 +6,19 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from edgeq.algorithms import SOLVERS
 from edgeq.errors import BadInput, reason_of
-from edgeq.types import LARGEST_OUTLIER_SHARE, Grid, ScaleDtype, ScaleWeighting, ZeroKind
+from edgeq.setting_rules import AUTOMATIC, DENSE_BITS, ScaleStages, check_setting
+from edgeq.types import Grid, ScaleDtype, ScaleWeighting, ZeroKind
 
-ScaleStages = Literal["none", "first", "both"]
-DENSE_BITS = 16
-AUTOMATIC = "auto"
+OPTIONS_ONLY = {
+    "calibration": "it is an option only: --calibration",
+    "backend": "it is an option only: --backend",
+    "export": "it is an option only: --export",
+    "keep_dense": "write an override with bits = 16, or give --keep-dense",
+}
+QUANTEASE_SWEEPS = 5  # of the solver of that name where the recipe asks for no number
 FEWEST_RELAXED = 10  # sweeps that pay for every third one's leaving codes unrounded
 
 
@@ -123,6 +127,11 @@ class Recipe:
         return [self.propagation_strength, *(item.propagation_strength or 0.0 for item in self.overrides)]
 
     @property
+    def sweep_count(self) -> int:
+        """Sweeps over the codes after the solver: as stated, else those that the solver is named for."""
+        return self.sweeps or (QUANTEASE_SWEEPS if self.solver == "quantease" else 0)
+
+    @property
     def embedding_grid(self) -> Grid | None:
         """The grid of embedding and head: rounded to nearest, symmetric, in groups of 32; None when dense."""
         if self.embedding_bits == DENSE_BITS:
@@ -159,7 +168,7 @@ def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
     quality = given.pop("quality", DEFAULT_QUALITY)
     if not isinstance(quality, str) or quality not in PRESETS:
         raise BadInput(f"quality {quality!r}: expected one of {', '.join(PRESETS)}")
-    plain = given.get("solver") == "rtn"  # whoever asks for rounding gets no more than that
+    plain = given.get("solver") == "rtn"  # then what is not set has the defaults of `Recipe`
     return given if plain else {**PRESETS[quality], **given}
 
 
@@ -209,7 +218,7 @@ def _make_override(settings: Mapping[str, Any]) -> Override:
         raise BadInput("override without 'layers'; name the layers it is for, such as layers = \"*.down_proj\"")
     for name, value in settings.items():
         if name != "layers":
-            check_setting(name, value)
+            check_setting(name, value, called=f"override setting {name} =")
     return Override(**settings)
 
 
@@ -218,71 +227,7 @@ def _check_names(settings: Mapping[str, Any], kind: type, what: str, *, also: Se
     known = [field.name for field in fields(kind)]
     for name in settings:
         if name not in known:
-            nearest = difflib.get_close_matches(name, [*also, *known], n=1, cutoff=0.0)
-            listed = ", ".join([*also, *known])
-            raise BadInput(f"{what} {name!r} is not known; did you mean {nearest[0]!r}? Known: {listed}")
-
-
-def check_setting(name: str, value: Any, *, called: str | None = None) -> None:
-    """Raises: BadInput when a value breaks its rule, by the name it was called, such as that of an option."""
-    rule, holds = RULES[name]
-    if not holds(value):
-        raise BadInput(f"{called or f'recipe setting {name} ='} {value!r}: expected {rule}")
-
-
-def _whole(low: int, high: int, *others: Any) -> tuple[str, Any]:
-    extra = "".join(f" or {other!r}" for other in others)
-    rule = f"a whole number from {low} to {high}{extra}"
-
-    def holds(value: Any) -> bool:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return low <= value <= high or value in others
-        return isinstance(value, str) and value in others
-
-    return rule, holds
-
-
-def _number(low: float, high: float, *others: str, optional: bool = False) -> tuple[str, Any]:
-    def holds(value: Any) -> bool:
-        if value is None:
-            return optional
-        if isinstance(value, str):
-            return value in others
-        return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-    return f"a number from {low:g} to {high:g}" + "".join(f" or {other!r}" for other in others), holds
-
-
-def _one_of(choices: tuple[str, ...]) -> tuple[str, Any]:
-    return f"one of {', '.join(choices)}", lambda value: value in choices
-
-
-_FLAG = ("true or false", lambda value: isinstance(value, bool))
-RULES: dict[str, tuple[str, Any]] = {
-    "bits": _whole(2, 8, DENSE_BITS),
-    "group_size": _whole(8, 65536, "row"),
-    "zeros": _one_of(get_args(ZeroKind)),
-    "scale_dtype": _one_of(get_args(ScaleDtype)),
-    "solver": _one_of(SOLVERS),
-    "damping": _number(1e-6, 100),
-    "activation_order": _FLAG,
-    "propagation_strength": _number(0, 1, AUTOMATIC),
-    "propagation_damping": _number(1e-6, 100),
-    "propagation_share": _number(0.01, 1),
-    "scales": _one_of(get_args(ScaleStages)),
-    "refit_strength": _number(0, 1, optional=True),
-    "refit_exactly": _FLAG,
-    "scale_weighting": _one_of(get_args(ScaleWeighting)),
-    "scale_candidates": _whole(1, 1000),
-    "scale_refits": _whole(0, 100),
-    "sweeps": _whole(0, 1000),
-    "relaxed_sweeps": _FLAG,
-    "alternations": _whole(0, 100),
-    "outlier_columns": _number(0, LARGEST_OUTLIER_SHARE),
-    "anneal_rounds": _whole(0, 100),
-    "anneal_steps": _whole(1, 1_000_000),
-    "embedding_bits": _whole(2, 8, DENSE_BITS),
-    "samples": _whole(1, 1_000_000),
-    "sequence_length": _whole(8, 1_000_000),
-    "seed": _whole(0, 2**32 - 1),
-}
+            listed = [*also, *known]
+            nearest = difflib.get_close_matches(name, listed, n=1, cutoff=0.0)[0]
+            advice = OPTIONS_ONLY.get(name, f"did you mean {nearest!r}? Known: {', '.join(listed)}")
+            raise BadInput(f"{what} {name!r} is not known; {advice}")

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.algorithms.propagation_choice import DAMPINGS
 from edgeq.algorithms.qqa import Annealing
 from edgeq.algorithms.qqa_rounding import annealing_cost
 from edgeq.memory_plan import SITES
 from edgeq.protocols import Backend
-from edgeq.recipe import AUTOMATIC, Recipe
+from edgeq.recipe import Recipe
 from edgeq.sources.layout import expected_linear_shapes
 from edgeq.types import Array
 
@@ -65,11 +66,12 @@ def block_seconds(
         return {"round": weights * SEARCH_SECONDS}
     squared = sum(math.prod(shape) * shape[1] for shape in solved.values()) / blocks  # out x in x in
     drift = recipe.needs_drift
-    correcting = 1 + (recipe.propagation_strength == AUTOMATIC)  # fitted to a part of the tokens first
-    products = 4.0 * drift * correcting + 2 + 4 * stages(recipe)  # correct, target, one loss for each stage
-    sweeps = 2.0 * (recipe.sweeps + recipe.alternations) + (2 if recipe.scales == "both" else 0)
+    trials = len(DAMPINGS) * recipe.chooses_propagation  # fitted to a part of the tokens first
+    products = 4.0 * drift * (1 + trials) + 2 + 4 * stages(recipe)  # correct, target, one loss for each stage
+    turns = recipe.alternations
+    sweeps = 2.0 * (recipe.sweep_count + turns * (recipe.sweeps or 1)) + 2 * (1 + turns) * (recipe.scales == "both")
     return of_tokens(config, recipe, rates["forward"], recomputing, site_widths(solved)) | {
-        "factors": sum((2 + drift * correcting) * n**3 / 3 for n in site_widths(solved)) / blocks / rates["factor"],
+        "factors": sum((2 + drift * (1 + trials)) * n**3 / 3 for n in site_widths(solved)) / blocks / rates["factor"],
         "search scales": weights * recipe.scale_candidates * SEARCH_SECONDS * (recipe.scales != "none"),
         "solve": (2 + products + sweeps) * squared / rates["solve"],
         "annealing": annealing_operations(recipe, solved) / blocks / rates["forward"],
@@ -109,5 +111,5 @@ def site_widths(solved: Shapes) -> list[int]:
 
 def stages(recipe: Recipe) -> int:
     """How often a loss is measured for a layer."""
-    later: Sequence[bool] = (recipe.sweeps > 0, recipe.anneal_rounds > 0, recipe.scales == "both")
+    later: Sequence[bool] = (recipe.sweep_count > 0, recipe.anneal_rounds > 0, recipe.scales == "both")
     return 2 + sum(later)

@@ -75,13 +75,15 @@ def name_and_share(value: str) -> tuple[str, float]:
     if not value:
         raise BadInput(f"--calibration '': expected a file, {SHIPPED!r} or {SELF!r}")
     name, separator, stated = value.rpartition("=")
+    if separator and not name and not Path(value).exists():
+        raise BadInput(f"--calibration {value!r}: no text before the share; write TEXT{value}, such as {SELF}{value}")
     if not separator or Path(value).exists():
         return value, 1.0
     try:
         share = float(stated)
     except ValueError:
         share = math.nan
-    if not name or not 0 < share <= LARGEST_SHARE:
+    if not 0 < share <= LARGEST_SHARE:
         raise BadInput(
             f"--calibration {value!r}: no such file, and {stated!r} is not a share; write TEXT or TEXT=SHARE with a "
             f"number above 0 and up to {LARGEST_SHARE:.0f}, such as {SELF}=0.5"

@@ -171,6 +171,8 @@ def test_torch_chooses_the_codes_of_the_reference_on_trained_weights(bits):
 
 STAGES = {
     "sweeps": (Recipe(bits=3, group_size=16, sweeps=2), ["solved", "swept", "refitted"]),
+    "relaxed": (Recipe(bits=3, group_size=16, sweeps=10, relaxed_sweeps=True), ["solved", "swept", "refitted"]),
+    "exactly": (Recipe(bits=3, group_size=16, sweeps=2, refit_exactly=True), ["solved", "swept", "refitted"]),
     "solver": (Recipe(bits=3, group_size=16, solver="quantease", scales="first"), ["solved", "swept"]),
     "annealing": (Recipe(bits=3, group_size=16, anneal_rounds=1, anneal_steps=60), ["solved", "annealed", "refitted"]),
     "turns": (Recipe(bits=3, group_size=16, alternations=2), ["solved", "refitted", "alternated"]),

@@ -4,7 +4,17 @@ import re
 import pytest
 
 from edgeq.errors import BadInput
-from edgeq.recipe import PRESETS, RULES, Override, Recipe, make_recipe, read_recipe, recipe_settings, with_preset
+from edgeq.recipe import (
+    OPTIONS_ONLY,
+    PRESETS,
+    Override,
+    Recipe,
+    make_recipe,
+    read_recipe,
+    recipe_settings,
+    with_preset,
+)
+from edgeq.setting_rules import RULES
 from edgeq.types import Grid
 
 
@@ -28,6 +38,12 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one(given, nearest
     message = refusal({given: 1})
     assert repr(given) in message
     assert f"did you mean {nearest!r}" in message
+
+
+@pytest.mark.parametrize("name", ["calibration", "backend", "export", "keep_dense"])
+def test_what_is_an_option_only_is_refused_with_that_option(name):
+    assert f"is not known; {OPTIONS_ONLY[name]}" in refusal({name: "self"})
+    assert f"--{name.replace('_', '-')}" in OPTIONS_ONLY[name]
 
 
 BAD_VALUES = {
@@ -149,7 +165,7 @@ def test_a_later_override_can_quantize_what_an_earlier_one_keeps_dense():
         ([{"layers": 3}], "without 'layers'"),
         ([{"layers": "*", "bit": 4}], "did you mean 'bits'"),
         ([{"layers": "*", "solver": "rtn"}], "override setting 'solver'"),
-        ([{"layers": "*", "bits": 1}], "bits = 1"),
+        ([{"layers": "*", "bits": 1}], "override setting bits = 1"),
         ([{"layers": "*", "group_size": "all"}], "group_size = 'all'"),
     ],
 )
@@ -237,6 +253,10 @@ def test_an_override_changes_the_outlier_columns_of_its_layers_only():
 @pytest.mark.parametrize(("share", "inputs", "count"), [(0, 64, 0), (0.01, 64, 1), (0.01, 576, 6), (0.5, 3, 2)])
 def test_a_share_of_columns_is_a_whole_number_and_at_least_one(share, inputs, count):
     assert Grid(4, 32, outlier_columns=share).outlier_count(inputs) == count
+
+
+def test_a_number_too_long_to_write_is_refused_in_one_line():
+    assert refusal({"samples": 16**5000}).startswith("recipe setting samples = a number of thousands of digits")
 
 
 def test_a_preset_sets_what_nothing_else_does():

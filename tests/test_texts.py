@@ -73,7 +73,7 @@ def test_what_is_no_share_is_refused(here, share):
 
 
 def test_a_share_without_a_text_is_refused(here):
-    assert "TEXT=SHARE" in refusal("=2")
+    assert "write TEXT=2, such as self=2" in refusal("=2")
 
 
 def test_an_empty_name_is_refused(here):

@@ -11,10 +11,10 @@ POWER_STEPS = 30
 MARGIN = 1.05  # power iteration comes to the largest eigenvalue from below
 
 
-def largest_eigenvalue(H: Array) -> float:
+def largest_eigenvalue(H: Array, backend: Backend) -> float:
     """Of a positive semidefinite matrix, from above: the smaller of a power iteration with a margin and a row sum."""
     bound = float(abs(H).sum(axis=1).max())
-    x = abs(H).sum(axis=1)
+    x = backend.asarray(np.random.default_rng(0).standard_normal(H.shape[0]))  # orthogonal to no eigenvector
     estimate = 0.0
     for _ in range(POWER_STEPS):
         x = x / float((x * x).sum()) ** 0.5
@@ -76,7 +76,7 @@ def refine_with_weights(
     Shapes: codes, E and the results (out, in).
     Source: Behdin et al., QuantEase, 2023, section 4 (algorithm 3).
     """
-    eigenvalue = largest_eigenvalue(target.H)
+    eigenvalue = largest_eigenvalue(target.H, backend)
     for _ in range(turns):
         codes = descend_codes(codes, fitted, Target(target.B - E @ target.H, target.H), grid, backend)
         Q = dequantize(codes, fitted, grid, backend)

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from edgeq.algorithms.layer_loss import Target, dequantize
-from edgeq.algorithms.quantease import descend_codes
+from edgeq.algorithms.layer_loss import Target
 from edgeq.protocols import Backend
-from edgeq.types import Array, Grid, GroupScales, NumpyArray, OutlierColumns, ScaleDtype
+from edgeq.types import Array, NumpyArray, OutlierColumns, ScaleDtype
 
 
 def choose_columns(V: Array, importance: Array, backend: Backend, *, count: int) -> NumpyArray:
@@ -59,6 +58,8 @@ def eliminate_columns(target: Target, columns: NumpyArray, backend: Backend) -> 
 
     Any refiner that lowers the loss of this target lowers that of the layer with its outliers refitted; no turns are
     needed. H' is singular along the columns, where codes no longer matter.
+
+    Source: Behdin et al., QuantEase, 2023, section 4, does turns instead.
     """
     if not columns.size:
         return target
@@ -70,24 +71,3 @@ def eliminate_columns(target: Target, columns: NumpyArray, backend: Backend) -> 
     kept[0, columns] = 0  # exact zeros where rounding would leave noise
     mask = backend.asarray(kept)
     return Target((target.B - through.T @ half) * mask, (target.H - half.T @ half) * mask * mask.T)
-
-
-def refine_with_columns(
-    codes: Array,
-    fitted: GroupScales,
-    columns: NumpyArray,
-    target: Target,
-    grid: Grid,
-    backend: Backend,
-    *,
-    sweeps: int = 3,
-) -> tuple[Array, OutlierColumns]:
-    """Codes and outlier columns together: coordinate descent on the codes with the columns eliminated, then their fit.
-
-    Shapes: codes (out, in). Source: outlier-aware QuantEase (Behdin et al., 2023, section 4); eliminating is ours.
-    """
-    left = eliminate_columns(target, columns, backend)
-    codes = descend_codes(codes, fitted, left, grid, backend, sweeps=sweeps)
-    return codes, fit_columns(
-        dequantize(codes, fitted, grid, backend), columns, target, backend, dtype=grid.scale_dtype
-    )

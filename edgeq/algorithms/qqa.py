@@ -71,6 +71,8 @@ def anneal(
 
     (1 - c) mean_r [f(x_r) + g(t) Phi(x_r)] - c sum_i std_r(x_i),   g rising linearly, r over replicas
 
+    The spread is not multiplied by the number of replicas, so that c means the same for any number of them.
+
     Each step is an Adam step, noise of variance 2 lr temperature, and a clip to the box.
 
     Shapes: start (replicas, ..., choices); the best point (..., choices), its values (...).

@@ -54,14 +54,15 @@ def descend_codes(
     work = backend.copy(backend.activations(backend.take(codes, order, axis=1)).T)
     moved: Array | None = None
     back, best = np.argsort(order), codes
+    leaving = [relaxed and i % RELAXED_EVERY == 1 and i < min(sweeps - 1, LAST_RELAXED) for i in range(sweeps)]
     for index in range(sweeps):
-        rounding = not (relaxed and index % RELAXED_EVERY == 1 and index < min(sweeps - 1, LAST_RELAXED))
+        rounding = not leaving[index]
         swept, moved = sweep(work, moved, problem, grid, backend, rounding=rounding)
         unchanged = not bool(abs(swept - work).max() > 0)
         work = swept
         if relaxed and rounding:
             best = better_codes(best, backend.asarray(backend.take(work, back, 0).T), fitted, target, grid, backend)
-        if unchanged:
+        if unchanged and not any(leaving[index:]):
             break
     return best if relaxed else backend.asarray(backend.take(work, back, axis=0).T)
 

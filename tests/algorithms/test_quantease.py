@@ -74,6 +74,15 @@ def test_relaxed_sweeps_lower_the_loss_further_and_raise_no_row(backend, rng):
     assert set(np.unique(layer.numpy_codes(relaxed))) <= set(range(4))
 
 
+def test_relaxed_sweeps_leave_a_settled_solution(backend, rng):
+    layer = SolvedLayer(rng, Grid(2, 16), backend, out_features=48, in_features=64)
+    settled = descend(layer, sweeps=60)
+    np.testing.assert_array_equal(layer.numpy_codes(descend(layer, settled)), layer.numpy_codes(settled))
+    relaxed = descend(layer, settled, sweeps=16, relaxed=True)
+    assert (layer.losses(relaxed) <= layer.losses(settled) + layer.noise()).all()
+    assert layer.losses(relaxed).sum() < 0.99 * layer.losses(settled).sum()
+
+
 def test_ties_keep_the_old_code(backend):
     """Half way between two codes both are as good: neither start moves."""
     V, eye = np.array([[0.5, 1.5, -0.5]]), np.eye(3)

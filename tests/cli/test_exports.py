@@ -166,6 +166,15 @@ def test_exports_that_cannot_all_hold_the_grid_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_asymmetric_in_an_override_becomes_the_kind_that_the_export_holds(edgeq, saved_model, quick, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[[overrides]]\nlayers = "*.down_proj"\nzeros = "asymmetric"\n')
+    given = ["--recipe", recipe, "--export", "gguf"]
+    assert edgeq("quantize", saved_model, "-o", tmp_path / "out", *given, *quick).status == 0
+    [override] = json.loads((tmp_path / "out" / "edgeq.json").read_text())["recipe"]["overrides"]
+    assert override == {"layers": "*.down_proj", "zeros": "offset"}
+
+
 def test_asymmetric_becomes_the_kind_that_all_exports_hold(edgeq, saved_model, quick, tmp_path):
     exports = ["--export", "gptq", "--export", "compressed-tensors"]
     assert edgeq("quantize", saved_model, "-o", tmp_path / "out", "--asymmetric", *exports, *quick).status == 0
