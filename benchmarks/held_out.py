@@ -25,7 +25,7 @@ from edgeq.recipe import PRESETS, Recipe, make_recipe
 from edgeq.sources import open_source
 from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
-from edgeq.streams import CALIBRATION_BATCH
+from edgeq.streams import CALIBRATION_BATCH, share_windows
 from edgeq.tensors import read_weight
 from edgeq.types import Array, LayerProblem, NumpyArray
 from edgeq_backends.torch import TorchBackend
@@ -92,11 +92,12 @@ def judge(quality: str) -> list[dict[str, Any]]:
     chosen = {"preset": PRESETS[quality], "plain": INGREDIENTS[GPTQ]}
     recipes = {name: make_recipe({**choices, **settings}) for name, choices in chosen.items()}
     fit = sample_windows(tokenize(source, read_text(None)), samples=64, sequence_length=512, seed=0)
+    both, quantized = share_windows(fit, recipes["preset"].propagation_share)
     others = [
         first_windows(tokenize(source, TEXTS[name][0]()), windows=PER_BATCH, sequence_length=512) for name in JUDGES
     ]
     count, found = len(fit) // PER_BATCH, []
-    streams = TorchActivations(source, np.concatenate([fit, *others]))
+    streams = TorchActivations(source, np.concatenate([both, quantized, *others]))
     for block in source.blocks():
         for site in streams.sites(block):
             judges = {name: TrueLoss(Part(site, count + i, count + i + 1), backend) for i, name in enumerate(JUDGES)}

@@ -34,6 +34,7 @@ from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 
 RESULTS = Path(__file__).parent / "results"
+MEASURED = ("cpu_seconds", "wall_seconds", "bits_per_weight", "quality")  # what a run adds to a solve
 
 
 class Bench:
@@ -67,11 +68,16 @@ class Bench:
         return {**solve, **seconds, "bits_per_weight": bits_per_weight, "quality": quality}
 
 
-def key(solve: Solve) -> tuple[Any, ...]:
-    return solve["row"], solve["bits"], solve["zeros"]
+def key(solve: Solve) -> str:
+    """What a solve is known by: its row and all of its settings, so that one with others is run again."""
+    return json.dumps({name: value for name, value in solve.items() if name not in MEASURED}, sort_keys=True)
 
 
-def load_results(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+def samples_of(solve: Solve) -> int:
+    return int(solve.get("samples", COMMON["samples"]))
+
+
+def load_results(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     return {key(result): result for result in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
@@ -109,9 +115,12 @@ def format_row(result: dict[str, Any], baseline: dict[str, Any] | None = None) -
 def format_table(results: list[dict[str, Any]], table: Table, command: str) -> str:
     """A Markdown table; ratios are to one of its rows on the same grid."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy"))
+    first = samples_of(results[0])
+    others = {r["row"]: samples_of(r) for r in results if samples_of(r) != first}
+    more = "".join(f", {count} x 512 for {row}" for row, count in others.items())
     head = [
         f"`{command}`: SmolLM2-135M-Instruct, groups of 64 unless stated, dense embeddings, "
-        f"{results[0].get('samples', COMMON['samples'])} x 512 calibration tokens unless stated, seed 0; {packages}; "
+        f"{first} x 512 calibration tokens{more}, seed 0; {packages}; "
         f"{os.cpu_count()} cores. Bits per weight are those of the linear layers. "
         "KL divergence to the original in nats per token on "
         + " and ".join(

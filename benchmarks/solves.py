@@ -122,7 +122,12 @@ def ablation() -> Table:
         "balanced, strength and damping chosen on held-out tokens": {**BALANCED, "propagation_strength": "auto"},
         "balanced + one alternation": {**BALANCED, "alternations": 1},
         "balanced + annealing": {**BALANCED, **ANNEALED},
+        "balanced, 10 sweeps": {**BALANCED, "sweeps": 10},
+        "balanced, 10 sweeps, relaxed": {**BALANCED, "sweeps": 10, "relaxed_sweeps": True},
+        "balanced, exact refit": {**BALANCED, "refit_exactly": True},
+        "balanced, drift at 0.5 in the refit": {**BALANCED, "refit_strength": 0.5},
         "best, on these tokens": BEST,
+        "best, on these tokens, strength and damping chosen": {**BEST, "propagation_strength": "auto"},
     }
     solves = [{**solve, "samples": 32} for solve in on_grid(3, "symmetric", {**alone, **without, **changed})]
     return Table(solves, ("factbook", "manual"), STAGE_1)
@@ -130,14 +135,14 @@ def ablation() -> Table:
 
 def grids() -> Table:
     """All bits, kinds of zero points and group sizes, on a quarter of the calibration tokens."""
-    rows = {name: INGREDIENTS[name] for name in ("round to nearest", GPTQ, STAGE_1)} | dict(QUALITIES)
+    rows = {**INGREDIENTS, "QuantEase, stage 1": {**INGREDIENTS[STAGE_1], "solver": "quantease"}, **QUALITIES}
     sizes = (32, 64, 128, "row")
     solves = [
         {**solve, "row": f"{solve['row']}, group {size}", "group_size": size, "samples": 16}
         for bits, zeros, size in itertools.product((4, 3, 2), ("symmetric", "offset"), sizes)
         for solve in on_grid(bits, zeros, rows)
     ]
-    return Table(solves, TUNING_TEXTS, f"{GPTQ}, group 64")
+    return Table(solves, ("factbook", "manual"), f"{GPTQ}, group 64")
 
 
 def calibration() -> Table:

@@ -77,6 +77,7 @@ class LayerReport:
     damping_retries: int = 0
     propagation_damping: float | None = None
     propagation_retries: int = 0
+    few_tokens: bool = False
     dead_columns: int = 0
     outlier_columns: int = 0
 
@@ -130,7 +131,7 @@ def solve_layer(
         problem.name, tuple(W.shape), grid.bits, grid.group_size, losses,
         propagation_strength=correction.strength, held_out_gain=correction.held_out_gain, damping=site.damping,
         damping_retries=site.damping_retries, propagation_damping=correction.damping,
-        propagation_retries=correction.retries, dead_columns=site.dead_columns,
+        propagation_retries=correction.retries, few_tokens=correction.few_tokens, dead_columns=site.dead_columns,
         outlier_columns=site.outlier_columns.size,
     )  # fmt: skip
     return solved_linear(codes, fitted, problem, V, site, recipe, backend, clock), report

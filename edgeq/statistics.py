@@ -91,7 +91,7 @@ def combined(site: Site, paired: Moments, single: Moments, backend: Backend) -> 
     if total is None or paired.D is None:
         return statistics
     of_paired = paired.mean()
-    return LayerStatistics(statistics.H, of_paired.D, total.n_tokens, of_paired.H)
+    return LayerStatistics(statistics.H, of_paired.D, total.n_tokens, of_paired.H, of_paired.n_tokens)
 
 
 def _rows(x: Array, backend: Backend) -> Array:

@@ -15,6 +15,7 @@ from edgeq.options import option_words
 from edgeq.ownership import MANIFEST_FILE
 from edgeq.pipeline import Job, export
 from edgeq.plan import plan_grids
+from edgeq.propagation import FEW_TOKENS
 from edgeq.protocols import Exporter
 from edgeq.recipe import Recipe
 from edgeq.registry import options_of
@@ -132,6 +133,12 @@ def notes(report: Mapping[str, Any], grids: Mapping[str, Any]) -> list[str]:
     dense = [name for name, (shape, grid) in grids.items() if len(shape) == 2 and grid is None]
     if dense:
         found.append(f"{len(dense)} matrices stay dense: {', '.join(dense[:3])}{' ...' if len(dense) > 3 else ''}")
+    few = [layer for layer in report["layers"] if layer["few_tokens"]]
+    if few:
+        found.append(
+            f"error propagation is damped {few[0]['propagation_damping']:g} in {len(few)} layers, such as "
+            f"{few[0]['name']}: fewer than {FEW_TOKENS} tokens for each input; more --samples allow less"
+        )
     for layer in report["layers"]:
         found += layer_notes(layer)
     for name, groups in report["clamped"].items():

@@ -71,13 +71,14 @@ class LayerStatistics:
     X is the input in the full-precision model, X_hat the input after earlier layers were quantized.
     Shapes: H = X_hat.T @ X_hat / n_tokens (in, in); D = (X - X_hat).T @ X_hat / n_tokens (in, in), None where no layer
     before this one was quantized or the recipe does not need it. Where D is of fewer tokens than H, paired_H is the H
-    of those: X - X_hat is explained by X_hat of the same tokens only.
+    of those paired_tokens: X - X_hat is explained by X_hat of the same tokens only.
     """
 
     H: Array
     D: Array | None
     n_tokens: int
     paired_H: Array | None = None
+    paired_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

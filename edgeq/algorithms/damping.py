@@ -99,7 +99,8 @@ def settle_dead_columns(statistics: LayerStatistics, backend: Backend) -> tuple[
         return statistics, 0
     D = None if statistics.D is None else backend.where(dead.reshape(1, -1), 0.0, statistics.D)
     paired_H = None if statistics.paired_H is None else decoupled(statistics.paired_H, dead, mean, backend)
-    return LayerStatistics(decoupled(statistics.H, dead, mean, backend), D, statistics.n_tokens, paired_H), count
+    H = decoupled(statistics.H, dead, mean, backend)
+    return LayerStatistics(H, D, statistics.n_tokens, paired_H, statistics.paired_tokens), count
 
 
 def decoupled(H: Array, dead: Array, value: Array, backend: Backend) -> Array:
