@@ -1,6 +1,6 @@
 """Quality per bit on a real model: KL divergence to the original, ingredient by ingredient.
 
-    uv run python -m benchmarks.quality table        the table of the README (about 75 minutes on 2 cores)
+    uv run python -m benchmarks.quality table        ingredient after ingredient (about 75 minutes on 2 cores)
     uv run python -m benchmarks.quality defaults     the scan that the defaults were chosen from (about 60 minutes)
     uv run python -m benchmarks.quality presets      what --quality stands for (about 120 minutes)
     uv run python -m benchmarks.quality ablation     each ingredient alone and left out (about 70 minutes)

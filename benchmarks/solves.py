@@ -46,7 +46,7 @@ TEXTS: Mapping[str, tuple[Callable[[], str], int]] = {
     "factbook": (lambda: read_text(FACTBOOK), 12),
     "manual": (manual, 12),
 }
-"""By name: the text, and how many windows of 512 tokens of it. Defaults are chosen on the factbook alone."""
+"""By name: the text, and how many windows of 512 tokens of it. Values of settings are scanned on the factbook alone."""
 TUNING_TEXTS = ("factbook",)
 
 
@@ -95,7 +95,7 @@ def presets() -> Table:
     others = [*on_grid(3, "offset", balanced), *on_grid(2, "symmetric", balanced)]
     as_many = {**BEST, "samples": COMMON["samples"]}
     variants = {"--quality best, 64 sequences": as_many, "the same, annealed": {**as_many, **ANNEALED}}
-    fewer = [solve for bits, zeros in GRIDS[:2] for solve in on_grid(bits, zeros, variants)]
+    fewer = on_grid(3, "symmetric", variants)
     return Table([*symmetric, *two, *four, *others, *fewer], ("speeches", "factbook", "manual"))
 
 

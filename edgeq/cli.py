@@ -100,7 +100,9 @@ def cli() -> None:
 )
 @click.option("--samples", type=int, help="Calibration sequences.  [default: 64; best: 128]")
 @click.option("--sequence-length", type=int, help="Tokens per sequence.  [default: 512]")
-@click.option("--seed", type=int, help="Where calibration sequences start, and what self writes.  [default: 0]")
+@click.option(
+    "--seed", type=int, help="Where calibration sequences and annealing start, and what self writes.  [default: 0]"
+)
 @click.option("--recipe", type=PATH, help="TOML file with the settings of docs/cli.md; options win.")
 @click.option(
     "--export",
