@@ -52,7 +52,7 @@ def cli() -> None:
 @click.option(
     "--quality",
     help="fast (one stream, no propagation: about the time of plain GPTQ), balanced (propagation and sweeps: about "
-    "1.7 times that) or best (twice the sequences on both streams, more sweeps: about four times).  "
+    "1.7 times that) or best (twice the sequences, both streams on all of them: about four times).  "
     "[default: balanced]",
 )
 @click.option("--bits", type=int, help="Bits per weight of the linear layers, 2 to 8; 16 keeps them.  [default: 4]")

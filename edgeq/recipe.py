@@ -28,7 +28,7 @@ COMPENSATED: Mapping[str, Any] = {
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {**COMPENSATED, "scales": "first", "propagation_strength": 0.0},
     "balanced": {**COMPENSATED, "sweeps": 3, "propagation_damping": 0.1, "propagation_share": 0.25},
-    "best": {**COMPENSATED, "sweeps": 5, "propagation_damping": 0.1, "samples": 128},
+    "best": {**COMPENSATED, "sweeps": 3, "propagation_damping": 0.1, "samples": 128},
 }
 """What `--quality` stands for; everything else has the defaults of `Recipe`."""
 DEFAULT_QUALITY = "balanced"
