@@ -3,8 +3,9 @@
     uv run python -m benchmarks.quality table        ingredient after ingredient (about 75 minutes on 2 cores)
     uv run python -m benchmarks.quality defaults     the scan that the defaults were chosen from (about 60 minutes)
     uv run python -m benchmarks.quality presets      what --quality stands for (about 100 minutes)
+    uv run python -m benchmarks.quality unseen       presets on a text that nothing was decided on (about 20 minutes)
     uv run python -m benchmarks.quality ablation     each ingredient alone and left out (about 70 minutes)
-    uv run python -m benchmarks.quality grids        all bits, zero points and group sizes (about 4 hours)
+    uv run python -m benchmarks.quality grids        all bits, zero points and group sizes (about 8 hours)
     uv run python -m benchmarks.quality calibration  what the model is calibrated on (about 20 minutes)
     uv run python -m benchmarks.quality outliers     1 % outlier columns against smaller groups (about 25 minutes)
 

@@ -1,5 +1,7 @@
 """What `benchmarks.quality` solves, table by table: rows of settings, and the texts that they are measured on."""
 
+import argparse
+import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,11 +42,17 @@ def manual() -> str:
     return "\n\n".join(text for _, text in sorted(pydoc_topics.items()))
 
 
+def code() -> str:
+    """A module of the interpreter that runs this."""
+    return inspect.getsource(argparse)
+
+
 TEXTS: Mapping[str, tuple[Callable[[], str], int]] = {
     "speeches": (speeches, 64),
     "few speeches": (speeches, 12),
     "factbook": (lambda: read_text(FACTBOOK), 12),
     "manual": (manual, 12),
+    "code": (code, 12),
 }
 """By name: the text, and how many windows of 512 tokens of it. Values of settings are scanned on the factbook alone."""
 TUNING_TEXTS = ("factbook",)
@@ -95,6 +103,12 @@ def presets() -> Table:
     others = [*on_grid(3, "offset", balanced), *on_grid(2, "symmetric", balanced)]
     fewer = on_grid(3, "symmetric", {"--quality best, 64 sequences": {**BEST, "samples": COMMON["samples"]}})
     return Table([*symmetric, *two, *four, *others, *fewer], ("speeches", "factbook", "manual"))
+
+
+def unseen() -> Table:
+    """The default and the best preset on a text that was looked at after everything was decided."""
+    rows = {GPTQ: INGREDIENTS[GPTQ], "--quality balanced": BALANCED, "--quality best": BEST}
+    return Table(on_grid(3, "symmetric", rows), ("code",))
 
 
 def ablation() -> Table:
@@ -165,6 +179,7 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "table": ingredients,
     "defaults": defaults,
     "presets": presets,
+    "unseen": unseen,
     "ablation": ablation,
     "grids": grids,
     "calibration": calibration,
