@@ -30,7 +30,7 @@ from greenlet import getcurrent, greenlet
 from edgeq.assembly import make_activations, make_job
 from edgeq.calibration import read_text, sample_windows, tokenize
 from edgeq.pipeline import Job, quantize
-from edgeq.process_memory import give_large_arrays_back
+from edgeq.process_memory import give_large_arrays_back, peak_resident_bytes
 from edgeq.progress import Silent
 from edgeq.protocols import ModelSource
 from edgeq.recipe import PRESETS
@@ -154,10 +154,11 @@ def measure(source: ModelSource, names: Sequence[str], folder: Path) -> dict[str
     return {name: {"cpu_seconds": seconds[name], "stages": dict(clocks[name].seconds)} for name in runs}
 
 
-def peak_of(name: str, blocks: int) -> float:
-    """Peak resident size of a run alone in a process, in bytes."""
+def peak_of(name: str, blocks: int) -> int | None:
+    """Peak resident size of a run alone in a process, in bytes; None where the system does not say."""
     command = [sys.executable, "-m", "benchmarks.speed", "--only", name, "--blocks", str(blocks)]
-    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["peak"])
+    peak: int | None = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["peak"]
+    return peak
 
 
 def run_alone(source: ModelSource, name: str) -> None:
@@ -166,14 +167,6 @@ def run_alone(source: ModelSource, name: str) -> None:
         give_large_arrays_back()
         quantize(job_of(source, name), Path(folder) / "run", Silent())
     print(json.dumps({"peak": peak_resident_bytes()}))
-
-
-def peak_resident_bytes() -> int:
-    """The largest resident set of this process. Not by getrusage, which goes on from the process that started it."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("benchmarks.speed --only: /proc/self/status has no VmHWM; run it on Linux")
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
@@ -191,7 +184,7 @@ def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
     ]
     for name, result in results.items():
         seconds = result["cpu_seconds"]
-        peak = f"{result['peak'] / 1e9:.2f} GB" if "peak" in result else ""
+        peak = f"{result['peak'] / 1e9:.2f} GB" if result.get("peak") else ""
         to_plain = f"{seconds / plain:.2f}" if plain else ""
         lines.append(f"| {name} | {seconds:.0f} | {seconds / floor:.2f} | {to_plain} | {peak} |")
     lines += ["", "CPU seconds by stage:", ""]

@@ -30,9 +30,18 @@ def trim() -> None:
 
 def resident_bytes() -> int | None:
     """The resident set of this process now; None where the system does not say."""
+    return _status_bytes("VmRSS")
+
+
+def peak_resident_bytes() -> int | None:
+    """Its largest one so far. Not by getrusage, which goes on from that of the process that started this one."""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(name: str) -> int | None:
     try:
         with open("/proc/self/status", encoding="ascii") as file:
-            line = next(line for line in file if line.startswith("VmRSS"))
+            line = next(line for line in file if line.startswith(name))
     except (OSError, StopIteration):
         return None
     return int(line.split()[1]) * 1024

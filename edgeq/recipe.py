@@ -25,10 +25,11 @@ FEWEST_RELAXED = 10  # sweeps that pay for every third one's leaving codes unrou
 COMPENSATED: Mapping[str, Any] = {
     "activation_order": True, "scale_weighting": "mean", "scale_candidates": 8, "scale_refits": 2,
 }  # fmt: skip
+PROPAGATED: Mapping[str, Any] = {**COMPENSATED, "sweeps": 3, "propagation_damping": 0.1}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {**COMPENSATED, "scales": "first", "propagation_strength": 0.0},
-    "balanced": {**COMPENSATED, "sweeps": 3, "propagation_damping": 0.1, "propagation_share": 0.25},
-    "best": {**COMPENSATED, "sweeps": 3, "propagation_damping": 0.1, "samples": 128},
+    "balanced": {**PROPAGATED, "propagation_share": 0.25},
+    "best": {**PROPAGATED, "samples": 128},
 }
 """What `--quality` stands for; everything else has the defaults of `Recipe`."""
 DEFAULT_QUALITY = "balanced"
