@@ -44,3 +44,11 @@ def test_the_recipe_in_the_readme_is_valid():
 def test_the_table_of_formats_is_what_the_exporters_say():
     """Otherwise run: uv run python scripts/document_formats"""
     assert markdown_table() in (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+
+
+def test_the_tested_versions_are_what_uv_installs():
+    """Otherwise run: uv run scripts/pin"""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    tested = (ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n")
+    assert project["tool"]["uv"]["constraint-dependencies"] == tested[:-1]
+    assert all(re.fullmatch(r"[a-z0-9._-]+==[0-9][0-9a-z.+!]*", line) for line in tested[:-1])

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
@@ -160,7 +161,7 @@ def empty_model(source: ModelSource) -> Module:
     if reason is not None:
         raise UnsupportedModel(f"backend 'mlx': {reason}")
     module = model_definition(MODEL_MODULES[source.config["model_type"]])
-    model: Module = module.Model(module.ModelArgs.from_dict(mlx_config(source.config)))
+    model: Module = module.Model(module.ModelArgs.from_dict(deepcopy(mlx_config(source.config))))
     model.eval()
     return model
 

@@ -38,8 +38,8 @@ class TorchBackend:
         return self._tensor(x, torch.float32)
 
     def _tensor(self, x: Any, precision: torch.dtype) -> torch.Tensor:
-        if isinstance(x, np.ndarray):  # torch takes no ml_dtypes and no negative strides, and warns of read-only memory
-            x = np.array(x, np.float64, order="C")
+        if isinstance(x, np.ndarray):
+            x = aligned(x, np.float64)
         return torch.as_tensor(x).to(precision).to(self.device)
 
     def to_numpy(self, x: torch.Tensor) -> NumpyArray:
@@ -105,8 +105,24 @@ class TorchBackend:
         """torch is eager on the CPU; elsewhere results are awaited when they are read."""
 
 
+def aligned(array: NumpyArray, dtype: type[np.generic] | None = None) -> torch.Tensor:
+    """Copy an array into memory that torch allocated, in its own dtype or another one.
+
+    Products on memory that NumPy allocated can differ in their last digits from run to run: kernels take another way
+    where a row does not start at a multiple of 64 bytes, and only torch's own allocations always do. NumPy makes the
+    copy, since torch takes no ml_dtypes and no negative strides, and warns of read-only memory.
+    """
+    kind = torch.from_numpy(np.empty(0, dtype or array.dtype)).dtype
+    copied = torch.empty(array.shape, dtype=kind)
+    copied.numpy()[...] = array
+    return copied
+
+
 def symmetric_product(X: torch.Tensor) -> torch.Tensor:
     """X.T @ X from k lower strips, mirrored: (k + 1) / 2k of the work of the plain product.
+
+    Exactly symmetric: what is above the diagonal is copied from below it, since a product need not be symmetric by
+    itself: on some processors its tiles sum up in another order on either side of the diagonal.
 
     Shapes: (tokens, in) -> (in, in).
     """
@@ -116,6 +132,8 @@ def symmetric_product(X: torch.Tensor) -> torch.Tensor:
     product = X.new_empty(size, size)
     for start, stop in itertools.pairwise(bounds):
         strip = X[:, start:stop].T @ X[:, :stop]
-        product[start:stop, :stop] = strip
+        square = strip[:, start:].tril()
+        product[start:stop, :start] = strip[:, :start]
         product[:start, start:stop] = strip[:, :start].T
+        product[start:stop, start:stop] = square + square.tril(-1).T
     return product

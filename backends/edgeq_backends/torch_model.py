@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from edgeq.schedule import stand_still
 from edgeq.streams import Place, record_calls
 from edgeq.tensors import read_weight
 from edgeq.types import BlockSpec, NumpyArray
+from edgeq_backends.torch import aligned
 
 
 @dataclass(slots=True)
@@ -107,7 +109,7 @@ class StreamedModel:
         return array
 
     def from_numpy(self, hidden: NumpyArray) -> torch.Tensor:
-        return torch.from_numpy(hidden).to(self.device, copy=True)  # aligned as torch's own: kernels differ by that
+        return aligned(hidden).to(self.device)
 
     def logits(self, batches: Sequence[NumpyArray], hidden: Sequence[torch.Tensor]) -> Iterator[Iterator[NumpyArray]]:
         """Final norm and head by the model's own code, its blocks passing the finished hidden states on."""
@@ -146,7 +148,7 @@ def read_parameter(source: ModelSource, parameter: Parameter, device: torch.devi
             f"tensor {parameter.name!r}: shape {list(weight.shape)}, but config.json asks for "
             f"{list(parameter.shape)}; the two do not belong together"
         )
-    return torch.from_numpy(np.ascontiguousarray(weight)).to(device)
+    return aligned(weight).to(device)
 
 
 def whole_model(source: ModelSource, device: str) -> torch.nn.Module:
@@ -168,7 +170,7 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
     verbosity = library.get_verbosity()
     library.set_verbosity(logging.CRITICAL)  # what is wrong becomes an error; what is odd does not concern edgeq
     try:
-        config = AutoConfig.for_model(**dict(source.config))
+        config = AutoConfig.for_model(**deepcopy(dict(source.config)))  # transformers writes into nested settings
         with init_empty_weights(include_buffers=False):
             model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.tie_weights()
@@ -213,6 +215,6 @@ def set_weight(linears: dict[str, torch.nn.Module], layer: str, W: Any) -> torch
     """What the layer computes with from here on, a NumPy array or a tensor; gives what it computed with before."""
     old = linears[layer]._parameters["weight"]
     assert old is not None
-    weight = torch.as_tensor(W).to(device=old.device, dtype=old.dtype)
+    weight = (aligned(W) if isinstance(W, np.ndarray) else W).to(device=old.device, dtype=old.dtype)
     linears[layer].weight = torch.nn.Parameter(weight, requires_grad=False)
     return old

@@ -1,6 +1,7 @@
 """Text that a transformers model writes itself, in torch."""
 
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any
 
 import torch
@@ -42,12 +43,18 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
 
+def cache_name(model: torch.nn.Module) -> str:
+    """Tell the argument that takes keys and values: `cache` from transformers 5.24 on, `past_key_values` before."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+
+
 class TorchWriter:
     """The whole model in float32, and the keys and values of what it wrote so far."""
 
     def __init__(self, source: ModelSource, allowed: NumpyArray, seed: int, *, device: str = "cpu") -> None:
         self._name, self._device = source.name, torch.device(device)
         self._model: Any = whole_model(source, device)
+        self._cache_name = cache_name(self._model)
         self._allowed = torch.from_numpy(allowed).to(self._device)
         self._generator = torch.Generator(device=self._device).manual_seed(seed)
 
@@ -60,7 +67,8 @@ class TorchWriter:
 
     @torch.inference_mode()
     def _next(self, newest: torch.Tensor, cache: Cache) -> torch.Tensor:
-        logits = self._model(input_ids=newest[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+        kept = {self._cache_name: cache, "use_cache": True}
+        logits = self._model(input_ids=newest[:, None], **kept).logits[:, -1]
         logits = logits.index_select(1, self._allowed)
         if not bool(torch.isfinite(logits).all()):
             raise BadInput(f"model {self._name!r} predicts NaN or infinity; it cannot write text, calibrate on a file")

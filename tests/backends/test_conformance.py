@@ -18,6 +18,7 @@ from edgeq.recipe import Recipe
 from edgeq.registry import load_backend
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem, LayerStatistics
+from edgeq_backends.torch import aligned
 
 
 def float32_exact(array):
@@ -132,6 +133,27 @@ def test_gram_of_an_array_with_itself_is_exactly_symmetric(backend, rng, toleran
         H = backend.to_numpy(backend.gram(array, array))
         np.testing.assert_array_equal(H, H.T)
         np.testing.assert_allclose(H, X.T @ X, atol=tolerance)
+
+
+def test_gram_does_not_rely_on_a_symmetric_product(monkeypatch, rng):
+    """BLAS gives one on some processors only."""
+
+    def skewed(X, Y):
+        return np.matmul(X, Y) + np.arange(Y.shape[1]) * 1e-9
+
+    backend, X = load_backend("cpu"), spread(rng, 77, 1201)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: torch.from_numpy(skewed(a.numpy(), b.numpy())))
+    H = backend.gram(*[backend.asarray(X)] * 2).numpy()
+    np.testing.assert_array_equal(H, H.T)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_arrays_lie_where_torch_puts_them_whatever_the_alignment_was(dtype):
+    """Kernels take another way, and round otherwise, where memory does not start at a multiple of 64 bytes."""
+    values = np.zeros(1001, dtype)[1:].reshape(10, 100)
+    assert values.ctypes.data % 64 != 0
+    assert aligned(values).data_ptr() % 64 == 0
+    assert load_backend("cpu").asarray(values).data_ptr() % 64 == 0
 
 
 def test_gram_of_no_tokens_is_zero(backend):

@@ -261,3 +261,20 @@ def test_a_log_file_that_cannot_be_written_stops_the_run_before_it_starts(edgeq,
 def test_every_command_has_an_example():
     for name, command in cli.commands.items():
         assert f"edgeq {name}" in command.help
+
+
+@pytest.mark.parametrize("backend", ["cpu", "mlx", "reference"])
+def test_rope_settings_as_llama_3_ships_them_outlive_the_libraries(edgeq, model, quick, tmp_path, backend):
+    """transformers completes the nested settings of a config that it is given; the run's own must stay as it was."""
+    path = model / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("rope_parameters", None)
+    config["rope_theta"] = 500000.0
+    config["rope_scaling"] = {
+        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    path.write_text(json.dumps(config))
+    result = edgeq("quantize", model, "-o", tmp_path / "run", *quick, "--backend", backend, "--export", "gguf")
+    assert result.status == 0, result.err
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
