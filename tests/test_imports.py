@@ -11,10 +11,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = {"edgeq": ROOT, "edgeq_backends": ROOT / "backends", "edgeq_exporters": ROOT / "exporters"}
 FRAMEWORKS = {"torch", "mlx", "mlx_lm", "onnx", "onnx_ir", "onnxruntime", "transformers", "accelerate", "cyllama"}
-ORDER = ("errors", "types", "protocols", "grid", "algorithms", "layer", "pipeline", "cli")
-"""Each of these may import only what stands before it; packing stands beside grid."""
-
-
 def module_name(path, room):
     parts = path.relative_to(ROOMS[room]).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -56,12 +52,6 @@ def in_room(room):
     return [name for name in MODULES if top(name) == room]
 
 
-def place(module):
-    """The place of a core module in ORDER, None where it has none."""
-    part = f"{module}.".split(".")[1].replace("packing", "grid")
-    return ORDER.index(part) if top(module) == "edgeq" and part in ORDER else None
-
-
 @pytest.mark.parametrize("name", in_room("edgeq"))
 def test_the_core_imports_no_framework_and_no_room(name):
     imported = imports_of(name)
@@ -77,32 +67,11 @@ def test_rooms_import_the_core_and_never_each_other(room):
     for name in in_room(room):
         imported = imports_of(name)
         assert not {module for module in imported if top(module) in other}, name
-        assert not {module for module in imported if place(module) in (ORDER.index("pipeline"), ORDER.index("cli"))}, (
-            name
-        )
 
 
 def test_bare_names_of_source_roots_are_never_imported():
     for name in MODULES:
         assert not {"backends", "exporters", "tests"} & {top(module) for module in imports_of(name)}, name
-
-
-def test_imports_point_one_way():
-    checked = 0
-    for name in in_room("edgeq"):
-        for module in imports_of(name):
-            here, there = place(name), place(module)
-            if here is not None and there is not None:
-                checked += 1
-                assert there < here or (there == here == ORDER.index("algorithms")), f"{name} imports {module}"
-    assert checked > 20
-
-
-def test_what_stands_low_imports_nothing_that_stands_outside_of_the_order():
-    low = [name for name in in_room("edgeq") if place(name) is not None and place(name) <= ORDER.index("algorithms")]
-    for name in low:
-        for module in imports_of(name):
-            assert top(module) != "edgeq" or place(module) is not None, f"{name} imports {module}"
 
 
 def test_no_modules_import_each_other_in_a_circle():

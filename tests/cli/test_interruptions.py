@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from edgeq import pipeline
+import edgeq.pipeline as pipeline
 from edgeq.errors import BadInput
 from edgeq.signals import Stopped, stopping_on_signals
 from edgeq_backends.llama_cpp import LlamaCppLogits

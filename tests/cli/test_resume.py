@@ -19,7 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgeq import pipeline, run_identity
+import edgeq.pipeline as pipeline
+import edgeq.run_identity as run_identity
 from edgeq.checkpoint import Checkpoint
 from edgeq.failures import describe
 from edgeq.locking import acquire

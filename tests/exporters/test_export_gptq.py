@@ -13,7 +13,7 @@ from tiny_models import random_layer
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid
-from edgeq_exporters import safetensors_directory
+import edgeq_exporters.safetensors_directory as safetensors_directory
 from edgeq_exporters.gptq import BITS, GptqExporter, pack
 
 UP = "model.layers.0.mlp.up_proj"

@@ -16,7 +16,7 @@ from tiny_models import tokenizer_files
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid
-from edgeq_exporters import safetensors_directory as directory_module
+import edgeq_exporters.safetensors_directory as directory_module
 from edgeq_exporters.gguf import GgufExporter
 from edgeq_exporters.mlx import MlxExporter
 
