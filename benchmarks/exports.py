@@ -23,8 +23,8 @@ from edgeq.calibration import first_windows, read_text, tokenize
 from edgeq.certificate import hash_files
 from edgeq.checkpoint import Checkpoint
 from edgeq.errors import NotInstalled
+from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.measurement import EVALUATION_TEXT, model_logits
-from edgeq.ownership import MANIFEST_FILE
 from edgeq.pipeline import export, quantize
 from edgeq.progress import Silent
 from edgeq.registry import EXPORTERS, load_exporter

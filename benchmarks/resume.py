@@ -22,8 +22,8 @@ from pathlib import Path
 from edgeq.certificate import hash_of_file
 from edgeq.checkpoint import read_json
 from edgeq.errors import BadInput
-from edgeq.ownership import temporary_of
-from edgeq.storage import size_of
+from edgeq.files.ownership import temporary_of
+from edgeq.files.storage import size_of
 from edgeq.unfinished import RUN_FILE
 
 RESULT = Path(__file__).parent / "results" / "resume.md"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from edgeq.checkpoint import Checkpoint, read_json
-from edgeq.ownership import MANIFEST_FILE
-from edgeq.storage import write_bytes
+from edgeq.files.ownership import MANIFEST_FILE
+from edgeq.files.storage import write_bytes
 from edgeq.types import NumpyArray, QuantizedLinear
 
 CHUNK_BYTES = 1 << 22

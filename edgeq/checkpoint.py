@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.errors import BadInput, UnsupportedModel, reason_of
-from edgeq.ownership import HEAD_FILE, REPORT_FILE, leads_out
+from edgeq.files.ownership import HEAD_FILE, REPORT_FILE, leads_out
+from edgeq.files.storage import write_bytes
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.layout import find_blocks
 from edgeq.sources.model_config import check_config
 from edgeq.sources.safetensors_directory import COMPANION_FILES
-from edgeq.storage import write_bytes
 from edgeq.tensor_file import TensorFile
 from edgeq.types import BlockSpec, Grid, NumpyArray, QuantizedLinear
 

@@ -132,13 +132,13 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
     """
     from edgeq.assembly import make_job  # noqa: PLC0415
+    from edgeq.files.storage import check_destination  # noqa: PLC0415
     from edgeq.measurement import check_evaluation, evaluate  # noqa: PLC0415
     from edgeq.pipeline import quantize  # noqa: PLC0415
     from edgeq.progress import watching  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
     from edgeq.screen import show_finished  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
-    from edgeq.storage import check_destination  # noqa: PLC0415
     from edgeq.summary import finish_run, keeping  # noqa: PLC0415
 
     check_destination(output, force=force or resume, source=Path(model).expanduser() if model != "demo" else None)

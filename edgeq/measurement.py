@@ -9,7 +9,7 @@ from edgeq.calibration import check_ids, first_windows, read_text, tokenize
 from edgeq.checkpoint import Checkpoint, read_json
 from edgeq.errors import BadInput
 from edgeq.evaluation import compare
-from edgeq.ownership import HEAD_FILE, MANIFEST_FILE
+from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE
 from edgeq.pipeline import check_length
 from edgeq.protocols import LogitSource, ModelDescription, ModelSource
 from edgeq.registry import ACTIVATIONS, BACKENDS, LOGITS, RUNTIMES, choose_backend, device_of, find, load

@@ -8,8 +8,9 @@ from typing import Any, Protocol, TypeVar
 from edgeq.certificate import seal
 from edgeq.checkpoint import Checkpoint, write_json
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
+from edgeq.files.ownership import HEAD_FILE, REPORT_FILE
+from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
 from edgeq.layer import LayerReport, prepare_site, solve_without_statistics
-from edgeq.ownership import HEAD_FILE, REPORT_FILE
 from edgeq.plan import Grids, bits_per_weight, check_exports, plan_grids
 from edgeq.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescription, ModelSource, Site
@@ -18,7 +19,6 @@ from edgeq.row_chunks import solve_rows
 from edgeq.run_identity import KEYS, identify
 from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
-from edgeq.storage import check_destination, claimed, new_directory, write_bytes
 from edgeq.tensor_file import TensorFile, write_tensors
 from edgeq.tensors import read_tensor, read_weight
 from edgeq.texts import Calibration

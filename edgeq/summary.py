@@ -9,17 +9,17 @@ from typing import Any
 from edgeq.certificate import is_sealed, why_not_as_written
 from edgeq.checkpoint import Checkpoint, read_json
 from edgeq.errors import BadInput
+from edgeq.files.ownership import MANIFEST_FILE
+from edgeq.files.storage import size_of
 from edgeq.inspection import parameter_count
 from edgeq.measurement import SINGLE_FILES
 from edgeq.options import option_words
-from edgeq.ownership import MANIFEST_FILE
 from edgeq.pipeline import Job, export
 from edgeq.plan import plan_grids
 from edgeq.propagation import FEW_TOKENS
 from edgeq.protocols import Exporter
 from edgeq.recipe import Recipe
 from edgeq.registry import options_of
-from edgeq.storage import size_of
 
 WORST_LAYERS = 5
 LARGE_ERROR = 0.5

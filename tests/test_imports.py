@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = {"edgeq": ROOT, "edgeq_backends": ROOT / "backends", "edgeq_exporters": ROOT / "exporters"}
 FRAMEWORKS = {"torch", "mlx", "mlx_lm", "onnx", "onnx_ir", "onnxruntime", "transformers", "accelerate", "cyllama"}
+
+
 def module_name(path, room):
     parts = path.relative_to(ROOMS[room]).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

@@ -8,8 +8,8 @@ import pytest
 from safetensors import SafetensorError
 
 from edgeq.errors import BadInput
-from edgeq.ownership import MARKER_FILE, foreign_entry
-from edgeq.storage import check_destination, new_directory, sync_directory, write_bytes
+from edgeq.files.ownership import MARKER_FILE, foreign_entry
+from edgeq.files.storage import check_destination, new_directory, sync_directory, write_bytes
 
 
 def names(folder):

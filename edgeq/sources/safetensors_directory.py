@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from edgeq.errors import BadInput, reason_of
-from edgeq.ownership import HEAD_FILE, leads_out
+from edgeq.files.ownership import HEAD_FILE, leads_out
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.layout import find_blocks, is_redundant
 from edgeq.sources.model_config import check_config

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from edgeq.errors import BadInput, NotInstalled, install
+from edgeq.files.storage import rename_when_stored
 from edgeq.protocols import QuantizedModel
-from edgeq.storage import rename_when_stored
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
 from edgeq_exporters.gguf_architecture import (
     ARCHITECTURES,

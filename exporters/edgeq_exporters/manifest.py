@@ -7,8 +7,8 @@ from typing import Any
 
 from edgeq.certificate import hash_files, hash_of_layer, sha256_of
 from edgeq.checkpoint import describe_grid
-from edgeq.ownership import MANIFEST_FILE
-from edgeq.storage import write_bytes
+from edgeq.files.ownership import MANIFEST_FILE
+from edgeq.files.storage import write_bytes
 from edgeq.types import Grid, QuantizedLinear
 from edgeq_exporters.deviation import largest_difference
 

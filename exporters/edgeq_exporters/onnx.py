@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.errors import BadInput
+from edgeq.files.storage import write_bytes
 from edgeq.protocols import QuantizedModel
-from edgeq.storage import write_bytes
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
 from edgeq_exporters.decoder import Shape, Shapes, check_shape, claimed_grids, tensor_shapes, why_not_tensors
 from edgeq_exporters.manifest import Entry, quantized_entry, sha256_of, tensor_entry, write_manifest

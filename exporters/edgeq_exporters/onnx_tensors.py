@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from onnx import StringStringEntryProto, TensorProto
 
-from edgeq.storage import rename_when_stored
+from edgeq.files.storage import rename_when_stored
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear
 from edgeq_exporters.onnx_blocks import Bytes, Container, pack_blocks, pack_rows, per_block, stored_codes, stored_zeros
 from edgeq_exporters.safetensors_directory import DTYPES

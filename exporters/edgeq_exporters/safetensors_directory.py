@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from edgeq.storage import rename_when_stored, write_bytes
+from edgeq.files.storage import rename_when_stored, write_bytes
 from edgeq.types import Grid, NumpyArray, ScaleDtype
 from edgeq_exporters.decoder import Shapes
 from edgeq_exporters.manifest import Entry, sha256_of, tensor_entry, write_manifest

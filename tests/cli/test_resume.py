@@ -23,9 +23,9 @@ import edgeq.pipeline as pipeline
 import edgeq.run_identity as run_identity
 from edgeq.checkpoint import Checkpoint
 from edgeq.failures import describe
-from edgeq.locking import acquire
+from edgeq.files.locking import acquire
+from edgeq.files.ownership import MARKER_FILE
 from edgeq.options import with_flag
-from edgeq.ownership import MARKER_FILE
 from edgeq.recipe import PRESETS
 
 SHORT = ["--samples", "64", "--sequence-length", "128", "--backend", "cpu"]

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 from solved_models import FOUR_BITS, in_float16, shapes_of, solved, tiny, torch_logits, with_grid
 from tiny_models import random_layer
 
+import edgeq_exporters.safetensors_directory as safetensors_directory
 from edgeq.errors import BadInput
 from edgeq.types import Grid
-import edgeq_exporters.safetensors_directory as safetensors_directory
 from edgeq_exporters.gptq import BITS, GptqExporter, pack
 
 UP = "model.layers.0.mlp.up_proj"

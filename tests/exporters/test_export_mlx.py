@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 from solved_models import FOUR_BITS, LLAMA_3_ROPE, in_float16, solved, tiny, torch_logits
 from tiny_models import random_layer
 
-from edgeq.types import Grid
 import edgeq_exporters.safetensors_directory as directory_module
+from edgeq.types import Grid
 from edgeq_exporters.mlx import MlxExporter
 from edgeq_exporters.mlx_tensors import BITS, GROUP_SIZES, quantized_tensors
 

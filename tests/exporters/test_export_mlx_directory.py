@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 from solved_models import FILES, FOUR_BITS, LLAMA_3_ROPE, shapes_of, solved, tiny, with_grid
 from tiny_models import tokenizer_files
 
+import edgeq_exporters.safetensors_directory as directory_module
 from edgeq.errors import BadInput
 from edgeq.types import Grid
-import edgeq_exporters.safetensors_directory as directory_module
 from edgeq_exporters.gguf import GgufExporter
 from edgeq_exporters.mlx import MlxExporter
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from edgeq.errors import BadInput, EdgeqError
-from edgeq.locking import acquire
-from edgeq.ownership import MARKER_FILE, clear_contents, foreign_entry, is_temporary, remove_empty, temporary_of
+from edgeq.files.locking import acquire
+from edgeq.files.ownership import MARKER_FILE, clear_contents, foreign_entry, is_temporary, remove_empty, temporary_of
 from edgeq.types import NumpyArray
 
 MADE, REPLACED = "new", "replaced"  # in a temporary directory
