@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from edgeq.sources.layout import expected_block_shapes, expected_outer_shapes
+from edgeq.architectures.layout import expected_block_shapes, expected_outer_shapes
 
 Config = dict[str, Any]
 SHAPES: Mapping[str, Mapping[str, int]] = {

@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 from edgeq.algorithms.damping import INVERTED_COLUMNS
 from edgeq.algorithms.propagation_choice import DAMPINGS
-from edgeq.errors import BadInput
-from edgeq.process_memory import resident_bytes
-from edgeq.recipe import Recipe
-from edgeq.self_text import CACHE_BYTES, bytes_per_token
-from edgeq.sources.layout import (
+from edgeq.architectures.layout import (
     ATTENTION,
     MLP,
     expected_block_shapes,
     expected_linear_shapes,
     expected_outer_shapes,
 )
+from edgeq.errors import BadInput
+from edgeq.process_memory import resident_bytes
+from edgeq.recipe import Recipe
+from edgeq.self_text import CACHE_BYTES, bytes_per_token
 from edgeq.streams import CALIBRATION_BATCH, Flow
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)

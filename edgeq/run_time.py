@@ -10,10 +10,10 @@ import numpy as np
 from edgeq.algorithms.propagation_choice import DAMPINGS
 from edgeq.algorithms.qqa import Annealing
 from edgeq.algorithms.qqa_rounding import annealing_cost
+from edgeq.architectures.layout import expected_linear_shapes
 from edgeq.memory_plan import SITES
 from edgeq.protocols import Backend
 from edgeq.recipe import Recipe
-from edgeq.sources.layout import expected_linear_shapes
 from edgeq.types import Array
 
 PROBE = 768  # rows and columns of the products that measure this machine

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgeq.architectures.model_config import head_dimension
 from edgeq.calibration import load_tokenizer
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.storage import rename_when_stored
 from edgeq.protocols import ModelDescription, ModelSource, TextWriter
-from edgeq.sources.model_config import head_dimension
 
 CACHE_BYTES = 1 << 31  # keys and values of the windows that are written together
 METHOD = 1  # part of what cached text is found by; raise it when the way of writing changes

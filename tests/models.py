@@ -9,8 +9,8 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from edgeq.architectures.layout import find_blocks
 from edgeq.calibration import read_text
-from edgeq.sources.layout import find_blocks
 
 TINY = {
     "hidden_size": 64,

@@ -1,7 +1,7 @@
 import pytest
 
+from edgeq.architectures.rope import check_rope, rope_of
 from edgeq.errors import BadInput
-from edgeq.rope import check_rope, rope_of
 
 LLAMA_3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -15,8 +15,8 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
+from edgeq.architectures.mlx_config import MODEL_MODULES, mlx_config, why_not_mlx
 from edgeq.errors import BadInput, UnsupportedModel
-from edgeq.mlx_config import MODEL_MODULES, mlx_config, why_not_mlx
 from edgeq.protocols import ModelSource
 from edgeq.schedule import stand_still
 from edgeq.streams import Place, record_calls

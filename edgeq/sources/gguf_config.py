@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.architectures.model_config import positive_integer
 from edgeq.errors import BadInput, UnsupportedModel
-from edgeq.sources.model_config import positive_integer
 from edgeq.types import NumpyArray
 
 LLAMA3_SCALING = {  # of Llama 3.1, 3.2 and 3.3, which differ in the factor only

@@ -10,13 +10,13 @@ import gguf
 import ml_dtypes
 import numpy as np
 
+from edgeq.architectures.layout import find_blocks
+from edgeq.architectures.model_config import check_config
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gguf_config import build_config
 from edgeq.sources.gguf_header import check_header
 from edgeq.sources.gguf_tokenizer import tokenizer_files
-from edgeq.sources.layout import find_blocks
-from edgeq.sources.model_config import check_config
 from edgeq.types import BlockSpec, NumpyArray
 
 OUTER_NAMES = {

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeq.architectures.layout import expected_block_shapes, expected_outer_shapes, find_blocks, is_redundant
+from edgeq.architectures.model_config import check_config, positive_integer
 from edgeq.errors import BadInput
 from edgeq.sources.fingerprint import hash_model
-from edgeq.sources.layout import expected_block_shapes, expected_outer_shapes, find_blocks, is_redundant
-from edgeq.sources.model_config import check_config, positive_integer
 from edgeq.sources.safetensors_directory import SHARD_INDEX, read_companions, read_json_object, read_weight_map
 from edgeq.tensor_file import DTYPES, ITEM_BYTES
 from edgeq.types import BlockSpec, NumpyArray

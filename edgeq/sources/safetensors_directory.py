@@ -11,11 +11,11 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from edgeq.architectures.layout import find_blocks, is_redundant
+from edgeq.architectures.model_config import check_config
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.ownership import HEAD_FILE, leads_out
 from edgeq.sources.fingerprint import hash_model
-from edgeq.sources.layout import find_blocks, is_redundant
-from edgeq.sources.model_config import check_config
 from edgeq.types import BlockSpec, NumpyArray
 
 __all__ = ["COMPANION_FILES", "SHARD_INDEX", "SafetensorsDirectory", "is_redundant"]

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from edgeq.architectures.layout import expected_linear_shapes, expected_outer_shapes
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
-from edgeq.sources.layout import expected_linear_shapes, expected_outer_shapes
 from edgeq.sources.safetensors_directory import is_redundant
 from edgeq.types import Grid
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.rope import llama3_factors, rope_of, why_not_rope
+from edgeq.architectures.rope import llama3_factors, rope_of, why_not_rope
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> general.architecture
 

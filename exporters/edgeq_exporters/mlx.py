@@ -6,8 +6,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from edgeq.architectures.mlx_config import why_not_mlx
 from edgeq.errors import BadInput
-from edgeq.mlx_config import why_not_mlx
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, ScaleDtype
 from edgeq_exporters.decoder import Shape, Shapes, check_shape, claimed_grids, planned_grids, why_not_tensors

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from edgeq.mlx_config import mlx_config
+from edgeq.architectures.mlx_config import mlx_config
 from edgeq.types import Grid
 from edgeq_exporters.decoder import Config, Shapes
 

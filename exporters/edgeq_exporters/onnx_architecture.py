@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.rope import frequencies, rope_of, why_not_rope
-from edgeq.sources.model_config import SUPPORTED_MODEL_TYPES, head_dimension, positive_integer
+from edgeq.architectures.model_config import SUPPORTED_MODEL_TYPES, head_dimension, positive_integer
+from edgeq.architectures.rope import frequencies, rope_of, why_not_rope
 from edgeq_exporters.decoder import Config
 
 NEEDED = (

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
+from edgeq.architectures.rope import check_rope
 from edgeq.errors import BadInput, UnsupportedModel
-from edgeq.rope import check_rope
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2")
 

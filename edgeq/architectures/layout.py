@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgeq.architectures.model_config import head_dimension, key_value_heads, positive_integer
 from edgeq.errors import BadInput
-from edgeq.sources.model_config import head_dimension, key_value_heads, positive_integer
 from edgeq.types import BlockSpec
 
 BLOCK = re.compile(r"^(.*\.layers\.(\d{1,6}))\.")

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from edgeq.rope import rope_of, why_not_rope
-from edgeq.sources.model_config import head_dimension
+from edgeq.architectures.model_config import head_dimension
+from edgeq.architectures.rope import rope_of, why_not_rope
 
 MODEL_MODULES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> module of mlx_lm.models
 NEEDED = (
