@@ -23,10 +23,10 @@ from edgeq.layer import prepare_site, solve_layer
 from edgeq.protocols import Site
 from edgeq.recipe import PRESETS, Recipe, make_recipe
 from edgeq.sources import open_source
+from edgeq.sources.reading import read_weight
 from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
 from edgeq.streams import CALIBRATION_BATCH, share_windows
-from edgeq.tensors import read_weight
 from edgeq.types import Array, LayerProblem, NumpyArray
 from edgeq_backends.torch import TorchBackend
 from edgeq_backends.torch_activations import TorchActivations

@@ -17,10 +17,10 @@ from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescriptio
 from edgeq.recipe import Recipe
 from edgeq.row_chunks import solve_rows
 from edgeq.run_identity import KEYS, identify
+from edgeq.sources.reading import read_tensor, read_weight
 from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
 from edgeq.tensor_file import TensorFile, write_tensors
-from edgeq.tensors import read_tensor, read_weight
 from edgeq.texts import Calibration
 from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear
 from edgeq.unfinished import Ask, Findings, Run, refuse_unfinished, working_on

@@ -19,8 +19,8 @@ from edgeq.architectures.mlx_config import MODEL_MODULES, mlx_config, why_not_ml
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.protocols import ModelSource
 from edgeq.schedule import stand_still
+from edgeq.sources.reading import read_weight
 from edgeq.streams import Place, record_calls
-from edgeq.tensors import read_weight
 from edgeq.types import BlockSpec, NumpyArray
 
 if find_spec("mlx_lm") is None:  # imported later, and only in part

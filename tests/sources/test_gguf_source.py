@@ -12,7 +12,7 @@ from edgeq.errors import BadInput, EdgeqError, UnsupportedModel
 from edgeq.sources import open_source
 from edgeq.sources.gguf_config import llama3_factors
 from edgeq.sources.gguf_file import GgufFile
-from edgeq.tensors import read_tensor
+from edgeq.sources.reading import read_tensor
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 
