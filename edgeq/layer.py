@@ -22,7 +22,7 @@ from edgeq.algorithms.qqa_rounding import anneal_codes
 from edgeq.algorithms.quantease import descend_codes
 from edgeq.algorithms.rtn import round_to_nearest
 from edgeq.algorithms.scale_refit import refit_scales
-from edgeq.grid import fit_min_max
+from edgeq.grids.fitting import fit_min_max
 from edgeq.outlier_layer import (
     columns_of,
     factor_around,

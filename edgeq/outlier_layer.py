@@ -5,7 +5,7 @@ import numpy as np
 from edgeq.algorithms.damping import DampedFactor, factorise, inverse_upper_factor
 from edgeq.algorithms.layer_loss import Target, dequantize
 from edgeq.algorithms.outliers import add_columns, choose_columns, fit_columns
-from edgeq.grid import expand, round_to_codes
+from edgeq.grids.fitting import expand, round_to_codes
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales, NumpyArray, OutlierColumns
 

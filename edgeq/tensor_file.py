@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.storage import rename_when_stored
-from edgeq.packing import WORD_BITS, pack_words, unpack_words
+from edgeq.grids.packing import WORD_BITS, pack_words, unpack_words
 from edgeq.types import LARGEST_OUTLIER_SHARE, Grid, NumpyArray, OutlierColumns, QuantizedLinear, ScaleDtype, ZeroKind
 
 STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}

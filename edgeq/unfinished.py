@@ -20,8 +20,8 @@ from edgeq.checkpoint import Checkpoint, read_json, write_json
 from edgeq.errors import BadInput, DamagedModel, reason_of
 from edgeq.files.ownership import clear_contents
 from edgeq.files.storage import MADE, bring_back, check_destination, claimed, explaining, put_in_place, sync_directory
+from edgeq.grids.limits import clamped_groups
 from edgeq.layer import LayerReport
-from edgeq.limits import clamped_groups
 from edgeq.protocols import ActivationSource
 from edgeq.run_identity import Identity, differences, identity_of
 from edgeq.types import NumpyArray, QuantizedLinear

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from edgeq.errors import BadInput
+from edgeq.grids.limits import clamped_groups
 from edgeq.layer import solve_without_statistics
-from edgeq.limits import clamped_groups
 from edgeq.recipe import make_recipe
 from edgeq.types import Grid, OutlierColumns, QuantizedLinear
 from edgeq_backends.reference import ReferenceBackend

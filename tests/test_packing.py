@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edgeq.packing import pack_words, unpack_words
+from edgeq.grids.packing import pack_words, unpack_words
 
 
 @pytest.mark.parametrize("columns", [1, 3, 31, 32, 33, 64, 341])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from edgeq.grid import round_to_codes
+from edgeq.grids.fitting import round_to_codes
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales, NumpyArray
 

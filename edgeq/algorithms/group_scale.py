@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from edgeq.grid import (
+from edgeq.grids.fitting import (
     fit_min_max,
     group_range,
     grouped,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edgeq.grid import expand
+from edgeq.grids.fitting import expand
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales
 

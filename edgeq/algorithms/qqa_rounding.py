@@ -8,7 +8,7 @@ from edgeq.algorithms.layer_loss import Target, dequantize
 from edgeq.algorithms.qqa import Annealing, anneal
 from edgeq.algorithms.quantease import better_codes, descend_codes
 from edgeq.algorithms.relaxations import Binary
-from edgeq.grid import expand
+from edgeq.grids.fitting import expand
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales
 

@@ -1,6 +1,6 @@
 """Round to nearest: the solver that looks at nothing but the weight."""
 
-from edgeq.grid import expand, round_to_codes
+from edgeq.grids.fitting import expand, round_to_codes
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales
 

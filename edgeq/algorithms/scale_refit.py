@@ -1,7 +1,7 @@
 """Stage 2 of the group scales: codes frozen, scales and free offsets refitted to the error of the whole layer."""
 
 from edgeq.algorithms.scale_system import RIDGE, ScaleSystem, residual, scale_system, solve_exactly, system_loss
-from edgeq.grid import expand, offsets_for, store_scales, zero_points
+from edgeq.grids.fitting import expand, offsets_for, store_scales, zero_points
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeq.grid import grouped, store_scales
+from edgeq.grids.fitting import grouped, store_scales
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.errors import BadInput
-from edgeq.packing import pack_words
+from edgeq.grids.packing import pack_words
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, QuantizedLinear
 from edgeq_exporters.decoder import Shape, Shapes, why_not_outliers

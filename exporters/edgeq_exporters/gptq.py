@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeq.certificate import without_zero_at_zero
 from edgeq.errors import BadInput
-from edgeq.packing import pack_words
+from edgeq.grids.packing import pack_words
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, QuantizedLinear
 from edgeq.version import __version__

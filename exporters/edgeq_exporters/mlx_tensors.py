@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgeq.errors import BadInput
-from edgeq.packing import pack_words
+from edgeq.grids.packing import pack_words
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
 from edgeq_exporters.decoder import why_not_outliers
 from edgeq_exporters.deviation import as_stored

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.packing import unpack_words
+from edgeq.grids.packing import unpack_words
 from edgeq.types import QuantizedLinear, StoredTensor
 from edgeq_exporters.manifest import grid_of
 from edgeq_exporters.read_safetensors import TensorFiles, module_of

@@ -5,7 +5,7 @@ import pytest
 from edgeq.algorithms.damping import inverse_upper_factor
 from edgeq.algorithms.gptq import solve_columns
 from edgeq.algorithms.qep import correct_weight
-from edgeq.grid import fit_min_max
+from edgeq.grids.fitting import fit_min_max
 from edgeq.layer import prepare_site, solve_layer
 from edgeq.recipe import Recipe
 from edgeq.stopwatch import Stopwatch

@@ -3,7 +3,7 @@ import plain
 import pytest
 
 from edgeq.algorithms.rtn import round_to_nearest
-from edgeq.grid import fit_min_max
+from edgeq.grids.fitting import fit_min_max
 from edgeq.types import Grid
 
 ZEROS = ("symmetric", "integer", "offset")

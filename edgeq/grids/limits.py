@@ -3,7 +3,7 @@
 import numpy as np
 
 from edgeq.errors import BadInput
-from edgeq.grid import LARGEST_SCALE, SMALLEST_SCALE
+from edgeq.grids.fitting import LARGEST_SCALE, SMALLEST_SCALE
 from edgeq.types import NumpyArray, QuantizedLinear
 
 NEARLY = 0.99  # bounds are rounded to the type after they are applied
