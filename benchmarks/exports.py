@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.assembly import make_job
-from edgeq.calibration import first_windows, read_text, tokenize
+from edgeq.calibration.windows import first_windows, read_text, tokenize
 from edgeq.certificate import hash_files
 from edgeq.checkpoint import Checkpoint
 from edgeq.errors import NotInstalled

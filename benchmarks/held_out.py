@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.solves import COMMON, GPTQ, INGREDIENTS, TEXTS
-from edgeq.calibration import first_windows, read_text, sample_windows, tokenize
+from edgeq.calibration.windows import first_windows, read_text, sample_windows, tokenize
 from edgeq.layer import prepare_site, solve_layer
 from edgeq.protocols import Site
 from edgeq.recipe import PRESETS, Recipe, make_recipe

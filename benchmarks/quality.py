@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.solves import COMMON, TABLES, TEXTS, Solve, Table
 from edgeq.assembly import make_job
-from edgeq.calibration import first_windows, tokenize
+from edgeq.calibration.windows import first_windows, tokenize
 from edgeq.evaluation import compare
 from edgeq.measurement import model_logits
 from edgeq.pipeline import quantize

@@ -28,7 +28,7 @@ import torch
 from greenlet import getcurrent, greenlet
 
 from edgeq.assembly import make_activations, make_job
-from edgeq.calibration import read_text, sample_windows, tokenize
+from edgeq.calibration.windows import read_text, sample_windows, tokenize
 from edgeq.pipeline import Job, quantize
 from edgeq.process_memory import give_large_arrays_back, peak_resident_bytes
 from edgeq.progress import Silent

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.calibration.self_text import Wrote, written_windows
+from edgeq.calibration.texts import Calibration, Text, Windows, make_calibration, read_texts
 from edgeq.memory_plan import MemoryPlan, choose_way, measure_process, parse_size
 from edgeq.pipeline import Job
 from edgeq.plan import asymmetric_zeros
@@ -15,9 +17,7 @@ from edgeq.process_memory import give_large_arrays_back
 from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
 from edgeq.recipe import Recipe, make_recipe
 from edgeq.registry import ACTIVATIONS, BACKENDS, WRITERS, device_of, load, load_backend, load_exporters
-from edgeq.self_text import Wrote, written_windows
 from edgeq.streams import Flow
-from edgeq.texts import Calibration, Text, Windows, make_calibration, read_texts
 from edgeq.types import NumpyArray
 
 
@@ -32,7 +32,7 @@ def make_job(
 ) -> Job:
     """A run of `edgeq.pipeline.quantize`; settings are those of `edgeq.recipe`, export_options those of the formats.
 
-    calibration names texts as `edgeq.texts.read_texts` takes them; without any, the one that ships with edgeq.
+    calibration names texts as `edgeq.calibration.texts.read_texts` takes them; without any, the one that ships with edgeq.
     zeros "asymmetric" becomes the kind of zero point that all exports hold without loss.
     """
     exporters = load_exporters(exports, export_options or {})

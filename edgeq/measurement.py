@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.calibration import check_ids, first_windows, read_text, tokenize
+from edgeq.calibration.windows import check_ids, first_windows, read_text, tokenize
 from edgeq.checkpoint import Checkpoint, read_json
 from edgeq.errors import BadInput
 from edgeq.evaluation import compare

@@ -16,10 +16,10 @@ from edgeq.architectures.layout import (
     expected_linear_shapes,
     expected_outer_shapes,
 )
+from edgeq.calibration.self_text import CACHE_BYTES, bytes_per_token
 from edgeq.errors import BadInput
 from edgeq.process_memory import resident_bytes
 from edgeq.recipe import Recipe
-from edgeq.self_text import CACHE_BYTES, bytes_per_token
 from edgeq.streams import CALIBRATION_BATCH, Flow
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from edgeq.calibration.texts import Calibration
 from edgeq.certificate import seal
 from edgeq.checkpoint import Checkpoint, write_json
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
@@ -21,7 +22,6 @@ from edgeq.sources.reading import read_tensor, read_weight
 from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
 from edgeq.tensor_file import TensorFile, write_tensors
-from edgeq.texts import Calibration
 from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear
 from edgeq.unfinished import Ask, Findings, Run, refuse_unfinished, working_on
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.calibration import first_windows, read_text, tokenize
+from edgeq.calibration.windows import first_windows, read_text, tokenize
 from edgeq.certificate import hash_files, hash_of_layer, sha256_of
 from edgeq.checkpoint import Checkpoint, read_json
 from edgeq.errors import BadInput, EdgeqError

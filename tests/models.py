@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeq.architectures.layout import find_blocks
-from edgeq.calibration import read_text
+from edgeq.calibration.windows import read_text
 
 TINY = {
     "hidden_size": 64,

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from edgeq.calibration import first_windows, load_tokenizer, read_text, sample_windows, tokenize
+from edgeq.calibration.windows import first_windows, load_tokenizer, read_text, sample_windows, tokenize
 from edgeq.errors import BadInput
 
 

@@ -10,9 +10,15 @@ from tiny_models import tokenizer_files
 from tokenizers import Tokenizer
 from transformers import MistralConfig, MistralForCausalLM
 
+from edgeq.calibration.self_text import (
+    bytes_per_token,
+    cache_directory,
+    tokens_to_write,
+    write_windows,
+    written_windows,
+)
 from edgeq.errors import BadInput
 from edgeq.registry import WRITERS, load
-from edgeq.self_text import bytes_per_token, cache_directory, tokens_to_write, write_windows, written_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS = 320
@@ -117,7 +123,7 @@ def test_the_seed_decides(framework):
 def test_little_room_for_keys_and_values_means_smaller_batches(framework, monkeypatch):
     source, told = source_of(models.tiny_llama()), []
     assert bytes_per_token(source.config) == 2 * 2 * 2 * 16 * 4  # blocks, keys and values, heads, width, float32
-    monkeypatch.setattr("edgeq.self_text.CACHE_BYTES", 2 * 6 * bytes_per_token(source.config))
+    monkeypatch.setattr("edgeq.calibration.self_text.CACHE_BYTES", 2 * 6 * bytes_per_token(source.config))
     rows = []
 
     class Counting:

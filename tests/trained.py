@@ -6,7 +6,7 @@ import models
 import numpy as np
 import plain
 
-from edgeq.calibration import read_text, sample_windows, tokenize
+from edgeq.calibration.windows import read_text, sample_windows, tokenize
 from edgeq.registry import load_backend
 from edgeq.sources import open_source
 from edgeq.sources.reading import read_weight

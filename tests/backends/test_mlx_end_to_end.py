@@ -8,7 +8,7 @@ import models
 import numpy as np
 import pytest
 
-from edgeq.calibration import tokenize
+from edgeq.calibration.windows import tokenize
 from edgeq.checkpoint import Checkpoint
 from edgeq.sources import open_source
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.calibration import read_text, sample_windows, tokenize
+from edgeq.calibration.windows import read_text, sample_windows, tokenize
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeq.architectures.model_config import head_dimension
-from edgeq.calibration import load_tokenizer
+from edgeq.calibration.windows import load_tokenizer
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.storage import rename_when_stored
 from edgeq.protocols import ModelDescription, ModelSource, TextWriter
