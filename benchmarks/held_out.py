@@ -26,7 +26,7 @@ from edgeq.sources import open_source
 from edgeq.sources.reading import read_weight
 from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
-from edgeq.streams import CALIBRATION_BATCH, share_windows
+from edgeq.streams.blockwise import CALIBRATION_BATCH, share_windows
 from edgeq.types import Array, LayerProblem, NumpyArray
 from edgeq_backends.torch import TorchBackend
 from edgeq_backends.torch_activations import TorchActivations

@@ -36,7 +36,7 @@ from edgeq.protocols import ModelSource
 from edgeq.recipe import PRESETS
 from edgeq.sources import open_source
 from edgeq.stopwatch import Stopwatch
-from edgeq.streams import CALIBRATION_BATCH, Flow, split_windows
+from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow, split_windows
 from edgeq.types import BlockSpec
 from edgeq_backends.torch import TorchBackend
 from edgeq_backends.torch_model import StreamedModel

@@ -17,7 +17,7 @@ from edgeq.process_memory import give_large_arrays_back
 from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
 from edgeq.recipe import Recipe, make_recipe
 from edgeq.registry import ACTIVATIONS, BACKENDS, WRITERS, device_of, load, load_backend, load_exporters
-from edgeq.streams import Flow
+from edgeq.streams.blockwise import Flow
 from edgeq.types import NumpyArray
 
 

@@ -14,13 +14,13 @@ from test_schedule import Toy, branching
 
 from edgeq.assembly import make_activations, make_job
 from edgeq.errors import UnsupportedModel
-from edgeq.hidden_states import StatesInMemory, StatesOnDisk
 from edgeq.pipeline import quantize
 from edgeq.progress import Silent
 from edgeq.recipe import with_preset
-from edgeq.recomputing import RecomputedStreams
 from edgeq.registry import ACTIVATIONS, load
-from edgeq.streams import Flow
+from edgeq.streams.blockwise import Flow
+from edgeq.streams.hidden_states import StatesInMemory, StatesOnDisk
+from edgeq.streams.recomputing import RecomputedStreams
 
 WINDOW = 16
 FRAMEWORKS = ("torch", "mlx")
@@ -160,7 +160,7 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from edgeq.errors import BadInput
-from edgeq.hidden_states import StatesOnDisk
+from edgeq.streams.hidden_states import StatesOnDisk
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 states = StatesOnDisk(Path(sys.argv[1]), np.asarray, np.asarray)

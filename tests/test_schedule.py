@@ -10,8 +10,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from edgeq.errors import UnsupportedModel
 from edgeq.registry import ACTIVATIONS, load
-from edgeq.schedule import Forward, Streams, stand_still
-from edgeq.streams import share_windows
+from edgeq.streams.blockwise import share_windows
+from edgeq.streams.schedule import Forward, Streams, stand_still
 
 SITES = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
 WINDOW, BATCHES = 16, ((0, 2), (2, 4), (4, 5))
@@ -30,7 +30,7 @@ def windows(rng):
 @pytest.fixture
 def activations(llama, windows, monkeypatch):
     """Both streams of the tiny Llama over three batches, the last one short."""
-    monkeypatch.setattr("edgeq.streams.CALIBRATION_BATCH", 2 * WINDOW)
+    monkeypatch.setattr("edgeq.streams.blockwise.CALIBRATION_BATCH", 2 * WINDOW)
     source = models.MemorySource(llama)
 
     def start(drift=True):

@@ -1,7 +1,7 @@
 """Calibration streams and plain predictions of mlx-lm models in MLX."""
 
 from edgeq.protocols import ModelSource
-from edgeq.streams import BlockwiseLogits, CalibrationStreams, Flow
+from edgeq.streams.blockwise import BlockwiseLogits, CalibrationStreams, Flow
 from edgeq.types import NumpyArray
 from edgeq_backends.mlx_model import StreamedModel
 

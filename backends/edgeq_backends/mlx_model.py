@@ -18,9 +18,9 @@ from mlx.utils import tree_flatten
 from edgeq.architectures.mlx_config import MODEL_MODULES, mlx_config, why_not_mlx
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.protocols import ModelSource
-from edgeq.schedule import stand_still
 from edgeq.sources.reading import read_weight
-from edgeq.streams import Place, record_calls
+from edgeq.streams.blockwise import Place, record_calls
+from edgeq.streams.schedule import stand_still
 from edgeq.types import BlockSpec, NumpyArray
 
 if find_spec("mlx_lm") is None:  # imported later, and only in part

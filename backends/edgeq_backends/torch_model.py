@@ -16,9 +16,9 @@ from transformers.utils import logging as library
 
 from edgeq.errors import BadInput, reason_of
 from edgeq.protocols import ModelSource
-from edgeq.schedule import stand_still
 from edgeq.sources.reading import read_weight
-from edgeq.streams import Place, record_calls
+from edgeq.streams.blockwise import Place, record_calls
+from edgeq.streams.schedule import stand_still
 from edgeq.types import BlockSpec, NumpyArray
 from edgeq_backends.torch import aligned
 

@@ -49,7 +49,7 @@ def windows(rng):
 @pytest.fixture
 def streams(windows, monkeypatch):
     """Calibration of a tiny Llama over three batches, the last one short, in torch or in MLX."""
-    monkeypatch.setattr("edgeq.streams.CALIBRATION_BATCH", 2 * 16)
+    monkeypatch.setattr("edgeq.streams.blockwise.CALIBRATION_BATCH", 2 * 16)
     source = models.MemorySource(random_model("llama"))
 
     def start(framework, drift=True):

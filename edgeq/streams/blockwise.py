@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from edgeq.files.storage import write_array
-from edgeq.hidden_states import HiddenStates, StatesInMemory, StatesOnDisk
 from edgeq.protocols import Site
-from edgeq.recomputing import RecomputedStreams
-from edgeq.schedule import Forward, Streams
+from edgeq.streams.hidden_states import HiddenStates, StatesInMemory, StatesOnDisk
+from edgeq.streams.recomputing import RecomputedStreams
+from edgeq.streams.schedule import Forward, Streams
 from edgeq.types import Array, BlockSpec, NumpyArray
 
 CALIBRATION_BATCH = 8192  # tokens: wide products run best, and all of a block's batches are in memory anyway

@@ -1,13 +1,13 @@
 """The schedule for little memory: at each site both streams run anew from the block's start, one batch at a time.
 
 Nothing but one batch is held while a layer is solved; in exchange a block is run about three times. Sites, inputs and
-results are those of `edgeq.schedule.Streams`.
+results are those of `edgeq.streams.schedule.Streams`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 
 from edgeq.errors import UnsupportedModel
-from edgeq.schedule import Forward
+from edgeq.streams.schedule import Forward
 from edgeq.types import Array, NumpyArray
 
 Run = Callable[[], Array]
