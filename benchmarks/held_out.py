@@ -21,7 +21,7 @@ from benchmarks.solves import COMMON, GPTQ, INGREDIENTS, TEXTS
 from edgeq.calibration.windows import first_windows, read_text, sample_windows, tokenize
 from edgeq.layer import prepare_site, solve_layer
 from edgeq.protocols import Site
-from edgeq.recipe import PRESETS, Recipe, make_recipe
+from edgeq.recipe.recipe import PRESETS, Recipe, make_recipe
 from edgeq.sources import open_source
 from edgeq.sources.reading import read_weight
 from edgeq.statistics import accumulate, accumulate_split

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeq.calibration.windows import read_text
 from edgeq.measurement import EVALUATION_TEXT
-from edgeq.recipe import PRESETS
+from edgeq.recipe.recipe import PRESETS
 
 Solve = dict[str, Any]
 FACTBOOK = str(Path(__file__).parent / "data" / "factbook.txt")

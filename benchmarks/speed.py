@@ -33,7 +33,7 @@ from edgeq.pipeline import Job, quantize
 from edgeq.process_memory import give_large_arrays_back, peak_resident_bytes
 from edgeq.progress import Silent
 from edgeq.protocols import ModelSource
-from edgeq.recipe import PRESETS
+from edgeq.recipe.recipe import PRESETS
 from edgeq.sources import open_source
 from edgeq.stopwatch import Stopwatch
 from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow, split_windows

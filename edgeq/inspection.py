@@ -6,8 +6,8 @@ from typing import Any
 
 from edgeq.checkpoint import Checkpoint
 from edgeq.measurement import find_export, open_model
-from edgeq.plan import bits_per_weight
 from edgeq.protocols import ModelSource
+from edgeq.recipe.layer_grids import bits_per_weight
 
 
 def inspect_model(name: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from edgeq.outlier_layer import (
 )
 from edgeq.propagation import Propagation, correct, prepare_propagation
 from edgeq.protocols import Backend
-from edgeq.recipe import Recipe
+from edgeq.recipe.recipe import Recipe
 from edgeq.statistics import Split
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import Array, Grid, GroupScales, LayerProblem, LayerStatistics, NumpyArray, QuantizedLinear

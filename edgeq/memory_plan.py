@@ -19,7 +19,7 @@ from edgeq.architectures.layout import (
 from edgeq.calibration.self_text import CACHE_BYTES, bytes_per_token
 from edgeq.errors import BadInput
 from edgeq.process_memory import resident_bytes
-from edgeq.recipe import Recipe
+from edgeq.recipe.recipe import Recipe
 from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)

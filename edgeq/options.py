@@ -72,12 +72,12 @@ def with_flag(words: Sequence[str], flag: str) -> list[str]:
 
 
 def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Preset, recipe file, then the options that were given, in the names of `edgeq.recipe`.
+    """Preset, recipe file, then the options that were given, in the names of `edgeq.recipe.recipe`.
 
     Raises: BadInput naming the option whose value breaks its rule.
     """
-    from edgeq.recipe import read_recipe, with_preset  # noqa: PLC0415
-    from edgeq.setting_rules import DENSE_BITS, check_setting  # noqa: PLC0415
+    from edgeq.recipe.recipe import read_recipe, with_preset  # noqa: PLC0415
+    from edgeq.recipe.setting_rules import DENSE_BITS, check_setting  # noqa: PLC0415
 
     settings = read_recipe(str(recipe)) if recipe is not None else {}
     given = {name: value for name, value in options.items() if value is not None}

@@ -12,10 +12,10 @@ from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
 from edgeq.files.ownership import HEAD_FILE, REPORT_FILE
 from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
 from edgeq.layer import LayerReport, prepare_site, solve_without_statistics
-from edgeq.plan import Grids, bits_per_weight, check_exports, plan_grids
 from edgeq.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescription, ModelSource, Site
-from edgeq.recipe import Recipe
+from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, plan_grids
+from edgeq.recipe.recipe import Recipe
 from edgeq.row_chunks import solve_rows
 from edgeq.run_identity import KEYS, identify
 from edgeq.sources.reading import read_tensor, read_weight

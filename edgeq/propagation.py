@@ -6,8 +6,8 @@ from edgeq.algorithms.damping import DampedFactor, factorise, lower_factor
 from edgeq.algorithms.propagation_choice import Corrector, choose_propagation, make_correctors
 from edgeq.algorithms.qep import correct_weight
 from edgeq.protocols import Backend
-from edgeq.recipe import Recipe
-from edgeq.setting_rules import AUTOMATIC
+from edgeq.recipe.recipe import Recipe
+from edgeq.recipe.setting_rules import AUTOMATIC
 from edgeq.statistics import Split
 from edgeq.types import Array, LayerStatistics
 

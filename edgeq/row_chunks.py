@@ -7,7 +7,7 @@ import numpy as np
 
 from edgeq.layer import LayerReport, SiteFactors, solve_layer
 from edgeq.protocols import Backend
-from edgeq.recipe import Recipe
+from edgeq.recipe.recipe import Recipe
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem, QuantizedLinear
 

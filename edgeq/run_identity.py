@@ -8,7 +8,7 @@ from typing import Any
 from edgeq.calibration.texts import SELF
 from edgeq.checkpoint import FORMAT_VERSION, Checkpoint
 from edgeq.protocols import ModelSource
-from edgeq.recipe import Recipe, recipe_settings
+from edgeq.recipe.recipe import Recipe, recipe_settings
 from edgeq.version import __version__
 
 KEYS = ("format_version", "edgeq", "model", "source", "recipe", "calibration")

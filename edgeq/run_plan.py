@@ -8,8 +8,8 @@ from typing import Any
 from edgeq.errors import BadInput
 from edgeq.memory_plan import MemoryPlan
 from edgeq.pipeline import Job, check_length, needs_calibration
-from edgeq.plan import Grids, plan_grids
 from edgeq.protocols import ModelSource
+from edgeq.recipe.layer_grids import Grids, plan_grids
 from edgeq.run_sizes import format_row, tensor_bytes
 from edgeq.run_time import block_seconds, measure_rates, show_time
 from edgeq.sources.outline import ModelOutline

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeq.formats import READ_BY
-from edgeq.plan import Grids
 from edgeq.protocols import Exporter, ModelSource
+from edgeq.recipe.layer_grids import Grids
 from edgeq.tensor_file import ITEM_BYTES, stored_parts
 from edgeq.types import Grid
 

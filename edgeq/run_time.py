@@ -13,7 +13,7 @@ from edgeq.algorithms.qqa_rounding import annealing_cost
 from edgeq.architectures.layout import expected_linear_shapes
 from edgeq.memory_plan import SITES
 from edgeq.protocols import Backend
-from edgeq.recipe import Recipe
+from edgeq.recipe.recipe import Recipe
 from edgeq.types import Array
 
 PROBE = 768  # rows and columns of the products that measure this machine

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgeq.cli import cli
 from edgeq.formats import markdown_table
-from edgeq.recipe import Recipe, make_recipe
+from edgeq.recipe.recipe import Recipe, make_recipe
 
 ROOT = Path(__file__).parent.parent
 

@@ -4,7 +4,7 @@ import pytest
 import trained
 
 from edgeq.layer import prepare_site, solve_layer, solve_without_statistics
-from edgeq.recipe import Recipe
+from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
 from edgeq.statistics import accumulate
 from edgeq.stopwatch import Stopwatch

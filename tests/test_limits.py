@@ -6,7 +6,7 @@ import pytest
 from edgeq.errors import BadInput
 from edgeq.grids.limits import clamped_groups
 from edgeq.layer import solve_without_statistics
-from edgeq.recipe import make_recipe
+from edgeq.recipe.recipe import make_recipe
 from edgeq.types import Grid, OutlierColumns, QuantizedLinear
 from edgeq_backends.reference import ReferenceBackend
 

@@ -7,7 +7,7 @@ import trained
 
 from edgeq.layer import prepare_site, solve_layer
 from edgeq.outlier_layer import factor_around
-from edgeq.recipe import Recipe
+from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem, LayerStatistics

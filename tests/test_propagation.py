@@ -5,7 +5,7 @@ import plain
 import pytest
 
 from edgeq.propagation import correct, prepare_propagation
-from edgeq.recipe import PRESETS, make_recipe, with_preset
+from edgeq.recipe.recipe import PRESETS, make_recipe, with_preset
 from edgeq.types import LayerStatistics
 
 INPUTS = 40

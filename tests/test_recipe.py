@@ -4,7 +4,7 @@ import re
 import pytest
 
 from edgeq.errors import BadInput
-from edgeq.recipe import (
+from edgeq.recipe.recipe import (
     OPTIONS_ONLY,
     PRESETS,
     Override,
@@ -14,7 +14,7 @@ from edgeq.recipe import (
     recipe_settings,
     with_preset,
 )
-from edgeq.setting_rules import RULES
+from edgeq.recipe.setting_rules import RULES
 from edgeq.types import Grid
 
 

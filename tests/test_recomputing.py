@@ -16,7 +16,7 @@ from edgeq.assembly import make_activations, make_job
 from edgeq.errors import UnsupportedModel
 from edgeq.pipeline import quantize
 from edgeq.progress import Silent
-from edgeq.recipe import with_preset
+from edgeq.recipe.recipe import with_preset
 from edgeq.registry import ACTIVATIONS, load
 from edgeq.streams.blockwise import Flow
 from edgeq.streams.hidden_states import StatesInMemory, StatesOnDisk

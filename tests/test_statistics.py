@@ -10,7 +10,7 @@ from test_layer import FakeSite
 from edgeq.algorithms.propagation_choice import DAMPINGS, STRENGTHS
 from edgeq.layer import prepare_site, solve_layer
 from edgeq.propagation import correct, prepare_propagation
-from edgeq.recipe import Override, Recipe
+from edgeq.recipe.recipe import Override, Recipe
 from edgeq.registry import load_backend
 from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch

@@ -7,7 +7,7 @@ from edgeq.algorithms.gptq import solve_columns
 from edgeq.algorithms.qep import correct_weight
 from edgeq.grids.fitting import fit_min_max
 from edgeq.layer import prepare_site, solve_layer
-from edgeq.recipe import Recipe
+from edgeq.recipe.recipe import Recipe
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import Grid, LayerProblem, LayerStatistics
 

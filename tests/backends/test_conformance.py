@@ -14,7 +14,7 @@ import torch
 from edgeq.errors import NotPositiveDefinite
 from edgeq.layer import prepare_site, solve_layer
 from edgeq.protocols import Backend
-from edgeq.recipe import Recipe
+from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem, LayerStatistics

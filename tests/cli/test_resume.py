@@ -26,7 +26,7 @@ from edgeq.failures import describe
 from edgeq.files.locking import acquire
 from edgeq.files.ownership import MARKER_FILE
 from edgeq.options import with_flag
-from edgeq.recipe import PRESETS
+from edgeq.recipe.recipe import PRESETS
 
 SHORT = ["--samples", "64", "--sequence-length", "128", "--backend", "cpu"]
 GLASS_WIDTH = 128

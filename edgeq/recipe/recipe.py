@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeq.errors import BadInput, reason_of
-from edgeq.setting_rules import AUTOMATIC, DENSE_BITS, ScaleStages, check_setting
+from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS, ScaleStages, check_setting
 from edgeq.types import Grid, ScaleDtype, ScaleWeighting, ZeroKind
 
 OPTIONS_ONLY = {

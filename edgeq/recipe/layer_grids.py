@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from edgeq.errors import BadInput
 from edgeq.protocols import Exporter, ModelSource
-from edgeq.recipe import Recipe
+from edgeq.recipe.recipe import Recipe
 from edgeq.types import Grid
 
 Grids = Mapping[str, tuple[tuple[int, ...], Grid | None]]
