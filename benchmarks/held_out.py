@@ -19,12 +19,12 @@ import numpy as np
 
 from benchmarks.solves import COMMON, GPTQ, INGREDIENTS, TEXTS
 from edgeq.calibration.windows import first_windows, read_text, sample_windows, tokenize
-from edgeq.layer import prepare_site, solve_layer
 from edgeq.protocols import Site
 from edgeq.recipe.recipe import PRESETS, Recipe, make_recipe
+from edgeq.solving.layer import prepare_site, solve_layer
+from edgeq.solving.statistics import accumulate, accumulate_split
 from edgeq.sources import open_source
 from edgeq.sources.reading import read_weight
-from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
 from edgeq.streams.blockwise import CALIBRATION_BATCH, share_windows
 from edgeq.types import Array, LayerProblem, NumpyArray

@@ -11,15 +11,15 @@ from edgeq.checkpoint import Checkpoint, write_json
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
 from edgeq.files.ownership import HEAD_FILE, REPORT_FILE
 from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
-from edgeq.layer import LayerReport, prepare_site, solve_without_statistics
 from edgeq.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescription, ModelSource, Site
 from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, plan_grids
 from edgeq.recipe.recipe import Recipe
-from edgeq.row_chunks import solve_rows
 from edgeq.run_identity import KEYS, identify
+from edgeq.solving.layer import LayerReport, prepare_site, solve_without_statistics
+from edgeq.solving.row_chunks import solve_rows
+from edgeq.solving.statistics import accumulate, accumulate_split
 from edgeq.sources.reading import read_tensor, read_weight
-from edgeq.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
 from edgeq.tensor_file import TensorFile, write_tensors
 from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear

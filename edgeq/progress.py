@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from edgeq.errors import BadInput, reason_of
-from edgeq.layer import LayerReport
 from edgeq.pipeline import Observer
 from edgeq.process_memory import resident_bytes
+from edgeq.solving.layer import LayerReport
 
 
 class Silent:

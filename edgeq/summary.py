@@ -15,11 +15,11 @@ from edgeq.inspection import parameter_count
 from edgeq.measurement import SINGLE_FILES
 from edgeq.options import option_words
 from edgeq.pipeline import Job, export
-from edgeq.propagation import FEW_TOKENS
 from edgeq.protocols import Exporter
 from edgeq.recipe.layer_grids import plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import options_of
+from edgeq.solving.propagation import FEW_TOKENS
 
 WORST_LAYERS = 5
 LARGE_ERROR = 0.5

@@ -21,9 +21,9 @@ from edgeq.errors import BadInput, DamagedModel, reason_of
 from edgeq.files.ownership import clear_contents
 from edgeq.files.storage import MADE, bring_back, check_destination, claimed, explaining, put_in_place, sync_directory
 from edgeq.grids.limits import clamped_groups
-from edgeq.layer import LayerReport
 from edgeq.protocols import ActivationSource
 from edgeq.run_identity import Identity, differences, identity_of
+from edgeq.solving.layer import LayerReport
 from edgeq.types import NumpyArray, QuantizedLinear
 
 RUN_FILE = "run.json"

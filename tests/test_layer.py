@@ -3,10 +3,10 @@ import plain
 import pytest
 import trained
 
-from edgeq.layer import prepare_site, solve_layer, solve_without_statistics
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
-from edgeq.statistics import accumulate
+from edgeq.solving.layer import prepare_site, solve_layer, solve_without_statistics
+from edgeq.solving.statistics import accumulate
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem, LayerStatistics
 
@@ -139,7 +139,7 @@ def test_a_refit_with_drift_of_its_own_comes_closest_to_the_original_output(back
 
 
 def test_a_matrix_without_statistics_is_rounded_with_all_columns_alike(backend, rng, monkeypatch):
-    monkeypatch.setattr("edgeq.layer.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("edgeq.solving.layer.ROWS_AT_ONCE", 3)
     W = rng.standard_normal((7, 40)).astype(np.float32)
     recipe = Recipe(group_size=16, scales="none")
     layer = solve_without_statistics(W, recipe.grid_of("embedding"), recipe, backend)

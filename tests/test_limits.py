@@ -5,8 +5,8 @@ import pytest
 
 from edgeq.errors import BadInput
 from edgeq.grids.limits import clamped_groups
-from edgeq.layer import solve_without_statistics
 from edgeq.recipe.recipe import make_recipe
+from edgeq.solving.layer import solve_without_statistics
 from edgeq.types import Grid, OutlierColumns, QuantizedLinear
 from edgeq_backends.reference import ReferenceBackend
 

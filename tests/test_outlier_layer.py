@@ -5,10 +5,10 @@ import plain
 import pytest
 import trained
 
-from edgeq.layer import prepare_site, solve_layer
-from edgeq.outlier_layer import factor_around
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
+from edgeq.solving.layer import prepare_site, solve_layer
+from edgeq.solving.outlier_columns import factor_around
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem, LayerStatistics
 

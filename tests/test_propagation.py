@@ -4,8 +4,8 @@ import numpy as np
 import plain
 import pytest
 
-from edgeq.propagation import correct, prepare_propagation
 from edgeq.recipe.recipe import PRESETS, make_recipe, with_preset
+from edgeq.solving.propagation import correct, prepare_propagation
 from edgeq.types import LayerStatistics
 
 INPUTS = 40

@@ -8,11 +8,11 @@ import pytest
 from test_layer import FakeSite
 
 from edgeq.algorithms.propagation_choice import DAMPINGS, STRENGTHS
-from edgeq.layer import prepare_site, solve_layer
-from edgeq.propagation import correct, prepare_propagation
 from edgeq.recipe.recipe import Override, Recipe
 from edgeq.registry import load_backend
-from edgeq.statistics import accumulate, accumulate_split
+from edgeq.solving.layer import prepare_site, solve_layer
+from edgeq.solving.propagation import correct, prepare_propagation
+from edgeq.solving.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem
 

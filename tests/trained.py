@@ -8,9 +8,9 @@ import plain
 
 from edgeq.calibration.windows import read_text, sample_windows, tokenize
 from edgeq.registry import load_backend
+from edgeq.solving.statistics import accumulate
 from edgeq.sources import open_source
 from edgeq.sources.reading import read_weight
-from edgeq.statistics import accumulate
 from edgeq_backends.torch_activations import TorchActivations
 
 FIRST_SITE = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]

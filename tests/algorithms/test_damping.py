@@ -4,8 +4,8 @@ import pytest
 
 from edgeq.algorithms.damping import damped, factorise, inverse_upper_factor, lower_factor, settle_dead_columns
 from edgeq.errors import NotPositiveDefinite
-from edgeq.layer import prepare_site, solve_layer
 from edgeq.recipe.recipe import Recipe
+from edgeq.solving.layer import prepare_site, solve_layer
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import Grid, LayerProblem, LayerStatistics
 

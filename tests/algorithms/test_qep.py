@@ -6,8 +6,8 @@ from edgeq.algorithms.damping import inverse_upper_factor
 from edgeq.algorithms.gptq import solve_columns
 from edgeq.algorithms.qep import correct_weight
 from edgeq.grids.fitting import fit_min_max
-from edgeq.layer import prepare_site, solve_layer
 from edgeq.recipe.recipe import Recipe
+from edgeq.solving.layer import prepare_site, solve_layer
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import Grid, LayerProblem, LayerStatistics
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from edgeq.errors import NotPositiveDefinite
-from edgeq.layer import prepare_site, solve_layer
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
+from edgeq.solving.layer import prepare_site, solve_layer
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem, LayerStatistics
 from edgeq_backends.torch import aligned

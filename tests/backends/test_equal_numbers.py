@@ -7,10 +7,10 @@ import trained
 
 from edgeq.algorithms import SOLVERS
 from edgeq.algorithms.group_scale import TIE
-from edgeq.layer import first_scales, prepare_site, solve_layer
-from edgeq.propagation import correct
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
+from edgeq.solving.layer import first_scales, prepare_site, solve_layer
+from edgeq.solving.propagation import correct
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem, LayerStatistics
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgeq.layer import LayerReport, SiteFactors, solve_layer
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
+from edgeq.solving.layer import LayerReport, SiteFactors, solve_layer
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem, QuantizedLinear
 

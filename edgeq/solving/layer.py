@@ -23,7 +23,9 @@ from edgeq.algorithms.quantease import descend_codes
 from edgeq.algorithms.rtn import round_to_nearest
 from edgeq.algorithms.scale_refit import refit_scales
 from edgeq.grids.fitting import fit_min_max
-from edgeq.outlier_layer import (
+from edgeq.protocols import Backend
+from edgeq.recipe.recipe import Recipe
+from edgeq.solving.outlier_columns import (
     columns_of,
     factor_around,
     fit_outliers,
@@ -32,10 +34,8 @@ from edgeq.outlier_layer import (
     plain_outliers,
     weight_around,
 )
-from edgeq.propagation import Propagation, correct, prepare_propagation
-from edgeq.protocols import Backend
-from edgeq.recipe.recipe import Recipe
-from edgeq.statistics import Split
+from edgeq.solving.propagation import Propagation, correct, prepare_propagation
+from edgeq.solving.statistics import Split
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import Array, Grid, GroupScales, LayerProblem, LayerStatistics, NumpyArray, QuantizedLinear
 

@@ -8,7 +8,7 @@ from edgeq.algorithms.qep import correct_weight
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
 from edgeq.recipe.setting_rules import AUTOMATIC
-from edgeq.statistics import Split
+from edgeq.solving.statistics import Split
 from edgeq.types import Array, LayerStatistics
 
 FEW_TOKENS = 2  # for each input: with fewer, a correction follows the noise of its tokens
