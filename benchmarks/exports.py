@@ -20,8 +20,8 @@ import numpy as np
 
 from edgeq.assembly import make_job
 from edgeq.calibration.windows import first_windows, read_text, tokenize
-from edgeq.certificate import hash_files
-from edgeq.checkpoint import Checkpoint
+from edgeq.checkpoint.certificate import hash_files
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import NotInstalled
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.measurement import EVALUATION_TEXT, model_logits

@@ -49,7 +49,7 @@ def write_export(
     checkpoint: Path, format_name: str, options: Mapping[str, Any], output: Path | None, *, force: bool
 ) -> dict[str, Any]:
     """What was written. Units: bytes."""
-    from edgeq.checkpoint import Checkpoint  # noqa: PLC0415
+    from edgeq.checkpoint.reader import Checkpoint  # noqa: PLC0415
     from edgeq.files.storage import size_of  # noqa: PLC0415
     from edgeq.pipeline import export  # noqa: PLC0415
     from edgeq.registry import load_exporter  # noqa: PLC0415
@@ -62,7 +62,7 @@ def write_export(
 
 
 def list_formats(checkpoint: Path | None) -> dict[str, Any]:
-    from edgeq.checkpoint import Checkpoint  # noqa: PLC0415
+    from edgeq.checkpoint.reader import Checkpoint  # noqa: PLC0415
     from edgeq.formats import formats  # noqa: PLC0415
 
     named = None if checkpoint is None else str(checkpoint)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgeq.checkpoint import Checkpoint
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import NotInstalled
 from edgeq.protocols import Exporter
 from edgeq.registry import EXPORTERS, load_exporter

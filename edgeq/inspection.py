@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from edgeq.checkpoint import Checkpoint
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.measurement import find_export, open_model
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import bits_per_weight

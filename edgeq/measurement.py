@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.calibration.windows import check_ids, first_windows, read_text, tokenize
-from edgeq.checkpoint import Checkpoint, read_json
+from edgeq.checkpoint.reader import Checkpoint, read_json
 from edgeq.errors import BadInput
 from edgeq.evaluation import compare
 from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE

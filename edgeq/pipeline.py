@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from edgeq.calibration.texts import Calibration
-from edgeq.certificate import seal
-from edgeq.checkpoint import Checkpoint, write_json
+from edgeq.checkpoint.certificate import seal
+from edgeq.checkpoint.reader import Checkpoint, write_json
+from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
 from edgeq.files.ownership import HEAD_FILE, REPORT_FILE
 from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
@@ -21,7 +22,6 @@ from edgeq.solving.row_chunks import solve_rows
 from edgeq.solving.statistics import accumulate, accumulate_split
 from edgeq.sources.reading import read_tensor, read_weight
 from edgeq.stopwatch import Stopwatch
-from edgeq.tensor_file import TensorFile, write_tensors
 from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear
 from edgeq.unfinished import Ask, Findings, Run, refuse_unfinished, working_on
 

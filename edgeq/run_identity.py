@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgeq.calibration.texts import SELF
-from edgeq.checkpoint import FORMAT_VERSION, Checkpoint
+from edgeq.checkpoint.reader import FORMAT_VERSION, Checkpoint
 from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import Recipe, recipe_settings
 from edgeq.version import __version__

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from edgeq.checkpoint.tensor_file import ITEM_BYTES, stored_parts
 from edgeq.formats import READ_BY
 from edgeq.protocols import Exporter, ModelSource
 from edgeq.recipe.layer_grids import Grids
-from edgeq.tensor_file import ITEM_BYTES, stored_parts
 from edgeq.types import Grid
 
 GGUF_COLUMNS = 32  # that share a scale there, whatever the grid's groups

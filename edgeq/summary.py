@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgeq.certificate import is_sealed, why_not_as_written
-from edgeq.checkpoint import Checkpoint, read_json
+from edgeq.checkpoint.certificate import is_sealed, why_not_as_written
+from edgeq.checkpoint.reader import Checkpoint, read_json
 from edgeq.errors import BadInput
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.files.storage import size_of

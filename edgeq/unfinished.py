@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeq.certificate import hash_of_file
-from edgeq.checkpoint import Checkpoint, read_json, write_json
+from edgeq.checkpoint.certificate import hash_of_file
+from edgeq.checkpoint.reader import Checkpoint, read_json, write_json
 from edgeq.errors import BadInput, DamagedModel, reason_of
 from edgeq.files.ownership import clear_contents
 from edgeq.files.storage import MADE, bring_back, check_destination, claimed, explaining, put_in_place, sync_directory

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgeq.calibration.windows import first_windows, read_text, tokenize
-from edgeq.certificate import hash_files, hash_of_layer, sha256_of
-from edgeq.checkpoint import Checkpoint, read_json
+from edgeq.checkpoint.certificate import hash_files, hash_of_layer, sha256_of
+from edgeq.checkpoint.reader import Checkpoint, read_json
 from edgeq.errors import BadInput, EdgeqError
 from edgeq.evaluation import Meter
 from edgeq.files.ownership import MANIFEST_FILE
@@ -96,7 +96,7 @@ def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def other_checkpoint(manifest: Mapping[str, Any], checkpoint: Checkpoint | None) -> Iterator[str]:
-    """Whether the checkpoint is not the one that `edgeq.certificate.seal` names."""
+    """Whether the checkpoint is not the one that `edgeq.checkpoint.certificate.seal` names."""
     claimed = manifest.get("checkpoint")
     if checkpoint is None or not isinstance(claimed, dict):
         return

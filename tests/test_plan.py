@@ -2,10 +2,10 @@ import models
 import numpy as np
 import pytest
 
+from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput
 from edgeq.recipe.layer_grids import asymmetric_zeros, bits_per_weight, check_exports, plan_grids
 from edgeq.recipe.recipe import make_recipe
-from edgeq.tensor_file import TensorFile, write_tensors
 from edgeq.types import Grid, QuantizedLinear
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from edgeq.architectures.layout import expected_block_shapes, expected_outer_shapes, find_blocks, is_redundant
 from edgeq.architectures.model_config import check_config, positive_integer
+from edgeq.checkpoint.tensor_file import DTYPES, ITEM_BYTES
 from edgeq.errors import BadInput
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.safetensors_directory import SHARD_INDEX, read_companions, read_json_object, read_weight_map
-from edgeq.tensor_file import DTYPES, ITEM_BYTES
 from edgeq.types import BlockSpec, NumpyArray
 
 MOST_BLOCKS = 10_000

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.certificate import without_zero_at_zero
+from edgeq.checkpoint.certificate import without_zero_at_zero
 from edgeq.errors import BadInput
 from edgeq.grids.packing import pack_words
 from edgeq.protocols import QuantizedModel

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from edgeq.checkpoint import describe_grid
+from edgeq.checkpoint.reader import describe_grid
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype

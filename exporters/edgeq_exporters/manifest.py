@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.certificate import hash_files, hash_of_layer, sha256_of
-from edgeq.checkpoint import describe_grid
+from edgeq.checkpoint.certificate import hash_files, hash_of_layer, sha256_of
+from edgeq.checkpoint.reader import describe_grid
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.files.storage import write_bytes
 from edgeq.types import Grid, QuantizedLinear

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.checker import ValidationError
 
-from edgeq.checkpoint import read_json
+from edgeq.checkpoint.reader import read_json
 from edgeq.errors import BadInput, reason_of
 from edgeq.sources.safetensors_directory import is_redundant
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear, StoredTensor

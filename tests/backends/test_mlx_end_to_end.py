@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeq.calibration.windows import tokenize
-from edgeq.checkpoint import Checkpoint
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.sources import open_source
 
 pytest.importorskip("mlx_lm", reason="MLX has no build for this system")

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_models import TEXT
 
-from edgeq.checkpoint import Checkpoint
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.cli import cli
 
 

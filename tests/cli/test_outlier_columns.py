@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from edgeq.checkpoint import Checkpoint
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.types import Grid
 
 BLOCK = "blocks/0000.safetensors"

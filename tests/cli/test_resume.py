@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import edgeq.pipeline as pipeline
 import edgeq.run_identity as run_identity
-from edgeq.checkpoint import Checkpoint
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.failures import describe
 from edgeq.files.locking import acquire
 from edgeq.files.ownership import MARKER_FILE

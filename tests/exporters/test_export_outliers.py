@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from solved_models import shapes_of, solved, tiny, torch_logits, with_grid
 from tiny_models import tokenizer_files
 
-from edgeq.certificate import hash_of_layer
+from edgeq.checkpoint.certificate import hash_of_layer
 from edgeq.errors import BadInput
 from edgeq.registry import load_exporter
 from edgeq.types import Grid

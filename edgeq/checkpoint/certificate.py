@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.checkpoint import Checkpoint, read_json
+from edgeq.checkpoint.reader import Checkpoint, read_json
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.files.storage import write_bytes
 from edgeq.types import NumpyArray, QuantizedLinear

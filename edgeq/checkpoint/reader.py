@@ -12,12 +12,12 @@ from typing import Any
 
 from edgeq.architectures.layout import find_blocks
 from edgeq.architectures.model_config import check_config
+from edgeq.checkpoint.tensor_file import TensorFile
 from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.files.ownership import HEAD_FILE, REPORT_FILE, leads_out
 from edgeq.files.storage import write_bytes
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.safetensors_directory import COMPANION_FILES
-from edgeq.tensor_file import TensorFile
 from edgeq.types import BlockSpec, Grid, NumpyArray, QuantizedLinear
 
 FORMAT_VERSION = 1
