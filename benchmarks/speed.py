@@ -30,7 +30,7 @@ from greenlet import getcurrent, greenlet
 from edgeq.assembly import make_activations, make_job
 from edgeq.calibration.windows import read_text, sample_windows, tokenize
 from edgeq.pipeline import Job, quantize
-from edgeq.process_memory import give_large_arrays_back, peak_resident_bytes
+from edgeq.planning.process_memory import give_large_arrays_back, peak_resident_bytes
 from edgeq.progress import Silent
 from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import PRESETS

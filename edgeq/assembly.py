@@ -10,9 +10,9 @@ import numpy as np
 
 from edgeq.calibration.self_text import Wrote, written_windows
 from edgeq.calibration.texts import Calibration, Text, Windows, make_calibration, read_texts
-from edgeq.memory_plan import MemoryPlan, choose_way, measure_process, parse_size
 from edgeq.pipeline import Job
-from edgeq.process_memory import give_large_arrays_back
+from edgeq.planning.memory import MemoryPlan, choose_way, measure_process, parse_size
+from edgeq.planning.process_memory import give_large_arrays_back
 from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
 from edgeq.recipe.layer_grids import asymmetric_zeros
 from edgeq.recipe.recipe import Recipe, make_recipe

@@ -63,8 +63,8 @@ def existing_parent(path: Path) -> Path:
 
 def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     """One screen; sizes in decimal units."""
-    from edgeq.memory_plan import show_size  # noqa: PLC0415
-    from edgeq.run_time import show_time  # noqa: PLC0415
+    from edgeq.planning.memory import show_size  # noqa: PLC0415
+    from edgeq.planning.time import show_time  # noqa: PLC0415
     from edgeq.screen import facts_table  # noqa: PLC0415
 
     table, memory, way, seconds = facts_table(), plan["memory"], plan["way"], plan["seconds"]

@@ -12,7 +12,7 @@ from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
 from edgeq.files.ownership import HEAD_FILE, REPORT_FILE
 from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
-from edgeq.process_memory import trim
+from edgeq.planning.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescription, ModelSource, Site
 from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, plan_grids
 from edgeq.recipe.recipe import Recipe

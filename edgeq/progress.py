@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from edgeq.errors import BadInput, reason_of
 from edgeq.pipeline import Observer
-from edgeq.process_memory import resident_bytes
+from edgeq.planning.process_memory import resident_bytes
 from edgeq.solving.layer import LayerReport
 
 

@@ -12,10 +12,10 @@ import pytest
 from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
 from edgeq.architectures.layout import expected_linear_shapes
 from edgeq.errors import BadInput
-from edgeq.memory_plan import WAYS, Process, choose_way, parse_size, peak_moment, show_size
+from edgeq.planning.memory import WAYS, Process, choose_way, parse_size, peak_moment, show_size
+from edgeq.planning.time import block_seconds
 from edgeq.recipe.recipe import make_recipe, with_preset
 from edgeq.run_plan import open_outline
-from edgeq.run_time import block_seconds
 from edgeq.sources import open_source
 from edgeq.sources.outline import ModelOutline
 

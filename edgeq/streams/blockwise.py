@@ -118,7 +118,7 @@ def share_windows(windows: NumpyArray, share: float) -> tuple[NumpyArray, NumpyA
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """How calibration tokens go through a model: what `edgeq.memory_plan` chooses.
+    """How calibration tokens go through a model: what `edgeq.planning.memory` chooses.
 
     "standing": all batches stand at each layer, every operation runs once. "recomputing": one batch at a time, a
     block's layers run about three times. Hidden states between blocks lie in memory, or on disk in states_folder.

@@ -18,7 +18,7 @@ from edgeq.architectures.layout import (
 )
 from edgeq.calibration.self_text import CACHE_BYTES, bytes_per_token
 from edgeq.errors import BadInput
-from edgeq.process_memory import resident_bytes
+from edgeq.planning.process_memory import resident_bytes
 from edgeq.recipe.recipe import Recipe
 from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow
 

@@ -11,7 +11,7 @@ from edgeq.algorithms.propagation_choice import DAMPINGS
 from edgeq.algorithms.qqa import Annealing
 from edgeq.algorithms.qqa_rounding import annealing_cost
 from edgeq.architectures.layout import expected_linear_shapes
-from edgeq.memory_plan import SITES
+from edgeq.planning.memory import SITES
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
 from edgeq.types import Array
