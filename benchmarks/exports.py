@@ -24,13 +24,13 @@ from edgeq.checkpoint.certificate import hash_files
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import NotInstalled
 from edgeq.files.ownership import MANIFEST_FILE
-from edgeq.measurement import EVALUATION_TEXT, model_logits
+from edgeq.measuring.evaluate import EVALUATION_TEXT, model_logits
+from edgeq.measuring.verify import run_export, verify
 from edgeq.pipeline import export, quantize
 from edgeq.progress import Silent
 from edgeq.registry import EXPORTERS, load_exporter
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
-from edgeq.verification import run_export, verify
 
 RESULT = Path(__file__).parent / "results" / "exports.md"
 SOLVE = {"bits": 4, "group_size": 32, "solver": "rtn", "scales": "none", "propagation_strength": 0.0}

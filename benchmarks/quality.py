@@ -26,8 +26,8 @@ from typing import Any
 from benchmarks.solves import COMMON, TABLES, TEXTS, Solve, Table
 from edgeq.assembly import make_job
 from edgeq.calibration.windows import first_windows, tokenize
-from edgeq.evaluation import compare
-from edgeq.measurement import model_logits
+from edgeq.measuring.evaluate import model_logits
+from edgeq.measuring.quality import compare
 from edgeq.pipeline import quantize
 from edgeq.progress import Silent
 from edgeq.protocols import ModelSource

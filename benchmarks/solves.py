@@ -10,7 +10,7 @@ from pydoc_data.topics import topics as pydoc_topics
 from typing import Any
 
 from edgeq.calibration.windows import read_text
-from edgeq.measurement import EVALUATION_TEXT
+from edgeq.measuring.evaluate import EVALUATION_TEXT
 from edgeq.recipe.recipe import PRESETS
 
 Solve = dict[str, Any]

@@ -133,7 +133,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     """
     from edgeq.assembly import make_job  # noqa: PLC0415
     from edgeq.files.storage import check_destination  # noqa: PLC0415
-    from edgeq.measurement import check_evaluation, evaluate  # noqa: PLC0415
+    from edgeq.measuring.evaluate import check_evaluation, evaluate  # noqa: PLC0415
     from edgeq.pipeline import quantize  # noqa: PLC0415
     from edgeq.progress import watching  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
@@ -189,7 +189,7 @@ def evaluate_command(
     Example:
       edgeq evaluate smollm2/gguf/model.gguf --reference demo
     """
-    from edgeq.measurement import evaluate  # noqa: PLC0415
+    from edgeq.measuring.evaluate import evaluate  # noqa: PLC0415
     from edgeq.screen import show_quality  # noqa: PLC0415
 
     quality = evaluate(
@@ -209,7 +209,7 @@ def inspect_command(path: str, as_json: bool) -> None:
     Example:
       edgeq inspect smollm2
     """
-    from edgeq.inspection import inspect_model  # noqa: PLC0415
+    from edgeq.measuring.inspection import inspect_model  # noqa: PLC0415
     from edgeq.screen import show_inspection  # noqa: PLC0415
 
     report(inspect_model(path), as_json, show_inspection)

@@ -63,7 +63,7 @@ def write_export(
 
 def list_formats(checkpoint: Path | None) -> dict[str, Any]:
     from edgeq.checkpoint.reader import Checkpoint  # noqa: PLC0415
-    from edgeq.formats import formats  # noqa: PLC0415
+    from edgeq.measuring.formats import formats  # noqa: PLC0415
 
     named = None if checkpoint is None else str(checkpoint)
     return {"checkpoint": named, "formats": formats(None if checkpoint is None else Checkpoint(checkpoint))}
@@ -83,7 +83,7 @@ def verify_command(export: Path, against: Path | None, running: bool, backend: s
       edgeq verify smollm2/gguf --against smollm2 --run
     """
     from edgeq.cli import report  # noqa: PLC0415
-    from edgeq.verification import run_export, verify  # noqa: PLC0415
+    from edgeq.measuring.verify import run_export, verify  # noqa: PLC0415
 
     if running and against is None:
         raise click.UsageError("--run compares with the checkpoint's weights; add --against CHECKPOINT")

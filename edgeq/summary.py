@@ -11,8 +11,8 @@ from edgeq.checkpoint.reader import Checkpoint, read_json
 from edgeq.errors import BadInput
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.files.storage import size_of
-from edgeq.inspection import parameter_count
-from edgeq.measurement import SINGLE_FILES
+from edgeq.measuring.evaluate import SINGLE_FILES
+from edgeq.measuring.inspection import parameter_count
 from edgeq.options import option_words
 from edgeq.pipeline import Job, export
 from edgeq.protocols import Exporter

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from edgeq.cli import cli
-from edgeq.formats import markdown_table
+from edgeq.measuring.formats import markdown_table
 from edgeq.recipe.recipe import Recipe, make_recipe
 
 ROOT = Path(__file__).parent.parent

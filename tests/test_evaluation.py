@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from edgeq.errors import BadInput
-from edgeq.evaluation import compare
+from edgeq.measuring.quality import compare
 
 
 def log_probabilities(logits):

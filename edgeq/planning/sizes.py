@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeq.checkpoint.tensor_file import ITEM_BYTES, stored_parts
-from edgeq.formats import READ_BY
+from edgeq.measuring.formats import READ_BY
 from edgeq.protocols import Exporter, ModelSource
 from edgeq.recipe.layer_grids import Grids
 from edgeq.types import Grid

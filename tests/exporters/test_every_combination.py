@@ -9,9 +9,9 @@ from solved_models import solved, tiny
 from tiny_models import random_layer, tokenizer_files
 
 from edgeq.errors import BadInput
+from edgeq.measuring.verify import check_tensor
 from edgeq.registry import EXPORTERS, READERS, load, load_exporter
 from edgeq.types import Grid
-from edgeq.verification import check_tensor
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)

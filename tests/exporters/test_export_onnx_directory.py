@@ -16,7 +16,7 @@ from tiny_models import tokenizer_files
 from tokenizers import Tokenizer
 
 from edgeq.errors import BadInput
-from edgeq.measurement import find_export
+from edgeq.measuring.evaluate import find_export
 from edgeq.types import Grid
 from edgeq_exporters.gguf import GgufExporter
 from edgeq_exporters.onnx import OnnxExporter

@@ -12,9 +12,9 @@ from tiny_models import tokenizer_files
 
 from edgeq.checkpoint.certificate import hash_of_layer
 from edgeq.errors import BadInput
+from edgeq.measuring.verify import check_tensor
 from edgeq.registry import load_exporter
 from edgeq.types import Grid
-from edgeq.verification import check_tensor
 from edgeq_exporters.onnx import OnnxExporter
 from edgeq_exporters.read_onnx import OnnxReader
 

@@ -11,9 +11,9 @@ from edgeq.calibration.windows import first_windows, read_text, tokenize
 from edgeq.checkpoint.certificate import hash_files, hash_of_layer, sha256_of
 from edgeq.checkpoint.reader import Checkpoint, read_json
 from edgeq.errors import BadInput, EdgeqError
-from edgeq.evaluation import Meter
 from edgeq.files.ownership import MANIFEST_FILE
-from edgeq.measurement import EVALUATION_TEXT, check_runtime, find_export, model_logits
+from edgeq.measuring.evaluate import EVALUATION_TEXT, check_runtime, find_export, model_logits
+from edgeq.measuring.quality import Meter
 from edgeq.protocols import ExportReader
 from edgeq.registry import LOGITS, READERS, RUNTIMES, find, load
 from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor

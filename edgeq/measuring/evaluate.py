@@ -8,8 +8,8 @@ from typing import Any
 from edgeq.calibration.windows import check_ids, first_windows, read_text, tokenize
 from edgeq.checkpoint.reader import Checkpoint, read_json
 from edgeq.errors import BadInput
-from edgeq.evaluation import compare
 from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE
+from edgeq.measuring.quality import compare
 from edgeq.pipeline import check_length
 from edgeq.protocols import LogitSource, ModelDescription, ModelSource
 from edgeq.registry import ACTIVATIONS, BACKENDS, LOGITS, RUNTIMES, choose_backend, device_of, find, load

@@ -131,5 +131,5 @@ def _markdown_row(exporter: Exporter) -> tuple[str, ...]:
 
 
 def _known(table: Mapping[str, str], name: str) -> str:
-    assert name in table, f"edgeq.formats says nothing of {name}"
+    assert name in table, f"edgeq.measuring.formats says nothing of {name}"
     return table[name]

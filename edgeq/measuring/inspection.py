@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from edgeq.checkpoint.reader import Checkpoint
-from edgeq.measurement import find_export, open_model
+from edgeq.measuring.evaluate import find_export, open_model
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import bits_per_weight
 
