@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.assembly import make_job
 from edgeq.calibration.windows import first_windows, read_text, tokenize
 from edgeq.checkpoint.certificate import hash_files
 from edgeq.checkpoint.reader import Checkpoint
@@ -26,9 +25,10 @@ from edgeq.errors import NotInstalled
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.measuring.evaluate import EVALUATION_TEXT, model_logits
 from edgeq.measuring.verify import run_export, verify
-from edgeq.pipeline import export, quantize
 from edgeq.progress import Silent
 from edgeq.registry import EXPORTERS, load_exporter
+from edgeq.run.assembly import make_job
+from edgeq.run.pipeline import export, quantize
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 

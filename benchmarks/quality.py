@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.solves import COMMON, TABLES, TEXTS, Solve, Table
-from edgeq.assembly import make_job
 from edgeq.calibration.windows import first_windows, tokenize
 from edgeq.measuring.evaluate import model_logits
 from edgeq.measuring.quality import compare
-from edgeq.pipeline import quantize
 from edgeq.progress import Silent
 from edgeq.protocols import ModelSource
+from edgeq.run.assembly import make_job
+from edgeq.run.pipeline import quantize
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 

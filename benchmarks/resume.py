@@ -24,7 +24,7 @@ from edgeq.checkpoint.reader import read_json
 from edgeq.errors import BadInput
 from edgeq.files.ownership import temporary_of
 from edgeq.files.storage import size_of
-from edgeq.unfinished import RUN_FILE
+from edgeq.run.resume import RUN_FILE
 
 RESULT = Path(__file__).parent / "results" / "resume.md"
 GLASS_OPTIONS = ["--samples", "64", "--sequence-length", "128", "--keep-dense", "*.down_proj", "--export", "mlx"]

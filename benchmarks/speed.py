@@ -27,13 +27,13 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 
-from edgeq.assembly import make_activations, make_job
 from edgeq.calibration.windows import read_text, sample_windows, tokenize
-from edgeq.pipeline import Job, quantize
 from edgeq.planning.process_memory import give_large_arrays_back, peak_resident_bytes
 from edgeq.progress import Silent
 from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import PRESETS
+from edgeq.run.assembly import make_activations, make_job
+from edgeq.run.pipeline import Job, quantize
 from edgeq.sources import open_source
 from edgeq.stopwatch import Stopwatch
 from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow, split_windows

@@ -32,7 +32,7 @@ from edgeq.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgeq.pipeline import Job
+    from edgeq.run.pipeline import Job
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -131,12 +131,12 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize demo --output smollm2 --export gguf --evaluate
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
     """
-    from edgeq.assembly import make_job  # noqa: PLC0415
     from edgeq.files.storage import check_destination  # noqa: PLC0415
     from edgeq.measuring.evaluate import check_evaluation, evaluate  # noqa: PLC0415
-    from edgeq.pipeline import quantize  # noqa: PLC0415
     from edgeq.progress import watching  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
+    from edgeq.run.assembly import make_job  # noqa: PLC0415
+    from edgeq.run.pipeline import quantize  # noqa: PLC0415
     from edgeq.screen import show_finished  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
     from edgeq.summary import finish_run, keeping  # noqa: PLC0415
@@ -217,8 +217,8 @@ def inspect_command(path: str, as_json: bool) -> None:
 
 def planned(job: "Job", max_ram: str | None, folder: Path) -> "Job":
     """The job run the way that fits into max_ram; what annealing will take is said before it starts."""
-    from edgeq.assembly import fit_job  # noqa: PLC0415
-    from edgeq.run_plan import annealing_note  # noqa: PLC0415
+    from edgeq.run.assembly import fit_job  # noqa: PLC0415
+    from edgeq.run.forecast import annealing_note  # noqa: PLC0415
 
     job, memory = fit_job(job, max_ram, folder)
     if note := annealing_note(job, memory):

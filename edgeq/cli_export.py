@@ -51,8 +51,8 @@ def write_export(
     """What was written. Units: bytes."""
     from edgeq.checkpoint.reader import Checkpoint  # noqa: PLC0415
     from edgeq.files.storage import size_of  # noqa: PLC0415
-    from edgeq.pipeline import export  # noqa: PLC0415
     from edgeq.registry import load_exporter  # noqa: PLC0415
+    from edgeq.run.pipeline import export  # noqa: PLC0415
 
     exporter = load_exporter(format_name, options)
     destination = output if output is not None else checkpoint / format_name

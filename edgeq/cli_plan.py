@@ -40,9 +40,9 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
     calibration: tuple[str, ...], accuracy_level: int | None, qdq: bool | None, max_ram: str | None,
     output: Path | None, **options: Any,
 ) -> None:  # fmt: skip
-    from edgeq.assembly import fit_job, make_job  # noqa: PLC0415
     from edgeq.cli import report  # noqa: PLC0415
-    from edgeq.run_plan import describe_run, open_outline  # noqa: PLC0415
+    from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
+    from edgeq.run.forecast import describe_run, open_outline  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
 
     settings = collect_settings(recipe, {name: value for name, value in options.items() if name not in ONLY_OF_RUNS})

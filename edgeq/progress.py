@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from edgeq.errors import BadInput, reason_of
-from edgeq.pipeline import Observer
 from edgeq.planning.process_memory import resident_bytes
+from edgeq.run.pipeline import Observer
 from edgeq.solving.layer import LayerReport
 
 

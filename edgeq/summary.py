@@ -14,11 +14,11 @@ from edgeq.files.storage import size_of
 from edgeq.measuring.evaluate import SINGLE_FILES
 from edgeq.measuring.inspection import parameter_count
 from edgeq.options import option_words
-from edgeq.pipeline import Job, export
 from edgeq.protocols import Exporter
 from edgeq.recipe.layer_grids import plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import options_of
+from edgeq.run.pipeline import Job, export
 from edgeq.solving.propagation import FEW_TOKENS
 
 WORST_LAYERS = 5

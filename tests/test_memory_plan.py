@@ -15,7 +15,7 @@ from edgeq.errors import BadInput
 from edgeq.planning.memory import WAYS, Process, choose_way, parse_size, peak_moment, show_size
 from edgeq.planning.time import block_seconds
 from edgeq.recipe.recipe import make_recipe, with_preset
-from edgeq.run_plan import open_outline
+from edgeq.run.forecast import open_outline
 from edgeq.sources import open_source
 from edgeq.sources.outline import ModelOutline
 

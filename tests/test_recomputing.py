@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from test_schedule import Toy, branching
 
-from edgeq.assembly import make_activations, make_job
 from edgeq.errors import UnsupportedModel
-from edgeq.pipeline import quantize
 from edgeq.progress import Silent
 from edgeq.recipe.recipe import with_preset
 from edgeq.registry import ACTIVATIONS, load
+from edgeq.run.assembly import make_activations, make_job
+from edgeq.run.pipeline import quantize
 from edgeq.streams.blockwise import Flow
 from edgeq.streams.hidden_states import StatesInMemory, StatesOnDisk
 from edgeq.streams.recomputing import RecomputedStreams

@@ -10,9 +10,9 @@ from edgeq.checkpoint.reader import Checkpoint, read_json
 from edgeq.errors import BadInput
 from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE
 from edgeq.measuring.quality import compare
-from edgeq.pipeline import check_length
 from edgeq.protocols import LogitSource, ModelDescription, ModelSource
 from edgeq.registry import ACTIVATIONS, BACKENDS, LOGITS, RUNTIMES, choose_backend, device_of, find, load
+from edgeq.run.pipeline import check_length
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 

@@ -8,9 +8,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from edgeq.assembly import make_job
-from edgeq.pipeline import quantize
 from edgeq.progress import Silent
+from edgeq.run.assembly import make_job
+from edgeq.run.pipeline import quantize
 from edgeq.sources import open_source
 
 NORM = "model.layers.0.input_layernorm.weight"

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-import edgeq.pipeline as pipeline
+import edgeq.run.pipeline as pipeline
 from edgeq.errors import BadInput
 from edgeq.signals import Stopped, stopping_on_signals
 from edgeq_backends.llama_cpp import LlamaCppLogits

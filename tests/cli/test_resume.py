@@ -19,8 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import edgeq.pipeline as pipeline
-import edgeq.run_identity as run_identity
+import edgeq.run.identity as run_identity
+import edgeq.run.pipeline as pipeline
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.failures import describe
 from edgeq.files.locking import acquire

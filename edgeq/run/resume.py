@@ -22,7 +22,7 @@ from edgeq.files.ownership import clear_contents
 from edgeq.files.storage import MADE, bring_back, check_destination, claimed, explaining, put_in_place, sync_directory
 from edgeq.grids.limits import clamped_groups
 from edgeq.protocols import ActivationSource
-from edgeq.run_identity import Identity, differences, identity_of
+from edgeq.run.identity import Identity, differences, identity_of
 from edgeq.solving.layer import LayerReport
 from edgeq.types import NumpyArray, QuantizedLinear
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from edgeq.calibration.self_text import Wrote, written_windows
 from edgeq.calibration.texts import Calibration, Text, Windows, make_calibration, read_texts
-from edgeq.pipeline import Job
 from edgeq.planning.memory import MemoryPlan, choose_way, measure_process, parse_size
 from edgeq.planning.process_memory import give_large_arrays_back
 from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
 from edgeq.recipe.layer_grids import asymmetric_zeros
 from edgeq.recipe.recipe import Recipe, make_recipe
 from edgeq.registry import ACTIVATIONS, BACKENDS, WRITERS, device_of, load, load_backend, load_exporters
+from edgeq.run.pipeline import Job
 from edgeq.streams.blockwise import Flow
 from edgeq.types import NumpyArray
 
@@ -30,7 +30,7 @@ def make_job(
     exports: Sequence[str] = (),
     export_options: Mapping[str, Any] | None = None,
 ) -> Job:
-    """A run of `edgeq.pipeline.quantize`; settings are those of `edgeq.recipe.recipe`, export_options those of the formats.
+    """A run of `edgeq.run.pipeline.quantize`; settings are those of `edgeq.recipe.recipe`, export_options those of the formats.
 
     calibration names texts as `edgeq.calibration.texts.read_texts` takes them; without any, the one that ships with edgeq.
     zeros "asymmetric" becomes the kind of zero point that all exports hold without loss.

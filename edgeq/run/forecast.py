@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.errors import BadInput
-from edgeq.pipeline import Job, check_length, needs_calibration
 from edgeq.planning.memory import MemoryPlan
 from edgeq.planning.sizes import format_row, tensor_bytes
 from edgeq.planning.time import block_seconds, measure_rates, show_time
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, plan_grids
+from edgeq.run.pipeline import Job, check_length, needs_calibration
 from edgeq.sources.outline import ModelOutline
 from edgeq.sources.safetensors_directory import SHARD_INDEX, SINGLE_FILE, weight_files
 

@@ -16,14 +16,14 @@ from edgeq.planning.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescription, ModelSource, Site
 from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, plan_grids
 from edgeq.recipe.recipe import Recipe
-from edgeq.run_identity import KEYS, identify
+from edgeq.run.identity import KEYS, identify
+from edgeq.run.resume import Ask, Findings, Run, refuse_unfinished, working_on
 from edgeq.solving.layer import LayerReport, prepare_site, solve_without_statistics
 from edgeq.solving.row_chunks import solve_rows
 from edgeq.solving.statistics import accumulate, accumulate_split
 from edgeq.sources.reading import read_tensor, read_weight
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear
-from edgeq.unfinished import Ask, Findings, Run, refuse_unfinished, working_on
 
 T = TypeVar("T")
 MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
