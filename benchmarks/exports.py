@@ -21,11 +21,11 @@ import numpy as np
 from edgeq.calibration.windows import first_windows, read_text, tokenize
 from edgeq.checkpoint.certificate import hash_files
 from edgeq.checkpoint.reader import Checkpoint
+from edgeq.commands.progress import Silent
 from edgeq.errors import NotInstalled
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.measuring.evaluate import EVALUATION_TEXT, model_logits
 from edgeq.measuring.verify import run_export, verify
-from edgeq.progress import Silent
 from edgeq.registry import EXPORTERS, load_exporter
 from edgeq.run.assembly import make_job
 from edgeq.run.pipeline import export, quantize

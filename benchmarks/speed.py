@@ -28,8 +28,8 @@ import torch
 from greenlet import getcurrent, greenlet
 
 from edgeq.calibration.windows import read_text, sample_windows, tokenize
+from edgeq.commands.progress import Silent
 from edgeq.planning.process_memory import give_large_arrays_back, peak_resident_bytes
-from edgeq.progress import Silent
 from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import PRESETS
 from edgeq.run.assembly import make_activations, make_job

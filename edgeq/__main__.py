@@ -1,6 +1,6 @@
 """`python -m edgeq`."""
 
-from edgeq.cli import main
+from edgeq.commands.main import main
 
 if __name__ == "__main__":
     main()

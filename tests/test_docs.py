@@ -5,7 +5,7 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
-from edgeq.cli import cli
+from edgeq.commands.main import cli
 from edgeq.measuring.formats import markdown_table
 from edgeq.recipe.recipe import Recipe, make_recipe
 

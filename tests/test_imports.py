@@ -98,7 +98,8 @@ def test_files_and_functions_stay_short(name):
 
 
 @pytest.mark.parametrize(
-    "statement", ["import edgeq", "import edgeq.cli", "sys.argv = ['edgeq', '--help']; edgeq.cli.main()"]
+    "statement",
+    ["import edgeq", "import edgeq.commands.main", "sys.argv = ['edgeq', '--help']; edgeq.commands.main.main()"],
 )
 def test_starting_up_loads_no_framework(statement):
     """In a fresh interpreter, which then says what is loaded."""
@@ -106,7 +107,7 @@ def test_starting_up_loads_no_framework(statement):
 import atexit, sys
 atexit.register(lambda: print("LOADED", *sorted({{name.split(".")[0] for name in sys.modules}})))
 import edgeq
-{"import edgeq.cli" if "main" in statement else ""}
+{"import edgeq.commands.main" if "main" in statement else ""}
 {statement}
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from test_schedule import Toy, branching
 
+from edgeq.commands.progress import Silent
 from edgeq.errors import UnsupportedModel
-from edgeq.progress import Silent
 from edgeq.recipe.recipe import with_preset
 from edgeq.registry import ACTIVATIONS, load
 from edgeq.run.assembly import make_activations, make_job

@@ -20,8 +20,8 @@ MEASURED = ["--windows", "96", "--sequence-length", "128"]  # fewer would not se
 AND_SAY_WHAT_IS_LOADED = """
 import atexit, sys
 atexit.register(lambda: print("LOADED", *sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr))
-import edgeq.cli
-edgeq.cli.main()
+import edgeq.commands.main
+edgeq.commands.main.main()
 """
 
 

@@ -9,7 +9,7 @@ import torch
 from tiny_models import TEXT, tokenizer_files
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from edgeq.cli import main
+from edgeq.commands.main import main
 
 QUICK = ["--samples", "4", "--sequence-length", "32", "--backend", "cpu"]
 

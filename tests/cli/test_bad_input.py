@@ -137,7 +137,7 @@ WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None  # what an environment without torch looks like to an import
 sys.argv = ["edgeq", *sys.argv[1:]]
-from edgeq.cli import main
+from edgeq.commands.main import main
 main()
 """
 

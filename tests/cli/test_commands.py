@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import TEXT
 
 from edgeq.checkpoint.reader import Checkpoint
-from edgeq.cli import cli
+from edgeq.commands.main import cli
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from edgeq.progress import Silent
+from edgeq.commands.progress import Silent
 from edgeq.run.assembly import make_job
 from edgeq.run.pipeline import quantize
 from edgeq.sources import open_source

@@ -8,8 +8,8 @@ import signal
 import pytest
 
 import edgeq.run.pipeline as pipeline
+from edgeq.commands.signals import Stopped, stopping_on_signals
 from edgeq.errors import BadInput
-from edgeq.signals import Stopped, stopping_on_signals
 from edgeq_backends.llama_cpp import LlamaCppLogits
 from edgeq_exporters.gguf import GgufExporter
 

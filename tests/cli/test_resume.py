@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 import edgeq.run.identity as run_identity
 import edgeq.run.pipeline as pipeline
 from edgeq.checkpoint.reader import Checkpoint
-from edgeq.failures import describe
+from edgeq.commands.failures import describe
+from edgeq.commands.options import with_flag
 from edgeq.files.locking import acquire
 from edgeq.files.ownership import MARKER_FILE
-from edgeq.options import with_flag
 from edgeq.recipe.recipe import PRESETS
 
 SHORT = ["--samples", "64", "--sequence-length", "128", "--backend", "cpu"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.options import BACKEND_OPTION, FORCE_OPTION, JSON_OPTION, PATH, format_options, option_words
+from edgeq.commands.options import BACKEND_OPTION, FORCE_OPTION, JSON_OPTION, PATH, format_options, option_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,8 +32,8 @@ def export_command(
       edgeq export smollm2 --format gguf
       edgeq export --list smollm2
     """
-    from edgeq.cli import report  # noqa: PLC0415
-    from edgeq.screen import show_exported  # noqa: PLC0415
+    from edgeq.commands.main import report  # noqa: PLC0415
+    from edgeq.commands.screen import show_exported  # noqa: PLC0415
 
     if listed and option_words(options):
         raise click.UsageError(f"--list shows all formats; leave out {' '.join(option_words(options))}")
@@ -82,7 +82,7 @@ def verify_command(export: Path, against: Path | None, running: bool, backend: s
     Example:
       edgeq verify smollm2/gguf --against smollm2 --run
     """
-    from edgeq.cli import report  # noqa: PLC0415
+    from edgeq.commands.main import report  # noqa: PLC0415
     from edgeq.measuring.verify import run_export, verify  # noqa: PLC0415
 
     if running and against is None:

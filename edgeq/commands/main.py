@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.cli_export import export_command, verify_command
-from edgeq.cli_plan import plan_command
-from edgeq.failures import report_failure
-from edgeq.options import (
+from edgeq.commands.export import export_command, verify_command
+from edgeq.commands.failures import report_failure
+from edgeq.commands.options import (
     BACKEND_OPTION,
     FORCE_OPTION,
     JSON_OPTION,
@@ -26,7 +25,8 @@ from edgeq.options import (
     option_words,
     with_flag,
 )
-from edgeq.signals import stopping_on_signals
+from edgeq.commands.plan import plan_command
+from edgeq.commands.signals import stopping_on_signals
 from edgeq.version import __version__
 
 if TYPE_CHECKING:
@@ -131,15 +131,15 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize demo --output smollm2 --export gguf --evaluate
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
     """
+    from edgeq.commands.progress import watching  # noqa: PLC0415
+    from edgeq.commands.screen import show_finished  # noqa: PLC0415
+    from edgeq.commands.summary import finish_run, keeping  # noqa: PLC0415
     from edgeq.files.storage import check_destination  # noqa: PLC0415
     from edgeq.measuring.evaluate import check_evaluation, evaluate  # noqa: PLC0415
-    from edgeq.progress import watching  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
     from edgeq.run.assembly import make_job  # noqa: PLC0415
     from edgeq.run.pipeline import quantize  # noqa: PLC0415
-    from edgeq.screen import show_finished  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
-    from edgeq.summary import finish_run, keeping  # noqa: PLC0415
 
     check_destination(output, force=force or resume, source=Path(model).expanduser() if model != "demo" else None)
     of_formats = {"accuracy_level": accuracy_level, "qdq": qdq}
@@ -189,8 +189,8 @@ def evaluate_command(
     Example:
       edgeq evaluate smollm2/gguf/model.gguf --reference demo
     """
+    from edgeq.commands.screen import show_quality  # noqa: PLC0415
     from edgeq.measuring.evaluate import evaluate  # noqa: PLC0415
-    from edgeq.screen import show_quality  # noqa: PLC0415
 
     quality = evaluate(
         target, reference=reference, backend=backend, text=None if text is None else str(text), windows=windows,
@@ -209,8 +209,8 @@ def inspect_command(path: str, as_json: bool) -> None:
     Example:
       edgeq inspect smollm2
     """
+    from edgeq.commands.screen import show_inspection  # noqa: PLC0415
     from edgeq.measuring.inspection import inspect_model  # noqa: PLC0415
-    from edgeq.screen import show_inspection  # noqa: PLC0415
 
     report(inspect_model(path), as_json, show_inspection)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.options import PATH, collect_settings
+from edgeq.commands.options import PATH, collect_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +40,7 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
     calibration: tuple[str, ...], accuracy_level: int | None, qdq: bool | None, max_ram: str | None,
     output: Path | None, **options: Any,
 ) -> None:  # fmt: skip
-    from edgeq.cli import report  # noqa: PLC0415
+    from edgeq.commands.main import report  # noqa: PLC0415
     from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
     from edgeq.run.forecast import describe_run, open_outline  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
@@ -63,9 +63,9 @@ def existing_parent(path: Path) -> Path:
 
 def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     """One screen; sizes in decimal units."""
+    from edgeq.commands.screen import facts_table  # noqa: PLC0415
     from edgeq.planning.memory import show_size  # noqa: PLC0415
     from edgeq.planning.time import show_time  # noqa: PLC0415
-    from edgeq.screen import facts_table  # noqa: PLC0415
 
     table, memory, way, seconds = facts_table(), plan["memory"], plan["way"], plan["seconds"]
     table.add_row("model", f"{plan['model']}, {seconds['blocks']} blocks, {show_size(plan['original'])}")

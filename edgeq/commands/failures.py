@@ -6,8 +6,8 @@ import traceback
 
 import click
 
+from edgeq.commands.signals import Stopped
 from edgeq.errors import EdgeqError, reason_of
-from edgeq.signals import Stopped
 
 TRACEBACK_VARIABLE = "EDGEQ_TRACEBACK"
 INTERRUPTED = 130

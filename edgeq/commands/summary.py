@@ -8,12 +8,12 @@ from typing import Any
 
 from edgeq.checkpoint.certificate import is_sealed, why_not_as_written
 from edgeq.checkpoint.reader import Checkpoint, read_json
+from edgeq.commands.options import option_words
 from edgeq.errors import BadInput
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.files.storage import size_of
 from edgeq.measuring.evaluate import SINGLE_FILES
 from edgeq.measuring.inspection import parameter_count
-from edgeq.options import option_words
 from edgeq.protocols import Exporter
 from edgeq.recipe.layer_grids import plan_grids
 from edgeq.recipe.recipe import Recipe
