@@ -212,7 +212,7 @@ class Exporter(Protocol):
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
         """Write the files and manifest.json into the empty directory `destination`.
 
-        Each entry of the manifest is made by `edgeq_exporters.manifest`: what the reader of the format needs to find
+        Each entry of the manifest is made by `edgeq_exporters.common.manifest`: what the reader of the format needs to find
         the tensor again, its status, largest deviation, and the hashes of the solution and of what the file holds.
         """
 

@@ -69,20 +69,20 @@ RUNTIMES = {
 }
 """What runs the files of a format."""
 EXPORTERS = {
-    "gguf": Entry("edgeq_exporters.gguf:GgufExporter", "gguf"),
-    "mlx": Entry("edgeq_exporters.mlx:MlxExporter", "mlx"),
-    "onnx": Entry("edgeq_exporters.onnx:OnnxExporter", "onnx"),
-    "gptq": Entry("edgeq_exporters.gptq:GptqExporter"),
-    "compressed-tensors": Entry("edgeq_exporters.compressed_tensors:CompressedTensorsExporter"),
+    "gguf": Entry("edgeq_exporters.gguf.exporter:GgufExporter", "gguf"),
+    "mlx": Entry("edgeq_exporters.mlx.exporter:MlxExporter", "mlx"),
+    "onnx": Entry("edgeq_exporters.onnx.exporter:OnnxExporter", "onnx"),
+    "gptq": Entry("edgeq_exporters.hugging_face.gptq:GptqExporter"),
+    "compressed-tensors": Entry("edgeq_exporters.hugging_face.compressed_tensors:CompressedTensorsExporter"),
 }
 FORMAT_OPTIONS = {"onnx": ("accuracy_level", "qdq")}
 """By format: arguments that its exporter can be made with."""
 READERS = {
-    "gguf": Entry("edgeq_exporters.read_gguf:GgufReader", "gguf"),
-    "mlx": Entry("edgeq_exporters.read_mlx:MlxReader"),
-    "gptq": Entry("edgeq_exporters.read_gptq:GptqReader"),
-    "compressed-tensors": Entry("edgeq_exporters.read_compressed_tensors:CompressedTensorsReader"),
-    "onnx": Entry("edgeq_exporters.read_onnx:OnnxReader", "onnx"),
+    "gguf": Entry("edgeq_exporters.gguf.reader:GgufReader", "gguf"),
+    "mlx": Entry("edgeq_exporters.mlx.reader:MlxReader"),
+    "gptq": Entry("edgeq_exporters.hugging_face.read_gptq:GptqReader"),
+    "compressed-tensors": Entry("edgeq_exporters.hugging_face.read_compressed_tensors:CompressedTensorsReader"),
+    "onnx": Entry("edgeq_exporters.onnx.reader:OnnxReader", "onnx"),
 }
 """What reads the exports of a format back from disk; see `edgeq.protocols.ExportReader`."""
 

@@ -11,7 +11,7 @@ import edgeq.run.pipeline as pipeline
 from edgeq.commands.signals import Stopped, stopping_on_signals
 from edgeq.errors import BadInput
 from edgeq_backends.llama_cpp import LlamaCppLogits
-from edgeq_exporters.gguf import GgufExporter
+from edgeq_exporters.gguf.exporter import GgufExporter
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 ROUNDING = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "cpu"]

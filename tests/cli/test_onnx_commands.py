@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from edgeq.errors import BadInput
-from edgeq_exporters.onnx import OnnxExporter
+from edgeq_exporters.onnx.exporter import OnnxExporter
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime", exc_type=ImportError)
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from edgeq_backends.onnx_runtime import open_session
-from edgeq_exporters.onnx import OnnxExporter
+from edgeq_exporters.onnx.exporter import OnnxExporter
 
 CLOSE = 1e-3  # of the largest logit; a wrong frequency or a missing bias moves logits by tenths
 

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from edgeq.errors import BadInput
 from edgeq.types import Grid
 from edgeq_backends.llama_cpp import LlamaCppLogits
-from edgeq_exporters.gguf import GgufExporter
+from edgeq_exporters.gguf.exporter import GgufExporter
 
 TINY = {
     "vocab_size": VOCAB_SIZE,

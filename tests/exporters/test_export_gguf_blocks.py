@@ -7,8 +7,8 @@ from tiny_models import random_layer
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid, QuantizedLinear
-from edgeq_exporters.deviation import largest_difference
-from edgeq_exporters.gguf_blocks import block_type, held_by_blocks, is_widened, pack_blocks, why_not_packable
+from edgeq_exporters.common.deviation import largest_difference
+from edgeq_exporters.gguf.blocks import block_type, held_by_blocks, is_widened, pack_blocks, why_not_packable
 
 NATIVE = {
     "Q4_0": Grid(4, 32),

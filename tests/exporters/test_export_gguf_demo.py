@@ -9,8 +9,8 @@ from edgeq.sources.demo import find_demo
 from edgeq.sources.gguf_file import GgufFile
 from edgeq.types import Grid, QuantizedLinear
 from edgeq_backends.llama_cpp import LlamaCppLogits
-from edgeq_exporters.gguf import GgufExporter
-from edgeq_exporters.gguf_tokenizer import tokenizer_keys
+from edgeq_exporters.gguf.exporter import GgufExporter
+from edgeq_exporters.gguf.tokenizer import tokenizer_keys
 
 TOKENIZER_KEYS = [
     "tokenizer.ggml.model",

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgeq.errors import BadInput
 from edgeq_backends.llama_cpp import LlamaCppLogits
-from edgeq_exporters.gguf import GgufExporter
-from edgeq_exporters.gguf_tokenizer import tokenizer_keys, why_not_tokenizer
+from edgeq_exporters.gguf.exporter import GgufExporter
+from edgeq_exporters.gguf.tokenizer import tokenizer_keys, why_not_tokenizer
 
 FAMILIES = ["llama-bpe", "smaug-bpe", "qwen2", "smollm", "gpt-2"]
 

@@ -11,10 +11,10 @@ from safetensors.numpy import load_file
 from solved_models import FOUR_BITS, in_float16, shapes_of, solved, tiny, torch_logits, with_grid
 from tiny_models import random_layer
 
-import edgeq_exporters.safetensors_directory as safetensors_directory
+import edgeq_exporters.common.safetensors_directory as safetensors_directory
 from edgeq.errors import BadInput
 from edgeq.types import Grid
-from edgeq_exporters.gptq import BITS, GptqExporter, pack
+from edgeq_exporters.hugging_face.gptq import BITS, GptqExporter, pack
 
 UP = "model.layers.0.mlp.up_proj"
 DOWN = "model.layers.1.mlp.down_proj"

@@ -10,10 +10,10 @@ from safetensors.numpy import load_file
 from solved_models import FOUR_BITS, LLAMA_3_ROPE, in_float16, solved, tiny, torch_logits
 from tiny_models import random_layer
 
-import edgeq_exporters.safetensors_directory as directory_module
+import edgeq_exporters.common.safetensors_directory as directory_module
 from edgeq.types import Grid
-from edgeq_exporters.mlx import MlxExporter
-from edgeq_exporters.mlx_tensors import BITS, GROUP_SIZES, quantized_tensors
+from edgeq_exporters.mlx.exporter import MlxExporter
+from edgeq_exporters.mlx.tensors import BITS, GROUP_SIZES, quantized_tensors
 
 mx = pytest.importorskip("mlx.core", reason="needs mlx", exc_type=ImportError)
 load_model = pytest.importorskip("mlx_lm.utils", reason="needs mlx-lm", exc_type=ImportError).load_model

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file
 from solved_models import FILES, FOUR_BITS, LLAMA_3_ROPE, shapes_of, solved, tiny, with_grid
 from tiny_models import tokenizer_files
 
-import edgeq_exporters.safetensors_directory as directory_module
+import edgeq_exporters.common.safetensors_directory as directory_module
 from edgeq.errors import BadInput
 from edgeq.types import Grid
-from edgeq_exporters.gguf import GgufExporter
-from edgeq_exporters.mlx import MlxExporter
+from edgeq_exporters.gguf.exporter import GgufExporter
+from edgeq_exporters.mlx.exporter import MlxExporter
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 EMBEDDING = "model.embed_tokens"
@@ -191,6 +191,6 @@ def test_a_failure_while_writing_leaves_no_file_behind(rng, tmp_path, monkeypatc
 
 
 def test_the_exporter_loads_no_framework():
-    code = "import sys, edgeq_exporters.mlx; print(*sys.modules)"
+    code = "import sys, edgeq_exporters.mlx.exporter; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert not {"mlx", "mlx_lm", "torch", "transformers"} & set(run.stdout.split())

@@ -8,7 +8,7 @@ from solved_models import FOUR_BITS, LLAMA_3_ROPE, shapes_of, solved, tiny, with
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid
-from edgeq_exporters.mlx import MlxExporter
+from edgeq_exporters.mlx.exporter import MlxExporter
 
 BIAS = "model.layers.0.self_attn.q_proj.bias"
 FACTOR_ONLY = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0}

@@ -10,8 +10,8 @@ from solved_models import FOUR_BITS, LLAMA_3_ROPE, shapes_of, solved, tiny, torc
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from edgeq.types import Grid
-from edgeq_exporters.onnx import OnnxExporter
-from edgeq_exporters.onnx_architecture import rotary_tables
+from edgeq_exporters.onnx.architecture import rotary_tables
+from edgeq_exporters.onnx.exporter import OnnxExporter
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime", exc_type=ImportError)
 from onnx_sessions import (

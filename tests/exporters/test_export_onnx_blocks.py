@@ -12,10 +12,10 @@ from tiny_models import random_layer
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid
-from edgeq_exporters.deviation import largest_difference
-from edgeq_exporters.onnx import OnnxExporter
-from edgeq_exporters.onnx_blocks import Container, container_of, held_by_blocks, why_not_grid
-from edgeq_exporters.onnx_tensors import block_parts, whole_number_parts
+from edgeq_exporters.common.deviation import largest_difference
+from edgeq_exporters.onnx.blocks import Container, container_of, held_by_blocks, why_not_grid
+from edgeq_exporters.onnx.exporter import OnnxExporter
+from edgeq_exporters.onnx.tensors import block_parts, whole_number_parts
 
 BIAS = "model.layers.0.self_attn.q_proj.bias"
 DOWN = "model.layers.1.mlp.down_proj.weight"

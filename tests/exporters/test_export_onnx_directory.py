@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from edgeq.errors import BadInput
 from edgeq.measuring.evaluate import find_export
 from edgeq.types import Grid
-from edgeq_exporters.gguf import GgufExporter
-from edgeq_exporters.onnx import OnnxExporter
+from edgeq_exporters.gguf.exporter import GgufExporter
+from edgeq_exporters.onnx.exporter import OnnxExporter
 
 EMBEDDING = "model.embed_tokens.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -231,7 +231,7 @@ def test_onnxruntime_genai_generates_what_torch_does(rng, tmp_path):
 
 
 def test_the_exporter_loads_no_framework_and_no_runtime():
-    code = "import sys, edgeq_exporters.onnx; print(*sys.modules)"
+    code = "import sys, edgeq_exporters.onnx.exporter; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert not {"onnxruntime", "torch", "transformers"} & set(run.stdout.split())
 

@@ -15,8 +15,8 @@ from edgeq.errors import BadInput
 from edgeq.measuring.verify import check_tensor
 from edgeq.registry import load_exporter
 from edgeq.types import Grid
-from edgeq_exporters.onnx import OnnxExporter
-from edgeq_exporters.read_onnx import OnnxReader
+from edgeq_exporters.onnx.exporter import OnnxExporter
+from edgeq_exporters.onnx.reader import OnnxReader
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime", exc_type=ImportError)
 from onnx_sessions import assert_alike, exported, onnx_logits, stepwise_logits

@@ -8,7 +8,7 @@ from tiny_models import VOCAB_SIZE, one_block_model, tokenizer_files
 
 from edgeq.errors import BadInput, NotInstalled
 from edgeq_backends.llama_cpp import LlamaCppLogits, load_cyllama
-from edgeq_exporters.gguf import GgufExporter
+from edgeq_exporters.gguf.exporter import GgufExporter
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 from solved_models import FOUR_BITS, solved, tiny, torch_logits
 
 from edgeq.errors import BadInput
-from edgeq_exporters.onnx import OnnxExporter
+from edgeq_exporters.onnx.exporter import OnnxExporter
 
 OnnxRuntimeLogits = pytest.importorskip(
     "edgeq_backends.onnx_runtime", reason="needs onnxruntime", exc_type=ImportError

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from edgeq_exporters.onnx_blocks import Container
-from edgeq_exporters.onnx_tensors import inline_part, outlier_names
+from edgeq_exporters.onnx.blocks import Container
+from edgeq_exporters.onnx.tensors import inline_part, outlier_names
 
 CONTRIB = "com.microsoft"
 

@@ -13,9 +13,9 @@ from edgeq.checkpoint.reader import describe_grid
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
-from edgeq_exporters.decoder import Shape, Shapes, check_shape, claimed_grids, planned_grids, why_not_tensors
-from edgeq_exporters.manifest import Entry, hash_of_layer, quantized_entry
-from edgeq_exporters.safetensors_directory import (
+from edgeq_exporters.common.decoder import Shape, Shapes, check_shape, claimed_grids, planned_grids, why_not_tensors
+from edgeq_exporters.common.manifest import Entry, hash_of_layer, quantized_entry
+from edgeq_exporters.common.safetensors_directory import (
     DTYPES,
     DirectoryContent,
     dense_dtype,

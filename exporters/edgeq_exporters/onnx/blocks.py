@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
-from edgeq_exporters.deviation import as_stored
+from edgeq_exporters.common.deviation import as_stored
 
 BITS = (2, 4, 8)  # of MatMulNBits and GatherBlockQuantized
 FLOAT_ZERO_BITS = (2, 4)  # MatMulNBits fails at run time with float zero points at 8 bits

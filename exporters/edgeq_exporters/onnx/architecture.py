@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgeq.architectures.model_config import SUPPORTED_MODEL_TYPES, head_dimension, positive_integer
 from edgeq.architectures.rope import frequencies, rope_of, why_not_rope
-from edgeq_exporters.decoder import Config
+from edgeq_exporters.common.decoder import Config
 
 NEEDED = (
     "hidden_size",

@@ -17,9 +17,9 @@ from edgeq.checkpoint.reader import read_json
 from edgeq.errors import BadInput, reason_of
 from edgeq.sources.safetensors_directory import is_redundant
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear, StoredTensor
-from edgeq_exporters.manifest import grid_of
-from edgeq_exporters.onnx import EMBEDDING, FILE_NAME, HEAD
-from edgeq_exporters.onnx_decoder import COSINES, SINES
+from edgeq_exporters.common.manifest import grid_of
+from edgeq_exporters.onnx.decoder import COSINES, SINES
+from edgeq_exporters.onnx.exporter import EMBEDDING, FILE_NAME, HEAD
 
 PARTS = (".scales", ".zero_points", ".outlier_columns", ".outlier_values")
 WEIGHT_INPUTS = {"MatMulNBits": 1, "GatherBlockQuantized": 0, "DequantizeLinear": 0}

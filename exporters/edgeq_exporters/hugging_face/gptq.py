@@ -13,9 +13,9 @@ from edgeq.grids.packing import pack_words
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, QuantizedLinear
 from edgeq.version import __version__
-from edgeq_exporters.decoder import Shape, Shapes, why_not_outliers
-from edgeq_exporters.deviation import as_stored
-from edgeq_exporters.hugging_face import (
+from edgeq_exporters.common.decoder import Shape, Shapes, why_not_outliers
+from edgeq_exporters.common.deviation import as_stored
+from edgeq_exporters.hugging_face.directory import (
     LinearFormat,
     Packed,
     commonest_grid,

@@ -11,9 +11,9 @@ import numpy as np
 
 from edgeq.errors import BadInput, reason_of
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, StoredTensor
-from edgeq_exporters.gguf import FILE_NAME, ROPE_FACTORS
-from edgeq_exporters.gguf_architecture import row_order
-from edgeq_exporters.manifest import grid_of
+from edgeq_exporters.common.manifest import grid_of
+from edgeq_exporters.gguf.architecture import row_order
+from edgeq_exporters.gguf.exporter import FILE_NAME, ROPE_FACTORS
 
 COLUMNS = 32
 BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}

@@ -10,10 +10,10 @@ from edgeq.errors import BadInput
 from edgeq.files.storage import write_bytes
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
-from edgeq_exporters.decoder import Shape, Shapes, check_shape, claimed_grids, tensor_shapes, why_not_tensors
-from edgeq_exporters.manifest import Entry, quantized_entry, sha256_of, tensor_entry, write_manifest
-from edgeq_exporters.onnx_architecture import decoder_of, genai_config, rotary_tables, why_not_config
-from edgeq_exporters.onnx_blocks import (
+from edgeq_exporters.common.decoder import Shape, Shapes, check_shape, claimed_grids, tensor_shapes, why_not_tensors
+from edgeq_exporters.common.manifest import Entry, quantized_entry, sha256_of, tensor_entry, write_manifest
+from edgeq_exporters.onnx.architecture import decoder_of, genai_config, rotary_tables, why_not_config
+from edgeq_exporters.onnx.blocks import (
     Container,
     Operator,
     container_of,
@@ -21,9 +21,9 @@ from edgeq_exporters.onnx_blocks import (
     is_widened,
     why_not_grid,
 )
-from edgeq_exporters.onnx_decoder import COSINES, SINES, decoder_model
-from edgeq_exporters.onnx_graph import GraphBuilder, Matrix
-from edgeq_exporters.onnx_tensors import (
+from edgeq_exporters.onnx.decoder import COSINES, SINES, decoder_model
+from edgeq_exporters.onnx.graph import GraphBuilder, Matrix
+from edgeq_exporters.onnx.tensors import (
     DataFile,
     Part,
     block_parts,

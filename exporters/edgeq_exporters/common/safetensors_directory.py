@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 from edgeq.files.storage import rename_when_stored, write_bytes
 from edgeq.types import Grid, NumpyArray, ScaleDtype
-from edgeq_exporters.decoder import Shapes
-from edgeq_exporters.manifest import Entry, sha256_of, tensor_entry, write_manifest
+from edgeq_exporters.common.decoder import Shapes
+from edgeq_exporters.common.manifest import Entry, sha256_of, tensor_entry, write_manifest
 
 SHARD_BYTES = 1_000_000_000  # a larger tensor has a shard of its own
 INDEX_NAME = "model.safetensors.index.json"

@@ -10,7 +10,7 @@ from edgeq.checkpoint.reader import describe_grid
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.files.storage import write_bytes
 from edgeq.types import Grid, QuantizedLinear
-from edgeq_exporters.deviation import largest_difference
+from edgeq_exporters.common.deviation import largest_difference
 
 __all__ = [
     "Entry",

@@ -10,11 +10,11 @@ from edgeq.architectures.mlx_config import why_not_mlx
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, ScaleDtype
-from edgeq_exporters.decoder import Shape, Shapes, check_shape, claimed_grids, planned_grids, why_not_tensors
-from edgeq_exporters.manifest import Entry, quantized_entry
-from edgeq_exporters.mlx_architecture import exported_config
-from edgeq_exporters.mlx_tensors import quantized_tensors, stored_bytes, why_not_grid
-from edgeq_exporters.safetensors_directory import DirectoryContent, dense_dtype, make_dense, write_directory
+from edgeq_exporters.common.decoder import Shape, Shapes, check_shape, claimed_grids, planned_grids, why_not_tensors
+from edgeq_exporters.common.manifest import Entry, quantized_entry
+from edgeq_exporters.common.safetensors_directory import DirectoryContent, dense_dtype, make_dense, write_directory
+from edgeq_exporters.mlx.architecture import exported_config
+from edgeq_exporters.mlx.tensors import quantized_tensors, stored_bytes, why_not_grid
 
 
 class MlxExporter:

@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid, QuantizedLinear
-from edgeq_exporters.decoder import why_not_outliers
-from edgeq_exporters.deviation import as_stored
+from edgeq_exporters.common.decoder import why_not_outliers
+from edgeq_exporters.common.deviation import as_stored
 
 BLOCK_COLUMNS = 32  # every block type here holds 32 consecutive weights of a row
 

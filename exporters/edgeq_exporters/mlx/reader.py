@@ -11,8 +11,8 @@ import numpy as np
 
 from edgeq.grids.packing import unpack_words
 from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor
-from edgeq_exporters.manifest import grid_of
-from edgeq_exporters.read_safetensors import TensorFiles, module_of
+from edgeq_exporters.common.manifest import grid_of
+from edgeq_exporters.common.read_safetensors import TensorFiles, module_of
 
 
 class MlxReader:

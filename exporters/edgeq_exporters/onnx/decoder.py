@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from edgeq_exporters.onnx_architecture import Decoder
-from edgeq_exporters.onnx_graph import CONTRIB, GraphBuilder, Matrices, float_value, id_value, sorted_initializers
+from edgeq_exporters.onnx.architecture import Decoder
+from edgeq_exporters.onnx.graph import CONTRIB, GraphBuilder, Matrices, float_value, id_value, sorted_initializers
 
 OPSET = 21  # the first with 4-bit types and blocks in DequantizeLinear
 IR_VERSION = 10  # what opset 21 came with

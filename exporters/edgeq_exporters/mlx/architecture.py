@@ -5,7 +5,7 @@ from typing import Any
 
 from edgeq.architectures.mlx_config import mlx_config
 from edgeq.types import Grid
-from edgeq_exporters.decoder import Config, Shapes
+from edgeq_exporters.common.decoder import Config, Shapes
 
 
 def exported_config(config: Config, grids: Shapes) -> dict[str, Any]:

@@ -13,7 +13,14 @@ from edgeq.errors import BadInput, NotInstalled, install
 from edgeq.files.storage import rename_when_stored
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
-from edgeq_exporters.gguf_architecture import (
+from edgeq_exporters.common.manifest import (
+    Entry,
+    quantized_entry,
+    sha256_of,
+    tensor_entry,
+    write_manifest,
+)
+from edgeq_exporters.gguf.architecture import (
     ARCHITECTURES,
     architecture_keys,
     file_order,
@@ -23,15 +30,8 @@ from edgeq_exporters.gguf_architecture import (
     row_order,
     why_not_architecture,
 )
-from edgeq_exporters.gguf_blocks import block_type, held_by_blocks, is_widened, pack_blocks, why_not_packable
-from edgeq_exporters.gguf_tokenizer import tokenizer_keys, why_not_tokenizer
-from edgeq_exporters.manifest import (
-    Entry,
-    quantized_entry,
-    sha256_of,
-    tensor_entry,
-    write_manifest,
-)
+from edgeq_exporters.gguf.blocks import block_type, held_by_blocks, is_widened, pack_blocks, why_not_packable
+from edgeq_exporters.gguf.tokenizer import tokenizer_keys, why_not_tokenizer
 
 try:
     import gguf

@@ -11,10 +11,17 @@ from edgeq.errors import BadInput
 from edgeq.grids.packing import pack_words
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, QuantizedLinear
-from edgeq_exporters.decoder import Shape, Shapes, why_not_outliers
-from edgeq_exporters.deviation import as_stored
-from edgeq_exporters.hugging_face import LinearFormat, Packed, layers_by_grid, patterns_of, reject_reason, write
-from edgeq_exporters.safetensors_directory import DTYPES
+from edgeq_exporters.common.decoder import Shape, Shapes, why_not_outliers
+from edgeq_exporters.common.deviation import as_stored
+from edgeq_exporters.common.safetensors_directory import DTYPES
+from edgeq_exporters.hugging_face.directory import (
+    LinearFormat,
+    Packed,
+    layers_by_grid,
+    patterns_of,
+    reject_reason,
+    write,
+)
 
 # Other bits are packed in two ways, older releases leaving bits of each word unused; both read these alike.
 BITS = (2, 4, 8)

@@ -11,8 +11,8 @@ from onnx import StringStringEntryProto, TensorProto
 
 from edgeq.files.storage import rename_when_stored
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear
-from edgeq_exporters.onnx_blocks import Bytes, Container, pack_blocks, pack_rows, per_block, stored_codes, stored_zeros
-from edgeq_exporters.safetensors_directory import DTYPES
+from edgeq_exporters.common.safetensors_directory import DTYPES
+from edgeq_exporters.onnx.blocks import Bytes, Container, pack_blocks, pack_rows, per_block, stored_codes, stored_zeros
 
 SMALL_ALIGNMENT = 64
 LARGE_ALIGNMENT = 65536  # what Windows maps into memory from; Linux and macOS need less

@@ -8,9 +8,9 @@ import numpy as np
 from edgeq.errors import BadInput
 from edgeq.grids.packing import pack_words
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
-from edgeq_exporters.decoder import why_not_outliers
-from edgeq_exporters.deviation import as_stored
-from edgeq_exporters.safetensors_directory import DTYPES
+from edgeq_exporters.common.decoder import why_not_outliers
+from edgeq_exporters.common.deviation import as_stored
+from edgeq_exporters.common.safetensors_directory import DTYPES
 
 # MLX packs other bits and groups as well, but multiplies them wrongly without an error.
 BITS = (2, 3, 4, 5, 6, 8)
