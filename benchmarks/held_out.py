@@ -28,8 +28,8 @@ from edgeq.sources.reading import read_weight
 from edgeq.stopwatch import Stopwatch
 from edgeq.streams.blockwise import CALIBRATION_BATCH, share_windows
 from edgeq.types import Array, LayerProblem, NumpyArray
-from edgeq_backends.torch import TorchBackend
-from edgeq_backends.torch_activations import TorchActivations
+from edgeq_backends.torch.activations import TorchActivations
+from edgeq_backends.torch.backend import TorchBackend
 
 RESULTS = Path(__file__).parent / "results"
 JUDGES = ("speeches", "factbook")

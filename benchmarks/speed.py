@@ -38,8 +38,8 @@ from edgeq.sources import open_source
 from edgeq.stopwatch import Stopwatch
 from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow, split_windows
 from edgeq.types import BlockSpec
-from edgeq_backends.torch import TorchBackend
-from edgeq_backends.torch_model import StreamedModel
+from edgeq_backends.torch.backend import TorchBackend
+from edgeq_backends.torch.model import StreamedModel
 
 RESULTS = Path(__file__).parent / "results"
 COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}

@@ -33,32 +33,32 @@ class BackendEntry:
 
 
 def _torch(device: str) -> BackendEntry:
-    return BackendEntry(Entry("edgeq_backends.torch:TorchBackend", "cuda", (device,)), "torch", device)
+    return BackendEntry(Entry("edgeq_backends.torch.backend:TorchBackend", "cuda", (device,)), "torch", device)
 
 
 BACKENDS = {
     "cuda": _torch("cuda"),
     "cpu": _torch("cpu"),
     "mps": _torch("mps"),
-    "mlx": BackendEntry(Entry("edgeq_backends.mlx:MlxBackend", "mlx"), "mlx"),
+    "mlx": BackendEntry(Entry("edgeq_backends.mlx.backend:MlxBackend", "mlx"), "mlx"),
     "reference": BackendEntry(Entry("edgeq_backends.reference:ReferenceBackend", "cuda"), "torch", "cpu"),
 }
 ACTIVATIONS = {
-    "torch": Entry("edgeq_backends.torch_activations:TorchActivations", "cuda"),
-    "mlx": Entry("edgeq_backends.mlx_activations:MlxActivations", "mlx"),
+    "torch": Entry("edgeq_backends.torch.activations:TorchActivations", "cuda"),
+    "mlx": Entry("edgeq_backends.mlx.activations:MlxActivations", "mlx"),
 }
 WRITERS = {
-    "torch": Entry("edgeq_backends.torch_writer:TorchWriter", "cuda"),
-    "mlx": Entry("edgeq_backends.mlx_writer:MlxWriter", "mlx"),
+    "torch": Entry("edgeq_backends.torch.writer:TorchWriter", "cuda"),
+    "mlx": Entry("edgeq_backends.mlx.writer:MlxWriter", "mlx"),
 }
 LOGITS = {
-    "torch": Entry("edgeq_backends.torch_activations:TorchLogits", "cuda"),
-    "mlx": Entry("edgeq_backends.mlx_activations:MlxLogits", "mlx"),
+    "torch": Entry("edgeq_backends.torch.activations:TorchLogits", "cuda"),
+    "mlx": Entry("edgeq_backends.mlx.activations:MlxLogits", "mlx"),
     "llama.cpp": Entry("edgeq_backends.llama_cpp:LlamaCppLogits", "llama-cpp"),
-    "mlx-lm": Entry("edgeq_backends.mlx_lm:MlxLmLogits", "mlx"),
+    "mlx-lm": Entry("edgeq_backends.mlx.runtime:MlxLmLogits", "mlx"),
     "onnxruntime": Entry("edgeq_backends.onnx_runtime:OnnxRuntimeLogits", "onnx"),
-    "gptqmodel": Entry("edgeq_backends.transformers_directory:GptqModelLogits", "cuda"),
-    "compressed-tensors": Entry("edgeq_backends.transformers_directory:CompressedTensorsLogits", "compressed-tensors"),
+    "gptqmodel": Entry("edgeq_backends.torch.directories:GptqModelLogits", "cuda"),
+    "compressed-tensors": Entry("edgeq_backends.torch.directories:CompressedTensorsLogits", "compressed-tensors"),
 }
 RUNTIMES = {
     "gguf": "llama.cpp",

@@ -11,7 +11,7 @@ from edgeq.registry import load_backend
 from edgeq.solving.statistics import accumulate
 from edgeq.sources import open_source
 from edgeq.sources.reading import read_weight
-from edgeq_backends.torch_activations import TorchActivations
+from edgeq_backends.torch.activations import TorchActivations
 
 FIRST_SITE = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
 DEMO_LAYERS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj", "mlp.down_proj")

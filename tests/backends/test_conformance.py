@@ -18,7 +18,7 @@ from edgeq.registry import load_backend
 from edgeq.solving.layer import prepare_site, solve_layer
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem, LayerStatistics
-from edgeq_backends.torch import aligned
+from edgeq_backends.torch.backend import aligned
 
 
 def float32_exact(array):

@@ -11,7 +11,7 @@ from tiny_models import random_layer
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid
-from edgeq_backends.transformers_directory import CompressedTensorsLogits
+from edgeq_backends.torch.directories import CompressedTensorsLogits
 from edgeq_exporters.hugging_face.compressed_tensors import BITS, CompressedTensorsExporter, pack
 
 DOWN = "model.layers.1.mlp.down_proj"

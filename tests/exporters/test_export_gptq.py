@@ -149,7 +149,7 @@ def test_onnxruntime_genai_reads_the_solved_weights(rng, tmp_path, bits, zeros):
 @pytest.mark.parametrize("zeros", ["symmetric", "integer"])
 def test_gptqmodel_predicts_like_torch_with_the_dequantized_weights(rng, tmp_path, zeros):
     pytest.importorskip("gptqmodel", reason="needs gptqmodel, which has no wheels")
-    from edgeq_backends.transformers_directory import GptqModelLogits  # noqa: PLC0415
+    from edgeq_backends.torch.directories import GptqModelLogits  # noqa: PLC0415
 
     model, ids = tiny(), rng.integers(0, 96, (1, 40))
     export = solved(model, rng, [Grid(4, 32, zeros)])

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
 from edgeq.types import NumpyArray
-from edgeq_backends.torch_model import whole_model
+from edgeq_backends.torch.model import whole_model
 
 ROOM = 256  # tokens by which keys and values grow
 

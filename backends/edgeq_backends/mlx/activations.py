@@ -3,7 +3,7 @@
 from edgeq.protocols import ModelSource
 from edgeq.streams.blockwise import BlockwiseLogits, CalibrationStreams, Flow
 from edgeq.types import NumpyArray
-from edgeq_backends.mlx_model import StreamedModel
+from edgeq_backends.mlx.model import StreamedModel
 
 
 class MlxActivations(CalibrationStreams):

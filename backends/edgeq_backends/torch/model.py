@@ -20,7 +20,7 @@ from edgeq.sources.reading import read_weight
 from edgeq.streams.blockwise import Place, record_calls
 from edgeq.streams.schedule import stand_still
 from edgeq.types import BlockSpec, NumpyArray
-from edgeq_backends.torch import aligned
+from edgeq_backends.torch.backend import aligned
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
 from edgeq.types import NumpyArray
-from edgeq_backends.mlx_model import model_definition, whole_model
+from edgeq_backends.mlx.model import model_definition, whole_model
 
 
 class MlxWriter:
