@@ -1,10 +1,12 @@
-"""One solution in every format: the same hashes, the same bytes each time, the same predictions in each runtime.
+"""One solution in every format: the same hashes, the same bytes each time, the same predictions in
+each runtime.
 
-    uv run python -m benchmarks.exports                  the demo model at 4 bits (a few minutes on 2 cores)
-    uv run python -m benchmarks.exports --checkpoint DIR  a checkpoint that is there already
+    uv run python -m benchmarks.exports                  the demo model at 4 bits (a few minutes on
+    2 cores) uv run python -m benchmarks.exports --checkpoint DIR  a checkpoint that is there
+    already
 
-Prints a table, also to benchmarks/results/exports.md, and exits 1 when something in it is not as it must be. GPTQ
-exports are run only where GPTQModel is installed.
+Prints a table, also to benchmarks/results/exports.md, and exits 1 when something in it is not as it
+must be. GPTQ exports are run only where GPTQModel is installed.
 """
 
 import argparse
@@ -33,7 +35,13 @@ from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 
 RESULT = Path(__file__).parent / "results" / "exports.md"
-SOLVE = {"bits": 4, "group_size": 32, "solver": "rtn", "scales": "none", "propagation_strength": 0.0}
+SOLVE = {
+    "bits": 4,
+    "group_size": 32,
+    "solver": "rtn",
+    "scales": "none",
+    "propagation_strength": 0.0,
+}
 TOKENS = 128
 GENERATED = 32
 PROMPT = "Gravity is"
@@ -62,13 +70,24 @@ class Line:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint of 4 bits, symmetric, groups of 32")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a checkpoint of 4 bits, symmetric, groups of 32"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeq-exports-") as folder:
-        checkpoint = Checkpoint(arguments.checkpoint) if arguments.checkpoint else solve(Path(folder) / "checkpoint")
+        checkpoint = (
+            Checkpoint(arguments.checkpoint)
+            if arguments.checkpoint
+            else solve(Path(folder) / "checkpoint")
+        )
         lines = [*format_lines(checkpoint, Path(folder)), *onnx_lines(checkpoint, Path(folder))]
-    text = f"Written by `python -m benchmarks.exports`: {checkpoint.name}, {described(checkpoint)}.\n\n"
+    text = (
+        "Written by `python -m benchmarks.exports`: "
+        f"{checkpoint.name}, {described(checkpoint)}.\n\n"
+    )
     text += "\n".join(line.text for line in lines) + "\n"
     RESULT.write_text(text, encoding="utf-8")
     print(text, end="")
@@ -76,13 +95,18 @@ def main() -> None:
 
 
 def solve(folder: Path) -> Checkpoint:
-    """The demo model, plainly rounded: what is checked here does not depend on how codes were chosen."""
+    """The demo model, plainly rounded: what is checked here does not depend on how codes were
+    chosen.
+    """
     return quantize(make_job(open_source("demo"), SOLVE, backend="cpu"), folder, Silent())
 
 
 def described(checkpoint: Checkpoint) -> str:
     recipe = checkpoint.head["recipe"]
-    return f"{recipe['bits']} bits {recipe['zeros']}, groups of {recipe['group_size']}, solver {recipe['solver']}"
+    return (
+        f"{recipe['bits']} bits {recipe['zeros']}, groups of "
+        f"{recipe['group_size']}, solver {recipe['solver']}"
+    )
 
 
 def format_lines(checkpoint: Checkpoint, folder: Path) -> Iterator[Line]:
@@ -101,12 +125,19 @@ def format_lines(checkpoint: Checkpoint, folder: Path) -> Iterator[Line]:
         exact, dense = (found["statuses"].get(status, 0) for status in ("exact", "dense"))
         run, runs = run_cells(exported, checkpoint)
         cells = [f"`{name}`", exact, dense, "equal" if hashes == solved else "DIFFERENT"]
-        cells += ["equal" if again else "DIFFERENT", len(found["differences"]), found["library"], *run]
+        cells += [
+            "equal" if again else "DIFFERENT",
+            len(found["differences"]),
+            found["library"],
+            *run,
+        ]
         whole = exact_layers(exported) and hashes == solved and again and not found["differences"]
         yield Line(row(cells), whole and runs)
     assert solved is not None
     yield Line(
-        f"\nhashes: of the {len(solved)} quantized linear layers, compared with those of the first format.", True
+        f"\nhashes: of the {len(solved)} quantized linear "
+        "layers, compared with those of the first format.",
+        True,
     )
 
 
@@ -116,31 +147,48 @@ def run_cells(exported: Path, checkpoint: Checkpoint) -> tuple[list[str], bool]:
         run = run_export(exported, against=checkpoint.path, backend="cpu", sequence_length=TOKENS)
     except NotInstalled as error:
         return [f"not run ({str(error).split(';')[0]})", "", "", ""], True
-    cells = [run["runtime"], f"{run['logit_difference']:.1e}", f"{run['kl']:.1e}", f"{run['top1_agreement']:.1%}"]
+    cells = [
+        run["runtime"],
+        f"{run['logit_difference']:.1e}",
+        f"{run['kl']:.1e}",
+        f"{run['top1_agreement']:.1%}",
+    ]
     return cells, not run["differences"]
 
 
 def onnx_lines(checkpoint: Checkpoint, folder: Path) -> Iterator[Line]:
-    """ONNX Runtime at once and step by step, then what onnxruntime-genai generates, at accuracy level 0."""
+    """ONNX Runtime at once and step by step, then what onnxruntime-genai generates, at accuracy
+    level 0.
+    """
     level_0 = folder / "level 0"
     export(checkpoint, load_exporter("onnx", {"accuracy_level": 0}), level_0)
     torch = model_logits(checkpoint, "cpu")
     ids = first_windows(
-        tokenize(checkpoint, read_text(None, default=EVALUATION_TEXT)), windows=1, sequence_length=TOKENS
+        tokenize(checkpoint, read_text(None, default=EVALUATION_TEXT)),
+        windows=1,
+        sequence_length=TOKENS,
     )
     reference = next(iter(torch.logits(ids)))
     for how, found in onnx_logits(level_0, ids):
         difference = float(np.abs(found - reference).max() / np.abs(reference).max())
         same = float((found.argmax(-1) == reference.argmax(-1)).mean())
-        text = f"- ONNX Runtime at level 0, {TOKENS} tokens {how}: logits within {difference:.1e} of the largest, "
-        yield Line(f"{text}top token equal in {same:.1%}", difference < LARGEST_DIFFERENCE and same == 1.0)
+        text = (
+            f"- ONNX Runtime at level 0, {TOKENS} tokens {how}: "
+            f"logits within {difference:.1e} of the largest, "
+        )
+        yield Line(
+            f"{text}top token equal in {same:.1%}", difference < LARGEST_DIFFERENCE and same == 1.0
+        )
     prompt, generated = genai_tokens(level_0)
     expected = list(prompt)
     for _ in range(GENERATED):
         expected.append(int(next(iter(torch.logits(np.array([expected]))))[-1].argmax()))
     equal = sum(a == b for a, b in zip(generated, expected[len(prompt) :], strict=True))
     said = json.dumps(decoded(checkpoint, [*prompt, *generated]))
-    text = f"- onnxruntime-genai, greedy: {equal} of {GENERATED} tokens equal to torch's on the dequantized weights"
+    text = (
+        f"- onnxruntime-genai, greedy: {equal} of {GENERATED} "
+        "tokens equal to torch's on the dequantized weights"
+    )
     yield Line(f"{text}; {said}", equal == GENERATED)
 
 
@@ -159,9 +207,19 @@ def onnx_logits(exported: Path, ids: NumpyArray) -> Iterator[tuple[str, NumpyArr
     def steps(width: int) -> Iterator[NumpyArray]:
         cache = empty
         for end in range(width, ids.shape[1] + 1, width):
-            feeds = {"input_ids": ids[:, end - width : end], "attention_mask": np.ones((1, end), np.int64), **cache}
+            feeds = {
+                "input_ids": ids[:, end - width : end],
+                "attention_mask": np.ones((1, end), np.int64),
+                **cache,
+            }
             logits, *present = session.run(names, feeds)
-            cache = dict(zip((name.replace("present", "past_key_values") for name in names[1:]), present, strict=True))
+            cache = dict(
+                zip(
+                    (name.replace("present", "past_key_values") for name in names[1:]),
+                    present,
+                    strict=True,
+                )
+            )
             yield logits[0]
 
     yield "at once", np.concatenate(list(steps(ids.shape[1])))

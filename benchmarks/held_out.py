@@ -1,11 +1,11 @@
 """Whether a preset beats plain GPTQ on tokens that nothing was fitted to, layer by layer.
 
-    uv run python -m benchmarks.held_out                     balanced, every block of the demo (about 10 minutes)
-    uv run python -m benchmarks.held_out --quality best      another preset
+    uv run python -m benchmarks.held_out                     balanced, every block of the demo
+    (about 10 minutes) uv run python -m benchmarks.held_out --quality best      another preset
 
-Every layer is solved twice from the same statistics: by the preset, whose result the model runs on with, and by GPTQ
-with min-max scales and no propagation. Both are judged by ||X W.T - X_hat Q.T||^2 / ||X W.T||^2 on other texts.
-Results go to benchmarks/results/held-out-PRESET.md.
+Every layer is solved twice from the same statistics: by the preset, whose result the model runs on
+with, and by GPTQ with min-max scales and no propagation. Both are judged by ||X W.T - X_hat Q.T||^2
+/ ||X W.T||^2 on other texts. Results go to benchmarks/results/held-out-PRESET.md.
 """
 
 import argparse
@@ -49,11 +49,16 @@ class Part:
 
 
 class TrueLoss:
-    """||X W.T - X_hat Q.T||^2 / ||X W.T||^2 on the tokens of one part of a site, products in float32."""
+    """||X W.T - X_hat Q.T||^2 / ||X W.T||^2 on the tokens of one part of a site, products in
+    float32.
+    """
 
     def __init__(self, part: Part, backend: TorchBackend) -> None:
         self._backend = backend
-        self._pairs = [tuple(x.reshape(-1, x.shape[-1]) for x in map(backend.activations, p)) for p in part.batches()]
+        self._pairs = [
+            tuple(x.reshape(-1, x.shape[-1]) for x in map(backend.activations, p))
+            for p in part.batches()
+        ]
 
     def __call__(self, W: NumpyArray, solutions: Mapping[str, NumpyArray]) -> dict[str, float]:
         """The loss of each solution. Shapes: W and the solutions (out, in)."""
@@ -62,7 +67,9 @@ class TrueLoss:
             wanted = X @ self._backend.activations(W).T
             energy += float((wanted.double() ** 2).sum())
             for name, Q in solutions.items():
-                lost[name] += float(((wanted - X_hat @ self._backend.activations(Q).T).double() ** 2).sum())
+                lost[name] += float(
+                    ((wanted - X_hat @ self._backend.activations(Q).T).double() ** 2).sum()
+                )
         return {name: loss / energy for name, loss in lost.items()}
 
 
@@ -82,7 +89,9 @@ class Solver:
         grid = self._recipe.grid_of(name)
         assert grid is not None
         problem = LayerProblem(name, W, self._factors.statistics, grid)
-        return solve_layer(problem, self._factors, self._recipe, self._backend, Stopwatch())[0].dequantized()
+        return solve_layer(problem, self._factors, self._recipe, self._backend, Stopwatch())[
+            0
+        ].dequantized()
 
 
 def judge(quality: str) -> list[dict[str, Any]]:
@@ -94,13 +103,17 @@ def judge(quality: str) -> list[dict[str, Any]]:
     fit = sample_windows(tokenize(source, read_text(None)), samples=64, sequence_length=512, seed=0)
     both, quantized = share_windows(fit, recipes["preset"].propagation_share)
     others = [
-        first_windows(tokenize(source, TEXTS[name][0]()), windows=PER_BATCH, sequence_length=512) for name in JUDGES
+        first_windows(tokenize(source, TEXTS[name][0]()), windows=PER_BATCH, sequence_length=512)
+        for name in JUDGES
     ]
     count, found = len(fit) // PER_BATCH, []
     streams = TorchActivations(source, np.concatenate([both, quantized, *others]))
     for block in source.blocks():
         for site in streams.sites(block):
-            judges = {name: TrueLoss(Part(site, count + i, count + i + 1), backend) for i, name in enumerate(JUDGES)}
+            judges = {
+                name: TrueLoss(Part(site, count + i, count + i + 1), backend)
+                for i, name in enumerate(JUDGES)
+            }
             solvers = {
                 name: Solver(Part(site, 0, count, recipe.propagation_share), recipe, backend)
                 for name, recipe in recipes.items()
@@ -118,8 +131,10 @@ def judge(quality: str) -> list[dict[str, Any]]:
 def format_table(found: Sequence[dict[str, Any]], quality: str) -> str:
     """Markdown: how the ratios of the preset to plain GPTQ are spread, and the worst layers."""
     lines = [
-        f"`python -m benchmarks.held_out --quality {quality}`: SmolLM2-135M-Instruct, 3 bits symmetric, groups of 64, "
-        f"calibrated on 64 x 512 tokens; {len(found)} layers, held-out loss of the preset as a share of plain GPTQ's.",
+        f"`python -m benchmarks.held_out --quality {quality}`: "
+        "SmolLM2-135M-Instruct, 3 bits symmetric, groups of 64, "
+        f"calibrated on 64 x 512 tokens; {len(found)} layers, "
+        "held-out loss of the preset as a share of plain GPTQ's.",
         "",
         "| text | mean | median | worst | layers that are worse |",
         "|---|---|---|---|---|",
@@ -128,14 +143,17 @@ def format_table(found: Sequence[dict[str, Any]], quality: str) -> str:
         ratios = np.array([row[text]["preset"] / row[text]["plain"] for row in found])
         worst = found[int(ratios.argmax())]["layer"]
         lines.append(
-            f"| {text} | {ratios.mean():.3f} | {np.median(ratios):.3f} | {ratios.max():.3f} ({worst}) | "
+            f"| {text} | {ratios.mean():.3f} | "
+            f"{np.median(ratios):.3f} | {ratios.max():.3f} ({worst}) | "
             f"{int((ratios > 1).sum())} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quality", choices=tuple(PRESETS), default="balanced")
     quality = parser.parse_args().quality
     text = format_table(judge(quality), quality)

@@ -1,11 +1,14 @@
-"""A model with the shapes of Llama-2-7B on a machine of 8 GB: its first blocks, in a process that cannot have more.
+"""A model with the shapes of Llama-2-7B on a machine of 8 GB: its first blocks, in a process that
+cannot have more.
 
-    uv run python -m benchmarks.laptop                     two blocks, 16 x 512 tokens (about 20 minutes, 2 GB of disk)
-    uv run python -m benchmarks.laptop --like small ...    the same with small shapes, to try it
+    uv run python -m benchmarks.laptop                     two blocks, 16 x 512 tokens (about 20
+    minutes, 2 GB of disk) uv run python -m benchmarks.laptop --like small ...    the same with
+    small shapes, to try it
 
-The weights are random, so quality means nothing here. The limit is RLIMIT_DATA: heap and private mappings, counted as
-they are reserved and not as they are touched, which is more than what is resident of them; mapped program files are
-not in it. The resident set, which has them, is measured beside it.
+The weights are random, so quality means nothing here. The limit is RLIMIT_DATA: heap and private
+mappings, counted as they are reserved and not as they are touched, which is more than what is
+resident of them; mapped program files are not in it. The resident set, which has them, is measured
+beside it.
 """
 
 import argparse
@@ -32,15 +35,21 @@ def edgeq(*words: Any) -> list[str]:
 
 def plan(model: Path, *words: Any) -> dict[str, Any]:
     """What `edgeq plan` says, or the line with which it refuses."""
-    run = subprocess.run(edgeq("plan", model, "--json", *words), capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        edgeq("plan", model, "--json", *words), capture_output=True, text=True, check=False
+    )
     return json.loads(run.stdout) if run.returncode == 0 else {"refused": run.stderr.strip()}
 
 
 def limited_run(command: list[str], limit: int) -> dict[str, Any]:
-    """Run a command that may not have more than `limit` bytes of data; times of its progress lines and its peak."""
+    """Run a command that may not have more than `limit` bytes of data; times of its progress lines
+    and its peak.
+    """
 
     start, lines = time.monotonic(), []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
         resource.prlimit(process.pid, resource.RLIMIT_DATA, (limit, limit))
         assert process.stderr is not None
         for line in process.stderr:
@@ -48,44 +57,65 @@ def limited_run(command: list[str], limit: int) -> dict[str, Any]:
             print(f"{lines[-1][0]:7.0f} s  {lines[-1][1]}", flush=True)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    return {"status": process.returncode, "lines": lines, "peak": used.ru_maxrss * 1024,
-            "seconds": time.monotonic() - start}  # fmt: skip
+    return {
+        "status": process.returncode,
+        "lines": lines,
+        "peak": used.ru_maxrss * 1024,
+        "seconds": time.monotonic() - start,
+    }
 
 
 def plan_row(name: str, found: dict[str, Any]) -> str:
     if "refused" in found:
         return f"| {name} | | | | {found['refused'].removeprefix('edgeq: ')} |"
     hours, way = found["seconds"]["total"] / 3600, found["way"]
-    how = f"{way['schedule']}, batches of {way['batch_tokens']}, {way['rows_at_once'] or 'all'} rows at once"
+    how = (
+        f"{way['schedule']}, batches of {way['batch_tokens']}, "
+        f"{way['rows_at_once'] or 'all'} rows at once"
+    )
     memory, disk = found["memory"], sum(found["disk"].values())
     return f"| {name} | {show_size(memory['peak'])} | {show_size(disk)} | {hours:.1f} | {how} |"
 
 
-def write_results(rows: list[str], run: dict[str, Any], planned: dict[str, Any], words: list[str], blocks: int) -> str:
+def write_results(
+    rows: list[str], run: dict[str, Any], planned: dict[str, Any], words: list[str], blocks: int
+) -> str:
     times = [moment for moment, line in run["lines"] if line.startswith("block ")]
     each = [f"{after - before:.0f}" for before, after in zip([0.0, *times], times, strict=False)]
     peak = planned.get("memory", {}).get("peak", 0)
     text = [
-        "# Llama-2-7B's shapes in 8 GB", "",
+        "# Llama-2-7B's shapes in 8 GB",
+        "",
         f"`edgeq quantize MODEL {' '.join(words)}` on {os.cpu_count()} cores, in a process",
-        "limited by RLIMIT_DATA; random weights, bfloat16, sharded. Made by `uv run python -m benchmarks.laptop`.", "",
-        f"- {blocks} blocks: exit status {run['status']}, {run['seconds']:.0f} s; seconds by block {', '.join(each)}"
+        "limited by RLIMIT_DATA; random weights, bfloat16, "
+        "sharded. Made by `uv run python -m benchmarks.laptop`.",
+        "",
+        f"- {blocks} blocks: exit status {run['status']}, "
+        f"{run['seconds']:.0f} s; seconds by block {', '.join(each)}"
         " (the first with the start)",
         f"- peak resident set {show_size(run['peak'])}, planned {show_size(peak)}"
         + (f" (measured / planned {run['peak'] / peak:.2f})" if peak else ""),
-        "", "| plan | peak memory | disk | hours | how |", "|---|---|---|---|---|", *rows, "",
-    ]  # fmt: skip
+        "",
+        "| plan | peak memory | disk | hours | how |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
     return "\n".join(text)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--like", choices=["llama-2-7b", "small"], default="llama-2-7b")
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--quality", default="fast")
     parser.add_argument("--max-ram", default="8GB")
-    parser.add_argument("--work", type=Path, help="where models and results of the run lie for its time")
+    parser.add_argument(
+        "--work", type=Path, help="where models and results of the run lie for its time"
+    )
     given = parser.parse_args()
     shapes = SMALL if given.like == "small" else SHAPES[given.like]
     words = [
@@ -105,13 +135,20 @@ def main() -> None:
         model = write_checkpoint(work / "model", make_config(**{**shapes, "blocks": given.blocks}))
         rows = [
             plan_row(f"all {shapes['blocks']} blocks, as run here", plan(whole, *words)),
-            plan_row(f"all {shapes['blocks']} blocks, `balanced`, 64 x 512 tokens, no limit", plan(whole)),
+            plan_row(
+                f"all {shapes['blocks']} blocks, `balanced`, 64 x 512 tokens, no limit", plan(whole)
+            ),
             plan_row("70B shapes, as run here", plan(giant, *words)),
-            plan_row("70B shapes, `fast`, 64 x 512 tokens, no limit", plan(giant, "--quality", "fast")),
+            plan_row(
+                "70B shapes, `fast`, 64 x 512 tokens, no limit", plan(giant, "--quality", "fast")
+            ),
             plan_row("70B shapes, `balanced`, 64 x 512 tokens, no limit", plan(giant)),
         ]
         planned = plan(model, *words)
-        run = limited_run(edgeq("quantize", model, "-o", work / "out", *words), parse_size(given.max_ram, "--max-ram"))
+        run = limited_run(
+            edgeq("quantize", model, "-o", work / "out", *words),
+            parse_size(given.max_ram, "--max-ram"),
+        )
     text = write_results(rows, run, planned, words, given.blocks)
     print(text)
     if given.like != "small":

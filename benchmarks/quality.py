@@ -1,15 +1,17 @@
 """Quality per bit on a real model: KL divergence to the original, ingredient by ingredient.
 
-    uv run python -m benchmarks.quality table        ingredient after ingredient (about 75 minutes on 2 cores)
-    uv run python -m benchmarks.quality defaults     the scan that the defaults were chosen from (about 60 minutes)
-    uv run python -m benchmarks.quality presets      what --quality stands for (about 100 minutes)
-    uv run python -m benchmarks.quality unseen       presets on a text that nothing was decided on (about 20 minutes)
-    uv run python -m benchmarks.quality ablation     each ingredient alone and left out (about 70 minutes)
-    uv run python -m benchmarks.quality grids        all bits, zero points and group sizes (about 8 hours)
-    uv run python -m benchmarks.quality calibration  what the model is calibrated on (about 20 minutes)
-    uv run python -m benchmarks.quality outliers     1 % outlier columns against smaller groups (about 25 minutes)
+    uv run python -m benchmarks.quality table        ingredient after ingredient (about 75 minutes
+    on 2 cores) uv run python -m benchmarks.quality defaults     the scan that the defaults were
+    chosen from (about 60 minutes) uv run python -m benchmarks.quality presets      what --quality
+    stands for (about 100 minutes) uv run python -m benchmarks.quality unseen       presets on a
+    text that nothing was decided on (about 20 minutes) uv run python -m benchmarks.quality ablation
+    each ingredient alone and left out (about 70 minutes) uv run python -m benchmarks.quality grids
+    all bits, zero points and group sizes (about 8 hours) uv run python -m benchmarks.quality
+    calibration  what the model is calibrated on (about 20 minutes) uv run python -m
+    benchmarks.quality outliers     1 % outlier columns against smaller groups (about 25 minutes)
 
-Each solve is one line of benchmarks/results/; solves that stand there are not run again unless --fresh.
+Each solve is one line of benchmarks/results/; solves that stand there are not run again unless
+--fresh.
 """
 
 import argparse
@@ -35,16 +37,25 @@ from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 
 RESULTS = Path(__file__).parent / "results"
-MEASURED = ("cpu_seconds", "wall_seconds", "bits_per_weight", "quality")  # what a run adds to a solve
+MEASURED = (
+    "cpu_seconds",
+    "wall_seconds",
+    "bits_per_weight",
+    "quality",
+)  # what a run adds to a solve
 
 
 class Bench:
-    """The model, its logits on every text (kept in memory, about 10 GB), and one solve after the other."""
+    """The model, its logits on every text (kept in memory, about 10 GB), and one solve after the
+    other.
+    """
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.source = open_source("demo")
         self.windows = {name: self._windows(*TEXTS[name]) for name in texts}
-        self.references = {name: self._logits(self.source, ids) for name, ids in self.windows.items()}
+        self.references = {
+            name: self._logits(self.source, ids) for name, ids in self.windows.items()
+        }
 
     def _windows(self, read: Callable[[], str], count: int) -> NumpyArray:
         tokens = tokenize(self.source, read())
@@ -55,14 +66,23 @@ class Bench:
 
     def run(self, solve: Solve) -> dict[str, Any]:
         """Quantize and measure. Units: KL in nats per token, seconds of CPU time over all cores."""
-        settings = COMMON | {name: value for name, value in solve.items() if name not in ("row", "calibration")}
+        settings = COMMON | {
+            name: value for name, value in solve.items() if name not in ("row", "calibration")
+        }
         with tempfile.TemporaryDirectory() as folder:
-            job = make_job(self.source, settings, backend="cpu", calibration=solve.get("calibration", ()))
+            job = make_job(
+                self.source, settings, backend="cpu", calibration=solve.get("calibration", ())
+            )
             cpu, wall = time.process_time(), time.perf_counter()
             checkpoint = quantize(job, Path(folder) / "run", Silent())
-            seconds = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
+            seconds = {
+                "cpu_seconds": time.process_time() - cpu,
+                "wall_seconds": time.perf_counter() - wall,
+            }
             quality = {
-                name: asdict(compare(ids, model_logits(checkpoint, "cpu").logits(ids), self.references[name]))
+                name: asdict(
+                    compare(ids, model_logits(checkpoint, "cpu").logits(ids), self.references[name])
+                )
                 for name, ids in self.windows.items()
             }
             bits_per_weight = checkpoint.report["bits_per_weight"]["linear layers"]
@@ -70,8 +90,12 @@ class Bench:
 
 
 def key(solve: Solve) -> str:
-    """What a solve is known by: its row and all of its settings, so that one with others is run again."""
-    return json.dumps({name: value for name, value in solve.items() if name not in MEASURED}, sort_keys=True)
+    """What a solve is known by: its row and all of its settings, so that one with others is run
+    again.
+    """
+    return json.dumps(
+        {name: value for name, value in solve.items() if name not in MEASURED}, sort_keys=True
+    )
 
 
 def samples_of(solve: Solve) -> int:
@@ -81,11 +105,16 @@ def samples_of(solve: Solve) -> int:
 def load_results(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
-    return {key(result): result for result in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    return {
+        key(result): result
+        for result in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    }
 
 
 def run_missing(table: Table, path: Path, *, fresh: bool) -> list[dict[str, Any]]:
-    """The results of all solves, in order; each new one is added to the file as soon as it is there."""
+    """The results of all solves, in order; each new one is added to the file as soon as it is
+    there.
+    """
     if fresh:
         path.unlink(missing_ok=True)
     known = load_results(path)
@@ -115,7 +144,9 @@ def format_row(result: dict[str, Any], baseline: dict[str, Any] | None = None) -
 
 def format_table(results: list[dict[str, Any]], table: Table, command: str) -> str:
     """A Markdown table; ratios are to one of its rows on the same grid."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy")
+    )
     first = samples_of(results[0])
     others = {r["row"]: samples_of(r) for r in results if samples_of(r) != first}
     more = "".join(f", {count} x 512 for {row}" for row, count in others.items())
@@ -125,7 +156,8 @@ def format_table(results: list[dict[str, Any]], table: Table, command: str) -> s
         f"{os.cpu_count()} cores. Bits per weight are those of the linear layers. "
         "KL divergence to the original in nats per token on "
         + " and ".join(
-            f"{results[0]['quality'][name]['tokens'] // 512} windows of 512 tokens of {name}" for name in table.texts
+            f"{results[0]['quality'][name]['tokens'] // 512} windows of 512 tokens of {name}"
+            for name in table.texts
         )
         + f"; ratio to {table.baseline}; CPU seconds of the solve over all cores.",
         "",
@@ -135,11 +167,18 @@ def format_table(results: list[dict[str, Any]], table: Table, command: str) -> s
         "|---|---|---|" + "---|---|---|---|" * len(table.texts) + "---|",
     ]
     baselines = {(r["bits"], r["zeros"]): r for r in results if r["row"] == table.baseline}
-    return "\n".join([*head, *(format_row(r, baselines.get((r["bits"], r["zeros"]))) for r in results)]) + "\n"
+    return (
+        "\n".join(
+            [*head, *(format_row(r, baselines.get((r["bits"], r["zeros"]))) for r in results)]
+        )
+        + "\n"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=tuple(TABLES))
     parser.add_argument("--fresh", action="store_true", help="run solves again that have results")
     arguments = parser.parse_args()

@@ -1,10 +1,12 @@
-"""kill -9 at random moments spread over all phases of a run, then --resume: are the bytes those of an undisturbed run?
+"""kill -9 at random moments spread over all phases of a run, then --resume: are the bytes those of
+an undisturbed run?
 
-    uv run python -m benchmarks.resume                     glassllm with an MLX export, 20 kills (some minutes)
-    uv run python -m benchmarks.resume --model demo        the demo model (hours on 2 cores)
+    uv run python -m benchmarks.resume                     glassllm with an MLX export, 20 kills
+    (some minutes) uv run python -m benchmarks.resume --model demo        the demo model (hours on 2
+    cores)
 
-Moments are drawn with a fixed seed, evenly over the phases. What a kill hit is read
-from the disk. Prints a table, also to benchmarks/results/resume.md, and exits 1 when some bytes differ.
+Moments are drawn with a fixed seed, evenly over the phases. What a kill hit is read from the disk.
+Prints a table, also to benchmarks/results/resume.md, and exits 1 when some bytes differ.
 """
 
 import argparse
@@ -27,7 +29,16 @@ from edgeq.files.storage import size_of
 from edgeq.run.resume import RUN_FILE
 
 RESULT = Path(__file__).parent / "results" / "resume.md"
-GLASS_OPTIONS = ["--samples", "64", "--sequence-length", "128", "--keep-dense", "*.down_proj", "--export", "mlx"]
+GLASS_OPTIONS = [
+    "--samples",
+    "64",
+    "--sequence-length",
+    "128",
+    "--keep-dense",
+    "*.down_proj",
+    "--export",
+    "mlx",
+]
 DEMO_OPTIONS = ["--samples", "16", "--sequence-length", "256", "--export", "mlx"]
 PHASES = ("start", "block", "commit", "outer", "head", "export")
 SEED = 20261122
@@ -46,13 +57,19 @@ class Kill:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="glassllm", help="glassllm, demo, or what edgeq quantize takes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="glassllm", help="glassllm, demo, or what edgeq quantize takes"
+    )
     parser.add_argument("--kills", type=int, default=20)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeq-resume-") as name:
         folder = Path(name)
-        model = save_glass(folder / "glassllm") if arguments.model == "glassllm" else arguments.model
+        model = (
+            save_glass(folder / "glassllm") if arguments.model == "glassllm" else arguments.model
+        )
         options = GLASS_OPTIONS if arguments.model == "glassllm" else DEMO_OPTIONS
         command = [sys.executable, "-m", "edgeq", "quantize", model, *options, "--backend", "cpu"]
         kills = run_kills(command, folder, arguments.kills)
@@ -73,7 +90,9 @@ def save_glass(folder: Path) -> str:
 
 
 def run_kills(command: Sequence[str], folder: Path, count: int) -> list[Kill]:
-    """An undisturbed run, then kills: as many in each phase, at random moments of random visits to it."""
+    """An undisturbed run, then kills: as many in each phase, at random moments of random visits to
+    it.
+    """
     seconds = time_stages(command, folder / "undisturbed")
     expected = contents(folder / "undisturbed")
     rng, kills = random.Random(SEED), list[Kill]()
@@ -103,7 +122,10 @@ def time_stages(command: Sequence[str], output: Path) -> dict[str, float]:
 def start(command: Sequence[str], output: Path, *options: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     return subprocess.Popen(
-        [*command, "-o", str(output), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        [*command, "-o", str(output), *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
     )
 
 
@@ -170,15 +192,19 @@ def contents(folder: Path) -> dict[str, str]:
 def report(kills: Sequence[Kill], model: str, options: Sequence[str]) -> str:
     hit = {phase: sum(kill.stage.startswith(phase) for kill in kills) for phase in PHASES}
     lines = [
-        f"Written by `python -m benchmarks.resume`: {model}, {' '.join(options)}, backend cpu. Each run is killed with",
-        "SIGKILL, continued with `--resume`, and compared file by file with a run that was never stopped.",
+        f"Written by `python -m benchmarks.resume`: {model}, "
+        f"{' '.join(options)}, backend cpu. Each run is killed with",
+        "SIGKILL, continued with `--resume`, and compared "
+        "file by file with a run that was never stopped.",
         "",
         "| kill | after s | it stood in | on disk | bytes equal | nothing left behind |",
         "|---|---|---|---|---|---|",
     ]
     for number, kill in enumerate(kills, 1):
         same, clean = ("yes" if holds else "NO" for holds in (kill.equal, kill.clean))
-        lines.append(f"| {number} | {kill.seconds:.2f} | {kill.stage} | {kill.kept} | {same} | {clean} |")
+        lines.append(
+            f"| {number} | {kill.seconds:.2f} | {kill.stage} | {kill.kept} | {same} | {clean} |"
+        )
     lines += ["", f"Hits: {', '.join(f'{phase} {count}' for phase, count in hit.items())}."]
     return "\n".join(lines) + "\n"
 

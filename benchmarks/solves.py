@@ -1,4 +1,6 @@
-"""What `benchmarks.quality` solves, table by table: rows of settings, and the texts that they are measured on."""
+"""What `benchmarks.quality` solves, table by table: rows of settings, and the texts that they are
+measured on.
+"""
 
 import argparse
 import inspect
@@ -24,9 +26,19 @@ INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
     "QEP + GPTQ, stage 1": {"scales": "first"},
     "QEP + GPTQ, both stages": {"scales": "both"},
 }
-QUALITIES: Mapping[str, Mapping[str, Any]] = {f"--quality {name}": settings for name, settings in PRESETS.items()}
+QUALITIES: Mapping[str, Mapping[str, Any]] = {
+    f"--quality {name}": settings for name, settings in PRESETS.items()
+}
 GRIDS = ((3, "symmetric"), (2, "offset"), (4, "symmetric"))
-SCAN = ((0.5, 1.0), (0.5, 0.1), (0.5, 0.01), (0.25, 1.0), (0.25, 0.01), (1.0, 1.0), (1.0, 0.01))  # strength, damping
+SCAN = (
+    (0.5, 1.0),
+    (0.5, 0.1),
+    (0.5, 0.01),
+    (0.25, 1.0),
+    (0.25, 0.01),
+    (1.0, 1.0),
+    (1.0, 0.01),
+)  # strength, damping
 ORDERED = {"activation_order": True, "scale_weighting": "mean"}
 BALANCED, BEST = PRESETS["balanced"], PRESETS["best"]
 ANNEALED = {"anneal_rounds": 1, "anneal_steps": 100}
@@ -54,7 +66,9 @@ TEXTS: Mapping[str, tuple[Callable[[], str], int]] = {
     "manual": (manual, 12),
     "code": (code, 12),
 }
-"""By name: the text, and how many windows of 512 tokens of it. Values of settings are scanned on the factbook alone."""
+"""By name: the text, and how many windows of 512 tokens of it. Values of settings are scanned on
+the factbook alone.
+"""
 TUNING_TEXTS = ("factbook",)
 
 
@@ -68,7 +82,9 @@ class Table:
 
 
 def on_grid(bits: int, zeros: str, rows: Mapping[str, Mapping[str, Any]]) -> list[Solve]:
-    return [{"row": row, "bits": bits, "zeros": zeros, **settings} for row, settings in rows.items()]
+    return [
+        {"row": row, "bits": bits, "zeros": zeros, **settings} for row, settings in rows.items()
+    ]
 
 
 def ingredients() -> Table:
@@ -86,10 +102,12 @@ def defaults() -> Table:
     }
     scan = {
         f"strength {strength:g}, damping {damping:g}": {
-            "scales": "first", "propagation_strength": strength, "propagation_damping": damping
+            "scales": "first",
+            "propagation_strength": strength,
+            "propagation_damping": damping,
         }
         for strength, damping in SCAN
-    }  # fmt: skip
+    }
     return Table(on_grid(3, "symmetric", {**refits, **scan}), TUNING_TEXTS)
 
 
@@ -101,7 +119,9 @@ def presets() -> Table:
     two = on_grid(2, "offset", {**plain, "--quality balanced": BALANCED, "--quality best": BEST})
     balanced = {"--quality balanced": BALANCED}
     others = [*on_grid(3, "offset", balanced), *on_grid(2, "symmetric", balanced)]
-    fewer = on_grid(3, "symmetric", {"--quality best, 64 sequences": {**BEST, "samples": COMMON["samples"]}})
+    fewer = on_grid(
+        3, "symmetric", {"--quality best, 64 sequences": {**BEST, "samples": COMMON["samples"]}}
+    )
     return Table([*symmetric, *two, *four, *others, *fewer], ("speeches", "factbook", "manual"))
 
 
@@ -112,7 +132,9 @@ def unseen() -> Table:
 
 
 def ablation() -> Table:
-    """Each ingredient of `balanced` alone and left out, and what it could have instead, on half of the tokens."""
+    """Each ingredient of `balanced` alone and left out, and what it could have instead, on half of
+    the tokens.
+    """
     drift = {"propagation_damping": 0.1, "propagation_share": 0.5}
     alone = {
         STAGE_1: INGREDIENTS[STAGE_1],
@@ -131,19 +153,32 @@ def ablation() -> Table:
     }
     changed = {
         "balanced, drift from all sequences": {**BALANCED, "propagation_share": 1.0},
-        "balanced, strength and damping chosen on held-out tokens": {**BALANCED, "propagation_strength": "auto"},
+        "balanced, strength and damping chosen on held-out tokens": {
+            **BALANCED,
+            "propagation_strength": "auto",
+        },
         "balanced + one alternation": {**BALANCED, "alternations": 1},
         "balanced + annealing": {**BALANCED, **ANNEALED},
         "balanced, drift from all sequences, 5 sweeps": {**BEST, "sweeps": 5},
-        "balanced, drift from all sequences, strength and damping chosen": {**BEST, "propagation_strength": "auto"},
+        "balanced, drift from all sequences, strength and damping chosen": {
+            **BEST,
+            "propagation_strength": "auto",
+        },
     }
-    solves = [{**solve, "samples": 32} for solve in on_grid(3, "symmetric", {**alone, **without, **changed})]
+    solves = [
+        {**solve, "samples": 32}
+        for solve in on_grid(3, "symmetric", {**alone, **without, **changed})
+    ]
     return Table(solves, ("factbook", "manual"), STAGE_1)
 
 
 def grids() -> Table:
     """All bits, kinds of zero points and group sizes, on a quarter of the calibration tokens."""
-    rows = {**INGREDIENTS, "QuantEase, stage 1": {**INGREDIENTS[STAGE_1], "solver": "quantease"}, **QUALITIES}
+    rows = {
+        **INGREDIENTS,
+        "QuantEase, stage 1": {**INGREDIENTS[STAGE_1], "solver": "quantease"},
+        **QUALITIES,
+    }
     sizes = (32, 64, 128, "row")
     solves = [
         {**solve, "row": f"{solve['row']}, group {size}", "group_size": size, "samples": 16}
@@ -154,10 +189,19 @@ def grids() -> Table:
 
 
 def calibration() -> Table:
-    """The default preset at 3 bits and half of the tokens: text that ships with edgeq, the model's own, and both."""
+    """The default preset at 3 bits and half of the tokens: text that ships with edgeq, the model's
+    own, and both.
+    """
     mixes = (("default",), ("self",), ("default", "self"))
-    rows = {f"calibrated on {' + '.join(texts)}": {"calibration": texts, **BALANCED, "samples": 32} for texts in mixes}
-    return Table(on_grid(3, "symmetric", rows), ("few speeches", "factbook", "manual"), "calibrated on default")
+    rows = {
+        f"calibrated on {' + '.join(texts)}": {"calibration": texts, **BALANCED, "samples": 32}
+        for texts in mixes
+    }
+    return Table(
+        on_grid(3, "symmetric", rows),
+        ("few speeches", "factbook", "manual"),
+        "calibrated on default",
+    )
 
 
 def outliers() -> Table:

@@ -1,13 +1,14 @@
 """How close a run comes to what it cannot do without: forward passes and products of inputs.
 
-    uv run python -m benchmarks.speed                    every block of the demo model (about 25 minutes on 2 cores)
-    uv run python -m benchmarks.speed --blocks 4         the first blocks only (about 4 minutes)
-    uv run python -m benchmarks.speed --blocks 6 --runs "--quality balanced" "--quality balanced, recomputing"
+    uv run python -m benchmarks.speed                    every block of the demo model (about 25
+    minutes on 2 cores) uv run python -m benchmarks.speed --blocks 4         the first blocks only
+    (about 4 minutes) uv run python -m benchmarks.speed --blocks 6 --runs "--quality balanced"
+    "--quality balanced, recomputing"
 
-The floor is plain forwards of every block on both streams, and the bare products H and D of their inputs. All runs
-take turns block by block in one process, so that whatever else the machine does hits all of them alike. Seconds are
-CPU seconds over all cores.
-Peak memory is that of a process of its own per run. Results go to benchmarks/results/.
+The floor is plain forwards of every block on both streams, and the bare products H and D of their
+inputs. All runs take turns block by block in one process, so that whatever else the machine does
+hits all of them alike. Seconds are CPU seconds over all cores. Peak memory is that of a process of
+its own per run. Results go to benchmarks/results/.
 """
 
 import argparse
@@ -82,7 +83,9 @@ class InTurn(Silent):
 
 
 class Floor:
-    """Both streams through every block in plain forwards, and the products of what its sites get."""
+    """Both streams through every block in plain forwards, and the products of what its sites
+    get.
+    """
 
     def __init__(self, source: ModelSource, clock: Stopwatch) -> None:
         self._source, self._clock = source, clock
@@ -95,17 +98,28 @@ class Floor:
         quantized = [states * 1.001 for states in full]
         for block in self._source.blocks():
             with self._model.block(block.index) as module:
-                linears = [module.get_submodule(name.removeprefix(block.name + ".")) for name in block.linears]
+                linears = [
+                    module.get_submodule(name.removeprefix(block.name + "."))
+                    for name in block.linears
+                ]
                 for batch in range(len(full)):
-                    inputs = [self._forward(block.index, batch, streams, linears) for streams in (full, quantized)]
+                    inputs = [
+                        self._forward(block.index, batch, streams, linears)
+                        for streams in (full, quantized)
+                    ]
                     with self._clock("statistics"):
                         self._products(*inputs)
             getcurrent().parent.switch()
 
-    def _forward(self, index: int, batch: int, streams: list[Any], linears: Sequence[Any]) -> list[Any]:
+    def _forward(
+        self, index: int, batch: int, streams: list[Any], linears: Sequence[Any]
+    ) -> list[Any]:
         """One batch through a block; the inputs of its sites. Shapes: (tokens, in)."""
         seen: dict[int, Any] = {}
-        hooks = [linear.register_forward_pre_hook(lambda _, args: note(seen, args[0])) for linear in linears]
+        hooks = [
+            linear.register_forward_pre_hook(lambda _, args: note(seen, args[0]))
+            for linear in linears
+        ]
         with self._clock("forward passes"):
             streams[batch] = self._model.run_block(index, batch, streams[batch])
         for hook in hooks:
@@ -123,7 +137,9 @@ def note(seen: dict[int, Any], x: Any) -> None:
 
 
 def take_turns(runs: Mapping[str, Callable[[], None]]) -> dict[str, float]:
-    """Run all, each up to the end of its next block, in turn until all are through; CPU seconds of each."""
+    """Run all, each up to the end of its next block, in turn until all are through; CPU seconds of
+    each.
+    """
     waiting = {name: greenlet(run) for name, run in runs.items()}
     seconds = dict.fromkeys(runs, 0.0)
     while waiting:
@@ -139,7 +155,9 @@ def take_turns(runs: Mapping[str, Callable[[], None]]) -> dict[str, float]:
 def job_of(source: ModelSource, name: str) -> Job:
     job = make_job(source, {**COMMON, "bits": 3, **RUNS[name]}, backend="cpu")
     if name == RECOMPUTING:
-        job = replace(job, make_activations=partial(make_activations, "cpu", flow=Flow("recomputing")))
+        job = replace(
+            job, make_activations=partial(make_activations, "cpu", flow=Flow("recomputing"))
+        )
     return job
 
 
@@ -151,13 +169,19 @@ def measure(source: ModelSource, names: Sequence[str], folder: Path) -> dict[str
         job = replace(job_of(source, name), clock=clocks[name])
         runs[name] = partial(quantize, job, folder / str(len(runs)), InTurn())
     seconds = take_turns(runs)
-    return {name: {"cpu_seconds": seconds[name], "stages": dict(clocks[name].seconds)} for name in runs}
+    return {
+        name: {"cpu_seconds": seconds[name], "stages": dict(clocks[name].seconds)} for name in runs
+    }
 
 
 def peak_of(name: str, blocks: int) -> int | None:
-    """Peak resident size of a run alone in a process, in bytes; None where the system does not say."""
+    """Peak resident size of a run alone in a process, in bytes; None where the system does not
+    say.
+    """
     command = [sys.executable, "-m", "benchmarks.speed", "--only", name, "--blocks", str(blocks)]
-    peak: int | None = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["peak"]
+    peak: int | None = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )["peak"]
     return peak
 
 
@@ -170,13 +194,20 @@ def run_alone(source: ModelSource, name: str) -> None:
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
-    """Markdown: seconds, ratios to the floor and to plain GPTQ, peak memory, then seconds by stage."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy"))
+    """Markdown: seconds, ratios to the floor and to plain GPTQ, peak memory, then seconds by
+    stage.
+    """
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy")
+    )
     floor, plain = results[FLOOR]["cpu_seconds"], results.get(PLAIN_NAME, {}).get("cpu_seconds")
     lines = [
-        f"`python -m benchmarks.speed`: SmolLM2-135M-Instruct, {blocks} blocks, 3 bits, groups of 64, 64 x 512 "
-        f"calibration tokens, backend cpu; {packages}; {os.cpu_count()} cores, {torch.get_num_threads()} "
-        f"of them used; all runs in turn, block by block, `best` on its {PRESETS['best']['samples']} x 512 tokens. "
+        "`python -m benchmarks.speed`: SmolLM2-135M-Instruct, "
+        f"{blocks} blocks, 3 bits, groups of 64, 64 x 512 "
+        f"calibration tokens, backend cpu; {packages}; "
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} "
+        "of them used; all runs in turn, block by block, `best` "
+        f"on its {PRESETS['best']['samples']} x 512 tokens. "
         f"Peak memory: a process of its own, {MEMORY_BLOCKS} blocks.",
         "",
         "| run | CPU s | to the floor | to plain GPTQ | peak memory |",
@@ -191,16 +222,23 @@ def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
     for name, result in results.items():
         stages = sorted(result["stages"].items(), key=lambda item: -item[1])
         lines.append(
-            f"- {name}: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in stages if seconds >= 0.05)
+            f"- {name}: "
+            + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in stages if seconds >= 0.05)
         )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--blocks", type=int, default=30, help="how many of the model's blocks")
-    parser.add_argument("--runs", nargs="+", choices=tuple(RUNS), default=tuple(RUNS)[:-1], help="which runs")
-    parser.add_argument("--only", choices=tuple(RUNS), help="one run alone, printing its peak memory")
+    parser.add_argument(
+        "--runs", nargs="+", choices=tuple(RUNS), default=tuple(RUNS)[:-1], help="which runs"
+    )
+    parser.add_argument(
+        "--only", choices=tuple(RUNS), help="one run alone, printing its peak memory"
+    )
     arguments = parser.parse_args()
     source = FirstBlocks(open_source("demo"), arguments.blocks)
     if arguments.only:

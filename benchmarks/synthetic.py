@@ -1,7 +1,9 @@
-"""Random-weight checkpoints of any shape, sharded as the hub's are: what memory and time are measured on.
+"""Random-weight checkpoints of any shape, sharded as the hub's are: what memory and time are
+measured on.
 
-uv run python -m benchmarks.synthetic OUT --hidden 512 --inner 1408 --heads 8 --blocks 4
-uv run python -m benchmarks.synthetic OUT --like llama-2-70b --outline     config and index only, no weights
+uv run python -m benchmarks.synthetic OUT --hidden 512 --inner 1408 --heads 8 --blocks 4 uv run
+python -m benchmarks.synthetic OUT --like llama-2-70b --outline     config and index only, no
+weights
 """
 
 import argparse
@@ -20,21 +22,50 @@ from edgeq.architectures.layout import expected_block_shapes, expected_outer_sha
 
 Config = dict[str, Any]
 SHAPES: Mapping[str, Mapping[str, int]] = {
-    "llama-2-7b": {"hidden": 4096, "inner": 11008, "heads": 32, "key_heads": 32, "vocabulary": 32000, "blocks": 32},
-    "llama-2-70b": {"hidden": 8192, "inner": 28672, "heads": 64, "key_heads": 8, "vocabulary": 32000, "blocks": 80},
+    "llama-2-7b": {
+        "hidden": 4096,
+        "inner": 11008,
+        "heads": 32,
+        "key_heads": 32,
+        "vocabulary": 32000,
+        "blocks": 32,
+    },
+    "llama-2-70b": {
+        "hidden": 8192,
+        "inner": 28672,
+        "heads": 64,
+        "key_heads": 8,
+        "vocabulary": 32000,
+        "blocks": 80,
+    },
 }
 
 
 def make_config(
-    *, hidden: int, inner: int, heads: int, blocks: int, key_heads: int | None = None, vocabulary: int = 320
+    *,
+    hidden: int,
+    inner: int,
+    heads: int,
+    blocks: int,
+    key_heads: int | None = None,
+    vocabulary: int = 320,
 ) -> Config:
     """The config.json of a Llama of these sizes."""
     return {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden,
-        "intermediate_size": inner, "num_attention_heads": heads, "num_key_value_heads": key_heads or heads,
-        "num_hidden_layers": blocks, "vocab_size": vocabulary, "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "hidden_act": "silu", "dtype": "bfloat16",
-    }  # fmt: skip
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads or heads,
+        "num_hidden_layers": blocks,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "dtype": "bfloat16",
+    }
 
 
 def shards_of(config: Config) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -42,23 +73,32 @@ def shards_of(config: Config) -> dict[str, dict[str, tuple[int, ...]]]:
     count = config["num_hidden_layers"] + 1
     files = {f"model-{1:05d}-of-{count:05d}.safetensors": dict(expected_outer_shapes(config))}
     for block in range(config["num_hidden_layers"]):
-        shapes = {f"model.layers.{block}.{name}": shape for name, shape in expected_block_shapes(config).items()}
+        shapes = {
+            f"model.layers.{block}.{name}": shape
+            for name, shape in expected_block_shapes(config).items()
+        }
         files[f"model-{block + 2:05d}-of-{count:05d}.safetensors"] = shapes
     return files
 
 
-def random_tensor(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def random_tensor(
+    rng: np.random.Generator, name: str, shape: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
     """Norms of one; matrices that keep the size of their inputs."""
     if len(shape) == 1:
         return np.ones(shape, ml_dtypes.bfloat16)
     size = 1.0 if "embed" in name else 1 / math.sqrt(shape[1])
-    return (rng.standard_normal(shape, dtype=np.float32) * np.float32(size)).astype(ml_dtypes.bfloat16)
+    return (rng.standard_normal(shape, dtype=np.float32) * np.float32(size)).astype(
+        ml_dtypes.bfloat16
+    )
 
 
 def byte_tokenizer() -> str:
     """A tokenizer whose tokens are the 256 bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={letter: place for place, letter in enumerate(alphabet)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     return str(tokenizer.to_str())
@@ -83,7 +123,9 @@ def write_checkpoint(folder: Path, config: Config, *, outline: bool = False, see
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", type=Path)
     parser.add_argument("--like", choices=SHAPES, help="sizes of a known model; others given win")
     for size in ("hidden", "inner", "heads", "key-heads", "vocabulary", "blocks"):
@@ -91,7 +133,9 @@ def main() -> None:
     parser.add_argument("--outline", action="store_true", help="no weights")
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     output, like, outline = given.pop("output"), given.pop("like", None), given.pop("outline")
-    write_checkpoint(output, make_config(**{**(SHAPES[like] if like else {}), **given}), outline=outline)
+    write_checkpoint(
+        output, make_config(**{**(SHAPES[like] if like else {}), **given}), outline=outline
+    )
 
 
 if __name__ == "__main__":

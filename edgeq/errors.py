@@ -2,7 +2,9 @@
 
 
 class EdgeqError(Exception):
-    """Base of all errors that edgeq raises on purpose; the command line prints it as one line and exits 1."""
+    """Base of all errors that edgeq raises on purpose; the command line prints it as one line and
+    exits 1.
+    """
 
 
 class BadInput(EdgeqError):
@@ -10,7 +12,9 @@ class BadInput(EdgeqError):
 
 
 class DamagedModel(BadInput):
-    """Weights that cannot be right: a run on them cannot be continued, whatever it has done so far."""
+    """Weights that cannot be right: a run on them cannot be continued, whatever it has done so
+    far.
+    """
 
 
 class UnsupportedModel(EdgeqError):
@@ -26,7 +30,8 @@ class NotPositiveDefinite(EdgeqError):
 
     def __init__(self, size: int) -> None:
         super().__init__(
-            f"a {size} x {size} matrix is not positive definite; raise the damping or use more calibration tokens"
+            f"a {size} x {size} matrix is not positive definite; "
+            "raise the damping or use more calibration tokens"
         )
         self.size = size
 

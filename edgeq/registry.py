@@ -16,7 +16,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where something lies ("module:attribute"), the extra that installs what it needs, arguments to make it with."""
+    """Where something lies ("module:attribute"), the extra that installs what it needs, arguments
+    to make it with.
+    """
 
     target: str
     extra: str = ""
@@ -33,7 +35,9 @@ class BackendEntry:
 
 
 def _torch(device: str) -> BackendEntry:
-    return BackendEntry(Entry("edgeq_backends.torch.backend:TorchBackend", "cuda", (device,)), "torch", device)
+    return BackendEntry(
+        Entry("edgeq_backends.torch.backend:TorchBackend", "cuda", (device,)), "torch", device
+    )
 
 
 BACKENDS = {
@@ -41,7 +45,9 @@ BACKENDS = {
     "cpu": _torch("cpu"),
     "mps": _torch("mps"),
     "mlx": BackendEntry(Entry("edgeq_backends.mlx.backend:MlxBackend", "mlx"), "mlx"),
-    "reference": BackendEntry(Entry("edgeq_backends.reference:ReferenceBackend", "cuda"), "torch", "cpu"),
+    "reference": BackendEntry(
+        Entry("edgeq_backends.reference:ReferenceBackend", "cuda"), "torch", "cpu"
+    ),
 }
 ACTIVATIONS = {
     "torch": Entry("edgeq_backends.torch.activations:TorchActivations", "cuda"),
@@ -58,7 +64,9 @@ LOGITS = {
     "mlx-lm": Entry("edgeq_backends.mlx.runtime:MlxLmLogits", "mlx"),
     "onnxruntime": Entry("edgeq_backends.onnx_runtime:OnnxRuntimeLogits", "onnx"),
     "gptqmodel": Entry("edgeq_backends.torch.directories:GptqModelLogits", "cuda"),
-    "compressed-tensors": Entry("edgeq_backends.torch.directories:CompressedTensorsLogits", "compressed-tensors"),
+    "compressed-tensors": Entry(
+        "edgeq_backends.torch.directories:CompressedTensorsLogits", "compressed-tensors"
+    ),
 }
 RUNTIMES = {
     "gguf": "llama.cpp",
@@ -73,7 +81,9 @@ EXPORTERS = {
     "mlx": Entry("edgeq_exporters.mlx.exporter:MlxExporter", "mlx"),
     "onnx": Entry("edgeq_exporters.onnx.exporter:OnnxExporter", "onnx"),
     "gptq": Entry("edgeq_exporters.hugging_face.gptq:GptqExporter"),
-    "compressed-tensors": Entry("edgeq_exporters.hugging_face.compressed_tensors:CompressedTensorsExporter"),
+    "compressed-tensors": Entry(
+        "edgeq_exporters.hugging_face.compressed_tensors:CompressedTensorsExporter"
+    ),
 }
 FORMAT_OPTIONS = {"onnx": ("accuracy_level", "qdq")}
 """By format: arguments that its exporter can be made with."""
@@ -81,7 +91,9 @@ READERS = {
     "gguf": Entry("edgeq_exporters.gguf.reader:GgufReader", "gguf"),
     "mlx": Entry("edgeq_exporters.mlx.reader:MlxReader"),
     "gptq": Entry("edgeq_exporters.hugging_face.read_gptq:GptqReader"),
-    "compressed-tensors": Entry("edgeq_exporters.hugging_face.read_compressed_tensors:CompressedTensorsReader"),
+    "compressed-tensors": Entry(
+        "edgeq_exporters.hugging_face.read_compressed_tensors:CompressedTensorsReader"
+    ),
     "onnx": Entry("edgeq_exporters.onnx.reader:OnnxReader", "onnx"),
 }
 """What reads the exports of a format back from disk; see `edgeq.protocols.ExportReader`."""
@@ -93,9 +105,13 @@ def load(entry: Entry, what: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise NotInstalled(f"{what} needs {error.name}, which is not installed; {install(entry.extra)}") from error
+        raise NotInstalled(
+            f"{what} needs {error.name}, which is not installed; {install(entry.extra)}"
+        ) from error
     except ImportError as error:
-        raise NotInstalled(f"{what} cannot be loaded ({reason_of(error)}); {install(entry.extra)}") from error
+        raise NotInstalled(
+            f"{what} cannot be loaded ({reason_of(error)}); {install(entry.extra)}"
+        ) from error
 
 
 def find(table: Mapping[str, T], name: str, what: str) -> T:
@@ -106,7 +122,9 @@ def find(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 def choose_backend(name: str) -> str:
-    """What "auto" stands for: MLX on Apple silicon or where torch is missing, else CUDA if there is some, else cpu."""
+    """What "auto" stands for: MLX on Apple silicon or where torch is missing, else CUDA if there is
+    some, else cpu.
+    """
     if name != "auto":
         find({"auto": None, **BACKENDS}, name, "backend")
         return name
@@ -131,7 +149,8 @@ def load_backend(name: str) -> Backend:
 
 
 def load_exporter(name: str, options: Mapping[str, Any] | None = None) -> Exporter:
-    """An exporter by the name of its format, made with options; None is an option that was not given.
+    """An exporter by the name of its format, made with options; None is an option that was not
+    given.
 
     Raises: BadInput for an option that the format does not have.
     """
@@ -153,7 +172,9 @@ def load_exporters(names: Sequence[str], options: Mapping[str, Any]) -> list[Exp
 
 def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a format has."""
-    return {option: value for option, value in options.items() if option in FORMAT_OPTIONS.get(name, ())}
+    return {
+        option: value for option, value in options.items() if option in FORMAT_OPTIONS.get(name, ())
+    }
 
 
 def check_format_options(names: Sequence[str], options: Mapping[str, Any]) -> None:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up seconds under names: `with clock("solve"): ...`; wall-clock seconds unless another timer counts."""
+    """Adds up seconds under names: `with clock("solve"): ...`; wall-clock seconds unless another
+    timer counts.
+    """
 
     def __init__(self, timer: Callable[[], float] = time.perf_counter) -> None:
         self._timer = timer

@@ -20,12 +20,14 @@ LARGEST_OUTLIER_SHARE = 0.5  # of a layer's input columns: beyond it more bits a
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Which values a code may stand for: w = scale * code + offset, one scale and offset per row and group.
+    """Which values a code may stand for: w = scale * code + offset, one scale and offset per row
+    and group.
 
-    zeros says where offsets may lie: "symmetric" -scale * 2 ** (bits - 1), "integer" -scale * z with an integer
-    z in [0, 2 ** bits - 1], "offset" anywhere. Scales (and free offsets) are rounded to scale_dtype.
-    group_size None means one group per row. A group size that does not divide in_features leaves a short last group.
-    outlier_columns is the share of input columns that have values in scale_dtype beside their codes.
+    zeros says where offsets may lie: "symmetric" -scale * 2 ** (bits - 1), "integer" -scale * z
+    with an integer z in [0, 2 ** bits - 1], "offset" anywhere. Scales (and free offsets) are
+    rounded to scale_dtype. group_size None means one group per row. A group size that does not
+    divide in_features leaves a short last group. outlier_columns is the share of input columns that
+    have values in scale_dtype beside their codes.
     """
 
     bits: int
@@ -60,7 +62,9 @@ class Grid:
         return np.arange(in_features, dtype=np.int64) // self.columns_per_group(in_features)
 
     def outlier_count(self, in_features: int) -> int:
-        """How many columns have values beside their codes: the nearest whole number, at least one where any are."""
+        """How many columns have values beside their codes: the nearest whole number, at least one
+        where any are.
+        """
         return max(1, round(self.outlier_columns * in_features)) if self.outlier_columns else 0
 
 
@@ -69,9 +73,10 @@ class LayerStatistics:
     """Second moments of a layer's inputs over calibration tokens.
 
     X is the input in the full-precision model, X_hat the input after earlier layers were quantized.
-    Shapes: H = X_hat.T @ X_hat / n_tokens (in, in); D = (X - X_hat).T @ X_hat / n_tokens (in, in), None where no layer
-    before this one was quantized or the recipe does not need it. Where D is of fewer tokens than H, paired_H is the H
-    of those paired_tokens: X - X_hat is explained by X_hat of the same tokens only.
+    Shapes: H = X_hat.T @ X_hat / n_tokens (in, in); D = (X - X_hat).T @ X_hat / n_tokens (in, in),
+    None where no layer before this one was quantized or the recipe does not need it. Where D is of
+    fewer tokens than H, paired_H is the H of those paired_tokens: X - X_hat is explained by X_hat
+    of the same tokens only.
     """
 
     H: Array
@@ -101,9 +106,11 @@ class GroupScales:
 
 @dataclass(frozen=True, slots=True)
 class OutlierColumns:
-    """What is added to the dequantized weight in some input columns; exportable as a narrow dense product.
+    """What is added to the dequantized weight in some input columns; exportable as a narrow dense
+    product.
 
-    Shapes: columns (count,), rising; values (out, count), storable in the dtype that they were rounded to.
+    Shapes: columns (count,), rising; values (out, count), storable in the dtype that they were
+    rounded to.
     """
 
     columns: NumpyArray
@@ -112,14 +119,16 @@ class OutlierColumns:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedLinear:
-    """A solved layer: w = scales * codes + offsets, with the scale and offset of the column's group.
+    """A solved layer: w = scales * codes + offsets, with the scale and offset of the column's
+    group.
 
-    Outliers, where the grid has outlier columns, are added to that. Codes of these columns stand for zero, or as near
-    as the grid comes: exactly zero unless grid.zeros is "offset".
+    Outliers, where the grid has outlier columns, are added to that. Codes of these columns stand
+    for zero, or as near as the grid comes: exactly zero unless grid.zeros is "offset".
 
-    Shapes: codes (out, in) uint8, never packed; scales and offsets (out, groups) float32 whose values are exact in
-    grid.scale_dtype (offsets only where grid.zeros is "offset"; otherwise they are an exact multiple of the scale).
-    Outlier columns (count,) int32; their values (out, count) float32, exact in grid.scale_dtype.
+    Shapes: codes (out, in) uint8, never packed; scales and offsets (out, groups) float32 whose
+    values are exact in grid.scale_dtype (offsets only where grid.zeros is "offset"; otherwise they
+    are an exact multiple of the scale). Outlier columns (count,) int32; their values (out, count)
+    float32, exact in grid.scale_dtype.
     """
 
     codes: npt.NDArray[np.uint8]
@@ -130,7 +139,9 @@ class QuantizedLinear:
 
     @property
     def zeros(self) -> npt.NDArray[np.float32]:
-        """Zero points in code units, z = -offset / scale; whole numbers unless grid.zeros is "offset"."""
+        """Zero points in code units, z = -offset / scale; whole numbers unless grid.zeros is
+        "offset".
+        """
         zeros = -self.offsets / self.scales
         return zeros if self.grid.zeros == "offset" else np.rint(zeros)
 
@@ -149,9 +160,9 @@ class QuantizedLinear:
 class StoredTensor:
     """A tensor as the reader of an export finds it, rows in the checkpoint's order.
 
-    layer is the solution that the file holds, recovered from its bytes, None for a dense tensor. weights are what the
-    container's own library makes of the same bytes; of a dense tensor they are in the type it is stored in.
-    Shapes: weights (out, in), or that of the dense tensor.
+    layer is the solution that the file holds, recovered from its bytes, None for a dense tensor.
+    weights are what the container's own library makes of the same bytes; of a dense tensor they are
+    in the type it is stored in. Shapes: weights (out, in), or that of the dense tensor.
     """
 
     weights: NumpyArray
@@ -162,8 +173,9 @@ class StoredTensor:
 class BlockSpec:
     """A decoder block as it lies in the checkpoint.
 
-    name is its module path ("model.layers.3"); linears are the module paths of its linear layers relative to
-    nothing, i.e. complete ("model.layers.3.mlp.down_proj"); tensors are all its tensor names.
+    name is its module path ("model.layers.3"); linears are the module paths of its linear layers
+    relative to nothing, i.e. complete ("model.layers.3.mlp.down_proj"); tensors are all its tensor
+    names.
     """
 
     index: int

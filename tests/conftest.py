@@ -1,8 +1,12 @@
-"""What all tests share: seeded random numbers, every backend, and how closely a backend must come to exact answers."""
+"""What all tests share: seeded random numbers, every backend, and how closely a backend must come
+to exact answers.
+"""
 
 import os
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: small matrices, and other work on the machine
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # before NumPy: small matrices, and other work on the machine
 
 import numpy as np
 import pytest
@@ -20,7 +24,9 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def one_thread():
-    """torch on one thread: threads that wait for one another cost small layers most of their time."""
+    """torch on one thread: threads that wait for one another cost small layers most of their
+    time.
+    """
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

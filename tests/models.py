@@ -1,4 +1,6 @@
-"""Models for tests: a random tiny Llama, trained weights from the glassllm package, and a ModelSource in memory."""
+"""Models for tests: a random tiny Llama, trained weights from the glassllm package, and a
+ModelSource in memory.
+"""
 
 import json
 from importlib.resources import files
@@ -24,12 +26,16 @@ TINY = {
 
 
 class MemorySource:
-    """The tensors of a live transformers model as a ModelSource; `changed` replaces some of them."""
+    """The tensors of a live transformers model as a ModelSource; `changed` replaces some of
+    them.
+    """
 
     def __init__(self, model, changed=None, companions=None):
         self.name = "in memory"
         self.config = model.config.to_dict()
-        self._tensors = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()} | (changed or {})
+        self._tensors = {
+            name: tensor.numpy().copy() for name, tensor in model.state_dict().items()
+        } | (changed or {})
         self._companions = companions or {}
 
     def tensor_names(self):
@@ -60,7 +66,9 @@ def tiny_llama(seed=0, **changes):
 def with_weights(model, weights):
     """A copy of a model with some tensors replaced, as a plain transformers model."""
     copy = LlamaForCausalLM(model.config).eval()
-    copy.load_state_dict(model.state_dict() | {name: torch.from_numpy(array) for name, array in weights.items()})
+    copy.load_state_dict(
+        model.state_dict() | {name: torch.from_numpy(array) for name, array in weights.items()}
+    )
     return copy
 
 
@@ -71,16 +79,33 @@ def glass_weights():
 
 
 def glass_llama():
-    """glassllm's trained weights in a transformers Llama: 4 blocks, hidden 128, intermediate 341."""
+    """glassllm's trained weights in a transformers Llama: 4 blocks, hidden 128, intermediate
+    341.
+    """
     stored, c = glass_weights()
     config = LlamaConfig(
-        vocab_size=c["vocab_size"], hidden_size=c["d_model"], intermediate_size=8 * c["d_model"] // 3,
-        num_hidden_layers=c["n_layers"], num_attention_heads=c["n_heads"], num_key_value_heads=c["n_kv_heads"],
-        max_position_embeddings=c["max_len"], rms_norm_eps=c["eps"], tie_word_embeddings=True, bos_token_id=2,
-        eos_token_id=3, pad_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": c["rope_base"]},
-    )  # fmt: skip
-    weights = {"model.embed_tokens.weight": "E", "lm_head.weight": "E", "model.norm.weight": "norm_f.gamma"}
-    state = {name: torch.from_numpy(stored[key].astype(np.float32)) for name, key in weights.items()}
+        vocab_size=c["vocab_size"],
+        hidden_size=c["d_model"],
+        intermediate_size=8 * c["d_model"] // 3,
+        num_hidden_layers=c["n_layers"],
+        num_attention_heads=c["n_heads"],
+        num_key_value_heads=c["n_kv_heads"],
+        max_position_embeddings=c["max_len"],
+        rms_norm_eps=c["eps"],
+        tie_word_embeddings=True,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": c["rope_base"]},
+    )
+    weights = {
+        "model.embed_tokens.weight": "E",
+        "lm_head.weight": "E",
+        "model.norm.weight": "norm_f.gamma",
+    }
+    state = {
+        name: torch.from_numpy(stored[key].astype(np.float32)) for name, key in weights.items()
+    }
     for block in range(c["n_layers"]):
         state |= _glass_block(stored, c, block)
     model = LlamaForCausalLM(config)
@@ -89,13 +114,21 @@ def glass_llama():
 
 
 GLASS_LINEARS = {
-    "W_Q": "self_attn.q_proj", "W_K": "self_attn.k_proj", "W_V": "self_attn.v_proj", "W_O": "self_attn.o_proj",
-    "W1": "mlp.gate_proj", "W3": "mlp.up_proj", "W2": "mlp.down_proj",
-}  # fmt: skip
+    "W_Q": "self_attn.q_proj",
+    "W_K": "self_attn.k_proj",
+    "W_V": "self_attn.v_proj",
+    "W_O": "self_attn.o_proj",
+    "W1": "mlp.gate_proj",
+    "W3": "mlp.up_proj",
+    "W2": "mlp.down_proj",
+}
 
 
 def _glass_block(stored, config, block):
-    prefix, heads = f"model.layers.{block}.", {"W_Q": config["n_heads"], "W_K": config["n_kv_heads"]}
+    prefix, heads = (
+        f"model.layers.{block}.",
+        {"W_Q": config["n_heads"], "W_K": config["n_kv_heads"]},
+    )
     state = {
         f"{prefix}input_layernorm.weight": stored[f"blocks.{block}.norm1.gamma"],
         f"{prefix}post_attention_layernorm.weight": stored[f"blocks.{block}.norm2.gamma"],
@@ -103,10 +136,19 @@ def _glass_block(stored, config, block):
     for key, name in GLASS_LINEARS.items():
         room = "attn" if key.startswith("W_") else "ffn"
         weight = stored[f"blocks.{block}.{room}.{key}"].T
-        if key in heads:  # rotary pairs lie next to each other there, half a head apart in transformers
-            weight = weight.reshape(heads[key], -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+        if (
+            key in heads
+        ):  # rotary pairs lie next to each other there, half a head apart in transformers
+            weight = (
+                weight.reshape(heads[key], -1, 2, weight.shape[1])
+                .swapaxes(1, 2)
+                .reshape(weight.shape)
+            )
         state[f"{prefix}{name}.weight"] = weight
-    return {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for name, array in state.items()}
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        for name, array in state.items()
+    }
 
 
 def glass_windows(windows, length):
@@ -117,14 +159,23 @@ def glass_windows(windows, length):
         saved = json.load(file)
     tokenizer = Tokenizer(saved["alphabet"], [tuple(pair) for pair in saved["merges"]])
     text = read_text(None, default="evaluation.txt")[: 8 * windows * length]
-    return np.array(tokenizer.encode(text)[: windows * length], dtype=np.int64).reshape(windows, length)
+    return np.array(tokenizer.encode(text)[: windows * length], dtype=np.int64).reshape(
+        windows, length
+    )
 
 
 def glass_tokenizer():
     """glassllm's tokenizer in the library that edgeq reads tokenizer.json with."""
     with open(files("glassllm") / "weights" / "en.tokenizer.json", encoding="utf-8") as file:
         saved = json.load(file)
-    tokens = ["<pad>", "<unk>", "<bos>", "<eos>", *saved["alphabet"], *(a + b for a, b in saved["merges"])]
+    tokens = [
+        "<pad>",
+        "<unk>",
+        "<bos>",
+        "<eos>",
+        *saved["alphabet"],
+        *(a + b for a, b in saved["merges"]),
+    ]
     vocabulary = {token: place for place, token in enumerate(tokens)}
     merges = [tuple(pair) for pair in saved["merges"]]
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
@@ -134,7 +185,9 @@ def glass_tokenizer():
 
 
 def linear_inputs(model, windows):
-    """What every linear layer of the blocks gets in a plain forward. Shapes: name -> (tokens, in)."""
+    """What every linear layer of the blocks gets in a plain forward. Shapes: name -> (tokens,
+    in).
+    """
     seen, hooks = {}, []
     for name, module in model.model.layers.named_modules():
         if isinstance(module, torch.nn.Linear):

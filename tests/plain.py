@@ -1,4 +1,6 @@
-"""Oracles in plain NumPy float64, written from the formulas and not from edgeq, and problems to try them on."""
+"""Oracles in plain NumPy float64, written from the formulas and not from edgeq, and problems to try
+them on.
+"""
 
 import itertools
 
@@ -8,7 +10,9 @@ from edgeq.types import GroupScales
 
 
 def random_layer(rng, *, out_features=6, in_features=24, tokens=300, drift=0.0):
-    """W, X and X_hat; correlated inputs, a few of them large. Exact in float32: all backends see the same values."""
+    """W, X and X_hat; correlated inputs, a few of them large. Exact in float32: all backends see
+    the same values.
+    """
     distance = np.abs(np.subtract.outer(np.arange(in_features), np.arange(in_features)))
     mixing = rng.standard_normal((in_features, in_features)) * np.exp(-distance / 4)
     X = rng.standard_normal((tokens, in_features)) @ mixing / np.linalg.norm(mixing, axis=0)
@@ -41,7 +45,9 @@ def per_column(per_group, group_size, in_features):
 def column_values(fitted, grid, in_features, backend):
     """Scales and offsets of a fitted grid, one value per column, in float64."""
     size = in_features if grid.group_size is None else grid.group_size
-    arrays = (backend.to_numpy(array).astype(np.float64) for array in (fitted.scales, fitted.offsets))
+    arrays = (
+        backend.to_numpy(array).astype(np.float64) for array in (fitted.scales, fitted.offsets)
+    )
     return tuple(per_column(array, size, in_features) for array in arrays)
 
 
@@ -65,7 +71,8 @@ def activation_loss(Q, W, X, X_hat):
 
 
 def optimal_brain_quantizer(V, H, scales, offsets, max_code, order=None):
-    """Codes and losses of rounding one column after the other, inverting the free part of H anew each time.
+    """Codes and losses of rounding one column after the other, inverting the free part of H anew
+    each time.
 
     Shapes: scales and offsets (out, in).
     """
@@ -83,12 +90,21 @@ def optimal_brain_quantizer(V, H, scales, offsets, max_code, order=None):
 
 def best_codes(V, H, scales, offsets, max_code):
     """The smallest loss of every row over all combinations of codes."""
-    codes = np.array(list(itertools.product(range(max_code + 1), repeat=V.shape[1])), dtype=np.float64)
-    return np.array([weighted_loss(s * codes + o, v, H).min() for v, s, o in zip(V, scales, offsets, strict=True)])
+    codes = np.array(
+        list(itertools.product(range(max_code + 1), repeat=V.shape[1])), dtype=np.float64
+    )
+    return np.array(
+        [
+            weighted_loss(s * codes + o, v, H).min()
+            for v, s, o in zip(V, scales, offsets, strict=True)
+        ]
+    )
 
 
 def resolved_after_every_column(W, X, X_hat, scales, offsets, max_code):
-    """Codes from solving min ||X W.T - X_hat Q.T|| for all free columns anew after each rounded one."""
+    """Codes from solving min ||X W.T - X_hat Q.T|| for all free columns anew after each rounded
+    one.
+    """
     codes, Q = np.zeros_like(W), np.zeros_like(W)
     for column in range(W.shape[1]):
         missing = X @ W.T - X_hat[:, :column] @ Q[:, :column].T
@@ -99,7 +115,9 @@ def resolved_after_every_column(W, X, X_hat, scales, offsets, max_code):
 
 
 def min_max_group(values, bits, zeros, stored=np.float16):
-    """Scale and offset that cover a group of weights of one row, written from section 1.4 of the GPTQ grid."""
+    """Scale and offset that cover a group of weights of one row, written from section 1.4 of the
+    GPTQ grid.
+    """
     low, high, max_code = min(0.0, values.min()), max(0.0, values.max()), 2**bits - 1
     if zeros == "symmetric":
         scale = float(stored(2 * max(-low, high) / max_code))
@@ -120,7 +138,9 @@ def min_max(W, group_size, bits, zeros):
 
 
 def one_row_at_a_time(V, H, codes, scales, offsets, max_code, order, sweeps):
-    """Coordinate descent from the definition: each code tried at every value of the grid, all else held fixed."""
+    """Coordinate descent from the definition: each code tried at every value of the grid, all else
+    held fixed.
+    """
     codes = codes.copy()
     values = np.arange(max_code + 1)
     for row in range(len(V)):
@@ -139,7 +159,8 @@ def quadratic(Q, B, H):
 
 
 def closest_codes(v, H, scales, offsets, max_code):
-    """The smallest loss of one row over all combinations of codes, by depth-first search on the Cholesky factor.
+    """The smallest loss of one row over all combinations of codes, by depth-first search on the
+    Cholesky factor.
 
     Shapes: v, scales and offsets (in,).
     """

@@ -7,7 +7,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from edgeq.calibration.windows import first_windows, load_tokenizer, read_text, sample_windows, tokenize
+from edgeq.calibration.windows import (
+    first_windows,
+    load_tokenizer,
+    read_text,
+    sample_windows,
+    tokenize,
+)
 from edgeq.errors import BadInput
 
 
@@ -34,7 +40,9 @@ def test_windows_are_stretches_of_the_text_one_from_each_part():
 
 def test_the_seed_alone_decides_where_windows_start():
     tokens = np.arange(1000)
-    first, again, other = (sample_windows(tokens, samples=8, sequence_length=50, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        sample_windows(tokens, samples=8, sequence_length=50, seed=seed) for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -42,7 +50,9 @@ def test_the_seed_alone_decides_where_windows_start():
 def test_every_token_of_a_text_can_be_reached():
     tokens, seen = np.arange(40), set()
     for seed in range(200):
-        seen |= set(sample_windows(tokens, samples=2, sequence_length=8, seed=seed).ravel().tolist())
+        seen |= set(
+            sample_windows(tokens, samples=2, sequence_length=8, seed=seed).ravel().tolist()
+        )
     assert seen == set(range(40))
 
 
@@ -86,7 +96,11 @@ def test_a_text_file_is_read_as_it_is(tmp_path):
 @pytest.mark.parametrize("suffix", [".jsonl", ".ndjson"])
 def test_json_lines_give_their_texts(tmp_path, suffix):
     path = tmp_path / f"text{suffix}"
-    lines = [json.dumps({"text": "one\ntwo", "id": 1}), "", json.dumps({"text": "für vier"}, ensure_ascii=False)]
+    lines = [
+        json.dumps({"text": "one\ntwo", "id": 1}),
+        "",
+        json.dumps({"text": "für vier"}, ensure_ascii=False),
+    ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert read_text(str(path)) == "one\ntwo\n\nfür vier"
 
@@ -107,7 +121,11 @@ def test_line_separators_inside_of_a_json_string_do_not_end_its_line(tmp_path):
         ("number.jsonl", b'{"text": 3}', 'line 1: no "text" string'),
         ("missing.jsonl", b'{"text": "a"}\n\n{"content": "b"}', "line 3"),
         ("none.jsonl", b"\n\n", "empty"),
-        ("surrogate.jsonl", b'{"text": "a"}\n{"text": "\\ud83d"}', "line 2: half of a surrogate pair"),
+        (
+            "surrogate.jsonl",
+            b'{"text": "a"}\n{"text": "\\ud83d"}',
+            "line 2: half of a surrogate pair",
+        ),
         ("deep.jsonl", b"[" * 100_000, "line 1: not JSON (too deeply nested)"),
         ("digits.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "line 1: not JSON"),
     ],

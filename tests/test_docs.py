@@ -16,7 +16,9 @@ def test_every_setting_stands_in_the_command_line_document_with_its_default():
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     defaults = Recipe()
     for field in fields(Recipe):
-        row = next(line for line in text.splitlines() if line.startswith("|") and f"`{field.name}`" in line)
+        row = next(
+            line for line in text.splitlines() if line.startswith("|") and f"`{field.name}`" in line
+        )
         default = getattr(defaults, field.name)
         if default is not None and field.name != "overrides":
             shown = str(default).lower() if isinstance(default, bool) else str(default)
@@ -24,11 +26,21 @@ def test_every_setting_stands_in_the_command_line_document_with_its_default():
 
 
 def test_every_option_in_the_readme_exists():
-    options = {option for command in cli.commands.values() for item in command.params for option in item.opts}
-    secondary = {
-        option for command in cli.commands.values() for item in command.params for option in item.secondary_opts
+    options = {
+        option
+        for command in cli.commands.values()
+        for item in command.params
+        for option in item.opts
     }
-    commands = re.findall(r"^uv run (edgeq .*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    secondary = {
+        option
+        for command in cli.commands.values()
+        for item in command.params
+        for option in item.secondary_opts
+    }
+    commands = re.findall(
+        r"^uv run (edgeq .*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert commands
     for command in commands:
         assert command.split()[1] in cli.commands

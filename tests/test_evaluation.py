@@ -11,7 +11,9 @@ def log_probabilities(logits):
 
 
 def perplexity(logits, windows):
-    """exp of the mean negative log probability of each token given those before it, position by position."""
+    """exp of the mean negative log probability of each token given those before it, position by
+    position.
+    """
     p = log_probabilities(logits)
     losses = [
         -p[window, place, windows[window, place + 1]]

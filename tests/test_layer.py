@@ -15,7 +15,11 @@ class FakeSite:
     """A site that hands out activations cut into uneven batches."""
 
     def __init__(self, X, X_hat, cuts=(), shape=None):
-        self.pairs = list(zip(np.split(X, cuts), np.split(X_hat, cuts), strict=True)) if X is not None else []
+        self.pairs = (
+            list(zip(np.split(X, cuts), np.split(X_hat, cuts), strict=True))
+            if X is not None
+            else []
+        )
         if X is None:
             self.pairs = [(None, part) for part in np.split(X_hat, cuts)]
         if shape is not None:
@@ -47,7 +51,9 @@ def test_statistics_of_uneven_batches_are_those_of_one_piece(backend, rng, toler
 def test_windows_of_a_batch_are_so_many_more_tokens(backend, rng, tolerance):
     _, X, X_hat = plain.random_layer(rng, drift=0.2)
     found = accumulate(FakeSite(X, X_hat, shape=(3, 100, 24)), backend, drift=True)
-    np.testing.assert_allclose(backend.to_numpy(found.H), plain.moments(X, X_hat)[0], atol=tolerance)
+    np.testing.assert_allclose(
+        backend.to_numpy(found.H), plain.moments(X, X_hat)[0], atol=tolerance
+    )
     assert found.n_tokens == 300
 
 
@@ -62,7 +68,9 @@ def test_drift_of_one_batch_counts_over_all_tokens(backend, rng, tolerance):
     _, X, X_hat = plain.random_layer(rng, drift=0.2)
     X_hat[:200] = X[:200]
     found = accumulate(FakeSite(X, X_hat, cuts=(200,)), backend, drift=True)
-    np.testing.assert_allclose(backend.to_numpy(found.D), plain.moments(X, X_hat)[1], atol=tolerance)
+    np.testing.assert_allclose(
+        backend.to_numpy(found.D), plain.moments(X, X_hat)[1], atol=tolerance
+    )
 
 
 def test_drift_from_the_difference_is_more_exact_than_a_difference_of_moments(rng):
@@ -77,24 +85,35 @@ def test_drift_from_the_difference_is_more_exact_than_a_difference_of_moments(rn
     assert errors[1] > 10 * errors[0]
 
 
-@pytest.mark.parametrize("recipe", [Recipe(bits=3, group_size=8), Recipe(bits=2, group_size="row", zeros="offset")])
+@pytest.mark.parametrize(
+    "recipe", [Recipe(bits=3, group_size=8), Recipe(bits=2, group_size="row", zeros="offset")]
+)
 def test_a_layer_solved_from_batches_is_the_layer_solved_from_all_activations(backend, rng, recipe):
     W, X, X_hat = plain.random_layer(rng, drift=0.2, in_features=45)
     from_batches = accumulate(FakeSite(X, X_hat, cuts=(17, 200)), backend, drift=True)
     found, report = solve(W, from_batches, recipe, backend)
     expected, _ = solve(W, statistics_of(*plain.moments(X, X_hat), backend), recipe, backend)
     np.testing.assert_array_equal(found.codes, expected.codes)
-    np.testing.assert_allclose(found.dequantized(), expected.dequantized(), rtol=2.0**-9)  # scales: a float16 step
+    np.testing.assert_allclose(
+        found.dequantized(), expected.dequantized(), rtol=2.0**-9
+    )  # scales: a float16 step
     assert report.propagation_strength > 0
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 @pytest.mark.parametrize("zeros", ["symmetric", "integer", "offset"])
-def test_codes_are_those_of_the_plain_road_through_correction_and_compensation(backend, rng, zeros, strength):
+def test_codes_are_those_of_the_plain_road_through_correction_and_compensation(
+    backend, rng, zeros, strength
+):
     W, X, X_hat = plain.random_layer(rng, drift=0.2, in_features=45)
     H, D = plain.moments(X, X_hat)
     recipe = Recipe(
-        bits=3, group_size=16, zeros=zeros, scales="none", propagation_strength=strength, propagation_damping=1.0
+        bits=3,
+        group_size=16,
+        zeros=zeros,
+        scales="none",
+        propagation_strength=strength,
+        propagation_damping=1.0,
     )
     layer, report = solve(W, statistics_of(H, D, backend), recipe, backend)
     V = W + strength * np.linalg.solve(plain.damped(H, 1.0), (W @ D).T).T
@@ -122,9 +141,16 @@ def test_the_report_states_losses_as_shares_of_the_output(backend, rng, toleranc
     expected = {"round to nearest": nearest, "refitted": layer.dequantized().astype(np.float64)}
     for stage, Q in expected.items():
         loss = plain.weighted_loss(Q, V, H).sum() / energy
-        np.testing.assert_allclose(report.losses[stage], loss, rtol=max(tolerance, 1e-6))  # dequantized to float32
+        np.testing.assert_allclose(
+            report.losses[stage], loss, rtol=max(tolerance, 1e-6)
+        )  # dequantized to float32
     assert report.losses["refitted"] <= report.losses["solved"] < report.losses["round to nearest"]
-    assert (report.name, report.shape, report.bits, report.group_size) == ("some layer", (6, 40), 3, 16)
+    assert (report.name, report.shape, report.bits, report.group_size) == (
+        "some layer",
+        (6, 40),
+        3,
+        16,
+    )
     assert (report.damping, report.damping_retries, report.dead_columns) == (0.01, 0, 0)
 
 
@@ -133,8 +159,12 @@ def test_a_refit_with_drift_of_its_own_comes_closest_to_the_original_output(back
     statistics = statistics_of(*plain.moments(X, X_hat), backend)
     losses = []
     for strength in (None, 0.0, 1.0):
-        layer, _ = solve(W, statistics, Recipe(bits=3, group_size=8, refit_strength=strength), backend)
-        losses.append(plain.activation_loss(layer.dequantized().astype(np.float64), W, X, X_hat).sum())
+        layer, _ = solve(
+            W, statistics, Recipe(bits=3, group_size=8, refit_strength=strength), backend
+        )
+        losses.append(
+            plain.activation_loss(layer.dequantized().astype(np.float64), W, X, X_hat).sum()
+        )
     assert losses[2] < min(losses[:2])
 
 
@@ -144,7 +174,9 @@ def test_a_matrix_without_statistics_is_rounded_with_all_columns_alike(backend, 
     recipe = Recipe(group_size=16, scales="none")
     layer = solve_without_statistics(W, recipe.grid_of("embedding"), recipe, backend)
     scales, offsets = plain.min_max(W.astype(np.float64), 16, 4, "symmetric")
-    np.testing.assert_array_equal(layer.codes, plain.nearest(W.astype(np.float64), scales, offsets, 15))
+    np.testing.assert_array_equal(
+        layer.codes, plain.nearest(W.astype(np.float64), scales, offsets, 15)
+    )
     assert layer.scales.shape == (7, 3)
 
 
@@ -166,24 +198,47 @@ def test_torch_chooses_the_codes_of_the_reference_on_trained_weights(bits):
     expected, found = np.array(losses).T
     assert shares[worst] >= 0.999, f"{worst}: {shares[worst]:.5%} of the codes are equal"
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    print(f"{bits} bits: {shares[worst]:.5%} in {worst}, loss {abs(found / expected - 1).max():.1e}")
+    print(
+        f"{bits} bits: {shares[worst]:.5%} in {worst}, loss {abs(found / expected - 1).max():.1e}"
+    )
 
 
 STAGES = {
     "sweeps": (Recipe(bits=3, group_size=16, sweeps=2), ["solved", "swept", "refitted"]),
-    "relaxed": (Recipe(bits=3, group_size=16, sweeps=10, relaxed_sweeps=True), ["solved", "swept", "refitted"]),
-    "exactly": (Recipe(bits=3, group_size=16, sweeps=2, refit_exactly=True), ["solved", "swept", "refitted"]),
-    "solver": (Recipe(bits=3, group_size=16, solver="quantease", scales="first"), ["solved", "swept"]),
-    "annealing": (Recipe(bits=3, group_size=16, anneal_rounds=1, anneal_steps=60), ["solved", "annealed", "refitted"]),
+    "relaxed": (
+        Recipe(bits=3, group_size=16, sweeps=10, relaxed_sweeps=True),
+        ["solved", "swept", "refitted"],
+    ),
+    "exactly": (
+        Recipe(bits=3, group_size=16, sweeps=2, refit_exactly=True),
+        ["solved", "swept", "refitted"],
+    ),
+    "solver": (
+        Recipe(bits=3, group_size=16, solver="quantease", scales="first"),
+        ["solved", "swept"],
+    ),
+    "annealing": (
+        Recipe(bits=3, group_size=16, anneal_rounds=1, anneal_steps=60),
+        ["solved", "annealed", "refitted"],
+    ),
     "turns": (Recipe(bits=3, group_size=16, alternations=2), ["solved", "refitted", "alternated"]),
     "everything": (
         Recipe(
-            2, 16, "offset", sweeps=2, anneal_rounds=1, anneal_steps=60, alternations=1, activation_order=True,
-            scale_weighting="mean", scale_candidates=9, scale_refits=3,
+            2,
+            16,
+            "offset",
+            sweeps=2,
+            anneal_rounds=1,
+            anneal_steps=60,
+            alternations=1,
+            activation_order=True,
+            scale_weighting="mean",
+            scale_candidates=9,
+            scale_refits=3,
         ),
         ["solved", "swept", "annealed", "refitted", "alternated"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -194,7 +249,9 @@ def test_each_refinement_has_its_loss_in_the_report_and_lowers_it(backend, rng, 
     layer, report = solve(W, statistics_of(plain.damped(H, 1e-3), D, backend), recipe, backend)
     assert list(report.losses) == ["round to nearest", *stages]
     losses = [report.losses[stage] for stage in stages]
-    assert (np.diff(losses) <= 2e-3 * losses[0]).all()  # measured without the damping that they are solved with
+    assert (
+        np.diff(losses) <= 2e-3 * losses[0]
+    ).all()  # measured without the damping that they are solved with
     assert losses[-1] < losses[0]
     assert layer.codes.max() <= recipe.grid_of("layer").max_code
 
@@ -211,7 +268,11 @@ def test_scales_may_be_weighed_by_what_is_left_of_an_error_once_others_made_up_f
     X = plain.random_layer(rng, in_features=45)[1]
     H = plain.moments(X, X)[0]
     conditional = 1 / np.diag(np.linalg.inv(plain.damped(H, 0.01)))
-    expected = {"diagonal": np.diag(H), "conditional": conditional, "mean": np.sqrt(np.diag(H) * conditional)}
+    expected = {
+        "diagonal": np.diag(H),
+        "conditional": conditional,
+        "mean": np.sqrt(np.diag(H) * conditional),
+    }
     for weighting, values in expected.items():
         for in_order in (False, True):
             recipe = Recipe(scale_weighting=weighting, activation_order=in_order)

@@ -12,7 +12,9 @@ from edgeq_backends.reference import ReferenceBackend
 
 
 def solved(weight, grid):
-    return solve_without_statistics(weight, grid, make_recipe({"scales": "none"}), ReferenceBackend())
+    return solve_without_statistics(
+        weight, grid, make_recipe({"scales": "none"}), ReferenceBackend()
+    )
 
 
 @pytest.mark.parametrize("factor", [1e-12, 1e12])
@@ -33,9 +35,11 @@ def test_groups_of_zeros_are_not_counted(rng):
 
 def test_an_offset_that_its_type_cannot_hold_is_refused(rng):
     layer = QuantizedLinear(
-        np.zeros((2, 32), np.uint8), np.ones((2, 1), np.float32), np.full((2, 1), -np.inf, np.float32),
+        np.zeros((2, 32), np.uint8),
+        np.ones((2, 1), np.float32),
+        np.full((2, 1), -np.inf, np.float32),
         Grid(4, 32, "offset"),
-    )  # fmt: skip
+    )
     with pytest.raises(BadInput, match=r"tensor 'w': .* exceeds float16"):
         clamped_groups("w", np.ones((2, 32), np.float32), layer)
 
@@ -44,7 +48,9 @@ def with_outliers(weight, columns, values):
     """The layer solved without some columns, and these beside it."""
     rest = weight.copy()
     rest[:, columns] = 0
-    return replace(solved(rest, Grid(4, 32, outlier_columns=0.5)), outliers=OutlierColumns(columns, values))
+    return replace(
+        solved(rest, Grid(4, 32, outlier_columns=0.5)), outliers=OutlierColumns(columns, values)
+    )
 
 
 def test_scales_need_not_cover_outlier_columns(rng):
@@ -59,5 +65,7 @@ def test_scales_need_not_cover_outlier_columns(rng):
 def test_an_outlier_that_its_type_cannot_hold_is_refused(rng):
     weight, columns = rng.standard_normal((6, 64)).astype(np.float32), np.arange(32)
     layer = with_outliers(weight, columns, np.full((6, 32), np.inf, np.float32))
-    with pytest.raises(BadInput, match=r"tensor 'w': a value of its outlier columns exceeds float16"):
+    with pytest.raises(
+        BadInput, match=r"tensor 'w': a value of its outlier columns exceeds float16"
+    ):
         clamped_groups("w", weight, layer)

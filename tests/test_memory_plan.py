@@ -1,4 +1,6 @@
-"""What is planned is what happens: ways of running are chosen by it, and processes take what it says."""
+"""What is planned is what happens: ways of running are chosen by it, and processes take what it
+says.
+"""
 
 import json
 import os
@@ -21,19 +23,42 @@ from edgeq.sources.outline import ModelOutline
 
 PROCESS = Process(800 * 10**6, 8)
 LLAMA_7B = make_config(**SHAPES["llama-2-7b"])
-BALANCED, FAST = (make_recipe(with_preset({"quality": quality})) for quality in ("balanced", "fast"))
+BALANCED, FAST = (
+    make_recipe(with_preset({"quality": quality})) for quality in ("balanced", "fast")
+)
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("8GB", 8e9), ("8 gb", 8e9), ("8GiB", 8 * 2**30), ("500MB", 5e8), ("1.5G", 1.5e9), ("2TB", 2e12), ("4096", 4096)],
+    [
+        ("8GB", 8e9),
+        ("8 gb", 8e9),
+        ("8GiB", 8 * 2**30),
+        ("500MB", 5e8),
+        ("1.5G", 1.5e9),
+        ("2TB", 2e12),
+        ("4096", 4096),
+    ],
 )
 def test_sizes_are_read_as_people_write_them(text, size):
     assert parse_size(text, "--max-ram") == size
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GB", "-8GB", "8 apples", "0GB", "8GBB", "nan", "1e9", "8,5GB", 400 * "9" + "GB", "2000000TB"]
+    "text",
+    [
+        "",
+        "GB",
+        "-8GB",
+        "8 apples",
+        "0GB",
+        "8GBB",
+        "nan",
+        "1e9",
+        "8,5GB",
+        400 * "9" + "GB",
+        "2000000TB",
+    ],
 )
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(BadInput, match=r"--max-ram .*: expected a size such as 8GB"):
@@ -56,11 +81,14 @@ def test_a_model_that_writes_its_text_is_whole_in_memory():
         choose_way(LLAMA_7B, BALANCED, PROCESS, 16 * 10**9, writes_text=True)
 
 
-@pytest.mark.parametrize("settings", [{"propagation_strength": "auto"}, {"outlier_columns": 0.01}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"propagation_strength": "auto"}, {"outlier_columns": 0.01}], ids=str
+)
 def test_what_is_chosen_by_layer_takes_more_and_is_never_solved_in_rows(settings):
     chosen = replace(BALANCED, **settings)
     assert (
-        peak_moment(LLAMA_7B, chosen, PROCESS, WAYS[0]).total > peak_moment(LLAMA_7B, BALANCED, PROCESS, WAYS[0]).total
+        peak_moment(LLAMA_7B, chosen, PROCESS, WAYS[0]).total
+        > peak_moment(LLAMA_7B, BALANCED, PROCESS, WAYS[0]).total
     )
     for limit in (None, 30 * 10**9):
         assert choose_way(LLAMA_7B, chosen, PROCESS, limit).way.rows_at_once is None
@@ -89,20 +117,31 @@ def test_sizes_are_shown_rounded_up_where_less_would_not_do():
 def test_more_tokens_take_more_memory_only_where_they_stand():
     more = replace(FAST, samples=4 * FAST.samples)
     standing, recomputing = WAYS[0], WAYS[-1]
-    assert peak_moment(LLAMA_7B, more, PROCESS, standing).total > peak_moment(LLAMA_7B, FAST, PROCESS, standing).total
-    assert peak_moment(LLAMA_7B, more, PROCESS, recomputing) == peak_moment(LLAMA_7B, FAST, PROCESS, recomputing)
+    assert (
+        peak_moment(LLAMA_7B, more, PROCESS, standing).total
+        > peak_moment(LLAMA_7B, FAST, PROCESS, standing).total
+    )
+    assert peak_moment(LLAMA_7B, more, PROCESS, recomputing) == peak_moment(
+        LLAMA_7B, FAST, PROCESS, recomputing
+    )
 
 
 def test_blocks_do_not_count_in_memory_but_in_time():
     longer = {**LLAMA_7B, "num_hidden_layers": 320}
-    assert peak_moment(longer, FAST, PROCESS, WAYS[0]) == peak_moment(LLAMA_7B, FAST, PROCESS, WAYS[0])
+    assert peak_moment(longer, FAST, PROCESS, WAYS[0]) == peak_moment(
+        LLAMA_7B, FAST, PROCESS, WAYS[0]
+    )
 
 
 @pytest.fixture(scope="module")
 def solved():
     """All linear layers of the 7B shapes."""
     layers = expected_linear_shapes(LLAMA_7B).items()
-    return {f"model.layers.{block}.{name}.weight": shape for block in range(32) for name, shape in layers}
+    return {
+        f"model.layers.{block}.{name}.weight": shape
+        for block in range(32)
+        for name, shape in layers
+    }
 
 
 RATES = {"forward": 1e11, "solve": 5e10, "factor": 2e10}
@@ -131,7 +170,9 @@ def test_time_counts_the_tokens_of_the_second_stream_and_the_layers_that_are_sol
     without_down = {name: shape for name, shape in solved.items() if "down_proj" not in name}
     less = seconds_of(BALANCED, without_down)
     assert less["forward passes"] == seconds_of(BALANCED, solved)["forward passes"]
-    assert less["factors"] < seconds_of(BALANCED, solved)["factors"] / 3  # 3 widths of 4096 are left of 11008 too
+    assert (
+        less["factors"] < seconds_of(BALANCED, solved)["factors"] / 3
+    )  # 3 widths of 4096 are left of 11008 too
     assert sum(seconds_of(BALANCED, {}).values()) == 0
 
 
@@ -141,15 +182,20 @@ def test_an_outline_has_the_tensors_of_the_whole_model(tmp_path):
     outline = open_outline(str(write_checkpoint(tmp_path / "outline", config, outline=True)))
     assert isinstance(outline, ModelOutline)
     assert {name: outline.shape(name) for name in outline.tensor_names()} == whole.shapes()
-    assert [block.linears for block in outline.blocks()] == [block.linears for block in whole.blocks()]
-    assert all(outline.tensor_bytes(name) == whole.tensor_bytes(name) for name in whole.tensor_names())
+    assert [block.linears for block in outline.blocks()] == [
+        block.linears for block in whole.blocks()
+    ]
+    assert all(
+        outline.tensor_bytes(name) == whole.tensor_bytes(name) for name in whole.tensor_names()
+    )
     assert open_outline(str(tmp_path / "whole")) is None
     with pytest.raises(BadInput, match="holds no weights"):
         outline.read("model.norm.weight")
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("num_hidden_layers", 10**7), ("vocab_size", 10**400), ("intermediate_size", 10**15)]
+    ("key", "value"),
+    [("num_hidden_layers", 10**7), ("vocab_size", 10**400), ("intermediate_size", 10**15)],
 )
 def test_an_outline_of_absurd_size_is_refused(tmp_path, key, value):
     config = make_config(hidden=64, inner=96, heads=4, blocks=2)
@@ -161,14 +207,19 @@ def test_an_outline_of_absurd_size_is_refused(tmp_path, key, value):
 
 
 def test_an_index_that_does_not_fit_its_config_is_refused(tmp_path):
-    folder = write_checkpoint(tmp_path / "m", make_config(hidden=64, inner=96, heads=4, blocks=2), outline=True)
+    folder = write_checkpoint(
+        tmp_path / "m", make_config(hidden=64, inner=96, heads=4, blocks=2), outline=True
+    )
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     del content["weight_map"]["model.norm.weight"]
     index.write_text(json.dumps(content))
     with pytest.raises(BadInput, match=r"lacks 'model\.norm\.weight'"):
         open_outline(str(folder))
-    content["weight_map"] |= {"model.norm.weight": "a.safetensors", "model.extra.weight": "a.safetensors"}
+    content["weight_map"] |= {
+        "model.norm.weight": "a.safetensors",
+        "model.extra.weight": "a.safetensors",
+    }
     index.write_text(json.dumps(content))
     with pytest.raises(BadInput, match=r"lists 'model\.extra\.weight'"):
         open_outline(str(folder))
@@ -178,7 +229,9 @@ def run(*words):
     """A command in a process of its own: standard output and the peak of its resident set."""
     command = [sys.executable, "-m", "edgeq", *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    ) as process:
         out = process.stdout.read()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -216,7 +269,9 @@ def test_the_peak_is_within_15_percent_of_the_plan(wide, tmp_path, words):
 def test_memory_does_not_grow_with_the_number_of_blocks(tmp_path):
     peaks = []
     for blocks in (4, 32):
-        model = write_checkpoint(tmp_path / "model", make_config(hidden=256, inner=688, heads=4, blocks=blocks))
+        model = write_checkpoint(
+            tmp_path / "model", make_config(hidden=256, inner=688, heads=4, blocks=blocks)
+        )
         words = ("--backend", "cpu", "--quality", "fast", "--samples", 8, "--sequence-length", 256)
         peaks.append(run("quantize", model, "--output", tmp_path / f"out{blocks}", *words)[1])
         shutil.rmtree(model)

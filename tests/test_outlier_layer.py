@@ -1,4 +1,6 @@
-"""Layers with outlier columns: solved against plain oracles, alike on every backend, and worth their bits."""
+"""Layers with outlier columns: solved against plain oracles, alike on every backend, and worth
+their bits.
+"""
 
 import numpy as np
 import plain
@@ -24,7 +26,9 @@ def solve(W, H, D, recipe, backend):
 
 
 def loud_layer(rng, *, drift=None, loud=8.0):
-    """A layer of 40 inputs, three of which are many times as loud as the others. Shapes: (16, 40)."""
+    """A layer of 40 inputs, three of which are many times as loud as the others. Shapes: (16,
+    40).
+    """
     W, X, X_hat = plain.random_layer(rng, drift=drift or 0.0, in_features=40, out_features=16)
     gain = np.ones(40)
     gain[[3, 17, 18]] = loud
@@ -39,7 +43,9 @@ def output_loss(Q, W, H):
 @pytest.mark.parametrize("zeros", ["symmetric", "integer", "offset"])
 def test_columns_that_cost_most_are_kept_and_fitted_as_least_squares_fits_them(backend, rng, zeros):
     W, H, _ = loud_layer(rng)
-    recipe = Recipe(bits=3, group_size=16, zeros=zeros, outlier_columns=3 / 40, propagation_strength=0.0)
+    recipe = Recipe(
+        bits=3, group_size=16, zeros=zeros, outlier_columns=3 / 40, propagation_strength=0.0
+    )
     layer, report = solve(W, H, None, recipe, backend)
     columns, values = layer.outliers.columns, layer.outliers.values
     expected = np.sort(np.argsort(-np.diag(H) * (W**2).sum(axis=0))[:3])
@@ -50,7 +56,9 @@ def test_columns_that_cost_most_are_kept_and_fitted_as_least_squares_fits_them(b
     Q[:, columns] -= values
     damped = plain.damped(H, recipe.damping)
     right = ((W - Q) @ damped)[:, columns]
-    np.testing.assert_allclose(values, np.linalg.solve(damped[np.ix_(columns, columns)], right.T).T, rtol=2e-3)
+    np.testing.assert_allclose(
+        values, np.linalg.solve(damped[np.ix_(columns, columns)], right.T).T, rtol=2e-3
+    )
     if zeros != "offset":
         assert (Q[:, columns] == 0).all()
 
@@ -59,9 +67,13 @@ def test_columns_that_cost_most_are_kept_and_fitted_as_least_squares_fits_them(b
 def test_the_codes_are_those_of_gptq_on_the_layer_without_its_columns(backend, rng, in_order):
     W, H, _ = loud_layer(rng)
     recipe = Recipe(
-        bits=3, group_size=16, outlier_columns=3 / 40, scales="none", propagation_strength=0.0,
+        bits=3,
+        group_size=16,
+        outlier_columns=3 / 40,
+        scales="none",
+        propagation_strength=0.0,
         activation_order=in_order,
-    )  # fmt: skip
+    )
     layer, _ = solve(W, H, None, recipe, backend)
     gone, kept = [3, 17, 18], np.setdiff1d(np.arange(40), [3, 17, 18])
     inner = W.copy()
@@ -69,10 +81,16 @@ def test_the_codes_are_those_of_gptq_on_the_layer_without_its_columns(backend, r
     scales, offsets = plain.min_max(inner, 16, 3, "symmetric")
     damped = plain.damped(H, 0.01)
     across = damped[np.ix_(kept, gone)]
-    left = damped[np.ix_(kept, kept)] - across @ np.linalg.solve(damped[np.ix_(gone, gone)], across.T)
+    left = damped[np.ix_(kept, kept)] - across @ np.linalg.solve(
+        damped[np.ix_(gone, gone)], across.T
+    )
     order = np.argsort(-np.diag(H)[kept], kind="stable") if in_order else np.arange(37)
     codes, _ = plain.optimal_brain_quantizer(
-        W[:, kept][:, order], left[np.ix_(order, order)], scales[:, kept][:, order], offsets[:, kept][:, order], 7
+        W[:, kept][:, order],
+        left[np.ix_(order, order)],
+        scales[:, kept][:, order],
+        offsets[:, kept][:, order],
+        7,
     )
     np.testing.assert_array_equal(layer.codes[:, kept][:, order], codes)
     assert (layer.codes[:, gone] == 4).all()
@@ -90,20 +108,38 @@ def test_the_factor_before_the_columns_is_that_of_what_they_leave(backend, rng, 
 
 @pytest.mark.parametrize("refit_strength", [None, 1.0])
 @pytest.mark.parametrize("zeros", ["symmetric", "offset"])
-def test_losses_in_the_report_are_those_of_the_layer_with_its_columns(backend, rng, zeros, refit_strength):
+def test_losses_in_the_report_are_those_of_the_layer_with_its_columns(
+    backend, rng, zeros, refit_strength
+):
     W, H, D = loud_layer(rng, drift=0.2)
     recipe = Recipe(
-        bits=2, group_size=16, zeros=zeros, outlier_columns=0.05, propagation_damping=1.0, activation_order=True,
-        scale_weighting="mean", refit_strength=refit_strength, **REFINED,
-    )  # fmt: skip
+        bits=2,
+        group_size=16,
+        zeros=zeros,
+        outlier_columns=0.05,
+        propagation_damping=1.0,
+        activation_order=True,
+        scale_weighting="mean",
+        refit_strength=refit_strength,
+        **REFINED,
+    )
     layer, report = solve(W, H, D, recipe, backend)
     V = W + 0.5 * np.linalg.solve(plain.damped(H, 1.0), (W @ D).T).T
     energy = plain.weighted_loss(W, 0 * W, H).sum()
     losses = list(report.losses.values())
-    assert list(report.losses) == ["round to nearest", "solved", "swept", "annealed", "refitted", "alternated"]
+    assert list(report.losses) == [
+        "round to nearest",
+        "solved",
+        "swept",
+        "annealed",
+        "refitted",
+        "alternated",
+    ]
     assert losses[-1] < losses[0]
     if refit_strength is None:  # otherwise scales and columns follow another target at the end
-        np.testing.assert_allclose(losses[-1], output_loss(layer.dequantized(), V, H) / energy, rtol=1e-3)
+        np.testing.assert_allclose(
+            losses[-1], output_loss(layer.dequantized(), V, H) / energy, rtol=1e-3
+        )
         assert (np.diff(losses[1:]) <= 2e-3 * losses[1]).all()
 
 
@@ -114,7 +150,9 @@ def test_columns_follow_the_drift_that_scales_are_refitted_to(backend, rng):
     for strength in (None, 1.0):
         recipe = Recipe(bits=3, group_size=8, outlier_columns=0.1, refit_strength=strength)
         layer, _ = solve(W, H, D, recipe, backend)
-        found.append(plain.activation_loss(layer.dequantized().astype(np.float64), W, X, X_hat).sum())
+        found.append(
+            plain.activation_loss(layer.dequantized().astype(np.float64), W, X, X_hat).sum()
+        )
     assert found[1] < found[0]
 
 
@@ -124,11 +162,19 @@ def test_a_group_of_nothing_but_outliers_is_solved(backend, rng):
     gain[8:16] = 20
     for zeros in ("symmetric", "integer", "offset"):
         recipe = Recipe(
-            bits=2, group_size=8, zeros=zeros, outlier_columns=0.2, propagation_strength=0, scale_refits=3, sweeps=1
+            bits=2,
+            group_size=8,
+            zeros=zeros,
+            outlier_columns=0.2,
+            propagation_strength=0,
+            scale_refits=3,
+            sweeps=1,
         )
         layer, _ = solve(W, gain[:, None] * H * gain, None, recipe, backend)
         assert layer.outliers.columns.tolist() == list(range(8, 16))
-        np.testing.assert_allclose(layer.dequantized()[:, 8:16], W[:, 8:16], atol=0.2 * abs(W).max())
+        np.testing.assert_allclose(
+            layer.dequantized()[:, 8:16], W[:, 8:16], atol=0.2 * abs(W).max()
+        )
 
 
 def test_layers_of_one_input_choose_columns_of_their_own(backend, rng):
@@ -136,7 +182,10 @@ def test_layers_of_one_input_choose_columns_of_their_own(backend, rng):
     other = W.copy()
     other[:, 5] *= 10
     recipe = Recipe(bits=3, group_size=16, outlier_columns=0.025, propagation_strength=0.0)
-    chosen = [solve(weight, H, None, recipe, backend)[0].outliers.columns.tolist() for weight in (W, other)]
+    chosen = [
+        solve(weight, H, None, recipe, backend)[0].outliers.columns.tolist()
+        for weight in (W, other)
+    ]
     assert chosen[1] == [5] != chosen[0]
 
 
@@ -151,10 +200,18 @@ def test_no_share_of_columns_leaves_everything_as_it_is(backend, rng):
 def test_outlier_columns_pay_on_tokens_that_they_were_not_fitted_to(bits, zeros):
     backend, means = load_backend("cpu"), []
     for share in (0.0, 0.01, 0.05):
-        recipe, losses = Recipe(bits=bits, group_size=64, zeros=zeros, outlier_columns=share, sweeps=2), []
+        recipe, losses = (
+            Recipe(bits=bits, group_size=64, zeros=zeros, outlier_columns=share, sweeps=2),
+            [],
+        )
         for W, H, held_out in trained.glass_split()[::3]:
             layer, _ = solve(W, H, None, recipe, backend)
-            losses.append(output_loss(layer.dequantized(), W, held_out) / output_loss(0 * W, W, held_out))
+            losses.append(
+                output_loss(layer.dequantized(), W, held_out) / output_loss(0 * W, W, held_out)
+            )
         means.append(float(np.exp(np.mean(np.log(losses)))))
-    print(f"held-out loss, geometric mean: without {means[0]:.5f}, 1% {means[1]:.5f}, 5% {means[2]:.5f}")
+    print(
+        "held-out loss, geometric mean: without "
+        f"{means[0]:.5f}, 1% {means[1]:.5f}, 5% {means[2]:.5f}"
+    )
     assert means[2] < means[1] < means[0]

@@ -35,4 +35,6 @@ def test_three_bit_codes_cross_word_borders():
 def test_words_of_a_column_slice_or_in_other_memory_order_are_the_same(rng):
     codes = rng.integers(0, 8, (4, 40), dtype=np.uint8)
     np.testing.assert_array_equal(pack_words(np.asfortranarray(codes), 3), pack_words(codes, 3))
-    np.testing.assert_array_equal(pack_words(codes[::2, 1::3], 3), pack_words(codes[::2, 1::3].copy(), 3))
+    np.testing.assert_array_equal(
+        pack_words(codes[::2, 1::3], 3), pack_words(codes[::2, 1::3].copy(), 3)
+    )

@@ -23,7 +23,9 @@ def source():
 
 
 def test_linear_layers_embeddings_and_the_rest_each_get_their_grid(source):
-    grids = plan_grids(source, make_recipe({"bits": 3, "overrides": [{"layers": "*.o_proj", "bits": 16}]}))
+    grids = plan_grids(
+        source, make_recipe({"bits": 3, "overrides": [{"layers": "*.o_proj", "bits": 16}]})
+    )
     assert set(grids) == set(source.tensor_names())
     for name, (shape, grid) in grids.items():
         assert shape == source.shape(name)
@@ -43,7 +45,9 @@ def test_a_tied_head_is_not_written():
 
 def test_an_override_that_matches_nothing_is_refused(source):
     recipe = make_recipe({"overrides": [{"layers": "*.dwon_proj", "bits": 8}]})
-    with pytest.raises(BadInput, match=r"matches no layer; layers are named like 'model\.layers\.0\."):
+    with pytest.raises(
+        BadInput, match=r"matches no layer; layers are named like 'model\.layers\.0\."
+    ):
         plan_grids(source, recipe)
 
 
@@ -62,9 +66,12 @@ def test_asymmetric_means_what_all_exports_hold_without_loss():
 
 def test_exports_without_a_common_asymmetric_kind_are_refused_with_what_to_change():
     with pytest.raises(
-        BadInput, match=r"\(fake offset, fake integer\); leave out --asymmetric, or set zeros = 'integer'"
+        BadInput,
+        match=r"\(fake offset, fake integer\); leave out --asymmetric, or set zeros = 'integer'",
     ):
-        asymmetric_zeros([FakeExporter(("symmetric", "offset")), FakeExporter(("symmetric", "integer"))])
+        asymmetric_zeros(
+            [FakeExporter(("symmetric", "offset")), FakeExporter(("symmetric", "integer"))]
+        )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +92,11 @@ def test_the_bytes_of_a_tensor_are_those_in_the_file(tmp_path, rng, grid, bits):
     else:
         codes = rng.integers(0, grid.max_code, (10, 64), dtype=np.uint8, endpoint=True)
         groups = (10, grid.group_count(64))
-        write_tensors(path, {"w": QuantizedLinear(codes, np.ones(groups, "f4"), np.zeros(groups, "f4"), grid)}, {})
+        write_tensors(
+            path,
+            {"w": QuantizedLinear(codes, np.ones(groups, "f4"), np.zeros(groups, "f4"), grid)},
+            {},
+        )
     data = path.read_bytes()
     payload = len(data) - 8 - int.from_bytes(data[:8], "little")
     assert TensorFile(path).tensor_bytes("w") == payload == bits // 8

@@ -17,7 +17,13 @@ def statistics(H, D, backend, *, tokens, paired_tokens=None):
 
 
 def corrected(W, found, recipe, backend):
-    return correct("layer", backend.asarray(W), prepare_propagation(found, None, recipe, backend), recipe, backend)
+    return correct(
+        "layer",
+        backend.asarray(W),
+        prepare_propagation(found, None, recipe, backend),
+        recipe,
+        backend,
+    )
 
 
 @pytest.mark.parametrize(
@@ -30,11 +36,15 @@ def test_fewer_than_two_tokens_for_each_input_are_damped_and_reported(
     W, X, X_hat = plain.random_layer(rng, tokens=500, drift=0.3, in_features=INPUTS)
     H, D = plain.moments(X, X_hat)
     recipe = make_recipe(with_preset({}))
-    found = corrected(W, statistics(H, D, backend, tokens=tokens, paired_tokens=paired_tokens), recipe, backend)
+    found = corrected(
+        W, statistics(H, D, backend, tokens=tokens, paired_tokens=paired_tokens), recipe, backend
+    )
     damping = 1.0 if few else PRESETS["balanced"]["propagation_damping"]
     assert (found.damping, found.few_tokens, found.retries) == (damping, few, 0)
     expected = W + 0.5 * np.linalg.solve(plain.damped(H, damping), (W @ D).T).T
-    np.testing.assert_allclose(backend.to_numpy(found.V), expected, atol=10 * tolerance * abs(expected).max())
+    np.testing.assert_allclose(
+        backend.to_numpy(found.V), expected, atol=10 * tolerance * abs(expected).max()
+    )
 
 
 def test_more_damping_than_that_is_left_as_it_is(backend, rng):
@@ -46,7 +56,9 @@ def test_more_damping_than_that_is_left_as_it_is(backend, rng):
 
 @pytest.mark.parametrize("per_input", [1, 1.5])
 def test_few_tokens_do_not_make_a_layer_worse_on_others(backend, per_input):
-    """Held-out error after the correction as a share of that before; the drift is mostly noise that does not repeat."""
+    """Held-out error after the correction as a share of that before; the drift is mostly noise that
+    does not repeat.
+    """
     recipe, tokens, ruled, unruled = make_recipe(with_preset({})), int(per_input * INPUTS), [], []
     for seed in range(12):
         rng = np.random.default_rng(seed)

@@ -32,7 +32,12 @@ def test_no_settings_give_the_defaults():
 
 @pytest.mark.parametrize(
     ("given", "nearest"),
-    [("bit", "bits"), ("groupsize", "group_size"), ("propagation_strenght", "propagation_strength"), ("sed", "seed")],
+    [
+        ("bit", "bits"),
+        ("groupsize", "group_size"),
+        ("propagation_strenght", "propagation_strength"),
+        ("sed", "seed"),
+    ],
 )
 def test_an_unknown_setting_is_refused_with_the_nearest_known_one(given, nearest):
     message = refusal({given: 1})
@@ -113,21 +118,27 @@ def test_every_setting_has_a_rule_and_a_place_in_these_tests():
     )
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name in BAD_VALUES for value in BAD_VALUES[name]])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name in BAD_VALUES for value in BAD_VALUES[name]]
+)
 def test_a_value_outside_of_its_rule_is_refused_with_the_rule(name, value):
     message = refusal({name: value})
     assert f"{name} = {value!r}" in message
     assert f"expected {RULES[name][0]}" in message
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name in GOOD_VALUES for value in GOOD_VALUES[name]])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name in GOOD_VALUES for value in GOOD_VALUES[name]]
+)
 def test_values_inside_of_a_rule_are_taken(name, value):
     needed = {"sweeps": 10} if name == "relaxed_sweeps" else {}
     assert getattr(make_recipe({**needed, name: value}), name) == value
 
 
 def test_relaxed_sweeps_are_refused_where_they_are_too_few_to_pay():
-    assert "expected sweeps of 10 or more with it, not 3" in refusal({"relaxed_sweeps": True, "sweeps": 3})
+    assert "expected sweeps of 10 or more with it, not 3" in refusal(
+        {"relaxed_sweeps": True, "sweeps": 3}
+    )
 
 
 def test_the_last_override_that_matches_wins_setting_by_setting():
@@ -179,7 +190,10 @@ def test_settings_and_recipe_are_inverse():
         "group_size": "row",
         "zeros": "offset",
         "refit_strength": 0.5,
-        "overrides": [{"layers": "*.o_proj", "bits": 16}, {"layers": "*", "group_size": 64, "zeros": "integer"}],
+        "overrides": [
+            {"layers": "*.o_proj", "bits": 16},
+            {"layers": "*", "group_size": 64, "zeros": "integer"},
+        ],
     }
     recipe = make_recipe(settings)
     assert recipe.overrides[0] == Override("*.o_proj", bits=16)
@@ -208,7 +222,9 @@ def test_embeddings_have_a_grid_of_their_own():
 def test_a_toml_file_is_read_with_its_overrides(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text('bits = 3\nscales = "first"\n[[overrides]]\nlayers = "*.o_proj"\nbits = 16\n')
-    assert make_recipe(read_recipe(str(path))) == Recipe(bits=3, scales="first", overrides=(Override("*.o_proj", 16),))
+    assert make_recipe(read_recipe(str(path))) == Recipe(
+        bits=3, scales="first", overrides=(Override("*.o_proj", 16),)
+    )
 
 
 @pytest.mark.parametrize("content", [b"bits = ", b"bits = 4\nbits = 3", b"\xff\xfe"])
@@ -240,7 +256,9 @@ def test_turns_that_refit_scales_are_refused_where_scales_may_not_be_refitted(sc
 
 def test_outlier_columns_are_refused_where_nothing_fits_them():
     assert 'solver = "gptq"' in refusal({"outlier_columns": 0.01, "solver": "rtn"})
-    assert "0.02" in refusal({"solver": "rtn", "overrides": [{"layers": "*", "outlier_columns": 0.02}]})
+    assert "0.02" in refusal(
+        {"solver": "rtn", "overrides": [{"layers": "*", "outlier_columns": 0.02}]}
+    )
     assert make_recipe({"outlier_columns": 0, "solver": "rtn"}).grid_of("any") == Grid(4, 32)
 
 
@@ -250,13 +268,17 @@ def test_an_override_changes_the_outlier_columns_of_its_layers_only():
     assert recipe.grid_of("m.0.mlp.up_proj") == Grid(4, 32)
 
 
-@pytest.mark.parametrize(("share", "inputs", "count"), [(0, 64, 0), (0.01, 64, 1), (0.01, 576, 6), (0.5, 3, 2)])
+@pytest.mark.parametrize(
+    ("share", "inputs", "count"), [(0, 64, 0), (0.01, 64, 1), (0.01, 576, 6), (0.5, 3, 2)]
+)
 def test_a_share_of_columns_is_a_whole_number_and_at_least_one(share, inputs, count):
     assert Grid(4, 32, outlier_columns=share).outlier_count(inputs) == count
 
 
 def test_a_number_too_long_to_write_is_refused_in_one_line():
-    assert refusal({"samples": 16**5000}).startswith("recipe setting samples = a number of thousands of digits")
+    assert refusal({"samples": 16**5000}).startswith(
+        "recipe setting samples = a number of thousands of digits"
+    )
 
 
 def test_a_preset_sets_what_nothing_else_does():
@@ -269,14 +291,16 @@ def test_a_preset_sets_what_nothing_else_does():
 
 
 def test_plain_rounding_takes_nothing_from_a_preset():
-    assert make_recipe(with_preset({"solver": "rtn", "scales": "none", "propagation_strength": 0.0})) == make_recipe(
-        {"solver": "rtn", "scales": "none", "propagation_strength": 0.0}
-    )
+    assert make_recipe(
+        with_preset({"solver": "rtn", "scales": "none", "propagation_strength": 0.0})
+    ) == make_recipe({"solver": "rtn", "scales": "none", "propagation_strength": 0.0})
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
     for value in ("better", ["fast"]):
-        with pytest.raises(BadInput, match=re.escape(f"quality {value!r}: expected one of fast, balanced, best")):
+        with pytest.raises(
+            BadInput, match=re.escape(f"quality {value!r}: expected one of fast, balanced, best")
+        ):
             with_preset({"quality": value})
 
 

@@ -1,4 +1,6 @@
-"""The schedule for little memory gives what standing still gives, wherever the hidden states lie."""
+"""The schedule for little memory gives what standing still gives, wherever the hidden states
+lie.
+"""
 
 import math
 import os
@@ -43,7 +45,8 @@ def visit(streams, blocks, replacements):
     for block in blocks:
         for site in streams.sites(block):
             pairs = [
-                (None if X is None else np.asarray(X).copy(), np.asarray(X_hat).copy()) for X, X_hat in site.batches()
+                (None if X is None else np.asarray(X).copy(), np.asarray(X_hat).copy())
+                for X, X_hat in site.batches()
             ]
             layers = []
             for layer in site.layers():
@@ -60,14 +63,17 @@ def test_all_flows_show_the_same_inputs_bit_by_bit(framework, drift, rng, tmp_pa
     llama = models.tiny_llama()
     source, windows = models.MemorySource(llama), rng.integers(0, 40, (5, WINDOW))
     replaced = {
-        name.removesuffix(".weight"): source.read(name) + 0.1 * rng.standard_normal(source.shape(name)).astype("f4")
+        name.removesuffix(".weight"): source.read(name)
+        + 0.1 * rng.standard_normal(source.shape(name)).astype("f4")
         for name in source.tensor_names()
         if name.endswith("_proj.weight") and "v_proj" not in name  # layers may stay as they are
     }
     found = {}
     for name, flow in flows(tmp_path).items():
         make = load(ACTIVATIONS[framework], "calibration")
-        found[name] = visit(make(source, windows, drift=drift, flow=flow), source.blocks(), replaced)
+        found[name] = visit(
+            make(source, windows, drift=drift, flow=flow), source.blocks(), replaced
+        )
     expected = found.pop("standing")
     assert len(expected) == 8
     for name, seen in found.items():
@@ -78,18 +84,23 @@ def test_all_flows_show_the_same_inputs_bit_by_bit(framework, drift, rng, tmp_pa
                 assert (X is None) == (expected_X is None)
                 if X is not None:
                     np.testing.assert_array_equal(X, expected_X, err_msg=name)
-        assert [X is not None for X, _ in pairs] == [batch < math.ceil(drift * 5) / 2 for batch in range(len(pairs))]
+        assert [X is not None for X, _ in pairs] == [
+            batch < math.ceil(drift * 5) / 2 for batch in range(len(pairs))
+        ]
     assert not list(tmp_path.iterdir())  # the file of hidden states has no name
 
 
 def test_all_flows_solve_the_same_codes(tmp_path, one_thread):
     source = models.MemorySource(
-        models.glass_llama(), companions={"tokenizer.json": models.glass_tokenizer().to_str().encode()}
+        models.glass_llama(),
+        companions={"tokenizer.json": models.glass_tokenizer().to_str().encode()},
     )
     settings = with_preset({"samples": 8, "sequence_length": 64, "bits": 3})
     written = {}
     for name, flow in flows(tmp_path).items():
-        activations = partial(make_activations, "cpu", flow=Flow(flow.schedule, 128, flow.states_folder))
+        activations = partial(
+            make_activations, "cpu", flow=Flow(flow.schedule, 128, flow.states_folder)
+        )
         job = replace(make_job(source, settings, backend="cpu"), make_activations=activations)
         checkpoint = quantize(job, tmp_path / name, Silent())
         written[name] = [(checkpoint.path / file).read_bytes() for file in checkpoint.head["files"]]
@@ -112,7 +123,9 @@ def recomputed(run, *inputs, full=(), weights=None):
         old, weights[layer] = weights[layer], W
         return old
 
-    streams = RecomputedStreams(*runs, set_weight, lambda *place: outputs.__setitem__(place[:2], float(place[2][0])))
+    streams = RecomputedStreams(
+        *runs, set_weight, lambda *place: outputs.__setitem__(place[:2], float(place[2][0]))
+    )
     return streams, outputs
 
 
@@ -143,7 +156,10 @@ def test_batches_that_go_different_ways_are_refused(inputs):
 
 
 def test_hidden_states_on_disk_are_those_in_memory(tmp_path, rng):
-    arrays = [rng.standard_normal((2, 8, 4)).astype("f4"), rng.standard_normal((1, 8, 4)).astype("f4")]
+    arrays = [
+        rng.standard_normal((2, 8, 4)).astype("f4"),
+        rng.standard_normal((1, 8, 4)).astype("f4"),
+    ]
     stores = [StatesInMemory(), StatesOnDisk(tmp_path, np.asarray, np.asarray)]
     for states in stores:
         for array in arrays:
@@ -177,7 +193,7 @@ print(states.read(0)[-1], len(states))
 def test_hidden_states_that_find_no_room_are_one_line_and_nothing_at_exit(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
-    )  # fmt: skip
+    )
     line, rest = done.stdout.strip().split("\n")
     assert line.startswith("hidden states cannot be written in") and "raise --max-ram" in line
     assert rest == "999.0 1"

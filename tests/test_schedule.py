@@ -34,7 +34,9 @@ def activations(llama, windows, monkeypatch):
     source = models.MemorySource(llama)
 
     def start(drift=True):
-        return source.blocks(), load(ACTIVATIONS["torch"], "calibration")(source, windows, drift=drift)
+        return source.blocks(), load(ACTIVATIONS["torch"], "calibration")(
+            source, windows, drift=drift
+        )
 
     return start
 
@@ -57,7 +59,9 @@ def watching():
 
 
 def plain_inputs(model, windows):
-    """Inputs of every linear layer in plain forwards of the same batches. Shapes: name -> [(tokens, in)]."""
+    """Inputs of every linear layer in plain forwards of the same batches. Shapes: name -> [(tokens,
+    in)].
+    """
     return [models.linear_inputs(model, windows[start:stop]) for start, stop in BATCHES]
 
 
@@ -109,7 +113,9 @@ def test_block_outputs_are_the_bits_of_a_plain_forward(activations, llama, windo
 
 
 @pytest.mark.parametrize(("drift", "streams_running"), [(True, 2), (False, 1)])
-def test_every_module_runs_once_per_batch_and_stream(activations, rng, llama, drift, streams_running):
+def test_every_module_runs_once_per_batch_and_stream(
+    activations, rng, llama, drift, streams_running
+):
     blocks, streams = activations(drift)
     weights = replacements(llama, rng)
     for block in blocks:
@@ -130,7 +136,9 @@ def test_without_drift_no_full_precision_stream_runs(activations):
         assert [X for X, _ in site.batches()] == [None] * len(BATCHES)
 
 
-def test_one_stream_keeps_original_weights_and_the_other_computes_with_replaced_ones(activations, llama, windows, rng):
+def test_one_stream_keeps_original_weights_and_the_other_computes_with_replaced_ones(
+    activations, llama, windows, rng
+):
     weights = replacements(llama, rng)
     original = plain_inputs(llama, windows)
     replaced = plain_inputs(models.with_weights(llama, weights), windows)
@@ -150,7 +158,9 @@ def test_one_stream_keeps_original_weights_and_the_other_computes_with_replaced_
 
 @pytest.mark.parametrize("walk", ["not at all", "first layer only", "every layer"])
 def test_layers_left_unsolved_run_unchanged(activations, llama, windows, rng, walk):
-    """Only q of block 0 is replaced, or nothing; everything after it runs on without being asked."""
+    """Only q of block 0 is replaced, or nothing; everything after it runs on without being
+    asked.
+    """
     name = "model.layers.0.self_attn.q_proj"
     weight = replacements(llama, rng)[f"{name}.weight"]
     changes = {} if walk == "not at all" else {f"{name}.weight": weight}
@@ -164,7 +174,9 @@ def test_layers_left_unsolved_run_unchanged(activations, llama, windows, rng, wa
                 if walk == "first layer only":
                     break
     for site in streams.sites(blocks[1]):
-        for (X, X_hat), inputs, full in zip(site.batches(), expected, plain_inputs(llama, windows), strict=True):
+        for (X, X_hat), inputs, full in zip(
+            site.batches(), expected, plain_inputs(llama, windows), strict=True
+        ):
             np.testing.assert_array_equal(flat(X_hat), inputs["model.layers.1.self_attn.q_proj"])
             np.testing.assert_array_equal(flat(X), full["model.layers.1.self_attn.q_proj"])
         break
@@ -175,9 +187,13 @@ def test_weights_are_in_memory_only_while_their_block_is_visited(activations):
     seen = []
     with watching() as (calls, _):
         for _site in streams.sites(blocks[0]):
-            seen += [module.weight.device.type for module in calls if isinstance(module, torch.nn.Linear)]
+            seen += [
+                module.weight.device.type for module in calls if isinstance(module, torch.nn.Linear)
+            ]
     assert set(seen) == {"cpu"}
-    assert {parameter.device.type for module in calls for parameter in module.parameters()} == {"meta"}
+    assert {parameter.device.type for module in calls for parameter in module.parameters()} == {
+        "meta"
+    }
 
 
 def test_an_ordinary_forward_does_not_stand_still():
@@ -221,7 +237,12 @@ def test_passes_stand_together_and_go_on_with_replaced_weights():
         ("b", [(1.0, 1.0), (2.0, 2.0)]),
         ("c", [(11.0, 21.0), (22.0, 42.0)]),
     ]
-    assert [float(forward.output[0]) for forward in (*full, *quantized)] == [1100.0, 2200.0, 2100.0, 4200.0]
+    assert [float(forward.output[0]) for forward in (*full, *quantized)] == [
+        1100.0,
+        2200.0,
+        2100.0,
+        4200.0,
+    ]
     assert [layer for layer, _ in log] == ["a"] * 4 + ["b"] * 4 + ["c"] * 4
 
 
@@ -231,7 +252,10 @@ def test_equal_inputs_that_are_not_one_object_make_two_sites():
     def run(x):
         return toy.apply("a", x) + toy.apply("b", x.copy())
 
-    sites = [list(site.layers()) for site in Streams([], passes(run, 1.0), toy.weights.__setitem__).sites()]
+    sites = [
+        list(site.layers())
+        for site in Streams([], passes(run, 1.0), toy.weights.__setitem__).sites()
+    ]
     assert sites == [["a"], ["b"]]
 
 
@@ -302,7 +326,9 @@ def test_the_full_stream_can_run_on_a_share_of_the_windows(activations, windows,
         np.testing.assert_allclose(found, expected[site.name], atol=1e-6)
 
 
-@pytest.mark.parametrize(("share", "both"), [(0.0, []), (0.1, [0]), (0.5, [0, 1, 3]), (1.0, [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("share", "both"), [(0.0, []), (0.1, [0]), (0.5, [0, 1, 3]), (1.0, [0, 1, 2, 3, 4])]
+)
 def test_windows_of_both_streams_are_evenly_spread(windows, share, both):
     chosen, rest = share_windows(windows, share)
     np.testing.assert_array_equal(chosen, windows[both])

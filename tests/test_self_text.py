@@ -42,7 +42,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def sharp(model):
-    """A random model with large weights: each prediction depends on what came before, and few tokens are likely."""
+    """A random model with large weights: each prediction depends on what came before, and few
+    tokens are likely.
+    """
     torch.manual_seed(1)
     for parameter in model.parameters():
         parameter.data += 0.15 * torch.randn_like(parameter)
@@ -74,7 +76,9 @@ def check_most_likely(model, windows):
 
 
 def test_tokens_follow_the_predictions_of_the_whole_text_before_them(framework):
-    """A model so sure of itself that sampling takes its most likely token, over more tokens than buffers first hold."""
+    """A model so sure of itself that sampling takes its most likely token, over more tokens than
+    buffers first hold.
+    """
     model = sharp(models.tiny_llama(vocab_size=ROWS, max_position_embeddings=512))
     model.lm_head.weight.data *= 1e4
     windows = written(framework, model, count=3, length=300, allowed=np.arange(ROWS))
@@ -91,7 +95,9 @@ def test_a_sliding_window_is_kept():
 
 
 def test_tokens_are_as_frequent_as_the_model_says(framework):
-    """8192 second tokens after one first token: a chi-square statistic within six deviations of its mean."""
+    """8192 second tokens after one first token: a chi-square statistic within six deviations of its
+    mean.
+    """
     model, allowed, count = sharp(models.tiny_llama()), np.arange(3, 33), 8192
     writer = writer_of(framework, source_of(model), allowed)
     drawn = next(writer.continue_text(np.full(count, 7)))
@@ -122,8 +128,12 @@ def test_the_seed_decides(framework):
 
 def test_little_room_for_keys_and_values_means_smaller_batches(framework, monkeypatch):
     source, told = source_of(models.tiny_llama()), []
-    assert bytes_per_token(source.config) == 2 * 2 * 2 * 16 * 4  # blocks, keys and values, heads, width, float32
-    monkeypatch.setattr("edgeq.calibration.self_text.CACHE_BYTES", 2 * 6 * bytes_per_token(source.config))
+    assert (
+        bytes_per_token(source.config) == 2 * 2 * 2 * 16 * 4
+    )  # blocks, keys and values, heads, width, float32
+    monkeypatch.setattr(
+        "edgeq.calibration.self_text.CACHE_BYTES", 2 * 6 * bytes_per_token(source.config)
+    )
     rows = []
 
     class Counting:
@@ -164,7 +174,9 @@ def write_through_cache(source, *, count=4, length=6, seed=0, framework="torch c
             made.append(arguments)
         return writer_of("torch", *arguments)
 
-    return written_windows(source, make_writer, nobody, framework=framework, count=count, length=length, seed=seed)
+    return written_windows(
+        source, make_writer, nobody, framework=framework, count=count, length=length, seed=seed
+    )
 
 
 def test_text_is_written_once(cache):
@@ -202,7 +214,11 @@ def test_damaged_text_is_written_again(cache, damage):
     elif damage == "foreign":
         file.write_bytes(b"what is this")
     else:
-        wrong = {"pickle": np.array([print]), "shape": expected.astype("<i4").T, "range": expected.astype("<i4") + ROWS}
+        wrong = {
+            "pickle": np.array([print]),
+            "shape": expected.astype("<i4").T,
+            "range": expected.astype("<i4") + ROWS,
+        }
         np.save(file, wrong[damage], allow_pickle=True)
     np.testing.assert_array_equal(write_through_cache(source, made=made), expected)
     assert len(made) == 2

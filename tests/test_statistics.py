@@ -1,4 +1,6 @@
-"""Statistics of which a part is held out or has no full-precision stream, and the strength that is chosen with them."""
+"""Statistics of which a part is held out or has no full-precision stream, and the strength that is
+chosen with them.
+"""
 
 import math
 
@@ -54,15 +56,25 @@ def test_the_held_out_tokens_do_not_depend_on_how_many_windows_run_together(rng)
         np.testing.assert_allclose(found.held_out.D, expected[1], atol=1e-12)
 
 
-def test_a_stated_strength_beside_automatic_ones_keeps_the_damping_of_the_recipe(backend, rng, tolerance):
+def test_a_stated_strength_beside_automatic_ones_keeps_the_damping_of_the_recipe(
+    backend, rng, tolerance
+):
     W, X, X_hat = plain.random_layer(rng, drift=0.2)
     fixed = Override("fixed", propagation_strength=0.3)
-    recipe = Recipe(bits=3, group_size=16, propagation_strength="auto", propagation_damping=0.07, overrides=(fixed,))
+    recipe = Recipe(
+        bits=3,
+        group_size=16,
+        propagation_strength="auto",
+        propagation_damping=0.07,
+        overrides=(fixed,),
+    )
     statistics, split = accumulate_split(FakeSite(X, X_hat), backend)
     prepared = prepare_propagation(statistics, split, recipe, backend)
     found = correct("fixed", backend.asarray(W), prepared, recipe, backend)
     assert (found.strength, found.damping, found.held_out_gain) == (0.3, 0.07, None)
-    np.testing.assert_allclose(backend.to_numpy(found.V), corrected(W, (X, X_hat), 0.3, 0.07), atol=tolerance)
+    np.testing.assert_allclose(
+        backend.to_numpy(found.V), corrected(W, (X, X_hat), 0.3, 0.07), atol=tolerance
+    )
     assert correct("other", backend.asarray(W), prepared, recipe, backend).held_out_gain is not None
 
 
@@ -71,8 +83,12 @@ def test_drift_is_the_mean_over_the_tokens_that_both_streams_run_on(backend, rng
     site = FakeSite(X, X_hat, cuts=(130,))
     site.pairs[1] = (None, site.pairs[1][1])
     found = accumulate(site, backend, drift=True)
-    np.testing.assert_allclose(backend.to_numpy(found.D), plain.moments(X[:130], X_hat[:130])[1], atol=tolerance)
-    np.testing.assert_allclose(backend.to_numpy(found.H), plain.moments(X, X_hat)[0], atol=tolerance)
+    np.testing.assert_allclose(
+        backend.to_numpy(found.D), plain.moments(X[:130], X_hat[:130])[1], atol=tolerance
+    )
+    np.testing.assert_allclose(
+        backend.to_numpy(found.H), plain.moments(X, X_hat)[0], atol=tolerance
+    )
 
 
 def test_an_automatic_strength_is_the_best_of_the_held_out_tokens(backend, rng):
@@ -85,7 +101,9 @@ def test_an_automatic_strength_is_the_best_of_the_held_out_tokens(backend, rng):
     cut = len(X) - math.ceil(0.25 * len(X))
     fit, held_out = (X[:cut], X_hat[:cut]), (X[cut:], X_hat[cut:])
     losses = {
-        (strength, damping): plain.activation_loss(corrected(W, fit, strength, damping), W, *held_out).sum()
+        (strength, damping): plain.activation_loss(
+            corrected(W, fit, strength, damping), W, *held_out
+        ).sum()
         for strength in STRENGTHS
         for damping in DAMPINGS
     }
@@ -96,7 +114,9 @@ def test_an_automatic_strength_is_the_best_of_the_held_out_tokens(backend, rng):
 
 
 def test_a_drift_that_follows_from_the_inputs_is_undone_by_any_of_their_tokens(rng):
-    """X - X_hat = K X_hat: the correction is exact with the second moment of the same tokens, and not with another."""
+    """X - X_hat = K X_hat: the correction is exact with the second moment of the same tokens, and
+    not with another.
+    """
     backend = load_backend("cpu")
     W, X_hat, _ = plain.random_layer(rng)
     X = X_hat + X_hat @ (0.1 * rng.standard_normal((X_hat.shape[1], X_hat.shape[1])))

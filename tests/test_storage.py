@@ -17,12 +17,18 @@ def names(folder):
 
 
 HEAD = {
-    "format_version": 1, "edgeq": "0.1.0", "model": "tiny", "source": {}, "recipe": {},
-    "files": ["blocks/0000.safetensors", "outer.safetensors"], "companions": ["tokenizer.json"],
-}  # fmt: skip
+    "format_version": 1,
+    "edgeq": "0.1.0",
+    "model": "tiny",
+    "source": {},
+    "recipe": {},
+    "files": ["blocks/0000.safetensors", "outer.safetensors"],
+    "companions": ["tokenizer.json"],
+}
 OWN = {
     "edgeq.json": json.dumps(HEAD),
-    "manifest.json": '{"format": "gguf", "file": "model.gguf", "files": ["model.gguf"], "tensors": []}',
+    "manifest.json": '{"format": "gguf", "file": "model.gguf", '
+    '"files": ["model.gguf"], "tensors": []}',
 }
 
 
@@ -33,7 +39,9 @@ def own_output(path, marker="edgeq.json"):
 
 
 def own_checkpoint(path):
-    """All that edgeq writes: a checkpoint with an export in it, and the remains of another export."""
+    """All that edgeq writes: a checkpoint with an export in it, and the remains of another
+    export.
+    """
     own_output(path)
     for name in (*HEAD["files"], *HEAD["companions"], "config.json", "report.json"):
         (path / name).parent.mkdir(exist_ok=True)
@@ -111,12 +119,16 @@ def test_all_that_edgeq_writes_is_its_own(tmp_path):
     assert names(tmp_path / "out") == ["edgeq.json"]
 
 
-@pytest.mark.parametrize("name", ["thesis.txt", "blocks/thesis.txt", "gguf/notes.txt", "photos/cat.png", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["thesis.txt", "blocks/thesis.txt", "gguf/notes.txt", "photos/cat.png", "a/b/c"]
+)
 def test_force_stops_at_the_first_file_that_edgeq_did_not_write(tmp_path, name):
     old = own_checkpoint(tmp_path / "out")
     (old / name).parent.mkdir(parents=True, exist_ok=True)
     (old / name).write_text("years of work")
-    with pytest.raises(BadInput, match=f"holds '{name.removesuffix('/cat.png').removesuffix('/b/c')}"):
+    with pytest.raises(
+        BadInput, match=f"holds '{name.removesuffix('/cat.png').removesuffix('/b/c')}"
+    ):
         check_destination(old, force=True)
     assert (old / name).read_text() == "years of work"
 
@@ -129,7 +141,14 @@ def test_a_link_inside_of_an_output_is_not_edgeqs_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ['{"format_version": 1, "recipe": {}}', "[1]", "{", '{"files": 5}', json.dumps(HEAD | {"files": 5})]
+    "content",
+    [
+        '{"format_version": 1, "recipe": {}}',
+        "[1]",
+        "{",
+        '{"files": 5}',
+        json.dumps(HEAD | {"files": 5}),
+    ],
 )
 def test_a_directory_with_an_edgeq_json_of_another_form_is_not_edgeqs_own(tmp_path, content):
     (tmp_path / "out").mkdir()
@@ -210,7 +229,10 @@ def test_a_place_where_the_system_makes_no_directories_is_refused():
 def test_one_output_is_made_by_one_process_at_a_time(tmp_path):
     with new_directory(tmp_path / "out") as folder:
         (folder / "edgeq.json").write_text("the first")
-        with pytest.raises(BadInput, match="by another edgeq process"), new_directory(tmp_path / "out"):
+        with (
+            pytest.raises(BadInput, match="by another edgeq process"),
+            new_directory(tmp_path / "out"),
+        ):
             pytest.fail("the body must not run")
     assert names(tmp_path) == ["out"]
     assert names(tmp_path / "out") == ["edgeq.json"]
@@ -222,7 +244,10 @@ def test_one_output_is_made_by_one_process_at_a_time(tmp_path):
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (OSError(errno.EFBIG, "File too large"), "size limit"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
-        (SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), "size limit"),
+        (
+            SafetensorError("Error while serializing: I/O error: File too large (os error 27)"),
+            "size limit",
+        ),
     ],
 )
 def test_a_full_disk_is_reported_and_nothing_stays(tmp_path, failure, reason):
@@ -252,7 +277,9 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
         check_destination(tmp_path / "file" / "out", force=False)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
 def test_a_directory_without_write_permission_is_refused(tmp_path):
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)

@@ -1,4 +1,6 @@
-"""Calibration texts: how options name them, how windows are divided among them, and what is recorded."""
+"""Calibration texts: how options name them, how windows are divided among them, and what is
+recorded.
+"""
 
 import hashlib
 import itertools
@@ -43,8 +45,10 @@ def test_without_options_the_text_that_ships_with_edgeq_is_read():
 def test_words_and_files_take_a_share(here):
     (here / "book.txt").write_text("a book")
     assert read_texts(("self=0.5", "book.txt=3", "default")) == (
-        Text("self", 0.5, None), Text("book.txt", 3.0, "a book"), Text("default", 1.0, read_text(None))
-    )  # fmt: skip
+        Text("self", 0.5, None),
+        Text("book.txt", 3.0, "a book"),
+        Text("default", 1.0, read_text(None)),
+    )
 
 
 @pytest.mark.parametrize("name", ["a=2", "a=b.txt", "x:y.txt", "C=1:2.txt"])
@@ -92,12 +96,25 @@ def test_a_missing_file_is_named_without_its_share(here):
 
 
 def test_windows_are_divided_by_largest_remainder():
-    """Against the definition: whole quotas are kept, and no other division has a smaller sum of squared differences."""
-    for samples, shares in itertools.product((1, 2, 7, 10), ([1, 1], [1, 2, 3], [5, 1, 1], [0.1, 0.2, 0.7])):
+    """Against the definition: whole quotas are kept, and no other division has a smaller sum of
+    squared differences.
+    """
+    for samples, shares in itertools.product(
+        (1, 2, 7, 10), ([1, 1], [1, 2, 3], [5, 1, 1], [0.1, 0.2, 0.7])
+    ):
         counts = divide(samples, shares)
-        quotas = [Fraction(str(share)) * samples / sum(Fraction(str(share)) for share in shares) for share in shares]
-        others = (c for c in itertools.product(range(samples + 1), repeat=len(shares)) if sum(c) == samples)
-        best = min(sum((c - q) ** 2 for c, q in zip(other, quotas, strict=True)) for other in others)
+        quotas = [
+            Fraction(str(share)) * samples / sum(Fraction(str(share)) for share in shares)
+            for share in shares
+        ]
+        others = (
+            c
+            for c in itertools.product(range(samples + 1), repeat=len(shares))
+            if sum(c) == samples
+        )
+        best = min(
+            sum((c - q) ** 2 for c, q in zip(other, quotas, strict=True)) for other in others
+        )
         assert sum(counts) == samples
         assert sum((c - q) ** 2 for c, q in zip(counts, quotas, strict=True)) == best
     assert divide(3, [1, 1]) == [2, 1]
@@ -107,14 +124,18 @@ def test_windows_stand_in_the_order_of_the_texts_and_are_those_of_each_text_alon
     texts = [Text("own", 1, None), Text("b", 2, TEXT * 3), Text("a", 1, TEXT * 9)]
     own = np.arange(8).reshape(1, 8)
     calibration = calibrate(source, texts, samples=4, write=lambda count, length, seed: own)
-    alone = [sample_windows(tokenize(source, TEXT * times), samples=count, sequence_length=8, seed=3)
-             for times, count in ((3, 2), (9, 1))]  # fmt: skip
+    alone = [
+        sample_windows(tokenize(source, TEXT * times), samples=count, sequence_length=8, seed=3)
+        for times, count in ((3, 2), (9, 1))
+    ]
     np.testing.assert_array_equal(calibration.windows, np.concatenate([own, *alone]))
 
 
 def test_the_record_names_every_text_with_its_hash(source):
     texts = [Text("own", 1, None), Text("b", 3, TEXT * 3)]
-    calibration = calibrate(source, texts, samples=4, write=lambda count, length, seed: np.arange(8).reshape(1, 8))
+    calibration = calibrate(
+        source, texts, samples=4, write=lambda count, length, seed: np.arange(8).reshape(1, 8)
+    )
     tokens = len(tokenize(source, TEXT * 3))
     own = hashlib.sha256(b"".join(i.to_bytes(4, "little") for i in range(8))).hexdigest()
     whole = b"".join(int(token).to_bytes(4, "little") for token in calibration.windows.ravel())
@@ -122,10 +143,15 @@ def test_the_record_names_every_text_with_its_hash(source):
         "sha256": hashlib.sha256(whole).hexdigest(),
         "texts": [
             {"name": "own", "share": 1, "samples": 1, "tokens": 8, "sha256": own},
-            {"name": "b", "share": 3, "samples": 3, "tokens": tokens,
-             "sha256": hashlib.sha256((TEXT * 3).encode()).hexdigest()},
+            {
+                "name": "b",
+                "share": 3,
+                "samples": 3,
+                "tokens": tokens,
+                "sha256": hashlib.sha256((TEXT * 3).encode()).hexdigest(),
+            },
         ],
-    }  # fmt: skip
+    }
     assert calibration.tokens == 8 + tokens
     assert hash_tokens(calibration.windows) == calibration.record()["sha256"]
 
@@ -136,5 +162,7 @@ def test_a_text_that_gets_no_window_is_refused_before_anything_is_read(source):
 
 
 def test_a_short_text_is_refused_by_name_before_the_model_writes(source):
-    with pytest.raises(BadInput, match=r"--calibration 'short': calibration text: \d+ tokens; at least"):
+    with pytest.raises(
+        BadInput, match=r"--calibration 'short': calibration text: \d+ tokens; at least"
+    ):
         calibrate(source, [Text("own", 1, None), Text("short", 1, "it")], samples=4)

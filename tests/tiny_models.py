@@ -7,7 +7,16 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear
 
@@ -51,7 +60,9 @@ class MemoryModel:
         return dense | {name: layer.dequantized() for name, layer in self.layers.items()}
 
 
-def random_layer(rng: np.random.Generator, shape: tuple[int, int], grid: Grid, *, size: float = 1.0) -> QuantizedLinear:
+def random_layer(
+    rng: np.random.Generator, shape: tuple[int, int], grid: Grid, *, size: float = 1.0
+) -> QuantizedLinear:
     """Random codes with scales of both signs on a grid; weights are about as large as `size`."""
     codes = rng.integers(0, grid.max_code + 1, shape).astype(np.uint8)
     groups = (shape[0], grid.group_count(shape[1]))
@@ -60,17 +71,25 @@ def random_layer(rng: np.random.Generator, shape: tuple[int, int], grid: Grid, *
     if grid.zeros == "offset":
         offsets = as_stored(-scales * grid.max_code * rng.uniform(0.3, 0.7, groups), grid)
     else:
-        zeros = grid.middle if grid.zeros == "symmetric" else rng.integers(0, grid.max_code + 1, groups)
+        zeros = (
+            grid.middle if grid.zeros == "symmetric" else rng.integers(0, grid.max_code + 1, groups)
+        )
         offsets = (-scales * zeros).astype(np.float32)
     layer = QuantizedLinear(codes, scales, offsets, grid)
     return layer if not grid.outlier_columns else with_outliers(rng, layer, size=size)
 
 
-def with_outliers(rng: np.random.Generator, layer: QuantizedLinear, *, size: float) -> QuantizedLinear:
+def with_outliers(
+    rng: np.random.Generator, layer: QuantizedLinear, *, size: float
+) -> QuantizedLinear:
     """Random columns of twice the size, where the codes stand for zero or the value next to it."""
     rows, in_features = layer.codes.shape
-    columns = np.sort(rng.choice(in_features, layer.grid.outlier_count(in_features), replace=False)).astype(np.int32)
-    zeros = np.clip(np.rint(layer.zeros), 0, layer.grid.max_code)[:, layer.grid.group_index(in_features)]
+    columns = np.sort(
+        rng.choice(in_features, layer.grid.outlier_count(in_features), replace=False)
+    ).astype(np.int32)
+    zeros = np.clip(np.rint(layer.zeros), 0, layer.grid.max_code)[
+        :, layer.grid.group_index(in_features)
+    ]
     codes = layer.codes.copy()
     codes[:, columns] = zeros[:, columns]
     values = as_stored(2 * size * rng.standard_normal((rows, len(columns))), layer.grid)
@@ -85,7 +104,9 @@ def as_stored(values: NumpyArray, grid: Grid) -> NumpyArray:
 
 def splitting(kind: str) -> tuple[Any, Any]:
     """Normalizer and pre-tokenizer of a family."""
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind in ("gpt-2", "smollm"))
+    byte_level = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=kind in ("gpt-2", "smollm")
+    )
     before = {
         "gpt-2": [],
         "smollm": [pre_tokenizers.Digits(individual_digits=True)],
@@ -98,7 +119,9 @@ def splitting(kind: str) -> tuple[Any, Any]:
 
 
 def byte_level_bpe(kind: str = "smollm", *, template: bool = False) -> Tokenizer:
-    """A small tokenizer trained on a few lines. Its vocabulary: 3 special tokens, 256 bytes, a few dozen merges."""
+    """A small tokenizer trained on a few lines. Its vocabulary: 3 special tokens, 256 bytes, a few
+    dozen merges.
+    """
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
     normalizer, tokenizer.pre_tokenizer = splitting(kind)
     if normalizer is not None:
@@ -118,8 +141,14 @@ def byte_level_bpe(kind: str = "smollm", *, template: bool = False) -> Tokenizer
     return tokenizer
 
 
-def tokenizer_files(kind: str = "smollm", *, template: bool = False, **settings: object) -> dict[str, bytes]:
-    named = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": {"content": "<|pad|>"}} | settings
+def tokenizer_files(
+    kind: str = "smollm", *, template: bool = False, **settings: object
+) -> dict[str, bytes]:
+    named = {
+        "bos_token": "<|bos|>",
+        "eos_token": "<|eos|>",
+        "pad_token": {"content": "<|pad|>"},
+    } | settings
     text = byte_level_bpe(kind, template=template).to_str()
     return {"tokenizer.json": text.encode(), "tokenizer_config.json": json.dumps(named).encode()}
 

@@ -1,4 +1,6 @@
-"""Logits of a GGUF file in llama.cpp, for checking exported models in the runtime that users run."""
+"""Logits of a GGUF file in llama.cpp, for checking exported models in the runtime that users
+run.
+"""
 
 import os
 from collections.abc import Iterator
@@ -14,11 +16,14 @@ from edgeq.types import NumpyArray
 
 
 class LlamaCppLogits:
-    """A LogitSource over a GGUF file. The model runs on the CPU; every window starts from an empty cache.
+    """A LogitSource over a GGUF file. The model runs on the CPU; every window starts from an empty
+    cache.
 
-    llama.cpp quantizes activations to 8 bits, so its logits differ from those of a float32 model with equal weights.
+    llama.cpp quantizes activations to 8 bits, so its logits differ from those of a float32 model
+    with equal weights.
 
-    Raises: NotInstalled without the extra llama-cpp; BadInput for a file that llama.cpp cannot load.
+    Raises: NotInstalled without the extra llama-cpp; BadInput for a file that llama.cpp cannot
+    load.
     """
 
     def __init__(self, path: Path | str, *, threads: int | None = None) -> None:
@@ -33,7 +38,8 @@ class LlamaCppLogits:
         load_cyllama()
 
     def logits(self, windows: np.ndarray[Any, Any]) -> Iterator[NumpyArray]:
-        """Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per window.
+        """Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per
+        window.
 
         Raises: BadInput for token ids outside the vocabulary.
         """
@@ -46,10 +52,14 @@ class LlamaCppLogits:
             batch.set_batch([int(token) for token in window], 0, True)
             context.decode(batch)
             context.synchronize()
-            yield np.stack([np.asarray(context.get_logits_ith(i), dtype=np.float32) for i in range(tokens)])
+            yield np.stack(
+                [np.asarray(context.get_logits_ith(i), dtype=np.float32) for i in range(tokens)]
+            )
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Token ids of a text as llama.cpp's own tokenizer sees it, without tokens added at its ends."""
+        """Token ids of a text as llama.cpp's own tokenizer sees it, without tokens added at its
+        ends.
+        """
         ids = self._model.get_vocab().tokenize(text, add_special=False, parse_special=parse_special)
         return [int(token) for token in ids]
 
@@ -58,9 +68,13 @@ class LlamaCppLogits:
         parameters.n_gpu_layers = 0
         try:
             return _model_class(self._llama)(str(path), parameters)
-        except Exception as failure:  # the binding raises a different type for each way a file can be wrong
+        except (
+            Exception
+        ) as failure:  # the binding raises a different type for each way a file can be wrong
             reason = " ".join(str(failure).split())
-            raise BadInput(f"llama.cpp cannot load '{path}': {reason}; export it again or check the path") from failure
+            raise BadInput(
+                f"llama.cpp cannot load '{path}': {reason}; export it again or check the path"
+            ) from failure
 
     def _context(self, tokens: int) -> Any:
         parameters = self._llama.LlamaContextParams()
@@ -70,10 +84,13 @@ class LlamaCppLogits:
 
     def _check(self, windows: np.ndarray[Any, Any]) -> None:
         if windows.ndim != 2 or windows.shape[1] == 0:
-            raise BadInput(f"windows have shape {windows.shape}; pass (count, tokens) with at least one token")
+            raise BadInput(
+                f"windows have shape {windows.shape}; pass (count, tokens) with at least one token"
+            )
         if windows.size and not 0 <= windows.min() <= windows.max() < self.vocabulary:
             raise BadInput(
-                f"token ids reach from {windows.min()} to {windows.max()}, but the model's vocabulary has "
+                f"token ids reach from {windows.min()} to "
+                f"{windows.max()}, but the model's vocabulary has "
                 f"{self.vocabulary} tokens; use the tokenizer of this model"
             )
 
@@ -84,7 +101,9 @@ def load_cyllama() -> Any:
     try:
         llama_cpp: Any = import_module("cyllama.llama.llama_cpp")
     except ImportError as missing:
-        raise NotInstalled(f"llama.cpp needs the package cyllama; {install('llama-cpp')}") from missing
+        raise NotInstalled(
+            f"llama.cpp needs the package cyllama; {install('llama-cpp')}"
+        ) from missing
     llama_cpp.disable_logging()
     llama_cpp.llama_backend_init()
     llama_cpp.ggml_backend_load_all()
@@ -95,7 +114,9 @@ def load_cyllama() -> Any:
 def _model_class(llama_cpp: Any) -> Any:
     class Model(llama_cpp.LlamaModel):  # type: ignore[misc]
         @property
-        def n_vocab(self) -> int:  # reading logits asks the model for this, and cyllama 0.2 does not define it
+        def n_vocab(
+            self,
+        ) -> int:  # reading logits asks the model for this, and cyllama 0.2 does not define it
             return int(self.get_vocab().n_vocab)
 
     return Model

@@ -1,4 +1,6 @@
-"""Logits of an exported ONNX graph in ONNX Runtime, for checking exported models in the runtime that users run."""
+"""Logits of an exported ONNX graph in ONNX Runtime, for checking exported models in the runtime
+that users run.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +19,12 @@ EXACT = 0  # the accuracy level at which ONNX Runtime computes in float32
 
 
 class OnnxRuntimeLogits:
-    """A LogitSource over an exported directory or its model.onnx, on the CPU; every window starts with an empty cache.
+    """A LogitSource over an exported directory or its model.onnx, on the CPU; every window starts
+    with an empty cache.
 
-    The graph runs at accuracy level 0, whatever level it was exported with: activations stay in float32, so that the
-    logits are those of the weights in the file. At level 4, which exports ship with, ONNX Runtime rounds activations
-    to 8 bits. The file is not changed.
+    The graph runs at accuracy level 0, whatever level it was exported with: activations stay in
+    float32, so that the logits are those of the weights in the file. At level 4, which exports ship
+    with, ONNX Runtime rounds activations to 8 bits. The file is not changed.
 
     Raises: BadInput for a file that ONNX Runtime cannot load.
     """
@@ -30,7 +33,8 @@ class OnnxRuntimeLogits:
         file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
         try:
             self._session = open_session(file, threads=threads)
-        except Exception as failure:  # protobuf and ONNX Runtime raise a type of their own for each way to be wrong
+        # protobuf and ONNX Runtime raise a type of their own for each way to be wrong
+        except Exception as failure:
             reason = " ".join(str(failure).split())
             raise BadInput(
                 f"ONNX Runtime cannot load '{file}': {reason}; export it again or check the path"
@@ -39,7 +43,10 @@ class OnnxRuntimeLogits:
         self._inputs = {value.name: value.shape for value in self._session.get_inputs()}
         outputs = {value.name: value.shape for value in self._session.get_outputs()}
         if not {"input_ids", "attention_mask"} <= set(self._inputs) or "logits" not in outputs:
-            raise BadInput(f"'{file}' is not a decoder with a cache, as edgeq writes it; give an export of edgeq")
+            raise BadInput(
+                f"'{file}' is not a decoder with a cache, "
+                "as edgeq writes it; give an export of edgeq"
+            )
         self.vocabulary = int(outputs["logits"][-1])
 
     @staticmethod
@@ -47,13 +54,15 @@ class OnnxRuntimeLogits:
         """Importing this module needed everything."""
 
     def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
-        """Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per window.
+        """Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per
+        window.
 
         Raises: BadInput for token ids outside the vocabulary.
         """
         if windows.size and not 0 <= windows.min() <= windows.max() < self.vocabulary:
             raise BadInput(
-                f"token ids reach from {windows.min()} to {windows.max()}, but the model's vocabulary has "
+                f"token ids reach from {windows.min()} to "
+                f"{windows.max()}, but the model's vocabulary has "
                 f"{self.vocabulary} tokens; use the tokenizer of this model"
             )
         for ids in windows:
@@ -70,7 +79,9 @@ class OnnxRuntimeLogits:
 
 
 def open_session(file: Path, *, threads: int = 0, accuracy_level: int = EXACT) -> Any:
-    """A session on the CPU with every product at one accuracy level, also those that qdq graphs are fused into."""
+    """A session on the CPU with every product at one accuracy level, also those that qdq graphs are
+    fused into.
+    """
     graph = onnx.load(str(file), load_external_data=False)
     for node in graph.graph.node:
         for attribute in node.attribute:
@@ -80,5 +91,7 @@ def open_session(file: Path, *, threads: int = 0, accuracy_level: int = EXACT) -
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent.resolve()))
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(file.parent.resolve())
+    )
     return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=[PROVIDER])

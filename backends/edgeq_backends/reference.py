@@ -47,7 +47,9 @@ class ReferenceBackend:
         except np.linalg.LinAlgError as error:
             raise NotPositiveDefinite(size=A.shape[-1]) from error
 
-    def solve_triangular(self, L: NumpyArray, B: NumpyArray, *, transposed: bool = False) -> NumpyArray:
+    def solve_triangular(
+        self, L: NumpyArray, B: NumpyArray, *, transposed: bool = False
+    ) -> NumpyArray:
         return np.linalg.solve(np.swapaxes(L, -1, -2) if transposed else L, B)
 
     def solve_product(self, A: NumpyArray, B: NumpyArray, L: NumpyArray) -> NumpyArray:

@@ -1,4 +1,6 @@
-"""Codes and scales by turns: sweeps over the codes at fixed scales, refits of the scales at fixed codes."""
+"""Codes and scales by turns: sweeps over the codes at fixed scales, refits of the scales at fixed
+codes.
+"""
 
 from dataclasses import dataclass
 
@@ -11,7 +13,9 @@ from edgeq.types import Array, Grid, GroupScales, NumpyArray
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """How often codes and scales take turns, and how: sweeps per turn, relaxed or not; refits solved exactly or not."""
+    """How often codes and scales take turns, and how: sweeps per turn, relaxed or not; refits
+    solved exactly or not.
+    """
 
     count: int = 1
     sweeps: int = 3
@@ -30,10 +34,12 @@ def alternate(
     truth: Array | None = None,
     order: NumpyArray | None = None,
 ) -> tuple[Array, GroupScales]:
-    """Minimise tr(Q H Q^T) - 2 <B, Q> over codes and scales by turns, each turn ending with a refit of the scales.
+    """Minimise tr(Q H Q^T) - 2 <B, Q> over codes and scales by turns, each turn ending with a refit
+    of the scales.
 
-    Both halves lower the loss of every row or leave it. `truth` is another linear term for the scales, such as one with
-    the full drift of earlier layers; codes chosen for B may then raise its loss, and each row keeps its best turn.
+    Both halves lower the loss of every row or leave it. `truth` is another linear term for the
+    scales, such as one with the full drift of earlier layers; codes chosen for B may then raise its
+    loss, and each row keeps its best turn.
 
     Shapes: codes and truth (out, in); scales and offsets (out, groups).
     """
@@ -42,15 +48,30 @@ def alternate(
     for _ in range(turns.count):
         codes, fitted = best
         codes = descend_codes(
-            codes, fitted, target, grid, backend, sweeps=turns.sweeps, relaxed=turns.relaxed, order=order
+            codes,
+            fitted,
+            target,
+            grid,
+            backend,
+            sweeps=turns.sweeps,
+            relaxed=turns.relaxed,
+            order=order,
         )
         fitted = refit_scales(codes, fitted, judge.B, judge.H, grid, backend, exact=turns.exact)
-        best = (codes, fitted) if truth is None else better_rows(best, (codes, fitted), judge, grid, backend)
+        best = (
+            (codes, fitted)
+            if truth is None
+            else better_rows(best, (codes, fitted), judge, grid, backend)
+        )
     return best
 
 
 def better_rows(
-    old: tuple[Array, GroupScales], new: tuple[Array, GroupScales], target: Target, grid: Grid, backend: Backend
+    old: tuple[Array, GroupScales],
+    new: tuple[Array, GroupScales],
+    target: Target,
+    grid: Grid,
+    backend: Backend,
 ) -> tuple[Array, GroupScales]:
     """Row by row the solution of smaller loss: the new one only where it is better."""
     weights = [dequantize(codes, fitted, grid, backend) for codes, fitted in (old, new)]

@@ -1,4 +1,6 @@
-"""The one place where lambda is chosen, and where inputs that calibration never saw are made harmless."""
+"""The one place where lambda is chosen, and where inputs that calibration never saw are made
+harmless.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ DEAD_FRACTION = 1e-8  # of the mean diagonal: below it an input counts as never 
 
 @dataclass(frozen=True, slots=True)
 class DampedFactor:
-    """A factor of H + lambda I. damping is the fraction that worked, retries how often it was raised to get there."""
+    """A factor of H + lambda I. damping is the fraction that worked, retries how often it was
+    raised to get there.
+    """
 
     factor: Array
     damping: float
@@ -36,14 +40,16 @@ def factorise(
     *,
     order: NumpyArray | None = None,
 ) -> DampedFactor:
-    """Factor H + lambda I, raising lambda tenfold each time it is not positive definite; the result says how often.
+    """Factor H + lambda I, raising lambda tenfold each time it is not positive definite; the result
+    says how often.
 
     With `order`, the factor is that of H so permuted.
     Raises: NotPositiveDefinite when the last retry fails too.
     """
     for retries in range(RETRIES + 1):
         fraction = damping * 10.0**retries
-        try:  # nested calls: a name for the damped matrix would keep it in memory while it is factored
+        # nested calls: a name for the damped matrix would keep it in memory while it is factored
+        try:
             L = factor(in_order(damped(H, fraction, backend), order, backend), backend)
             return DampedFactor(L, fraction, retries)
         except NotPositiveDefinite:
@@ -58,13 +64,16 @@ def lower_factor(A: Array, backend: Backend) -> Array:
 
 
 def inverse_upper_factor(A: Array, backend: Backend) -> Array:
-    """Upper U with A^-1 = U^T U, from one Cholesky of the flipped matrix instead of two and an inverse.
+    """Upper U with A^-1 = U^T U, from one Cholesky of the flipped matrix instead of two and an
+    inverse.
 
     Flipping rows and columns of A gives A' = M M^T; then U is M^-1 flipped back.
     """
     backwards = np.arange(A.shape[0])[::-1]
     flipped = in_order(A, backwards, backend)
-    del A  # where the caller holds no reference, at most three matrices of this size are in memory at a time
+    # where the caller holds no reference, at most three matrices of this size are in memory at a
+    # time
+    del A
     return in_order(inverse_lower(backend.cholesky(flipped), flipped, backend), backwards, backend)
 
 
@@ -74,7 +83,9 @@ def in_order(A: Array, order: NumpyArray | None, backend: Backend) -> Array:
 
 
 def inverse_lower(M: Array, work: Array, backend: Backend) -> Array:
-    """M^-1 of a lower factor, a strip of columns at a time below the diagonal; it overwrites `work`."""
+    """M^-1 of a lower factor, a strip of columns at a time below the diagonal; it overwrites
+    `work`.
+    """
     size = work.shape[0]
     for start in range(0, size, INVERTED_COLUMNS):
         stop = min(start + INVERTED_COLUMNS, size)
@@ -85,10 +96,14 @@ def inverse_lower(M: Array, work: Array, backend: Backend) -> Array:
     return work
 
 
-def settle_dead_columns(statistics: LayerStatistics, backend: Backend) -> tuple[LayerStatistics, int]:
-    """Decouple inputs that calibration (almost) never excited, so that their weights are plainly rounded, not erased.
+def settle_dead_columns(
+    statistics: LayerStatistics, backend: Backend
+) -> tuple[LayerStatistics, int]:
+    """Decouple inputs that calibration (almost) never excited, so that their weights are plainly
+    rounded, not erased.
 
-    Such a column gets H_jj = mean(diag H) and no off-diagonals. Returns the statistics and the number of columns.
+    Such a column gets H_jj = mean(diag H) and no off-diagonals. Returns the statistics and the
+    number of columns.
     """
     diagonal = backend.diagonal(statistics.H)
     mean = diagonal.mean()
@@ -98,13 +113,17 @@ def settle_dead_columns(statistics: LayerStatistics, backend: Backend) -> tuple[
     if count == 0:
         return statistics, 0
     D = None if statistics.D is None else backend.where(dead.reshape(1, -1), 0.0, statistics.D)
-    paired_H = None if statistics.paired_H is None else decoupled(statistics.paired_H, dead, mean, backend)
+    paired_H = (
+        None if statistics.paired_H is None else decoupled(statistics.paired_H, dead, mean, backend)
+    )
     H = decoupled(statistics.H, dead, mean, backend)
     return LayerStatistics(H, D, statistics.n_tokens, paired_H, statistics.paired_tokens), count
 
 
 def decoupled(H: Array, dead: Array, value: Array, backend: Backend) -> Array:
-    """H with `value` on the diagonal of dead columns and zero elsewhere in them. Shapes: H (in, in); dead (in,)."""
+    """H with `value` on the diagonal of dead columns and zero elsewhere in them. Shapes: H (in,
+    in); dead (in,).
+    """
     column = dead.reshape(1, -1)
     H = backend.where(column, 0.0, backend.where(column.T, 0.0, H))
     return backend.add_diagonal(H, backend.where(dead, value, 0.0))

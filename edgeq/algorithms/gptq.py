@@ -1,4 +1,6 @@
-"""GPTQ: round one column after the other, each time moving the columns not yet rounded to absorb the error."""
+"""GPTQ: round one column after the other, each time moving the columns not yet rounded to absorb
+the error.
+"""
 
 import numpy as np
 
@@ -21,11 +23,12 @@ def solve_columns(
 
     e_j = (v_j - Q(v_j)) / U_jj,   v_k -= e_j U_jk for k > j,   with (H + lambda I)^-1 = U^T U
 
-    The sum of e_j ** 2 is the loss tr((V-Q) (H + lambda I) (V-Q)^T). Updates beyond a block of columns come at once.
+    The sum of e_j ** 2 is the loss tr((V-Q) (H + lambda I) (V-Q)^T). Updates beyond a block of
+    columns come at once.
 
-    order permutes the columns while solving only: U must belong to H in that order; groups keep their own columns.
-    Shapes: V (out, in); U (in, in) upper; the codes (out, in).
-    Source: Frantar et al., GPTQ, ICLR 2023, algorithm 1.
+    order permutes the columns while solving only: U must belong to H in that order; groups keep
+    their own columns. Shapes: V (out, in); U (in, in) upper; the codes (out, in). Source: Frantar
+    et al., GPTQ, ICLR 2023, algorithm 1.
     """
     order = np.arange(V.shape[1]) if order is None else order
     columns = backend.copy(backend.take(V, order, axis=1).T)
@@ -36,17 +39,22 @@ def solve_columns(
         stop = min(start + block_size, V.shape[1])
         index = groups[start:stop]
         in_block = GroupScales(backend.take(scales, index, 0), backend.take(offsets, index, 0))
-        block_codes, errors = solve_block(columns[start:stop], U[start:stop, start:stop], in_block, grid, backend)
+        block_codes, errors = solve_block(
+            columns[start:stop], U[start:stop, start:stop], in_block, grid, backend
+        )
         columns[stop:] -= U[start:stop, stop:].T @ errors
         backend.evaluate(columns, block_codes)
         codes.append(block_codes)
     return backend.take(backend.concatenate(codes, axis=0), np.argsort(order), axis=0).T
 
 
-def solve_block(columns: Array, U: Array, fitted: GroupScales, grid: Grid, backend: Backend) -> tuple[Array, Array]:
+def solve_block(
+    columns: Array, U: Array, fitted: GroupScales, grid: Grid, backend: Backend
+) -> tuple[Array, Array]:
     """Codes of one block of columns and the errors e_j that the columns after it must absorb.
 
-    Shapes: columns, fitted scales and offsets, codes and errors (columns, out): one row per column, contiguous.
+    Shapes: columns, fitted scales and offsets, codes and errors (columns, out): one row per column,
+    contiguous.
     """
     work, codes, errors = backend.copy(columns), backend.copy(columns), backend.copy(columns)
     pivots = backend.to_numpy(backend.diagonal(U))
@@ -59,5 +67,7 @@ def solve_block(columns: Array, U: Array, fitted: GroupScales, grid: Grid, backe
 
 
 def activation_order(H: Array, backend: Backend) -> NumpyArray:
-    """Columns by falling second moment: the columns that matter most are rounded while most freedom is left."""
+    """Columns by falling second moment: the columns that matter most are rounded while most freedom
+    is left.
+    """
     return np.argsort(-backend.to_numpy(backend.diagonal(H)), kind="stable")

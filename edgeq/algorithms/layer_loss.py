@@ -1,4 +1,6 @@
-"""The loss of a layer from its moments alone, row by row: tr(Q H Q^T) - 2 <B, Q>, up to a constant."""
+"""The loss of a layer from its moments alone, row by row: tr(Q H Q^T) - 2 <B, Q>, up to a
+constant.
+"""
 
 from dataclasses import dataclass
 
@@ -35,7 +37,8 @@ def dequantize(codes: Array, fitted: GroupScales, grid: Grid, backend: Backend) 
 def loss_change(old: Array, new: Array, target: Target) -> Array:
     """By how much the loss of each row grows from one weight to another.
 
-    d H d^T - 2 <B - Q_old H, d>, with d = Q_new - Q_old: no constant that would swallow small differences.
+    d H d^T - 2 <B - Q_old H, d>, with d = Q_new - Q_old: no constant that would swallow small
+    differences.
 
     Shapes: old and new (out, in); the result (out,).
     """
@@ -44,5 +47,7 @@ def loss_change(old: Array, new: Array, target: Target) -> Array:
 
 
 def keep_better_rows(old: Array, new: Array, change: Array, backend: Backend) -> Array:
-    """Rows of the new array where the loss fell, of the old one elsewhere. Shapes: (out, ...); change (out,)."""
+    """Rows of the new array where the loss fell, of the old one elsewhere. Shapes: (out, ...);
+    change (out,).
+    """
     return backend.where((change < 0)[:, None], new, old)

@@ -1,4 +1,6 @@
-"""Single weights in full precision beside the codes, wherever they help most: outlier-aware QuantEase, unstructured."""
+"""Single weights in full precision beside the codes, wherever they help most: outlier-aware
+QuantEase, unstructured.
+"""
 
 import numpy as np
 
@@ -12,9 +14,13 @@ MARGIN = 1.05  # power iteration comes to the largest eigenvalue from below
 
 
 def largest_eigenvalue(H: Array, backend: Backend) -> float:
-    """Of a positive semidefinite matrix, from above: the smaller of a power iteration with a margin and a row sum."""
+    """Of a positive semidefinite matrix, from above: the smaller of a power iteration with a margin
+    and a row sum.
+    """
     bound = float(abs(H).sum(axis=1).max())
-    x = backend.asarray(np.random.default_rng(0).standard_normal(H.shape[0]))  # orthogonal to no eigenvector
+    x = backend.asarray(
+        np.random.default_rng(0).standard_normal(H.shape[0])
+    )  # orthogonal to no eigenvector
     estimate = 0.0
     for _ in range(POWER_STEPS):
         x = x / float((x * x).sum()) ** 0.5
@@ -24,22 +30,29 @@ def largest_eigenvalue(H: Array, backend: Backend) -> float:
 
 
 def keep_largest(E: Array, count: int, backend: Backend) -> Array:
-    """E with all but its `count` largest magnitudes set to zero, the first ones of equals kept. Shapes: (out, in)."""
+    """E with all but its `count` largest magnitudes set to zero, the first ones of equals kept.
+    Shapes: (out, in).
+    """
     values = abs(backend.to_numpy(E)).ravel()
     kept = np.zeros(values.size)
     kept[np.argsort(-values, kind="stable")[:count]] = 1
     return E * backend.asarray(kept.reshape(E.shape))
 
 
-def threshold_step(E: Array, Q: Array, target: Target, eigenvalue: float, count: int, backend: Backend) -> Array:
-    """One step of iterative hard thresholding: E <- P_k(E - ((Q + E) H - B) / lambda_max). Never raises the loss."""
+def threshold_step(
+    E: Array, Q: Array, target: Target, eigenvalue: float, count: int, backend: Backend
+) -> Array:
+    """One step of iterative hard thresholding: E <- P_k(E - ((Q + E) H - B) / lambda_max). Never
+    raises the loss.
+    """
     return keep_largest(E - ((Q + E) @ target.H - target.B) / eigenvalue, count, backend)
 
 
 def fit_weights(E: Array, Q: Array, target: Target, backend: Backend, *, steps: int = 30) -> Array:
     """The best values on the support of E beside Q, by conjugate gradients in every row at a time.
 
-    Exact after as many steps as the largest support of a row has weights. Shapes: E and Q (out, in).
+    Exact after as many steps as the largest support of a row has weights. Shapes: E and Q (out,
+    in).
     """
     support = backend.where(abs(E) > 0, 1.0, 0.0)
     residual = (target.B - (Q + E) @ target.H) * support
@@ -52,7 +65,9 @@ def fit_weights(E: Array, Q: Array, target: Target, backend: Backend, *, steps: 
         E, residual = E + length * direction, residual - length * through
         new_energy = (residual * residual).sum(axis=1)
         growing = energy > 0
-        ratio = backend.where(growing, new_energy / backend.where(growing, energy, 1.0), 0.0)[:, None]
+        ratio = backend.where(growing, new_energy / backend.where(growing, energy, 1.0), 0.0)[
+            :, None
+        ]
         direction, energy = residual + ratio * direction, new_energy
         backend.evaluate(E, residual, direction)
     return E
@@ -69,7 +84,8 @@ def refine_with_weights(
     count: int,
     turns: int = 5,
 ) -> tuple[Array, Array]:
-    """Codes and `count` full-precision weights by turns; both halves lower the loss of the layer or leave it.
+    """Codes and `count` full-precision weights by turns; both halves lower the loss of the layer or
+    leave it.
 
     min tr((Q+E) H (Q+E)^T) - 2 <B, Q+E>,   E with `count` weights other than zero
 
@@ -78,7 +94,9 @@ def refine_with_weights(
     """
     eigenvalue = largest_eigenvalue(target.H, backend)
     for _ in range(turns):
-        codes = descend_codes(codes, fitted, Target(target.B - E @ target.H, target.H), grid, backend)
+        codes = descend_codes(
+            codes, fitted, Target(target.B - E @ target.H, target.H), grid, backend
+        )
         Q = dequantize(codes, fitted, grid, backend)
         E = threshold_step(E, Q, target, eigenvalue, count, backend)
         E = fit_weights(E, Q, target, backend)

@@ -1,4 +1,6 @@
-"""A few weights in full precision beside the codes: whole input columns, or single weights anywhere."""
+"""A few weights in full precision beside the codes: whole input columns, or single weights
+anywhere.
+"""
 
 import numpy as np
 
@@ -8,21 +10,28 @@ from edgeq.types import Array, NumpyArray, OutlierColumns, ScaleDtype
 
 
 def choose_columns(V: Array, importance: Array, backend: Backend, *, count: int) -> NumpyArray:
-    """The input columns that would cost most to round: the largest importance_j * sum_r v_rj^2, in rising order.
+    """The input columns that would cost most to round: the largest importance_j * sum_r v_rj^2, in
+    rising order.
 
-    Shapes: V (out, in); importance (in,), the diagonal of H: on trained layers that chose better columns than
-    1 / diag H^-1 did.
+    Shapes: V (out, in); importance (in,), the diagonal of H: on trained layers that chose better
+    columns than 1 / diag H^-1 did.
     """
     score = backend.to_numpy(importance * (V * V).sum(axis=0))
     return np.sort(np.argsort(-score, kind="stable")[:count])
 
 
 def fit_columns(
-    Q: Array, columns: NumpyArray, target: Target, backend: Backend, *, dtype: ScaleDtype = "float16"
+    Q: Array,
+    columns: NumpyArray,
+    target: Target,
+    backend: Backend,
+    *,
+    dtype: ScaleDtype = "float16",
 ) -> OutlierColumns:
     """The best values of a set of columns beside a quantized weight: least squares on the support.
 
-    E = (B - Q H)_C (H_CC)^-1,   one factor for all rows; the minimum of tr((Q+E) H (Q+E)^T) - 2 <B, Q+E>
+    E = (B - Q H)_C (H_CC)^-1,   one factor for all rows; the minimum of tr((Q+E) H (Q+E)^T) - 2 <B,
+    Q+E>
 
     Shapes: Q (out, in). Raises: NotPositiveDefinite where H_CC is singular; damp H.
     """
@@ -45,19 +54,22 @@ def add_columns(Q: Array, outliers: OutlierColumns, backend: Backend) -> Array:
 
 
 def without_columns(V: Array, columns: NumpyArray, backend: Backend) -> Array:
-    """V with zeros in some columns: the weight whose ranges the group scales should cover. Shapes: (out, in)."""
+    """V with zeros in some columns: the weight whose ranges the group scales should cover. Shapes:
+    (out, in).
+    """
     kept = np.ones((1, V.shape[1]))
     kept[0, columns] = 0
     return V * backend.asarray(kept)
 
 
 def eliminate_columns(target: Target, columns: NumpyArray, backend: Backend) -> Target:
-    """The target that is left once the columns are refitted exactly for whatever the other columns hold.
+    """The target that is left once the columns are refitted exactly for whatever the other columns
+    hold.
 
     H' = H - H_:C H_CC^-1 H_C:,   B' = B - B_C H_CC^-1 H_C:
 
-    Any refiner that lowers the loss of this target lowers that of the layer with its outliers refitted; no turns are
-    needed. H' is singular along the columns, where codes no longer matter.
+    Any refiner that lowers the loss of this target lowers that of the layer with its outliers
+    refitted; no turns are needed. H' is singular along the columns, where codes no longer matter.
 
     Source: Behdin et al., QuantEase, 2023, section 4, does turns instead.
     """

@@ -1,4 +1,6 @@
-"""How far to propagate: the strength and damping of the correction, chosen on tokens that it was not fitted to."""
+"""How far to propagate: the strength and damping of the correction, chosen on tokens that it was
+not fitted to.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +15,8 @@ DAMPINGS = (0.01, 0.1, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One pair of settings and the held-out error it leads to, as a share of the layer's held-out output energy.
+    """One pair of settings and the held-out error it leads to, as a share of the layer's held-out
+    output energy.
 
     Errors are relative to no correction: negative ones gain.
     """
@@ -42,7 +45,9 @@ class Corrector:
 def make_correctors(
     fit: LayerStatistics, backend: Backend, *, dampings: Sequence[float] = DAMPINGS
 ) -> tuple[Corrector, ...]:
-    """Factor H + lambda I once for each damping; one that had to be raised states what it became."""
+    """Factor H + lambda I once for each damping; one that had to be raised states what it
+    became.
+    """
     factors = (factorise(fit.H, damping, backend, lower_factor) for damping in dampings)
     return tuple(Corrector(item.damping, item.factor) for item in factors)
 
@@ -54,16 +59,20 @@ def choose_propagation(
     correctors: Sequence[Corrector],
     backend: Backend,
 ) -> PropagationChoice:
-    """The strength and damping whose correction leaves the smallest error on held-out tokens, before any rounding.
+    """The strength and damping whose correction leaves the smallest error on held-out tokens,
+    before any rounding.
 
-    With K = W D (H + lambda I)^-1 of the fitted moments and V = W + strength * K, on the held-out ones (dashed)
+    With K = W D (H + lambda I)^-1 of the fitted moments and V = W + strength * K, on the held-out
+    ones (dashed)
 
     ||X W.T - X_hat V.T||^2 = ||(X - X_hat) W.T||^2 - 2 strength <W D', K> + strength^2 <K H', K>
 
-    The first term is the same for all and left out. Ties go to the smaller strength, then to the larger damping.
-    Rounding adds tr(E H' E.T), whose size does not depend on the strength, and a product of E with V that averages out.
+    The first term is the same for all and left out. Ties go to the smaller strength, then to the
+    larger damping. Rounding adds tr(E H' E.T), whose size does not depend on the strength, and a
+    product of E with V that averages out.
 
-    Shapes: W (out, in). Several layers of a site may be stacked along `out` to get one choice for all.
+    Shapes: W (out, in). Several layers of a site may be stacked along `out` to get one choice for
+    all.
     """
     energy = max(float(((W @ held_out.H) * W).sum()), 1e-30)
     trials = []
@@ -71,7 +80,10 @@ def choose_propagation(
         linear, curved = 0.0, 0.0
         if fit.D is not None and held_out.D is not None:
             K = backend.solve_product(W, fit.D, corrector.L)
-            linear, curved = float(((W @ held_out.D) * K).sum()), float(((K @ held_out.H) * K).sum())
+            linear, curved = (
+                float(((W @ held_out.D) * K).sum()),
+                float(((K @ held_out.H) * K).sum()),
+            )
         for strength in STRENGTHS:
             error = strength * (strength * curved - 2 * linear) / energy
             trials.append(Trial(strength, corrector.damping, error))

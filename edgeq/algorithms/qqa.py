@@ -1,4 +1,6 @@
-"""Quasi-quantum annealing: discrete choices relaxed to a box, drawn first to its middle and then to its corners."""
+"""Quasi-quantum annealing: discrete choices relaxed to a box, drawn first to its middle and then to
+its corners.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +11,11 @@ import numpy as np
 from edgeq.protocols import Backend
 from edgeq.types import Array
 
-FIRST_DECAY, SECOND_DECAY, EPSILON = 0.9, 0.999, 1e-8  # of the Adam step; no weight decay, it would favour zeros
+FIRST_DECAY, SECOND_DECAY, EPSILON = (
+    0.9,
+    0.999,
+    1e-8,
+)  # of the Adam step; no weight decay, it would favour zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,9 @@ class Annealing:
 
 @dataclass(frozen=True, slots=True)
 class TraceEntry:
-    """Where a run stands after a step: the mean value of the rounded replicas, the best so far, their diversity."""
+    """Where a run stands after a step: the mean value of the rounded replicas, the best so far,
+    their diversity.
+    """
 
     step: int
     pull: float
@@ -39,17 +47,25 @@ class TraceEntry:
 
 
 class Objective(Protocol):
-    """What is minimised. Arrays are (replicas, ..., choices), for a categorical form with one more axis of options."""
+    """What is minimised. Arrays are (replicas, ..., choices), for a categorical form with one more
+    axis of options.
+    """
 
     def value(self, x: Array) -> Array:
-        """Shapes: (replicas, ..., choices) -> (replicas, ...), one value per replica and independent problem."""
+        """Shapes: (replicas, ..., choices) -> (replicas, ...), one value per replica and
+        independent problem.
+        """
 
     def gradient(self, x: Array) -> Array:
-        """Up to a positive factor for each choice, which leaves the Adam step alone and sets the unit of the pull."""
+        """Up to a positive factor for each choice, which leaves the Adam step alone and sets the
+        unit of the pull.
+        """
 
 
 class Relaxation(Protocol):
-    """A discrete set inside of a box: `edgeq.algorithms.relaxations` has the binary and the categorical one."""
+    """A discrete set inside of a box: `edgeq.algorithms.relaxations` has the binary and the
+    categorical one.
+    """
 
     @property
     def low(self) -> float:
@@ -65,25 +81,34 @@ class Relaxation(Protocol):
 
 
 def anneal(
-    objective: Objective, relaxation: Relaxation, start: Array, settings: Annealing, backend: Backend
+    objective: Objective,
+    relaxation: Relaxation,
+    start: Array,
+    settings: Annealing,
+    backend: Backend,
 ) -> tuple[Array, Array, list[TraceEntry]]:
-    """Minimise over discrete choices: the best decoded point of each independent problem, its value, and a trace.
+    """Minimise over discrete choices: the best decoded point of each independent problem, its
+    value, and a trace.
 
-    (1 - c) mean_r [f(x_r) + g(t) Phi(x_r)] - c sum_i std_r(x_i),   g rising linearly, r over replicas
+    (1 - c) mean_r [f(x_r) + g(t) Phi(x_r)] - c sum_i std_r(x_i),   g rising linearly, r over
+    replicas
 
-    The spread is not multiplied by the number of replicas, so that c means the same for any number of them.
+    The spread is not multiplied by the number of replicas, so that c means the same for any number
+    of them.
 
     Each step is an Adam step, noise of variance 2 lr temperature, and a clip to the box.
 
-    Shapes: start (replicas, ..., choices); the best point (..., choices), its values (...).
-    Source: Ichikawa and Arai, Optimization by Parallel Quasi-Quantum Annealing, ICLR 2025, algorithm 1.
+    Shapes: start (replicas, ..., choices); the best point (..., choices), its values (...). Source:
+    Ichikawa and Arai, Optimization by Parallel Quasi-Quantum Annealing, ICLR 2025, algorithm 1.
     """
     rng = np.random.default_rng(settings.seed)
     x, first, second = start, 0 * start, 0 * start
     best = best_value = None
     trace = []
     for step in range(1, settings.steps + 1):
-        pull = settings.first_pull + (settings.last_pull - settings.first_pull) * step / settings.steps
+        pull = (
+            settings.first_pull + (settings.last_pull - settings.first_pull) * step / settings.steps
+        )
         gradient = full_gradient(objective, relaxation, x, pull, settings)
         first = FIRST_DECAY * first + (1 - FIRST_DECAY) * gradient
         second = SECOND_DECAY * second + (1 - SECOND_DECAY) * (gradient * gradient)
@@ -101,7 +126,9 @@ def anneal(
     return best, best_value, trace
 
 
-def full_gradient(objective: Objective, relaxation: Relaxation, x: Array, pull: float, settings: Annealing) -> Array:
+def full_gradient(
+    objective: Objective, relaxation: Relaxation, x: Array, pull: float, settings: Annealing
+) -> Array:
     """Of the annealed loss at the box variables, times the number of replicas. Shapes: as x."""
     point = relaxation.point(x)
     gradient = objective.gradient(point) + pull * relaxation.penalty_gradient(point, settings.power)
@@ -109,20 +136,31 @@ def full_gradient(objective: Objective, relaxation: Relaxation, x: Array, pull: 
     if c > 0 and replicas > 1:
         apart = point - point.mean(axis=0)
         spread = ((apart * apart).sum(axis=0) / (replicas - 1)) ** 0.5
-        gradient = (1 - c) * gradient - (c * replicas / (replicas - 1)) * (apart / (spread + EPSILON))
+        gradient = (1 - c) * gradient - (c * replicas / (replicas - 1)) * (
+            apart / (spread + EPSILON)
+        )
     return relaxation.pull_back(x, gradient)
 
 
 def noise(
-    shape: Sequence[int], settings: Annealing, rng: np.random.Generator, backend: Backend, *, like: Array
+    shape: Sequence[int],
+    settings: Annealing,
+    rng: np.random.Generator,
+    backend: Backend,
+    *,
+    like: Array,
 ) -> Array:
-    """Gaussian steps from NumPy's generator, so that every backend takes the same ones; in the precision of `like`."""
+    """Gaussian steps from NumPy's generator, so that every backend takes the same ones; in the
+    precision of `like`.
+    """
     size = (2 * settings.learning_rate * settings.temperature) ** 0.5
     drawn = backend.asarray(size * rng.standard_normal(tuple(shape)))
     return drawn if drawn.dtype == like.dtype else backend.activations(drawn)
 
 
-def keep_best(best: Any, best_value: Any, decoded: Array, values: Array, backend: Backend) -> tuple[Array, Array]:
+def keep_best(
+    best: Any, best_value: Any, decoded: Array, values: Array, backend: Backend
+) -> tuple[Array, Array]:
     """The best of what was found so far and of each replica, problem by problem."""
     for replica in range(decoded.shape[0]):
         new, value = decoded[replica], values[replica]

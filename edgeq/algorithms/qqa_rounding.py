@@ -1,4 +1,6 @@
-"""Quasi-quantum annealing of a solved layer: each code may keep its value or take the neighbour it is drawn to."""
+"""Quasi-quantum annealing of a solved layer: each code may keep its value or take the neighbour it
+is drawn to.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -19,12 +21,14 @@ ARRAYS_HELD = 12  # of that size at a time: variables, two moments, gradient, te
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Rows of a layer whose codes are `base` or `base` + 1, as a loss in x = codes - base, up to a constant.
+    """Rows of a layer whose codes are `base` or `base` + 1, as a loss in x = codes - base, up to a
+    constant.
 
-    f = <d H + 2 R, d>,   d = scales x,   R = Q_base H - B;   the gradient is divided by u_j = s_j^2 H_jj: in these
-    units a single coordinate's loss turns concave exactly at pull 1/4.
+    f = <d H + 2 R, d>,   d = scales x,   R = Q_base H - B;   the gradient is divided by u_j = s_j^2
+    H_jj: in these units a single coordinate's loss turns concave exactly at pull 1/4.
 
-    Shapes: H (in, in); scales, R and pull (rows, in). All in the precision of the backend's activations.
+    Shapes: H (in, in); scales, R and pull (rows, in). All in the precision of the backend's
+    activations.
     """
 
     H: Array
@@ -54,7 +58,12 @@ def annealing_cost(
     """Products with H in every step, and the working memory of one chunk of rows in float32."""
     evaluations = settings.steps + settings.steps // settings.evaluate_every
     flops = 2.0 * rounds * evaluations * replicas * out_features * in_features**2
-    held = ARRAYS_HELD * replicas * min(out_features, rows_at_once(in_features, replicas)) * in_features
+    held = (
+        ARRAYS_HELD
+        * replicas
+        * min(out_features, rows_at_once(in_features, replicas))
+        * in_features
+    )
     return AnnealingCost(flops, 4.0 * (held + in_features**2))
 
 
@@ -73,10 +82,12 @@ def anneal_codes(
     rounds: int = 1,
     replicas: int = 1,
 ) -> Array:
-    """Refine the codes of a solved layer at fixed scales; rows that come out no better stay as they are.
+    """Refine the codes of a solved layer at fixed scales; rows that come out no better stay as they
+    are.
 
-    Each round lets every code choose between its value and the neighbour that the residual points to, anneals all
-    choices of a row together and follows with coordinate descent. More rounds move codes by more than one.
+    Each round lets every code choose between its value and the neighbour that the residual points
+    to, anneals all choices of a row together and follows with coordinate descent. More rounds move
+    codes by more than one.
 
     Shapes: codes (out, in); scales and offsets (out, groups).
     Source: Ichikawa and Arai, ICLR 2025; the window, the units and the pull's last value are ours.
@@ -93,8 +104,12 @@ def anneal_codes(
     return codes
 
 
-def window_around(codes: Array, fitted: GroupScales, target: Target, grid: Grid, backend: Backend) -> Array:
-    """Base codes such that base or base + 1 is the code itself, the other one where the residual points to."""
+def window_around(
+    codes: Array, fitted: GroupScales, target: Target, grid: Grid, backend: Backend
+) -> Array:
+    """Base codes such that base or base + 1 is the code itself, the other one where the residual
+    points to.
+    """
     residual = target.slack(dequantize(codes, fitted, grid, backend))
     up = residual * expand(fitted.scales, grid, codes.shape[1], backend) >= 0
     return backend.clip(backend.where(up, codes, codes - 1), 0, grid.max_code - 1)
@@ -102,12 +117,18 @@ def window_around(codes: Array, fitted: GroupScales, target: Target, grid: Grid,
 
 def window_below(V: Array, fitted: GroupScales, grid: Grid, backend: Backend) -> Array:
     """Base codes next below a weight: the window of a solve without a start. Shapes: (out, in)."""
-    scales, offsets = (expand(x, grid, V.shape[1], backend) for x in (fitted.scales, fitted.offsets))
+    scales, offsets = (
+        expand(x, grid, V.shape[1], backend) for x in (fitted.scales, fitted.offsets)
+    )
     return backend.round_clip((V - offsets) / scales - 0.5, 0, grid.max_code - 1)
 
 
-def make_window(base: Array, fitted: GroupScales, target: Target, small: Array, grid: Grid, backend: Backend) -> Window:
-    """The loss over a window of codes; `small` is H in the precision of activations. Inputs of no energy stay free."""
+def make_window(
+    base: Array, fitted: GroupScales, target: Target, small: Array, grid: Grid, backend: Backend
+) -> Window:
+    """The loss over a window of codes; `small` is H in the precision of activations. Inputs of no
+    energy stay free.
+    """
     scales = expand(fitted.scales, grid, base.shape[1], backend)
     residual = -target.slack(dequantize(base, fitted, grid, backend))
     energy = backend.diagonal(target.H)
@@ -116,7 +137,9 @@ def make_window(base: Array, fitted: GroupScales, target: Target, small: Array, 
 
 
 def anneal_window(window: Window, settings: Annealing, replicas: int, backend: Backend) -> Array:
-    """Zeros and ones that minimise the loss of a window, a chunk of rows at a time. Shapes: (rows, in)."""
+    """Zeros and ones that minimise the loss of a window, a chunk of rows at a time. Shapes: (rows,
+    in).
+    """
     rows = rows_at_once(window.scales.shape[1], replicas)
     rng = np.random.default_rng(settings.seed)
     parts = []

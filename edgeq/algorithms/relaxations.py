@@ -1,4 +1,6 @@
-"""The two boxes that quasi-quantum annealing searches: choices between two values, and between several options."""
+"""The two boxes that quasi-quantum annealing searches: choices between two values, and between
+several options.
+"""
 
 from dataclasses import dataclass
 
@@ -38,7 +40,8 @@ class Binary:
 class Categorical:
     """Shares p = x / sum_k x of K options, decoded to the largest.
 
-    Phi = sum_i (1 - sum_k (K p_ik - 1)^power / ((K - 1)^power + K - 1)); with two options, power 2, that is Binary's.
+    Phi = sum_i (1 - sum_k (K p_ik - 1)^power / ((K - 1)^power + K - 1)); with two options, power 2,
+    that is Binary's.
     """
 
     low: float = 1e-5
@@ -49,7 +52,9 @@ class Categorical:
     def penalty(self, point: Array, power: int) -> Array:
         """Phi. Shapes: (..., choices, options) -> (...)."""
         options = point.shape[-1]
-        return (1 - ((options * point - 1) ** power).sum(axis=-1) / corner(options, power)).sum(axis=-1)
+        return (1 - ((options * point - 1) ** power).sum(axis=-1) / corner(options, power)).sum(
+            axis=-1
+        )
 
     def penalty_gradient(self, point: Array, power: int) -> Array:
         options = point.shape[-1]

@@ -1,4 +1,6 @@
-"""The loss of a layer as a parabola in its group scales (and free offsets): normal equations and their solution."""
+"""The loss of a layer as a parabola in its group scales (and free offsets): normal equations and
+their solution.
+"""
 
 from dataclasses import dataclass
 
@@ -13,9 +15,11 @@ RIDGE = 1e-6  # of each diagonal entry: keeps the exact solve definite in float3
 
 @dataclass(frozen=True, slots=True)
 class ScaleSystem:
-    """Per row, the loss of the unknowns x: x^T A x - 2 c^T x. Shapes: A (out, unknowns, unknowns); c (out, unknowns).
+    """Per row, the loss of the unknowns x: x^T A x - 2 c^T x. Shapes: A (out, unknowns, unknowns);
+    c (out, unknowns).
 
-    The unknowns are the scales of all groups, on an offset grid followed by the offsets of all groups.
+    The unknowns are the scales of all groups, on an offset grid followed by the offsets of all
+    groups.
     """
 
     A: Array
@@ -29,24 +33,33 @@ def scale_system(
 
     With offsets, a second feature of ones follows: its products need sums of H over groups only.
 
-    Shapes: feature (out, in), what a scale multiplies: codes, less zero points where those are fixed.
+    Shapes: feature (out, in), what a scale multiplies: codes, less zero points where those are
+    fixed.
     """
     A = scale_products(feature, H, grid, backend)
     c = grouped(feature * B, grid, backend).sum(axis=-1)
     if not with_offsets:
         return ScaleSystem(A, c)
     sums = grouped(H, grid, backend).sum(axis=-1)
-    across = [feature[:, start:stop] @ sums[start:stop] for start, stop in grid.group_bounds(feature.shape[1])]
+    across = [
+        feature[:, start:stop] @ sums[start:stop]
+        for start, stop in grid.group_bounds(feature.shape[1])
+    ]
     mixed = backend.concatenate([part[:, None, :] for part in across], axis=1)
     mirrored = backend.concatenate([part[:, :, None] for part in across], axis=2)
     offsets = grouped(sums.T, grid, backend).sum(axis=-1)[None] + 0 * A
-    upper, lower = backend.concatenate([A, mixed], axis=2), backend.concatenate([mirrored, offsets], axis=2)
+    upper, lower = (
+        backend.concatenate([A, mixed], axis=2),
+        backend.concatenate([mirrored, offsets], axis=2),
+    )
     c = backend.concatenate([c, grouped(B, grid, backend).sum(axis=-1)], axis=1)
     return ScaleSystem(backend.concatenate([upper, lower], axis=1), c)
 
 
 def scale_products(feature: Array, H: Array, grid: Grid, backend: Backend) -> Array:
-    """A_gk = f_g^T H_gk f_k of every row, a symmetric matrix. Shapes: (out, in) -> (out, groups, groups)."""
+    """A_gk = f_g^T H_gk f_k of every row, a symmetric matrix. Shapes: (out, in) -> (out, groups,
+    groups).
+    """
     bounds = list(grid.group_bounds(feature.shape[1]))
     A = backend.copy(backend.asarray(np.zeros((feature.shape[0], len(bounds), len(bounds)))))
     for group, (start, stop) in enumerate(bounds):
@@ -58,7 +71,9 @@ def scale_products(feature: Array, H: Array, grid: Grid, backend: Backend) -> Ar
 
 
 def group_sums(A: Array, width: int, backend: Backend) -> Array:
-    """Sums over groups of columns, the last one perhaps shorter. Shapes: (out, columns) -> (out, groups)."""
+    """Sums over groups of columns, the last one perhaps shorter. Shapes: (out, columns) -> (out,
+    groups).
+    """
     whole = A.shape[1] // width * width
     sums = A[:, :whole].reshape(A.shape[0], -1, width).sum(axis=-1)
     if whole == A.shape[1]:
@@ -78,7 +93,9 @@ def residual(system: ScaleSystem, unknowns: Array, at: int) -> Array:
 
 
 def solve_exactly(system: ScaleSystem, start: Array, grid: Grid, backend: Backend) -> Array:
-    """The joint minimum over all unknowns of a row, rounded to storage; groups without features keep their value."""
+    """The joint minimum over all unknowns of a row, rounded to storage; groups without features
+    keep their value.
+    """
     count = start.shape[1]
     eye = backend.asarray(np.eye(count))
     diagonal = (system.A * eye).sum(axis=-1)
@@ -87,7 +104,9 @@ def solve_exactly(system: ScaleSystem, start: Array, grid: Grid, backend: Backen
     A = system.A + eye * ridge[:, None, :]
     L = backend.cholesky(A)
     right = backend.where(seen, system.c + ridge * start, start)[:, :, None]
-    solved = backend.solve_triangular(L, backend.solve_triangular(L, right), transposed=True)[:, :, 0]
+    solved = backend.solve_triangular(L, backend.solve_triangular(L, right), transposed=True)[
+        :, :, 0
+    ]
     groups = count // 2 if grid.zeros == "offset" else count
     parts = [store_scales(solved[:, :groups], grid, backend)]
     if groups < count:

@@ -23,7 +23,8 @@ Shapes = Mapping[str, Shape]
 def find_blocks(config: Config, shapes: Shapes) -> tuple[BlockSpec, ...]:
     """The decoder blocks in execution order, found by tensor names and checked against the config.
 
-    Raises: BadInput if a block or tensor is missing, has no place in the model or contradicts the config.
+    Raises: BadInput if a block or tensor is missing, has no place in the model or contradicts the
+    config.
     """
     members: dict[int, list[str]] = {}
     prefixes: dict[int, str] = {}
@@ -38,34 +39,43 @@ def find_blocks(config: Config, shapes: Shapes) -> tuple[BlockSpec, ...]:
 
 
 def make_block(index: int, name: str, tensors: Sequence[str]) -> BlockSpec:
-    return BlockSpec(index, name, tuple(f"{name}.{linear}" for linear in (*ATTENTION, *MLP)), tuple(tensors))
+    return BlockSpec(
+        index, name, tuple(f"{name}.{linear}" for linear in (*ATTENTION, *MLP)), tuple(tensors)
+    )
 
 
 def check_block_count(indices: Sequence[int], expected: int) -> None:
     first_gap = next((place for place, index in enumerate(indices) if place != index), len(indices))
     if first_gap < expected:
         raise BadInput(
-            f"block {first_gap} of {expected} has no tensors; the checkpoint is incomplete, fetch or make it again"
+            f"block {first_gap} of {expected} has no tensors; "
+            "the checkpoint is incomplete, fetch or make it again"
         )
     if indices[-1] >= expected:
         raise BadInput(
-            f"the checkpoint holds {len(indices)} blocks but config says num_hidden_layers {expected};"
+            f"the checkpoint holds {len(indices)} blocks "
+            f"but config says num_hidden_layers {expected};"
             " correct config.json"
         )
 
 
 def check_shapes(config: Config, shapes: Shapes, blocks: Sequence[str]) -> None:
-    """Compare all tensors with those that the config asks for. Raises: BadInput naming the first that differs."""
+    """Compare all tensors with those that the config asks for. Raises: BadInput naming the first
+    that differs.
+    """
     expected = expected_outer_shapes(config)
     of_block = expected_block_shapes(config)
     for block in blocks:
         expected |= {f"{block}.{name}": shape for name, shape in of_block.items()}
     for name, shape in expected.items():
         if name not in shapes:
-            raise BadInput(f"tensor {name!r} is missing; the checkpoint is incomplete, fetch or make it again")
+            raise BadInput(
+                f"tensor {name!r} is missing; the checkpoint is incomplete, fetch or make it again"
+            )
         if shapes[name] != shape:
             raise BadInput(
-                f"tensor {name!r} has shape {shapes[name]} but config asks for {shape}; use the config.json"
+                f"tensor {name!r} has shape {shapes[name]} but "
+                f"config asks for {shape}; use the config.json"
                 " that belongs to these weights"
             )
     for name in shapes:
@@ -78,13 +88,16 @@ def _no_place(name: str, config: Config, of_block: Shapes) -> str:
     if name.endswith(".bias") and config.get("model_type") == "llama":
         advice = "for biases set attention_bias or mlp_bias in config.json"
     return (
-        f"tensor {name!r} has no place in a {config.get('model_type')} model with this config, whose blocks hold "
+        f"tensor {name!r} has no place in a {config.get('model_type')} "
+        "model with this config, whose blocks hold "
         f"{', '.join(of_block)}; {advice}"
     )
 
 
 def is_redundant(tensor: str, config: Config) -> bool:
-    """Whether a tensor is stored but computed anew by every runtime: a copy of a tied head, rotary tables."""
+    """Whether a tensor is stored but computed anew by every runtime: a copy of a tied head, rotary
+    tables.
+    """
     tied_head = tensor == "lm_head.weight" and bool(config.get("tie_word_embeddings", False))
     return tied_head or tensor.endswith(".rotary_emb.inv_freq")
 
@@ -92,7 +105,10 @@ def is_redundant(tensor: str, config: Config) -> bool:
 def expected_outer_shapes(config: Config) -> dict[str, Shape]:
     hidden_size = positive_integer(config, "hidden_size")
     vocabulary = (positive_integer(config, "vocab_size"), hidden_size)
-    shapes: dict[str, Shape] = {"model.embed_tokens.weight": vocabulary, "model.norm.weight": (hidden_size,)}
+    shapes: dict[str, Shape] = {
+        "model.embed_tokens.weight": vocabulary,
+        "model.norm.weight": (hidden_size,),
+    }
     if not config.get("tie_word_embeddings", False):
         shapes["lm_head.weight"] = vocabulary
     return shapes
@@ -112,7 +128,10 @@ def biased_linears(config: Config) -> Sequence[str]:
         return ATTENTION[:3]
     if config.get("model_type") != "llama":
         return ()
-    return (*(ATTENTION if config.get("attention_bias") else ()), *(MLP if config.get("mlp_bias") else ()))
+    return (
+        *(ATTENTION if config.get("attention_bias") else ()),
+        *(MLP if config.get("mlp_bias") else ()),
+    )
 
 
 def expected_linear_shapes(config: Config) -> dict[str, Shape]:
@@ -120,7 +139,15 @@ def expected_linear_shapes(config: Config) -> dict[str, Shape]:
     hidden_size = positive_integer(config, "hidden_size")
     inner = positive_integer(config, "intermediate_size")
     width = head_dimension(config)
-    queries, keys = positive_integer(config, "num_attention_heads") * width, key_value_heads(config) * width
-    attention = ((queries, hidden_size), (keys, hidden_size), (keys, hidden_size), (hidden_size, queries))
+    queries, keys = (
+        positive_integer(config, "num_attention_heads") * width,
+        key_value_heads(config) * width,
+    )
+    attention = (
+        (queries, hidden_size),
+        (keys, hidden_size),
+        (keys, hidden_size),
+        (hidden_size, queries),
+    )
     mlp = ((inner, hidden_size), (inner, hidden_size), (hidden_size, inner))
     return dict(zip((*ATTENTION, *MLP), (*attention, *mlp), strict=True))

@@ -15,16 +15,21 @@ Config = Mapping[str, Any]
 
 
 def check_config(config: Config) -> None:
-    """Refuse other architectures, models that are quantized already, and values of a wrong type or range.
+    """Refuse other architectures, models that are quantized already, and values of a wrong type or
+    range.
 
     Raises: UnsupportedModel, BadInput.
     """
     model_type = config.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
         supported = ", ".join(SUPPORTED_MODEL_TYPES)
-        raise UnsupportedModel(f"model_type {model_type!r} is not supported; give a model of type {supported}")
+        raise UnsupportedModel(
+            f"model_type {model_type!r} is not supported; give a model of type {supported}"
+        )
     if config.get("quantization_config"):
-        raise UnsupportedModel("the model is quantized already; start from the full-precision checkpoint")
+        raise UnsupportedModel(
+            "the model is quantized already; start from the full-precision checkpoint"
+        )
     for key, (rule, holds) in OPTIONAL.items():
         if config.get(key) is not None and not holds(config[key]):
             raise BadInput(f"config: {key} is {config[key]!r}; it must be {rule}")
@@ -33,7 +38,8 @@ def check_config(config: Config) -> None:
     heads, key_heads = positive_integer(config, "num_attention_heads"), key_value_heads(config)
     if heads % key_heads:
         raise BadInput(
-            f"config: num_attention_heads {heads} is not a multiple of num_key_value_heads {key_heads}; use the"
+            f"config: num_attention_heads {heads} is not a "
+            f"multiple of num_key_value_heads {key_heads}; use the"
             " config.json that belongs to these weights"
         )
 
@@ -49,19 +55,28 @@ def positive_integer(values: Mapping[str, Any], key: str) -> int:
 
 
 def head_dimension(config: Config) -> int:
-    """Columns of a head, an even number because the rotary embedding turns pairs. Raises: BadInput."""
+    """Columns of a head, an even number because the rotary embedding turns pairs. Raises:
+    BadInput.
+    """
     if config.get("head_dim") is not None:
         width = positive_integer(config, "head_dim")
     else:
-        heads, hidden_size = positive_integer(config, "num_attention_heads"), positive_integer(config, "hidden_size")
+        heads, hidden_size = (
+            positive_integer(config, "num_attention_heads"),
+            positive_integer(config, "hidden_size"),
+        )
         if hidden_size % heads:
             raise BadInput(
-                f"config: hidden_size {hidden_size} is not a multiple of num_attention_heads {heads};"
+                f"config: hidden_size {hidden_size} is not "
+                f"a multiple of num_attention_heads {heads};"
                 " correct one or state head_dim"
             )
         width = hidden_size // heads
     if width % 2:
-        raise BadInput(f"config: heads are {width} wide; rotary embedding needs an even head_dim, give another model")
+        raise BadInput(
+            f"config: heads are {width} wide; rotary embedding "
+            "needs an even head_dim, give another model"
+        )
     return width
 
 

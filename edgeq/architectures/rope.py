@@ -35,7 +35,10 @@ def rope_of(config: Mapping[str, Any]) -> Rope:
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     settings = config.get(key) or {}
     if not isinstance(settings, Mapping):
-        raise BadInput(f"config: {key} is {settings!r}; it must be an object such as {{'rope_type': 'default'}}")
+        raise BadInput(
+            f"config: {key} is {settings!r}; it must be "
+            f"an object such as {{'rope_type': 'default'}}"
+        )
     kind = settings.get("rope_type", settings.get("type", "default"))
     if not isinstance(kind, str):
         raise BadInput(f"config: rope_type is {kind!r}; it must be a name such as 'default'")
@@ -48,7 +51,9 @@ def rope_of(config: Mapping[str, Any]) -> Rope:
 
 
 def frequencies(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:
-    """Radians per token of each rotated pair, for rope types default, linear and llama3. Shapes: (head / 2,)."""
+    """Radians per token of each rotated pair, for rope types default, linear and llama3. Shapes:
+    (head / 2,).
+    """
     plain = rope.theta ** (-np.arange(0, head_size, 2, dtype=np.float64) / head_size)
     if rope.kind == "llama3":
         return plain / llama3_factors(rope, head_size)
@@ -58,31 +63,46 @@ def frequencies(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:
 def llama3_factors(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:
     """Divisors of the plain frequencies of Llama 3.1 and later.
 
-    Wavelengths beyond original context / low factor are stretched by `factor`, those below original context / high
-    factor stay, and the frequencies between are interpolated linearly in the number of turns.
+    Wavelengths beyond original context / low factor are stretched by `factor`, those below original
+    context / high factor stay, and the frequencies between are interpolated linearly in the number
+    of turns.
 
     Shapes: (head / 2,).
     Source: Llama 3.1 reference code, apply_scaling.
     """
     low, high = (float(rope.settings[key]) for key in ("low_freq_factor", "high_freq_factor"))
-    wavelengths = 2 * math.pi * rope.theta ** (np.arange(0, head_size, 2, dtype=np.float64) / head_size)
+    wavelengths = (
+        2 * math.pi * rope.theta ** (np.arange(0, head_size, 2, dtype=np.float64) / head_size)
+    )
     turns = float(rope.settings["original_max_position_embeddings"]) / wavelengths
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return np.asarray(1 / (kept + (1 - kept) / float(rope.settings["factor"])))
 
 
-def why_not_rope(config: Mapping[str, Any], runtime: str, kinds: Sequence[str] = KINDS) -> str | None:
-    """What about rotary embedding a runtime that knows these types would compute differently; None when nothing."""
+def why_not_rope(
+    config: Mapping[str, Any], runtime: str, kinds: Sequence[str] = KINDS
+) -> str | None:
+    """What about rotary embedding a runtime that knows these types would compute differently; None
+    when nothing.
+    """
     rope = rope_of(config)
     if rope.kind not in kinds:
         model = f"of a {config.get('model_type')} model"
-        return f"rope type '{rope.kind}' {model} is not supported; {runtime} knows {', '.join(kinds)}"
+        return (
+            f"rope type '{rope.kind}' {model} is not supported; {runtime} knows {', '.join(kinds)}"
+        )
     missing = [name for name in NEEDED.get(rope.kind, ()) if rope.settings.get(name) is None]
     if missing:
-        return f"rope type '{rope.kind}' lacks {', '.join(missing)}; add it to the rope settings in config.json"
+        return (
+            f"rope type '{rope.kind}' lacks {', '.join(missing)}; "
+            "add it to the rope settings in config.json"
+        )
     part = rope.settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if part != 1.0:
-        return f"partial_rotary_factor {part} is not supported; {runtime} rotates whole heads, only 1.0 can be written"
+        return (
+            f"partial_rotary_factor {part} is not supported; "
+            f"{runtime} rotates whole heads, only 1.0 can be written"
+        )
     return None
 
 
@@ -91,10 +111,16 @@ def check_rope(config: Mapping[str, Any]) -> None:
     rope = rope_of(config)
     missing = [name for name in NEEDED.get(rope.kind, ()) if name not in rope.settings]
     if missing:
-        raise BadInput(f"config: rope type {rope.kind!r} lacks {', '.join(missing)}; state them in the rope settings")
+        raise BadInput(
+            f"config: rope type {rope.kind!r} lacks "
+            f"{', '.join(missing)}; state them in the rope settings"
+        )
     low, high = (rope.settings.get(f"{end}_freq_factor") for end in ("low", "high"))
     if rope.kind == "llama3" and low == high:
-        raise BadInput(f"config: low_freq_factor and high_freq_factor are both {low}; the high one must be larger")
+        raise BadInput(
+            "config: low_freq_factor and high_freq_factor "
+            f"are both {low}; the high one must be larger"
+        )
 
 
 def _check_positive(name: str, value: Any) -> None:

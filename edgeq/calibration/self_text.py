@@ -27,12 +27,20 @@ Wrote = Callable[[int, int], None]
 
 
 def written_windows(
-    source: ModelSource, make_writer: MakeWriter, wrote: Wrote, *, framework: str, count: int, length: int, seed: int
+    source: ModelSource,
+    make_writer: MakeWriter,
+    wrote: Wrote,
+    *,
+    framework: str,
+    count: int,
+    length: int,
+    seed: int,
 ) -> Windows:
     """Windows that the model wrote before under the same conditions, else what it writes now.
 
-    framework names what computes: the same seed need not give the same text elsewhere. Shapes: (count, length).
-    Raises: BadInput for a model without tokenizer or with broken predictions, or a cache that cannot be written to.
+    framework names what computes: the same seed need not give the same text elsewhere. Shapes:
+    (count, length). Raises: BadInput for a model without tokenizer or with broken predictions, or a
+    cache that cannot be written to.
     """
     allowed, first = tokens_to_write(source)
     tokenizer = hashlib.sha256(source.companions()["tokenizer.json"]).hexdigest()
@@ -49,29 +57,42 @@ def written_windows(
 
 
 def tokens_to_write(source: ModelDescription) -> tuple[Windows, Windows]:
-    """Ids that text may hold (rows of the embedding that have a token), and those of them that it may start with.
+    """Ids that text may hold (rows of the embedding that have a token), and those of them that it
+    may start with.
 
     Text starts with no special token. Raises: BadInput when nothing is left.
     """
     tokenizer = load_tokenizer(source)
     rows = source.config["vocab_size"]
-    allowed = np.array(sorted(id for id in tokenizer.get_vocab(with_added_tokens=True).values() if id < rows), np.int64)
+    allowed = np.array(
+        sorted(id for id in tokenizer.get_vocab(with_added_tokens=True).values() if id < rows),
+        np.int64,
+    )
     special = [id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special]
     first = np.setdiff1d(allowed, special)
     if not len(first):
-        raise BadInput(f"model {source.name!r}: its tokenizer has only special tokens; calibrate on a text instead")
+        raise BadInput(
+            f"model {source.name!r}: its tokenizer has only "
+            "special tokens; calibrate on a text instead"
+        )
     return allowed, first
 
 
-def write_windows(source: ModelDescription, writer: TextWriter, wrote: Wrote, first: Windows, length: int) -> Windows:
-    """Continue first tokens to whole windows, as many together as their keys and values have room for."""
+def write_windows(
+    source: ModelDescription, writer: TextWriter, wrote: Wrote, first: Windows, length: int
+) -> Windows:
+    """Continue first tokens to whole windows, as many together as their keys and values have room
+    for.
+    """
     windows = np.empty((len(first), length), np.int64)
     windows[:, 0] = first
     together = max(1, CACHE_BYTES // (length * bytes_per_token(source.config)))
     for start in range(0, len(first), together):
         batch = windows[start : start + together]
         tokens = writer.continue_text(batch[:, 0])
-        for position, column in zip(range(1, length), tokens, strict=False):  # the writer never ends
+        for position, column in zip(
+            range(1, length), tokens, strict=False
+        ):  # the writer never ends
             batch[:, position] = column
             wrote(start * length + len(batch) * (position + 1), windows.size)
     return windows
@@ -84,7 +105,8 @@ def bytes_per_token(config: Mapping[str, int]) -> int:
 
 
 def cache_directory() -> Path:
-    """Where this system keeps what a user's programs can make again; XDG_CACHE_HOME wins everywhere.
+    """Where this system keeps what a user's programs can make again; XDG_CACHE_HOME wins
+    everywhere.
 
     Raises: BadInput for a user without a home directory.
     """
@@ -96,12 +118,16 @@ def cache_directory() -> Path:
     try:
         home = Path.home()
     except RuntimeError as error:
-        raise BadInput("no home directory to keep self-written text in; set XDG_CACHE_HOME to a directory") from error
+        raise BadInput(
+            "no home directory to keep self-written text in; set XDG_CACHE_HOME to a directory"
+        ) from error
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "edgeq"
 
 
 def make_cache(folder: Path) -> None:
-    """Raises: BadInput when it cannot be made or written to; asked before the model starts to write."""
+    """Raises: BadInput when it cannot be made or written to; asked before the model starts to
+    write.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         reason = "" if os.access(folder, os.W_OK) else "it is read-only"
@@ -109,7 +135,8 @@ def make_cache(folder: Path) -> None:
         reason = reason_of(error)
     if reason:
         raise BadInput(
-            f"cache {str(folder)!r}: self-written text cannot be kept there ({reason}); set XDG_CACHE_HOME to another "
+            f"cache {str(folder)!r}: self-written text cannot be "
+            f"kept there ({reason}); set XDG_CACHE_HOME to another "
             "directory"
         )
 
@@ -126,7 +153,9 @@ def read_cached(file: Path, shape: tuple[int, int], largest: int) -> Windows | N
 
 
 def write_cached(file: Path, windows: Windows) -> None:
-    """Under a temporary name of this process's own: others may write the same text at the same time."""
+    """Under a temporary name of this process's own: others may write the same text at the same
+    time.
+    """
     content = io.BytesIO()
     np.save(content, windows.astype("<i4"), allow_pickle=False)
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")

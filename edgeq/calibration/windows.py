@@ -15,18 +15,23 @@ CALIBRATION_TEXT = "calibration.txt"
 
 
 def read_text(path: str | None, *, default: str = CALIBRATION_TEXT) -> str:
-    """A text file, or JSON lines with a "text" string each; None gives a text that ships with edgeq."""
+    """A text file, or JSON lines with a "text" string each; None gives a text that ships with
+    edgeq.
+    """
     if path is None:
         return (resources.files("edgeq") / "data" / default).read_text(encoding="utf-8")
     file = Path(path)
     try:
         content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"text {path!r}: not UTF-8 at byte {error.start}; convert it to UTF-8 text") from error
+        raise BadInput(
+            f"text {path!r}: not UTF-8 at byte {error.start}; convert it to UTF-8 text"
+        ) from error
     except OSError as error:
         found = "it is a directory" if file.is_dir() else reason_of(error).lower()
         raise BadInput(
-            f'text {path!r}: {found}; give a UTF-8 text file or JSON lines (.jsonl) with a "text" field'
+            f"text {path!r}: {found}; give a UTF-8 text "
+            'file or JSON lines (.jsonl) with a "text" field'
         ) from error
     text = _join_json_lines(path, content) if file.suffix in {".jsonl", ".ndjson"} else content
     if not text.strip():
@@ -36,19 +41,26 @@ def read_text(path: str | None, *, default: str = CALIBRATION_TEXT) -> str:
 
 def _join_json_lines(path: str, content: str) -> str:
     texts = []
-    for number, line in enumerate(content.split("\n"), 1):  # splitlines would also cut inside strings, at U+2028
+    for number, line in enumerate(
+        content.split("\n"), 1
+    ):  # splitlines would also cut inside strings, at U+2028
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", "too deeply nested")
-            raise BadInput(f"text {path!r}, line {number}: not JSON ({reason}); one object per line") from error
+            raise BadInput(
+                f"text {path!r}, line {number}: not JSON ({reason}); one object per line"
+            ) from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise BadInput(f'text {path!r}, line {number}: no "text" string; each line is an object with one')
+            raise BadInput(
+                f'text {path!r}, line {number}: no "text" string; each line is an object with one'
+            )
         if not is_unicode(record["text"]):
             raise BadInput(
-                f"text {path!r}, line {number}: half of a surrogate pair, which is no character; escape whole pairs or"
+                f"text {path!r}, line {number}: half of a surrogate "
+                "pair, which is no character; escape whole pairs or"
                 " write UTF-8"
             )
         texts.append(record["text"])
@@ -68,17 +80,22 @@ def load_tokenizer(source: ModelDescription) -> Tokenizer:
     """The tokenizer that belongs to a model. Raises: BadInput when the model brings none."""
     data = source.companions().get("tokenizer.json")
     if data is None:
-        raise BadInput(f"model {source.name!r} has no tokenizer.json; edgeq needs it to read calibration text")
+        raise BadInput(
+            f"model {source.name!r} has no tokenizer.json; edgeq needs it to read calibration text"
+        )
     try:
         return Tokenizer.from_str(data.decode("utf-8"))
     except Exception as error:  # the library raises bare Exception for any malformed file
         raise BadInput(
-            f"model {source.name!r}: tokenizer.json cannot be read ({reason_of(error)}); fetch it again"
+            f"model {source.name!r}: tokenizer.json cannot "
+            f"be read ({reason_of(error)}); fetch it again"
         ) from error
 
 
 def tokenize(source: ModelDescription, text: str) -> npt.NDArray[np.int64]:
-    """Token ids of a text without added special tokens. Shapes: (tokens,). Raises: BadInput, see `check_ids`."""
+    """Token ids of a text without added special tokens. Shapes: (tokens,). Raises: BadInput, see
+    `check_ids`.
+    """
     encoded = load_tokenizer(source).encode(text, add_special_tokens=False)
     tokens = np.asarray(encoded.ids, dtype=np.int64)
     check_ids(source, tokens)
@@ -90,7 +107,8 @@ def check_ids(source: ModelDescription, tokens: npt.NDArray[np.int64]) -> None:
     rows, largest = source.config.get("vocab_size"), int(tokens.max(initial=0))
     if isinstance(rows, int) and largest >= rows:
         raise BadInput(
-            f"model {source.name!r}: the tokenizer gives id {largest}, but the embedding has {rows} rows; use the "
+            f"model {source.name!r}: the tokenizer gives id "
+            f"{largest}, but the embedding has {rows} rows; use the "
             "tokenizer.json that belongs to this model"
         )
 
@@ -100,20 +118,24 @@ def sample_windows(
 ) -> npt.NDArray[np.int64]:
     """Windows that start at random places, as evenly spread as `samples` allows.
 
-    The text is cut into `samples` equal stretches and one window starts at a random place of each, so no part of a
-    text is missed and windows overlap only when the text is short. Shapes: (tokens,) -> (samples, sequence_length).
-    Raises: BadInput when the text has fewer than sequence_length tokens, or fewer places to start at than samples.
+    The text is cut into `samples` equal stretches and one window starts at a random place of each,
+    so no part of a text is missed and windows overlap only when the text is short. Shapes:
+    (tokens,) -> (samples, sequence_length). Raises: BadInput when the text has fewer than
+    sequence_length tokens, or fewer places to start at than samples.
     """
     last_start = len(tokens) - sequence_length
     if last_start < 0:
         raise BadInput(
-            f"calibration text: {len(tokens)} tokens; at least one sequence of {sequence_length} is needed, give more "
+            f"calibration text: {len(tokens)} tokens; at least one "
+            f"sequence of {sequence_length} is needed, give more "
             "text or a smaller --sequence-length"
         )
     if samples > last_start + 1:
         raise BadInput(
-            f"calibration text: {len(tokens)} tokens hold only {last_start + 1} different sequences of "
-            f"{sequence_length}, not {samples}; choose --samples of at most {len(tokens) // sequence_length}, which "
+            f"calibration text: {len(tokens)} tokens hold "
+            f"only {last_start + 1} different sequences of "
+            f"{sequence_length}, not {samples}; choose --samples "
+            f"of at most {len(tokens) // sequence_length}, which "
             "use each token once, or give more text"
         )
     edges = np.linspace(0, last_start + 1, samples + 1)
@@ -121,12 +143,17 @@ def sample_windows(
     return np.stack([tokens[start : start + sequence_length] for start in starts])
 
 
-def first_windows(tokens: npt.NDArray[np.int64], *, windows: int, sequence_length: int) -> npt.NDArray[np.int64]:
-    """The first windows of a text, one after the other; fewer when the text is short. Shapes: (windows, length)."""
+def first_windows(
+    tokens: npt.NDArray[np.int64], *, windows: int, sequence_length: int
+) -> npt.NDArray[np.int64]:
+    """The first windows of a text, one after the other; fewer when the text is short. Shapes:
+    (windows, length).
+    """
     count = min(windows, len(tokens) // sequence_length)
     if count == 0:
         raise BadInput(
-            f"evaluation text: {len(tokens)} tokens; one window of {sequence_length} is needed, give more text or a "
+            f"evaluation text: {len(tokens)} tokens; one window "
+            f"of {sequence_length} is needed, give more text or a "
             "smaller --sequence-length"
         )
     return tokens[: count * sequence_length].reshape(count, sequence_length)

@@ -1,4 +1,6 @@
-"""What certifies an export: a hash per solution in whatever container it lies, one per file, and its checkpoint."""
+"""What certifies an export: a hash per solution in whatever container it lies, one per file, and
+its checkpoint.
+"""
 
 import hashlib
 import json
@@ -21,7 +23,12 @@ def sha256_of(*arrays: NumpyArray) -> str:
     """One hash over arrays in row-major little-endian bytes, the same on every machine."""
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array, dtype=_little_endian(array.dtype)).reshape(-1).view(np.uint8).data)
+        digest.update(
+            np.ascontiguousarray(array, dtype=_little_endian(array.dtype))
+            .reshape(-1)
+            .view(np.uint8)
+            .data
+        )
     return digest.hexdigest()
 
 
@@ -30,7 +37,9 @@ def _little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def hash_of_layer(layer: QuantizedLinear) -> str:
-    """The hash of a solution, the same for every container that holds its codes, scales, offsets and outliers."""
+    """The hash of a solution, the same for every container that holds its codes, scales, offsets
+    and outliers.
+    """
     same = without_zero_at_zero(layer)
     outliers = () if same.outliers is None else (same.outliers.columns, same.outliers.values)
     return sha256_of(same.codes, same.scales, same.offsets, *outliers)
@@ -39,7 +48,8 @@ def hash_of_layer(layer: QuantizedLinear) -> str:
 def without_zero_at_zero(layer: QuantizedLinear) -> QuantizedLinear:
     """The same weights without whole zero points of 0, which some containers cannot carry.
 
-    Such a group is written from its other end: s q = -s ((max - q) - max), with zero point max = 2 ** bits - 1.
+    Such a group is written from its other end: s q = -s ((max - q) - max), with zero point max = 2
+    ** bits - 1.
     """
     if layer.grid.zeros != "integer":
         return layer
@@ -73,7 +83,9 @@ def why_not_as_written(folder: Path, settings: Mapping[str, Any]) -> str | None:
     manifest = read_json(folder / MANIFEST_FILE)
     stated = dict(manifest.get("settings", {}))
     if stated != settings:
-        names = [name for name in sorted({*stated, *settings}) if stated.get(name) != settings.get(name)]
+        names = [
+            name for name in sorted({*stated, *settings}) if stated.get(name) != settings.get(name)
+        ]
         was = ", ".join(f"{name} {json.dumps(stated.get(name))}" for name in names)
         return f"it was made with other options ({was})"
     for name, digest in manifest["files"].items():
@@ -90,7 +102,9 @@ def _seal_of(checkpoint: Checkpoint) -> dict[str, str]:
 
 def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of an export but its manifest, by path inside the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE
+    )
     return {path.relative_to(folder).as_posix(): hash_of_file(path) for path in files}
 
 

@@ -1,7 +1,8 @@
 """The quantized checkpoint: one directory that every exporter, evaluation and a later run can read.
 
-edgeq.json (recipe, source, tool version), config.json and tokenizer files, blocks/NNNN.safetensors with codes, scales
-and untouched tensors of each block, outer.safetensors with everything else, report.json.
+edgeq.json (recipe, source, tool version), config.json and tokenizer files, blocks/NNNN.safetensors
+with codes, scales and untouched tensors of each block, outer.safetensors with everything else,
+report.json.
 """
 
 import json
@@ -29,7 +30,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 class Checkpoint:
-    """A quantized checkpoint, read tensor by tensor; a QuantizedModel for exporters and a ModelSource for forwards.
+    """A quantized checkpoint, read tensor by tensor; a QuantizedModel for exporters and a
+    ModelSource for forwards.
 
     Opening reads headers only, and checks that files, grids and config belong together.
     Raises: BadInput for a damaged or incomplete checkpoint.
@@ -40,7 +42,8 @@ class Checkpoint:
         self.head = read_json(self.path / HEAD_FILE)
         if self.head.get("format_version") != FORMAT_VERSION:
             raise BadInput(
-                f"checkpoint {str(path)!r}: format version {self.head.get('format_version')!r}, this edgeq reads "
+                f"checkpoint {str(path)!r}: format version "
+                f"{self.head.get('format_version')!r}, this edgeq reads "
                 f"{FORMAT_VERSION}; quantize again or use the edgeq that wrote it"
             )
         self._check_head()
@@ -55,16 +58,22 @@ class Checkpoint:
             if key not in self.head or not holds(self.head[key]):
                 found = f"{self.head[key]!r:.100}" if key in self.head else "missing"
                 raise BadInput(
-                    f"checkpoint {str(self.path)!r}: {key!r} in {HEAD_FILE} is {found}; it must be {rule}, the "
+                    f"checkpoint {str(self.path)!r}: {key!r} in "
+                    f"{HEAD_FILE} is {found}; it must be {rule}, the "
                     "checkpoint is damaged, quantize again"
                 )
 
     def _check_tensors(self, files: Sequence[TensorFile]) -> Sequence[BlockSpec]:
         if sum(len(file.names) for file in files) != len(self._of_tensor):
-            raise BadInput(f"checkpoint {str(self.path)!r}: two of its files hold a tensor of one name; quantize again")
+            raise BadInput(
+                f"checkpoint {str(self.path)!r}: two of its "
+                "files hold a tensor of one name; quantize again"
+            )
         try:
             check_config(self.config)
-            return find_blocks(self.config, {name: self.shape(name) for name in self.tensor_names()})
+            return find_blocks(
+                self.config, {name: self.shape(name) for name in self.tensor_names()}
+            )
         except (BadInput, UnsupportedModel) as error:
             raise BadInput(f"checkpoint {str(self.path)!r} is damaged: {error}") from error
 
@@ -90,7 +99,11 @@ class Checkpoint:
 
     def stored_as(self, tensor_name: str) -> str:
         grid = self.grid(tensor_name)
-        return self._file(tensor_name).dense_dtype(tensor_name) if grid is None else describe_grid(grid)
+        return (
+            self._file(tensor_name).dense_dtype(tensor_name)
+            if grid is None
+            else describe_grid(grid)
+        )
 
     def tensor_bytes(self, tensor_name: str) -> int:
         return self._file(tensor_name).tensor_bytes(tensor_name)
@@ -109,7 +122,8 @@ class Checkpoint:
             return (self.path / name).read_bytes()
         except OSError as error:
             raise BadInput(
-                f"checkpoint {str(self.path)!r}: its file {name!r} cannot be read ({reason_of(error)}); copy it from "
+                f"checkpoint {str(self.path)!r}: its file {name!r} "
+                f"cannot be read ({reason_of(error)}); copy it from "
                 "the original model or quantize again"
             ) from error
 
@@ -118,7 +132,9 @@ class Checkpoint:
 
     def solution_fingerprint(self) -> str:
         """A hash of what was solved, as `fingerprint` is one of what it was solved from."""
-        return hash_model(self.config, {}, [self.path / name for name in (HEAD_FILE, *self.head["files"])])
+        return hash_model(
+            self.config, {}, [self.path / name for name in (HEAD_FILE, *self.head["files"])]
+        )
 
     @cached_property
     def report(self) -> Mapping[str, Any]:
@@ -126,7 +142,10 @@ class Checkpoint:
 
     def _file(self, tensor_name: str) -> TensorFile:
         if tensor_name not in self._of_tensor:
-            raise BadInput(f"checkpoint {str(self.path)!r} has no tensor {tensor_name!r}; it does not fit its config")
+            raise BadInput(
+                f"checkpoint {str(self.path)!r} has no tensor "
+                f"{tensor_name!r}; it does not fit its config"
+            )
         return self._of_tensor[tensor_name]
 
 
@@ -137,7 +156,9 @@ def describe_grid(grid: Grid) -> str:
 
 
 def _are_inside(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) and name and not leads_out(name) for name in value)
+    return isinstance(value, list) and all(
+        isinstance(name, str) and name and not leads_out(name) for name in value
+    )
 
 
 HEAD_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
@@ -164,14 +185,18 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{str(path)!r}: no such file; a quantized checkpoint is a directory with {HEAD_FILE}"
         ) from error
     except OSError as error:
-        raise BadInput(f"{str(path)!r} cannot be read ({reason_of(error)}); check its permissions") from error
+        raise BadInput(
+            f"{str(path)!r} cannot be read ({reason_of(error)}); check its permissions"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise BadInput(
-            f"{str(path)!r} cannot be read as JSON ({reason_of(error)}); it is damaged, make the directory again"
+            f"{str(path)!r} cannot be read as JSON ({reason_of(error)}); "
+            "it is damaged, make the directory again"
         ) from error
     if not isinstance(content, dict):
         raise BadInput(
-            f"{str(path)!r} holds a JSON {type(content).__name__} and not an object; it is damaged, make the directory"
+            f"{str(path)!r} holds a JSON {type(content).__name__} "
+            "and not an object; it is damaged, make the directory"
             " again"
         )
     return content

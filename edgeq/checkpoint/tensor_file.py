@@ -1,4 +1,6 @@
-"""The safetensors files of a quantized checkpoint: solved and untouched tensors, checked against their grids."""
+"""The safetensors files of a quantized checkpoint: solved and untouched tensors, checked against
+their grids.
+"""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +15,15 @@ from safetensors.numpy import save_file
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.storage import rename_when_stored
 from edgeq.grids.packing import WORD_BITS, pack_words, unpack_words
-from edgeq.types import LARGEST_OUTLIER_SHARE, Grid, NumpyArray, OutlierColumns, QuantizedLinear, ScaleDtype, ZeroKind
+from edgeq.types import (
+    LARGEST_OUTLIER_SHARE,
+    Grid,
+    NumpyArray,
+    OutlierColumns,
+    QuantizedLinear,
+    ScaleDtype,
+    ZeroKind,
+)
 
 STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # as safetensors names them
@@ -23,9 +33,13 @@ Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape of stored parts by name."""
 
 
-def write_tensors(path: Path, quantized: Mapping[str, QuantizedLinear], dense: Mapping[str, NumpyArray]) -> None:
+def write_tensors(
+    path: Path, quantized: Mapping[str, QuantizedLinear], dense: Mapping[str, NumpyArray]
+) -> None:
     """One safetensors file with solved and untouched tensors; the grids lie in its metadata."""
-    tensors: dict[str, NumpyArray] = {name: np.ascontiguousarray(array) for name, array in dense.items()}
+    tensors: dict[str, NumpyArray] = {
+        name: np.ascontiguousarray(array) for name, array in dense.items()
+    }
     grids = {}
     for name, layer in quantized.items():
         stored = STORED[layer.grid.scale_dtype]
@@ -40,12 +54,16 @@ def write_tensors(path: Path, quantized: Mapping[str, QuantizedLinear], dense: M
             tensors[f"{name}.outlier_values"] = layer.outliers.values.astype(stored)
         grids[name] = [*layer.codes.shape, *stored_grid(layer.grid)]
     temporary = path.with_name(f".{path.name}.partial")
-    save_file(tensors, temporary, metadata={"edgeq": json.dumps(grids)})  # one key: more would be in random order
+    save_file(
+        tensors, temporary, metadata={"edgeq": json.dumps(grids)}
+    )  # one key: more would be in random order
     rename_when_stored(temporary, path)
 
 
 def stored_grid(grid: Grid) -> list[Any]:
-    """A grid as the metadata have it; the share of outlier columns stands only where there are some."""
+    """A grid as the metadata have it; the share of outlier columns stands only where there are
+    some.
+    """
     outliers = [grid.outlier_columns] if grid.outlier_columns else []
     return [grid.bits, grid.group_size, grid.zeros, grid.scale_dtype, *outliers]
 
@@ -54,7 +72,9 @@ def stored_parts(name: str, shape: tuple[int, int], grid: Grid) -> Layout:
     """What a file holds of a solved tensor."""
     rows, columns = shape
     per_group = (rows, grid.group_count(columns))
-    parts: dict[str, tuple[str, tuple[int, ...]]] = {"codes": ("U32", (rows, -(-columns * grid.bits // WORD_BITS)))}
+    parts: dict[str, tuple[str, tuple[int, ...]]] = {
+        "codes": ("U32", (rows, -(-columns * grid.bits // WORD_BITS)))
+    }
     parts["scales"] = (DTYPES[grid.scale_dtype], per_group)
     if grid.zeros == "integer":
         parts["zeros"] = ("U8", per_group)
@@ -68,7 +88,8 @@ def stored_parts(name: str, shape: tuple[int, int], grid: Grid) -> Layout:
 
 
 class TensorFile:
-    """One safetensors file of a checkpoint. Solved tensors appear under the name of the weight they stand for.
+    """One safetensors file of a checkpoint. Solved tensors appear under the name of the weight they
+    stand for.
 
     Opening reads the header and compares it with the grids; values are checked when they are read.
     Raises: BadInput.
@@ -82,7 +103,9 @@ class TensorFile:
         except (OSError, SafetensorError) as error:
             raise self._damaged(f"cannot be read: {reason_of(error)}") from error
         stored = {name: self._handle.get_slice(name) for name in self._handle.keys()}
-        self._layout: Layout = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in stored.items()}
+        self._layout: Layout = {
+            name: (part.get_dtype(), tuple(part.get_shape())) for name, part in stored.items()
+        }
         self.grids = self._read_grids()
         parts: dict[str, tuple[str, tuple[int, ...]]] = {}
         for name, (shape, grid) in self.grids.items():
@@ -99,14 +122,19 @@ class TensorFile:
     def tensor_bytes(self, name: str) -> int:
         """Bytes of a tensor with everything that its grid needs."""
         parts = stored_parts(name, *self.grids[name]) if name in self.grids else [name]
-        return sum(int(np.prod(shape)) * ITEM_BYTES[dtype] for dtype, shape in map(self._layout.__getitem__, parts))
+        return sum(
+            int(np.prod(shape)) * ITEM_BYTES[dtype]
+            for dtype, shape in map(self._layout.__getitem__, parts)
+        )
 
     def dense(self, name: str) -> NumpyArray:
         """An untouched tensor. Raises: BadInput when it holds NaN or infinity."""
         return self._finite(name)
 
     def quantized(self, name: str) -> QuantizedLinear:
-        """A solved tensor. Raises: BadInput when scales or offsets cannot be those of a solved tensor."""
+        """A solved tensor. Raises: BadInput when scales or offsets cannot be those of a solved
+        tensor.
+        """
         (_, columns), grid = self.grids[name]
         codes = unpack_words(self._handle.get_tensor(f"{name}.codes"), grid.bits, columns)
         scales = self._finite(f"{name}.scales").astype(np.float32)
@@ -129,7 +157,9 @@ class TensorFile:
             return None
         columns = self._handle.get_tensor(f"{name}.outlier_columns")
         if columns[0] < 0 or columns[-1] >= in_features or (np.diff(columns) <= 0).any():
-            raise self._damaged(f"has other than rising columns below {in_features} in '{name}.outlier_columns'")
+            raise self._damaged(
+                f"has other than rising columns below {in_features} in '{name}.outlier_columns'"
+            )
         return OutlierColumns(columns, self._finite(f"{name}.outlier_values").astype(np.float32))
 
     def _finite(self, name: str) -> NumpyArray:
@@ -141,8 +171,10 @@ class TensorFile:
     def _read_grids(self) -> dict[str, tuple[tuple[int, int], Grid]]:
         try:
             stored = json.loads((self._handle.metadata() or {}).get("edgeq", "{}"))
-            grids = {name: ((rows, columns), Grid(bits, group_size, zeros, dtype, *share))
-                     for name, (rows, columns, bits, group_size, zeros, dtype, *share) in stored.items()}  # fmt: skip
+            grids = {
+                name: ((rows, columns), Grid(bits, group_size, zeros, dtype, *share))
+                for name, (rows, columns, bits, group_size, zeros, dtype, *share) in stored.items()
+            }
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise self._damaged("has no readable grids in its metadata key 'edgeq'") from error
         for name, (shape, grid) in grids.items():
@@ -155,11 +187,15 @@ class TensorFile:
             if name not in self._layout:
                 raise self._damaged(f"lacks {name!r}, which its grid needs")
             if self._layout[name] != layout:
-                found, expected = (f"{dtype} {list(shape)}" for dtype, shape in (self._layout[name], layout))
+                found, expected = (
+                    f"{dtype} {list(shape)}" for dtype, shape in (self._layout[name], layout)
+                )
                 raise self._damaged(f"holds {name!r} as {found}, but its grid asks for {expected}")
         for name, (dtype, _) in self._layout.items():
             if name not in parts and dtype not in DTYPES.values():
-                raise self._damaged(f"holds {name!r} as {dtype}; untouched tensors are F32, F16 or BF16")
+                raise self._damaged(
+                    f"holds {name!r} as {dtype}; untouched tensors are F32, F16 or BF16"
+                )
 
     def _damaged(self, what: str) -> BadInput:
         return BadInput(f"checkpoint file {str(self.path)!r} {what}; it is damaged, quantize again")

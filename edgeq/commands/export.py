@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.commands.options import BACKEND_OPTION, FORCE_OPTION, JSON_OPTION, PATH, format_options, option_words
+from edgeq.commands.options import (
+    BACKEND_OPTION,
+    FORCE_OPTION,
+    JSON_OPTION,
+    PATH,
+    format_options,
+    option_words,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,16 +22,28 @@ if TYPE_CHECKING:
 
 @click.command(name="export")
 @click.argument("checkpoint", type=PATH, required=False)
-@click.option("--format", "format_name", help="The format to write, one of those that --list shows.")
-@click.option("--list", "listed", is_flag=True, help="Show all formats, and whether CHECKPOINT fits each without loss.")
+@click.option(
+    "--format", "format_name", help="The format to write, one of those that --list shows."
+)
+@click.option(
+    "--list",
+    "listed",
+    is_flag=True,
+    help="Show all formats, and whether CHECKPOINT fits each without loss.",
+)
 @click.option("-o", "--output", type=PATH, help="Directory to write.  [default: CHECKPOINT/FORMAT]")
 @format_options
 @JSON_OPTION
 @FORCE_OPTION
 def export_command(
-    checkpoint: Path | None, format_name: str | None, listed: bool, output: Path | None, as_json: bool, force: bool,
+    checkpoint: Path | None,
+    format_name: str | None,
+    listed: bool,
+    output: Path | None,
+    as_json: bool,
+    force: bool,
     **options: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Write a quantized CHECKPOINT in the format of a runtime.
 
     \b
@@ -36,17 +55,26 @@ def export_command(
     from edgeq.commands.screen import show_exported  # noqa: PLC0415
 
     if listed and option_words(options):
-        raise click.UsageError(f"--list shows all formats; leave out {' '.join(option_words(options))}")
+        raise click.UsageError(
+            f"--list shows all formats; leave out {' '.join(option_words(options))}"
+        )
     if listed:
         report(list_formats(checkpoint), as_json, show_formats)
         return
     if checkpoint is None or format_name is None:
         raise click.UsageError("give CHECKPOINT and --format, or --list")
-    report(write_export(checkpoint, format_name, options, output, force=force), as_json, show_exported)
+    report(
+        write_export(checkpoint, format_name, options, output, force=force), as_json, show_exported
+    )
 
 
 def write_export(
-    checkpoint: Path, format_name: str, options: Mapping[str, Any], output: Path | None, *, force: bool
+    checkpoint: Path,
+    format_name: str,
+    options: Mapping[str, Any],
+    output: Path | None,
+    *,
+    force: bool,
 ) -> dict[str, Any]:
     """What was written. Units: bytes."""
     from edgeq.checkpoint.reader import Checkpoint  # noqa: PLC0415
@@ -66,17 +94,30 @@ def list_formats(checkpoint: Path | None) -> dict[str, Any]:
     from edgeq.measuring.formats import formats  # noqa: PLC0415
 
     named = None if checkpoint is None else str(checkpoint)
-    return {"checkpoint": named, "formats": formats(None if checkpoint is None else Checkpoint(checkpoint))}
+    return {
+        "checkpoint": named,
+        "formats": formats(None if checkpoint is None else Checkpoint(checkpoint)),
+    }
 
 
 @click.command(name="verify")
 @click.argument("export", type=PATH)
-@click.option("--against", type=PATH, help="The checkpoint it was made from: compares tensor by tensor.")
-@click.option("--run", "running", is_flag=True, help="Also run it in its runtime and compare logits; needs --against.")
+@click.option(
+    "--against", type=PATH, help="The checkpoint it was made from: compares tensor by tensor."
+)
+@click.option(
+    "--run",
+    "running",
+    is_flag=True,
+    help="Also run it in its runtime and compare logits; needs --against.",
+)
 @BACKEND_OPTION
 @JSON_OPTION
-def verify_command(export: Path, against: Path | None, running: bool, backend: str, as_json: bool) -> None:
-    """Read an EXPORT back from disk and check it against its manifest; exit status 1 and one line per difference.
+def verify_command(
+    export: Path, against: Path | None, running: bool, backend: str, as_json: bool
+) -> None:
+    """Read an EXPORT back from disk and check it against its manifest; exit status 1 and one line
+    per difference.
 
     \b
     Example:
@@ -86,7 +127,9 @@ def verify_command(export: Path, against: Path | None, running: bool, backend: s
     from edgeq.measuring.verify import run_export, verify  # noqa: PLC0415
 
     if running and against is None:
-        raise click.UsageError("--run compares with the checkpoint's weights; add --against CHECKPOINT")
+        raise click.UsageError(
+            "--run compares with the checkpoint's weights; add --against CHECKPOINT"
+        )
     result = verify(export, against=against)
     if running and against is not None and not result["differences"]:
         run = run_export(export, against=against, backend=backend)
@@ -101,12 +144,24 @@ def show_formats(console: "Console", result: Mapping[str, Any]) -> None:
         if "missing" in row:
             console.print(f"{row['name']}: {row['missing']}", highlight=False, soft_wrap=True)
             continue
-        held = f"bits {' '.join(map(str, row['bits']))}; groups {' '.join(row['groups'])}; zero points "
-        held += " ".join(kind + ("" if kind in row["zeros_without_loss"] else " (rounded)") for kind in row["zeros"])
-        held += f"; embedding and head {row['embedding']}" + ("; outlier columns" if row["outlier_columns"] else "")
+        held = (
+            f"bits {' '.join(map(str, row['bits']))}; "
+            f"groups {' '.join(row['groups'])}; zero points "
+        )
+        held += " ".join(
+            kind + ("" if kind in row["zeros_without_loss"] else " (rounded)")
+            for kind in row["zeros"]
+        )
+        held += f"; embedding and head {row['embedding']}" + (
+            "; outlier columns" if row["outlier_columns"] else ""
+        )
         console.print(f"{row['name']}: {held}", highlight=False, soft_wrap=True)
         if "fits" in row:
-            fits = {"no": "does not fit", "without loss": "fits without loss", "with loss": "fits with loss"}
+            fits = {
+                "no": "does not fit",
+                "without loss": "fits without loss",
+                "with loss": "fits with loss",
+            }
             reason = f": {row['reason']}" if row["reason"] else ""
             console.print(f"  {fits[row['fits']]}{reason}", highlight=False, soft_wrap=True)
 
@@ -122,9 +177,16 @@ def show_verified(console: "Console", result: Mapping[str, Any]) -> None:
     if "run" in result:
         run = result["run"]
         console.print(
-            f"{run['runtime']}, {run['tokens']} tokens: KL divergence {run['kl']:.5f}, same top token "
-            f"{run['top1_agreement']:.1%}, largest logit difference {run['logit_difference']:.2g} of the largest logit",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    verdict = f"{len(result['differences'])} differences" if result["differences"] else "everything as it was written"
+            f"{run['runtime']}, {run['tokens']} tokens: KL "
+            f"divergence {run['kl']:.5f}, same top token "
+            f"{run['top1_agreement']:.1%}, largest logit difference "
+            f"{run['logit_difference']:.2g} of the largest logit",
+            highlight=False,
+            soft_wrap=True,
+        )
+    verdict = (
+        f"{len(result['differences'])} differences"
+        if result["differences"]
+        else "everything as it was written"
+    )
     console.print(verdict, highlight=False, soft_wrap=True)

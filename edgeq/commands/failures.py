@@ -13,7 +13,9 @@ TRACEBACK_VARIABLE = "EDGEQ_TRACEBACK"
 INTERRUPTED = 130
 # What torch and MLX say of it: mere RuntimeErrors.
 NO_MEMORY = re.compile(r"out of memory|can't allocate|unable to allocate", re.IGNORECASE)
-LOST_DEVICE = re.compile(r"\b(CUDA|cuDNN|cuBLAS|HIP|MPS|Metal)\b.*(error|fail|lost|unavailable)", re.IGNORECASE)
+LOST_DEVICE = re.compile(
+    r"\b(CUDA|cuDNN|cuBLAS|HIP|MPS|Metal)\b.*(error|fail|lost|unavailable)", re.IGNORECASE
+)
 
 
 def report_failure(error: BaseException) -> int:
@@ -38,10 +40,18 @@ def describe(error: BaseException) -> str:
         return "stopped"
     if isinstance(error, OSError):
         what = f"{error.filename!r}" if error.filename else "a file or connection"
-        return f"{what} cannot be read or written ({reason_of(error)}); check the path, its permissions and the disk"
+        return (
+            f"{what} cannot be read or written ({reason_of(error)}); "
+            "check the path, its permissions and the disk"
+        )
     first_line = str(error).strip().partition("\n")[0]
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
-        return f"memory ran out ({first_line or 'no more is said'}); close other programs or use another --backend"
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))
+    ):
+        return (
+            f"memory ran out ({first_line or 'no more is said'}); "
+            "close other programs or use another --backend"
+        )
     if isinstance(error, RuntimeError) and LOST_DEVICE.search(first_line):
         return f"the device failed ({first_line}); try again or use another --backend"
     advice = f"please report it, with {TRACEBACK_VARIABLE}=1 set for details"

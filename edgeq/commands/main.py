@@ -1,4 +1,6 @@
-"""The command line. Everything heavy is imported inside the commands, so that --help answers at once."""
+"""The command line. Everything heavy is imported inside the commands, so that --help answers at
+once.
+"""
 
 import json
 import math
@@ -48,30 +50,45 @@ def cli() -> None:
 
 @cli.command(name="quantize")
 @click.argument("model")
-@click.option("-o", "--output", required=True, type=PATH, help="Directory to write; must not exist.")
+@click.option(
+    "-o", "--output", required=True, type=PATH, help="Directory to write; must not exist."
+)
 @click.option(
     "--quality",
-    help="fast (one stream, no propagation: about the time of plain GPTQ), balanced (propagation and sweeps: about "
-    "1.7 times that) or best (twice the sequences, both streams on all of them: about four times).  "
+    help="fast (one stream, no propagation: about the time of "
+    "plain GPTQ), balanced (propagation and sweeps: about "
+    "1.7 times that) or best (twice the sequences, "
+    "both streams on all of them: about four times).  "
     "[default: balanced]",
 )
-@click.option("--bits", type=int, help="Bits per weight of the linear layers, 2 to 8; 16 keeps them.  [default: 4]")
+@click.option(
+    "--bits",
+    type=int,
+    help="Bits per weight of the linear layers, 2 to 8; 16 keeps them.  [default: 4]",
+)
 @click.option("--group-size", help="Columns that share a scale, or 'row' for all.  [default: 32]")
 @click.option(
-    "--symmetric/--asymmetric", default=None, help="Whether zero lies in the middle of the grid.  [default: symmetric]"
+    "--symmetric/--asymmetric",
+    default=None,
+    help="Whether zero lies in the middle of the grid.  [default: symmetric]",
 )
 @click.option("--solver", help="gptq, quantease or rtn (round to nearest).  [default: gptq]")
-@click.option("--scales", help="Stages of scale fitting: none (min-max), first, both.  [default: both; fast: first]")
+@click.option(
+    "--scales",
+    help="Stages of scale fitting: none (min-max), first, both.  [default: both; fast: first]",
+)
 @click.option(
     "--outlier-columns",
     type=float,
     metavar="SHARE",
-    help="Share of a layer's input columns kept in 16 bits beside the codes, such as 0.01.  [default: 0]",
+    help="Share of a layer's input columns kept in 16 bits "
+    "beside the codes, such as 0.01.  [default: 0]",
 )
 @click.option(
     "--propagation-strength",
     type=STRENGTH,
-    help="How far a layer makes up for earlier layers' errors, 0 to 1, or auto.  [default: 0.5; fast: 0]",
+    help="How far a layer makes up for earlier layers' "
+    "errors, 0 to 1, or auto.  [default: 0.5; fast: 0]",
 )
 @click.option(
     "--propagation-damping",
@@ -79,31 +96,45 @@ def cli() -> None:
     help="Damping of that correction, as a share of the mean input energy.  [default: 0.1]",
 )
 @click.option(
-    "--damping", type=float, help="Damping of the solver, as a share of the mean input energy.  [default: 0.01]"
+    "--damping",
+    type=float,
+    help="Damping of the solver, as a share of the mean input energy.  [default: 0.01]",
 )
 @click.option(
     "--activation-order/--no-activation-order",
     default=None,
     help="Solve the columns with the largest inputs first.  [default: activation-order]",
 )
-@click.option("--embedding-bits", type=int, help="Bits of embedding and head; 16 keeps them dense.  [default: 8]")
 @click.option(
-    "--keep-dense", multiple=True, metavar="PATTERN", help="Leave layers that match as they are, such as '*.down_proj'."
+    "--embedding-bits",
+    type=int,
+    help="Bits of embedding and head; 16 keeps them dense.  [default: 8]",
+)
+@click.option(
+    "--keep-dense",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave layers that match as they are, such as '*.down_proj'.",
 )
 @click.option(
     "--calibration",
     type=TEXT,
     multiple=True,
     metavar="TEXT[=SHARE]",
-    help='UTF-8 text or JSON lines with "text"; default, the text that ships with edgeq; self, text that the model '
+    help='UTF-8 text or JSON lines with "text"; default, the '
+    "text that ships with edgeq; self, text that the model "
     "writes first. May be repeated, mixed by share.  [default: default]",
 )
 @click.option("--samples", type=int, help="Calibration sequences.  [default: 64; best: 128]")
 @click.option("--sequence-length", type=int, help="Tokens per sequence.  [default: 512]")
 @click.option(
-    "--seed", type=int, help="Where calibration sequences and annealing start, and what self writes.  [default: 0]"
+    "--seed",
+    type=int,
+    help="Where calibration sequences and annealing start, and what self writes.  [default: 0]",
 )
-@click.option("--recipe", type=PATH, help="TOML file with the settings of docs/cli.md; options win.")
+@click.option(
+    "--recipe", type=PATH, help="TOML file with the settings of docs/cli.md; options win."
+)
 @click.option(
     "--export",
     "exports",
@@ -112,18 +143,39 @@ def cli() -> None:
     help="Also write this format (see edgeq export --list); may be repeated.",
 )
 @format_options
-@click.option("--max-ram", metavar="SIZE", help="Stay within this much memory, such as 8GB: slower where it must be.")
+@click.option(
+    "--max-ram",
+    metavar="SIZE",
+    help="Stay within this much memory, such as 8GB: slower where it must be.",
+)
 @click.option("--log-file", type=PATH, help="Append a line for every layer to this file.")
-@click.option("--evaluate", "evaluated", is_flag=True, help="Measure the result against the original at the end.")
+@click.option(
+    "--evaluate",
+    "evaluated",
+    is_flag=True,
+    help="Measure the result against the original at the end.",
+)
 @BACKEND_OPTION
 @JSON_OPTION
 @FORCE_OPTION
 @RESUME_OPTION
 def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
-    model: str, output: Path, exports: tuple[str, ...], evaluated: bool, backend: str, as_json: bool, force: bool,
-    resume: bool, recipe: Path | None, calibration: tuple[str, ...], accuracy_level: int | None, qdq: bool | None,
-    max_ram: str | None, log_file: Path | None, **options: Any,
-) -> None:  # fmt: skip
+    model: str,
+    output: Path,
+    exports: tuple[str, ...],
+    evaluated: bool,
+    backend: str,
+    as_json: bool,
+    force: bool,
+    resume: bool,
+    recipe: Path | None,
+    calibration: tuple[str, ...],
+    accuracy_level: int | None,
+    qdq: bool | None,
+    max_ram: str | None,
+    log_file: Path | None,
+    **options: Any,
+) -> None:
     """Quantize MODEL: a directory of safetensors, a .gguf file, a hub name, or the word demo.
 
     \b
@@ -141,17 +193,25 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.run.pipeline import quantize  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
 
-    check_destination(output, force=force or resume, source=Path(model).expanduser() if model != "demo" else None)
+    check_destination(
+        output, force=force or resume, source=Path(model).expanduser() if model != "demo" else None
+    )
     of_formats = {"accuracy_level": accuracy_level, "qdq": qdq}
     job = make_job(
-        open_source(model), collect_settings(recipe, options), backend=backend, calibration=calibration,
-        exports=exports, export_options=of_formats,
-    )  # fmt: skip
+        open_source(model),
+        collect_settings(recipe, options),
+        backend=backend,
+        calibration=calibration,
+        exports=exports,
+        export_options=of_formats,
+    )
     if evaluated:
         check_evaluation(job.source, exports, backend)
     job = planned(job, max_ram, output.parent)
     again = shlex.join(["edgeq", *with_flag(sys.argv[1:], "--resume")])
-    with watching(make_console(stderr=True), plain=as_json, log_file=log_file, output=output) as observer:
+    with watching(
+        make_console(stderr=True), plain=as_json, log_file=log_file, output=output
+    ) as observer:
         checkpoint = quantize(job, output, observer, force=force, resume=resume, again=again)
     flags = {name: option_words(options_of(name, of_formats)) for name in exports}
     with keeping(checkpoint, flags, evaluated_against=model if evaluated else None):
@@ -169,21 +229,40 @@ cli.add_command(verify_command)
 @cli.command(name="evaluate")
 @click.argument("target")
 @click.option("--reference", help="The original model: adds KL divergence and top-1 agreement.")
-@click.option("--text", type=PATH, help="UTF-8 text or JSON lines.  [default: a text that ships with edgeq]")
-@click.option("--windows", type=click.IntRange(1), default=16, show_default=True, help="Windows of the text to use.")
 @click.option(
-    "--sequence-length", type=click.IntRange(8), help="Tokens per window.  [default: 512, or fewer if the model does]"
+    "--text", type=PATH, help="UTF-8 text or JSON lines.  [default: a text that ships with edgeq]"
 )
 @click.option(
-    "--runtime", help="torch, mlx, llama.cpp, mlx-lm, onnxruntime.  [default: an export's own, else the backend's]"
+    "--windows",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Windows of the text to use.",
+)
+@click.option(
+    "--sequence-length",
+    type=click.IntRange(8),
+    help="Tokens per window.  [default: 512, or fewer if the model does]",
+)
+@click.option(
+    "--runtime",
+    help="torch, mlx, llama.cpp, mlx-lm, onnxruntime.  "
+    "[default: an export's own, else the backend's]",
 )
 @BACKEND_OPTION
 @JSON_OPTION
 def evaluate_command(
-    target: str, reference: str | None, text: Path | None, windows: int, sequence_length: int | None,
-    runtime: str | None, backend: str, as_json: bool,
-) -> None:  # fmt: skip
-    """Perplexity of TARGET (checkpoint, model, GGUF file or export), and how far it is from the original.
+    target: str,
+    reference: str | None,
+    text: Path | None,
+    windows: int,
+    sequence_length: int | None,
+    runtime: str | None,
+    backend: str,
+    as_json: bool,
+) -> None:
+    """Perplexity of TARGET (checkpoint, model, GGUF file or export), and how far it is from the
+    original.
 
     \b
     Example:
@@ -193,9 +272,14 @@ def evaluate_command(
     from edgeq.measuring.evaluate import evaluate  # noqa: PLC0415
 
     quality = evaluate(
-        target, reference=reference, backend=backend, text=None if text is None else str(text), windows=windows,
-        sequence_length=sequence_length, runtime=runtime,
-    )  # fmt: skip
+        target,
+        reference=reference,
+        backend=backend,
+        text=None if text is None else str(text),
+        windows=windows,
+        sequence_length=sequence_length,
+        runtime=runtime,
+    )
     report(quality, as_json, show_quality)
 
 
@@ -216,7 +300,9 @@ def inspect_command(path: str, as_json: bool) -> None:
 
 
 def planned(job: "Job", max_ram: str | None, folder: Path) -> "Job":
-    """The job run the way that fits into max_ram; what annealing will take is said before it starts."""
+    """The job run the way that fits into max_ram; what annealing will take is said before it
+    starts.
+    """
     from edgeq.run.assembly import fit_job  # noqa: PLC0415
     from edgeq.run.forecast import annealing_note  # noqa: PLC0415
 
@@ -226,7 +312,9 @@ def planned(job: "Job", max_ram: str | None, folder: Path) -> "Job":
     return job
 
 
-def report(result: Mapping[str, Any], as_json: bool, show: Callable[["Console", Mapping[str, Any]], None]) -> None:
+def report(
+    result: Mapping[str, Any], as_json: bool, show: Callable[["Console", Mapping[str, Any]], None]
+) -> None:
     """The result on standard output, for machines or for people."""
     if as_json:
         click.echo(json.dumps(finite(result), indent=2, allow_nan=False))
@@ -250,7 +338,9 @@ def make_console(*, stderr: bool = False) -> "Console":
 
 
 def main() -> None:
-    """Run the command line: 0 when done, 1 with one line for errors, 2 for usage, 128 + N when signal N stopped it."""
+    """Run the command line: 0 when done, 1 with one line for errors, 2 for usage, 128 + N when
+    signal N stopped it.
+    """
     try:
         with stopping_on_signals():
             sys.exit(cli.main(standalone_mode=False))

@@ -1,4 +1,6 @@
-"""Options of the command line and what they mean as settings. Imports nothing heavy: --help must answer at once."""
+"""Options of the command line and what they mean as settings. Imports nothing heavy: --help must
+answer at once.
+"""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +11,9 @@ import click
 
 
 def user_path(text: str) -> Path:
-    """A path as shells understand it, with ~ for the home directory, also where no shell replaced it (--output=~/x)."""
+    """A path as shells understand it, with ~ for the home directory, also where no shell replaced
+    it (--output=~/x).
+    """
     return Path(os.path.expanduser(text))
 
 
@@ -26,17 +30,25 @@ STRENGTH.name = "number|auto"
 
 
 def user_text(value: str) -> str:
-    """The same for a path with something behind it; as a `Path` it would lose what stands in front (./self)."""
+    """The same for a path with something behind it; as a `Path` it would lose what stands in front
+    (./self).
+    """
     return os.path.expanduser(value)
 
 
 PATH = click.types.FuncParamType(user_path)
 PATH.name = "path"
 TEXT = click.types.FuncParamType(user_text)
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-FORCE_OPTION = click.option("--force", is_flag=True, help="Replace an output that edgeq wrote before.")
+JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
+)
+FORCE_OPTION = click.option(
+    "--force", is_flag=True, help="Replace an output that edgeq wrote before."
+)
 RESUME_OPTION = click.option(
-    "--resume", is_flag=True, help="Continue a run that was stopped, on any backend; needs the same model and settings."
+    "--resume",
+    is_flag=True,
+    help="Continue a run that was stopped, on any backend; needs the same model and settings.",
 )
 BACKEND_OPTION = click.option(
     "--backend", default="auto", show_default=True, help="auto, cuda, cpu, mps, mlx or reference."
@@ -48,10 +60,14 @@ def format_options(command: Callable[..., None]) -> Callable[..., None]:
     level = click.option(
         "--accuracy-level",
         type=click.IntRange(0, 4),
-        help="onnx: how ONNX Runtime rounds activations, 4 to 8 bits (fast), 0 not at all.  [default: 4]",
+        help="onnx: how ONNX Runtime rounds activations, 4 "
+        "to 8 bits (fast), 0 not at all.  [default: 4]",
     )
     standard = click.option(
-        "--qdq", is_flag=True, default=None, help="onnx: standard DequantizeLinear nodes instead of ONNX Runtime's own."
+        "--qdq",
+        is_flag=True,
+        default=None,
+        help="onnx: standard DequantizeLinear nodes instead of ONNX Runtime's own.",
     )
     return level(standard(command))
 

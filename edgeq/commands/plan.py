@@ -1,4 +1,6 @@
-"""`edgeq plan`: the options of `edgeq quantize`, and what they will take. Heavy imports stand inside of the command."""
+"""`edgeq plan`: the options of `edgeq quantize`, and what they will take. Heavy imports stand
+inside of the command.
+"""
 
 from collections.abc import Mapping
 from copy import copy
@@ -14,19 +16,24 @@ if TYPE_CHECKING:
 
 ONLY_OF_RUNS = ("force", "evaluated", "resume", "log_file")
 OUTPUT_OPTION = click.Option(
-    ["-o", "--output"], type=PATH, help="Where the run would write; the space there is shown.  [default: here]"
+    ["-o", "--output"],
+    type=PATH,
+    help="Where the run would write; the space there is shown.  [default: here]",
 )
 
 
 def plan_command(quantize: click.Command) -> click.Command:
-    """The command `plan`: takes all that `quantize` takes, and shows what a run's size may depend on."""
-    options = [OUTPUT_OPTION if option.name == "output" else copy(option) for option in quantize.params]
+    """Make the command `plan`, which takes every option of `quantize`."""
+    options = [
+        OUTPUT_OPTION if option.name == "output" else copy(option) for option in quantize.params
+    ]
     for option in options:
         if isinstance(option, click.Option) and option.name in ONLY_OF_RUNS:
             option.hidden = True
-    text = """Memory, disk and time that quantizing MODEL takes with these options, without running it.
+    text = """Say what quantizing MODEL takes in memory, disk and time, without running it.
 
-    A directory with config.json and perhaps model.safetensors.index.json is enough; weights are not read.
+    A directory with config.json and perhaps model.safetensors.index.json is enough; weights are
+    not read.
 
     \b
     Example:
@@ -36,20 +43,35 @@ def plan_command(quantize: click.Command) -> click.Command:
 
 
 def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
-    model: str, exports: tuple[str, ...], backend: str, as_json: bool, recipe: Path | None,
-    calibration: tuple[str, ...], accuracy_level: int | None, qdq: bool | None, max_ram: str | None,
-    output: Path | None, **options: Any,
-) -> None:  # fmt: skip
+    model: str,
+    exports: tuple[str, ...],
+    backend: str,
+    as_json: bool,
+    recipe: Path | None,
+    calibration: tuple[str, ...],
+    accuracy_level: int | None,
+    qdq: bool | None,
+    max_ram: str | None,
+    output: Path | None,
+    **options: Any,
+) -> None:
     from edgeq.commands.main import report  # noqa: PLC0415
     from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
     from edgeq.run.forecast import describe_run, open_outline  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
 
-    settings = collect_settings(recipe, {name: value for name, value in options.items() if name not in ONLY_OF_RUNS})
+    settings = collect_settings(
+        recipe, {name: value for name, value in options.items() if name not in ONLY_OF_RUNS}
+    )
     of_formats = {"accuracy_level": accuracy_level, "qdq": qdq}
     source = open_outline(model) or open_source(model)
     job = make_job(
-        source, settings, backend=backend, calibration=calibration, exports=exports, export_options=of_formats
+        source,
+        settings,
+        backend=backend,
+        calibration=calibration,
+        exports=exports,
+        export_options=of_formats,
     )
     folder = existing_parent(output or Path.cwd())
     job, memory = fit_job(job, max_ram, folder)
@@ -68,16 +90,25 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     from edgeq.planning.time import show_time  # noqa: PLC0415
 
     table, memory, way, seconds = facts_table(), plan["memory"], plan["way"], plan["seconds"]
-    table.add_row("model", f"{plan['model']}, {seconds['blocks']} blocks, {show_size(plan['original'])}")
-    parts = "\n".join(f"{show_size(size):>8}  {part}" for part, size in memory["parts"].items() if size)
+    table.add_row(
+        "model", f"{plan['model']}, {seconds['blocks']} blocks, {show_size(plan['original'])}"
+    )
+    parts = "\n".join(
+        f"{show_size(size):>8}  {part}" for part, size in memory["parts"].items() if size
+    )
     table.add_row("memory", f"{show_size(memory['peak'])} at most, at {memory['at']}\n{parts}")
     table.add_row("schedule", describe_way(way))
     disk = ", ".join(f"{part} {show_size(size)}" for part, size in plan["disk"].items())
     table.add_row("disk", f"{disk}; {show_size(plan['disk free'])} free")
     stages = ", ".join(
-        f"{stage} {show_time(value)}" for stage, value in seconds["by stage of a block"].items() if value
+        f"{stage} {show_time(value)}"
+        for stage, value in seconds["by stage of a block"].items()
+        if value
     )
-    table.add_row("time", f"about {show_time(seconds['total'])}, {show_time(seconds['block'])} a block ({stages})")
+    table.add_row(
+        "time",
+        f"about {show_time(seconds['total'])}, {show_time(seconds['block'])} a block ({stages})",
+    )
     for row in plan["formats"]:
         fits = f"does not fit: {row['refused']}" if row["refused"] else f"loads in {row['read_by']}"
         table.add_row(row["format"], f"{show_size(row['bytes'])}, {fits}")
@@ -87,4 +118,7 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
 def describe_way(way: Mapping[str, Any]) -> str:
     rows = "all rows" if way["rows_at_once"] is None else f"{way['rows_at_once']} rows"
     states = "on disk" if way["states_on_disk"] else "in memory"
-    return f"{way['schedule']}, batches of {way['batch_tokens']} tokens, hidden states {states}, {rows} solved at once"
+    return (
+        f"{way['schedule']}, batches of {way['batch_tokens']} "
+        f"tokens, hidden states {states}, {rows} solved at once"
+    )

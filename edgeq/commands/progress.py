@@ -1,4 +1,6 @@
-"""What people see while a run goes on: a bar in a terminal, plain lines elsewhere, every layer in a log file."""
+"""What people see while a run goes on: a bar in a terminal, plain lines elsewhere, every layer in a
+log file.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -8,7 +10,14 @@ from io import RawIOBase
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from edgeq.errors import BadInput, reason_of
 from edgeq.planning.process_memory import resident_bytes
@@ -33,7 +42,9 @@ class Silent:
 
 
 class Lines:
-    """One plain line per block, for logs and pipes, with the time that is left and the memory in use."""
+    """One plain line per block, for logs and pipes, with the time that is left and the memory in
+    use.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console, self._blocks, self._before, self._start = console, 0, 0, 0.0
@@ -58,7 +69,11 @@ class Lines:
     def finished_block(self, index: int) -> None:
         done = index + 1
         left = (time.monotonic() - self._start) / (done - self._before) * (self._blocks - done)
-        parts = [f"block {done}/{self._blocks}, about {left:.0f} s left", *against_rounding(self._layers), *memory()]
+        parts = [
+            f"block {done}/{self._blocks}, about {left:.0f} s left",
+            *against_rounding(self._layers),
+            *memory(),
+        ]
         self._print(", ".join(parts))
         self._layers = []
 
@@ -71,10 +86,16 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
-            TextColumn("{task.fields[what]}"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
-            console=console, transient=True,
-        )  # fmt: skip
+            TextColumn("{task.fields[what]}"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+        )
         self._task = self._bar.add_task("", total=None, what="block")
 
     def __enter__(self) -> "Bar":
@@ -111,7 +132,16 @@ class Log:
         self._write(f"{blocks} blocks, {done} of them there already")
 
     def solved(self, report: LayerReport) -> None:
-        self._write(", ".join([report.name, f"error {final_loss(report):.3g}", *against_rounding([report]), *memory()]))
+        self._write(
+            ", ".join(
+                [
+                    report.name,
+                    f"error {final_loss(report):.3g}",
+                    *against_rounding([report]),
+                    *memory(),
+                ]
+            )
+        )
 
     def finished_block(self, index: int) -> None:
         self._write(f"block {index + 1} is done")
@@ -148,8 +178,11 @@ class Both:
 
 
 @contextmanager
-def watching(console: Console, *, plain: bool, log_file: Path | None, output: Path) -> Iterator[Observer]:
-    """A bar in a terminal unless plain lines are wanted, else lines; beside it a log file that is appended to.
+def watching(
+    console: Console, *, plain: bool, log_file: Path | None, output: Path
+) -> Iterator[Observer]:
+    """A bar in a terminal unless plain lines are wanted, else lines; beside it a log file that is
+    appended to.
 
     Raises: BadInput when the log file cannot be written, or lies among what the run itself writes.
     """
@@ -170,11 +203,17 @@ def watching(console: Console, *, plain: bool, log_file: Path | None, output: Pa
 def check_log_file(log_file: Path | None, output: Path) -> None:
     """Raises: BadInput for a log file among what the run itself writes."""
     if log_file is not None and log_file.resolve().is_relative_to(output.resolve()):
-        raise BadInput(f"--log-file {str(log_file)!r} lies in the output; choose a place outside of {str(output)!r}")
+        raise BadInput(
+            f"--log-file {str(log_file)!r} lies in the "
+            f"output; choose a place outside of {str(output)!r}"
+        )
 
 
 def unwritable(log_file: Path, error: OSError) -> BadInput:
-    return BadInput(f"--log-file {str(log_file)!r}: {reason_of(error).lower()}; choose a file that can be written")
+    return BadInput(
+        f"--log-file {str(log_file)!r}: {reason_of(error).lower()}; "
+        "choose a file that can be written"
+    )
 
 
 def final_loss(report: LayerReport) -> float:
@@ -184,7 +223,11 @@ def final_loss(report: LayerReport) -> float:
 def against_rounding(layers: Sequence[LayerReport]) -> list[str]:
     """The loss of layers beside that of plain rounding, in words, where there is one."""
     plain = sum(report.losses.get("round to nearest", 0.0) for report in layers)
-    return [f"layer error {sum(map(final_loss, layers)) / plain:.0%} of plain rounding"] if plain else []
+    return (
+        [f"layer error {sum(map(final_loss, layers)) / plain:.0%} of plain rounding"]
+        if plain
+        else []
+    )
 
 
 def memory() -> list[str]:

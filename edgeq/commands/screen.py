@@ -30,13 +30,20 @@ def show_run(console: Console, summary: Mapping[str, Any]) -> None:
         table.add_row(name, path)
     table.add_row("size", _size_row(summary["bytes"]))
     table.add_row(
-        "bits per weight", ", ".join(f"{part} {bits:.2f}" for part, bits in summary["bits_per_weight"].items())
+        "bits per weight",
+        ", ".join(f"{part} {bits:.2f}" for part, bits in summary["bits_per_weight"].items()),
     )
     if summary["worst_layers"]:
         worst = "\n".join(f"{loss:7.2%}  {name}" for name, loss in summary["worst_layers"])
-        table.add_row("largest errors", f"in % of the layer's squared output on the calibration text\n{worst}")
-    times = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in summary["seconds"].items() if seconds >= 0.5)
-    table.add_row("seconds", f"{summary['total_seconds']:.0f} ({times})" if times else "less than 1")
+        table.add_row(
+            "largest errors", f"in % of the layer's squared output on the calibration text\n{worst}"
+        )
+    times = ", ".join(
+        f"{stage} {seconds:.0f}" for stage, seconds in summary["seconds"].items() if seconds >= 0.5
+    )
+    table.add_row(
+        "seconds", f"{summary['total_seconds']:.0f} ({times})" if times else "less than 1"
+    )
     for note in summary["notes"][:MOST_NOTES]:
         table.add_row("note", note)
     if len(summary["notes"]) > MOST_NOTES:
@@ -50,11 +57,17 @@ def show_finished(console: Console, summary: Mapping[str, Any]) -> None:
     if "quality" in summary:
         show_quality(console, summary["quality"])
     else:
-        _show_command(console, "next", ["edgeq", "evaluate", summary["result"], "--reference", summary["original"]])
+        _show_command(
+            console,
+            "next",
+            ["edgeq", "evaluate", summary["result"], "--reference", summary["original"]],
+        )
     for name, path in summary["exports"].items():
         show_runtime(console, name, path)
     if not summary["exports"]:
-        _show_command(console, "for llama.cpp", ["edgeq", "export", summary["output"], "--format", "gguf"])
+        _show_command(
+            console, "for llama.cpp", ["edgeq", "export", summary["output"], "--format", "gguf"]
+        )
 
 
 def show_runtime(console: Console, format_name: str, path: str) -> None:
@@ -83,9 +96,14 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
     table = facts_table()
     table.add_row("runtime", f"{quality['runtime']}, {quality['tokens']} tokens")
     original = quality["reference_perplexity"]
-    table.add_row("perplexity", f"{quality['perplexity']:.3f}" + (f" (original {original:.3f})" if original else ""))
+    table.add_row(
+        "perplexity",
+        f"{quality['perplexity']:.3f}" + (f" (original {original:.3f})" if original else ""),
+    )
     if quality["kl"] is not None:
-        table.add_row("KL divergence", f"{quality['kl']:.4f} nats per token (0 is equal, lower is better)")
+        table.add_row(
+            "KL divergence", f"{quality['kl']:.4f} nats per token (0 is equal, lower is better)"
+        )
         table.add_row("same top token", f"{quality['top1_agreement']:.1%}")
     console.print(table, highlight=False)
 
@@ -101,5 +119,7 @@ def show_inspection(console: Console, result: Mapping[str, Any]) -> None:
     for row in result["tensors"]:
         shape = " x ".join(map(str, row["shape"]))
         console.print(
-            f"{row['count']:5}  {row['name']:48} {shape:14} {row['stored_as']}", highlight=False, soft_wrap=True
+            f"{row['count']:5}  {row['name']:48} {shape:14} {row['stored_as']}",
+            highlight=False,
+            soft_wrap=True,
         )

@@ -12,7 +12,9 @@ CLEANUP_SECONDS = 5.0
 
 
 class Stopped(BaseException):
-    """A signal asked to stop. Not an Exception, so that nothing takes it for an error that can be handled."""
+    """A signal asked to stop. Not an Exception, so that nothing takes it for an error that can be
+    handled.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__("stopped")
@@ -26,17 +28,27 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Inside, signals that stop raise `Stopped`; those that the caller had ignored (nohup) stay ignored."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+    """Inside, signals that stop raise `Stopped`; those that the caller had ignored (nohup) stay
+    ignored.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only the main thread may handle signals
         yield
         return
     numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+    before = {
+        number: signal.getsignal(number)
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     last = -CLEANUP_SECONDS
 
     def stop(number: int, _: FrameType | None) -> None:
         nonlocal last
-        if time.monotonic() - last >= CLEANUP_SECONDS:  # a second signal must not cut the clean-up of the first short
+        if (
+            time.monotonic() - last >= CLEANUP_SECONDS
+        ):  # a second signal must not cut the clean-up of the first short
             last = time.monotonic()
             raise Stopped(number)
 

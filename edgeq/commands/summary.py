@@ -30,11 +30,16 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
 
     Units: bytes, seconds of wall-clock time.
     """
-    sizes = {"original at 16 bits": 2 * parameter_count(job.source), "checkpoint": checkpoint.stored_bytes()}
+    sizes = {
+        "original at 16 bits": 2 * parameter_count(job.source),
+        "checkpoint": checkpoint.stored_bytes(),
+    }
     exports, kept = {}, []
     for exporter in job.exporters:
         folder = checkpoint.path / exporter.name
-        if is_sealed(folder, checkpoint):  # a run that was continued after its checkpoint was complete
+        if is_sealed(
+            folder, checkpoint
+        ):  # a run that was continued after its checkpoint was complete
             check_kept(folder, exporter)
             path = runnable(folder)
             kept.append(f"format {exporter.name!r} was there already and stays as it is")
@@ -54,7 +59,11 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
         "bytes": sizes,
         "bits_per_weight": checkpoint.report["bits_per_weight"],
         "worst_layers": worst_layers(layers),
-        "notes": [*kept, *short_texts(job.recipe, checkpoint.head["calibration"]), *notes(checkpoint.report, grids)],
+        "notes": [
+            *kept,
+            *short_texts(job.recipe, checkpoint.head["calibration"]),
+            *notes(checkpoint.report, grids),
+        ],
         "seconds": dict(job.clock.seconds),
         "total_seconds": sum(job.clock.seconds.values()),
     }
@@ -66,7 +75,10 @@ def check_kept(folder: Path, exporter: Exporter) -> None:
     if reason is not None:
         words = [*option_words(options_of(exporter.name, exporter.settings)), "--force"]
         command = ["edgeq", "export", str(folder.parent), "--format", exporter.name, *words]
-        raise BadInput(f"format {exporter.name!r} is there already, but {reason}; replace it: {shlex.join(command)}")
+        raise BadInput(
+            f"format {exporter.name!r} is there already, "
+            f"but {reason}; replace it: {shlex.join(command)}"
+        )
 
 
 def runnable(folder: Path) -> Path:
@@ -76,7 +88,9 @@ def runnable(folder: Path) -> Path:
 
 
 def stored_size(path: Path) -> int:
-    """Bytes of an export's file or directory, with the data file that an ONNX graph has beside it."""
+    """Bytes of an export's file or directory, with the data file that an ONNX graph has beside
+    it.
+    """
     data = path.with_name(path.name + ".data")
     return size_of(path) + (size_of(data) if data.is_file() else 0)
 
@@ -85,7 +99,8 @@ def stored_size(path: Path) -> int:
 def keeping(
     checkpoint: Checkpoint, exports: Mapping[str, Sequence[str]], *, evaluated_against: str | None
 ) -> Iterator[None]:
-    """Inside, whatever stops the run is told apart from it: the checkpoint is there, and what is missing can follow.
+    """Inside, whatever stops the run is told apart from it: the checkpoint is there, and what is
+    missing can follow.
 
     exports has the options of each format as words of the command line.
     """
@@ -120,7 +135,8 @@ def short_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[s
     """A note for each calibration text whose sequences repeat tokens."""
     length = recipe.sequence_length
     return [
-        f"calibration text {text['name']!r}: {text['samples']} sequences of {length} overlap in its {text['tokens']} "
+        f"calibration text {text['name']!r}: {text['samples']} "
+        f"sequences of {length} overlap in its {text['tokens']} "
         "tokens; more text is better"
         for text in (calibration["texts"] if calibration is not None else ())
         if text["samples"] * length > text["tokens"]
@@ -132,19 +148,30 @@ def notes(report: Mapping[str, Any], grids: Mapping[str, Any]) -> list[str]:
     found = []
     dense = [name for name, (shape, grid) in grids.items() if len(shape) == 2 and grid is None]
     if dense:
-        found.append(f"{len(dense)} matrices stay dense: {', '.join(dense[:3])}{' ...' if len(dense) > 3 else ''}")
+        found.append(
+            f"{len(dense)} matrices stay dense: "
+            f"{', '.join(dense[:3])}{' ...' if len(dense) > 3 else ''}"
+        )
     few = [layer for layer in report["layers"] if layer["few_tokens"]]
     if few:
         found.append(
-            f"error propagation is damped {few[0]['propagation_damping']:g} in {len(few)} layers, such as "
-            f"{few[0]['name']}: fewer than {FEW_TOKENS} tokens for each input; more --samples allow less"
+            f"error propagation is damped {few[0]['propagation_damping']:g} "
+            f"in {len(few)} layers, such as "
+            f"{few[0]['name']}: fewer than {FEW_TOKENS} "
+            "tokens for each input; more --samples allow less"
         )
     for layer in report["layers"]:
         found += layer_notes(layer)
     for name, groups in report["clamped"].items():
         kind = grids[name][1].scale_dtype
-        found.append(f"{name}: {groups} scales are at the limit of {kind}, its weights do not fit the grid")
-    short = [name for name, (shape, grid) in grids.items() if grid and shape[1] % grid.columns_per_group(shape[1])]
+        found.append(
+            f"{name}: {groups} scales are at the limit of {kind}, its weights do not fit the grid"
+        )
+    short = [
+        name
+        for name, (shape, grid) in grids.items()
+        if grid and shape[1] % grid.columns_per_group(shape[1])
+    ]
     if short:
         found.append(f"{len(short)} matrices have a short last group, such as {short[0]}")
     return found
@@ -157,6 +184,12 @@ def layer_notes(report: Mapping[str, Any]) -> Iterator[str]:
         if times:
             yield f"{report['name']}: {what} raised {times} times to {value:g}"
     if report["dead_columns"]:
-        yield f"{report['name']}: {report['dead_columns']} inputs never seen in calibration, plainly rounded"
+        yield (
+            f"{report['name']}: {report['dead_columns']} "
+            "inputs never seen in calibration, plainly rounded"
+        )
     if report["losses"] and not final_loss(report) <= LARGE_ERROR:
-        yield f"{report['name']}: {final_loss(report):.0%} error, its weights do not fit the grid; keep it dense"
+        yield (
+            f"{report['name']}: {final_loss(report):.0%} error, "
+            "its weights do not fit the grid; keep it dense"
+        )

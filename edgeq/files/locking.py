@@ -1,4 +1,6 @@
-"""One process at a time: a lock on a file that the system lets go of when its holder ends, however it ends."""
+"""One process at a time: a lock on a file that the system lets go of when its holder ends, however
+it ends.
+"""
 
 import os
 import sys
@@ -30,7 +32,9 @@ else:
 
 
 def acquire(folder: Path, name: str) -> int | None:
-    """Make a directory with the file `name` in it and lock that; a handle to close, None when it is locked already."""
+    """Make a directory with the file `name` in it and lock that; a handle to close, None when it is
+    locked already.
+    """
     path = folder / name
     for _ in range(ATTEMPTS):
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +52,9 @@ def acquire(folder: Path, name: str) -> int | None:
 
 
 def _is_still(path: Path, handle: int) -> bool:
-    """Whether a file that was opened has its name still: its holder removes it before it lets go."""
+    """Whether a file that was opened has its name still: its holder removes it before it lets
+    go.
+    """
     try:
         return os.path.samestat(os.stat(path), os.fstat(handle))
     except FileNotFoundError:

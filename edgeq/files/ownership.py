@@ -22,7 +22,9 @@ def temporary_of(destination: Path) -> Path:
 
 
 def foreign_entry(folder: Path) -> str | None:
-    """The first entry of a directory that edgeq did not write, relative to it; None when all are its own."""
+    """The first entry of a directory that edgeq did not write, relative to it; None when all are
+    its own.
+    """
     written = written_files(folder)
     return _first_foreign(folder, PurePosixPath(), written) if written else "."
 
@@ -47,23 +49,38 @@ def _first_foreign(folder: Path, inside: PurePosixPath, written: set[str]) -> st
 
 
 def written_files(folder: Path) -> set[str]:
-    """The files that a checkpoint's edgeq.json or an export's manifest.json lists; none for other directories."""
+    """The files that a checkpoint's edgeq.json or an export's manifest.json lists; none for other
+    directories.
+    """
     head, manifest = _read(folder / HEAD_FILE), _read(folder / MANIFEST_FILE)
     if set(head) >= HEAD_KEYS:
-        return {HEAD_FILE, REPORT_FILE, "config.json", *(name for key in HEAD_LISTS for name in _names(head[key]))}
+        return {
+            HEAD_FILE,
+            REPORT_FILE,
+            "config.json",
+            *(name for key in HEAD_LISTS for name in _names(head[key])),
+        }
     return {MANIFEST_FILE, *_names(manifest["files"])} if set(manifest) >= MANIFEST_KEYS else set()
 
 
 def leads_out(name: str) -> bool:
-    """Whether a name is absolute or climbs, by the rules of any operating system. Symlinks are not followed."""
+    """Whether a name is absolute or climbs, by the rules of any operating system. Symlinks are not
+    followed.
+    """
     paths = (PurePosixPath(name), PureWindowsPath(name))
     return "\0" in name or any(path.root or path.drive or ".." in path.parts for path in paths)
 
 
 def is_temporary(folder: Path) -> bool:
-    """Whether edgeq made a temporary directory: name and marker say so, or nothing but the name is there yet."""
+    """Whether edgeq made a temporary directory: name and marker say so, or nothing but the name is
+    there yet.
+    """
     named = folder.name.startswith(".") and folder.name.endswith(TEMPORARY_SUFFIX)
-    return named and folder.is_dir() and ((folder / MARKER_FILE).is_file() or not any(folder.iterdir()))
+    return (
+        named
+        and folder.is_dir()
+        and ((folder / MARKER_FILE).is_file() or not any(folder.iterdir()))
+    )
 
 
 def clear_contents(folder: Path) -> None:
@@ -83,7 +100,11 @@ def remove_empty(folder: Path) -> None:
 
 def _names(listed: Any) -> list[str]:
     """The names in a list, or those that an object has hashes for."""
-    return [name for name in listed if isinstance(name, str)] if isinstance(listed, list | dict) else []
+    return (
+        [name for name in listed if isinstance(name, str)]
+        if isinstance(listed, list | dict)
+        else []
+    )
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -11,7 +11,14 @@ import numpy as np
 
 from edgeq.errors import BadInput, EdgeqError
 from edgeq.files.locking import acquire
-from edgeq.files.ownership import MARKER_FILE, clear_contents, foreign_entry, is_temporary, remove_empty, temporary_of
+from edgeq.files.ownership import (
+    MARKER_FILE,
+    clear_contents,
+    foreign_entry,
+    is_temporary,
+    remove_empty,
+    temporary_of,
+)
 from edgeq.types import NumpyArray
 
 MADE, REPLACED = "new", "replaced"  # in a temporary directory
@@ -23,10 +30,14 @@ NO_ROOM = {
 
 
 def check_destination(path: Path, *, force: bool, source: Path | None = None) -> None:
-    """Raises: BadInput when the output exists (and force is off), holds its own source, or cannot be made."""
+    """Raises: BadInput when the output exists (and force is off), holds its own source, or cannot
+    be made.
+    """
     with explaining(path):
         if path.exists() and not force:
-            raise BadInput(f"output {str(path)!r} exists; choose another name or pass --force to replace it")
+            raise BadInput(
+                f"output {str(path)!r} exists; choose another name or pass --force to replace it"
+            )
         for kept, what in ((Path.cwd(), "the current directory"), (source, "what it is made from")):
             if kept is not None and path.resolve() in (kept.resolve(), *kept.resolve().parents):
                 raise BadInput(f"output {str(path)!r} would replace {what}; choose another name")
@@ -37,17 +48,23 @@ def check_destination(path: Path, *, force: bool, source: Path | None = None) ->
         while not parent.exists():
             parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise BadInput(f"output {str(path)!r}: {str(parent)!r} is not a directory that can be written to")
+        raise BadInput(
+            f"output {str(path)!r}: {str(parent)!r} is not a directory that can be written to"
+        )
 
 
 def check_own(path: Path) -> None:
     """Raises: BadInput naming the first thing in an output that edgeq did not write."""
     foreign = foreign_entry(path) if path.is_dir() else "."
     if foreign == ".":
-        raise BadInput(f"output {str(path)!r} was not written by edgeq; --force replaces only edgeq's own directories")
+        raise BadInput(
+            f"output {str(path)!r} was not written by edgeq; "
+            "--force replaces only edgeq's own directories"
+        )
     if foreign is not None:
         raise BadInput(
-            f"output {str(path)!r} holds {foreign!r}, which edgeq did not write; move it away or choose another name, "
+            f"output {str(path)!r} holds {foreign!r}, which edgeq "
+            "did not write; move it away or choose another name, "
             "--force replaces only what edgeq wrote"
         )
 
@@ -61,16 +78,19 @@ def check_temporary(path: Path) -> None:
         return
     if not is_temporary(temporary):
         raise BadInput(
-            f"output {str(path)!r} is made under the name {temporary.name!r}, which exists and is not edgeq's; "
+            f"output {str(path)!r} is made under the name "
+            f"{temporary.name!r}, which exists and is not edgeq's; "
             "move that away or choose another name"
         )
 
 
 @contextmanager
 def new_directory(destination: Path, *, force: bool = False) -> Iterator[Path]:
-    """A directory that appears under its name, complete, when the context ends well, and not at all when it fails.
+    """A directory that appears under its name, complete, when the context ends well, and not at all
+    when it fails.
 
-    It is made in a temporary directory beside it, which also keeps what it replaces until it is in place.
+    It is made in a temporary directory beside it, which also keeps what it replaces until it is in
+    place.
     """
     with claimed(destination) as temporary, explaining(destination, temporary):
         check_destination(destination, force=force)
@@ -87,9 +107,11 @@ def new_directory(destination: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def claimed(destination: Path) -> Iterator[Path]:
-    """The temporary directory of an output, for this process alone; removed at the end if nothing is in it.
+    """The temporary directory of an output, for this process alone; removed at the end if nothing
+    is in it.
 
-    Raises: BadInput when another process works on the output, or something else has the directory's name.
+    Raises: BadInput when another process works on the output, or something else has the directory's
+    name.
     """
     temporary = temporary_of(destination.resolve())  # a link stays, what it points to is replaced
     with explaining(destination):
@@ -97,7 +119,8 @@ def claimed(destination: Path) -> Iterator[Path]:
         lock = acquire(temporary, MARKER_FILE)
     if lock is None:
         raise BadInput(
-            f"output {str(destination)!r} is being written by another edgeq process; wait for it or choose another name"
+            f"output {str(destination)!r} is being written by "
+            "another edgeq process; wait for it or choose another name"
         )
     try:
         with explaining(destination):
@@ -132,10 +155,11 @@ def bring_back(destination: Path) -> None:
 
 @contextmanager
 def explaining(destination: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Turn the system's refusals to write an output, also those that libraries pass on, into one clear line.
+    """Turn the system's refusals to write an output, also those that libraries pass on, into one
+    clear line.
 
-    With a temporary directory only errors about it and the directories above it count; other files are not the output.
-    Raises: BadInput.
+    With a temporary directory only errors about it and the directories above it count; other files
+    are not the output. Raises: BadInput.
     """
     try:
         yield
@@ -145,11 +169,13 @@ def explaining(destination: Path, temporary: Path | None = None) -> Iterator[Non
         no_room = NO_ROOM.get(system_error(error) or 0)
         if no_room is not None:
             raise BadInput(
-                f"output {str(destination)!r} cannot be written: {no_room}; make room or choose another place"
+                f"output {str(destination)!r} cannot be written: "
+                f"{no_room}; make room or choose another place"
             ) from error
         if isinstance(error, OSError) and (temporary is None or _is_about(error, temporary)):
             raise BadInput(
-                f"output {str(destination)!r} cannot be written ({error.strerror}); choose another place or name"
+                f"output {str(destination)!r} cannot be written "
+                f"({error.strerror}); choose another place or name"
             ) from error
         raise
 
@@ -160,7 +186,9 @@ def _is_about(error: OSError, folder: Path) -> bool:
 
 
 def system_error(error: Exception) -> int | None:
-    """The number of the system's error behind an exception, as Python or a library in Rust states it."""
+    """The number of the system's error behind an exception, as Python or a library in Rust states
+    it.
+    """
     if isinstance(error, OSError):
         return error.errno
     stated = re.search(r"\(os error (\d+)\)", str(error))
@@ -202,7 +230,9 @@ def write_array(path: Path, array: NumpyArray) -> None:
 
 
 def rename_when_stored(partial: Path, path: Path) -> None:
-    """Give a finished file the mode that new files have, and its name after its bytes have reached the disk."""
+    """Give a finished file the mode that new files have, and its name after its bytes have reached
+    the disk.
+    """
     mask = os.umask(0)
     os.umask(mask)
     partial.chmod(0o666 & ~mask)  # safetensors makes files that only their owner may read

@@ -8,16 +8,22 @@ LARGEST_SCALE = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38}
 
 
 def store_scales(scales: Array, grid: Grid, backend: Backend) -> Array:
-    """Round scales to the dtype that the container stores; keep the sign and never reach zero or infinity."""
+    """Round scales to the dtype that the container stores; keep the sign and never reach zero or
+    infinity.
+    """
     smallest, largest = SMALLEST_SCALE[grid.scale_dtype], LARGEST_SCALE[grid.scale_dtype]
-    bounded = backend.where(scales > largest, largest, backend.where(scales < -largest, -largest, scales))
+    bounded = backend.where(
+        scales > largest, largest, backend.where(scales < -largest, -largest, scales)
+    )
     stored = backend.round_to(bounded, grid.scale_dtype)
     too_small = abs(stored) < smallest
     return backend.where(too_small, backend.where(scales < 0, -smallest, smallest), stored)
 
 
 def offsets_for(scales: Array, zeros: Array | float, grid: Grid, backend: Backend) -> Array:
-    """The offsets that stored scales and zero points (code units) lead to, as the container stores them."""
+    """The offsets that stored scales and zero points (code units) lead to, as the container stores
+    them.
+    """
     offsets = -(scales * zeros)
     return backend.round_to(offsets, grid.scale_dtype) if grid.zeros == "offset" else offsets
 
@@ -28,7 +34,9 @@ def zero_points(fitted: GroupScales, backend: Backend) -> Array:
 
 
 def grouped(A: Array, grid: Grid, backend: Backend) -> Array:
-    """Columns split into groups, a short last group filled up with zeros: (out, in) -> (out, groups, columns)."""
+    """Columns split into groups, a short last group filled up with zeros: (out, in) -> (out,
+    groups, columns).
+    """
     rows, columns = A.shape
     width, groups = grid.columns_per_group(columns), grid.group_count(columns)
     missing = width * groups - columns
@@ -43,7 +51,8 @@ def expand(per_group: Array, grid: Grid, in_features: int, backend: Backend) -> 
 
 
 def fit_min_max(W: Array, grid: Grid, backend: Backend) -> GroupScales:
-    """Scales that cover the range of each group: [min(0, min w), max(0, max w)], or +-max |w| on a symmetric grid.
+    """Scales that cover the range of each group: [min(0, min w), max(0, max w)], or +-max |w| on a
+    symmetric grid.
 
     Shapes: W (out, in) -> scales and offsets (out, groups).
     Source: Frantar et al., GPTQ, ICLR 2023 (the grid of its public code).

@@ -10,7 +10,8 @@ NEARLY = 0.99  # bounds are rounded to the type after they are applied
 
 
 def clamped_groups(name: str, weight: NumpyArray, layer: QuantizedLinear) -> int:
-    """How many groups with weights that are not zero have the smallest or largest scale that the type can store.
+    """How many groups with weights that are not zero have the smallest or largest scale that the
+    type can store.
 
     Shapes: weight (out, in).
     Raises: BadInput naming the layer when a scale, an offset or an outlier is not finite.
@@ -18,12 +19,14 @@ def clamped_groups(name: str, weight: NumpyArray, layer: QuantizedLinear) -> int
     kind = layer.grid.scale_dtype
     if not (np.isfinite(layer.scales).all() and np.isfinite(layer.offsets).all()):
         raise BadInput(
-            f"tensor {name!r}: a scale or offset of its grid exceeds {kind}; choose scale_dtype bfloat16 or float32,"
+            f"tensor {name!r}: a scale or offset of its grid "
+            f"exceeds {kind}; choose scale_dtype bfloat16 or float32,"
             " or keep it dense"
         )
     if layer.outliers is not None and not np.isfinite(layer.outliers.values).all():
         raise BadInput(
-            f"tensor {name!r}: a value of its outlier columns exceeds {kind}; choose scale_dtype bfloat16 or float32,"
+            f"tensor {name!r}: a value of its outlier columns "
+            f"exceeds {kind}; choose scale_dtype bfloat16 or float32,"
             " or --outlier-columns 0"
         )
     sizes = np.abs(layer.scales)

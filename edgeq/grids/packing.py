@@ -1,4 +1,6 @@
-"""Codes to machine words and back: one little-endian bit stream per row, the layout of the quantized checkpoint."""
+"""Codes to machine words and back: one little-endian bit stream per row, the layout of the
+quantized checkpoint.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,12 +9,15 @@ WORD_BITS = 32
 
 
 def pack_words(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint32]:
-    """Lay each row's codes out as one bit stream, lowest bit first, filled up to whole words with zeros.
+    """Lay each row's codes out as one bit stream, lowest bit first, filled up to whole words with
+    zeros.
 
     Shapes: codes (out, in) -> words (out, ceil(in * bits / 32)).
     """
     rows, columns = codes.shape
-    stream = np.unpackbits(codes[:, :, None], axis=2, count=bits, bitorder="little").reshape(rows, columns * bits)
+    stream = np.unpackbits(codes[:, :, None], axis=2, count=bits, bitorder="little").reshape(
+        rows, columns * bits
+    )
     words = -(-columns * bits // WORD_BITS)
     padded = np.packbits(stream, axis=1, bitorder="little")
     padded = np.pad(padded, ((0, 0), (0, words * 4 - padded.shape[1])))
@@ -21,5 +26,9 @@ def pack_words(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint32
 
 def unpack_words(words: npt.NDArray[np.uint32], bits: int, columns: int) -> npt.NDArray[np.uint8]:
     """The inverse of `pack_words`. Shapes: words (out, n) -> codes (out, columns)."""
-    stream = np.unpackbits(words.astype("<u4").view(np.uint8), axis=1, count=columns * bits, bitorder="little")
-    return np.packbits(stream.reshape(words.shape[0], columns, bits), axis=2, bitorder="little")[:, :, 0]
+    stream = np.unpackbits(
+        words.astype("<u4").view(np.uint8), axis=1, count=columns * bits, bitorder="little"
+    )
+    return np.packbits(stream.reshape(words.shape[0], columns, bits), axis=2, bitorder="little")[
+        :, :, 0
+    ]

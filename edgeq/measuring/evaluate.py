@@ -1,4 +1,6 @@
-"""`edgeq evaluate`: which runtime runs a target, and how far its predictions are from the original's."""
+"""`edgeq evaluate`: which runtime runs a target, and how far its predictions are from the
+original's.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +13,16 @@ from edgeq.errors import BadInput
 from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE
 from edgeq.measuring.quality import compare
 from edgeq.protocols import LogitSource, ModelDescription, ModelSource
-from edgeq.registry import ACTIVATIONS, BACKENDS, LOGITS, RUNTIMES, choose_backend, device_of, find, load
+from edgeq.registry import (
+    ACTIVATIONS,
+    BACKENDS,
+    LOGITS,
+    RUNTIMES,
+    choose_backend,
+    device_of,
+    find,
+    load,
+)
 from edgeq.run.pipeline import check_length
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
@@ -61,10 +72,11 @@ def evaluate(
     runtime: str | None = None,
     backend: str = "auto",
 ) -> dict[str, Any]:
-    """The quality of a checkpoint, model or exported file, and the runtime that ran it, as plain data.
+    """The quality of a checkpoint, model or exported file, and the runtime that ran it, as plain
+    data.
 
-    An exported file runs in the runtime it is for unless another one is named; everything else in the framework of the
-    backend, and so does the reference.
+    An exported file runs in the runtime it is for unless another one is named; everything else in
+    the framework of the backend, and so does the reference.
     """
     backend, exported = choose_backend(backend), find_export(target)
     chosen = choose_runtime(target, exported, runtime, backend)
@@ -80,27 +92,43 @@ def evaluate(
         assert exported is not None
         logits = load(LOGITS[chosen], f"runtime {chosen!r}")(exported.path)
     references = model_logits(original, backend).logits(ids) if original is not None else None
-    return {"target": target, "runtime": chosen, **asdict(compare(ids, logits.logits(ids), references))}
+    return {
+        "target": target,
+        "runtime": chosen,
+        **asdict(compare(ids, logits.logits(ids), references)),
+    }
 
 
 def check_evaluation(source: ModelSource, formats: Sequence[str], backend: str) -> None:
-    """Raises: NotInstalled, BadInput when the result of a run, its first export, could not be evaluated at its end."""
+    """Raises: NotInstalled, BadInput when the result of a run, its first export, could not be
+    evaluated at its end.
+    """
     check_runtime(runtime_of(formats, backend))
     evaluation_windows([source], None)
 
 
 def evaluation_windows(
-    models: Sequence[ModelDescription], text: str | None, *, windows: int = WINDOWS, sequence_length: int | None = None
+    models: Sequence[ModelDescription],
+    text: str | None,
+    *,
+    windows: int = WINDOWS,
+    sequence_length: int | None = None,
 ) -> NumpyArray:
-    """The windows that all models are evaluated on, in tokens of the first one; by default of what all of them read.
+    """The windows that all models are evaluated on, in tokens of the first one; by default of what
+    all of them read.
 
     Shapes: (windows, tokens).
     Raises: BadInput when the text is too short or a model cannot read such windows.
     """
     longest = [model.config.get("max_position_embeddings") for model in models]
-    length = sequence_length or min([SEQUENCE_LENGTH, *(size for size in longest if isinstance(size, int))])
+    length = sequence_length or min(
+        [SEQUENCE_LENGTH, *(size for size in longest if isinstance(size, int))]
+    )
     if length < SHORTEST:
-        raise BadInput(f"the model reads at most {length} tokens; evaluation needs windows of {SHORTEST} or more")
+        raise BadInput(
+            f"the model reads at most {length} tokens; "
+            f"evaluation needs windows of {SHORTEST} or more"
+        )
     for model in models:
         check_length(model, length)
     tokens = tokenize(models[0], read_text(text, default=EVALUATION_TEXT))
@@ -133,7 +161,9 @@ def open_target(
 
 
 def find_export(name: str) -> Exported | None:
-    """The exported model that a target names: a GGUF or ONNX file, or the directory of an export."""
+    """The exported model that a target names: a GGUF or ONNX file, or the directory of an
+    export.
+    """
     path = Path(name).expanduser()
     if path.suffix.lower() in SINGLE_FILES and path.is_file():
         return Exported(SINGLE_FILES[path.suffix.lower()], path)
@@ -146,27 +176,38 @@ def find_export(name: str) -> Exported | None:
     return Exported(kind, path) if kind in RUNTIMES else None
 
 
-def choose_runtime(target: str, exported: Exported | None, runtime: str | None, backend: str) -> str:
+def choose_runtime(
+    target: str, exported: Exported | None, runtime: str | None, backend: str
+) -> str:
     """What runs a target. Raises: BadInput when the named runtime cannot."""
     if runtime is None:
         return runtime_of([exported.kind] if exported else [], backend)
     find(LOGITS, runtime, "runtime")
     for kind, of_kind in RUNTIMES.items():
         if runtime == of_kind and (exported is None or exported.kind != kind):
-            raise BadInput(f"runtime {runtime!r} runs exports of format {kind!r}, which {target!r} is not")
+            raise BadInput(
+                f"runtime {runtime!r} runs exports of format {kind!r}, which {target!r} is not"
+            )
     if runtime in ACTIVATIONS and exported is not None and exported.kind != "gguf":
-        raise BadInput(f"runtime {runtime!r} cannot read {target!r}, an export of format {exported.kind!r}; leave out "
-                       f"--runtime, or give the checkpoint it was made from")  # fmt: skip
+        raise BadInput(
+            f"runtime {runtime!r} cannot read {target!r}, an "
+            f"export of format {exported.kind!r}; leave out "
+            f"--runtime, or give the checkpoint it was made from"
+        )
     return runtime
 
 
 def runtime_of(formats: Sequence[str], backend: str) -> str:
-    """What runs the result of a run: the runtime of its first export, else the framework of its backend."""
+    """What runs the result of a run: the runtime of its first export, else the framework of its
+    backend.
+    """
     return RUNTIMES[formats[0]] if formats else BACKENDS[choose_backend(backend)].framework
 
 
 def check_runtime(name: str) -> None:
-    """Raises: BadInput for an unknown runtime, NotInstalled for one that is not there; before work starts."""
+    """Raises: BadInput for an unknown runtime, NotInstalled for one that is not there; before work
+    starts.
+    """
     load(find(LOGITS, name, "runtime"), f"runtime {name!r}").check_installed()
 
 
@@ -177,7 +218,9 @@ def model_logits(source: ModelSource, backend: str) -> LogitSource:
 
 
 def forward_logits(source: ModelSource, framework: str, backend: str) -> LogitSource:
-    """Predictions in a framework: on the backend's device where it is the backend's, else where it likes."""
+    """Predictions in a framework: on the backend's device where it is the backend's, else where it
+    likes.
+    """
     options = device_of(backend) if BACKENDS[backend].framework == framework else {}
     logits: LogitSource = load(LOGITS[framework], "evaluation")(source, **options)
     return logits

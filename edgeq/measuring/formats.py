@@ -1,4 +1,6 @@
-"""What each export format holds, asked of the exporters themselves, and whether a checkpoint fits it."""
+"""What each export format holds, asked of the exporters themselves, and whether a checkpoint fits
+it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,10 +26,13 @@ READ_BY = {
 }
 VERIFIED = {
     "gguf": "bytes by the `gguf` library; logits in llama.cpp",
-    "onnx": "bytes by the `onnx` library and bit by bit; logits in ONNX Runtime, tokens in onnxruntime-genai",
+    "onnx": "bytes by the `onnx` library and bit by bit; "
+    "logits in ONNX Runtime, tokens in onnxruntime-genai",
     "mlx": "words by MLX and bit by bit; logits in mlx-lm",
-    "gptq": "words by onnxruntime-genai's loader and bit by bit; logits in GPTQModel where it is installed",
-    "compressed-tensors": "words by the `compressed-tensors` library and bit by bit; logits in transformers",
+    "gptq": "words by onnxruntime-genai's loader and bit by "
+    "bit; logits in GPTQModel where it is installed",
+    "compressed-tensors": "words by the `compressed-tensors` library "
+    "and bit by bit; logits in transformers",
 }
 
 
@@ -35,7 +40,8 @@ VERIFIED = {
 class Held:
     """What a format holds; zeros_without_loss are the kinds that it does not round again.
 
-    outlier_columns: whether some columns of a layer may have values in full precision beside their codes.
+    outlier_columns: whether some columns of a layer may have values in full precision beside their
+    codes.
     """
 
     name: str
@@ -48,7 +54,9 @@ class Held:
 
 
 def formats(checkpoint: Checkpoint | None = None) -> list[dict[str, Any]]:
-    """One row per format; with a checkpoint also whether it fits, and what keeps it out or is lost."""
+    """One row per format; with a checkpoint also whether it fits, and what keeps it out or is
+    lost.
+    """
     return [_row(name, checkpoint) for name in EXPORTERS]
 
 
@@ -74,7 +82,11 @@ def held_by(exporter: Exporter) -> Held:
     return Held(
         exporter.name,
         [bits for bits in BITS if any(bits == of_grid for of_grid, *_ in fits)],
-        ["row" if group is None else str(group) for group in GROUPS if any(group == of for _, of, _ in fits)],
+        [
+            "row" if group is None else str(group)
+            for group in GROUPS
+            if any(group == of for _, of, _ in fits)
+        ],
         zeros,
         [kind for kind in zeros if kind in exporter.zero_kinds],
         "dense" if exporter.linear_only else "quantized",
@@ -84,15 +96,22 @@ def held_by(exporter: Exporter) -> Held:
 
 def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
     """Whether a checkpoint fits a format: "without loss", "with loss" or "no", and why."""
-    grids = {name: (checkpoint.shape(name), checkpoint.grid(name)) for name in checkpoint.tensor_names()}
+    grids = {
+        name: (checkpoint.shape(name), checkpoint.grid(name)) for name in checkpoint.tensor_names()
+    }
     reason = exporter.reject_reason(checkpoint.config, checkpoint.companions(), grids)
     if reason is not None:
         return {"fits": "no", "reason": reason}
-    linear = {name: grid for name, (_, grid) in grids.items() if grid is not None and ".layers." in name}
+    linear = {
+        name: grid for name, (_, grid) in grids.items() if grid is not None and ".layers." in name
+    }
     rounded = [name for name, grid in linear.items() if grid.zeros not in exporter.zero_kinds]
     outer = [name for name, (_, grid) in grids.items() if grid is not None and name not in linear]
     notes = []
-    for kind, become in (("integer", "whole zero points get rounded offsets"), ("offset", "free offsets are rounded")):
+    for kind, become in (
+        ("integer", "whole zero points get rounded offsets"),
+        ("offset", "free offsets are rounded"),
+    ):
         names = [name for name in rounded if linear[name].zeros == kind]
         if names:
             notes.append(f"{len(names)} layers with {become}, such as {names[0]}")
@@ -113,13 +132,19 @@ def markdown_table() -> str:
         "who reads it",
         "verified in the tests by",
     )
-    rows = [header, ("---",) * len(header), *(_markdown_row(load_exporter(name)) for name in EXPORTERS)]
+    rows = [
+        header,
+        ("---",) * len(header),
+        *(_markdown_row(load_exporter(name)) for name in EXPORTERS),
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def _markdown_row(exporter: Exporter) -> tuple[str, ...]:
     held = held_by(exporter)
-    zeros = [kind if kind in held.zeros_without_loss else f"{kind} (rounded)" for kind in held.zeros]
+    zeros = [
+        kind if kind in held.zeros_without_loss else f"{kind} (rounded)" for kind in held.zeros
+    ]
     columns: Sequence[Sequence[str]] = ([str(bits) for bits in held.bits], held.groups, zeros)
     texts = (
         "yes" if held.outlier_columns else "no",

@@ -18,8 +18,8 @@ LARGEST_LOSS = 700.0  # nats; exp of it is still a number
 class Quality:
     """Averages over all positions of the evaluated windows.
 
-    Units: perplexity of next-token prediction; kl in nats per token, KL(reference || target); top1_agreement a share.
-    The last three are None when nothing was compared.
+    Units: perplexity of next-token prediction; kl in nats per token, KL(reference || target);
+    top1_agreement a share. The last three are None when nothing was compared.
     """
 
     tokens: int
@@ -50,7 +50,8 @@ class Meter:
             return
         if reference.shape != target.shape:
             raise BadInput(
-                f"target and reference predict {target.shape[1]} and {reference.shape[1]} tokens; give the model "
+                f"target and reference predict {target.shape[1]} "
+                f"and {reference.shape[1]} tokens; give the model "
                 "that the target was made from"
             )
         check_logits(reference, "reference")
@@ -76,19 +77,25 @@ class Meter:
 
 
 def check_logits(logits: NumpyArray, whose: str) -> None:
-    """Raises: BadInput when a model did not predict numbers, or such that their differences may be none."""
+    """Raises: BadInput when a model did not predict numbers, or such that their differences may be
+    none.
+    """
     if not (logits.max() < LARGEST_LOGIT and logits.min() > -LARGEST_LOGIT):
         raise BadInput(
-            f"the {whose} predicts NaN or infinity instead of numbers: its weights are damaged or overflow in this "
+            f"the {whose} predicts NaN or infinity instead of "
+            "numbers: its weights are damaged or overflow in this "
             "runtime; try another --runtime, or make the model again"
         )
 
 
 def perplexity_of(loss: float, whose: str) -> float:
-    """Raises: BadInput when it is too large for a number: the model rules out what the text says."""
+    """Raises: BadInput when it is too large for a number: the model rules out what the text
+    says.
+    """
     if not loss < LARGEST_LOSS:
         raise BadInput(
-            f"the {whose}'s perplexity is beyond all numbers (a loss of {loss:.3g} nats per token): its weights are "
+            f"the {whose}'s perplexity is beyond all numbers (a "
+            f"loss of {loss:.3g} nats per token): its weights are "
             "damaged; make the model again"
         )
     return math.exp(loss)
@@ -96,7 +103,9 @@ def perplexity_of(loss: float, whose: str) -> float:
 
 def log_softmax(logits: NumpyArray) -> npt.NDArray[np.float32]:
     """Shapes: (tokens, vocabulary)."""
-    shifted: npt.NDArray[np.float32] = (logits - logits.max(axis=1, keepdims=True)).astype(np.float32, copy=False)
+    shifted: npt.NDArray[np.float32] = (logits - logits.max(axis=1, keepdims=True)).astype(
+        np.float32, copy=False
+    )
     total = np.exp(shifted).sum(axis=1, dtype=np.float64, keepdims=True)
     shifted -= np.log(total).astype(np.float32)
     return shifted
@@ -111,7 +120,9 @@ def next_token_loss(log_probabilities: NumpyArray, ids: NumpyArray) -> float:
 def compare(
     windows: NumpyArray, target: Iterable[NumpyArray], reference: Iterable[NumpyArray] | None = None
 ) -> Quality:
-    """The quality of a target's logits, against a reference's where given. Shapes: windows (count, tokens)."""
+    """The quality of a target's logits, against a reference's where given. Shapes: windows (count,
+    tokens).
+    """
     meter = Meter()
     references = reference if reference is not None else (None for _ in windows)
     for ids, target_logits, reference_logits in zip(windows, target, references, strict=True):

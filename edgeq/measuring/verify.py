@@ -1,4 +1,6 @@
-"""`edgeq verify`: whether an export still holds what its manifest says, read back from its bytes on disk."""
+"""`edgeq verify`: whether an export still holds what its manifest says, read back from its bytes on
+disk.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +30,9 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """What was found of one tensor; deviation from the checkpoint's weights, None when there was none to compare."""
+    """What was found of one tensor; deviation from the checkpoint's weights, None when there was
+    none to compare.
+    """
 
     name: str
     status: str
@@ -37,19 +41,22 @@ class TensorReport:
 
 
 def verify(folder: Path, *, against: Path | None = None) -> dict[str, Any]:
-    """Read an export back and compare it with its manifest, and with the checkpoint it was made from where given.
+    """Read an export back and compare it with its manifest, and with the checkpoint it was made
+    from where given.
 
     Raises: BadInput for something that is not an export.
     """
     manifest = read_manifest(folder)
-    reader: ExportReader = load(find(READERS, manifest["format"], "format"), f"verifying {manifest['format']!r}")(
-        folder
-    )
+    reader: ExportReader = load(
+        find(READERS, manifest["format"], "format"), f"verifying {manifest['format']!r}"
+    )(folder)
     checkpoint = None if against is None else Checkpoint(against)
     differences = [*changed_files(folder, manifest), *other_checkpoint(manifest, checkpoint)]
     differences += other_names(reader, manifest["tensors"])
     reports = [check_tensor(reader, entry, checkpoint) for entry in manifest["tensors"]]
-    differences += [f"tensor '{report.name}': {text}" for report in reports for text in report.differences]
+    differences += [
+        f"tensor '{report.name}': {text}" for report in reports for text in report.differences
+    ]
     statuses = [report.status for report in reports]
     deviations = [report.deviation for report in reports if report.deviation is not None]
     return {
@@ -68,7 +75,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises: BadInput when there is none, or one that edgeq did not write."""
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise BadInput(f"{str(folder)!r} is not an export; give the directory with {MANIFEST_FILE} in it")
+        raise BadInput(
+            f"{str(folder)!r} is not an export; give the directory with {MANIFEST_FILE} in it"
+        )
     manifest = read_json(path)
     entries, files = manifest.get("tensors"), manifest.get("files")
     whole = isinstance(entries, list) and all(map(is_entry, entries))
@@ -80,7 +89,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def is_entry(entry: Any) -> bool:
     """Whether something in a manifest is about a tensor."""
     keys = {"bits", "largest_deviation", *NAMED_IN_ENTRY}
-    return isinstance(entry, dict) and keys <= set(entry) and all(isinstance(entry[k], str) for k in NAMED_IN_ENTRY)
+    return (
+        isinstance(entry, dict)
+        and keys <= set(entry)
+        and all(isinstance(entry[k], str) for k in NAMED_IN_ENTRY)
+    )
 
 
 def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -121,7 +134,12 @@ def check_tensor(reader: ExportReader, entry: Entry, checkpoint: Checkpoint | No
                 deviation = largest_deviation(stored.weights, checkpoint.read(entry["source"]))
                 found += differences_from_checkpoint(stored, entry, checkpoint, deviation)
     except UNREADABLE as error:
-        return TensorReport(entry["name"], entry["status"], None, [f"cannot be read ({' '.join(str(error).split())})"])
+        return TensorReport(
+            entry["name"],
+            entry["status"],
+            None,
+            [f"cannot be read ({' '.join(str(error).split())})"],
+        )
     return TensorReport(entry["name"], entry["status"], deviation, found)
 
 
@@ -152,12 +170,21 @@ def differences_from_checkpoint(
 ) -> Iterator[str]:
     name = entry["source"]
     solved = checkpoint.grid(name) is not None
-    expected = hash_of_layer(checkpoint.quantized(name)) if solved else sha256_of(checkpoint.dense(name))
+    expected = (
+        hash_of_layer(checkpoint.quantized(name)) if solved else sha256_of(checkpoint.dense(name))
+    )
     if expected != entry["sha256"]:
-        yield f"hash {entry['sha256'][:12]} of the manifest is not {expected[:12]} of the checkpoint"
-    allowed = entry["largest_deviation"] * (1 + 1e-6) + ROUNDING * float(np.abs(stored.weights).max(initial=0.0))
+        yield (
+            f"hash {entry['sha256'][:12]} of the manifest is not {expected[:12]} of the checkpoint"
+        )
+    allowed = entry["largest_deviation"] * (1 + 1e-6) + ROUNDING * float(
+        np.abs(stored.weights).max(initial=0.0)
+    )
     if not deviation <= allowed:
-        yield f"deviates by {deviation:.3g} from the checkpoint, the manifest says {entry['largest_deviation']:.3g}"
+        yield (
+            f"deviates by {deviation:.3g} from the checkpoint, "
+            f"the manifest says {entry['largest_deviation']:.3g}"
+        )
 
 
 def largest_deviation(found: NumpyArray, expected: NumpyArray) -> float:
@@ -168,11 +195,18 @@ def largest_deviation(found: NumpyArray, expected: NumpyArray) -> float:
 
 
 def run_export(
-    folder: Path, *, against: Path, backend: str = "auto", windows: int = 1, sequence_length: int = 128
+    folder: Path,
+    *,
+    against: Path,
+    backend: str = "auto",
+    windows: int = 1,
+    sequence_length: int = 128,
 ) -> dict[str, Any]:
-    """Logits of an export in its runtime beside those of the checkpoint's dequantized weights in the backend.
+    """Logits of an export in its runtime beside those of the checkpoint's dequantized weights in
+    the backend.
 
-    Units: logit_difference is the largest one, as a share of the largest logit; kl in nats per token.
+    Units: logit_difference is the largest one, as a share of the largest logit; kl in nats per
+    token.
     """
     exported = find_export(str(folder))
     if exported is None:
@@ -185,7 +219,9 @@ def run_export(
     ids = first_windows(tokens, windows=windows, sequence_length=min(sequence_length, longest))
     found = load(LOGITS[runtime], f"runtime {runtime!r}")(exported.path).logits(ids)
     meter, difference, scale = Meter(), 0.0, 0.0
-    for window, got, expected in zip(ids, found, model_logits(checkpoint, backend).logits(ids), strict=True):
+    for window, got, expected in zip(
+        ids, found, model_logits(checkpoint, backend).logits(ids), strict=True
+    ):
         meter.add(window, got, expected)
         difference = max(difference, float(np.abs(got - expected).max()))
         scale = max(scale, float(np.abs(expected).max()))
@@ -193,5 +229,8 @@ def run_export(
     assert quality.kl is not None
     result = {"runtime": runtime, "tokens": quality.tokens, "logit_difference": difference / scale}
     result |= {"kl": quality.kl, "top1_agreement": quality.top1_agreement}
-    text = f"runtime '{runtime}': KL divergence {quality.kl:.4f} to the dequantized weights, allowed is {LARGEST_KL}"
+    text = (
+        f"runtime '{runtime}': KL divergence {quality.kl:.4f} "
+        f"to the dequantized weights, allowed is {LARGEST_KL}"
+    )
     return result | {"differences": [] if quality.kl <= LARGEST_KL else [text]}

@@ -1,4 +1,6 @@
-"""How much memory a run takes at its worst moment, and which way of running it fits into a limit."""
+"""How much memory a run takes at its worst moment, and which way of running it fits into a
+limit.
+"""
 
 import math
 import re
@@ -36,7 +38,9 @@ AROUND_OUTLIERS = 4  # matrices of a layer's own factors and target beside those
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way of running: the schedule, tokens of a batch, where hidden states lie, rows solved at once (None: all)."""
+    """One way of running: the schedule, tokens of a batch, where hidden states lie, rows solved at
+    once (None: all).
+    """
 
     schedule: Literal["standing", "recomputing"]
     batch_tokens: int
@@ -62,7 +66,9 @@ WAYS = (
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What a process takes whatever the model's size, and the bytes of a number that its backend solves in."""
+    """What a process takes whatever the model's size, and the bytes of a number that its backend
+    solves in.
+    """
 
     resident: int
     precision: int
@@ -73,7 +79,9 @@ TEXT_CHARACTER = 100  # bytes of text, tokens and what the tokenizer keeps of th
 
 
 def measure_process(characters: int, precision: int) -> Process:
-    """This process, in which the framework has been imported; where the system does not tell, a usual size."""
+    """This process, in which the framework has been imported; where the system does not tell, a
+    usual size.
+    """
     resident = resident_bytes() or 700 * 10**6
     return Process(resident + MODEL_CODE + TEXT_CHARACTER * characters, precision)
 
@@ -111,25 +119,38 @@ def parse_size(text: str, option: str) -> int:
 
 
 def choose_way(
-    config: Mapping[str, Any], recipe: Recipe, process: Process, limit: int | None, *, writes_text: bool = False
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    process: Process,
+    limit: int | None,
+    *,
+    writes_text: bool = False,
 ) -> MemoryPlan:
-    """The fastest way that fits, where the model also writes its calibration text if it `writes_text`.
+    """The fastest way that fits, where the model also writes its calibration text if it
+    `writes_text`.
 
     Raises: BadInput with the smallest limit that would do.
     """
     ways = [replace(way, rows_at_once=None) for way in WAYS] if recipe.chooses_by_layer else WAYS
-    plans = [MemoryPlan(way, peak_moment(config, recipe, process, way, writes_text)) for way in ways]
+    plans = [
+        MemoryPlan(way, peak_moment(config, recipe, process, way, writes_text)) for way in ways
+    ]
     if limit is None:
         return plans[0]
     for plan in plans:
         if plan.peak.total <= limit:
             return plan
     least = min(plans, key=lambda plan: plan.peak.total)
-    simpler = "choose --quality fast or a smaller model" if recipe.needs_drift else "choose a smaller model"
+    simpler = (
+        "choose --quality fast or a smaller model"
+        if recipe.needs_drift
+        else "choose a smaller model"
+    )
     advice = "calibrate on a text file" if least.peak.name == WRITING else simpler
     enough = show_size(ENOUGH * least.peak.total, up=True)
     raise BadInput(
-        f"--max-ram {show_size(limit)}: this run needs at least {enough} (while it is at {least.peak.name}); give that "
+        f"--max-ram {show_size(limit)}: this run needs at least "
+        f"{enough} (while it is at {least.peak.name}); give that "
         f"much, or {advice}"
     )
 
@@ -169,7 +190,9 @@ def moments(
 
 
 def writing_parts(config: Mapping[str, Any], recipe: Recipe) -> dict[str, int]:
-    """The whole model, keys and values of what is written together, and the next tokens' predictions."""
+    """The whole model, keys and values of what is written together, and the next tokens'
+    predictions.
+    """
     of_block = sum(map(math.prod, expected_block_shapes(config).values()))
     outer = sum(map(math.prod, expected_outer_shapes(config).values()))
     text = recipe.samples * recipe.sequence_length * bytes_per_token(config)
@@ -184,7 +207,12 @@ class _Run:
     """The sizes that the moments of one run are made of."""
 
     def __init__(self, config: Mapping[str, Any], recipe: Recipe, precision: int, way: Way) -> None:
-        self.shapes, self.recipe, self.way, self.precision = expected_linear_shapes(config), recipe, way, precision
+        self.shapes, self.recipe, self.way, self.precision = (
+            expected_linear_shapes(config),
+            recipe,
+            way,
+            precision,
+        )
         self.hidden, self.inner = int(config["hidden_size"]), int(config["intermediate_size"])
         self.queries, self.keys = self.shapes[ATTENTION[0]][0], self.shapes[ATTENTION[1]][0]
         self.block = sum(map(math.prod, expected_block_shapes(config).values()))
@@ -194,7 +222,9 @@ class _Run:
         self.split = SPLIT_MOMENTS * recipe.chooses_propagation
         self.correctors = len(DAMPINGS) * recipe.chooses_propagation
         self.tokens = recipe.samples * recipe.sequence_length
-        self.batch = min(self.tokens, max(1, way.batch_tokens // recipe.sequence_length) * recipe.sequence_length)
+        self.batch = min(
+            self.tokens, max(1, way.batch_tokens // recipe.sequence_length) * recipe.sequence_length
+        )
 
     def site_moments(self, site: Sequence[str]) -> Iterator[tuple[str, dict[str, int]]]:
         columns = self.shapes[site[0]][1]
@@ -209,7 +239,8 @@ class _Run:
                 "running pass": 2 * self.drift * inputs
                 if standing
                 else self._transient() + (2 + 2 * self.drift) * inputs,
-                "second moments": (2 + self.drift + self.paired + self.split) * square + columns * columns * FLOAT,
+                "second moments": (2 + self.drift + self.paired + self.split) * square
+                + columns * columns * FLOAT,
             },
         )
         factors = (4 + self.drift + self.paired + self.split + self.correctors) * square
@@ -237,7 +268,9 @@ class _Run:
         before = [layer for layers in SITES[: SITES.index(tuple(site)) + 1] for layer in layers]
         solved = sum(self._size(layer) for layer in before)
         copies = solved if self.drift and self.way.schedule == "recomputing" else 0
-        in_memory = 0 if self.way.states_on_disk else int(self.streams * self.tokens) * self.hidden * FLOAT
+        in_memory = (
+            0 if self.way.states_on_disk else int(self.streams * self.tokens) * self.hidden * FLOAT
+        )
         return {
             "weights of a block": FLOAT * (self.block + copies),
             "codes of a block": solved + 2 * solved // 8,
@@ -245,7 +278,9 @@ class _Run:
         }
 
     def _standing(self, site: Sequence[str]) -> int:
-        """What passes hold while they stand at a site, by what the model's own code keeps in its frames."""
+        """What passes hold while they stand at a site, by what the model's own code keeps in its
+        frames.
+        """
         if self.way.schedule == "recomputing":
             return 0
         wide: int = {
@@ -254,7 +289,11 @@ class _Run:
             SITES[2]: 2 * self.hidden + self.inner,
             SITES[3]: 2 * self.hidden + self.inner,
         }[tuple(site)]
-        return int(self.streams * self.tokens) * FLOAT * (wide + (self.hidden if self.way.states_on_disk else 0))
+        return (
+            int(self.streams * self.tokens)
+            * FLOAT
+            * (wide + (self.hidden if self.way.states_on_disk else 0))
+        )
 
     def _transient(self) -> int:
         """What one batch takes on its way through a block."""
@@ -262,7 +301,11 @@ class _Run:
         return self.batch * FLOAT * (2 * self.hidden + widest)
 
     def _temporaries(self, elements: int) -> int:
-        arrays = 8 + 4 * bool(self.recipe.sweeps or self.recipe.scales == "both") + 3 * bool(self.recipe.anneal_rounds)
+        arrays = (
+            8
+            + 4 * bool(self.recipe.sweeps or self.recipe.scales == "both")
+            + 3 * bool(self.recipe.anneal_rounds)
+        )
         return arrays * self.precision * elements
 
     def _layer(self, site: Sequence[str]) -> int:

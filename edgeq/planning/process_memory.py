@@ -1,19 +1,23 @@
-"""What this process takes of the machine's memory, and keeping the C library from taking more than it needs."""
+"""What this process takes of the machine's memory, and keeping the C library from taking more than
+it needs.
+"""
 
 import ctypes
 import sys
 from collections.abc import Callable
 from typing import Any
 
-MAPPED_FROM = 4 * 2**20  # bytes: arrays of this size and more go back to the system when they are freed
+MAPPED_FROM = (
+    4 * 2**20
+)  # bytes: arrays of this size and more go back to the system when they are freed
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def give_large_arrays_back() -> None:
     """Fix the size from which glibc maps memory anew.
 
-    By itself it raises that size to 32 MB as arrays come and go, and then keeps holes between them: the resident set
-    of a long run grows for many blocks.
+    By itself it raises that size to 32 MB as arrays come and go, and then keeps holes between them:
+    the resident set of a long run grows for many blocks.
     """
     mallopt = _c_function("mallopt")
     if mallopt is not None:
@@ -34,7 +38,9 @@ def resident_bytes() -> int | None:
 
 
 def peak_resident_bytes() -> int | None:
-    """Its largest one so far. Not by getrusage, which goes on from that of the process that started this one."""
+    """Its largest one so far. Not by getrusage, which goes on from that of the process that started
+    this one.
+    """
     return _status_bytes("VmHWM")
 
 

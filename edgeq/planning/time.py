@@ -18,7 +18,9 @@ from edgeq.types import Array
 
 PROBE = 768  # rows and columns of the products that measure this machine
 PROBES = 3
-SEARCH_SECONDS = 3e-8  # per weight and candidate: passes over arrays in the cache, measured on one slow core
+SEARCH_SECONDS = (
+    3e-8  # per weight and candidate: passes over arrays in the cache, measured on one slow core
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -31,11 +33,16 @@ def show_time(seconds: float) -> str:
 
 
 def measure_rates(backend: Backend) -> dict[str, float]:
-    """Operations per second of this machine now: products in float32 and of the solve, and a factorisation."""
+    """Operations per second of this machine now: products in float32 and of the solve, and a
+    factorisation.
+    """
     rng = np.random.default_rng(0)
     values = rng.standard_normal((PROBE, PROBE))
     X, A = backend.activations(values), backend.asarray(values)
-    Y, H = backend.activations(values + 1), backend.asarray(values @ values.T + PROBE * np.eye(PROBE))
+    Y, H = (
+        backend.activations(values + 1),
+        backend.asarray(values @ values.T + PROBE * np.eye(PROBE)),
+    )
     cube = float(PROBE) ** 3
     return {
         "forward": 2 * cube / _seconds(lambda: backend.gram(X, Y), backend),
@@ -57,22 +64,39 @@ def _seconds(work: Callable[[], Array], backend: Backend) -> float:
 
 
 def block_seconds(
-    config: Mapping[str, Any], recipe: Recipe, rates: Mapping[str, float], recomputing: bool, solved: Shapes
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    rates: Mapping[str, float],
+    recomputing: bool,
+    solved: Shapes,
 ) -> dict[str, float]:
-    """Seconds of a block by stage, the mean over all blocks; solved are the shapes of all layers to be solved."""
+    """Seconds of a block by stage, the mean over all blocks; solved are the shapes of all layers to
+    be solved.
+    """
     blocks = config["num_hidden_layers"]
     weights = sum(map(math.prod, solved.values())) / blocks
     if not recipe.needs_calibration or not solved:
         return {"round": weights * SEARCH_SECONDS}
-    squared = sum(math.prod(shape) * shape[1] for shape in solved.values()) / blocks  # out x in x in
+    squared = (
+        sum(math.prod(shape) * shape[1] for shape in solved.values()) / blocks
+    )  # out x in x in
     drift = recipe.needs_drift
     trials = len(DAMPINGS) * recipe.chooses_propagation  # fitted to a part of the tokens first
-    products = 4.0 * drift * (1 + trials) + 2 + 4 * stages(recipe)  # correct, target, one loss for each stage
+    products = (
+        4.0 * drift * (1 + trials) + 2 + 4 * stages(recipe)
+    )  # correct, target, one loss for each stage
     turns = recipe.alternations
-    sweeps = 2.0 * (recipe.sweep_count + turns * (recipe.sweeps or 1)) + 2 * (1 + turns) * (recipe.scales == "both")
+    sweeps = 2.0 * (recipe.sweep_count + turns * (recipe.sweeps or 1)) + 2 * (1 + turns) * (
+        recipe.scales == "both"
+    )
     return of_tokens(config, recipe, rates["forward"], recomputing, site_widths(solved)) | {
-        "factors": sum((2 + drift * (1 + trials)) * n**3 / 3 for n in site_widths(solved)) / blocks / rates["factor"],
-        "search scales": weights * recipe.scale_candidates * SEARCH_SECONDS * (recipe.scales != "none"),
+        "factors": sum((2 + drift * (1 + trials)) * n**3 / 3 for n in site_widths(solved))
+        / blocks
+        / rates["factor"],
+        "search scales": weights
+        * recipe.scale_candidates
+        * SEARCH_SECONDS
+        * (recipe.scales != "none"),
         "solve": (2 + products + sweeps) * squared / rates["solve"],
         "annealing": annealing_operations(recipe, solved) / blocks / rates["forward"],
     }
@@ -88,14 +112,21 @@ def of_tokens(
     passes = (2.6 if recomputing else 1.0) * (1 + both)
     statistics = sum((1.1 + 2 * both) * tokens * n**2 for n in widths) / config["num_hidden_layers"]
     return {
-        "forward passes": passes * tokens * 2 * (weights + config["hidden_size"] * recipe.sequence_length) / rate,
+        "forward passes": passes
+        * tokens
+        * 2
+        * (weights + config["hidden_size"] * recipe.sequence_length)
+        / rate,
         "statistics": statistics / rate,
     }
 
 
 def annealing_operations(recipe: Recipe, solved: Shapes) -> float:
     annealing = Annealing(steps=recipe.anneal_steps)
-    costs = (annealing_cost(shape[0], shape[1], annealing, rounds=recipe.anneal_rounds) for shape in solved.values())
+    costs = (
+        annealing_cost(shape[0], shape[1], annealing, rounds=recipe.anneal_rounds)
+        for shape in solved.values()
+    )
     return sum(cost.flops for cost in costs)
 
 
@@ -111,5 +142,9 @@ def site_widths(solved: Shapes) -> list[int]:
 
 def stages(recipe: Recipe) -> int:
     """How often a loss is measured for a layer."""
-    later: Sequence[bool] = (recipe.sweep_count > 0, recipe.anneal_rounds > 0, recipe.scales == "both")
+    later: Sequence[bool] = (
+        recipe.sweep_count > 0,
+        recipe.anneal_rounds > 0,
+        recipe.scales == "both",
+    )
     return 2 + sum(later)

@@ -1,4 +1,6 @@
-"""What will be solved on which grid, checked against the model and the exports before any work starts."""
+"""What will be solved on which grid, checked against the model and the exports before any work
+starts.
+"""
 
 import fnmatch
 import math
@@ -13,7 +15,8 @@ Grids = Mapping[str, tuple[tuple[int, ...], Grid | None]]
 
 
 def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
-    """Shape and grid of every tensor to be written; None where it stays as it is. A tied head is dropped.
+    """Shape and grid of every tensor to be written; None where it stays as it is. A tied head is
+    dropped.
 
     Raises: BadInput when an override matches no layer.
     """
@@ -21,7 +24,8 @@ def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
     for override in recipe.overrides:
         if not fnmatch.filter(linears, override.layers):
             raise BadInput(
-                f"pattern {override.layers!r} of --keep-dense or an override matches no layer; layers are named like "
+                f"pattern {override.layers!r} of --keep-dense or an "
+                "override matches no layer; layers are named like "
                 f"{linears[0]!r}"
             )
     weights = {f"{linear}.weight": linear for linear in linears}
@@ -46,7 +50,8 @@ def check_exports(exporters: Sequence[Exporter], source: ModelSource, grids: Gri
 
 
 def asymmetric_zeros(exporters: Sequence[Exporter]) -> str:
-    """The asymmetric kind of zero point that all exports hold without loss: free offsets where they can, else whole.
+    """The asymmetric kind of zero point that all exports hold without loss: free offsets where they
+    can, else whole.
 
     Raises: BadInput when they have none in common.
     """
@@ -55,12 +60,15 @@ def asymmetric_zeros(exporters: Sequence[Exporter]) -> str:
     if common:
         return common[0]
     held = ", ".join(
-        f"{exporter.name} {' or '.join(kind for kind in kinds if kind in exporter.zero_kinds) or 'none'}"
+        f"{exporter.name} "
+        f"{' or '.join(kind for kind in kinds if kind in exporter.zero_kinds) or 'none'}"
         for exporter in exporters
     )
     raise BadInput(
-        f"--asymmetric: the exports hold different kinds of zero point without loss ({held}); leave out --asymmetric, "
-        "or set zeros = 'integer' in a recipe to have whole zero points and rounded offsets where a format needs them"
+        "--asymmetric: the exports hold different kinds of zero "
+        f"point without loss ({held}); leave out --asymmetric, "
+        "or set zeros = 'integer' in a recipe to have whole zero "
+        "points and rounded offsets where a format needs them"
     )
 
 

@@ -1,4 +1,6 @@
-"""What a run does: one flat set of settings with the same names in recipe files, options and reports."""
+"""What a run does: one flat set of settings with the same names in recipe files, options and
+reports.
+"""
 
 import difflib
 import fnmatch
@@ -23,8 +25,11 @@ FEWEST_RELAXED = 10  # sweeps that pay for every third one's leaving codes unrou
 
 
 COMPENSATED: Mapping[str, Any] = {
-    "activation_order": True, "scale_weighting": "mean", "scale_candidates": 8, "scale_refits": 2,
-}  # fmt: skip
+    "activation_order": True,
+    "scale_weighting": "mean",
+    "scale_candidates": 8,
+    "scale_refits": 2,
+}
 PROPAGATED: Mapping[str, Any] = {**COMPENSATED, "sweeps": 3, "propagation_damping": 0.1}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {**COMPENSATED, "scales": "first", "propagation_strength": 0.0},
@@ -37,7 +42,9 @@ DEFAULT_QUALITY = "balanced"
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Other settings for the layers whose name matches a shell-style pattern; bits 16 keeps them dense."""
+    """Other settings for the layers whose name matches a shell-style pattern; bits 16 keeps them
+    dense.
+    """
 
     layers: str
     bits: int | None = None
@@ -49,7 +56,9 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Every choice of a quantization run. Those of the propagation were chosen by `benchmarks.quality`."""
+    """Every choice of a quantization run. Those of the propagation were chosen by
+    `benchmarks.quality`.
+    """
 
     bits: int = 4
     group_size: int | Literal["row"] = 32
@@ -80,14 +89,19 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
 
     def grid_of(self, layer: str) -> Grid | None:
-        """The grid of a linear layer, None when an override keeps it dense; the last matching override wins."""
+        """The grid of a linear layer, None when an override keeps it dense; the last matching
+        override wins.
+        """
         bits, group_size = self._setting_of("bits", layer), self._setting_of("group_size", layer)
         if bits == DENSE_BITS:
             return None
         return Grid(
-            bits, None if group_size == "row" else group_size, self._setting_of("zeros", layer), self.scale_dtype,
+            bits,
+            None if group_size == "row" else group_size,
+            self._setting_of("zeros", layer),
+            self.scale_dtype,
             float(self._setting_of("outlier_columns", layer)),
-        )  # fmt: skip
+        )
 
     def strength_of(self, layer: str) -> float | Literal["auto"]:
         """The propagation strength of a linear layer; the last matching override wins."""
@@ -95,7 +109,11 @@ class Recipe:
         return strength
 
     def _setting_of(self, name: str, layer: str) -> Any:
-        chosen = [getattr(item, name) for item in self.overrides if fnmatch.fnmatchcase(layer, item.layers)]
+        chosen = [
+            getattr(item, name)
+            for item in self.overrides
+            if fnmatch.fnmatchcase(layer, item.layers)
+        ]
         return [getattr(self, name), *(value for value in chosen if value is not None)][-1]
 
     @property
@@ -115,7 +133,9 @@ class Recipe:
 
     @property
     def chooses_by_layer(self) -> bool:
-        """Whether something is chosen for all rows of a layer together, which then cannot be solved in parts."""
+        """Whether something is chosen for all rows of a layer together, which then cannot be solved
+        in parts.
+        """
         return self.chooses_propagation or self.keeps_columns
 
     @property
@@ -125,16 +145,23 @@ class Recipe:
 
     @property
     def _strengths(self) -> list[float | Literal["auto"]]:
-        return [self.propagation_strength, *(item.propagation_strength or 0.0 for item in self.overrides)]
+        return [
+            self.propagation_strength,
+            *(item.propagation_strength or 0.0 for item in self.overrides),
+        ]
 
     @property
     def sweep_count(self) -> int:
-        """Sweeps over the codes after the solver: as stated, else those that the solver is named for."""
+        """Sweeps over the codes after the solver: as stated, else those that the solver is named
+        for.
+        """
         return self.sweeps or (QUANTEASE_SWEEPS if self.solver == "quantease" else 0)
 
     @property
     def embedding_grid(self) -> Grid | None:
-        """The grid of embedding and head: rounded to nearest, symmetric, in groups of 32; None when dense."""
+        """The grid of embedding and head: rounded to nearest, symmetric, in groups of 32; None when
+        dense.
+        """
         if self.embedding_bits == DENSE_BITS:
             return None
         return Grid(self.embedding_bits, 32, "symmetric", self.scale_dtype)
@@ -160,11 +187,15 @@ def read_recipe(path: str) -> dict[str, Any]:
         found = "it is a directory" if file.is_dir() else reason_of(error).lower()
         raise BadInput(f"recipe {path!r}: {found}; give the path of a TOML file") from error
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"recipe {path!r}: not valid TOML ({reason_of(error)}); see docs/cli.md, Settings") from error
+        raise BadInput(
+            f"recipe {path!r}: not valid TOML ({reason_of(error)}); see docs/cli.md, Settings"
+        ) from error
 
 
 def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings on top of the preset that their key "quality" names. Raises: BadInput for an unknown preset."""
+    """Settings on top of the preset that their key "quality" names. Raises: BadInput for an unknown
+    preset.
+    """
     given = dict(settings)
     quality = given.pop("quality", DEFAULT_QUALITY)
     if not isinstance(quality, str) or quality not in PRESETS:
@@ -174,11 +205,18 @@ def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_recipe(settings: Mapping[str, Any]) -> Recipe:
-    """A validated recipe from plain settings. Raises: BadInput naming the setting, its rule and what was received."""
+    """A validated recipe from plain settings. Raises: BadInput naming the setting, its rule and
+    what was received.
+    """
     given = dict(settings)
     overrides = given.pop("overrides", [])
-    if not isinstance(overrides, list | tuple) or not all(isinstance(item, Mapping) for item in overrides):
-        raise BadInput("recipe setting 'overrides': expected [[overrides]] tables, each with 'layers' and settings")
+    if not isinstance(overrides, list | tuple) or not all(
+        isinstance(item, Mapping) for item in overrides
+    ):
+        raise BadInput(
+            "recipe setting 'overrides': expected [[overrides]] "
+            "tables, each with 'layers' and settings"
+        )
     _check_names(given, Recipe, "recipe setting", also=("quality",))
     recipe = replace(Recipe(), **given, overrides=tuple(_make_override(item) for item in overrides))
     for field in fields(Recipe):
@@ -186,18 +224,21 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
             check_setting(field.name, getattr(recipe, field.name))
     if recipe.alternations and recipe.scales != "both":
         raise BadInput(
-            f"recipe setting alternations = {recipe.alternations}: refits scales, which scales = {recipe.scales!r} "
+            f"recipe setting alternations = {recipe.alternations}: "
+            f"refits scales, which scales = {recipe.scales!r} "
             'excludes; choose scales = "both"'
         )
     if recipe.relaxed_sweeps and recipe.sweeps < FEWEST_RELAXED:
         raise BadInput(
-            f"recipe setting relaxed_sweeps = true: expected sweeps of {FEWEST_RELAXED} or more with it, not "
+            "recipe setting relaxed_sweeps = true: expected "
+            f"sweeps of {FEWEST_RELAXED} or more with it, not "
             f"{recipe.sweeps}"
         )
     shares = [recipe.outlier_columns, *(item.outlier_columns or 0.0 for item in recipe.overrides)]
     if recipe.solver == "rtn" and any(shares):
         raise BadInput(
-            f"recipe setting outlier_columns = {max(shares):g}: plain rounding (solver = 'rtn') fits no columns; "
+            f"recipe setting outlier_columns = {max(shares):g}: "
+            "plain rounding (solver = 'rtn') fits no columns; "
             'choose solver = "gptq", or outlier_columns = 0'
         )
     return recipe
@@ -207,7 +248,11 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
     """The inverse of `make_recipe`, for reports and the quantized checkpoint."""
     settings = {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
     settings["overrides"] = [
-        {f.name: getattr(item, f.name) for f in fields(Override) if getattr(item, f.name) is not None}
+        {
+            f.name: getattr(item, f.name)
+            for f in fields(Override)
+            if getattr(item, f.name) is not None
+        }
         for item in recipe.overrides
     ]
     return {name: value for name, value in settings.items() if value is not None}
@@ -216,15 +261,21 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
 def _make_override(settings: Mapping[str, Any]) -> Override:
     _check_names(settings, Override, "override setting")
     if not isinstance(settings.get("layers"), str):
-        raise BadInput("override without 'layers'; name the layers it is for, such as layers = \"*.down_proj\"")
+        raise BadInput(
+            "override without 'layers'; name the layers it is for, such as layers = \"*.down_proj\""
+        )
     for name, value in settings.items():
         if name != "layers":
             check_setting(name, value, called=f"override setting {name} =")
     return Override(**settings)
 
 
-def _check_names(settings: Mapping[str, Any], kind: type, what: str, *, also: Sequence[str] = ()) -> None:
-    """Raises: BadInput for a name that is none of the fields; `also` are names that may stand in the same file."""
+def _check_names(
+    settings: Mapping[str, Any], kind: type, what: str, *, also: Sequence[str] = ()
+) -> None:
+    """Raises: BadInput for a name that is none of the fields; `also` are names that may stand in
+    the same file.
+    """
     known = [field.name for field in fields(kind)]
     for name in settings:
         if name not in known:

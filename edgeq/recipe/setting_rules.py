@@ -12,7 +12,9 @@ AUTOMATIC = "auto"
 
 
 def check_setting(name: str, value: Any, *, called: str | None = None) -> None:
-    """Raises: BadInput when a value breaks its rule, by the name it was called, such as that of an option."""
+    """Raises: BadInput when a value breaks its rule, by the name it was called, such as that of an
+    option.
+    """
     rule, holds = RULES[name]
     if not holds(value):
         raise BadInput(f"{called or f'recipe setting {name} ='} {shown(value)}: expected {rule}")
@@ -44,9 +46,13 @@ def _number(low: float, high: float, *others: str, optional: bool = False) -> tu
             return optional
         if isinstance(value, str):
             return value in others
-        return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+        )
 
-    return f"a number from {low:g} to {high:g}" + "".join(f" or {other!r}" for other in others), holds
+    return f"a number from {low:g} to {high:g}" + "".join(
+        f" or {other!r}" for other in others
+    ), holds
 
 
 def _one_of(choices: tuple[str, ...]) -> tuple[str, Any]:

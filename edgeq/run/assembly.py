@@ -15,7 +15,15 @@ from edgeq.planning.process_memory import give_large_arrays_back
 from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
 from edgeq.recipe.layer_grids import asymmetric_zeros
 from edgeq.recipe.recipe import Recipe, make_recipe
-from edgeq.registry import ACTIVATIONS, BACKENDS, WRITERS, device_of, load, load_backend, load_exporters
+from edgeq.registry import (
+    ACTIVATIONS,
+    BACKENDS,
+    WRITERS,
+    device_of,
+    load,
+    load_backend,
+    load_exporters,
+)
 from edgeq.run.pipeline import Job
 from edgeq.streams.blockwise import Flow
 from edgeq.types import NumpyArray
@@ -30,10 +38,12 @@ def make_job(
     exports: Sequence[str] = (),
     export_options: Mapping[str, Any] | None = None,
 ) -> Job:
-    """A run of `edgeq.run.pipeline.quantize`; settings are those of `edgeq.recipe.recipe`, export_options those of the formats.
+    """A run of `edgeq.run.pipeline.quantize`; settings are those of `edgeq.recipe.recipe`,
+    export_options those of the formats.
 
-    calibration names texts as `edgeq.calibration.texts.read_texts` takes them; without any, the one that ships with edgeq.
-    zeros "asymmetric" becomes the kind of zero point that all exports hold without loss.
+    calibration names texts as `edgeq.calibration.texts.read_texts` takes them; without any, the one
+    that ships with edgeq. zeros "asymmetric" becomes the kind of zero point that all exports hold
+    without loss.
     """
     exporters = load_exporters(exports, export_options or {})
     recipe = make_recipe(with_kind_of_zeros(settings, exporters))
@@ -42,19 +52,28 @@ def make_job(
     windows = partial(calibration_windows, loaded.name, texts)
     characters = sum(len(text.content or "") for text in texts)
     return Job(
-        source, recipe, loaded, partial(make_activations, loaded.name), windows, exporters, characters=characters,
+        source,
+        recipe,
+        loaded,
+        partial(make_activations, loaded.name),
+        windows,
+        exporters,
+        characters=characters,
         writes_text=any(text.content is None for text in texts),
-    )  # fmt: skip
+    )
 
 
-def with_kind_of_zeros(settings: Mapping[str, Any], exporters: Sequence[Exporter]) -> dict[str, Any]:
+def with_kind_of_zeros(
+    settings: Mapping[str, Any], exporters: Sequence[Exporter]
+) -> dict[str, Any]:
     """The settings with what "asymmetric" stands for, in overrides too. Raises: BadInput."""
     settled, overrides = dict(settings), settings.get("overrides")
     if settled.get("zeros") == "asymmetric":
         settled["zeros"] = asymmetric_zeros(exporters)
     if isinstance(overrides, list | tuple):
         settled["overrides"] = [
-            with_kind_of_zeros(item, exporters) if isinstance(item, Mapping) else item for item in overrides
+            with_kind_of_zeros(item, exporters) if isinstance(item, Mapping) else item
+            for item in overrides
         ]
     return settled
 
@@ -62,32 +81,46 @@ def with_kind_of_zeros(settings: Mapping[str, Any], exporters: Sequence[Exporter
 def calibration_windows(
     backend: str, texts: Sequence[Text], source: ModelSource, recipe: Recipe, wrote: Wrote
 ) -> Calibration:
-    """What a recipe draws from its texts; text of the model's own is written by the framework of the backend."""
+    """What a recipe draws from its texts; text of the model's own is written by the framework of
+    the backend.
+    """
     framework, device = BACKENDS[backend].framework, device_of(backend)
 
     def make_writer(source: ModelSource, allowed: Windows, seed: int) -> TextWriter:
-        writer: TextWriter = load(WRITERS[framework], "self-written text")(source, allowed, seed, **device)
+        writer: TextWriter = load(WRITERS[framework], "self-written text")(
+            source, allowed, seed, **device
+        )
         return writer
 
     def write(count: int, length: int, seed: int) -> Windows:
         where = " ".join([framework, *device.values()])
-        return written_windows(source, make_writer, wrote, framework=where, count=count, length=length, seed=seed)
+        return written_windows(
+            source, make_writer, wrote, framework=where, count=count, length=length, seed=seed
+        )
 
     return make_calibration(
-        source, texts, write, samples=recipe.samples, sequence_length=recipe.sequence_length, seed=recipe.seed
+        source,
+        texts,
+        write,
+        samples=recipe.samples,
+        sequence_length=recipe.sequence_length,
+        seed=recipe.seed,
     )
 
 
 def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPlan]:
-    """The job run the fastest way that stays within a size of resident memory ("8GB"), and what it takes then.
+    """The job run the fastest way that stays within a size of resident memory ("8GB"), and what it
+    takes then.
 
-    Hidden states that must lie on disk do so in `folder`, or in the nearest folder above it that exists.
-    Raises: BadInput for what is no size, and with the smallest one that would do.
+    Hidden states that must lie on disk do so in `folder`, or in the nearest folder above it that
+    exists. Raises: BadInput for what is no size, and with the smallest one that would do.
     """
     limit = None if max_ram is None else parse_size(max_ram, "--max-ram")
     give_large_arrays_back()
     if job.recipe.needs_calibration:
-        load(ACTIVATIONS[BACKENDS[job.backend.name].framework], "calibration")  # imports what the process will hold
+        load(
+            ACTIVATIONS[BACKENDS[job.backend.name].framework], "calibration"
+        )  # imports what the process will hold
     precision = job.backend.to_numpy(job.backend.asarray(np.zeros(1))).itemsize
     process = measure_process(job.characters, precision)
     memory = choose_way(job.source.config, job.recipe, process, limit, writes_text=job.writes_text)
@@ -97,7 +130,12 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
 
 
 def make_activations(
-    backend: str, source: ModelSource, windows: NumpyArray, drift: float, *, flow: Flow | None = None
+    backend: str,
+    source: ModelSource,
+    windows: NumpyArray,
+    drift: float,
+    *,
+    flow: Flow | None = None,
 ) -> ActivationSource:
     """The calibration streams that go with a backend; flow is what the memory plan chose."""
     make = load(ACTIVATIONS[BACKENDS[backend].framework], "calibration")

@@ -17,21 +17,28 @@ from edgeq.sources.safetensors_directory import SHARD_INDEX, SINGLE_FILE, weight
 
 
 def open_outline(model: str) -> ModelSource | None:
-    """The model of a directory that has a config.json but not all of its weights; None for anything else."""
+    """The model of a directory that has a config.json but not all of its weights; None for anything
+    else.
+    """
     path = Path(model).expanduser()
     if not (path / "config.json").is_file() or (path / SINGLE_FILE).is_file():
         return None
     if (path / SHARD_INDEX).is_file():
         try:
             weight_files(path)
-        except BadInput:  # whatever is missing or wrong: the outline reads the same files and says so
+        except (
+            BadInput
+        ):  # whatever is missing or wrong: the outline reads the same files and says so
             return ModelOutline(path)
         return None
-    return None if any(path.glob("*.safetensors")) or any(path.glob("*.gguf")) else ModelOutline(path)
+    return (
+        None if any(path.glob("*.safetensors")) or any(path.glob("*.gguf")) else ModelOutline(path)
+    )
 
 
 def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
-    """Memory by part, disk, time, and size by format of a run that writes in a folder. Units: bytes, seconds.
+    """Memory by part, disk, time, and size by format of a run that writes in a folder. Units:
+    bytes, seconds.
 
     Raises: BadInput for sequences that the model is too short for.
     """
@@ -41,10 +48,14 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
     checkpoint = sum(tensor_bytes(name, *grid, job.source) for name, grid in grids.items())
     way, recipe = memory.way, job.recipe
     streams = 1 + (recipe.propagation_share if recipe.needs_drift else 0)
-    states = streams * recipe.samples * recipe.sequence_length * job.source.config["hidden_size"] * 4
+    states = (
+        streams * recipe.samples * recipe.sequence_length * job.source.config["hidden_size"] * 4
+    )
     exports = [format_row(exporter, grids, job.source) for exporter in job.exporters]
     disk = {"checkpoint": checkpoint} | {row["format"]: row["bytes"] for row in exports}
-    copies = 2 * (len(job.source.blocks()) > 1) + way.states_on_disk  # two while a block is committed
+    copies = (
+        2 * (len(job.source.blocks()) > 1) + way.states_on_disk
+    )  # two while a block is committed
     if needs_calibration(job, grids) and copies:
         disk["hidden states, while it runs"] = int(copies * states)
     seconds = stage_seconds(job, memory, grids)
@@ -52,32 +63,47 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
     return {
         "model": job.source.name,
         "backend": job.backend.name,
-        "memory": {"peak": memory.peak.total, "at": memory.peak.name, "parts": dict(memory.peak.parts)},
+        "memory": {
+            "peak": memory.peak.total,
+            "at": memory.peak.name,
+            "parts": dict(memory.peak.parts),
+        },
         "way": asdict(way),
         "disk": disk,
         "disk free": shutil.disk_usage(folder).free,
-        "seconds": {"block": per_block, "blocks": len(job.source.blocks()),
-                    "total": per_block * len(job.source.blocks()), "by stage of a block": seconds},
+        "seconds": {
+            "block": per_block,
+            "blocks": len(job.source.blocks()),
+            "total": per_block * len(job.source.blocks()),
+            "by stage of a block": seconds,
+        },
         "original": job.source.stored_bytes(),
         "formats": exports,
-    }  # fmt: skip
+    }
 
 
 def stage_seconds(job: Job, memory: MemoryPlan, grids: Grids) -> dict[str, float]:
     """Seconds of a block by stage on this machine, as it is now."""
     linears = {f"{linear}.weight" for block in job.source.blocks() for linear in block.linears}
-    solved = {name: shape for name, (shape, grid) in grids.items() if grid is not None and name in linears}
+    solved = {
+        name: shape for name, (shape, grid) in grids.items() if grid is not None and name in linears
+    }
     recomputing = memory.way.schedule == "recomputing"
-    return block_seconds(job.source.config, job.recipe, measure_rates(job.backend), recomputing, solved)
+    return block_seconds(
+        job.source.config, job.recipe, measure_rates(job.backend), recomputing, solved
+    )
 
 
 def annealing_note(job: Job, memory: MemoryPlan) -> str | None:
-    """What annealing will take of a run's time on this machine, for those who start one; None for runs without."""
+    """What annealing will take of a run's time on this machine, for those who start one; None for
+    runs without.
+    """
     if not job.recipe.anneal_rounds:
         return None
     seconds = stage_seconds(job, memory, plan_grids(job.source, job.recipe))
     blocks, annealing = len(job.source.blocks()), seconds.get("annealing", 0.0)
     return (
-        f"annealing, {job.recipe.anneal_rounds} x {job.recipe.anneal_steps} steps: {show_time(blocks * annealing)} "
+        f"annealing, {job.recipe.anneal_rounds} x "
+        f"{job.recipe.anneal_steps} steps: {show_time(blocks * annealing)} "
         f"of about {show_time(blocks * sum(seconds.values()))} on this machine"
     )

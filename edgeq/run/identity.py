@@ -1,4 +1,6 @@
-"""What makes two runs the same, whatever machine and backend they are on: only the same run can be continued."""
+"""What makes two runs the same, whatever machine and backend they are on: only the same run can be
+continued.
+"""
 
 import hashlib
 import json
@@ -13,14 +15,22 @@ from edgeq.version import __version__
 
 KEYS = ("format_version", "edgeq", "model", "source", "recipe", "calibration")
 """What identifies a run and stands in the head of its checkpoint."""
-WRITTEN = f" ({SELF}: a model writes other text on another framework; use the --backend that the run was started with)"
+WRITTEN = (
+    f" ({SELF}: a model writes other text on another framework; "
+    "use the --backend that the run was started with)"
+)
 Identity = Mapping[str, Any]
 
 
 def identify(
-    source: ModelSource, recipe: Recipe, calibration: Mapping[str, Any] | None, companions: Mapping[str, bytes]
+    source: ModelSource,
+    recipe: Recipe,
+    calibration: Mapping[str, Any] | None,
+    companions: Mapping[str, bytes],
 ) -> Identity:
-    """The identity of a run, as it comes back from JSON; equal identities give the same bytes on one backend."""
+    """The identity of a run, as it comes back from JSON; equal identities give the same bytes on
+    one backend.
+    """
     identity = {
         "format_version": FORMAT_VERSION,
         "edgeq": __version__,
@@ -48,10 +58,16 @@ def hash_companions(companions: Mapping[str, bytes]) -> dict[str, str]:
 def differences(before: Identity, now: Identity) -> list[str]:
     """What is not the same, in the words of a user."""
     plain = {"edgeq": "edgeq version", "format_version": "checkpoint format", "model": "model"}
-    found = [_changed(what, before.get(key), now[key]) for key, what in plain.items() if before.get(key) != now[key]]
+    found = [
+        _changed(what, before.get(key), now[key])
+        for key, what in plain.items()
+        if before.get(key) != now[key]
+    ]
     if before.get("model") == now["model"] and before.get("source") != now["source"]:
         found.append("model: its weights or config are others")
-    found += [f"model: its file {name} is another" for name in _differing(before, now, "companions")]
+    found += [
+        f"model: its file {name} is another" for name in _differing(before, now, "companions")
+    ]
     old = before.get("recipe") or {}
     for name in _differing(before, now, "recipe"):
         found.append(_changed(f"recipe setting {name}", old.get(name), now["recipe"].get(name)))
@@ -63,7 +79,8 @@ def differences(before: Identity, now: Identity) -> list[str]:
 def _changed_texts(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Names and shares where these are others, else the texts behind them."""
     old, new = (
-        ", ".join(f"{text['name']}={text['share']:g}" for text in record.get("texts", ())) for record in (before, now)
+        ", ".join(f"{text['name']}={text['share']:g}" for text in record.get("texts", ()))
+        for record in (before, now)
     )
     if old != new:
         return f"calibration text: was {old or 'none'}, now {new or 'none'}"
@@ -76,5 +93,8 @@ def _differing(before: Identity, now: Identity, key: str) -> Iterator[str]:
 
 
 def _changed(what: str, before: Any, now: Any) -> str:
-    old, new = ("unset" if value is None else json.dumps(value, ensure_ascii=False) for value in (before, now))
+    old, new = (
+        "unset" if value is None else json.dumps(value, ensure_ascii=False)
+        for value in (before, now)
+    )
     return f"{what}: was {old}, now {new}"

@@ -48,10 +48,11 @@ class Observer(Protocol):
 class Job:
     """Everything a run needs.
 
-    `make_activations` gets the source, the token windows and on which share of them both streams run,
-    `make_calibration` the source, the recipe, and whom to tell how much text the model has written. For the plan of
-    memory, characters is the size of all texts and writes_text says whether the model writes one. rows_at_once bounds
-    the memory of a layer's solve, None solves all together.
+    `make_activations` gets the source, the token windows and on which share of them both streams
+    run, `make_calibration` the source, the recipe, and whom to tell how much text the model has
+    written. For the plan of memory, characters is the size of all texts and writes_text says
+    whether the model writes one. rows_at_once bounds the memory of a layer's solve, None solves all
+    together.
     """
 
     source: ModelSource
@@ -75,10 +76,12 @@ def quantize(
     resume: bool = False,
     again: str = "the same call with resume=True",
 ) -> Checkpoint:
-    """Solve every linear layer and write a quantized checkpoint. Nothing is computed for what cannot be written.
+    """Solve every linear layer and write a quantized checkpoint. Nothing is computed for what
+    cannot be written.
 
-    A run that stops keeps its finished blocks beside the destination; with `resume` it goes on behind them, and an
-    output that is complete is left as it is. `again` is what the error then names to continue.
+    A run that stops keeps its finished blocks beside the destination; with `resume` it goes on
+    behind them, and an output that is complete is left as it is. `again` is what the error then
+    names to continue.
 
     Raises: BadInput and the other errors of `edgeq.errors`; the destination then is as it was.
     """
@@ -88,9 +91,13 @@ def quantize(
         refuse_unfinished(destination, folder, ask)
     grids = plan_grids(job.source, job.recipe)
     check_exports(job.exporters, job.source, grids)
-    companions = {name: data for name, data in job.source.companions().items() if name != "config.json"}
+    companions = {
+        name: data for name, data in job.source.companions().items() if name != "config.json"
+    }
     calibration = start_calibration(job, observer) if needs_calibration(job, grids) else None
-    identity = identify(job.source, job.recipe, None if calibration is None else calibration.record(), companions)
+    identity = identify(
+        job.source, job.recipe, None if calibration is None else calibration.record(), companions
+    )
     files = [block_file(block.index) for block in job.source.blocks()]
     with working_on(destination, identity, files, ask) as run:
         if run is not None:
@@ -106,7 +113,9 @@ def solves(grids: Grids, block: BlockSpec) -> bool:
 
 
 def needs_calibration(job: Job, grids: Grids) -> bool:
-    return job.recipe.needs_calibration and any(solves(grids, block) for block in job.source.blocks())
+    return job.recipe.needs_calibration and any(
+        solves(grids, block) for block in job.source.blocks()
+    )
 
 
 def start_calibration(job: Job, observer: Observer) -> Calibration:
@@ -133,7 +142,9 @@ def check_length(source: ModelDescription, sequence_length: int) -> None:
         )
 
 
-def write_model(job: Job, grids: Grids, calibration: Calibration | None, run: Run, observer: Observer) -> None:
+def write_model(
+    job: Job, grids: Grids, calibration: Calibration | None, run: Run, observer: Observer
+) -> None:
     """Solve, write and commit block after block, then what lies outside of the blocks."""
     blocks, findings = job.source.blocks(), run.findings
     inside = {name for block in blocks for name in block.tensors}
@@ -150,7 +161,9 @@ def write_model(job: Job, grids: Grids, calibration: Calibration | None, run: Ru
     observer.begin(len(blocks), run.done)
     for block in left:
         if activations is None:
-            solved = round_tensors(job, grids, [f"{linear}.weight" for linear in block.linears], findings)
+            solved = round_tensors(
+                job, grids, [f"{linear}.weight" for linear in block.linears], findings
+            )
         else:
             solved = solve_block(job, grids, block, activations, observer, findings)
         names = [name for name in block.tensors if name in grids]
@@ -159,7 +172,9 @@ def write_model(job: Job, grids: Grids, calibration: Calibration | None, run: Ru
             run.commit(activations)
         trim()
         observer.finished_block(block.index)
-    write_part(job, run.made / "outer.safetensors", outside, round_tensors(job, grids, outside, findings))
+    write_part(
+        job, run.made / "outer.safetensors", outside, round_tensors(job, grids, outside, findings)
+    )
 
 
 def block_file(index: int) -> str:
@@ -167,9 +182,16 @@ def block_file(index: int) -> str:
 
 
 def solve_block(
-    job: Job, grids: Grids, block: BlockSpec, activations: ActivationSource, observer: Observer, findings: Findings
+    job: Job,
+    grids: Grids,
+    block: BlockSpec,
+    activations: ActivationSource,
+    observer: Observer,
+    findings: Findings,
 ) -> dict[str, QuantizedLinear]:
-    """Stand still at each site of a block, solve its layers and let the quantized stream run on with the result."""
+    """Stand still at each site of a block, solve its layers and let the quantized stream run on
+    with the result.
+    """
     solved: dict[str, QuantizedLinear] = {}
     for site in timed(activations.sites(block), job.clock, "forward passes"):
         for name, layer in solve_site(job, grids, site, findings):
@@ -178,7 +200,9 @@ def solve_block(
     return solved
 
 
-def solve_site(job: Job, grids: Grids, site: Site, findings: Findings) -> Iterator[tuple[str, QuantizedLinear]]:
+def solve_site(
+    job: Job, grids: Grids, site: Site, findings: Findings
+) -> Iterator[tuple[str, QuantizedLinear]]:
     backend, clock = job.backend, job.clock
     with clock("statistics"):
         if job.recipe.chooses_propagation:
@@ -197,7 +221,9 @@ def solve_site(job: Job, grids: Grids, site: Site, findings: Findings) -> Iterat
             continue
         weight = read_weight(job.source, name)
         problem = LayerProblem(linear, backend.asarray(weight), factors.statistics, grid)
-        layer, report = solve_rows(problem, factors, job.recipe, backend, clock, rows=job.rows_at_once)
+        layer, report = solve_rows(
+            problem, factors, job.recipe, backend, clock, rows=job.rows_at_once
+        )
         findings.layers.append(report)
         findings.note(name, weight, layer)
         site.replace(linear, layer.dequantized())
@@ -214,7 +240,9 @@ def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:
         yield item
 
 
-def round_tensors(job: Job, grids: Grids, names: Sequence[str], findings: Findings) -> dict[str, QuantizedLinear]:
+def round_tensors(
+    job: Job, grids: Grids, names: Sequence[str], findings: Findings
+) -> dict[str, QuantizedLinear]:
     """Round those of the named tensors that have a grid, without looking at activations."""
     solved = {}
     for name in names:
@@ -227,7 +255,9 @@ def round_tensors(job: Job, grids: Grids, names: Sequence[str], findings: Findin
     return solved
 
 
-def write_part(job: Job, path: Path, names: Sequence[str], solved: Mapping[str, QuantizedLinear]) -> None:
+def write_part(
+    job: Job, path: Path, names: Sequence[str], solved: Mapping[str, QuantizedLinear]
+) -> None:
     """One file with the solved tensors among `names` and the others as the source has them."""
     with job.clock("write"):
         dense = {name: read_tensor(job.source, name) for name in names if name not in solved}
@@ -235,28 +265,42 @@ def write_part(job: Job, path: Path, names: Sequence[str], solved: Mapping[str, 
 
 
 def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
-    """edgeq.json, config.json, the tokenizer files and report.json; nothing in them depends on time or place.
+    """edgeq.json, config.json, the tokenizer files and report.json; nothing in them depends on time
+    or place.
 
     Raises: BadInput when the model is no longer the one that the run started with.
     """
     if job.source.fingerprint() != run.identity["source"]["fingerprint"]:
-        raise BadInput(f"model {job.source.name!r} was changed while it was quantized; bring it back or start over")
+        raise BadInput(
+            f"model {job.source.name!r} was changed while "
+            "it was quantized; bring it back or start over"
+        )
     for name, data in companions.items():
         write_bytes(run.made / name, data)
     write_json(run.made / "config.json", dict(job.source.config))
     files = [*run.files, "outer.safetensors"]
     opened = [TensorFile(run.made / file) for file in files]
-    stored = {name: (file.shape(name), file.tensor_bytes(name)) for file in opened for name in file.names}
-    write_json(run.made / REPORT_FILE, {"bits_per_weight": bits_per_weight(stored), **asdict(run.findings)})
+    stored = {
+        name: (file.shape(name), file.tensor_bytes(name)) for file in opened for name in file.names
+    }
+    write_json(
+        run.made / REPORT_FILE, {"bits_per_weight": bits_per_weight(stored), **asdict(run.findings)}
+    )
     known = {key: run.identity[key] for key in KEYS}
     head = {"backend": ", ".join(run.backends), "files": files, "companions": sorted(companions)}
     write_json(run.made / HEAD_FILE, known | head)
 
 
-def export(checkpoint: Checkpoint, exporter: Exporter, destination: Path, *, force: bool = False) -> list[Path]:
-    """Write a checkpoint in one format into a new directory. Raises: BadInput when the format cannot hold it."""
+def export(
+    checkpoint: Checkpoint, exporter: Exporter, destination: Path, *, force: bool = False
+) -> list[Path]:
+    """Write a checkpoint in one format into a new directory. Raises: BadInput when the format
+    cannot hold it.
+    """
     check_destination(destination, force=force, source=checkpoint.path)
-    grids: dict[str, Any] = {n: (checkpoint.shape(n), checkpoint.grid(n)) for n in checkpoint.tensor_names()}
+    grids: dict[str, Any] = {
+        n: (checkpoint.shape(n), checkpoint.grid(n)) for n in checkpoint.tensor_names()
+    }
     reason = exporter.reject_reason(checkpoint.config, checkpoint.companions(), grids)
     if reason is not None:
         raise BadInput(f"format {exporter.name!r}: {reason}")

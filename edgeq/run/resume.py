@@ -1,9 +1,11 @@
-"""A run that can be stopped at any moment and continued: what it has on disk before its output is in place.
+"""A run that can be stopped at any moment and continued: what it has on disk before its output is
+in place.
 
-In the output's temporary directory lie new/ (what becomes the checkpoint), states/NNNN/ (both streams' hidden states
-behind NNNN blocks) and run.json, which says what the run is, how far it came, and the hash of every file that it goes
-on with. A block counts when run.json counts it: that file is replaced after the block's files and states are on disk,
-and whatever it does not know of is removed.
+In the output's temporary directory lie new/ (what becomes the checkpoint), states/NNNN/ (both
+streams' hidden states behind NNNN blocks) and run.json, which says what the run is, how far it
+came, and the hash of every file that it goes on with. A block counts when run.json counts it: that
+file is replaced after the block's files and states are on disk, and whatever it does not know of is
+removed.
 """
 
 import hashlib
@@ -19,7 +21,15 @@ from edgeq.checkpoint.certificate import hash_of_file
 from edgeq.checkpoint.reader import Checkpoint, read_json, write_json
 from edgeq.errors import BadInput, DamagedModel, reason_of
 from edgeq.files.ownership import clear_contents
-from edgeq.files.storage import MADE, bring_back, check_destination, claimed, explaining, put_in_place, sync_directory
+from edgeq.files.storage import (
+    MADE,
+    bring_back,
+    check_destination,
+    claimed,
+    explaining,
+    put_in_place,
+    sync_directory,
+)
 from edgeq.grids.limits import clamped_groups
 from edgeq.protocols import ActivationSource
 from edgeq.run.identity import Identity, differences, identity_of
@@ -35,12 +45,16 @@ class Damaged(BadInput):
     """An unfinished run of which something is missing or unreadable: it cannot be continued."""
 
     def __init__(self, folder: Path, what: str) -> None:
-        super().__init__(f"unfinished run {str(folder)!r}: {what}; start over with --force and without --resume")
+        super().__init__(
+            f"unfinished run {str(folder)!r}: {what}; start over with --force and without --resume"
+        )
 
 
 @dataclass(slots=True)
 class Findings:
-    """What is known of a run when it is over: how layers came out, and by name how many of their scales hit a limit."""
+    """What is known of a run when it is over: how layers came out, and by name how many of their
+    scales hit a limit.
+    """
 
     calibration_tokens: int | None = None
     layers: list[LayerReport] = field(default_factory=list)
@@ -54,13 +68,17 @@ class Findings:
 
 def read_findings(stored: Mapping[str, Any]) -> Findings:
     """The inverse of `asdict` through JSON, which keeps every float."""
-    layers = [LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in stored["layers"]]
+    layers = [
+        LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in stored["layers"]
+    ]
     return Findings(stored["calibration_tokens"], layers, dict(stored["clamped"]))
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the caller of a run asks for. `again` is what continues it, for the error that stops it."""
+    """What the caller of a run asks for. `again` is what continues it, for the error that stops
+    it.
+    """
 
     force: bool = False
     resume: bool = False
@@ -69,7 +87,8 @@ class Ask:
 
 @dataclass(slots=True)
 class Run:
-    """A run in its temporary directory; `files` are those of its blocks inside of `made`, in execution order.
+    """A run in its temporary directory; `files` are those of its blocks inside of `made`, in
+    execution order.
 
     hashes are those of the files that a continued run goes on with, by their place in the folder.
     """
@@ -92,7 +111,9 @@ class Run:
             self.backends.append(backend)
 
     def commit(self, activations: ActivationSource | None) -> None:
-        """Count the next block, whose file is written, with the hidden states that the one after it starts from."""
+        """Count the next block, whose file is written, with the hidden states that the one after it
+        starts from.
+        """
         sync_directory(self.made / BLOCKS)
         done = self.done + 1
         if activations is not None and done < len(self.files):
@@ -103,7 +124,12 @@ class Run:
             partial.rename(self._states(done))
             sync_directory(self.folder / STATES)
         self._hash(done)
-        progress = {"done": done, "files": list(self.files), "backends": self.backends, "hashes": self.hashes}
+        progress = {
+            "done": done,
+            "files": list(self.files),
+            "backends": self.backends,
+            "hashes": self.hashes,
+        }
         content = {"run": self.identity, "progress": progress | asdict(self.findings)}
         write_json(self.folder / RUN_FILE, content | {"sha256": hash_of_content(content)})
         sync_directory(self.folder)
@@ -118,17 +144,29 @@ class Run:
         try:
             activations.restore(self._states(self.done))
         except (OSError, ValueError, EOFError) as error:
-            raise Damaged(self.folder, f"its hidden states cannot be read ({reason_of(error)})") from error
+            raise Damaged(
+                self.folder, f"its hidden states cannot be read ({reason_of(error)})"
+            ) from error
 
     def _hash(self, done: int) -> None:
-        """Note the file of the block that is done last and the hidden states behind it, which replace those before."""
+        """Note the file of the block that is done last and the hidden states behind it, which
+        replace those before.
+        """
         states = [file for file in sorted(self._states(done).glob("*")) if file.is_file()]
-        kept = {name: digest for name, digest in self.hashes.items() if not name.startswith(f"{STATES}/")}
+        kept = {
+            name: digest
+            for name, digest in self.hashes.items()
+            if not name.startswith(f"{STATES}/")
+        }
         new = [self.made / self.files[done - 1], *states]
-        self.hashes = kept | {file.relative_to(self.folder).as_posix(): hash_of_file(file) for file in new}
+        self.hashes = kept | {
+            file.relative_to(self.folder).as_posix(): hash_of_file(file) for file in new
+        }
 
     def check_files(self) -> None:
-        """Raises: BadInput when a file to go on with is not there or not as it was written. Nothing is touched."""
+        """Raises: BadInput when a file to go on with is not there or not as it was written. Nothing
+        is touched.
+        """
         for name, digest in self.hashes.items():
             if not (self.folder / name).is_file():
                 raise Damaged(self.folder, f"{name} is missing")
@@ -136,7 +174,9 @@ class Run:
                 raise Damaged(self.folder, f"{name} was changed or damaged")
 
     def prepare(self) -> None:
-        """Make what the next block needs, remove what is not part of a committed one. Raises: BadInput."""
+        """Make what the next block needs, remove what is not part of a committed one. Raises:
+        BadInput.
+        """
         self.check_files()
         for folder in (self.made / BLOCKS, self.folder / STATES):
             folder.mkdir(parents=True, exist_ok=True)
@@ -159,11 +199,15 @@ class Run:
 
 
 @contextmanager
-def working_on(destination: Path, identity: Identity, files: Sequence[str], ask: Ask) -> Iterator[Run | None]:
-    """A run that becomes the output when the context ends well; None when the output is this very run's already.
+def working_on(
+    destination: Path, identity: Identity, files: Sequence[str], ask: Ask
+) -> Iterator[Run | None]:
+    """A run that becomes the output when the context ends well; None when the output is this very
+    run's already.
 
-    When it fails, or the process ends, the blocks that were committed stay, unless the model itself is damaged.
-    Raises: BadInput when there is nothing that may be continued, started over or replaced.
+    When it fails, or the process ends, the blocks that were committed stay, unless the model itself
+    is damaged. Raises: BadInput when there is nothing that may be continued, started over or
+    replaced.
     """
     with claimed(destination) as folder:
         run = open_run(destination, folder, Run(folder, identity, files), ask)
@@ -181,7 +225,9 @@ def working_on(destination: Path, identity: Identity, files: Sequence[str], ask:
                 raise
             if is_unfinished(folder) and not isinstance(error, DamagedModel):
                 run.trim()
-                error.add_note(f"{run.done} of {len(files)} blocks are kept; to continue: {ask.again}")
+                error.add_note(
+                    f"{run.done} of {len(files)} blocks are kept; to continue: {ask.again}"
+                )
             else:
                 discard(folder)
             raise
@@ -195,7 +241,9 @@ def discard(folder: Path) -> None:
 
 
 def open_run(destination: Path, folder: Path, fresh: Run, ask: Ask) -> Run | None:
-    """The run to work on: the one that is there, or a fresh one; None when its output is complete."""
+    """The run to work on: the one that is there, or a fresh one; None when its output is
+    complete.
+    """
     if is_unfinished(folder) and ask.resume:
         check_destination(destination, force=ask.force)
         run = stored_run(folder)
@@ -215,11 +263,14 @@ def is_unfinished(folder: Path) -> bool:
 
 
 def refuse_unfinished(destination: Path, folder: Path, ask: Ask) -> None:
-    """Raises: BadInput when an unfinished run lies there that is neither to be continued nor to be given up."""
+    """Raises: BadInput when an unfinished run lies there that is neither to be continued nor to be
+    given up.
+    """
     if is_unfinished(folder) and not ask.resume and not ask.force:
         found = stored_run(folder)
         raise BadInput(
-            f"output {str(destination)!r}: an unfinished run ({found.done} of {len(found.files)} blocks) is there; add "
+            f"output {str(destination)!r}: an unfinished run "
+            f"({found.done} of {len(found.files)} blocks) is there; add "
             "--resume to continue it or --force to start over"
         )
 
@@ -231,8 +282,20 @@ def stored_run(folder: Path) -> Run:
         progress, identity = content["progress"], content["run"]
         if content["sha256"] != hash_of_content({"run": identity, "progress": progress}):
             raise ValueError("it was changed")
-        done, files, backends = int(progress["done"]), list(progress["files"]), list(progress["backends"])
-        return Run(folder, identity, files, done, read_findings(progress), backends, dict(progress["hashes"]))
+        done, files, backends = (
+            int(progress["done"]),
+            list(progress["files"]),
+            list(progress["backends"]),
+        )
+        return Run(
+            folder,
+            identity,
+            files,
+            done,
+            read_findings(progress),
+            backends,
+            dict(progress["hashes"]),
+        )
     except (BadInput, KeyError, TypeError, ValueError) as error:
         raise Damaged(folder, f"its {RUN_FILE} cannot be read, or was changed") from error
 
@@ -243,17 +306,22 @@ def hash_of_content(content: Mapping[str, Any]) -> str:
 
 
 def check_same(destination: Path, before: Identity, now: Identity) -> None:
-    """Raises: BadInput naming what differs between the run that is there and the one that was asked for."""
+    """Raises: BadInput naming what differs between the run that is there and the one that was asked
+    for.
+    """
     found = differences(before, now)
     if found:
         raise BadInput(
-            f"output {str(destination)!r}: its unfinished run is another one ({'; '.join(found)}); continue it with "
+            f"output {str(destination)!r}: its unfinished run is "
+            f"another one ({'; '.join(found)}); continue it with "
             "what it was started with, or start over with --force and without --resume"
         )
 
 
 def is_complete(destination: Path, identity: Identity, *, force: bool) -> bool:
-    """Whether an output is what this run would write; with force another one may be replaced. Raises: BadInput."""
+    """Whether an output is what this run would write; with force another one may be replaced.
+    Raises: BadInput.
+    """
     if not destination.exists():
         return False
     try:
@@ -264,7 +332,8 @@ def is_complete(destination: Path, identity: Identity, *, force: bool) -> bool:
         raise
     if found and not force:
         raise BadInput(
-            f"output {str(destination)!r} is complete, but of another run ({'; '.join(found)}); choose another name "
+            f"output {str(destination)!r} is complete, but of "
+            f"another run ({'; '.join(found)}); choose another name "
             "or pass --force to replace it"
         )
     return not found

@@ -1,4 +1,6 @@
-"""Outlier columns of a layer: which ones, what solver and refinements see beside them, and their values."""
+"""Outlier columns of a layer: which ones, what solver and refinements see beside them, and their
+values.
+"""
 
 import numpy as np
 
@@ -9,7 +11,9 @@ from edgeq.grids.fitting import expand, round_to_codes
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales, NumpyArray, OutlierColumns
 
-NEXT_TO_NOTHING = 1e-6  # of the mean importance; not zero, since a group may consist of outlier columns
+NEXT_TO_NOTHING = (
+    1e-6  # of the mean importance; not zero, since a group may consist of outlier columns
+)
 
 
 def no_columns() -> NumpyArray:
@@ -17,9 +21,11 @@ def no_columns() -> NumpyArray:
 
 
 def columns_of(V: Array, H: Array, grid: Grid, backend: Backend) -> NumpyArray:
-    """The outlier columns of a layer, in rising order; empty where its grid has none. Shapes: V (out, in); H (in, in).
+    """The outlier columns of a layer, in rising order; empty where its grid has none. Shapes: V
+    (out, in); H (in, in).
 
-    The diagonal of H is the layer's own or its site's: layers that share an input may choose different columns.
+    The diagonal of H is the layer's own or its site's: layers that share an input may choose
+    different columns.
     """
     count = grid.outlier_count(V.shape[1])
     return choose_columns(V, backend.diagonal(H), backend, count=count) if count else no_columns()
@@ -28,10 +34,12 @@ def columns_of(V: Array, H: Array, grid: Grid, backend: Backend) -> NumpyArray:
 def factor_around(
     H: Array, columns: NumpyArray, order: NumpyArray | None, damping: float, backend: Backend
 ) -> tuple[NumpyArray, DampedFactor]:
-    """The solver's order with the outlier columns last, and its factor U of (H + lambda I)^-1 = U^T U in that order.
+    """The solver's order with the outlier columns last, and its factor U of (H + lambda I)^-1 = U^T
+    U in that order.
 
-    The part of U before these columns is the factor of the problem in which they are refitted exactly for whatever the
-    other columns hold, so that GPTQ solves that problem and what it does to the last columns reaches no others.
+    The part of U before these columns is the factor of the problem in which they are refitted
+    exactly for whatever the other columns hold, so that GPTQ solves that problem and what it does
+    to the last columns reaches no others.
 
     Raises: NotPositiveDefinite.
     """
@@ -49,15 +57,24 @@ def importance_around(importance: Array, columns: NumpyArray, backend: Backend) 
 
 
 def fit_outliers(
-    codes: Array, fitted: GroupScales, target: Target, columns: NumpyArray, grid: Grid, backend: Backend
+    codes: Array,
+    fitted: GroupScales,
+    target: Target,
+    columns: NumpyArray,
+    grid: Grid,
+    backend: Backend,
 ) -> tuple[Array, OutlierColumns]:
-    """Codes that stand for zero in the outlier columns, or as near as the grid comes, and the columns' best values.
+    """Codes that stand for zero in the outlier columns, or as near as the grid comes, and the
+    columns' best values.
 
-    A runtime that rounds activations then rounds none of these columns: their products are those of the values alone.
+    A runtime that rounds activations then rounds none of these columns: their products are those of
+    the values alone.
 
     Shapes: codes (out, in).
     """
-    scales, offsets = (expand(part, grid, codes.shape[1], backend) for part in (fitted.scales, fitted.offsets))
+    scales, offsets = (
+        expand(part, grid, codes.shape[1], backend) for part in (fitted.scales, fitted.offsets)
+    )
     zero = round_to_codes(0 * offsets, scales, offsets, grid, backend)
     chosen = np.zeros((1, codes.shape[1]))
     chosen[0, columns] = 1
@@ -67,9 +84,16 @@ def fit_outliers(
 
 
 def weight_around(
-    columns: NumpyArray, codes: Array, fitted: GroupScales, V: Array, H: Array, grid: Grid, backend: Backend
+    columns: NumpyArray,
+    codes: Array,
+    fitted: GroupScales,
+    V: Array,
+    H: Array,
+    grid: Grid,
+    backend: Backend,
 ) -> Array:
-    """The weight that codes stand for, its outlier columns, if any, fitted beside them to V under H.
+    """The weight that codes stand for, its outlier columns, if any, fitted beside them to V under
+    H.
 
     Shapes: codes, V and the result (out, in); H (in, in), damped.
     """
@@ -81,4 +105,6 @@ def weight_around(
 
 def plain_outliers(outliers: OutlierColumns, backend: Backend) -> OutlierColumns:
     """From backend arrays to plain data."""
-    return OutlierColumns(outliers.columns.astype(np.int32), backend.to_numpy(outliers.values).astype(np.float32))
+    return OutlierColumns(
+        outliers.columns.astype(np.int32), backend.to_numpy(outliers.values).astype(np.float32)
+    )

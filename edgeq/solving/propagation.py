@@ -1,4 +1,6 @@
-"""How far each layer makes up for inherited error: as the recipe says, or chosen on tokens kept out of the fit."""
+"""How far each layer makes up for inherited error: as the recipe says, or chosen on tokens kept out
+of the fit.
+"""
 
 from dataclasses import dataclass
 
@@ -19,8 +21,9 @@ FEW_TOKENS_DAMPING = 1.0
 class Propagation:
     """What corrections of a site's layers need; without drift there is nothing to correct.
 
-    factor is of H + lambda I at the recipe's damping, for layers of a stated strength; split and correctors, of its
-    fitted part, are for layers whose strength is chosen. few_tokens: the recipe's damping was too little for them.
+    factor is of H + lambda I at the recipe's damping, for layers of a stated strength; split and
+    correctors, of its fitted part, are for layers whose strength is chosen. few_tokens: the
+    recipe's damping was too little for them.
     """
 
     drift: Array | None = None
@@ -33,7 +36,8 @@ class Propagation:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A corrected weight and how it came about; held_out_gain is the share of output energy that it saves there.
+    """A corrected weight and how it came about; held_out_gain is the share of output energy that it
+    saves there.
 
     few_tokens: damped more than the recipe says.
     """
@@ -57,18 +61,28 @@ def prepare_propagation(
     if recipe.states_propagation:
         factor = factorise(H, damping, backend, lower_factor)
     correctors = () if split is None else make_correctors(split.fit, backend)
-    return Propagation(statistics.D, H, factor, split, correctors, damping != recipe.propagation_damping)
+    return Propagation(
+        statistics.D, H, factor, split, correctors, damping != recipe.propagation_damping
+    )
 
 
 def damping_for(statistics: LayerStatistics, recipe: Recipe) -> float:
-    """The recipe's damping, or what is safe where both streams ran on few tokens (measured: 8 x 512 on the demo)."""
+    """The recipe's damping, or what is safe where both streams ran on few tokens (measured: 8 x 512
+    on the demo).
+    """
     tokens = statistics.n_tokens if statistics.paired_tokens is None else statistics.paired_tokens
     few = tokens < FEW_TOKENS * statistics.H.shape[0]
-    return max(recipe.propagation_damping, FEW_TOKENS_DAMPING) if few else recipe.propagation_damping
+    return (
+        max(recipe.propagation_damping, FEW_TOKENS_DAMPING) if few else recipe.propagation_damping
+    )
 
 
-def correct(name: str, W: Array, propagation: Propagation, recipe: Recipe, backend: Backend) -> Correction:
-    """The weight to quantize: moved against inherited error where there is any. Shapes: W (out, in)."""
+def correct(
+    name: str, W: Array, propagation: Propagation, recipe: Recipe, backend: Backend
+) -> Correction:
+    """The weight to quantize: moved against inherited error where there is any. Shapes: W (out,
+    in).
+    """
     strength = recipe.strength_of(name)
     if propagation.drift is None or strength == 0:
         return Correction(W)
@@ -83,5 +97,7 @@ def correct(name: str, W: Array, propagation: Propagation, recipe: Recipe, backe
         strength, gain, few = best.strength, -best.error, False
         factor = factorise(propagation.H, best.damping, backend, lower_factor)
     assert factor is not None
-    V = correct_weight(W, propagation.drift, factor.factor, backend, propagation_strength=float(strength))
+    V = correct_weight(
+        W, propagation.drift, factor.factor, backend, propagation_strength=float(strength)
+    )
     return Correction(V, float(strength), factor.damping, factor.retries, gain, few)

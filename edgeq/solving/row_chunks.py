@@ -1,4 +1,6 @@
-"""A layer solved some rows at a time: rows do not depend on one another, and temporaries take many times the weight."""
+"""A layer solved some rows at a time: rows do not depend on one another, and temporaries take many
+times the weight.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,7 +38,9 @@ def solve_rows(
             energies.append(float(((W @ problem.statistics.H) * W).sum()))
     layers, reports = zip(*solved, strict=True)
     shape = (out_features, problem.W.shape[1])
-    return join_layers(layers), replace(reports[0], shape=shape, losses=join_losses(reports, energies))
+    return join_layers(layers), replace(
+        reports[0], shape=shape, losses=join_losses(reports, energies)
+    )
 
 
 def join_layers(parts: Sequence[QuantizedLinear]) -> QuantizedLinear:
@@ -53,7 +57,10 @@ def join_losses(reports: Sequence[LayerReport], energies: Sequence[float]) -> di
     """Losses of the whole layer: each chunk's is a share of its own output energy."""
     total = sum(energies)
     return {
-        stage: sum(report.losses[stage] * energy for report, energy in zip(reports, energies, strict=True)) / total
+        stage: sum(
+            report.losses[stage] * energy for report, energy in zip(reports, energies, strict=True)
+        )
+        / total
         if total > 0
         else 0.0
         for stage in reports[0].losses

@@ -44,28 +44,34 @@ def united(one: Moments, other: Moments) -> Moments:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The tokens that both streams run on in two parts: what a correction is fitted to, and what it is judged on."""
+    """The tokens that both streams run on in two parts: what a correction is fitted to, and what it
+    is judged on.
+    """
 
     fit: LayerStatistics
     held_out: LayerStatistics
 
 
 def accumulate(site: Site, backend: Backend, *, drift: bool) -> LayerStatistics:
-    """H and D over all batches of a site; D from the difference of the streams, never as a difference of moments.
+    """H and D over all batches of a site; D from the difference of the streams, never as a
+    difference of moments.
 
-    D is None when drift is not asked for, or when both streams are equal (nothing before was quantized). It is the mean
-    over the tokens that both streams run on; where these are fewer than those of H, paired_H is their H.
-    Raises: BadInput when the model overflows.
+    D is None when drift is not asked for, or when both streams are equal (nothing before was
+    quantized). It is the mean over the tokens that both streams run on; where these are fewer than
+    those of H, paired_H is their H. Raises: BadInput when the model overflows.
     """
     paired, single = Moments(), Moments()
     for X, X_hat in site.batches():
         both = drift and X is not None
-        (paired if both else single).add(_rows(X, backend) if both else None, _rows(X_hat, backend), backend)
+        (paired if both else single).add(
+            _rows(X, backend) if both else None, _rows(X_hat, backend), backend
+        )
     return combined(site, paired, single, backend)
 
 
 def accumulate_split(site: Site, backend: Backend) -> tuple[LayerStatistics, Split]:
-    """The same, and of two parts of the tokens of both streams: the last quarter of each window is held out.
+    """The same, and of two parts of the tokens of both streams: the last quarter of each window is
+    held out.
 
     Not of each batch: what is chosen must not depend on how many windows run together.
     """
@@ -76,22 +82,32 @@ def accumulate_split(site: Site, backend: Backend) -> tuple[LayerStatistics, Spl
             continue
         cut = X_hat.shape[-2] - math.ceil(HELD_OUT * X_hat.shape[-2])
         for part, tokens in ((fit, slice(cut)), (held_out, slice(cut, None))):
-            part.add(_rows(X[..., tokens, :], backend), _rows(X_hat[..., tokens, :], backend), backend)
+            part.add(
+                _rows(X[..., tokens, :], backend), _rows(X_hat[..., tokens, :], backend), backend
+            )
     total = combined(site, united(fit, held_out), single, backend)
     return total, Split(fit.mean(), held_out.mean())
 
 
 def combined(site: Site, paired: Moments, single: Moments, backend: Backend) -> LayerStatistics:
-    """Statistics of tokens that both streams run on and of others. Raises: BadInput for NaN and infinity."""
+    """Statistics of tokens that both streams run on and of others. Raises: BadInput for NaN and
+    infinity.
+    """
     both = paired.n_tokens and single.n_tokens
-    total = Moments(_sum(paired.H, single.H), None, paired.n_tokens + single.n_tokens) if both else None
+    total = (
+        Moments(_sum(paired.H, single.H), None, paired.n_tokens + single.n_tokens) if both else None
+    )
     statistics = (total or (paired if paired.n_tokens else single)).mean()
     if not math.isfinite(float(backend.diagonal(statistics.H).sum())):
-        raise BadInput(f"inputs of layer {site.name!r} hold NaN or infinity; the model overflows on this text")
+        raise BadInput(
+            f"inputs of layer {site.name!r} hold NaN or infinity; the model overflows on this text"
+        )
     if total is None or paired.D is None:
         return statistics
     of_paired = paired.mean()
-    return LayerStatistics(statistics.H, of_paired.D, total.n_tokens, of_paired.H, of_paired.n_tokens)
+    return LayerStatistics(
+        statistics.H, of_paired.D, total.n_tokens, of_paired.H, of_paired.n_tokens
+    )
 
 
 def _rows(x: Array, backend: Backend) -> Array:

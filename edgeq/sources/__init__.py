@@ -1,4 +1,6 @@
-"""Models on disk: a directory of safetensors, a GGUF file, a name on the hub, or the built-in demo."""
+"""Models on disk: a directory of safetensors, a GGUF file, a name on the hub, or the built-in
+demo.
+"""
 
 import os
 import re
@@ -14,7 +16,8 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def open_source(model: str) -> ModelSource:
-    """Open what the user calls MODEL: the word demo, a .gguf file, a directory of safetensors, or owner/name.
+    """Open what the user calls MODEL: the word demo, a .gguf file, a directory of safetensors, or
+    owner/name.
 
     Raises: BadInput, UnsupportedModel or NotInstalled, each with one line.
     """
@@ -28,7 +31,10 @@ def open_source(model: str) -> ModelSource:
         return open_file(Path(path))
     if HUB_NAME.fullmatch(model):
         return open_hub_model(model)
-    raise BadInput(f"{model!r} does not exist; give a directory of safetensors, a .gguf file, owner/name or demo")
+    raise BadInput(
+        f"{model!r} does not exist; give a directory of "
+        "safetensors, a .gguf file, owner/name or demo"
+    )
 
 
 def open_demo() -> ModelSource:
@@ -49,9 +55,13 @@ def open_file(path: Path) -> ModelSource:
     if suffix == ".gguf":
         return open_gguf(path)
     if suffix == ".safetensors":
-        raise BadInput(f"{path} is one file of a checkpoint; give its directory, which also holds config.json")
+        raise BadInput(
+            f"{path} is one file of a checkpoint; give its directory, which also holds config.json"
+        )
     if suffix in PICKLE_SUFFIXES:
-        raise BadInput(f"{path} is a pickle checkpoint, which edgeq never loads; convert it to safetensors")
+        raise BadInput(
+            f"{path} is a pickle checkpoint, which edgeq never loads; convert it to safetensors"
+        )
     raise BadInput(f"{path} is not a .gguf file; give a .gguf file or a directory of safetensors")
 
 
@@ -61,7 +71,9 @@ def open_gguf(path: Path, *, name: str | None = None) -> ModelSource:
     except ModuleNotFoundError as error:
         if error.name != "gguf":
             raise
-        raise NotInstalled(f"reading GGUF files needs the package gguf; {install('gguf')}") from None
+        raise NotInstalled(
+            f"reading GGUF files needs the package gguf; {install('gguf')}"
+        ) from None
     return GgufFile(path, name=name)
 
 

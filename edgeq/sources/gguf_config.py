@@ -19,10 +19,13 @@ LLAMA3_SCALING = {  # of Llama 3.1, 3.2 and 3.3, which differ in the factor only
 Metadata = Mapping[str, Any]
 
 
-def build_config(metadata: Metadata, *, vocab_size: int, tied: bool, rope_factors: NumpyArray | None) -> dict[str, Any]:
+def build_config(
+    metadata: Metadata, *, vocab_size: int, tied: bool, rope_factors: NumpyArray | None
+) -> dict[str, Any]:
     """What config.json of the same model says.
 
-    Raises: BadInput if a hyper-parameter is missing; UnsupportedModel for what a Llama config cannot say.
+    Raises: BadInput if a hyper-parameter is missing; UnsupportedModel for what a Llama config
+    cannot say.
     """
     check_architecture(metadata)
     hidden_size = positive_integer(metadata, "llama.embedding_length")
@@ -58,21 +61,33 @@ def check_architecture(metadata: Metadata) -> None:
     """Refuse other architectures, mixtures of experts and split files. Raises: UnsupportedModel."""
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
-        raise UnsupportedModel(f"GGUF architecture {architecture!r} is not supported; give one of llama")
+        raise UnsupportedModel(
+            f"GGUF architecture {architecture!r} is not supported; give one of llama"
+        )
     if metadata.get("llama.expert_count", 0):
-        raise UnsupportedModel("the GGUF holds a mixture of experts, which is not supported; give a dense Llama model")
+        raise UnsupportedModel(
+            "the GGUF holds a mixture of experts, which is not supported; give a dense Llama model"
+        )
     if metadata.get("split.count", 1) > 1:
-        raise UnsupportedModel("the GGUF is one of several parts; join them with llama-gguf-split --merge")
+        raise UnsupportedModel(
+            "the GGUF is one of several parts; join them with llama-gguf-split --merge"
+        )
 
 
 def check_heads(metadata: Metadata, head_dim: int) -> None:
-    """Keys, values and rotary embedding must have one size, as in Hugging Face Llama. Raises: UnsupportedModel."""
+    """Keys, values and rotary embedding must have one size, as in Hugging Face Llama. Raises:
+    UnsupportedModel.
+    """
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         size = metadata.get(key, head_dim)
         if size != head_dim:
-            raise UnsupportedModel(f"the GGUF has {key} {size} but heads of {head_dim}; only equal sizes are supported")
+            raise UnsupportedModel(
+                f"the GGUF has {key} {size} but heads of {head_dim}; only equal sizes are supported"
+            )
     if head_dim < 2 or head_dim % 2:
-        raise UnsupportedModel(f"the GGUF has heads of {head_dim}; rotary embedding needs an even size")
+        raise UnsupportedModel(
+            f"the GGUF has heads of {head_dim}; rotary embedding needs an even size"
+        )
 
 
 def key_value_heads(metadata: Metadata) -> int:
@@ -81,7 +96,9 @@ def key_value_heads(metadata: Metadata) -> int:
 
 
 def decimal(metadata: Metadata, key: str, *, default: float) -> float:
-    """A float32 hyper-parameter as the shortest decimal that means it: 1e-05, not 9.999999747378752e-06."""
+    """A float32 hyper-parameter as the shortest decimal that means it: 1e-05, not
+    9.999999747378752e-06.
+    """
     value = metadata.get(key, default)
     if not isinstance(value, float) or not 0 < value < float("inf"):
         raise BadInput(f"the GGUF's {key} is {value!r}; it must be a positive number")
@@ -95,29 +112,46 @@ def special_ids(metadata: Metadata) -> dict[str, int]:
     return {name: int(value) for name, value in found.items() if value is not None}
 
 
-def rope_scaling(metadata: Metadata, config: Mapping[str, Any], factors: NumpyArray | None) -> dict[str, Any] | None:
-    """The config's rope_scaling: none, linear or Llama 3. Raises: UnsupportedModel for other kinds."""
+def rope_scaling(
+    metadata: Metadata, config: Mapping[str, Any], factors: NumpyArray | None
+) -> dict[str, Any] | None:
+    """The config's rope_scaling: none, linear or Llama 3. Raises: UnsupportedModel for other
+    kinds.
+    """
     kind = metadata.get("llama.rope.scaling.type", "none")
     if factors is not None and kind == "none":
         return recognise_llama3(config, factors)
     if factors is None and kind in ("none", "linear"):
         factor = decimal(metadata, "llama.rope.scaling.factor", default=1.0)
-        return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1.0 else None
-    raise UnsupportedModel(f"the GGUF has rope scaling of type {kind!r}, which is not supported; give the safetensors")
+        return (
+            {"rope_type": "linear", "factor": factor}
+            if kind == "linear" and factor != 1.0
+            else None
+        )
+    raise UnsupportedModel(
+        f"the GGUF has rope scaling of type {kind!r}, which is not supported; give the safetensors"
+    )
 
 
 def recognise_llama3(config: Mapping[str, Any], factors: NumpyArray) -> dict[str, Any]:
-    """The Llama 3 scaling that gives these factors; the file states no parameters, so the published ones are tried."""
+    """The Llama 3 scaling that gives these factors; the file states no parameters, so the published
+    ones are tried.
+    """
     head_dim, rope_theta = config["head_dim"], config["rope_theta"]
     if factors.shape == (head_dim // 2,):
         scaling = LLAMA3_SCALING | {"factor": float(str(np.float32(factors.max())))}
-        if np.allclose(factors, llama3_factors(scaling, head_dim=head_dim, rope_theta=rope_theta), rtol=1e-4):
+        if np.allclose(
+            factors, llama3_factors(scaling, head_dim=head_dim, rope_theta=rope_theta), rtol=1e-4
+        ):
             return scaling
-    raise UnsupportedModel("the GGUF's rope_freqs.weight is not the usual Llama 3 scaling; give the safetensors")
+    raise UnsupportedModel(
+        "the GGUF's rope_freqs.weight is not the usual Llama 3 scaling; give the safetensors"
+    )
 
 
 def llama3_factors(scaling: Mapping[str, Any], *, head_dim: int, rope_theta: float) -> NumpyArray:
-    """By how much Llama 3 stretches each rotary wave: short ones not, long ones fully, those between smoothly.
+    """By how much Llama 3 stretches each rotary wave: short ones not, long ones fully, those
+    between smoothly.
 
     Shapes: (head_dim / 2,).
     """

@@ -35,7 +35,8 @@ BLOCK_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-ROPE_FACTORS = "rope_freqs.weight"  # not a weight: the rotary scaling that config.json states by its parameters
+# not a weight: the rotary scaling that config.json states by its parameters
+ROPE_FACTORS = "rope_freqs.weight"
 BLOCK_TENSOR = re.compile(r"blk\.(\d{1,6})\.(\w+)\.weight")
 INTEGER_TYPES = frozenset(
     {
@@ -48,7 +49,8 @@ INTEGER_TYPES = frozenset(
 
 
 class GgufFile:
-    """A Llama GGUF as a ModelSource: Hugging Face names, row order and config; quantized tensors become float32.
+    """A Llama GGUF as a ModelSource: Hugging Face names, row order and config; quantized tensors
+    become float32.
 
     The file is memory-mapped; tensors are read one at a time.
 
@@ -85,11 +87,15 @@ class GgufFile:
 
     def tensor(self, tensor_name: str) -> gguf.ReaderTensor:
         if tensor_name not in self.stored:
-            raise BadInput(f"{self.path} holds no tensor {tensor_name!r}; convert the model to GGUF again")
+            raise BadInput(
+                f"{self.path} holds no tensor {tensor_name!r}; convert the model to GGUF again"
+            )
         return self.stored[tensor_name]
 
     def read(self, tensor_name: str) -> NumpyArray:
-        """One tensor with Hugging Face row order; float16 and bfloat16 stay, all other types become float32."""
+        """One tensor with Hugging Face row order; float16 and bfloat16 stay, all other types become
+        float32.
+        """
         weights = decode(self.tensor(tensor_name))
         if tensor_name.endswith("self_attn.q_proj.weight"):
             return restore_rotary_rows(weights, heads=self.config["num_attention_heads"])
@@ -114,7 +120,9 @@ class GgufFile:
         return tokenizer_files(self.metadata)
 
     def companions(self) -> Mapping[str, bytes]:
-        """Tokenizer and generation settings, rebuilt from the GGUF's vocabulary. Raises: UnsupportedModel, BadInput."""
+        """Tokenizer and generation settings, rebuilt from the GGUF's vocabulary. Raises:
+        UnsupportedModel, BadInput.
+        """
         return self.files
 
     def fingerprint(self) -> str:
@@ -127,7 +135,16 @@ def open_reader(path: Path) -> gguf.GGUFReader:
         check_header(path)
         return gguf.GGUFReader(path)
     # The reader checks little itself: damage shows as whatever NumPy or Python then stumbles over.
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError, RecursionError, OSError) as error:
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+        OSError,
+    ) as error:
         raise unreadable(path, error) from None
 
 
@@ -140,12 +157,17 @@ def read_metadata(reader: gguf.GGUFReader, path: Path) -> dict[str, Any]:
 
 def unreadable(path: Path, error: BaseException) -> BadInput:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return BadInput(f"{path} is not a readable GGUF file ({reason}); it is damaged or incomplete, fetch it again")
+    return BadInput(
+        f"{path} is not a readable GGUF file ({reason}); "
+        "it is damaged or incomplete, fetch it again"
+    )
 
 
 def vocabulary_size(stored: Mapping[str, gguf.ReaderTensor], path: Path) -> int:
     if "token_embd.weight" not in stored:
-        raise BadInput(f"{path} has no tensor 'token_embd.weight'; give a GGUF file of a whole model")
+        raise BadInput(
+            f"{path} has no tensor 'token_embd.weight'; give a GGUF file of a whole model"
+        )
     return int(stored["token_embd.weight"].shape[-1])
 
 
@@ -154,25 +176,34 @@ def check_types(stored: Mapping[str, gguf.ReaderTensor]) -> None:
     for name, tensor in stored.items():
         if tensor.tensor_type in INTEGER_TYPES:
             kind = tensor.tensor_type.name
-            raise BadInput(f"GGUF tensor {name!r} is stored as {kind}; weights must be of a floating type")
+            raise BadInput(
+                f"GGUF tensor {name!r} is stored as {kind}; weights must be of a floating type"
+            )
 
 
 def hugging_face_name(tensor: str) -> str:
-    """The checkpoint's name of a GGUF tensor. Raises: UnsupportedModel for tensors a plain Llama does not have."""
+    """The checkpoint's name of a GGUF tensor. Raises: UnsupportedModel for tensors a plain Llama
+    does not have.
+    """
     if tensor in OUTER_NAMES:
         return OUTER_NAMES[tensor]
     match = BLOCK_TENSOR.fullmatch(tensor)
     if match is None or match[2] not in BLOCK_NAMES:
-        raise UnsupportedModel(f"GGUF tensor {tensor!r} is no part of a plain Llama model; give its safetensors")
+        raise UnsupportedModel(
+            f"GGUF tensor {tensor!r} is no part of a plain Llama model; give its safetensors"
+        )
     return f"model.layers.{int(match[1])}.{BLOCK_NAMES[match[2]]}.weight"
 
 
 def decode(tensor: gguf.ReaderTensor) -> NumpyArray:
-    """A tensor's values as a new array; types that only store numbers keep their dtype, float64 becomes float32.
+    """A tensor's values as a new array; types that only store numbers keep their dtype, float64
+    becomes float32.
 
     Raises: BadInput naming tensor and type if the library cannot decode it.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are found, and named, by who reads
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # infinity and NaN are found, and named, by who reads
         return _decode(tensor)
 
 
@@ -196,9 +227,12 @@ def _decode(tensor: gguf.ReaderTensor) -> NumpyArray:
 def restore_rotary_rows(weights: NumpyArray, *, heads: int) -> NumpyArray:
     """Undo the row order that the GGUF converter gives query and key projections.
 
-    Per head the converter interleaves the two halves, [2, d/2] -> [d/2, 2], because llama.cpp rotates neighbours.
+    Per head the converter interleaves the two halves, [2, d/2] -> [d/2, 2], because llama.cpp
+    rotates neighbours.
 
     Shapes: (heads * d, in) -> the same.
     """
     rows, columns = weights.shape
-    return weights.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    return (
+        weights.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    )

@@ -7,7 +7,19 @@ import mmap
 import struct
 from pathlib import Path
 
-SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # by GGUF value type
+SCALAR_BYTES = {
+    0: 1,
+    1: 1,
+    2: 2,
+    3: 2,
+    4: 4,
+    5: 4,
+    6: 4,
+    7: 1,
+    10: 8,
+    11: 8,
+    12: 8,
+}  # by GGUF value type
 STRING, ARRAY = 8, 9
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
@@ -16,7 +28,10 @@ SMALLEST_ENTRY = 12  # bytes of a key-value or tensor entry whose texts are empt
 
 def check_header(path: Path) -> None:
     """Walk over key-values and tensor infos. Raises: ValueError saying what is wrong; OSError."""
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with (
+        path.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
         HeaderWalk(content).check()
 
 
@@ -44,7 +59,9 @@ class HeaderWalk:
     def skip(self, count: int) -> None:
         self.offset += count
         if self.offset > len(self.content):
-            raise ValueError(f"its header runs past the end of the file at {len(self.content)} bytes")
+            raise ValueError(
+                f"its header runs past the end of the file at {len(self.content)} bytes"
+            )
 
     def number(self, layout: str) -> int:
         start = self.offset
@@ -54,7 +71,9 @@ class HeaderWalk:
     def count(self, what: str) -> int:
         count = self.number("<Q")
         if count * SMALLEST_ENTRY > len(self.content):
-            raise ValueError(f"it claims {count} {what}, more than fit into {len(self.content)} bytes")
+            raise ValueError(
+                f"it claims {count} {what}, more than fit into {len(self.content)} bytes"
+            )
         return count
 
     def skip_text(self) -> None:
@@ -75,14 +94,20 @@ class HeaderWalk:
         if kind in SCALAR_BYTES:
             self.skip(count * SCALAR_BYTES[kind])
         elif kind == STRING:
-            for _ in range(count):  # ends with the file at the latest: every text takes eight bytes or more
+            for _ in range(
+                count
+            ):  # ends with the file at the latest: every text takes eight bytes or more
                 self.skip_text()
         else:
-            raise ValueError(f"it holds an array of the type {kind}; only numbers and texts are known")
+            raise ValueError(
+                f"it holds an array of the type {kind}; only numbers and texts are known"
+            )
 
     def skip_tensor_info(self) -> None:
         self.skip_text()
         dimensions = self.number("<I")
         if not 1 <= dimensions <= MOST_DIMENSIONS:
-            raise ValueError(f"it holds a tensor of {dimensions} dimensions; at most {MOST_DIMENSIONS} are known")
+            raise ValueError(
+                f"it holds a tensor of {dimensions} dimensions; at most {MOST_DIMENSIONS} are known"
+            )
         self.skip(8 * dimensions + 4 + 8)  # sizes, type, offset

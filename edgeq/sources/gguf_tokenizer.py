@@ -4,7 +4,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from edgeq.errors import BadInput, UnsupportedModel
 
@@ -15,7 +24,8 @@ TIKTOKEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# What llama.cpp does for "default": punctuation alone, then GPT-2's rule, then digits in threes from the left.
+# What llama.cpp does for "default": punctuation alone, then GPT-2's rule, then digits in threes
+# from the left.
 DEFAULT_PATTERNS = (r"[\p{P}\$\+<=>\^~\|]+", GPT2_PATTERN, r"\p{N}+", r"[0-9][0-9][0-9]")
 
 Metadata = Mapping[str, Any]
@@ -31,7 +41,9 @@ def split_single_digits() -> Any:
 
 def split_by(*patterns: str) -> Any:
     splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
-    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
 
 
 def split_like_llama3() -> Any:
@@ -56,17 +68,25 @@ PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {
     "gpt-2": split_by_gpt2,
     "default": split_like_default,
 }
-LLAMA3_NAMES = ("llama-bpe", "llama3")  # whole words before merges, and a text begins with the bos token
+LLAMA3_NAMES = (
+    "llama-bpe",
+    "llama3",
+)  # whole words before merges, and a text begins with the bos token
 
 
 def tokenizer_files(metadata: Metadata) -> dict[str, bytes]:
     """tokenizer.json, tokenizer_config.json and generation_config.json of a GGUF's vocabulary.
 
-    Raises: UnsupportedModel for other tokenizers than byte-level BPE; BadInput for a damaged vocabulary.
+    Raises: UnsupportedModel for other tokenizers than byte-level BPE; BadInput for a damaged
+    vocabulary.
     """
     tokens = read_tokens(metadata)
     tokenizer = build_tokenizer(metadata, tokens)
-    generation = {f"{name}_token_id": index for name, index in special_ids(metadata, tokens).items() if name != "unk"}
+    generation = {
+        f"{name}_token_id": index
+        for name, index in special_ids(metadata, tokens).items()
+        if name != "unk"
+    }
     return {
         "tokenizer.json": tokenizer.to_str(pretty=False).encode(),
         "tokenizer_config.json": as_json(tokenizer_config(metadata, tokens)),
@@ -82,27 +102,42 @@ def read_tokens(metadata: Metadata) -> Sequence[str]:
     """The vocabulary, in order of ids. Raises: UnsupportedModel, BadInput."""
     model = metadata.get("tokenizer.ggml.model")
     if model != "gpt2":
-        raise UnsupportedModel(f"GGUF tokenizer model {model!r} is not supported; only gpt2 (byte-level BPE) is")
+        raise UnsupportedModel(
+            f"GGUF tokenizer model {model!r} is not supported; only gpt2 (byte-level BPE) is"
+        )
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-        raise BadInput("the GGUF has no vocabulary in tokenizer.ggml.tokens; convert the model to GGUF again")
+    if (
+        not isinstance(tokens, list)
+        or not tokens
+        or not all(isinstance(token, str) for token in tokens)
+    ):
+        raise BadInput(
+            "the GGUF has no vocabulary in tokenizer.ggml.tokens; convert the model to GGUF again"
+        )
     return tokens
 
 
 def token_types(metadata: Metadata, tokens: Sequence[str]) -> Sequence[int]:
     types = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
     if len(types) != len(tokens):
-        raise BadInput(f"the GGUF has {len(tokens)} tokens but {len(types)} token types; convert the model again")
+        raise BadInput(
+            f"the GGUF has {len(tokens)} tokens but "
+            f"{len(types)} token types; convert the model again"
+        )
     return [int(kind) for kind in types]
 
 
 def build_tokenizer(metadata: Metadata, tokens: Sequence[str]) -> Tokenizer:
-    """The tokenizer: vocabulary, merges, special tokens, and how a text is cut up before merging."""
+    """The tokenizer: vocabulary, merges, special tokens, and how a text is cut up before
+    merging.
+    """
     name = pre_tokenizer_name(metadata)
     types = token_types(metadata, tokens)
     vocabulary = build_vocabulary(tokens, types)
     merges = read_merges(metadata, vocabulary)
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name in LLAMA3_NAMES))
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name in LLAMA3_NAMES)
+    )
     if name == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[name]()
@@ -114,32 +149,48 @@ def build_tokenizer(metadata: Metadata, tokens: Sequence[str]) -> Tokenizer:
 
 
 def pre_tokenizer_name(metadata: Metadata) -> str:
-    """Which rule cuts a text into words. Raises: UnsupportedModel naming a rule that is not known."""
+    """Which rule cuts a text into words. Raises: UnsupportedModel naming a rule that is not
+    known.
+    """
     name = str(metadata.get("tokenizer.ggml.pre", "default"))
     if name not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
-        raise UnsupportedModel(f"GGUF pre-tokenizer {name!r} is not supported; supported are {known}")
+        raise UnsupportedModel(
+            f"GGUF pre-tokenizer {name!r} is not supported; supported are {known}"
+        )
     return name
 
 
 def build_vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
     """Token -> id, without the fillers [PAD7] that converters put at ids which no token has."""
-    used = [index for index, kind in enumerate(types) if kind != UNUSED or tokens[index] != f"[PAD{index}]"]
+    used = [
+        index
+        for index, kind in enumerate(types)
+        if kind != UNUSED or tokens[index] != f"[PAD{index}]"
+    ]
     vocabulary = {tokens[index]: index for index in used}
     if len(vocabulary) != len(used):
         twice = next(tokens[index] for index in used if vocabulary[tokens[index]] != index)
-        raise BadInput(f"the GGUF's vocabulary names the token {twice!r} twice; convert the model to GGUF again")
+        raise BadInput(
+            "the GGUF's vocabulary names the token "
+            f"{twice!r} twice; convert the model to GGUF again"
+        )
     return vocabulary
 
 
 def read_merges(metadata: Metadata, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The pairs that BPE joins, most urgent first. Raises: BadInput if one is no pair of known tokens."""
+    """The pairs that BPE joins, most urgent first. Raises: BadInput if one is no pair of known
+    tokens.
+    """
     pairs = []
     for merge in metadata.get("tokenizer.ggml.merges", []):
         space = merge.find(" ", 1)
         left, right = merge[:space], merge[space + 1 :]
         if space < 0 or not {left, right, left + right} <= vocabulary.keys():
-            raise BadInput(f"the GGUF's merge {merge!r} is not a pair of known tokens; convert the model to GGUF again")
+            raise BadInput(
+                f"the GGUF's merge {merge!r} is not a pair of "
+                "known tokens; convert the model to GGUF again"
+            )
         pairs.append((left, right))
     return pairs
 
@@ -154,17 +205,24 @@ def added_tokens(tokens: Sequence[str], types: Sequence[int], kind: int) -> list
 
 
 def special_ids(metadata: Metadata, tokens: Sequence[str]) -> dict[str, int]:
-    """Ids of bos, eos, unk and pad, where the GGUF states them. Raises: BadInput for an id beyond the vocabulary."""
+    """Ids of bos, eos, unk and pad, where the GGUF states them. Raises: BadInput for an id beyond
+    the vocabulary.
+    """
     keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     found = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
     for name, index in found.items():
         if index is not None and not 0 <= index < len(tokens):
-            raise BadInput(f"the GGUF's {name} token has id {index} in a vocabulary of {len(tokens)}; convert it again")
+            raise BadInput(
+                f"the GGUF's {name} token has id {index} in a "
+                f"vocabulary of {len(tokens)}; convert it again"
+            )
     return {name: int(index) for name, index in found.items() if index is not None}
 
 
 def adds_token(metadata: Metadata, name: str) -> bool:
-    """Whether a text is given a bos or eos token; where the GGUF is silent, only Llama 3 adds one, at the beginning."""
+    """Whether a text is given a bos or eos token; where the GGUF is silent, only Llama 3 adds one,
+    at the beginning.
+    """
     default = name == "bos" and pre_tokenizer_name(metadata) in LLAMA3_NAMES
     return bool(metadata.get(f"tokenizer.ggml.add_{name}_token", default))
 
@@ -172,23 +230,39 @@ def adds_token(metadata: Metadata, name: str) -> bool:
 def build_post_processor(metadata: Metadata, tokens: Sequence[str]) -> Any:
     """Puts bos and eos around a text where the GGUF asks for it."""
     ids = special_ids(metadata, tokens)
-    ends = {name: tokens[ids[name]] for name in ("bos", "eos") if name in ids and adds_token(metadata, name)}
+    ends = {
+        name: tokens[ids[name]]
+        for name in ("bos", "eos")
+        if name in ids and adds_token(metadata, name)
+    }
     byte_level = processors.ByteLevel(trim_offsets=False)
     if not ends:
         return byte_level
     before, after = ends.get("bos"), ends.get("eos")
     template = processors.TemplateProcessing(
         single=[token for token in (before, "$A", after) if token],
-        pair=[f"{token}:{part}" for part, text in enumerate("AB") for token in (before, f"${text}", after) if token],
+        pair=[
+            f"{token}:{part}"
+            for part, text in enumerate("AB")
+            for token in (before, f"${text}", after)
+            if token
+        ],
         special_tokens=[(tokens[ids[name]], ids[name]) for name in ends],
     )
     return processors.Sequence([byte_level, template])
 
 
 def tokenizer_config(metadata: Metadata, tokens: Sequence[str]) -> dict[str, Any]:
-    """What tokenizer_config.json says beside tokenizer.json: special tokens by name, chat template."""
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    config |= {f"{name}_token": tokens[index] for name, index in special_ids(metadata, tokens).items()}
+    """What tokenizer_config.json says beside tokenizer.json: special tokens by name, chat
+    template.
+    """
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    config |= {
+        f"{name}_token": tokens[index] for name, index in special_ids(metadata, tokens).items()
+    }
     for name in ("bos", "eos"):
         if f"tokenizer.ggml.add_{name}_token" in metadata or adds_token(metadata, name):
             config[f"add_{name}_token"] = adds_token(metadata, name)

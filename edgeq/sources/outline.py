@@ -1,23 +1,37 @@
-"""A model of which only config.json and perhaps the shard index are there: enough to plan a run, not to make one."""
+"""A model of which only config.json and perhaps the shard index are there: enough to plan a run,
+not to make one.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.architectures.layout import expected_block_shapes, expected_outer_shapes, find_blocks, is_redundant
+from edgeq.architectures.layout import (
+    expected_block_shapes,
+    expected_outer_shapes,
+    find_blocks,
+    is_redundant,
+)
 from edgeq.architectures.model_config import check_config, positive_integer
 from edgeq.checkpoint.tensor_file import DTYPES, ITEM_BYTES
 from edgeq.errors import BadInput
 from edgeq.sources.fingerprint import hash_model
-from edgeq.sources.safetensors_directory import SHARD_INDEX, read_companions, read_json_object, read_weight_map
+from edgeq.sources.safetensors_directory import (
+    SHARD_INDEX,
+    read_companions,
+    read_json_object,
+    read_weight_map,
+)
 from edgeq.types import BlockSpec, NumpyArray
 
 MOST_BLOCKS = 10_000
 
 
 def block_count(config: Mapping[str, Any]) -> int:
-    """Raises: BadInput for more than any model has: nothing but the config limits the number here."""
+    """Raises: BadInput for more than any model has: nothing but the config limits the number
+    here.
+    """
     count = positive_integer(config, "num_hidden_layers")
     if count > MOST_BLOCKS:
         raise BadInput(f"config: num_hidden_layers is {count}; it must be {MOST_BLOCKS} or less")
@@ -25,7 +39,8 @@ def block_count(config: Mapping[str, Any]) -> int:
 
 
 class ModelOutline:
-    """Names and shapes of all tensors as the config implies them, checked against the index where there is one.
+    """Names and shapes of all tensors as the config implies them, checked against the index where
+    there is one.
 
     Raises: BadInput or UnsupportedModel, each with one line.
     """
@@ -37,7 +52,9 @@ class ModelOutline:
         self._shapes = dict(expected_outer_shapes(self.config))
         of_block = expected_block_shapes(self.config)
         for block in range(block_count(self.config)):
-            self._shapes |= {f"model.layers.{block}.{name}": shape for name, shape in of_block.items()}
+            self._shapes |= {
+                f"model.layers.{block}.{name}": shape for name, shape in of_block.items()
+            }
         if (path / SHARD_INDEX).is_file():
             self._check_names(read_weight_map(path))
         self.decoder_blocks = find_blocks(self.config, self._shapes)
@@ -45,10 +62,15 @@ class ModelOutline:
     def _check_names(self, listed: Mapping[str, str]) -> None:
         for name in listed:
             if name not in self._shapes and not is_redundant(name, self.config):
-                raise BadInput(f"{self.directory / SHARD_INDEX} lists {name!r}, which the config has no place for")
+                raise BadInput(
+                    f"{self.directory / SHARD_INDEX} lists "
+                    f"{name!r}, which the config has no place for"
+                )
         for name in self._shapes:
             if name not in listed:
-                raise BadInput(f"{self.directory / SHARD_INDEX} lacks {name!r}, which the config asks for")
+                raise BadInput(
+                    f"{self.directory / SHARD_INDEX} lacks {name!r}, which the config asks for"
+                )
 
     def tensor_names(self) -> Sequence[str]:
         return tuple(self._shapes)
@@ -57,7 +79,9 @@ class ModelOutline:
         return self._shapes[tensor_name]
 
     def read(self, tensor_name: str) -> NumpyArray:
-        raise BadInput(f"{self.directory} holds no weights ({tensor_name!r} was asked for); fetch them first")
+        raise BadInput(
+            f"{self.directory} holds no weights ({tensor_name!r} was asked for); fetch them first"
+        )
 
     def stored_as(self, tensor_name: str) -> str:
         stated = str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")

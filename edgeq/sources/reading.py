@@ -11,7 +11,9 @@ def read_tensor(source: ModelSource, name: str) -> NumpyArray:
     """A tensor as the source stores it. Raises: DamagedModel when it holds NaN or infinity."""
     tensor = source.read(name)
     if not np.isfinite(tensor).all():
-        raise DamagedModel(f"tensor {name!r} of {source.name!r} holds NaN or infinity; fetch the checkpoint again")
+        raise DamagedModel(
+            f"tensor {name!r} of {source.name!r} holds NaN or infinity; fetch the checkpoint again"
+        )
     return tensor
 
 

@@ -1,4 +1,6 @@
-"""A Hugging Face checkpoint directory: config.json, one or more safetensors files, tokenizer files."""
+"""A Hugging Face checkpoint directory: config.json, one or more safetensors files, tokenizer
+files.
+"""
 
 import json
 import math
@@ -45,7 +47,9 @@ STORED_DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies: its file, the offset of its first byte there, its dtype as safetensors names it."""
+    """Where a tensor lies: its file, the offset of its first byte there, its dtype as safetensors
+    names it.
+    """
 
     file: Path
     offset: int
@@ -54,7 +58,8 @@ class StoredTensor:
 
 
 class SafetensorsDirectory:
-    """A checkpoint directory as a ModelSource. Opening reads headers only; tensors are read one at a time.
+    """A checkpoint directory as a ModelSource. Opening reads headers only; tensors are read one at
+    a time.
 
     Raises: BadInput or UnsupportedModel, each with one line.
     """
@@ -68,7 +73,11 @@ class SafetensorsDirectory:
         self.files = tuple(files)
         stored = {tensor: place for file in files for tensor, place in read_header(file).items()}
         check_index(path, stored)
-        self.stored = {tensor: place for tensor, place in stored.items() if not is_redundant(tensor, self.config)}
+        self.stored = {
+            tensor: place
+            for tensor, place in stored.items()
+            if not is_redundant(tensor, self.config)
+        }
         check_dtypes(self.stored)
         self.decoder_blocks = find_blocks(self.config, self.shapes())
 
@@ -83,14 +92,18 @@ class SafetensorsDirectory:
 
     def place(self, tensor_name: str) -> StoredTensor:
         if tensor_name not in self.stored:
-            raise BadInput(f"{self.directory} holds no tensor {tensor_name!r}; fetch the checkpoint again")
+            raise BadInput(
+                f"{self.directory} holds no tensor {tensor_name!r}; fetch the checkpoint again"
+            )
         return self.stored[tensor_name]
 
     def read(self, tensor_name: str) -> NumpyArray:
         """One tensor in the dtype it is stored in; float64 becomes float32."""
         place = self.place(tensor_name)
         count = math.prod(place.shape)
-        values = np.fromfile(place.file, dtype=STORED_DTYPES[place.dtype], count=count, offset=place.offset)
+        values = np.fromfile(
+            place.file, dtype=STORED_DTYPES[place.dtype], count=count, offset=place.offset
+        )
         if values.size != count:
             raise BadInput(f"{place.file} became shorter while in use; fetch the checkpoint again")
         values = values.reshape(place.shape)
@@ -124,7 +137,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise BadInput(f"{path} cannot be read ({reason_of(error)}); check its permissions") from None
+        raise BadInput(
+            f"{path} cannot be read ({reason_of(error)}); check its permissions"
+        ) from None
     except (ValueError, RecursionError):
         raise BadInput(f"{path} is not valid JSON; fetch the checkpoint again") from None
     if not isinstance(content, dict):
@@ -133,7 +148,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in a fixed order. Raises: BadInput if there are none or one is missing."""
+    """The safetensors files of a checkpoint, in a fixed order. Raises: BadInput if there are none
+    or one is missing.
+    """
     if (path / SINGLE_FILE).is_file():
         return [path / SINGLE_FILE]
     if not (path / SHARD_INDEX).is_file():
@@ -141,30 +158,45 @@ def weight_files(path: Path) -> list[Path]:
     names = sorted(set(read_weight_map(path).values()))
     for name in names:
         if not (path / name).is_file():
-            raise BadInput(f"{path / SHARD_INDEX} names {name!r}, which is missing; fetch the checkpoint again")
+            raise BadInput(
+                f"{path / SHARD_INDEX} names {name!r}, which is missing; fetch the checkpoint again"
+            )
     return [path / name for name in names]
 
 
 def explain_no_weights(path: Path) -> str:
     if (path / HEAD_FILE).is_file():
-        return f"{path} is quantized already, a checkpoint of edgeq; give the original model, or export or evaluate it"
+        return (
+            f"{path} is quantized already, a checkpoint of edgeq; "
+            "give the original model, or export or evaluate it"
+        )
     for pattern in PICKLE_PATTERNS:
         for found in sorted(path.glob(pattern)):
-            return f"{path} holds only pickles ({found.name}), which edgeq never loads; convert it to safetensors"
+            return (
+                f"{path} holds only pickles ({found.name}), which "
+                "edgeq never loads; convert it to safetensors"
+            )
     for found in sorted(path.glob("*.gguf")):
         return f"{path} holds no {SINGLE_FILE}; to use the GGUF file in it give {found}"
     return f"{path} holds no weights; it needs {SINGLE_FILE} or {SHARD_INDEX}"
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """Tensor name -> file name of a sharded checkpoint; names may not lead out of the directory. Raises: BadInput."""
+    """Tensor name -> file name of a sharded checkpoint; names may not lead out of the directory.
+    Raises: BadInput.
+    """
     index = path / SHARD_INDEX
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise BadInput(f"{index} has no object 'weight_map' with tensors; fetch the checkpoint again")
+        raise BadInput(
+            f"{index} has no object 'weight_map' with tensors; fetch the checkpoint again"
+        )
     for name in weight_map.values():
         if not isinstance(name, str) or not name or leads_out(name):
-            raise BadInput(f"{index} names the file {name!r}; shards must lie inside the checkpoint's directory")
+            raise BadInput(
+                f"{index} names the file {name!r}; shards "
+                "must lie inside the checkpoint's directory"
+            )
     return weight_map
 
 
@@ -172,7 +204,9 @@ def check_dtypes(stored: Mapping[str, StoredTensor]) -> None:
     """Raises: BadInput naming the first tensor whose type is not one that weights are read from."""
     for name, place in stored.items():
         if place.dtype not in STORED_DTYPES:
-            raise BadInput(f"tensor {name!r} is stored as {place.dtype}; weights must be F32, F16, BF16 or F64")
+            raise BadInput(
+                f"tensor {name!r} is stored as {place.dtype}; weights must be F32, F16, BF16 or F64"
+            )
 
 
 def check_index(path: Path, stored: Mapping[str, StoredTensor]) -> None:
@@ -182,24 +216,34 @@ def check_index(path: Path, stored: Mapping[str, StoredTensor]) -> None:
     for tensor, name in read_weight_map(path).items():
         if tensor not in stored or stored[tensor].file != path / name:
             raise BadInput(
-                f"{path / SHARD_INDEX} says {tensor!r} is in {name}, which does not hold it; fetch the checkpoint again"
+                f"{path / SHARD_INDEX} says {tensor!r} is in {name}, "
+                "which does not hold it; fetch the checkpoint again"
             )
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Where each tensor of a file lies, after the library has checked header, offsets and length. Raises: BadInput."""
+    """Where each tensor of a file lies, after the library has checked header, offsets and length.
+    Raises: BadInput.
+    """
     try:
         with file.open("rb") as stream, safe_open(file, framework="numpy"):
             header_bytes = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(header_bytes))
-    except OSError as error:  # opened by Python first: the library says "no such file" of whatever it may not read
-        raise BadInput(f"{file} cannot be read ({reason_of(error)}); check its permissions") from None
+    # opened by Python first: the library says "no such file" of whatever it may not read
+    except OSError as error:
+        raise BadInput(
+            f"{file} cannot be read ({reason_of(error)}); check its permissions"
+        ) from None
     except (SafetensorError, ValueError) as error:
-        raise BadInput(f"{file} is not a readable safetensors file ({reason_of(error)}); fetch it again") from None
+        raise BadInput(
+            f"{file} is not a readable safetensors file ({reason_of(error)}); fetch it again"
+        ) from None
     header.pop("__metadata__", None)
     start = 8 + header_bytes
     return {
-        tensor: StoredTensor(file, start + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
+        tensor: StoredTensor(
+            file, start + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"])
+        )
         for tensor, entry in header.items()
     }
 

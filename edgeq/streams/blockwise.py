@@ -18,24 +18,32 @@ from edgeq.streams.recomputing import RecomputedStreams
 from edgeq.streams.schedule import Forward, Streams
 from edgeq.types import Array, BlockSpec, NumpyArray
 
-CALIBRATION_BATCH = 8192  # tokens: wide products run best, and all of a block's batches are in memory anyway
+CALIBRATION_BATCH = (
+    8192  # tokens: wide products run best, and all of a block's batches are in memory anyway
+)
 PREDICTION_BATCH = 2048  # tokens: logits take vocabulary-many floats for each
 
 
 class BlockwiseModel(Protocol):
-    """A framework's own model code, of which one block has weights at a time. Shapes: ids (windows, tokens)."""
+    """A framework's own model code, of which one block has weights at a time. Shapes: ids (windows,
+    tokens).
+    """
 
     @property
     def places(self) -> Sequence["Place"]:
         """Where the blocks stood, in execution order."""
 
     def record(self, batches: Sequence[NumpyArray]) -> Iterator[Array]:
-        """Note what every block gets besides hidden states; gives the hidden states before block 0, per batch."""
+        """Note what every block gets besides hidden states; gives the hidden states before block 0,
+        per batch.
+        """
 
     def block(self, index: int) -> AbstractContextManager[object]:
         """A block with its weights, freed on leaving."""
 
-    def halting_block(self, block: BlockSpec) -> AbstractContextManager[Callable[[str, Array], Array]]:
+    def halting_block(
+        self, block: BlockSpec
+    ) -> AbstractContextManager[Callable[[str, Array], Array]]:
         """The same, standing still at each linear layer; gives what exchanges a layer's weight."""
 
     def run_block(self, index: int, batch: int, hidden: Array) -> Array:
@@ -47,17 +55,25 @@ class BlockwiseModel(Protocol):
     def from_numpy(self, hidden: NumpyArray) -> Array:
         """The inverse of `to_numpy`, in memory of the framework's own."""
 
-    def logits(self, batches: Sequence[NumpyArray], hidden: Sequence[Array]) -> Iterator[Iterator[NumpyArray]]:
-        """Per batch and window, the logits of finished hidden states. Shapes: (tokens, vocabulary) float32."""
+    def logits(
+        self, batches: Sequence[NumpyArray], hidden: Sequence[Array]
+    ) -> Iterator[Iterator[NumpyArray]]:
+        """Per batch and window, the logits of finished hidden states. Shapes: (tokens, vocabulary)
+        float32.
+        """
 
 
 class EndOfRecording(Exception):
-    """Raised by the last place: what the model does after its blocks is not needed while recording."""
+    """Raised by the last place: what the model does after its blocks is not needed while
+    recording.
+    """
 
 
 @dataclass(slots=True)
 class Call:
-    """What a model hands to a block besides the hidden states: masks, rotary tables and the like."""
+    """What a model hands to a block besides the hidden states: masks, rotary tables and the
+    like.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -65,7 +81,9 @@ class Call:
 
 @dataclass(slots=True)
 class Place:
-    """Where a block stood in its model: notes each call while recording, else passes hidden states on."""
+    """Where a block stood in its model: notes each call while recording, else passes hidden states
+    on.
+    """
 
     last: bool
     recording: bool = False
@@ -86,7 +104,9 @@ class Place:
 def record_calls(
     places: Sequence[Place], run: Callable[[NumpyArray], object], batches: Sequence[NumpyArray]
 ) -> Iterator[Array]:
-    """Run each batch through a model whose blocks are places; gives the hidden states before block 0."""
+    """Run each batch through a model whose blocks are places; gives the hidden states before block
+    0.
+    """
     for place in places:
         place.recording, place.calls = True, []
     for ids in batches:
@@ -103,13 +123,17 @@ def record_calls(
 
 
 def split_windows(windows: NumpyArray, tokens_per_batch: int) -> list[NumpyArray]:
-    """Whole windows grouped so that a batch has about tokens_per_batch tokens. Shapes: (windows, length)."""
+    """Whole windows grouped so that a batch has about tokens_per_batch tokens. Shapes: (windows,
+    length).
+    """
     per_batch = max(1, tokens_per_batch // windows.shape[1])
     return [windows[start : start + per_batch] for start in range(0, len(windows), per_batch)]
 
 
 def share_windows(windows: NumpyArray, share: float) -> tuple[NumpyArray, NumpyArray]:
-    """A share of the windows (at least one unless it is 0), evenly spread over them, and the others."""
+    """A share of the windows (at least one unless it is 0), evenly spread over them, and the
+    others.
+    """
     count = min(len(windows), math.ceil(share * len(windows)))
     chosen = np.zeros(len(windows), bool)
     chosen[np.arange(count) * len(windows) // max(count, 1)] = True
@@ -120,8 +144,9 @@ def share_windows(windows: NumpyArray, share: float) -> tuple[NumpyArray, NumpyA
 class Flow:
     """How calibration tokens go through a model: what `edgeq.planning.memory` chooses.
 
-    "standing": all batches stand at each layer, every operation runs once. "recomputing": one batch at a time, a
-    block's layers run about three times. Hidden states between blocks lie in memory, or on disk in states_folder.
+    "standing": all batches stand at each layer, every operation runs once. "recomputing": one batch
+    at a time, a block's layers run about three times. Hidden states between blocks lie in memory,
+    or on disk in states_folder.
     """
 
     schedule: Literal["standing", "recomputing"] = "standing"
@@ -130,7 +155,9 @@ class Flow:
 
 
 def saved_windows(folder: Path, name: str) -> Iterator[NumpyArray]:
-    """Window after window of a stream that was saved in batches of any size. Shapes: (tokens, hidden)."""
+    """Window after window of a stream that was saved in batches of any size. Shapes: (tokens,
+    hidden).
+    """
     for path in sorted(folder.glob(f"{name}-*.npy")):
         yield from np.load(path, mmap_mode="r", allow_pickle=False)
 
@@ -138,23 +165,32 @@ def saved_windows(folder: Path, name: str) -> Iterator[NumpyArray]:
 class CalibrationStreams:
     """Both streams of hidden states, and blocks whose forwards stand still at each linear layer.
 
-    The full-precision stream runs on the share `drift` of the windows, evenly chosen; a run without it costs half.
-    Shapes: windows (count, tokens) of token ids.
+    The full-precision stream runs on the share `drift` of the windows, evenly chosen; a run without
+    it costs half. Shapes: windows (count, tokens) of token ids.
     """
 
     def __init__(
-        self, model: BlockwiseModel, windows: NumpyArray, *, drift: float = 1.0, flow: Flow | None = None
+        self,
+        model: BlockwiseModel,
+        windows: NumpyArray,
+        *,
+        drift: float = 1.0,
+        flow: Flow | None = None,
     ) -> None:
         self._model, self._flow = model, flow or Flow()
         self._full, self._quantized = self._no_states(), self._no_states()
         tokens = self._flow.batch_tokens or CALIBRATION_BATCH
         paired, single = (split_windows(part, tokens) for part in share_windows(windows, drift))
         for batch, hidden in enumerate(model.record([*paired, *single])):
-            for states in (self._full, self._quantized) if batch < len(paired) else (self._quantized,):
+            for states in (
+                (self._full, self._quantized) if batch < len(paired) else (self._quantized,)
+            ):
                 states.append(hidden)
 
     def sites(self, block: BlockSpec) -> Iterator[Site]:
-        """Load a block, stand still at each of its sites, then keep what both streams came out with."""
+        """Load a block, stand still at each of its sites, then keep what both streams came out
+        with.
+        """
         schedule = self._stand if self._flow.schedule == "standing" else self._recompute
         with self._model.halting_block(block) as set_weight:
             yield from schedule(block.index, set_weight)
@@ -163,10 +199,13 @@ class CalibrationStreams:
         """Write what both streams came to, a file per batch."""
         for name, stream in (("full", self._full), ("quantized", self._quantized)):
             for batch in range(len(stream)):
-                write_array(folder / f"{name}-{batch:05d}.npy", self._model.to_numpy(stream.read(batch)))
+                write_array(
+                    folder / f"{name}-{batch:05d}.npy", self._model.to_numpy(stream.read(batch))
+                )
 
     def restore(self, folder: Path) -> None:
-        """Go on with what `save` wrote, on this or another framework, in batches of this or another size.
+        """Go on with what `save` wrote, on this or another framework, in batches of this or another
+        size.
 
         Raises: OSError, ValueError or EOFError.
         """
@@ -207,7 +246,9 @@ class CalibrationStreams:
 
 
 class BlockwiseLogits:
-    """Predictions of any ModelSource, computed block by block: only one block's weights are in memory."""
+    """Predictions of any ModelSource, computed block by block: only one block's weights are in
+    memory.
+    """
 
     def __init__(self, model: BlockwiseModel) -> None:
         self._model = model
@@ -221,6 +262,9 @@ class BlockwiseLogits:
         hidden = list(self._model.record(batches))
         for index in range(len(self._model.places)):
             with self._model.block(index):
-                hidden = [self._model.run_block(index, batch, states) for batch, states in enumerate(hidden)]
+                hidden = [
+                    self._model.run_block(index, batch, states)
+                    for batch, states in enumerate(hidden)
+                ]
         for of_batch in self._model.logits(batches, hidden):
             yield from of_batch

@@ -1,4 +1,6 @@
-"""Where the hidden states of a stream lie between two blocks: in memory, or in a file that is never left behind."""
+"""Where the hidden states of a stream lie between two blocks: in memory, or in a file that is never
+left behind.
+"""
 
 import tempfile
 import weakref
@@ -47,15 +49,20 @@ class StatesInMemory:
 class StatesOnDisk:
     """Arrays in one file without a name, which the system removes however the process ends.
 
-    The file is read and written, not mapped: pages of a map count as resident memory of the process.
+    The file is read and written, not mapped: pages of a map count as resident memory of the
+    process.
     """
 
     def __init__(
-        self, folder: Path, to_numpy: Callable[[Array], NumpyArray], from_numpy: Callable[[NumpyArray], Array]
+        self,
+        folder: Path,
+        to_numpy: Callable[[Array], NumpyArray],
+        from_numpy: Callable[[NumpyArray], Array],
     ) -> None:
         self._folder = folder
         try:
-            # without a buffer, which would be written once more, and fail again, when the file is closed
+            # without a buffer, which would be written once more, and fail again, when the file is
+            # closed
             self._file = tempfile.TemporaryFile(dir=folder, prefix=".edgeq-states-", buffering=0)
         except OSError as error:
             raise self._not_written(error) from error
@@ -81,14 +88,19 @@ class StatesOnDisk:
         while left:
             count = self._file.readinto(left)
             if not count:
-                raise BadInput("the temporary file of hidden states became shorter while in use; run the command again")
+                raise BadInput(
+                    "the temporary file of hidden states became "
+                    "shorter while in use; run the command again"
+                )
             left = left[count:]
         return self._from_numpy(values)
 
     def replace(self, batch: int, hidden: Array) -> None:
         offset, shape, dtype = self._places[batch]
         values = np.ascontiguousarray(self._to_numpy(hidden))
-        assert (values.shape, values.dtype) == (shape, dtype), "a block gives back the shape that it got"
+        assert (values.shape, values.dtype) == (shape, dtype), (
+            "a block gives back the shape that it got"
+        )
         self._write(offset, values)
 
     def _write(self, offset: int, values: NumpyArray) -> None:
@@ -102,6 +114,7 @@ class StatesOnDisk:
 
     def _not_written(self, error: OSError) -> BadInput:
         return BadInput(
-            f"hidden states cannot be written in {str(self._folder)!r} ({reason_of(error)}); make room there, or raise "
+            f"hidden states cannot be written in {str(self._folder)!r} "
+            f"({reason_of(error)}); make room there, or raise "
             "--max-ram so that they stay in memory"
         )

@@ -1,7 +1,8 @@
-"""The schedule for little memory: at each site both streams run anew from the block's start, one batch at a time.
+"""The schedule for little memory: at each site both streams run anew from the block's start, one
+batch at a time.
 
-Nothing but one batch is held while a layer is solved; in exchange a block is run about three times. Sites, inputs and
-results are those of `edgeq.streams.schedule.Streams`.
+Nothing but one batch is held while a layer is solved; in exchange a block is run about three times.
+Sites, inputs and results are those of `edgeq.streams.schedule.Streams`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,11 @@ Run = Callable[[], Array]
 
 
 class RecomputedStreams:
-    """Both streams' passes through one block: full precision (may be fewer, or none) and quantized, paired by batch.
+    """Both streams' passes through one block: full precision (may be fewer, or none) and quantized,
+    paired by batch.
 
-    set_weight changes what a layer computes with and gives back what it computed with before; keep gets each output of
-    the block, by stream (True is the quantized one) and batch.
+    set_weight changes what a layer computes with and gives back what it computed with before; keep
+    gets each output of the block, by stream (True is the quantized one) and batch.
     """
 
     def __init__(
@@ -30,7 +32,9 @@ class RecomputedStreams:
     ) -> None:
         self._full, self._quantized = full, quantized
         self._set_weight, self._keep = set_weight, keep
-        self._spare: dict[str, Array] = {}  # weights of solved layers that the stream now running does not use
+        self._spare: dict[
+            str, Array
+        ] = {}  # weights of solved layers that the stream now running does not use
         self._replaced = False
 
     def sites(self) -> Iterator["RecomputedSite"]:
@@ -64,7 +68,9 @@ class RecomputedStreams:
             yield X, input_at(Forward(run), route, layer)
 
     def _site_layers(self) -> list[list[str]]:
-        """The layers in execution order, those that read one input together: seen in the pass of one batch."""
+        """The layers in execution order, those that read one input together: seen in the pass of
+        one batch.
+        """
         forward, found, last = Forward(self._quantized[0]), list[list[str]](), None
         forward.resume()
         while forward.stop is not None:
@@ -77,21 +83,29 @@ class RecomputedStreams:
         return found
 
     def _use(self, *, replaced: bool) -> None:
-        """Let the layers that are solved compute with their new weights, or with the original ones."""
+        """Let the layers that are solved compute with their new weights, or with the original
+        ones.
+        """
         if replaced != self._replaced:
-            self._spare = {layer: self._set_weight(layer, weight) for layer, weight in self._spare.items()}
+            self._spare = {
+                layer: self._set_weight(layer, weight) for layer, weight in self._spare.items()
+            }
             self._replaced = replaced
 
 
 class RecomputedSite:
     """The layers that read one input. Layers that the caller leaves unsolved keep their weights."""
 
-    def __init__(self, streams: RecomputedStreams, layers: Sequence[str], route: Sequence[str]) -> None:
+    def __init__(
+        self, streams: RecomputedStreams, layers: Sequence[str], route: Sequence[str]
+    ) -> None:
         self.name = layers[0]
         self._streams, self._layers, self._route = streams, layers, route
 
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
-        """(X, X_hat) per batch, computed when asked for; X is None when no full-precision stream runs."""
+        """(X, X_hat) per batch, computed when asked for; X is None when no full-precision stream
+        runs.
+        """
         return self._streams.inputs(self._route, self.name)
 
     def layers(self) -> Iterator[str]:
@@ -112,7 +126,9 @@ def input_at(forward: Forward, route: Sequence[str], layer: str) -> Array:
 
 
 def follow(forward: Forward, route: Sequence[str]) -> None:
-    """Run a pass through layers in order, up to whatever comes after them. Raises: UnsupportedModel."""
+    """Run a pass through layers in order, up to whatever comes after them. Raises:
+    UnsupportedModel.
+    """
     forward.resume()
     for layer in route:
         if forward.stop is None or forward.stop.layer != layer:
@@ -123,6 +139,7 @@ def follow(forward: Forward, route: Sequence[str]) -> None:
 def _another_way(forward: Forward, layer: str) -> UnsupportedModel:
     here = f"layer {forward.stop.layer!r}" if forward.stop else "the end of the block"
     return UnsupportedModel(
-        f"one batch stands at layer {layer!r} and another at {here}; edgeq needs models that run the same layers for "
+        f"one batch stands at layer {layer!r} and another at "
+        f"{here}; edgeq needs models that run the same layers for "
         "every batch"
     )

@@ -1,8 +1,10 @@
-"""Forward passes that stand still at each linear layer until it is solved, so that every operation runs once.
+"""Forward passes that stand still at each linear layer until it is solved, so that every operation
+runs once.
 
-Each batch's pass through a block runs in a greenlet of its own. Hooks on the linear layers hand control back with the
-layer's name and input; when all passes of both streams stand at the same layer it can be solved, replaced, and all
-passes go on. No framework is known here: an activation source contributes the hooks and the weights.
+Each batch's pass through a block runs in a greenlet of its own. Hooks on the linear layers hand
+control back with the layer's name and input; when all passes of both streams stand at the same
+layer it can be solved, replaced, and all passes go on. No framework is known here: an activation
+source contributes the hooks and the weights.
 """
 
 import itertools
@@ -24,7 +26,9 @@ class Stop:
 
 
 class Forward:
-    """One batch's pass through a block. After `resume`, `stop` is where it stands, or None once `output` is there."""
+    """One batch's pass through a block. After `resume`, `stop` is where it stands, or None once
+    `output` is there.
+    """
 
     def __init__(self, run: Callable[[], Array]) -> None:
         self._pass = greenlet(run)
@@ -51,7 +55,8 @@ class Forward:
 
 
 def stand_still(layer: str, x: Array) -> None:
-    """Called by a hook just before a linear layer runs: hand control to the scheduler until it resumes this pass.
+    """Called by a hook just before a linear layer runs: hand control to the scheduler until it
+    resumes this pass.
 
     Outside of a scheduled pass (an ordinary forward) it does nothing.
     """
@@ -61,7 +66,9 @@ def stand_still(layer: str, x: Array) -> None:
 
 
 class Streams:
-    """Both streams' passes through one block: full precision (may be fewer, or none) and quantized, paired by batch."""
+    """Both streams' passes through one block: full precision (may be fewer, or none) and quantized,
+    paired by batch.
+    """
 
     def __init__(
         self,
@@ -74,7 +81,9 @@ class Streams:
         self._replacements: dict[str, NumpyArray] = {}
 
     def sites(self) -> Iterator["StandingSite"]:
-        """Stand still at one site after the other; both streams are through the block when this is exhausted."""
+        """Stand still at one site after the other; both streams are through the block when this is
+        exhausted.
+        """
         self._resume(self.full)
         self._resume(self.quantized)
         while (layer := self._common_layer()) is not None:
@@ -87,7 +96,9 @@ class Streams:
         self._replacements[layer] = weight
 
     def pass_layer(self) -> None:
-        """Run every pass through the layer it stands at: original weight first, then the replacement."""
+        """Run every pass through the layer it stands at: original weight first, then the
+        replacement.
+        """
         layer = self._common_layer()
         assert layer is not None
         self._resume(self.full)
@@ -97,13 +108,22 @@ class Streams:
         self._resume(self.quantized)
 
     def _common_layer(self) -> str | None:
-        """The layer at which all passes stand, None once all are through the block. Raises: UnsupportedModel."""
-        layers = [None if forward.stop is None else forward.stop.layer for forward in (*self.quantized, *self.full)]
+        """The layer at which all passes stand, None once all are through the block. Raises:
+        UnsupportedModel.
+        """
+        layers = [
+            None if forward.stop is None else forward.stop.layer
+            for forward in (*self.quantized, *self.full)
+        ]
         for layer in layers:
             if layer != layers[0]:
-                here, there = (f"layer {name!r}" if name else "the end of the block" for name in (layers[0], layer))
+                here, there = (
+                    f"layer {name!r}" if name else "the end of the block"
+                    for name in (layers[0], layer)
+                )
                 raise UnsupportedModel(
-                    f"one batch stands at {here} and another at {there}; edgeq needs models that run the same layers "
+                    f"one batch stands at {here} and another at {there}; "
+                    "edgeq needs models that run the same layers "
                     "for every batch"
                 )
         return layers[0]
@@ -139,11 +159,16 @@ class StandingSite:
             yield layer
             self._streams.pass_layer()
             stops = [forward.stop for forward in self._streams.quantized]
-            same = [stop is not None and stop.input is x for stop, x in zip(stops, self._inputs, strict=True)]
+            same = [
+                stop is not None and stop.input is x
+                for stop, x in zip(stops, self._inputs, strict=True)
+            ]
             if not any(same) or stops[0] is None:
                 return
             if not all(same):
-                raise UnsupportedModel(f"layer {stops[0].layer!r}: only some batches give it the input of {layer!r}")
+                raise UnsupportedModel(
+                    f"layer {stops[0].layer!r}: only some batches give it the input of {layer!r}"
+                )
             layer = stops[0].layer
 
 

@@ -15,12 +15,20 @@ ZEROS = ("symmetric", "integer", "offset")
 class SolvedLayer:
     """Codes of GPTQ (or of rounding) on stage 1 scales; B and H in float32-exact numbers."""
 
-    def __init__(self, rng, grid, backend, *, solver="gptq", damping=0.01, drift=0.2, H=None, **sizes):
-        self.W, self.X, self.X_hat = plain.random_layer(rng, drift=drift, **{"in_features": 40, **sizes})
+    def __init__(
+        self, rng, grid, backend, *, solver="gptq", damping=0.01, drift=0.2, H=None, **sizes
+    ):
+        self.W, self.X, self.X_hat = plain.random_layer(
+            rng, drift=drift, **{"in_features": 40, **sizes}
+        )
         raw, D = plain.moments(self.X, self.X_hat)
-        self.H = plain.damped(raw if H is None else H, damping).astype(np.float32).astype(np.float64)
+        self.H = (
+            plain.damped(raw if H is None else H, damping).astype(np.float32).astype(np.float64)
+        )
         self.H = (self.H + self.H.T) / 2
-        self.V = self.W if H is not None else self.W + 0.5 * np.linalg.solve(self.H, (self.W @ D).T).T
+        self.V = (
+            self.W if H is not None else self.W + 0.5 * np.linalg.solve(self.H, (self.W @ D).T).T
+        )
         self.V = self.V.astype(np.float32).astype(np.float64)
         self.grid, self.backend = grid, backend
         self.B = self.V @ self.H
@@ -48,7 +56,9 @@ class SolvedLayer:
 
 
 def correlated_moment(rng, size, loud=0.0):
-    """A second moment with eigenvalues 1 / i in a random basis, a share of the inputs eight times as loud."""
+    """A second moment with eigenvalues 1 / i in a random basis, a share of the inputs eight times
+    as loud.
+    """
     basis = np.linalg.qr(rng.standard_normal((size, size)))[0]
     H = basis @ np.diag(1 / np.arange(1, size + 1)) @ basis.T * size
     gain = np.where(np.arange(size) < loud * size, 8.0, 1.0)

@@ -9,7 +9,13 @@ from edgeq.types import Grid
 
 def turned(layer, truth=None, **options):
     return alternate(
-        layer.codes, layer.fitted, layer.target, layer.grid, layer.backend, turns=Turns(**options), truth=truth
+        layer.codes,
+        layer.fitted,
+        layer.target,
+        layer.grid,
+        layer.backend,
+        turns=Turns(**options),
+        truth=truth,
     )
 
 
@@ -30,7 +36,9 @@ def test_each_turn_lowers_the_loss_of_every_row_or_leaves_it(backend, rng, zeros
 def test_scales_and_offsets_stay_what_the_container_stores(backend, rng, zeros):
     layer = SolvedLayer(rng, Grid(3, 16, zeros), backend)
     codes, fitted = turned(layer, count=2, sweeps=1)
-    scales, offsets = (backend.to_numpy(array).astype(np.float64) for array in (fitted.scales, fitted.offsets))
+    scales, offsets = (
+        backend.to_numpy(array).astype(np.float64) for array in (fitted.scales, fitted.offsets)
+    )
     np.testing.assert_array_equal(scales, scales.astype(np.float16))
     if zeros == "offset":
         np.testing.assert_array_equal(offsets, offsets.astype(np.float16))

@@ -2,7 +2,13 @@ import numpy as np
 import plain
 import pytest
 
-from edgeq.algorithms.damping import damped, factorise, inverse_upper_factor, lower_factor, settle_dead_columns
+from edgeq.algorithms.damping import (
+    damped,
+    factorise,
+    inverse_upper_factor,
+    lower_factor,
+    settle_dead_columns,
+)
 from edgeq.errors import NotPositiveDefinite
 from edgeq.recipe.recipe import Recipe
 from edgeq.solving.layer import prepare_site, solve_layer
@@ -54,7 +60,9 @@ def test_a_definite_matrix_needs_no_retry(backend, rng):
 
 def test_a_matrix_that_stays_indefinite_is_refused(backend, rng):
     with pytest.raises(NotPositiveDefinite, match="raise the damping"):
-        factorise(backend.asarray(spectrum(rng, np.array([-3.0, 1.0, 2.5]))), 1e-5, backend, lower_factor)
+        factorise(
+            backend.asarray(spectrum(rng, np.array([-3.0, 1.0, 2.5]))), 1e-5, backend, lower_factor
+        )
 
 
 def test_retries_appear_in_the_report_of_the_layer(backend, rng):
@@ -79,7 +87,9 @@ def test_not_a_number_in_the_statistics_is_refused(backend, rng, everywhere):
 
 @pytest.mark.parametrize("residue", [0.0, 1e-6])
 @pytest.mark.parametrize("zeros", ["symmetric", "integer", "offset"])
-def test_weights_of_unseen_inputs_are_plainly_rounded_and_trouble_no_others(backend, rng, zeros, residue):
+def test_weights_of_unseen_inputs_are_plainly_rounded_and_trouble_no_others(
+    backend, rng, zeros, residue
+):
     W, X, X_hat = plain.random_layer(rng, in_features=30, drift=0.2)
     dead, alive = np.array([4, 17]), np.setdiff1d(np.arange(30), [4, 17])
     X_hat[:, dead] = residue * rng.standard_normal((len(X), 2))
@@ -109,7 +119,9 @@ def test_settled_columns_are_decoupled_and_average(backend, rng, tolerance):
     H = plain.moments(X, X)[0]
     H[2] = H[:, 2] = 0
     D = rng.standard_normal((6, 6))
-    settled, count = settle_dead_columns(LayerStatistics(backend.asarray(H), backend.asarray(D), 9), backend)
+    settled, count = settle_dead_columns(
+        LayerStatistics(backend.asarray(H), backend.asarray(D), 9), backend
+    )
     assert (count, settled.n_tokens) == (1, 9)
     expected = H.copy()
     expected[2, 2] = np.trace(H) / 6
@@ -129,6 +141,8 @@ def test_a_layer_whose_inputs_were_all_zero_is_rounded(backend, rng):
     W = rng.standard_normal((4, 16)).astype(np.float32)
     layer, report = solve(W, np.zeros((16, 16)), None, Recipe(group_size=8, scales="none"), backend)
     scales, offsets = plain.min_max(W.astype(np.float64), 8, 4, "symmetric")
-    np.testing.assert_array_equal(layer.codes, plain.nearest(W.astype(np.float64), scales, offsets, 15))
+    np.testing.assert_array_equal(
+        layer.codes, plain.nearest(W.astype(np.float64), scales, offsets, 15)
+    )
     assert report.dead_columns == 16
     assert layer.grid == Grid(4, 8)

@@ -57,26 +57,34 @@ def test_uncorrelated_inputs_make_it_plain_rounding(backend, rng):
 
 @pytest.mark.parametrize("zeros", ["symmetric", "integer", "offset"])
 @pytest.mark.parametrize("in_features", [21, 45, 70])
-def test_codes_equal_those_of_inverting_the_free_part_anew_for_each_column(backend, rng, zeros, in_features):
+def test_codes_equal_those_of_inverting_the_free_part_anew_for_each_column(
+    backend, rng, zeros, in_features
+):
     W, H = layer(rng, in_features=in_features)
     codes, scales, _ = solved(W, H, Grid(3, 32, zeros), backend)
     expected_scales, expected_offsets = plain.min_max(W, 32, 3, zeros)
     np.testing.assert_array_equal(scales, expected_scales)
-    np.testing.assert_array_equal(codes, plain.optimal_brain_quantizer(W, H, expected_scales, expected_offsets, 7)[0])
+    np.testing.assert_array_equal(
+        codes, plain.optimal_brain_quantizer(W, H, expected_scales, expected_offsets, 7)[0]
+    )
 
 
 def test_without_a_group_size_codes_equal_those_of_one_scale_per_row(backend, rng):
     W, H = layer(rng, in_features=30)
     codes = solved(W, H, Grid(4, None), backend)[0]
     scales, offsets = plain.min_max(W, 30, 4, "symmetric")
-    np.testing.assert_array_equal(codes, plain.optimal_brain_quantizer(W, H, scales, offsets, 15)[0])
+    np.testing.assert_array_equal(
+        codes, plain.optimal_brain_quantizer(W, H, scales, offsets, 15)[0]
+    )
 
 
 def test_the_loss_is_the_sum_of_squared_column_errors(backend, rng, tolerance):
     W, H = layer(rng, in_features=70)
     codes, scales, offsets = solved(W, H, Grid(3, 16), backend)
     by_column = plain.optimal_brain_quantizer(W, H, scales, offsets, 7)[1]
-    np.testing.assert_allclose(plain.weighted_loss(scales * codes + offsets, W, H), by_column, rtol=tolerance)
+    np.testing.assert_allclose(
+        plain.weighted_loss(scales * codes + offsets, W, H), by_column, rtol=tolerance
+    )
 
 
 def test_the_size_of_lazy_blocks_changes_no_code(rng):
@@ -84,7 +92,9 @@ def test_the_size_of_lazy_blocks_changes_no_code(rng):
     W, H = layer(rng, out_features=16, in_features=150)
     expected = solved(W, H, Grid(3, 32), reference, block_size=150)[0]
     for block_size in (1, 7, 64, 128, 1000):
-        np.testing.assert_array_equal(solved(W, H, Grid(3, 32), reference, block_size=block_size)[0], expected)
+        np.testing.assert_array_equal(
+            solved(W, H, Grid(3, 32), reference, block_size=block_size)[0], expected
+        )
 
 
 def test_activation_order_solves_the_permuted_problem_on_contiguous_groups(backend, rng):
@@ -95,7 +105,9 @@ def test_activation_order_solves_the_permuted_problem_on_contiguous_groups(backe
     codes, scales, offsets = solved(W, H, Grid(3, 16), backend, order=order)
     contiguous, _ = plain.min_max(W, 16, 3, "symmetric")
     np.testing.assert_array_equal(scales, contiguous)
-    np.testing.assert_array_equal(codes, plain.optimal_brain_quantizer(W, H, scales, offsets, 7, order)[0])
+    np.testing.assert_array_equal(
+        codes, plain.optimal_brain_quantizer(W, H, scales, offsets, 7, order)[0]
+    )
 
 
 def test_inputs_of_equal_energy_keep_their_order(backend):
@@ -116,7 +128,9 @@ def test_inputs_are_left_as_they_were(backend, rng):
     grid = Grid(3, 8)
     fitted = fit_min_max(V, grid, backend)
     U = inverse_upper_factor(moment, backend)
-    before = [backend.to_numpy(array).copy() for array in (V, U, moment, fitted.scales, fitted.offsets)]
+    before = [
+        backend.to_numpy(array).copy() for array in (V, U, moment, fitted.scales, fitted.offsets)
+    ]
     solve_columns(V, U, fitted, grid, backend)
     for array, old in zip((V, U, moment, fitted.scales, fitted.offsets), before, strict=True):
         np.testing.assert_array_equal(backend.to_numpy(array), old)

@@ -18,7 +18,9 @@ def group_losses(V, importance, scales, offsets, max_code, group_size):
     """Importance-weighted squared rounding error per row and group."""
     error = scales * plain.nearest(V, scales, offsets, max_code) + offsets - V
     starts = range(0, V.shape[1], group_size)
-    return np.stack([(importance * error**2)[:, a : a + group_size].sum(axis=1) for a in starts], axis=1)
+    return np.stack(
+        [(importance * error**2)[:, a : a + group_size].sum(axis=1) for a in starts], axis=1
+    )
 
 
 @pytest.fixture
@@ -31,7 +33,9 @@ def problem(rng):
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_search_is_never_worse_than_min_max_in_any_group(backend, problem, tolerance, zeros, bits):
     V, importance = problem
-    found = group_losses(V, importance, *searched(V, importance, Grid(bits, 16, zeros), backend), 2**bits - 1, 16)
+    found = group_losses(
+        V, importance, *searched(V, importance, Grid(bits, 16, zeros), backend), 2**bits - 1, 16
+    )
     min_max = group_losses(V, importance, *plain.min_max(V, 16, bits, zeros), 2**bits - 1, 16)
     assert (found <= min_max * (1 + tolerance)).all()
     assert found.sum() < 0.9 * min_max.sum()
@@ -42,7 +46,11 @@ def test_search_is_never_worse_than_any_shrunken_range_of_either_sign(backend, p
     found = group_losses(V, importance, *searched(V, importance, Grid(3, 16), backend), 7, 16)
     full, _ = plain.min_max(V, 16, 3, "symmetric")
     reach = np.concatenate(
-        [np.repeat(abs(V[:, a : a + 16]).max(axis=1)[:, None], 16, axis=1) for a in range(0, 53, 16)], axis=1
+        [
+            np.repeat(abs(V[:, a : a + 16]).max(axis=1)[:, None], 16, axis=1)
+            for a in range(0, 53, 16)
+        ],
+        axis=1,
     )[:, :53]
     assert abs(full - 2 * reach / 7).max() < 1e-3
     for shrink in np.linspace(1.0, 0.4, 18):
@@ -73,7 +81,9 @@ def test_scales_are_values_that_the_container_stores(backend, problem, zeros, sc
 
 
 def test_a_group_that_reaches_further_up_gets_a_negative_scale(backend):
-    V = np.array([[2.0, -1.0, 1.0, 0.1, 0.9, -0.9, 0.0, 1.1], [-2.0, -1.0, 1.0, 0.1, 0.9, -0.9, 0.0, 1.1]])
+    V = np.array(
+        [[2.0, -1.0, 1.0, 0.1, 0.9, -0.9, 0.0, 1.1], [-2.0, -1.0, 1.0, 0.1, 0.9, -0.9, 0.0, 1.1]]
+    )
     scales, offsets = searched(V, np.ones(8), Grid(2, 8), backend)
     assert scales[0, 0] < 0 < scales[1, 0]
     np.testing.assert_array_equal(offsets, -2 * scales)
@@ -86,7 +96,9 @@ def test_negative_scales_occur_about_as_often_as_positive_ones(backend, problem)
     assert 0.3 < share < 0.7
 
 
-def test_where_a_scale_and_its_mirror_image_lose_the_same_every_backend_takes_the_positive_one(backend, rng):
+def test_where_a_scale_and_its_mirror_image_lose_the_same_every_backend_takes_the_positive_one(
+    backend, rng
+):
     half = rng.standard_normal((200, 8))
     scales, _ = searched(np.concatenate([half, -half], axis=1), np.ones(16), Grid(3, 16), backend)
     assert (scales > 0).all()
@@ -96,7 +108,9 @@ def test_a_group_of_zeros_keeps_a_usable_scale(backend):
     for zeros in ZEROS:
         scales, offsets = searched(np.zeros((2, 16)), np.ones(16), Grid(4, 8, zeros), backend)
         assert (scales != 0).all()
-        np.testing.assert_array_equal(scales * plain.nearest(np.zeros((2, 16)), scales, offsets, 15) + offsets, 0)
+        np.testing.assert_array_equal(
+            scales * plain.nearest(np.zeros((2, 16)), scales, offsets, 15) + offsets, 0
+        )
 
 
 def test_columns_that_matter_are_fitted_and_others_clipped(backend):
@@ -111,7 +125,9 @@ def test_permuting_rows_permutes_the_scales(backend, problem, rng):
     V, importance = problem
     order = rng.permutation(len(V))
     scales, _ = searched(V, importance, Grid(3, 16), backend)
-    np.testing.assert_array_equal(searched(V[order], importance, Grid(3, 16), backend)[0], scales[order])
+    np.testing.assert_array_equal(
+        searched(V[order], importance, Grid(3, 16), backend)[0], scales[order]
+    )
 
 
 def test_without_a_group_size_a_row_has_one_scale(backend, problem, tolerance):

@@ -28,7 +28,9 @@ COLUMNS = np.array([3, 17, 18])
 
 
 def dequantized(layer, codes=None):
-    return dequantize(layer.codes if codes is None else codes, layer.fitted, layer.grid, layer.backend)
+    return dequantize(
+        layer.codes if codes is None else codes, layer.fitted, layer.grid, layer.backend
+    )
 
 
 def loss_of(layer, Q):
@@ -52,7 +54,9 @@ def test_columns_are_fitted_as_least_squares_fits_them(backend, rng, tolerance):
 
 def test_values_are_rounded_to_what_is_stored(backend, rng):
     layer = SolvedLayer(rng, Grid(3, 16), backend)
-    values = backend.to_numpy(fit_columns(dequantized(layer), COLUMNS, layer.target, backend).values)
+    values = backend.to_numpy(
+        fit_columns(dequantized(layer), COLUMNS, layer.target, backend).values
+    )
     np.testing.assert_array_equal(values, values.astype(np.float16))
 
 
@@ -74,7 +78,8 @@ def test_no_columns_leave_everything_as_it_is(backend, rng):
     assert eliminate_columns(layer.target, none, backend) is layer.target
     outliers = fit_columns(dequantized(layer), none, layer.target, backend)
     np.testing.assert_array_equal(
-        backend.to_numpy(add_columns(dequantized(layer), outliers, backend)), backend.to_numpy(dequantized(layer))
+        backend.to_numpy(add_columns(dequantized(layer), outliers, backend)),
+        backend.to_numpy(dequantized(layer)),
     )
 
 
@@ -93,7 +98,9 @@ def test_eliminating_columns_leaves_the_loss_of_their_best_fit(backend, rng, tol
     differences = []
     for Q in rng.standard_normal((3, *layer.V.shape)) / 6:
         refitted = Q.copy()
-        refitted[:, COLUMNS] += [least_squares(v, layer.H, q, COLUMNS) for v, q in zip(layer.V, Q, strict=True)]
+        refitted[:, COLUMNS] += [
+            least_squares(v, layer.H, q, COLUMNS) for v, q in zip(layer.V, Q, strict=True)
+        ]
         differences.append(plain.quadratic(Q, B, H) - plain.quadratic(refitted, layer.B, layer.H))
     scale = abs(plain.quadratic(layer.V, layer.B, layer.H)).max()
     for other in differences[1:]:  # equal up to a constant of the row
@@ -115,7 +122,9 @@ def test_codes_and_columns_together_beat_columns_fitted_afterwards(backend, rng,
     codes, outliers = refined(layer, COLUMNS)
     together = add_columns(dequantized(layer, codes), outliers, backend)
     before, after = loss_of(layer, alone), loss_of(layer, together)
-    stored = 2.0**-10 * plain.weighted_loss(layer.V, 0 * layer.V, layer.H)  # values are rounded to float16
+    stored = 2.0**-10 * plain.weighted_loss(
+        layer.V, 0 * layer.V, layer.H
+    )  # values are rounded to float16
     assert (after <= before + stored).all()
     assert after.sum() < before.sum() < loss_of(layer, Q).sum()
 
@@ -123,21 +132,31 @@ def test_codes_and_columns_together_beat_columns_fitted_afterwards(backend, rng,
 def test_the_chosen_columns_are_among_the_best_pairs(backend):
     """Of all pairs of columns kept in full precision, the chosen one is in the best tenth."""
     rng = np.random.default_rng(3)
-    layer = SolvedLayer(rng, Grid(2, None), backend, in_features=12, H=correlated_moment(rng, 12, loud=0.2))
+    layer = SolvedLayer(
+        rng, Grid(2, None), backend, in_features=12, H=correlated_moment(rng, 12, loud=0.2)
+    )
     importance = backend.asarray(np.diag(layer.H))
     chosen = choose_columns(backend.asarray(layer.V), importance, backend, count=2)
     losses = {}
     for pair in itertools.combinations(range(12), 2):
         columns = np.array(pair)
         codes, outliers = refined(layer, columns)
-        losses[pair] = loss_of(layer, add_columns(dequantized(layer, codes), outliers, backend)).sum()
+        losses[pair] = loss_of(
+            layer, add_columns(dequantized(layer, codes), outliers, backend)
+        ).sum()
     assert losses[tuple(chosen.tolist())] <= np.quantile(list(losses.values()), 0.1)
 
 
 def test_the_largest_eigenvalue_is_never_underestimated_and_close(backend, rng):
     opposed, beside = np.array([[2.0, -1.0], [-1.0, 2.0]]), np.array([[1.0, 0.9], [0.9, 1.0]])
     apart = np.kron(np.diag([1.0, 0.0]), opposed) + np.kron(np.diag([0.0, 1.0]), beside)
-    for H in (correlated_moment(rng, 30), np.diag([1.0, 5.0, 2.0]), np.ones((4, 4)), opposed, apart):
+    for H in (
+        correlated_moment(rng, 30),
+        np.diag([1.0, 5.0, 2.0]),
+        np.ones((4, 4)),
+        opposed,
+        apart,
+    ):
         exact = np.linalg.eigvalsh(H).max()
         assert exact * (1 - 1e-5) <= largest_eigenvalue(backend.asarray(H), backend) <= 1.1 * exact
 
@@ -173,16 +192,24 @@ def test_no_thresholding_step_raises_the_loss(backend, rng):
 
 def test_codes_and_single_weights_by_turns_never_raise_the_loss(backend, rng):
     layer = SolvedLayer(rng, Grid(2, 16), backend)
-    codes, E, losses = layer.codes, 0 * dequantized(layer), [loss_of(layer, dequantized(layer)).sum()]
+    codes, E, losses = (
+        layer.codes,
+        0 * dequantized(layer),
+        [loss_of(layer, dequantized(layer)).sum()],
+    )
     for _ in range(4):
-        codes, E = refine_with_weights(codes, layer.fitted, E, layer.target, layer.grid, backend, count=24, turns=1)
+        codes, E = refine_with_weights(
+            codes, layer.fitted, E, layer.target, layer.grid, backend, count=24, turns=1
+        )
         losses.append(loss_of(layer, dequantized(layer, codes) + E).sum())
         assert np.count_nonzero(backend.to_numpy(E)) <= 24
     assert (np.diff(losses) <= layer.noise().sum()).all()
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_an_unreachable_target_is_reached_with_every_column_in_full_precision(backend, rng, tolerance):
+def test_an_unreachable_target_is_reached_with_every_column_in_full_precision(
+    backend, rng, tolerance
+):
     layer = SolvedLayer(rng, Grid(2, 16), backend)
     columns = np.arange(40)
     target = Target(layer.target.B, layer.target.H)

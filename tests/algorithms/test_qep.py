@@ -15,13 +15,17 @@ from edgeq.types import Grid, LayerProblem, LayerStatistics
 def corrected(W, X, X_hat, backend, *, strength, damping):
     H, D = plain.moments(X, X_hat)
     L = backend.cholesky(backend.asarray(plain.damped(H, damping)))
-    V = correct_weight(backend.asarray(W), backend.asarray(D), L, backend, propagation_strength=strength)
+    V = correct_weight(
+        backend.asarray(W), backend.asarray(D), L, backend, propagation_strength=strength
+    )
     return backend.to_numpy(V)
 
 
 def test_full_strength_restores_the_original_output(backend, rng, tolerance):
     X, W = rng.standard_normal((256, 16)), rng.standard_normal((8, 16))
-    X_hat = X @ (np.eye(16) + 0.1 * rng.standard_normal((16, 16)))  # invertible drift: nothing is lost
+    X_hat = X @ (
+        np.eye(16) + 0.1 * rng.standard_normal((16, 16))
+    )  # invertible drift: nothing is lost
     V = corrected(W, X, X_hat, backend, strength=1.0, damping=0.0)
     np.testing.assert_allclose(X_hat @ V.T, X @ W.T, atol=tolerance)
 
@@ -36,7 +40,9 @@ def test_full_strength_undamped_is_least_squares_on_the_activations(backend, rng
 
 @pytest.mark.parametrize(("strength", "damping"), [(0.5, 1.0), (0.5, 0.01), (0.8, 0.1)])
 def test_strength_and_damping_are_two_ridges(backend, rng, tolerance, strength, damping):
-    """The result minimises ||XW - X_hat V||^2 + mu ||X_hat (V - W)||^2 + rho ||V - W||^2 with alpha = 1 / (1 + mu)."""
+    """The result minimises ||XW - X_hat V||^2 + mu ||X_hat (V - W)||^2 + rho ||V - W||^2 with alpha
+    = 1 / (1 + mu).
+    """
     W, X, X_hat = plain.random_layer(rng, drift=0.3)
     mu = 1 / strength - 1
     rho = (1 + mu) * damping * (X_hat**2).sum() / W.shape[1]
@@ -70,7 +76,9 @@ def test_without_drift_the_layer_is_solved_as_if_there_were_no_propagation(backe
 
 
 @pytest.mark.parametrize("zeros", ["symmetric", "integer", "offset"])
-def test_with_gptq_it_equals_solving_the_mismatched_problem_again_after_every_column(backend, rng, zeros):
+def test_with_gptq_it_equals_solving_the_mismatched_problem_again_after_every_column(
+    backend, rng, zeros
+):
     W, X, X_hat = plain.random_layer(rng, in_features=40, tokens=400, drift=0.2)
     V = backend.asarray(corrected(W, X, X_hat, backend, strength=1.0, damping=0.0))
     grid = Grid(3, 16, zeros)

@@ -8,7 +8,9 @@ from edgeq.algorithms.relaxations import Binary, Categorical, random_start
 
 
 class Qubo:
-    """x^T Q x of every replica, divided by the mean row sum of |Q|; of several problems at once where Q is a stack."""
+    """x^T Q x of every replica, divided by the mean row sum of |Q|; of several problems at once
+    where Q is a stack.
+    """
 
     def __init__(self, Q, backend):
         self.Q = backend.asarray(Q / abs(Q).sum(axis=-1).mean(axis=-1)[..., None, None])
@@ -79,7 +81,9 @@ def test_the_penalty_is_largest_in_the_middle_and_zero_in_the_corners(backend, o
     corners = backend.asarray(np.eye(options)[None])
     middle = backend.asarray(np.full((1, options, options), 1 / options))
     assert abs(backend.to_numpy(Categorical().penalty(corners, power))).max() < 1e-5
-    np.testing.assert_allclose(backend.to_numpy(Categorical().penalty(middle, power)), options, rtol=1e-5)
+    np.testing.assert_allclose(
+        backend.to_numpy(Categorical().penalty(middle, power)), options, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("power", [2, 4])
@@ -92,9 +96,13 @@ def test_gradients_of_the_penalty_match_finite_differences(backend, rng, power):
             return float(relaxation.penalty(point, power).sum())
 
         array = backend.asarray(x)
-        found = relaxation.pull_back(array, relaxation.penalty_gradient(relaxation.point(array), power))
+        found = relaxation.pull_back(
+            array, relaxation.penalty_gradient(relaxation.point(array), power)
+        )
         expected = finite_differences(phi, x)
-        np.testing.assert_allclose(backend.to_numpy(found), expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+        np.testing.assert_allclose(
+            backend.to_numpy(found), expected, rtol=1e-4, atol=1e-4 * abs(expected).max()
+        )
 
 
 @pytest.mark.parametrize("communication", [0.0, 0.2])
@@ -103,13 +111,19 @@ def test_the_gradient_of_the_annealed_loss_matches_finite_differences(backend, r
     scaled = Q / abs(Q).sum(axis=1).mean()
 
     def loss(x):
-        per_replica = np.einsum("ri,ij,rj->r", x, scaled, x) + pull * (1 - (2 * x - 1) ** 4).sum(axis=1)
-        return (1 - communication) * per_replica.mean() - communication * x.std(axis=0, ddof=1).sum()
+        per_replica = np.einsum("ri,ij,rj->r", x, scaled, x) + pull * (1 - (2 * x - 1) ** 4).sum(
+            axis=1
+        )
+        return (1 - communication) * per_replica.mean() - communication * x.std(
+            axis=0, ddof=1
+        ).sum()
 
     settings = Annealing(power=4, communication=communication)
     found = full_gradient(Qubo(Q, backend), Binary(), backend.asarray(x), pull, settings)
     expected = 4 * finite_differences(loss, x)
-    np.testing.assert_allclose(backend.to_numpy(found), expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+    np.testing.assert_allclose(
+        backend.to_numpy(found), expected, rtol=1e-4, atol=1e-4 * abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize(("communication", "enough"), [(0.0, 17), (0.05, 19)])
@@ -121,9 +135,13 @@ def test_small_quadratic_problems_are_mostly_solved_to_the_optimum(backend, comm
     chosen = backend.to_numpy(best).astype(np.float64)
     assert set(np.unique(chosen)) == {0.0, 1.0}
     found = np.einsum("pi,pij,pj->p", chosen, Q, chosen)
-    np.testing.assert_allclose(backend.to_numpy(values), found / abs(Q).sum(axis=-1).mean(axis=-1), rtol=1e-4)
+    np.testing.assert_allclose(
+        backend.to_numpy(values), found / abs(Q).sum(axis=-1).mean(axis=-1), rtol=1e-4
+    )
     corners = np.array(list(itertools.product((0.0, 1.0), repeat=14)))
-    exact = np.array([np.einsum("ri,ij,rj->r", corners, matrix, corners, optimize=True).min() for matrix in Q])
+    exact = np.array(
+        [np.einsum("ri,ij,rj->r", corners, matrix, corners, optimize=True).min() for matrix in Q]
+    )
     assert (found >= exact - 1e-9).all()
     assert (found <= exact + 1e-9).sum() >= enough
 
@@ -161,7 +179,9 @@ def test_independent_sets_of_a_cubic_graph_are_valid_and_as_large_as_the_exact_o
     adjacency = cubic_graph(50, rng)
     settings = Annealing(600, 1.0, -3.0, 0.1, power=4, communication=0.2, evaluate_every=200)
     start = random_start((100, 50), 0, backend)
-    best, value, trace = anneal(IndependentSet(adjacency, backend), Binary(), start, settings, backend)
+    best, value, trace = anneal(
+        IndependentSet(adjacency, backend), Binary(), start, settings, backend
+    )
     chosen = backend.to_numpy(best).astype(np.float64)
     assert chosen @ adjacency @ chosen == 0
     assert chosen.sum() == largest_independent_set(adjacency) == -float(value)
@@ -180,14 +200,22 @@ def test_categorical_choices_find_the_cheapest_option_of_each(backend, rng):
 
 
 def test_a_tie_between_options_goes_to_the_first(backend):
-    decoded = Categorical().decode(backend.asarray(np.array([[[0.5, 0.5, 0.1], [0.2, 0.7, 0.7]]])), backend)
+    decoded = Categorical().decode(
+        backend.asarray(np.array([[[0.5, 0.5, 0.1], [0.2, 0.7, 0.7]]])), backend
+    )
     assert backend.to_numpy(decoded).tolist() == [[[1, 0, 0], [0, 1, 0]]]
 
 
 def test_one_seed_gives_one_answer_and_one_trace(backend):
     settings = Annealing(60, 0.1, -1.0, 1.0, temperature=1e-3, evaluate_every=20, seed=5)
     runs = [
-        anneal(Qubo(symmetric_gaussian(3), backend), Binary(), random_start((8, 14), 2, backend), settings, backend)
+        anneal(
+            Qubo(symmetric_gaussian(3), backend),
+            Binary(),
+            random_start((8, 14), 2, backend),
+            settings,
+            backend,
+        )
         for _ in range(2)
     ]
     np.testing.assert_array_equal(*(backend.to_numpy(best) for best, _, _ in runs))
@@ -196,7 +224,9 @@ def test_one_seed_gives_one_answer_and_one_trace(backend):
 
 def test_noise_is_the_same_on_every_backend_and_as_large_as_the_temperature_asks(backend):
     settings = Annealing(learning_rate=0.5, temperature=0.04)
-    drawn = noise((200, 50), settings, np.random.default_rng(1), backend, like=backend.asarray(np.zeros(1)))
+    drawn = noise(
+        (200, 50), settings, np.random.default_rng(1), backend, like=backend.asarray(np.zeros(1))
+    )
     expected = 0.2 * np.random.default_rng(1).standard_normal((200, 50))
     np.testing.assert_allclose(backend.to_numpy(drawn), expected, rtol=1e-5, atol=1e-7)
 
@@ -204,7 +234,11 @@ def test_noise_is_the_same_on_every_backend_and_as_large_as_the_temperature_asks
 def test_the_best_point_ever_seen_is_kept(backend):
     settings = Annealing(80, 0.3, -1.0, 1.0, evaluate_every=10)
     _, value, trace = anneal(
-        Qubo(symmetric_gaussian(8), backend), Binary(), random_start((4, 14), 0, backend), settings, backend
+        Qubo(symmetric_gaussian(8), backend),
+        Binary(),
+        random_start((4, 14), 0, backend),
+        settings,
+        backend,
     )
     best = [entry.best_value for entry in trace]
     assert best == sorted(best, reverse=True)

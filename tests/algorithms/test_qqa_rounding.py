@@ -27,7 +27,9 @@ def annealed(layer, codes=None, **options):
 
 
 def swept(layer, sweeps=5):
-    return descend_codes(layer.codes, layer.fitted, layer.target, layer.grid, layer.backend, sweeps=sweeps)
+    return descend_codes(
+        layer.codes, layer.fitted, layer.target, layer.grid, layer.backend, sweeps=sweeps
+    )
 
 
 def window_of(layer, base):
@@ -48,7 +50,9 @@ def test_no_row_comes_out_worse_and_the_sum_comes_out_better(backend, rng, zeros
 def test_one_round_gains_three_percent_on_a_solved_and_swept_layer(one_thread, bits):
     rng, backend = np.random.default_rng(bits), load_backend("cpu")
     H = correlated_moment(rng, 256, loud=0.01)
-    layer = SolvedLayer(rng, Grid(bits, 64, "integer"), backend, in_features=256, out_features=48, H=H)
+    layer = SolvedLayer(
+        rng, Grid(bits, 64, "integer"), backend, in_features=256, out_features=48, H=H
+    )
     start = swept(layer)
     before, after = layer.losses(start), layer.losses(annealed(layer, start))
     assert (after <= before * (1 + 1e-9)).all()
@@ -58,7 +62,9 @@ def test_one_round_gains_three_percent_on_a_solved_and_swept_layer(one_thread, b
 def test_it_comes_within_one_percent_of_the_exhaustive_optimum_in_most_seeds(backend):
     close = 0
     for seed in range(10):
-        layer = SolvedLayer(np.random.default_rng(seed), Grid(2, None), backend, in_features=12, out_features=1)
+        layer = SolvedLayer(
+            np.random.default_rng(seed), Grid(2, None), backend, in_features=12, out_features=1
+        )
         optimum = plain.closest_codes(layer.V[0], layer.H, layer.scales[0], layer.offsets[0], 3)
         found = layer.losses(annealed(layer, settings=Annealing(steps=200, evaluate_every=100)))[0]
         assert found >= optimum - layer.noise()[0]
@@ -70,11 +76,17 @@ def test_a_cold_window_of_a_row_is_mostly_solved_to_its_optimum(backend):
     close, worst = 0, 0.0
     choices = np.array(np.meshgrid(*[(0, 1)] * 12)).reshape(12, -1).T
     for seed in range(10):
-        layer = SolvedLayer(np.random.default_rng(seed), Grid(3, None), backend, in_features=12, out_features=1)
+        layer = SolvedLayer(
+            np.random.default_rng(seed), Grid(3, None), backend, in_features=12, out_features=1
+        )
         base = window_below(backend.asarray(layer.V), layer.fitted, layer.grid, backend)
-        x = backend.to_numpy(anneal_window(window_of(layer, base), Annealing(), 1, backend)).astype(np.float64)
+        x = backend.to_numpy(anneal_window(window_of(layer, base), Annealing(), 1, backend)).astype(
+            np.float64
+        )
         codes = layer.numpy_codes(base) + choices
-        exact = plain.weighted_loss(layer.scales[0] * codes + layer.offsets[0], layer.V[0], layer.H).min()
+        exact = plain.weighted_loss(
+            layer.scales[0] * codes + layer.offsets[0], layer.V[0], layer.H
+        ).min()
         ratio = layer.losses(backend.asarray(layer.numpy_codes(base) + x))[0] / exact
         close, worst = close + (ratio <= 1.01), max(worst, ratio)
     assert close >= 7
@@ -83,7 +95,9 @@ def test_a_cold_window_of_a_row_is_mostly_solved_to_its_optimum(backend):
 
 def test_a_window_below_is_the_floor_of_the_weight(backend, rng):
     layer = SolvedLayer(rng, Grid(3, 16), backend)
-    base = layer.numpy_codes(window_below(backend.asarray(layer.V), layer.fitted, layer.grid, backend))
+    base = layer.numpy_codes(
+        window_below(backend.asarray(layer.V), layer.fitted, layer.grid, backend)
+    )
     expected = np.clip(np.floor((layer.V - layer.offsets) / layer.scales), 0, 6)
     np.testing.assert_array_equal(base, expected)
 
@@ -103,7 +117,9 @@ def test_at_the_ends_of_the_grid_codes_stay_in_range_and_in_their_window(backend
 def test_the_window_holds_the_neighbour_that_the_residual_points_to(backend, rng):
     layer = SolvedLayer(rng, Grid(3, None), backend)
     start = layer.numpy_codes()
-    base = layer.numpy_codes(window_around(layer.codes, layer.fitted, layer.target, layer.grid, backend))
+    base = layer.numpy_codes(
+        window_around(layer.codes, layer.fitted, layer.target, layer.grid, backend)
+    )
     other = np.where(base == start, base + 1, base)
     slope = ((layer.scales * start + layer.offsets - layer.V) @ layer.H) * layer.scales
     inside = (start > 0) & (start < 7)
@@ -142,7 +158,9 @@ def test_one_seed_gives_the_same_codes_and_another_backend_the_same_loss(backend
     layer = SolvedLayer(rng, Grid(3, 16), backend, out_features=32)
     first, second = (annealed(layer, settings=SHORT) for _ in range(2))
     np.testing.assert_array_equal(layer.numpy_codes(first), layer.numpy_codes(second))
-    reference = SolvedLayer(np.random.default_rng(20261122), Grid(3, 16), load_backend("reference"), out_features=32)
+    reference = SolvedLayer(
+        np.random.default_rng(20261122), Grid(3, 16), load_backend("reference"), out_features=32
+    )
     losses = [item.losses(annealed(item, settings=SHORT)).sum() for item in (layer, reference)]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
 

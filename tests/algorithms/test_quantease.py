@@ -44,13 +44,17 @@ def test_codes_are_those_of_trying_every_value_of_every_code(backend, rng, zeros
 def test_a_settled_solution_is_a_fixed_point(backend, rng):
     layer = SolvedLayer(rng, Grid(3, 16), backend)
     settled = descend(layer, sweeps=50)
-    np.testing.assert_array_equal(layer.numpy_codes(descend(layer, settled)), layer.numpy_codes(settled))
+    np.testing.assert_array_equal(
+        layer.numpy_codes(descend(layer, settled)), layer.numpy_codes(settled)
+    )
 
 
 def test_it_comes_within_one_percent_of_the_exhaustive_optimum_in_most_seeds(backend):
     close = 0
     for seed in range(20):
-        layer = SolvedLayer(np.random.default_rng(seed), Grid(2, None), backend, in_features=12, out_features=1)
+        layer = SolvedLayer(
+            np.random.default_rng(seed), Grid(2, None), backend, in_features=12, out_features=1
+        )
         optimum = plain.closest_codes(layer.V[0], layer.H, layer.scales[0], layer.offsets[0], 3)
         found = layer.losses(descend(layer, sweeps=10))[0]
         assert found >= optimum - layer.noise()[0]
@@ -63,7 +67,9 @@ def test_uncorrelated_inputs_are_rounded_whatever_the_start(backend, rng, relaxe
     layer = SolvedLayer(rng, Grid(3, 16), backend, H=np.diag(rng.uniform(0.1, 10, 40)))
     start = backend.asarray(rng.integers(0, 8, (6, 40)))
     nearest = plain.nearest(layer.V, layer.scales, layer.offsets, 7)
-    np.testing.assert_array_equal(layer.numpy_codes(descend(layer, start, sweeps=4, relaxed=relaxed)), nearest)
+    np.testing.assert_array_equal(
+        layer.numpy_codes(descend(layer, start, sweeps=4, relaxed=relaxed)), nearest
+    )
 
 
 def test_relaxed_sweeps_lower_the_loss_further_and_raise_no_row(backend, rng):
@@ -77,7 +83,9 @@ def test_relaxed_sweeps_lower_the_loss_further_and_raise_no_row(backend, rng):
 def test_relaxed_sweeps_leave_a_settled_solution(backend, rng):
     layer = SolvedLayer(rng, Grid(2, 16), backend, out_features=48, in_features=64)
     settled = descend(layer, sweeps=60)
-    np.testing.assert_array_equal(layer.numpy_codes(descend(layer, settled)), layer.numpy_codes(settled))
+    np.testing.assert_array_equal(
+        layer.numpy_codes(descend(layer, settled)), layer.numpy_codes(settled)
+    )
     relaxed = descend(layer, settled, sweeps=16, relaxed=True)
     assert (layer.losses(relaxed) <= layer.losses(settled) + layer.noise()).all()
     assert layer.losses(relaxed).sum() < 0.99 * layer.losses(settled).sum()
@@ -89,7 +97,9 @@ def test_ties_keep_the_old_code(backend):
     fitted = plain.to_backend(GroupScales(np.ones((1, 1)), np.full((1, 1), -4.0)), backend)
     target = Target(backend.asarray(V), backend.asarray(eye))
     for start in ([[4, 5, 3]], [[5, 6, 4]], [[4, 6, 3]]):
-        kept = descend_codes(backend.asarray(np.array(start)), fitted, target, Grid(3, None), backend, sweeps=3)
+        kept = descend_codes(
+            backend.asarray(np.array(start)), fitted, target, Grid(3, None), backend, sweeps=3
+        )
         assert backend.to_numpy(kept).tolist() == start
 
 
@@ -99,7 +109,9 @@ def test_saturated_rows_stay_in_range(backend, rng):
     far = Target(100 * layer.target.B, layer.target.H)
     for start in (low, high):
         for relaxed in (False, True):
-            codes = descend_codes(start, layer.fitted, far, layer.grid, backend, sweeps=4, relaxed=relaxed)
+            codes = descend_codes(
+                start, layer.fitted, far, layer.grid, backend, sweeps=4, relaxed=relaxed
+            )
             assert set(np.unique(layer.numpy_codes(codes))) <= {0, 1, 2, 3}
 
 
@@ -108,7 +120,9 @@ def test_an_input_without_energy_keeps_its_codes(backend, rng):
     H = layer.H.copy()
     H[5] = H[:, 5] = 0
     target = Target(backend.asarray(layer.V @ H), backend.asarray(H))
-    found = layer.numpy_codes(descend_codes(layer.codes, layer.fitted, target, layer.grid, backend, sweeps=3))
+    found = layer.numpy_codes(
+        descend_codes(layer.codes, layer.fitted, target, layer.grid, backend, sweeps=3)
+    )
     np.testing.assert_array_equal(found[:, 5], layer.numpy_codes()[:, 5])
     assert np.isfinite(found).all()
 
@@ -116,9 +130,13 @@ def test_an_input_without_energy_keeps_its_codes(backend, rng):
 def test_the_size_of_blocks_changes_no_code(rng):
     reference = load_backend("reference")
     layer = SolvedLayer(rng, Grid(3, 32), reference, in_features=150)
-    columns = column_problem(layer.codes, layer.fitted, layer.target, layer.grid, reference, np.arange(150))
+    columns = column_problem(
+        layer.codes, layer.fitted, layer.target, layer.grid, reference, np.arange(150)
+    )
     swept = [
-        sweep(layer.codes.T, None, columns, layer.grid, reference, rounding=True, block_size=size)[0]
+        sweep(layer.codes.T, None, columns, layer.grid, reference, rounding=True, block_size=size)[
+            0
+        ]
         for size in (1, 7, 64, 200)
     ]
     for other in swept[1:]:
@@ -130,12 +148,20 @@ def test_the_change_of_a_loss_is_the_difference_of_losses(backend, rng, toleranc
     old, new = rng.standard_normal((2, 6, 40))
     change = loss_change(backend.asarray(old), backend.asarray(new), layer.target)
     expected = plain.quadratic(new, layer.B, layer.H) - plain.quadratic(old, layer.B, layer.H)
-    np.testing.assert_allclose(backend.to_numpy(change), expected, atol=10 * tolerance * abs(expected).max())
+    np.testing.assert_allclose(
+        backend.to_numpy(change), expected, atol=10 * tolerance * abs(expected).max()
+    )
 
 
 def test_inputs_are_left_as_they_were(backend, rng):
     layer = SolvedLayer(rng, Grid(3, 16), backend)
-    arrays = (layer.codes, layer.fitted.scales, layer.fitted.offsets, layer.target.B, layer.target.H)
+    arrays = (
+        layer.codes,
+        layer.fitted.scales,
+        layer.fitted.offsets,
+        layer.target.B,
+        layer.target.H,
+    )
     before = [backend.to_numpy(array).copy() for array in arrays]
     descend(layer, sweeps=4, relaxed=True, order=np.arange(40)[::-1])
     for array, old in zip(arrays, before, strict=True):

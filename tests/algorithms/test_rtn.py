@@ -20,7 +20,9 @@ def rounded(W, grid, backend):
 def test_every_weight_lands_within_half_a_step_of_itself(backend, rng, zeros, bits):
     W = rng.standard_normal((5, 64)).astype(np.float32)
     codes, scales, offsets = rounded(W, Grid(bits, 16, zeros, "float32"), backend)
-    half_a_step = 0.5 * scales * (2.001 if zeros == "integer" else 1.001)  # a whole zero point may shift the range
+    half_a_step = (
+        0.5 * scales * (2.001 if zeros == "integer" else 1.001)
+    )  # a whole zero point may shift the range
     assert (abs(scales * codes + offsets - W) <= half_a_step).all()
 
 

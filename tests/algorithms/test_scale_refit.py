@@ -18,7 +18,9 @@ class Layer:
     """A layer on drifted activations, rounded on stage 1 scales, and what stage 2 gets of it."""
 
     def __init__(self, rng, grid, backend, **sizes):
-        self.W, self.X, self.X_hat = plain.random_layer(rng, **{"in_features": 45, "drift": 0.2, **sizes})
+        self.W, self.X, self.X_hat = plain.random_layer(
+            rng, **{"in_features": 45, "drift": 0.2, **sizes}
+        )
         H, D = plain.moments(self.X, self.X_hat)
         self.grid, self.backend = grid, backend
         self.H, self.B = backend.asarray(H), backend.asarray(self.W @ (H + D))
@@ -27,7 +29,9 @@ class Layer:
         self.codes = round_to_nearest(V, self.fitted, grid, backend)
 
     def refit(self, **options):
-        return refit_scales(self.codes, self.fitted, self.B, self.H, self.grid, self.backend, **options)
+        return refit_scales(
+            self.codes, self.fitted, self.B, self.H, self.grid, self.backend, **options
+        )
 
     def loss(self, fitted):
         """||x W.T - x_hat Q.T||^2 per row, from the activations."""
@@ -39,7 +43,9 @@ class Layer:
         """The best scales (then offsets) of every row, solved on the activations group by group."""
         codes = self.backend.to_numpy(self.codes).astype(np.float64)
         bounds = list(self.grid.group_bounds(codes.shape[1]))
-        zeros = -self.backend.to_numpy(self.fitted.offsets) / self.backend.to_numpy(self.fitted.scales)
+        zeros = -self.backend.to_numpy(self.fitted.offsets) / self.backend.to_numpy(
+            self.fitted.scales
+        )
         best = []
         for row, code in enumerate(codes):
             if self.grid.zeros == "offset":
@@ -50,7 +56,9 @@ class Layer:
                     self.X_hat[:, a:b] @ (code[a:b] - np.rint(zero))
                     for (a, b), zero in zip(bounds, zeros[row], strict=True)
                 ]
-            best.append(np.linalg.lstsq(np.stack(features, axis=1), self.X @ self.W[row], rcond=None)[0])
+            best.append(
+                np.linalg.lstsq(np.stack(features, axis=1), self.X @ self.W[row], rcond=None)[0]
+            )
         return np.array(best)
 
     def unknowns(self, fitted):
@@ -84,14 +92,18 @@ def test_sweeps_converge_to_least_squares_on_the_activations(backend, rng, toler
     layer = Layer(rng, Grid(3, 16, zeros, "float32"), backend)
     found, best = layer.unknowns(layer.refit(sweeps=400)), layer.least_squares()
     assert abs(layer.unknowns(layer.fitted) - best).max() > 0.01
-    np.testing.assert_allclose(found, best, rtol=0, atol=max(tolerance, FLOAT32_STEP) * abs(best).max())
+    np.testing.assert_allclose(
+        found, best, rtol=0, atol=max(tolerance, FLOAT32_STEP) * abs(best).max()
+    )
 
 
 @pytest.mark.parametrize("zeros", ZEROS)
 def test_the_exact_solve_is_least_squares_on_the_activations(backend, rng, tolerance, zeros):
     layer = Layer(rng, Grid(3, 16, zeros, "float32"), backend)
     found, best = layer.unknowns(layer.refit(exact=True)), layer.least_squares()
-    np.testing.assert_allclose(found, best, rtol=0, atol=max(tolerance, FLOAT32_STEP) * abs(best).max())
+    np.testing.assert_allclose(
+        found, best, rtol=0, atol=max(tolerance, FLOAT32_STEP) * abs(best).max()
+    )
 
 
 def test_the_system_holds_the_moments_of_the_features_on_the_activations(backend, rng, tolerance):
@@ -106,8 +118,12 @@ def test_the_system_holds_the_moments_of_the_features_on_the_activations(backend
         ]
         F = np.stack([feature.sum(axis=1) for feature in per_group], axis=1)
         A, c = F.T @ F / len(F), F.T @ (layer.X @ layer.W[row]) / len(F)
-        np.testing.assert_allclose(backend.to_numpy(system.A)[row], A, atol=tolerance * abs(A).max())
-        np.testing.assert_allclose(backend.to_numpy(system.c)[row], c, atol=tolerance * abs(c).max())
+        np.testing.assert_allclose(
+            backend.to_numpy(system.A)[row], A, atol=tolerance * abs(A).max()
+        )
+        np.testing.assert_allclose(
+            backend.to_numpy(system.c)[row], c, atol=tolerance * abs(c).max()
+        )
 
 
 def test_free_offsets_are_never_worse_than_scales_only(backend, rng, tolerance):
@@ -124,14 +140,20 @@ def test_free_offsets_are_never_worse_than_scales_only(backend, rng, tolerance):
 def test_a_group_whose_codes_all_stand_for_zero_keeps_its_scale(backend, rng, zeros, exact):
     layer = Layer(rng, Grid(3, 15, zeros), backend)
     codes = backend.copy(layer.codes)
-    codes[:, 15:30] = backend.round_clip(0 * codes[:, 15:30] + {"symmetric": 4, "integer": 2, "offset": 0}[zeros], 0, 7)
+    codes[:, 15:30] = backend.round_clip(
+        0 * codes[:, 15:30] + {"symmetric": 4, "integer": 2, "offset": 0}[zeros], 0, 7
+    )
     offsets = backend.copy(layer.fitted.offsets)
     if zeros == "integer":
         offsets[:, 1] = -2 * layer.fitted.scales[:, 1]
     layer.codes, layer.fitted = codes, GroupScales(layer.fitted.scales, offsets)
     refitted = layer.refit(exact=exact)
-    np.testing.assert_array_equal(backend.to_numpy(refitted.scales[:, 1]), backend.to_numpy(layer.fitted.scales[:, 1]))
-    assert (backend.to_numpy(refitted.scales[:, 0]) != backend.to_numpy(layer.fitted.scales[:, 0])).any()
+    np.testing.assert_array_equal(
+        backend.to_numpy(refitted.scales[:, 1]), backend.to_numpy(layer.fitted.scales[:, 1])
+    )
+    assert (
+        backend.to_numpy(refitted.scales[:, 0]) != backend.to_numpy(layer.fitted.scales[:, 0])
+    ).any()
 
 
 @pytest.mark.parametrize("scale_dtype", ["float16", "bfloat16"])
@@ -155,7 +177,9 @@ def test_rows_solved_in_chunks_are_the_rows_solved_at_once(backend, rng, monkeyp
     layer = Layer(rng, Grid(3, 16, "offset"), backend, out_features=7)
     at_once = layer.unknowns(layer.refit())
     monkeypatch.setattr(scale_refit, "SYSTEM_ELEMENTS", 3 * 36)  # three rows of 6 x 6
-    np.testing.assert_allclose(layer.unknowns(layer.refit()), at_once, rtol=2.0**-10)  # at most one float16 step
+    np.testing.assert_allclose(
+        layer.unknowns(layer.refit()), at_once, rtol=2.0**-10
+    )  # at most one float16 step
 
 
 def test_one_scale_per_row_is_its_one_dimensional_optimum(backend, rng, tolerance):

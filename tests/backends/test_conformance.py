@@ -1,4 +1,6 @@
-"""Every verb of `edgeq.protocols.Backend` on every backend against plain NumPy float64, with awkward inputs."""
+"""Every verb of `edgeq.protocols.Backend` on every backend against plain NumPy float64, with
+awkward inputs.
+"""
 
 import importlib
 import inspect
@@ -26,7 +28,9 @@ def float32_exact(array):
 
 
 def spread(rng, *shape):
-    """Random numbers that float32 holds exactly, so that every backend starts from the same ones."""
+    """Random numbers that float32 holds exactly, so that every backend starts from the same
+    ones.
+    """
     return float32_exact(rng.standard_normal(shape))
 
 
@@ -65,15 +69,23 @@ def on_backend(backend, array):
 
 
 def test_every_verb_is_there(backend):
-    verbs = [name for name, _ in inspect.getmembers(Backend, inspect.isfunction) if not name.startswith("_")]
+    verbs = [
+        name
+        for name, _ in inspect.getmembers(Backend, inspect.isfunction)
+        if not name.startswith("_")
+    ]
     assert len(verbs) == 18
     for verb in verbs:
-        wanted, offered = (inspect.signature(getattr(kind, verb)) for kind in (Backend, type(backend)))
+        wanted, offered = (
+            inspect.signature(getattr(kind, verb)) for kind in (Backend, type(backend))
+        )
         assert list(wanted.parameters) == list(offered.parameters), verb
     assert backend.name
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16, np.uint8, np.int64])
+@pytest.mark.parametrize(
+    "dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16, np.uint8, np.int64]
+)
 def test_asarray_takes_every_dtype_that_models_are_stored_in(backend, dtype):
     values = np.array([[0, 1, 2], [3, 100, 255]]).astype(dtype)
     array = backend.asarray(values)
@@ -122,8 +134,12 @@ def test_copy_is_contiguous_and_leaves_the_original_alone(backend, matrix):
 
 def test_gram_is_the_product_over_tokens(backend, matrix, rng, tolerance):
     X, Y = on_backend(backend, matrix), spread(rng, *matrix.shape)
-    np.testing.assert_allclose(backend.to_numpy(backend.gram(X, X)), matrix.T @ matrix, atol=tolerance)
-    np.testing.assert_allclose(backend.to_numpy(backend.gram(X, backend.asarray(Y))), matrix.T @ Y, atol=tolerance)
+    np.testing.assert_allclose(
+        backend.to_numpy(backend.gram(X, X)), matrix.T @ matrix, atol=tolerance
+    )
+    np.testing.assert_allclose(
+        backend.to_numpy(backend.gram(X, backend.asarray(Y))), matrix.T @ Y, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("columns", [1, 5, 64, 341, 1201])  # wide ones are made of strips
@@ -142,14 +158,18 @@ def test_gram_does_not_rely_on_a_symmetric_product(monkeypatch, rng):
         return np.matmul(X, Y) + np.arange(Y.shape[1]) * 1e-9
 
     backend, X = load_backend("cpu"), spread(rng, 77, 1201)
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: torch.from_numpy(skewed(a.numpy(), b.numpy())))
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda a, b: torch.from_numpy(skewed(a.numpy(), b.numpy()))
+    )
     H = backend.gram(*[backend.asarray(X)] * 2).numpy()
     np.testing.assert_array_equal(H, H.T)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_arrays_lie_where_torch_puts_them_whatever_the_alignment_was(dtype):
-    """Kernels take another way, and round otherwise, where memory does not start at a multiple of 64 bytes."""
+    """Kernels take another way, and round otherwise, where memory does not start at a multiple of
+    64 bytes.
+    """
     values = np.zeros(1001, dtype)[1:].reshape(10, 100)
     assert values.ctypes.data % 64 != 0
     assert aligned(values).data_ptr() % 64 == 0
@@ -159,13 +179,17 @@ def test_arrays_lie_where_torch_puts_them_whatever_the_alignment_was(dtype):
 def test_gram_of_no_tokens_is_zero(backend):
     X = backend.asarray(np.zeros((0, 8)))
     np.testing.assert_array_equal(backend.to_numpy(backend.gram(X, X)), np.zeros((8, 8)))
-    np.testing.assert_array_equal(backend.to_numpy(backend.gram(X, backend.copy(X))), np.zeros((8, 8)))
+    np.testing.assert_array_equal(
+        backend.to_numpy(backend.gram(X, backend.copy(X))), np.zeros((8, 8))
+    )
 
 
 def test_gram_adds_up_small_terms_beside_large_ones(backend, tolerance):
     X = np.ones((4097, 2))
     X[0, 0] = 64.0  # 4096 + 4096: half-precision sums would stall
-    np.testing.assert_allclose(backend.to_numpy(backend.gram(*[backend.asarray(X)] * 2)), X.T @ X, rtol=tolerance)
+    np.testing.assert_allclose(
+        backend.to_numpy(backend.gram(*[backend.asarray(X)] * 2)), X.T @ X, rtol=tolerance
+    )
 
 
 def test_diagonal_can_be_read_and_shifted(backend, rng):
@@ -173,11 +197,15 @@ def test_diagonal_can_be_read_and_shifted(backend, rng):
     array = backend.asarray(A)
     diagonal = backend.diagonal(array)
     np.testing.assert_array_equal(backend.to_numpy(diagonal), np.diag(A))
-    np.testing.assert_allclose(backend.to_numpy(backend.add_diagonal(array, 2.0)), A + 2 * np.eye(6), atol=1e-6)
+    np.testing.assert_allclose(
+        backend.to_numpy(backend.add_diagonal(array, 2.0)), A + 2 * np.eye(6), atol=1e-6
+    )
     shifted = backend.add_diagonal(array, diagonal)
     np.testing.assert_allclose(backend.to_numpy(shifted), A + np.diag(np.diag(A)), atol=1e-6)
     shifted = backend.add_diagonal(array.T, diagonal.mean())
-    np.testing.assert_allclose(backend.to_numpy(shifted), A.T + np.diag(A).mean() * np.eye(6), atol=1e-6)
+    np.testing.assert_allclose(
+        backend.to_numpy(shifted), A.T + np.diag(A).mean() * np.eye(6), atol=1e-6
+    )
     np.testing.assert_array_equal(backend.to_numpy(array), A)
 
 
@@ -226,14 +254,21 @@ def test_cholesky_refuses_what_is_not_positive_definite(backend, rng, name):
 @pytest.mark.parametrize("batch", [(), (3,)])
 @pytest.mark.parametrize("columns", [1, 4])
 @pytest.mark.parametrize("size", [1, 12])
-def test_solve_triangular_solves_with_the_factor_or_its_transpose(backend, rng, tolerance, size, columns, batch):
-    A, B = float32_exact(definite(rng, size, *batch) + np.eye(size)), spread(rng, *batch, size, columns)
+def test_solve_triangular_solves_with_the_factor_or_its_transpose(
+    backend, rng, tolerance, size, columns, batch
+):
+    A, B = (
+        float32_exact(definite(rng, size, *batch) + np.eye(size)),
+        spread(rng, *batch, size, columns),
+    )
     L = backend.cholesky(backend.asarray(A))
     lower = np.linalg.cholesky(A)
     forward = backend.to_numpy(backend.solve_triangular(L, backend.asarray(B)))
     np.testing.assert_allclose(forward, np.linalg.solve(lower, B), atol=tolerance)
     backward = backend.to_numpy(backend.solve_triangular(L, backend.asarray(B), transposed=True))
-    np.testing.assert_allclose(backward, np.linalg.solve(np.swapaxes(lower, -1, -2), B), atol=tolerance)
+    np.testing.assert_allclose(
+        backward, np.linalg.solve(np.swapaxes(lower, -1, -2), B), atol=tolerance
+    )
     assert forward.dtype == backend.to_numpy(backend.asarray(B)).dtype
 
 
@@ -241,11 +276,15 @@ def test_solve_triangular_takes_a_transposed_view(backend, rng, tolerance):
     A, B = float32_exact(definite(rng, 6) + np.eye(6)), spread(rng, 4, 6)
     solved = backend.solve_triangular(backend.cholesky(backend.asarray(A)), backend.asarray(B).T)
     lower = np.linalg.cholesky(A)
-    np.testing.assert_allclose(backend.to_numpy(solved), np.linalg.solve(lower, B.T), atol=tolerance)
+    np.testing.assert_allclose(
+        backend.to_numpy(solved), np.linalg.solve(lower, B.T), atol=tolerance
+    )
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (1, 12), (7, 12), (12, 7)])
-def test_solve_product_multiplies_and_divides_by_the_factored_matrix(backend, rng, tolerance, rows, size):
+def test_solve_product_multiplies_and_divides_by_the_factored_matrix(
+    backend, rng, tolerance, rows, size
+):
     H = float32_exact(definite(rng, size) + np.eye(size))
     A, B = spread(rng, rows, size), spread(rng, size, size)
     L = backend.cholesky(backend.asarray(H))
@@ -255,7 +294,9 @@ def test_solve_product_multiplies_and_divides_by_the_factored_matrix(backend, rn
 
 
 def test_solve_product_keeps_its_digits_where_the_matrix_is_nearly_singular(backend, rng):
-    """In float32 throughout, each digit of the condition number would cost one of the result's seven."""
+    """In float32 throughout, each digit of the condition number would cost one of the result's
+    seven.
+    """
     basis = np.linalg.qr(rng.standard_normal((24, 24)))[0]
     H = float32_exact(basis @ np.diag(np.geomspace(1, 1e-5, 24)) @ basis.T)
     A, B = spread(rng, 5, 24), spread(rng, 24, 24)
@@ -266,12 +307,16 @@ def test_solve_product_keeps_its_digits_where_the_matrix_is_nearly_singular(back
 
 
 def test_rounding_takes_halves_to_even_and_then_clips(backend):
-    x = np.array([-3.0, -1.5, -0.5, 0.5 - 2.0**-25, 0.5, 1.5, 2.5, 3.5, 14.5, 15.5, 99.0, -np.inf, np.inf])
+    x = np.array(
+        [-3.0, -1.5, -0.5, 0.5 - 2.0**-25, 0.5, 1.5, 2.5, 3.5, 14.5, 15.5, 99.0, -np.inf, np.inf]
+    )
     array = backend.asarray(x)
     rounded = backend.to_numpy(backend.round_clip(array, 0, 15))
     assert rounded.tolist() == [0, 0, 0, 0, 0, 2, 2, 4, 14, 15, 15, 0, 15]
     np.testing.assert_array_equal(backend.to_numpy(array), x)
-    np.testing.assert_array_equal(backend.to_numpy(backend.round_clip(array[1:4], -2, 2)), [-2, 0, 0])
+    np.testing.assert_array_equal(
+        backend.to_numpy(backend.round_clip(array[1:4], -2, 2)), [-2, 0, 0]
+    )
 
 
 def test_clipping_keeps_what_lies_between_and_the_precision(backend):
@@ -289,19 +334,46 @@ def nearest_float16(value):
 
 
 def nearest_bfloat16(value):
-    """Between the two neighbours in the upper half of float32, by exact distance; ties to the even one."""
+    """Between the two neighbours in the upper half of float32, by exact distance; ties to the even
+    one.
+    """
     bits = struct.unpack("<I", struct.pack("<f", value))[0]
-    below, above = (struct.unpack("<f", struct.pack("<I", word & 0xFFFF0000))[0] for word in (bits, bits + 0x10000))
+    below, above = (
+        struct.unpack("<f", struct.pack("<I", word & 0xFFFF0000))[0]
+        for word in (bits, bits + 0x10000)
+    )
     down, up = abs(value - below), abs(above - value)
     return below if down < up or (down == up and not bits & 0x10000) else above
 
 
 AWKWARD_NUMBERS = [
-    0.0, -0.0, 1.0, -1.0, 1 / 3, -2 / 3, 0.1, 1e-3, 65504.0, -65504.0, 1234.5678,
-    1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-11 + 2.0**-20, 1 + 2.0**-8, 1 + 3 * 2.0**-8,
-    2.0**-14, 2.0**-14 * 0.999, 2.0**-15, 3.3e-6, 2.0**-24, 1.5 * 2.0**-24, 2.5 * 2.0**-24, 2.0**-25,
-    1.01 * 2.0**-25, 1e-9,
-]  # fmt: skip
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    1 / 3,
+    -2 / 3,
+    0.1,
+    1e-3,
+    65504.0,
+    -65504.0,
+    1234.5678,
+    1 + 2.0**-11,
+    1 + 3 * 2.0**-11,
+    1 + 2.0**-11 + 2.0**-20,
+    1 + 2.0**-8,
+    1 + 3 * 2.0**-8,
+    2.0**-14,
+    2.0**-14 * 0.999,
+    2.0**-15,
+    3.3e-6,
+    2.0**-24,
+    1.5 * 2.0**-24,
+    2.5 * 2.0**-24,
+    2.0**-25,
+    1.01 * 2.0**-25,
+    1e-9,
+]
 
 
 def test_round_to_float16_is_the_nearest_storable_value_with_subnormals(backend):
@@ -311,14 +383,20 @@ def test_round_to_float16_is_the_nearest_storable_value_with_subnormals(backend)
 
 
 def test_round_to_bfloat16_is_the_nearest_storable_value_with_subnormals(backend):
-    x = float32_exact(np.array([*AWKWARD_NUMBERS, 3e38, 2.0**-126, 1.3e-38, 2.0**-130, 1.7e-40, 2.0**-133, 2.0**-140]))
+    x = float32_exact(
+        np.array(
+            [*AWKWARD_NUMBERS, 3e38, 2.0**-126, 1.3e-38, 2.0**-130, 1.7e-40, 2.0**-133, 2.0**-140]
+        )
+    )
     rounded = backend.to_numpy(backend.round_to(backend.asarray(x), "bfloat16"))
     np.testing.assert_array_equal(rounded, [nearest_bfloat16(value) for value in x])
 
 
 def test_round_to_float32_keeps_float32_values(backend, rng):
     x = spread(rng, 3, 5)
-    np.testing.assert_array_equal(backend.to_numpy(backend.round_to(backend.asarray(x), "float32")), x)
+    np.testing.assert_array_equal(
+        backend.to_numpy(backend.round_to(backend.asarray(x), "float32")), x
+    )
     third = backend.to_numpy(backend.round_to(backend.asarray(np.array([1 / 3])), "float32"))
     assert third[0] == np.float32(1 / 3)
 
@@ -350,7 +428,12 @@ def test_where_takes_arrays_and_numbers_on_either_side(backend, matrix):
 @pytest.mark.parametrize("axis", [0, 1])
 def test_take_follows_any_index_array(backend, matrix, axis):
     array, size = on_backend(backend, matrix), matrix.shape[axis]
-    for indices in (np.arange(size)[::-1], np.repeat(np.arange(size), 3), np.arange(2 * size)[::2] // 2, np.array([0])):
+    for indices in (
+        np.arange(size)[::-1],
+        np.repeat(np.arange(size), 3),
+        np.arange(2 * size)[::2] // 2,
+        np.array([0]),
+    ):
         taken = backend.to_numpy(backend.take(array, indices, axis))
         np.testing.assert_array_equal(taken, np.take(matrix, indices, axis=axis))
 
@@ -359,7 +442,9 @@ def test_take_follows_any_index_array(backend, matrix, axis):
 def test_concatenate_joins_views(backend, matrix, axis):
     array = on_backend(backend, matrix)
     joined = backend.concatenate([array, 0 * array, array], axis)
-    np.testing.assert_array_equal(backend.to_numpy(joined), np.concatenate([matrix, 0 * matrix, matrix], axis=axis))
+    np.testing.assert_array_equal(
+        backend.to_numpy(joined), np.concatenate([matrix, 0 * matrix, matrix], axis=axis)
+    )
     np.testing.assert_array_equal(backend.to_numpy(backend.concatenate([array], axis)), matrix)
 
 
@@ -371,22 +456,41 @@ def test_evaluate_changes_nothing(backend, matrix):
 
 
 def test_a_layer_with_outlier_columns_comes_out_alike(backend, rng):
-    """The road through columns, scales, codes and their refinements, against the executable specification."""
+    """The road through columns, scales, codes and their refinements, against the executable
+    specification.
+    """
     W, X, X_hat = plain.random_layer(rng, drift=0.2, in_features=48, out_features=32)
     gain = np.where(np.isin(np.arange(48), [5, 30]), 6.0, 1.0)
     H, D = (float32_exact(moment) for moment in plain.moments(X * gain, X_hat * gain))
     for zeros in ("symmetric", "integer", "offset"):
-        recipe = Recipe(bits=3, group_size=16, zeros=zeros, outlier_columns=0.05, sweeps=2, activation_order=True)
+        recipe = Recipe(
+            bits=3,
+            group_size=16,
+            zeros=zeros,
+            outlier_columns=0.05,
+            sweeps=2,
+            activation_order=True,
+        )
         solved = []
         for each in (backend, load_backend("reference")):
             statistics = LayerStatistics(each.asarray(H), each.asarray(D), 300)
-            problem = LayerProblem("layer", each.asarray(float32_exact(W)), statistics, recipe.grid_of("layer"))
-            solved.append(solve_layer(problem, prepare_site(statistics, recipe, each), recipe, each, Stopwatch())[0])
+            problem = LayerProblem(
+                "layer", each.asarray(float32_exact(W)), statistics, recipe.grid_of("layer")
+            )
+            solved.append(
+                solve_layer(
+                    problem, prepare_site(statistics, recipe, each), recipe, each, Stopwatch()
+                )[0]
+            )
         found, expected = solved
         assert found.outliers.columns.tolist() == expected.outliers.columns.tolist() == [5, 30]
         np.testing.assert_array_equal(found.codes, expected.codes)
-        np.testing.assert_allclose(found.outliers.values, expected.outliers.values, rtol=2.0**-9, atol=1e-4)
-        np.testing.assert_allclose(found.dequantized(), expected.dequantized(), rtol=2.0**-9, atol=1e-4)
+        np.testing.assert_allclose(
+            found.outliers.values, expected.outliers.values, rtol=2.0**-9, atol=1e-4
+        )
+        np.testing.assert_allclose(
+            found.dequantized(), expected.dequantized(), rtol=2.0**-9, atol=1e-4
+        )
 
 
 def test_array_expressions_of_the_core_work_as_in_numpy(backend, rng, tolerance):

@@ -1,4 +1,6 @@
-"""torch and MLX choose equal codes from equal statistics of trained models; where they differ, there was a tie."""
+"""torch and MLX choose equal codes from equal statistics of trained models; where they differ,
+there was a tie.
+"""
 
 import numpy as np
 import plain
@@ -20,9 +22,13 @@ GROUP_SIZES = {"glassllm": 32, "demo": 64}
 
 
 def solve_on(backend, layer, recipe):
-    """The layer, its report, and in float64 the weight that was rounded and the scales it was rounded on."""
+    """The layer, its report, and in float64 the weight that was rounded and the scales it was
+    rounded on.
+    """
     W, H, D = layer
-    statistics = LayerStatistics(backend.asarray(H), None if D is None else backend.asarray(D), 2048)
+    statistics = LayerStatistics(
+        backend.asarray(H), None if D is None else backend.asarray(D), 2048
+    )
     site = prepare_site(statistics, recipe, backend)
     problem = LayerProblem("layer", backend.asarray(W), statistics, recipe.grid_of("layer"))
     solved, report = solve_layer(problem, site, recipe, backend, Stopwatch())
@@ -33,9 +39,11 @@ def solve_on(backend, layer, recipe):
 
 
 def distance_to_tie(v, codes, other, scales, offsets, U):
-    """How far, in steps, the first weight of a row that two backends rounded apart lies from the middle between both.
+    """How far, in steps, the first weight of a row that two backends rounded apart lies from the
+    middle between both.
 
-    The columns before it, rounded alike, have handed their errors on by the rows of U. Shapes: all (in,); U (in, in).
+    The columns before it, rounded alike, have handed their errors on by the rows of U. Shapes: all
+    (in,); U (in, in).
     """
     column = int(np.flatnonzero(codes != other)[0])
     v = v.copy()
@@ -43,19 +51,27 @@ def distance_to_tie(v, codes, other, scales, offsets, U):
         error = (v[before] - scales[before] * codes[before] - offsets[before]) / U[before, before]
         v[before + 1 :] -= error * U[before, before + 1 :]
     place = (v[column] - offsets[column]) / scales[column]
-    return abs(place - (int(codes[column]) + int(other[column])) / 2), abs(int(codes[column]) - int(other[column]))
+    return abs(place - (int(codes[column]) + int(other[column])) / 2), abs(
+        int(codes[column]) - int(other[column])
+    )
 
 
 def nearby_scales(v, H, recipe, backend):
-    """What stage 1 chooses for 256 rows that differ from v in the last digits that float32 has. Shapes: v (in,)."""
+    """What stage 1 chooses for 256 rows that differ from v in the last digits that float32 has.
+    Shapes: v (in,).
+    """
     noise = np.random.default_rng(0).uniform(-1e-6, 1e-6, (256, len(v))) * abs(v).max()
     grid = recipe.grid_of("layer")
-    fitted = first_scales(backend.asarray(v + noise), backend.asarray(np.diag(H)), grid, recipe, backend)
+    fitted = first_scales(
+        backend.asarray(v + noise), backend.asarray(np.diag(H)), grid, recipe, backend
+    )
     return plain.column_values(fitted, grid, len(v), backend)[0]
 
 
 def assert_ties(torch, mlx, layer, recipe):
-    """Every row that differs had two scales that fit equally well, or met a weight in the middle between two codes."""
+    """Every row that differs had two scales that fit equally well, or met a weight in the middle
+    between two codes.
+    """
     (codes, _, V, scales, offsets), (other, _, _, other_scales, _) = torch, mlx
     H = layer[1]
     U = np.eye(len(H))  # nothing is handed on
@@ -63,18 +79,26 @@ def assert_ties(torch, mlx, layer, recipe):
         U = np.linalg.cholesky(np.linalg.inv(plain.damped(H, recipe.damping))).T
     for row in np.flatnonzero((codes != other).any(axis=1)):
         if (scales[row] == other_scales[row]).all():
-            distance, steps = distance_to_tie(V[row], codes[row], other[row], scales[row], offsets[row], U)
+            distance, steps = distance_to_tie(
+                V[row], codes[row], other[row], scales[row], offsets[row], U
+            )
             assert steps == 1 and distance < 1e-3, f"row {row}"
         else:
             assert_equal_fits(V[row], H, torch, mlx, row, recipe)
 
 
 def assert_equal_fits(v, H, torch, mlx, row, recipe):
-    """Where stage 1 found two scales, they fit alike, or its choice hangs on digits that float32 does not have."""
+    """Where stage 1 found two scales, they fit alike, or its choice hangs on digits that float32
+    does not have.
+    """
     nearby = nearby_scales(v, H, recipe, load_backend("reference"))
     fits = []
     for _, _, _, scales, offsets in (torch, mlx):
-        error = v - scales[row] * plain.nearest(v, scales[row], offsets[row], 2**recipe.bits - 1) - offsets[row]
+        error = (
+            v
+            - scales[row] * plain.nearest(v, scales[row], offsets[row], 2**recipe.bits - 1)
+            - offsets[row]
+        )
         of_group = np.add.reduceat(np.diag(H) * error**2, np.arange(0, len(v), recipe.group_size))
         fits.append(of_group.repeat(recipe.group_size)[: len(v)])
     alike = abs(fits[0] - fits[1]) <= 3 * TIE * fits[0]
@@ -106,13 +130,23 @@ def test_mlx_chooses_the_codes_of_torch(model, bits, solver):
         equal += int((torch[0] == mlx[0]).sum())
         weights += torch[0].size
         losses.append((torch[1].losses["refitted"], mlx[1].losses["refitted"]))
-        if solver != "quantease":  # its sweeps return to every weight, so that a difference has no first place
+        if (
+            solver != "quantease"
+        ):  # its sweeps return to every weight, so that a difference has no first place
             assert_ties(torch, mlx, layer, recipe)
     expected, found = np.array(losses).T
-    print(f"{equal / weights:.5%} equal, losses differ by {abs(found / expected - 1).max():.1e} at most")
+    print(
+        f"{equal / weights:.5%} equal, losses differ by "
+        f"{abs(found / expected - 1).max():.1e} at most"
+    )
     assert equal / weights >= 0.999
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 def test_the_layers_of_the_demo_have_different_shapes():
-    assert {W.shape for W, _, _ in trained.demo_layers().values()} == {(576, 576), (192, 576), (1536, 576), (576, 1536)}
+    assert {W.shape for W, _, _ in trained.demo_layers().values()} == {
+        (576, 576),
+        (192, 576),
+        (1536, 576),
+        (576, 1536),
+    }

@@ -1,4 +1,6 @@
-"""Forward passes in MLX against torch: sites, inputs, replaced weights, logits, and what is in memory when."""
+"""Forward passes in MLX against torch: sites, inputs, replaced weights, logits, and what is in
+memory when.
+"""
 
 from collections import Counter
 from itertools import zip_longest
@@ -7,7 +9,14 @@ import models
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from edgeq.errors import UnsupportedModel
 from edgeq.registry import ACTIVATIONS, LOGITS, load
@@ -17,14 +26,22 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SITES = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
 LLAMA_3_ROPE = {
-    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
-}  # fmt: skip
+}
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**models.TINY)),
     "tied": lambda: LlamaForCausalLM(LlamaConfig(**models.TINY, tie_word_embeddings=True)),
-    "biases": lambda: LlamaForCausalLM(LlamaConfig(**models.TINY, attention_bias=True, mlp_bias=True)),
-    "llama 3 rope": lambda: LlamaForCausalLM(LlamaConfig(**models.TINY, rope_parameters=LLAMA_3_ROPE)),
+    "biases": lambda: LlamaForCausalLM(
+        LlamaConfig(**models.TINY, attention_bias=True, mlp_bias=True)
+    ),
+    "llama 3 rope": lambda: LlamaForCausalLM(
+        LlamaConfig(**models.TINY, rope_parameters=LLAMA_3_ROPE)
+    ),
     "other theta": lambda: LlamaForCausalLM(
         LlamaConfig(**models.TINY, rope_parameters={"rope_type": "default", "rope_theta": 77.0})
     ),
@@ -67,7 +84,9 @@ def test_logits_are_those_of_transformers(name, windows):
     model = random_model(name)
     with torch.no_grad():
         expected = model(input_ids=torch.from_numpy(windows)).logits.numpy()
-    found = np.stack(list(load(LOGITS["mlx"], "evaluation")(models.MemorySource(model)).logits(windows)))
+    found = np.stack(
+        list(load(LOGITS["mlx"], "evaluation")(models.MemorySource(model)).logits(windows))
+    )
     np.testing.assert_allclose(found, expected, atol=1e-5 * abs(expected).max())
 
 
@@ -77,7 +96,9 @@ def test_both_streams_meet_the_inputs_that_they_meet_in_torch(streams):
         seen = []
         for ours, theirs in zip_longest(in_mlx.sites(block), in_torch.sites(block)):
             seen.append([])
-            for (X, X_hat), (expected, expected_hat) in zip(ours.batches(), theirs.batches(), strict=True):
+            for (X, X_hat), (expected, expected_hat) in zip(
+                ours.batches(), theirs.batches(), strict=True
+            ):
                 np.testing.assert_allclose(np.array(X), expected.numpy(), atol=2e-5)
                 np.testing.assert_allclose(np.array(X_hat), expected_hat.numpy(), atol=2e-5)
             for layer, same in zip_longest(ours.layers(), theirs.layers()):
@@ -114,7 +135,9 @@ def test_weights_are_in_memory_only_while_their_block_is_visited(streams):
     model = activations._model
 
     def held():
-        return [sum(array.size for _, array in model_parameters(block)) > 0 for block in model.blocks]
+        return [
+            sum(array.size for _, array in model_parameters(block)) > 0 for block in model.blocks
+        ]
 
     def model_parameters(module):
         from mlx.utils import tree_flatten  # noqa: PLC0415

@@ -19,7 +19,8 @@ IN_TORCH = ["--runtime", "torch", "--backend", "cpu", "--json"]
 MEASURED = ["--windows", "96", "--sequence-length", "128"]  # fewer would not settle KL to 2 %
 AND_SAY_WHAT_IS_LOADED = """
 import atexit, sys
-atexit.register(lambda: print("LOADED", *sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr))
+loaded = lambda: sorted({name.split(".")[0] for name in sys.modules})
+atexit.register(lambda: print("LOADED", *loaded(), file=sys.stderr))
 import edgeq.commands.main
 edgeq.commands.main.main()
 """
@@ -44,7 +45,17 @@ def runs(glass, tmp_path_factory):
     folder, results = tmp_path_factory.mktemp("runs"), {}
     for backend in ("cpu", "mlx"):
         for seed in SEEDS:
-            options = ["--backend", backend, "--bits", 3, "--embedding-bits", 16, "--group-size", 32, *SHORT]
+            options = [
+                "--backend",
+                backend,
+                "--bits",
+                3,
+                "--embedding-bits",
+                16,
+                "--group-size",
+                32,
+                *SHORT,
+            ]
             output = folder / f"{backend}-{seed}"
             _, loaded = run("quantize", glass, "-o", output, *options, "--seed", seed)
             results.setdefault(backend, ([], loaded))[0].append(output)
@@ -54,13 +65,18 @@ def runs(glass, tmp_path_factory):
 def test_the_tokenizer_of_the_test_model_splits_text_as_its_package_does(glass):
     windows = models.glass_windows(4, 64)
     text = models.read_text(None, default="evaluation.txt")[: 8 * windows.size]
-    np.testing.assert_array_equal(tokenize(open_source(str(glass)), text)[: windows.size], windows.reshape(-1))
+    np.testing.assert_array_equal(
+        tokenize(open_source(str(glass)), text)[: windows.size], windows.reshape(-1)
+    )
 
 
 def test_quality_is_that_of_torch(glass, runs):
     kl = {}
     for backend, (checkpoints, _) in runs.items():
-        outs = [run("evaluate", path, "--reference", glass, *MEASURED, *IN_TORCH)[0] for path in checkpoints]
+        outs = [
+            run("evaluate", path, "--reference", glass, *MEASURED, *IN_TORCH)[0]
+            for path in checkpoints
+        ]
         kl[backend] = np.mean([json.loads(out)["kl"] for out in outs])
     print(kl)
     assert 0.001 < kl["cpu"]
@@ -76,7 +92,17 @@ def test_torch_is_never_imported(runs):
 def test_mlx_measures_what_torch_measures(glass, runs):
     quality = {}
     for runtime, backend in (("torch", "cpu"), ("mlx", "mlx")):
-        options = ["--runtime", runtime, "--backend", backend, "--windows", 4, "--sequence-length", 128, "--json"]
+        options = [
+            "--runtime",
+            runtime,
+            "--backend",
+            backend,
+            "--windows",
+            4,
+            "--sequence-length",
+            128,
+            "--json",
+        ]
         out, loaded = run("evaluate", runs["mlx"][0][0], "--reference", glass, *options)
         quality[runtime] = json.loads(out)
         assert ("torch" in loaded) == (runtime == "torch")
@@ -86,8 +112,19 @@ def test_mlx_measures_what_torch_measures(glass, runs):
 
 @pytest.mark.parametrize("backend", ["cpu", "mlx"])
 def test_what_one_backend_wrote_is_exported_and_run_in_mlx_lm(glass, tmp_path, backend):
-    checkpoint = tmp_path / "checkpoint"  # 341 inputs of down_proj make no whole groups, which MLX needs
-    options = ["--backend", backend, "--samples", 4, "--sequence-length", 64, "--keep-dense", "*.down_proj"]
+    checkpoint = (
+        tmp_path / "checkpoint"
+    )  # 341 inputs of down_proj make no whole groups, which MLX needs
+    options = [
+        "--backend",
+        backend,
+        "--samples",
+        4,
+        "--sequence-length",
+        64,
+        "--keep-dense",
+        "*.down_proj",
+    ]
     run("quantize", glass, "-o", checkpoint, *options)
     _, loaded = run("export", checkpoint, "--format", "mlx", "-o", tmp_path / "mlx")
     assert not {"torch", "mlx", "transformers"} & loaded

@@ -1,4 +1,6 @@
-"""The column solver against another implementation: mlx-lm's own GPTQ of the same layer on its own scales."""
+"""The column solver against another implementation: mlx-lm's own GPTQ of the same layer on its own
+scales.
+"""
 
 import numpy as np
 import plain
@@ -11,11 +13,17 @@ from edgeq.registry import load_backend
 from edgeq.types import Grid, GroupScales
 
 mx = pytest.importorskip("mlx.core", reason="MLX has no build for this system")
-LAYERS = ("model.layers.1.self_attn.q_proj", "model.layers.2.mlp.gate_proj", "model.layers.3.self_attn.o_proj")
+LAYERS = (
+    "model.layers.1.self_attn.q_proj",
+    "model.layers.2.mlp.gate_proj",
+    "model.layers.3.self_attn.o_proj",
+)
 
 
 def gptq_of_mlx_lm(W, H, bits, group_size):
-    """Codes, scales and biases. Its solver sums up H itself, so it gets inputs that have exactly this second moment."""
+    """Codes, scales and biases. Its solver sums up H itself, so it gets inputs that have exactly
+    this second moment.
+    """
     from mlx import nn  # noqa: PLC0415
     from mlx_lm.quant.gptq import gptq_quantize  # noqa: PLC0415
 
@@ -24,7 +32,10 @@ def gptq_of_mlx_lm(W, H, bits, group_size):
     inputs = np.linalg.cholesky(H).T.astype(np.float32)
     gptq_quantize(model, mx.array(inputs), bits, group_size, 8, 64, batch_size=len(inputs))
     layer = model.layers[0]
-    scales, biases = np.array(layer.scales).astype(np.float64), np.array(layer.biases).astype(np.float64)
+    scales, biases = (
+        np.array(layer.scales).astype(np.float64),
+        np.array(layer.biases).astype(np.float64),
+    )
     words = np.array(layer.weight)
     codes = (words[:, :, None] >> np.arange(0, 32, bits, dtype=np.uint32)) & (2**bits - 1)
     return codes.reshape(W.shape), scales, biases
@@ -43,7 +54,9 @@ def test_layer_loss_is_that_of_mlx_lms_own_gptq(layer, bits, name):
     ours = backend.to_numpy(solve_columns(backend.asarray(W), U, fitted, grid, backend))
     scales, biases = (plain.per_column(array, 32, 128) for array in (scales, biases))
     losses = [plain.weighted_loss(scales * codes + biases, W, H).sum() for codes in (ours, theirs)]
-    nearest = plain.weighted_loss(scales * plain.nearest(W, scales, biases, 2**bits - 1) + biases, W, H).sum()
+    nearest = plain.weighted_loss(
+        scales * plain.nearest(W, scales, biases, 2**bits - 1) + biases, W, H
+    ).sum()
     print(f"{(ours == theirs).mean():.4%} equal codes, losses {losses}, nearest {nearest}")
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert losses[0] < 0.95 * nearest

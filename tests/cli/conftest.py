@@ -43,18 +43,27 @@ def text_file(tmp_path_factory):
 
 
 SIZES = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 320, "max_position_embeddings": 128,
-}  # fmt: skip
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
+    "max_position_embeddings": 128,
+}
 
 
 @pytest.fixture(scope="session")
 def save_model(tmp_path_factory):
-    """Save a small random model of a kind that transformers knows, with a tokenizer; gives its directory."""
+    """Save a small random model of a kind that transformers knows, with a tokenizer; gives its
+    directory.
+    """
 
     def save(model_type, **settings):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZES, **settings))
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(model_type, **SIZES, **settings)
+        )
         for name, parameter in model.named_parameters():
             if name.endswith(".bias"):
                 parameter.data.normal_()

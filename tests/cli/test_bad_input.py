@@ -48,9 +48,20 @@ def test_force_does_not_replace_what_edgeq_did_not_write(refuse, saved_model, tm
     assert "not written by edgeq" in refuse(saved_model, "--force")
 
 
-def test_force_keeps_an_output_in_which_the_user_put_a_file(edgeq, refuse, saved_model, quick, tmp_path):
+def test_force_keeps_an_output_in_which_the_user_put_a_file(
+    edgeq, refuse, saved_model, quick, tmp_path
+):
     rounding = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0"]
-    command = ["quantize", saved_model, "-o", tmp_path / "out", *quick, *rounding, "--export", "gguf"]
+    command = [
+        "quantize",
+        saved_model,
+        "-o",
+        tmp_path / "out",
+        *quick,
+        *rounding,
+        "--export",
+        "gguf",
+    ]
     assert edgeq(*command).status == 0
     assert edgeq(*command, "--force").status == 0
     (tmp_path / "out" / "gguf" / "notes.txt").write_text("measured on the phone")
@@ -61,20 +72,44 @@ def test_force_keeps_an_output_in_which_the_user_put_a_file(edgeq, refuse, saved
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("x" * 300, "File name too long"), ("/proc/edgeq-out", "cannot be written")]
+    ("name", "reason"),
+    [("x" * 300, "File name too long"), ("/proc/edgeq-out", "cannot be written")],
 )
-def test_an_output_that_the_system_refuses_is_named(edgeq, saved_model, tmp_path, monkeypatch, name, reason):
+def test_an_output_that_the_system_refuses_is_named(
+    edgeq, saved_model, tmp_path, monkeypatch, name, reason
+):
     monkeypatch.chdir(tmp_path)
-    options = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "cpu"]
+    options = [
+        "--solver",
+        "rtn",
+        "--scales",
+        "none",
+        "--propagation-strength",
+        "0",
+        "--backend",
+        "cpu",
+    ]
     result = edgeq("quantize", saved_model, f"--output={name}", *options)
     assert result.status == 1
-    assert result.err.startswith(f"edgeq: output '{name}' cannot be written") and result.err.count("\n") == 1
+    assert (
+        result.err.startswith(f"edgeq: output '{name}' cannot be written")
+        and result.err.count("\n") == 1
+    )
     assert reason in result.err
 
 
 def test_a_home_directory_is_understood_in_every_path(edgeq, saved_model, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    rounding = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "cpu"]
+    rounding = [
+        "--solver",
+        "rtn",
+        "--scales",
+        "none",
+        "--propagation-strength",
+        "0",
+        "--backend",
+        "cpu",
+    ]
     assert edgeq("quantize", saved_model, "--output=~/out", *rounding).status == 0
     assert (tmp_path / "out" / "edgeq.json").is_file()
     assert edgeq("export", "~/out", "--format=gguf", "--output=~/file").status == 0
@@ -88,9 +123,21 @@ def test_a_directory_in_place_of_a_file_is_refused(refuse, saved_model, tmp_path
 
 
 def test_more_samples_than_the_text_has_are_refused(refuse, saved_model, tmp_path):
-    (tmp_path / "short.txt").write_text("one line of text, not more than that, just enough for a few tokens")
-    line = refuse(saved_model, "--calibration", tmp_path / "short.txt", "--samples", "999", "--sequence-length", "8")
-    assert "'short.txt'" in line and "not 499" in line  # the other half comes from the text of every refused run
+    (tmp_path / "short.txt").write_text(
+        "one line of text, not more than that, just enough for a few tokens"
+    )
+    line = refuse(
+        saved_model,
+        "--calibration",
+        tmp_path / "short.txt",
+        "--samples",
+        "999",
+        "--sequence-length",
+        "8",
+    )
+    assert (
+        "'short.txt'" in line and "not 499" in line
+    )  # the other half comes from the text of every refused run
 
 
 def test_an_unknown_recipe_key_is_refused_with_the_nearest_known_one(refuse, saved_model, tmp_path):
@@ -105,11 +152,23 @@ def test_a_recipe_that_is_not_toml_is_refused(refuse, saved_model, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--bits", "1"), ("--bits", "9"), ("--group-size", "0"), ("--solver", "magic"), ("--scales", "third"),
-     ("--propagation-strength", "nan"), ("--propagation-strength", "2"), ("--damping", "0"), ("--samples", "0"),
-     ("--seed", "-1"), ("--embedding-bits", "12")],
-)  # fmt: skip
-def test_a_setting_outside_its_rule_is_refused_by_the_name_of_the_option(refuse, saved_model, option, value):
+    [
+        ("--bits", "1"),
+        ("--bits", "9"),
+        ("--group-size", "0"),
+        ("--solver", "magic"),
+        ("--scales", "third"),
+        ("--propagation-strength", "nan"),
+        ("--propagation-strength", "2"),
+        ("--damping", "0"),
+        ("--samples", "0"),
+        ("--seed", "-1"),
+        ("--embedding-bits", "12"),
+    ],
+)
+def test_a_setting_outside_its_rule_is_refused_by_the_name_of_the_option(
+    refuse, saved_model, option, value
+):
     line = refuse(saved_model, option, value)
     assert "expected" in line
     assert option in line
@@ -143,15 +202,27 @@ main()
 
 
 def test_a_backend_that_is_not_installed_names_its_extra(saved_model, tmp_path):
-    command = [sys.executable, "-c", WITHOUT_TORCH, "quantize", str(saved_model), "-o", str(tmp_path / "out")]
-    result = subprocess.run([*command, "--backend", "cpu"], capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT_TORCH,
+        "quantize",
+        str(saved_model),
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    result = subprocess.run(
+        [*command, "--backend", "cpu"], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "install edgeq with its extra 'cuda'" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [["quantize"], ["quantize", "demo"], ["export", "x"], ["frobnicate"], ["--bits"]])
+@pytest.mark.parametrize(
+    "arguments", [["quantize"], ["quantize", "demo"], ["export", "x"], ["frobnicate"], ["--bits"]]
+)
 def test_wrong_usage_exits_with_status_2(edgeq, arguments):
     assert edgeq(*arguments).status == 2
 

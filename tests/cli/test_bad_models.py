@@ -1,4 +1,6 @@
-"""Damaged models, and models that edgeq does not know: one clear line, exit status 1, nothing written."""
+"""Damaged models, and models that edgeq does not know: one clear line, exit status 1, nothing
+written.
+"""
 
 import json
 
@@ -34,7 +36,9 @@ def test_a_truncated_safetensors_file_is_refused(refuse, model):
     assert "model.safetensors" in refuse(model)
 
 
-@pytest.mark.parametrize("shard", ["missing.safetensors", "../outside.safetensors", "/etc/outside.safetensors"])
+@pytest.mark.parametrize(
+    "shard", ["missing.safetensors", "../outside.safetensors", "/etc/outside.safetensors"]
+)
 def test_a_shard_index_that_names_a_missing_or_outside_file_is_refused(refuse, model, shard):
     weights = dict.fromkeys(load_file(model / "model.safetensors"), shard)
     (model / "model.safetensors").unlink()
@@ -53,7 +57,9 @@ def test_a_pickle_checkpoint_is_refused(refuse, model):
     assert "pickle" in refuse(model)
 
 
-@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"]
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_weight_that_is_not_finite_is_named(refuse, model, name, value):
     damage_weight(model, name, value)
@@ -63,14 +69,26 @@ def test_a_weight_that_is_not_finite_is_named(refuse, model, name, value):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rms_norm_eps": "1e-5"}, {"rms_norm_eps": -1}, {"max_position_embeddings": "512"},
-        {"max_position_embeddings": -1}, {"tie_word_embeddings": "no"}, {"hidden_act": 5}, {"attention_bias": "yes"},
-        {"rope_parameters": "x"}, {"rope_parameters": [1]}, {"rope_parameters": {"rope_type": "llama3"}},
-        {"rope_parameters": {"rope_type": 5}}, {"rope_parameters": None, "rope_theta": "abc"},
-        {"rope_parameters": None, "rope_theta": None}, {"rope_parameters": {"rope_type": "linear", "factor": "2"}},
-        {"pad_token_id": "x"}, {"num_key_value_heads": 3}, {"head_dim": 1}, {"model_type": None},
+        {"rms_norm_eps": "1e-5"},
+        {"rms_norm_eps": -1},
+        {"max_position_embeddings": "512"},
+        {"max_position_embeddings": -1},
+        {"tie_word_embeddings": "no"},
+        {"hidden_act": 5},
+        {"attention_bias": "yes"},
+        {"rope_parameters": "x"},
+        {"rope_parameters": [1]},
+        {"rope_parameters": {"rope_type": "llama3"}},
+        {"rope_parameters": {"rope_type": 5}},
+        {"rope_parameters": None, "rope_theta": "abc"},
+        {"rope_parameters": None, "rope_theta": None},
+        {"rope_parameters": {"rope_type": "linear", "factor": "2"}},
+        {"pad_token_id": "x"},
+        {"num_key_value_heads": 3},
+        {"head_dim": 1},
+        {"model_type": None},
     ],
-)  # fmt: skip
+)
 def test_a_config_value_that_edgeq_cannot_work_with_is_named_at_once(refuse, model, changes):
     change_config(model, **changes)
     line = refuse(model)
@@ -82,10 +100,15 @@ def test_a_config_value_that_edgeq_cannot_work_with_is_named_at_once(refuse, mod
 @pytest.mark.parametrize(
     "changes",
     [
-        {"layer_types": ["x", "y"]}, {"layer_types": 5}, {"pad_token_id": 99999999}, {"hidden_act": "nope"},
-        {"initializer_range": "x"}, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, {"rms_norm_eps": 1},
+        {"layer_types": ["x", "y"]},
+        {"layer_types": 5},
+        {"pad_token_id": 99999999},
+        {"hidden_act": "nope"},
+        {"initializer_range": "x"},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+        {"rms_norm_eps": 1},
     ],
-)  # fmt: skip
+)
 def test_a_config_that_transformers_refuses_is_refused_in_its_words(refuse, model, changes):
     change_config(model, **changes)
     assert "config.json of model 'damaged': transformers refuses it" in refuse(model)
@@ -94,7 +117,11 @@ def test_a_config_that_transformers_refuses_is_refused_in_its_words(refuse, mode
 @pytest.mark.parametrize(
     ("name", "array", "words"),
     [
-        ("model.layers.0.mlp.gate2.weight", np.ones((64, 64), np.float32), "whose blocks hold self_attn.q_proj.weight"),
+        (
+            "model.layers.0.mlp.gate2.weight",
+            np.ones((64, 64), np.float32),
+            "whose blocks hold self_attn.q_proj.weight",
+        ),
         ("model.layers.0.mlp.up_proj.bias", np.ones(96, np.float32), "attention_bias or mlp_bias"),
         ("model.extra.weight", np.ones((64, 64), np.float32), "has no place"),
         ("model.layers.1.mlp.up_proj.weight", np.ones((96, 0), np.float32), "(96, 0)"),
@@ -119,10 +146,14 @@ def test_weights_that_overflow_are_named_without_a_warning(refuse, model):
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(edgeq, refuse, model, text_file):
     tensors = load_file(model / "model.safetensors")
-    change_weights(model, **{"model.embed_tokens.weight": tensors["model.embed_tokens.weight"][:100]})
+    change_weights(
+        model, **{"model.embed_tokens.weight": tensors["model.embed_tokens.weight"][:100]}
+    )
     change_config(model, vocab_size=100)
     assert "the embedding has 100 rows" in refuse(model)
-    result = edgeq("evaluate", model, "--text", text_file, "--sequence-length", "32", "--backend", "cpu")
+    result = edgeq(
+        "evaluate", model, "--text", text_file, "--sequence-length", "32", "--backend", "cpu"
+    )
     assert result.status == 1
     assert "the embedding has 100 rows" in result.err
 

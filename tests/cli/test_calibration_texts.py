@@ -26,7 +26,15 @@ def test_the_model_writes_its_own_text_once_and_the_same_run_writes_the_same_byt
 ):
     if backend == "mlx":
         pytest.importorskip("mlx.core", reason="MLX has no build for this system")
-    options = [*SHORT, "--backend", backend, "--calibration", "self", "--calibration", f"{text_file}=2"]
+    options = [
+        *SHORT,
+        "--backend",
+        backend,
+        "--calibration",
+        "self",
+        "--calibration",
+        f"{text_file}=2",
+    ]
     first = edgeq("quantize", saved_model, "-o", tmp_path / "first", *options)
     assert first.status == 0
     assert "writing text, 64 of 64 tokens" in first.err
@@ -37,29 +45,62 @@ def test_the_model_writes_its_own_text_once_and_the_same_run_writes_the_same_byt
     own, book = calibration_of(tmp_path / "first")["texts"]
     [kept] = cache.iterdir()
     tokens = np.load(kept, allow_pickle=False)
-    assert own == {"name": "self", "share": 1, "samples": 2, "tokens": 64,
-                   "sha256": hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()}  # fmt: skip
+    assert own == {
+        "name": "self",
+        "share": 1,
+        "samples": 2,
+        "tokens": 64,
+        "sha256": hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
+    }
     assert (book["name"], book["share"], book["samples"]) == (text_file.name, 2, 4)
     assert book["sha256"] == hashlib.sha256(text_file.read_bytes()).hexdigest()
 
 
 def test_the_solution_depends_on_what_the_model_wrote(edgeq, saved_model, text_file, tmp_path):
     for name, text in (("own", "self"), ("file", text_file)):
-        edgeq("quantize", saved_model, "-o", tmp_path / name, *SHORT, "--backend", "cpu", "--calibration", text)
+        edgeq(
+            "quantize",
+            saved_model,
+            "-o",
+            tmp_path / name,
+            *SHORT,
+            "--backend",
+            "cpu",
+            "--calibration",
+            text,
+        )
     own, file = (calibration_of(tmp_path / name)["sha256"] for name in ("own", "file"))
     assert own != file
-    blocks = [(tmp_path / name / "blocks" / "0000.safetensors").read_bytes() for name in ("own", "file")]
+    blocks = [
+        (tmp_path / name / "blocks" / "0000.safetensors").read_bytes() for name in ("own", "file")
+    ]
     assert blocks[0] != blocks[1]
 
 
 def test_nothing_is_written_by_a_model_that_is_only_rounded(edgeq, saved_model, cache, tmp_path):
-    rounding = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "cpu"]
-    assert edgeq("quantize", saved_model, "-o", tmp_path / "out", *rounding, "--calibration", "self").status == 0
+    rounding = [
+        "--solver",
+        "rtn",
+        "--scales",
+        "none",
+        "--propagation-strength",
+        "0",
+        "--backend",
+        "cpu",
+    ]
+    assert (
+        edgeq(
+            "quantize", saved_model, "-o", tmp_path / "out", *rounding, "--calibration", "self"
+        ).status
+        == 0
+    )
     assert calibration_of(tmp_path / "out") is None
     assert not cache.exists()
 
 
-def test_a_home_directory_is_understood_in_front_of_a_share(edgeq, saved_model, text_file, monkeypatch, tmp_path):
+def test_a_home_directory_is_understood_in_front_of_a_share(
+    edgeq, saved_model, text_file, monkeypatch, tmp_path
+):
     monkeypatch.setenv("HOME", str(text_file.parent))
     options = [*SHORT, "--backend", "cpu", f"--calibration=~/{text_file.name}=2"]
     assert edgeq("quantize", saved_model, "-o", tmp_path / "out", *options).status == 0
@@ -68,10 +109,17 @@ def test_a_home_directory_is_understood_in_front_of_a_share(edgeq, saved_model, 
 
 @pytest.mark.parametrize(
     ("values", "reason"),
-    [(["self=0"], "above 0"), (["self=x"], "above 0"), (["self", "self=2"], "given twice"),
-     (["nowhere.txt"], "text 'nowhere.txt'"), (["nowhere.txt=2"], "text 'nowhere.txt'"),
-     (["self=0.001"], "none of the 4")],
-)  # fmt: skip
+    [
+        (["self=0"], "above 0"),
+        (["self=x"], "above 0"),
+        (["self", "self=2"], "given twice"),
+        (["nowhere.txt"], "text 'nowhere.txt'"),
+        (["nowhere.txt=2"], "text 'nowhere.txt'"),
+        (["self=0.001"], "none of the 4"),
+    ],
+)
 def test_what_cannot_be_mixed_is_refused_in_one_line(refuse, saved_model, values, reason):
     """The text file of every refused run is among the texts as well."""
-    assert reason in refuse(saved_model, *(word for value in values for word in ("--calibration", value)))
+    assert reason in refuse(
+        saved_model, *(word for value in values for word in ("--calibration", value))
+    )

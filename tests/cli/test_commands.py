@@ -21,9 +21,25 @@ def run(saved_model, text_file, tmp_path_factory):
     """A finished run with a GGUF export, and the JSON it printed."""
     output = tmp_path_factory.mktemp("runs") / "run"
     command = [
-        sys.executable, "-m", "edgeq", "quantize", str(saved_model), "-o", str(output), "--export", "gguf",
-        "--samples", "4", "--sequence-length", "32", "--backend", "cpu", "--calibration", str(text_file), "--json",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "edgeq",
+        "quantize",
+        str(saved_model),
+        "-o",
+        str(output),
+        "--export",
+        "gguf",
+        "--samples",
+        "4",
+        "--sequence-length",
+        "32",
+        "--backend",
+        "cpu",
+        "--calibration",
+        str(text_file),
+        "--json",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return output, json.loads(result.stdout)
 
@@ -53,16 +69,29 @@ def test_the_checkpoint_dequantizes_close_to_the_original_weights(run, saved_mod
     output, _ = run
     checkpoint, original = Checkpoint(output), load_file(saved_model / "model.safetensors")
     for name in checkpoint.tensor_names():
-        error = np.linalg.norm(checkpoint.read(name) - original[name]) / np.linalg.norm(original[name])
+        error = np.linalg.norm(checkpoint.read(name) - original[name]) / np.linalg.norm(
+            original[name]
+        )
         assert error < 0.2
 
 
 def test_the_same_run_writes_the_same_bytes(run, edgeq, saved_model, text_file, tmp_path):
     output, _ = run
-    options = ["--samples", "4", "--sequence-length", "32", "--backend", "cpu", "--calibration", text_file]
+    options = [
+        "--samples",
+        "4",
+        "--sequence-length",
+        "32",
+        "--backend",
+        "cpu",
+        "--calibration",
+        text_file,
+    ]
     edgeq("quantize", saved_model, "-o", tmp_path / "again", "--export", "gguf", *options)
     files = sorted(path.relative_to(output) for path in output.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.*"))
+    assert files == sorted(
+        path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.*")
+    )
     for file in files:
         assert (output / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
 
@@ -79,7 +108,9 @@ def test_export_writes_the_same_file_as_quantize_did(run, edgeq, tmp_path):
     output, _ = run
     result = edgeq("export", output, "--format", "gguf", "-o", tmp_path / "exported")
     assert result.status == 0
-    assert (tmp_path / "exported" / "model.gguf").read_bytes() == (output / "gguf" / "model.gguf").read_bytes()
+    assert (tmp_path / "exported" / "model.gguf").read_bytes() == (
+        output / "gguf" / "model.gguf"
+    ).read_bytes()
 
 
 def test_an_export_is_not_overwritten_without_force(run, edgeq):
@@ -91,7 +122,17 @@ def test_an_export_is_not_overwritten_without_force(run, edgeq):
 @pytest.mark.parametrize("target", [".", "gguf/model.gguf", "gguf"])
 def test_evaluate_compares_with_the_original(run, edgeq, saved_model, text_file, target):
     output, _ = run
-    options = ["--text", text_file, "--windows", "2", "--sequence-length", "32", "--backend", "cpu", "--json"]
+    options = [
+        "--text",
+        text_file,
+        "--windows",
+        "2",
+        "--sequence-length",
+        "32",
+        "--backend",
+        "cpu",
+        "--json",
+    ]
     result = edgeq("evaluate", output / target, "--reference", saved_model, *options)
     quality = json.loads(result.out)
     assert quality["runtime"] == ("torch" if target == "." else "llama.cpp")
@@ -105,22 +146,67 @@ def test_llama_cpp_computes_what_torch_does_with_the_dequantized_weights(
     edgeq, save_model, quick, text_file, tmp_path, model_type, bits
 ):
     model = save_model(model_type, tie_word_embeddings=False)
-    edgeq("quantize", model, "-o", tmp_path / "out", "--bits", bits, "--asymmetric", "--export", "gguf", *quick)
-    options = ["--text", text_file, "--windows", "2", "--sequence-length", "64", "--backend", "cpu", "--json"]
+    edgeq(
+        "quantize",
+        model,
+        "-o",
+        tmp_path / "out",
+        "--bits",
+        bits,
+        "--asymmetric",
+        "--export",
+        "gguf",
+        *quick,
+    )
+    options = [
+        "--text",
+        text_file,
+        "--windows",
+        "2",
+        "--sequence-length",
+        "64",
+        "--backend",
+        "cpu",
+        "--json",
+    ]
     result = edgeq("evaluate", tmp_path / "out" / "gguf", "--reference", tmp_path / "out", *options)
     assert json.loads(result.out)["kl"] < 0.01
 
 
 def test_evaluate_runs_a_gguf_file_in_torch_when_asked(run, edgeq, saved_model, text_file):
     output, _ = run
-    options = ["--text", text_file, "--windows", "2", "--sequence-length", "32", "--backend", "cpu", "--json"]
-    in_torch = edgeq("evaluate", output / "gguf", "--runtime", "torch", "--reference", saved_model, *options)
+    options = [
+        "--text",
+        text_file,
+        "--windows",
+        "2",
+        "--sequence-length",
+        "32",
+        "--backend",
+        "cpu",
+        "--json",
+    ]
+    in_torch = edgeq(
+        "evaluate", output / "gguf", "--runtime", "torch", "--reference", saved_model, *options
+    )
     checkpoint = edgeq("evaluate", output, "--reference", saved_model, *options)
-    assert json.loads(in_torch.out)["kl"] == pytest.approx(json.loads(checkpoint.out)["kl"], rel=1e-4)
+    assert json.loads(in_torch.out)["kl"] == pytest.approx(
+        json.loads(checkpoint.out)["kl"], rel=1e-4
+    )
 
 
 def test_a_model_evaluated_against_itself_does_not_differ(edgeq, saved_model, text_file):
-    options = ["--text", text_file, "--windows", "2", "--sequence-length", "32", "--backend", "cpu", "--json"]
+    options = [
+        "--text",
+        text_file,
+        "--windows",
+        "2",
+        "--sequence-length",
+        "32",
+        "--backend",
+        "cpu",
+        "--json",
+    ]
     quality = json.loads(edgeq("evaluate", saved_model, "--reference", saved_model, *options).out)
     assert quality["kl"] == 0
     assert quality["top1_agreement"] == 1
@@ -136,14 +222,23 @@ def test_inspect_counts_layers_and_bits(run, edgeq):
 
 
 def test_quantize_and_inspect_agree_on_what_is_stored(run, edgeq):
-    """Norms are float32 in this model; the tokenizer in the GGUF file, larger than the weights here, does not count."""
+    """Norms are float32 in this model; the tokenizer in the GGUF file, larger than the weights
+    here, does not count.
+    """
     output, summary = run
-    assert json.loads(edgeq("inspect", output, "--json").out)["bits_per_weight"] == summary["bits_per_weight"]["model"]
+    assert (
+        json.loads(edgeq("inspect", output, "--json").out)["bits_per_weight"]
+        == summary["bits_per_weight"]["model"]
+    )
     files = [load_file(file) for file in output.rglob("*.safetensors")]
-    parameters = sum(np.prod(row["shape"]) * row["count"] for row in inspected(edgeq, output)["tensors"])
+    parameters = sum(
+        np.prod(row["shape"]) * row["count"] for row in inspected(edgeq, output)["tensors"]
+    )
     stored = sum(array.nbytes for file in files for array in file.values())
     assert summary["bits_per_weight"]["model"] == pytest.approx(8 * stored / parameters)
-    assert inspected(edgeq, output / "gguf")["bits_per_weight"] == pytest.approx(summary["bits_per_weight"]["model"])
+    assert inspected(edgeq, output / "gguf")["bits_per_weight"] == pytest.approx(
+        summary["bits_per_weight"]["model"]
+    )
 
 
 def inspected(edgeq, path):
@@ -160,7 +255,16 @@ def test_inspect_shows_the_types_in_a_gguf_file(run, edgeq):
 def test_a_recipe_file_sets_what_options_do_not(edgeq, saved_model, quick, tmp_path):
     recipe = 'bits = 3\ngroup_size = "row"\n[[overrides]]\nlayers = "*.down_proj"\nbits = 16\n'
     (tmp_path / "recipe.toml").write_text(recipe)
-    command = ["quantize", saved_model, "-o", tmp_path / "out", "--recipe", tmp_path / "recipe.toml", "--bits", "5"]
+    command = [
+        "quantize",
+        saved_model,
+        "-o",
+        tmp_path / "out",
+        "--recipe",
+        tmp_path / "recipe.toml",
+        "--bits",
+        "5",
+    ]
     result = edgeq(*command, *quick)
     checkpoint = Checkpoint(tmp_path / "out")
     assert checkpoint.grid("model.layers.0.mlp.up_proj.weight").bits == 5
@@ -169,7 +273,9 @@ def test_a_recipe_file_sets_what_options_do_not(edgeq, saved_model, quick, tmp_p
     assert "2 matrices stay dense" in result.out
 
 
-def test_asymmetric_becomes_offsets_for_gguf_and_whole_zero_points_otherwise(edgeq, saved_model, quick, tmp_path):
+def test_asymmetric_becomes_offsets_for_gguf_and_whole_zero_points_otherwise(
+    edgeq, saved_model, quick, tmp_path
+):
     name = "model.layers.0.mlp.up_proj.weight"
     edgeq("quantize", saved_model, "-o", tmp_path / "a", "--asymmetric", *quick)
     edgeq("quantize", saved_model, "-o", tmp_path / "b", "--asymmetric", "--export", "gguf", *quick)
@@ -180,7 +286,16 @@ def test_asymmetric_becomes_offsets_for_gguf_and_whole_zero_points_otherwise(edg
 
 
 def test_rounding_alone_needs_no_calibration(edgeq, saved_model, tmp_path):
-    options = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "reference"]
+    options = [
+        "--solver",
+        "rtn",
+        "--scales",
+        "none",
+        "--propagation-strength",
+        "0",
+        "--backend",
+        "reference",
+    ]
     result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *options)
     assert result.status == 0
     assert "forward passes" not in result.out
@@ -188,16 +303,36 @@ def test_rounding_alone_needs_no_calibration(edgeq, saved_model, tmp_path):
 
 
 def test_nothing_is_calibrated_when_no_layer_is_solved(edgeq, saved_model, tmp_path):
-    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", "--bits", "16", "--backend", "cpu", "--json")
+    result = edgeq(
+        "quantize",
+        saved_model,
+        "-o",
+        tmp_path / "out",
+        "--bits",
+        "16",
+        "--backend",
+        "cpu",
+        "--json",
+    )
     assert result.status == 0
     assert json.loads((tmp_path / "out" / "edgeq.json").read_text())["calibration"] is None
-    assert not {"calibration text", "load model", "forward passes"} & set(json.loads(result.out)["seconds"])
+    assert not {"calibration text", "load model", "forward passes"} & set(
+        json.loads(result.out)["seconds"]
+    )
     assert Checkpoint(tmp_path / "out").grid("model.layers.0.mlp.up_proj.weight") is None
 
 
 def test_a_short_calibration_text_is_noted(edgeq, saved_model, quick, tmp_path):
     (tmp_path / "short.txt").write_text(TEXT)
-    options = [*quick, "--calibration", tmp_path / "short.txt", "--samples", "16", "--sequence-length", "16"]
+    options = [
+        *quick,
+        "--calibration",
+        tmp_path / "short.txt",
+        "--samples",
+        "16",
+        "--sequence-length",
+        "16",
+    ]
     assert (
         "calibration text 'short.txt': 8 sequences of 16 overlap"
         in edgeq("quantize", saved_model, "-o", tmp_path / "out", *options).out
@@ -205,7 +340,9 @@ def test_a_short_calibration_text_is_noted(edgeq, saved_model, quick, tmp_path):
 
 
 def test_weights_that_do_not_fit_the_grid_are_noted(edgeq, saved_model, quick, tmp_path):
-    """Far below float16's smallest number, so that the scales cannot follow and the layer's output is lost."""
+    """Far below float16's smallest number, so that the scales cannot follow and the layer's output
+    is lost.
+    """
     model = shutil.copytree(saved_model, tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"] *= 1e-9
@@ -215,9 +352,20 @@ def test_weights_that_do_not_fit_the_grid_are_noted(edgeq, saved_model, quick, t
     assert "192 scales are at the limit of float16" in shown
 
 
-def test_the_last_screen_says_how_to_read_the_quality_and_how_to_run_the_file(edgeq, saved_model, quick, tmp_path):
+def test_the_last_screen_says_how_to_read_the_quality_and_how_to_run_the_file(
+    edgeq, saved_model, quick, tmp_path
+):
     """The model reads 128 tokens, fewer than the 512 of an evaluation window elsewhere."""
-    command = ["quantize", saved_model, "-o", tmp_path / "out", *quick, "--export", "gguf", "--evaluate"]
+    command = [
+        "quantize",
+        saved_model,
+        "-o",
+        tmp_path / "out",
+        *quick,
+        "--export",
+        "gguf",
+        "--evaluate",
+    ]
     result = edgeq(*command)
     assert result.status == 0
     assert "nats per token (0 is equal" in result.out
@@ -233,10 +381,17 @@ def test_progress_goes_to_standard_error_with_an_estimate(edgeq, saved_model, qu
     assert "edgeq export" in result.out
 
 
-def test_a_log_file_gets_a_line_for_every_layer_and_block_and_is_appended_to(edgeq, saved_model, quick, tmp_path):
+def test_a_log_file_gets_a_line_for_every_layer_and_block_and_is_appended_to(
+    edgeq, saved_model, quick, tmp_path
+):
     log = tmp_path / "run.log"
     for output in ("a", "b"):
-        assert edgeq("quantize", saved_model, "-o", tmp_path / output, *quick, "--log-file", log).status == 0
+        assert (
+            edgeq(
+                "quantize", saved_model, "-o", tmp_path / output, *quick, "--log-file", log
+            ).status
+            == 0
+        )
     lines = log.read_text(encoding="utf-8").splitlines()
     layers = [line.split()[1].rstrip(",") for line in lines if "_proj" in line]
     report = json.loads((tmp_path / "b" / "report.json").read_text(encoding="utf-8"))["layers"]
@@ -250,8 +405,18 @@ def test_a_log_file_gets_a_line_for_every_layer_and_block_and_is_appended_to(edg
     assert sum("is done" in line for line in lines) == 4
 
 
-def test_a_log_file_that_cannot_be_written_stops_the_run_before_it_starts(edgeq, saved_model, quick, tmp_path):
-    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *quick, "--log-file", tmp_path / "no" / "run.log")
+def test_a_log_file_that_cannot_be_written_stops_the_run_before_it_starts(
+    edgeq, saved_model, quick, tmp_path
+):
+    result = edgeq(
+        "quantize",
+        saved_model,
+        "-o",
+        tmp_path / "out",
+        *quick,
+        "--log-file",
+        tmp_path / "no" / "run.log",
+    )
     assert result.status == 1
     assert "--log-file" in result.err
     assert "Traceback" not in result.err
@@ -264,17 +429,26 @@ def test_every_command_has_an_example():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "mlx", "reference"])
-def test_rope_settings_as_llama_3_ships_them_outlive_the_libraries(edgeq, model, quick, tmp_path, backend):
-    """transformers completes the nested settings of a config that it is given; the run's own must stay as it was."""
+def test_rope_settings_as_llama_3_ships_them_outlive_the_libraries(
+    edgeq, model, quick, tmp_path, backend
+):
+    """transformers completes the nested settings of a config that it is given; the run's own must
+    stay as it was.
+    """
     path = model / "config.json"
     config = json.loads(path.read_text())
     config.pop("rope_parameters", None)
     config["rope_theta"] = 500000.0
     config["rope_scaling"] = {
-        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
-    }  # fmt: skip
+    }
     path.write_text(json.dumps(config))
-    result = edgeq("quantize", model, "-o", tmp_path / "run", *quick, "--backend", backend, "--export", "gguf")
+    result = edgeq(
+        "quantize", model, "-o", tmp_path / "run", *quick, "--backend", backend, "--export", "gguf"
+    )
     assert result.status == 0, result.err
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == config

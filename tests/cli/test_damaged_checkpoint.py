@@ -1,4 +1,6 @@
-"""A checkpoint that is damaged, incomplete or made by hand: one clear line, exit status 1, nothing written."""
+"""A checkpoint that is damaged, incomplete or made by hand: one clear line, exit status 1, nothing
+written.
+"""
 
 import json
 import shutil
@@ -26,7 +28,9 @@ def written(request, saved_model, tmp_path_factory):
     zeros = getattr(request, "param", "integer")
     settings = {"zeros": zeros, "solver": "rtn", "scales": "none", "propagation_strength": 0.0}
     folder = tmp_path_factory.mktemp("checkpoints") / zeros
-    quantize(make_job(open_source(str(saved_model)), settings, backend="reference"), folder, Silent())
+    quantize(
+        make_job(open_source(str(saved_model)), settings, backend="reference"), folder, Silent()
+    )
     return folder
 
 
@@ -38,7 +42,9 @@ def checkpoint(written, tmp_path):
 
 @pytest.fixture
 def refuse(edgeq, checkpoint, tmp_path):
-    """Export and inspect a checkpoint; the export must be refused in one line and leave nothing. Gives that line."""
+    """Export and inspect a checkpoint; the export must be refused in one line and leave nothing.
+    Gives that line.
+    """
 
     def run():
         before = sorted(tmp_path.rglob("*"))
@@ -84,12 +90,26 @@ def spoiled(path, name, value):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("files", [5]), ("files", 5), ("files", ["../x.safetensors"]), ("files", ["/etc/passwd"]), ("files", [""]),
-        ("companions", 5), ("companions", [5]), ("companions", ["../../../etc/passwd"]), ("companions", ["edgeq.json"]),
-        ("companions", ["model.safetensors"]), ("model", 5), ("source", []), ("source", {"fingerprint": 5}),
-        ("recipe", 5), ("model", None), ("files", None), ("format_version", 2), ("format_version", None),
+        ("files", [5]),
+        ("files", 5),
+        ("files", ["../x.safetensors"]),
+        ("files", ["/etc/passwd"]),
+        ("files", [""]),
+        ("companions", 5),
+        ("companions", [5]),
+        ("companions", ["../../../etc/passwd"]),
+        ("companions", ["edgeq.json"]),
+        ("companions", ["model.safetensors"]),
+        ("model", 5),
+        ("source", []),
+        ("source", {"fingerprint": 5}),
+        ("recipe", 5),
+        ("model", None),
+        ("files", None),
+        ("format_version", 2),
+        ("format_version", None),
     ],
-)  # fmt: skip
+)
 def test_a_head_of_another_form_is_refused(refuse, checkpoint, key, value):
     change_json(checkpoint / "edgeq.json", **{key: value})
     line = refuse()
@@ -119,7 +139,9 @@ def test_a_file_that_is_not_a_json_object_is_refused(refuse, checkpoint, name, c
         ({"quantization_config": {"bits": 4}}, "quantized already"),
     ],
 )
-def test_a_config_that_does_not_belong_to_the_tensors_is_refused(refuse, checkpoint, changes, words):
+def test_a_config_that_does_not_belong_to_the_tensors_is_refused(
+    refuse, checkpoint, changes, words
+):
     change_json(checkpoint / "config.json", **changes)
     assert words in refuse()
 
@@ -174,7 +196,12 @@ def test_a_damaged_part_of_a_solved_tensor_is_named(refuse, checkpoint, written,
         part = {"integer": "zeros", "offset": "offsets"}[written.name]
     name, file = f"{UP}.{part}", checkpoint / BLOCK
     array = tensor(file, name)
-    change = {"missing": None, "short": array[:-1], "flat": array.reshape(-1), "dtype": array.astype(np.int64)}[damage]
+    change = {
+        "missing": None,
+        "short": array[:-1],
+        "flat": array.reshape(-1),
+        "dtype": array.astype(np.int64),
+    }[damage]
     change_file(file, **{name: change})
     assert name in refuse()
 
@@ -197,14 +224,23 @@ def test_a_zero_point_or_offset_that_no_solved_tensor_has_is_refused(refuse, che
 @pytest.mark.parametrize(
     "grid",
     [
-        [96, 64, "3", 32, "symmetric", "float16"], [96, 64, 9, 32, "symmetric", "float16"], [96, 64, 4, 32],
-        [96, 64, 4, 0, "symmetric", "float16"], [96, 64, 4, 32, "round", "float16"], [96, 64, 4, 32, "symmetric", 16],
-        [96, 64, 4, 32, "symmetric", "float8"], [0, 64, 4, 32, "symmetric", "float16"],
-        [96, 64, 4, 32, ["x"], "float16"], [-96, 64, 4, 32, "symmetric", "float16"], 5, None,
+        [96, 64, "3", 32, "symmetric", "float16"],
+        [96, 64, 9, 32, "symmetric", "float16"],
+        [96, 64, 4, 32],
+        [96, 64, 4, 0, "symmetric", "float16"],
+        [96, 64, 4, 32, "round", "float16"],
+        [96, 64, 4, 32, "symmetric", 16],
+        [96, 64, 4, 32, "symmetric", "float8"],
+        [0, 64, 4, 32, "symmetric", "float16"],
+        [96, 64, 4, 32, ["x"], "float16"],
+        [-96, 64, 4, 32, "symmetric", "float16"],
+        5,
+        None,
         [96, 64, True, 32, "symmetric", "float16"],
-        [96, 64, 5, 32, "integer", "float16"], [96, 64, 4, 16, "offset", "float16"],
+        [96, 64, 5, 32, "integer", "float16"],
+        [96, 64, 4, 16, "offset", "float16"],
     ],
-)  # fmt: skip
+)
 def test_a_grid_that_cannot_be_or_does_not_fit_is_refused(refuse, checkpoint, grid):
     with safe_open(checkpoint / BLOCK, framework="np") as file:
         grids = json.loads(file.metadata()["edgeq"])
@@ -212,7 +248,9 @@ def test_a_grid_that_cannot_be_or_does_not_fit_is_refused(refuse, checkpoint, gr
     assert BLOCK in refuse()
 
 
-@pytest.mark.parametrize("metadata", [{}, {"edgeq": "{"}, {"edgeq": "[1]"}, {"edgeq": "5"}, {"edgeq": "[" * 100_000}])
+@pytest.mark.parametrize(
+    "metadata", [{}, {"edgeq": "{"}, {"edgeq": "[1]"}, {"edgeq": "5"}, {"edgeq": "[" * 100_000}]
+)
 def test_metadata_of_another_form_are_refused(refuse, checkpoint, metadata):
     change_file(checkpoint / BLOCK, metadata=metadata)
     assert BLOCK in refuse()
@@ -224,7 +262,9 @@ def test_a_checkpoint_is_not_quantized_again(edgeq, checkpoint, tmp_path):
     assert "quantized already" in result.err and "export or evaluate it" in result.err
 
 
-def test_other_files_than_tokenizer_files_are_never_read_from_a_checkpoint(refuse, checkpoint, tmp_path):
+def test_other_files_than_tokenizer_files_are_never_read_from_a_checkpoint(
+    refuse, checkpoint, tmp_path
+):
     (tmp_path / "secret").write_text("secret")
     for name in ("../secret", str(tmp_path / "secret"), "report.json"):
         change_json(checkpoint / "edgeq.json", companions=[name])

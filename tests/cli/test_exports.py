@@ -19,8 +19,27 @@ def solved(save_model, text_file, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "run"
     model = save_model("llama", tie_word_embeddings=True)
     exports = [word for name in FORMATS for word in ("--export", name)]
-    options = ["--samples", "4", "--sequence-length", "32", "--backend", "cpu", "--calibration", str(text_file)]
-    command = [sys.executable, "-m", "edgeq", "quantize", str(model), "-o", str(output), *exports, *options]
+    options = [
+        "--samples",
+        "4",
+        "--sequence-length",
+        "32",
+        "--backend",
+        "cpu",
+        "--calibration",
+        str(text_file),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "edgeq",
+        "quantize",
+        str(model),
+        "-o",
+        str(output),
+        *exports,
+        *options,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return output
 
@@ -36,8 +55,14 @@ def manifest_of(solved, name):
 
 
 def test_one_solution_has_the_same_hashes_in_every_container(solved):
-    entries = {name: {entry["source"]: entry for entry in manifest_of(solved, name)["tensors"]} for name in FORMATS}
-    hashes = [{source: entry["sha256"] for source, entry in of_name.items()} for of_name in entries.values()]
+    entries = {
+        name: {entry["source"]: entry for entry in manifest_of(solved, name)["tensors"]}
+        for name in FORMATS
+    }
+    hashes = [
+        {source: entry["sha256"] for source, entry in of_name.items()}
+        for of_name in entries.values()
+    ]
     assert all(of_name == hashes[0] for of_name in hashes)
     for of_name in entries.values():
         linear = [entry["status"] for source, entry in of_name.items() if "proj" in source]
@@ -60,7 +85,9 @@ def test_an_export_is_verified_from_disk_against_its_checkpoint(edgeq, solved, n
 
 @pytest.mark.parametrize("name", ["gguf", "onnx", "mlx", "compressed-tensors"])
 def test_an_export_runs_as_torch_does_with_the_dequantized_weights(edgeq, solved, name):
-    result = edgeq("verify", solved / name, "--against", solved, "--run", "--backend", "cpu", "--json")
+    result = edgeq(
+        "verify", solved / name, "--against", solved, "--run", "--backend", "cpu", "--json"
+    )
     run = json.loads(result.out)["run"]
     assert (result.status, result.err) == (0, "")
     assert run["kl"] < 0.01
@@ -70,7 +97,9 @@ def test_an_export_runs_as_torch_does_with_the_dequantized_weights(edgeq, solved
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("place", [0.2, 0.4, 0.6])  # the tables at the end of an ONNX file are no tensors
+@pytest.mark.parametrize(
+    "place", [0.2, 0.4, 0.6]
+)  # the tables at the end of an ONNX file are no tensors
 def test_one_changed_byte_is_found_and_named(edgeq, copy_of, name, place):
     folder = copy_of(name)
     file = next(file for file in folder.iterdir() if file.name in WEIGHTS)
@@ -102,8 +131,12 @@ def test_missing_added_and_unreadable_tensors_are_named(edgeq, copy_of):
     (folder / "tokenizer.json").unlink()
     (folder / "notes.txt").write_text("mine")
     out = edgeq("verify", folder).out
-    for line in ("file 'tokenizer.json': missing", "file 'notes.txt': not part of", "tensor 'extra': the manifest does",
-                 f"tensor '{name}.weight': cannot be read"):  # fmt: skip
+    for line in (
+        "file 'tokenizer.json': missing",
+        "file 'notes.txt': not part of",
+        "tensor 'extra': the manifest does",
+        f"tensor '{name}.weight': cannot be read",
+    ):
         assert line in out
 
 
@@ -127,7 +160,10 @@ def test_what_is_no_export_is_refused_in_one_line(edgeq, solved, tmp_path):
 
 
 def test_the_list_says_what_fits_without_loss_and_why_not(edgeq, solved):
-    rows = {row["name"]: row for row in json.loads(edgeq("export", "--list", solved, "--json").out)["formats"]}
+    rows = {
+        row["name"]: row
+        for row in json.loads(edgeq("export", "--list", solved, "--json").out)["formats"]
+    }
     assert {name: rows[name]["fits"] for name in FORMATS} == dict.fromkeys(FORMATS, "without loss")
     assert rows["gptq"]["reason"] == "dense, as their codes say: model.embed_tokens.weight"
     assert rows["gptq"]["bits"] == [2, 3, 4, 8] and rows["mlx"]["groups"] == ["32", "64", "128"]
@@ -140,9 +176,16 @@ def test_the_list_names_what_keeps_a_checkpoint_out(edgeq, saved_model, quick, t
     options = ["--bits", 3, "--group-size", "row", "--asymmetric", "--solver", "rtn"]
     edgeq("quantize", saved_model, "-o", tmp_path / "out", *options, *quick)
     rows = {
-        row["name"]: row for row in json.loads(edgeq("export", "--list", tmp_path / "out", "--json").out)["formats"]
+        row["name"]: row
+        for row in json.loads(edgeq("export", "--list", tmp_path / "out", "--json").out)["formats"]
     }
-    assert [rows[name]["fits"] for name in FORMATS] == ["with loss", "without loss", "no", "without loss", "no"]
+    assert [rows[name]["fits"] for name in FORMATS] == [
+        "with loss",
+        "without loss",
+        "no",
+        "without loss",
+        "no",
+    ]
     assert "rounded offsets" in rows["gguf"]["reason"]
     assert "choose group_size 32, 64 or 128" in rows["mlx"]["reason"]
     assert "choose 2, 4 or 8" in rows["compressed-tensors"]["reason"]
@@ -151,7 +194,10 @@ def test_the_list_names_what_keeps_a_checkpoint_out(edgeq, saved_model, quick, t
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--bits", 3], "format 'compressed-tensors': tensor 'model.layers.0.mlp.down_proj.weight'"),
+        (
+            ["--bits", 3],
+            "format 'compressed-tensors': tensor 'model.layers.0.mlp.down_proj.weight'",
+        ),
         (["--bits", 5], "format 'gptq'"),
         (["--group-size", 64], "in_features 96 is not a multiple of group_size 64; choose 32"),
         (["--asymmetric"], "leave out --asymmetric"),
@@ -166,7 +212,9 @@ def test_exports_that_cannot_all_hold_the_grid_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_asymmetric_in_an_override_becomes_the_kind_that_the_export_holds(edgeq, saved_model, quick, tmp_path):
+def test_asymmetric_in_an_override_becomes_the_kind_that_the_export_holds(
+    edgeq, saved_model, quick, tmp_path
+):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[[overrides]]\nlayers = "*.down_proj"\nzeros = "asymmetric"\n')
     given = ["--recipe", recipe, "--export", "gguf"]
@@ -177,7 +225,12 @@ def test_asymmetric_in_an_override_becomes_the_kind_that_the_export_holds(edgeq,
 
 def test_asymmetric_becomes_the_kind_that_all_exports_hold(edgeq, saved_model, quick, tmp_path):
     exports = ["--export", "gptq", "--export", "compressed-tensors"]
-    assert edgeq("quantize", saved_model, "-o", tmp_path / "out", "--asymmetric", *exports, *quick).status == 0
+    assert (
+        edgeq(
+            "quantize", saved_model, "-o", tmp_path / "out", "--asymmetric", *exports, *quick
+        ).status
+        == 0
+    )
     for name in ("gptq", "compressed-tensors"):
         result = edgeq("verify", tmp_path / "out" / name, "--against", tmp_path / "out", "--json")
         statuses = json.loads(result.out)["statuses"]

@@ -1,4 +1,6 @@
-"""What stops a run, and what is left then: nothing before the checkpoint is complete, the checkpoint after it."""
+"""What stops a run, and what is left then: nothing before the checkpoint is complete, the
+checkpoint after it.
+"""
 
 import os
 import re
@@ -7,14 +9,23 @@ import signal
 
 import pytest
 
-import edgeq.run.pipeline as pipeline
 from edgeq.commands.signals import Stopped, stopping_on_signals
 from edgeq.errors import BadInput
+from edgeq.run import pipeline
 from edgeq_backends.llama_cpp import LlamaCppLogits
 from edgeq_exporters.gguf.exporter import GgufExporter
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-ROUNDING = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "cpu"]
+ROUNDING = [
+    "--solver",
+    "rtn",
+    "--scales",
+    "none",
+    "--propagation-strength",
+    "0",
+    "--backend",
+    "cpu",
+]
 
 
 def entries(folder):
@@ -32,9 +43,13 @@ def sending(number, then):
 
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
-def test_a_signal_during_the_run_leaves_nothing(edgeq, saved_model, quick, tmp_path, monkeypatch, number, status):
+def test_a_signal_during_the_run_leaves_nothing(
+    edgeq, saved_model, quick, tmp_path, monkeypatch, number, status
+):
     monkeypatch.setattr(pipeline, "write_part", sending(number, pipeline.write_part))
-    before = signal.signal(number, signal.SIG_DFL)  # jobs that a shell started in the background ignore SIGINT
+    before = signal.signal(
+        number, signal.SIG_DFL
+    )  # jobs that a shell started in the background ignore SIGINT
     try:
         result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *quick)
     finally:
@@ -44,7 +59,9 @@ def test_a_signal_during_the_run_leaves_nothing(edgeq, saved_model, quick, tmp_p
     assert entries(tmp_path) == []
 
 
-def test_a_signal_that_was_ignored_before_stays_ignored(edgeq, saved_model, quick, tmp_path, monkeypatch):
+def test_a_signal_that_was_ignored_before_stays_ignored(
+    edgeq, saved_model, quick, tmp_path, monkeypatch
+):
     monkeypatch.setattr(pipeline, "write_part", sending(signal.SIGHUP, pipeline.write_part))
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -92,28 +109,45 @@ def test_an_export_that_fails_leaves_the_checkpoint_and_says_how_to_continue(
 ):
     with monkeypatch.context() as patched:
         patched.setattr(GgufExporter, "write", failure)
-        result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *ROUNDING, "--export", "gguf", "--evaluate")
+        result = edgeq(
+            "quantize",
+            saved_model,
+            "-o",
+            tmp_path / "out",
+            *ROUNDING,
+            "--export",
+            "gguf",
+            "--evaluate",
+        )
     assert result.status == status
     line = result.err.splitlines()[-1]
     assert line.startswith(f"edgeq: {words}" if "disk" not in words else "edgeq: output")
     assert words in line
-    export, evaluate = re.search(r"is complete and stays; to continue: (.*), then (.*)", line).groups()
+    export, evaluate = re.search(
+        r"is complete and stays; to continue: (.*), then (.*)", line
+    ).groups()
     assert "gguf" not in entries(tmp_path / "out")
     assert not [name for name in entries(tmp_path / "out") if "partial" in name]
     assert edgeq(*shlex.split(export)[1:]).status == 0
     assert evaluate == f"edgeq evaluate {tmp_path / 'out' / 'gguf'} --reference {saved_model}"
 
 
-def test_an_evaluation_that_fails_leaves_checkpoint_and_export(edgeq, saved_model, tmp_path, monkeypatch):
+def test_an_evaluation_that_fails_leaves_checkpoint_and_export(
+    edgeq, saved_model, tmp_path, monkeypatch
+):
     monkeypatch.setattr(LlamaCppLogits, "logits", refuse_to_write)
-    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *ROUNDING, "--export", "gguf", "--evaluate")
+    result = edgeq(
+        "quantize", saved_model, "-o", tmp_path / "out", *ROUNDING, "--export", "gguf", "--evaluate"
+    )
     assert result.status == 1
     command = f"edgeq evaluate {tmp_path / 'out' / 'gguf'} --reference {saved_model}"
     assert result.err.endswith(f"to continue: {command}\n")
     assert (tmp_path / "out" / "gguf" / "model.gguf").is_file()
 
 
-def test_details_of_an_unexpected_error_are_shown_on_request(edgeq, saved_model, tmp_path, monkeypatch):
+def test_details_of_an_unexpected_error_are_shown_on_request(
+    edgeq, saved_model, tmp_path, monkeypatch
+):
     monkeypatch.setattr(pipeline, "write_part", divide)
     monkeypatch.setenv("EDGEQ_TRACEBACK", "1")
     result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *ROUNDING)

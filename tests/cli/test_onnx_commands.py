@@ -18,7 +18,17 @@ PLAIN = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "
 
 @pytest.fixture(scope="module")
 def options(text_file):
-    return ["--text", text_file, "--windows", "2", "--sequence-length", "64", "--backend", "cpu", "--json"]
+    return [
+        "--text",
+        text_file,
+        "--windows",
+        "2",
+        "--sequence-length",
+        "64",
+        "--backend",
+        "cpu",
+        "--json",
+    ]
 
 
 def test_onnx_runtime_computes_what_torch_does_with_the_dequantized_weights(
@@ -26,7 +36,9 @@ def test_onnx_runtime_computes_what_torch_does_with_the_dequantized_weights(
 ):
     output = tmp_path / "out"
     grid = ["--bits", "3", "--asymmetric", "--group-size", "64"]  # 64 does not divide all inputs
-    result = edgeq("quantize", saved_model, "-o", output, *grid, "--export", "onnx", "--json", *quick)
+    result = edgeq(
+        "quantize", saved_model, "-o", output, *grid, "--export", "onnx", "--json", *quick
+    )
     assert result.status == 0, result.err
     summary = json.loads(result.out)
     files = [output / "onnx" / name for name in ("model.onnx", "model.onnx.data")]
@@ -39,7 +51,9 @@ def test_onnx_runtime_computes_what_torch_does_with_the_dequantized_weights(
         assert abs(quality["kl"]) < 1e-6
 
 
-def test_an_export_is_evaluated_with_the_tokenizer_that_lies_beside_it(edgeq, saved_model, options, tmp_path):
+def test_an_export_is_evaluated_with_the_tokenizer_that_lies_beside_it(
+    edgeq, saved_model, options, tmp_path
+):
     edgeq("quantize", saved_model, "-o", tmp_path / "out", "--export", "onnx", *PLAIN)
     result = edgeq("evaluate", tmp_path / "out" / "onnx" / "model.onnx", *options)
     assert result.status == 0 and json.loads(result.out)["kl"] is None
@@ -52,11 +66,22 @@ def test_a_runtime_for_another_format_is_refused(edgeq, saved_model, options):
 
 @pytest.fixture(scope="module")
 def checkpoint(save_model, tmp_path_factory):
-    """A plainly rounded model, tied, with an export for llama.cpp and two options for ONNX Runtime."""
+    """A plainly rounded model, tied, with an export for llama.cpp and two options for ONNX
+    Runtime.
+    """
     output = tmp_path_factory.mktemp("onnx") / "out"
     options = ["--export", "gguf", "--export", "onnx", "--accuracy-level", "0"]
-    command = ["quantize", save_model("llama", tie_word_embeddings=True), "-o", output, *PLAIN, *options]
-    subprocess.run([sys.executable, "-m", "edgeq", *map(str, command)], check=True, capture_output=True)
+    command = [
+        "quantize",
+        save_model("llama", tie_word_embeddings=True),
+        "-o",
+        output,
+        *PLAIN,
+        *options,
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "edgeq", *map(str, command)], check=True, capture_output=True
+    )
     return output
 
 
@@ -65,22 +90,35 @@ def settings_in(folder):
 
 
 def test_the_options_of_a_format_reach_it_and_no_other(checkpoint):
-    assert settings_in(checkpoint / "onnx") == {"accuracy_level": 0, "qdq": False, "activations": "float32"}
+    assert settings_in(checkpoint / "onnx") == {
+        "accuracy_level": 0,
+        "qdq": False,
+        "activations": "float32",
+    }
     assert settings_in(checkpoint / "gguf") is None
 
 
 @pytest.mark.parametrize("options", [["--qdq"], ["--accuracy-level", "4"], []])
-def test_every_kind_of_graph_is_verified_against_its_checkpoint_and_run(edgeq, checkpoint, tmp_path, options):
-    assert edgeq("export", checkpoint, "--format", "onnx", *options, "-o", tmp_path / "out").status == 0
+def test_every_kind_of_graph_is_verified_against_its_checkpoint_and_run(
+    edgeq, checkpoint, tmp_path, options
+):
+    assert (
+        edgeq("export", checkpoint, "--format", "onnx", *options, "-o", tmp_path / "out").status
+        == 0
+    )
     assert settings_in(tmp_path / "out")["qdq"] == ("--qdq" in options)
-    result = edgeq("verify", tmp_path / "out", "--against", checkpoint, "--run", "--backend", "cpu", "--json")
+    result = edgeq(
+        "verify", tmp_path / "out", "--against", checkpoint, "--run", "--backend", "cpu", "--json"
+    )
     found = json.loads(result.out)
     assert (result.status, found["differences"]) == (0, [])
     assert found["statuses"] == {"dense": 5, "exact": 15}
     assert found["run"]["logit_difference"] < 1e-3 and found["run"]["top1_agreement"] == 1.0
 
 
-def test_a_tied_head_that_holds_other_weights_than_its_embedding_is_found(edgeq, checkpoint, tmp_path):
+def test_a_tied_head_that_holds_other_weights_than_its_embedding_is_found(
+    edgeq, checkpoint, tmp_path
+):
     edgeq("export", checkpoint, "--format", "onnx", "--qdq", "-o", tmp_path / "out")
     graph = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph
     (scales,) = (each for each in graph.initializer if each.name == "lm_head.weight.scales")
@@ -107,21 +145,36 @@ def test_files_that_are_damaged_or_missing_are_named(edgeq, checkpoint, tmp_path
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--format", "gguf", "--qdq"], "option --qdq is one of format onnx, not of gguf; leave it out"),
-        (["--format", "mlx", "--accuracy-level", "0"], "option --accuracy-level is one of format onnx, not of mlx"),
-        (["--format", "onnx", "--qdq", "--accuracy-level", "0"], "standard operators (qdq) has none"),
+        (
+            ["--format", "gguf", "--qdq"],
+            "option --qdq is one of format onnx, not of gguf; leave it out",
+        ),
+        (
+            ["--format", "mlx", "--accuracy-level", "0"],
+            "option --accuracy-level is one of format onnx, not of mlx",
+        ),
+        (
+            ["--format", "onnx", "--qdq", "--accuracy-level", "0"],
+            "standard operators (qdq) has none",
+        ),
     ],
 )
-def test_options_of_another_format_are_refused_in_one_line(edgeq, checkpoint, tmp_path, options, words):
+def test_options_of_another_format_are_refused_in_one_line(
+    edgeq, checkpoint, tmp_path, options, words
+):
     result = edgeq("export", checkpoint, *options, "-o", tmp_path / "out")
     assert result.status == 1 and words in result.err and result.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("exports", "named"), [([], "no export"), (["--export", "gguf"], "gguf")])
-def test_options_that_no_export_of_a_run_has_are_refused_before_any_work(edgeq, saved_model, tmp_path, exports, named):
+def test_options_that_no_export_of_a_run_has_are_refused_before_any_work(
+    edgeq, saved_model, tmp_path, exports, named
+):
     result = edgeq("quantize", saved_model, "-o", tmp_path / "out", "--qdq", *exports, *PLAIN)
-    assert result.err == f"edgeq: option --qdq is one of format onnx, not of {named}; leave it out\n"
+    assert (
+        result.err == f"edgeq: option --qdq is one of format onnx, not of {named}; leave it out\n"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -130,10 +183,14 @@ def test_the_list_takes_no_options_of_a_format(edgeq):
     assert edgeq("export", "somewhere", "--format", "onnx", "--accuracy-level", "5").status == 2
 
 
-def test_the_command_that_continues_a_run_has_the_options_of_its_format(edgeq, saved_model, tmp_path, monkeypatch):
+def test_the_command_that_continues_a_run_has_the_options_of_its_format(
+    edgeq, saved_model, tmp_path, monkeypatch
+):
     def fail(*_):
         raise BadInput("no more")
 
     monkeypatch.setattr(OnnxExporter, "write", fail)
-    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", "--export", "onnx", "--qdq", *PLAIN)
+    result = edgeq(
+        "quantize", saved_model, "-o", tmp_path / "out", "--export", "onnx", "--qdq", *PLAIN
+    )
     assert f"edgeq export {tmp_path / 'out'} --format onnx --qdq\n" in result.err

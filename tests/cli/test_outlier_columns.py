@@ -1,4 +1,6 @@
-"""Outlier columns from the command line: solved, stored, shown, exported to ONNX, refused elsewhere, damaged."""
+"""Outlier columns from the command line: solved, stored, shown, exported to ONNX, refused
+elsewhere, damaged.
+"""
 
 import json
 import shutil
@@ -24,8 +26,21 @@ SHARE = ["--outlier-columns", "0.05"]  # 3 of 64 inputs, 5 of 96
 def run(saved_model, quick, tmp_path_factory):
     """A run with outlier columns and an ONNX export."""
     output = tmp_path_factory.mktemp("runs") / "run"
-    command = ["quantize", saved_model, "-o", output, "--bits", "3", *SHARE, "--export", "onnx", *quick]
-    subprocess.run([sys.executable, "-m", "edgeq", *map(str, command)], check=True, capture_output=True)
+    command = [
+        "quantize",
+        saved_model,
+        "-o",
+        output,
+        "--bits",
+        "3",
+        *SHARE,
+        "--export",
+        "onnx",
+        *quick,
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "edgeq", *map(str, command)], check=True, capture_output=True
+    )
     return output
 
 
@@ -42,7 +57,9 @@ def test_the_checkpoint_has_the_columns_and_gives_weights_with_them(run):
     for name, count in ((UP, 3), (DOWN, 5)):
         columns, values = tensors[f"{name}.outlier_columns"], tensors[f"{name}.outlier_values"]
         assert (columns.dtype, values.dtype) == (np.int32, np.float16)
-        assert columns.shape == (count,) and values.shape[1] == count and (np.diff(columns) > 0).all()
+        assert (
+            columns.shape == (count,) and values.shape[1] == count and (np.diff(columns) > 0).all()
+        )
         np.testing.assert_array_equal(checkpoint.read(name)[:, columns], values)
         assert np.abs(values).min(axis=0).max() > 0
     assert checkpoint.grid("model.embed_tokens.weight") == Grid(8, 32)
@@ -61,21 +78,32 @@ def test_their_bits_count(run):
 
 def test_inspection_and_report_show_them(edgeq, run):
     assert "3 bits, group 32, symmetric, 5% outlier columns" in edgeq("inspect", run).out
-    layers = {layer["name"]: layer for layer in json.loads((run / "report.json").read_text())["layers"]}
+    layers = {
+        layer["name"]: layer for layer in json.loads((run / "report.json").read_text())["layers"]
+    }
     assert layers[UP.removesuffix(".weight")]["outlier_columns"] == 3
     assert json.loads((run / "edgeq.json").read_text())["recipe"]["outlier_columns"] == 0.05
 
 
 def test_the_same_run_writes_the_same_bytes(edgeq, run, saved_model, quick, tmp_path):
-    assert edgeq("quantize", saved_model, "-o", tmp_path / "again", "--bits", "3", *SHARE, *quick).status == 0
+    assert (
+        edgeq(
+            "quantize", saved_model, "-o", tmp_path / "again", "--bits", "3", *SHARE, *quick
+        ).status
+        == 0
+    )
     assert (tmp_path / "again" / BLOCK).read_bytes() == (run / BLOCK).read_bytes()
 
 
 @pytest.mark.parametrize("options", [[], ["--qdq"]])
-def test_the_graph_is_verified_against_the_checkpoint_and_runs_as_torch_does(edgeq, run, tmp_path, options):
+def test_the_graph_is_verified_against_the_checkpoint_and_runs_as_torch_does(
+    edgeq, run, tmp_path, options
+):
     pytest.importorskip("onnxruntime", reason="needs onnxruntime", exc_type=ImportError)
     assert edgeq("export", run, "--format", "onnx", *options, "-o", tmp_path / "out").status == 0
-    result = edgeq("verify", tmp_path / "out", "--against", run, "--run", "--backend", "cpu", "--json")
+    result = edgeq(
+        "verify", tmp_path / "out", "--against", run, "--run", "--backend", "cpu", "--json"
+    )
     found = json.loads(result.out)
     assert (result.status, found["differences"]) == (0, [])
     assert found["run"]["logit_difference"] < 1e-3 and found["run"]["top1_agreement"] == 1.0
@@ -96,16 +124,24 @@ def test_a_changed_column_is_found(edgeq, run, tmp_path):
 
 
 @pytest.mark.parametrize("name", CODES_ONLY)
-def test_a_format_of_codes_alone_is_refused_by_name_before_any_work(edgeq, saved_model, quick, tmp_path, name):
+def test_a_format_of_codes_alone_is_refused_by_name_before_any_work(
+    edgeq, saved_model, quick, tmp_path, name
+):
     exports = ["--export", "onnx", "--export", name]
     result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *SHARE, *exports, *quick)
     assert result.status == 1 and result.err.count("\n") == 1
-    assert f"format '{name}': tensor 'model.layers.0." in result.err and "quantize without them" in result.err
+    assert (
+        f"format '{name}': tensor 'model.layers.0." in result.err
+        and "quantize without them" in result.err
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_with_columns_fits_onnx_alone(edgeq, run, tmp_path):
-    rows = {row["name"]: row for row in json.loads(edgeq("export", "--list", run, "--json").out)["formats"]}
+    rows = {
+        row["name"]: row
+        for row in json.loads(edgeq("export", "--list", run, "--json").out)["formats"]
+    }
     assert rows["onnx"]["fits"] == "without loss"
     assert [rows[name]["fits"] for name in CODES_ONLY] == ["no"] * 4
     assert [name for name, row in rows.items() if row["outlier_columns"]] == ["onnx"]
@@ -119,14 +155,29 @@ def test_rounding_to_nearest_refuses_them(refuse, saved_model):
 
 
 def test_a_share_beyond_half_is_refused_by_the_name_of_the_option(refuse, saved_model):
-    assert "--outlier-columns 0.6: expected a number from 0 to 0.5" in refuse(saved_model, "--outlier-columns", "0.6")
+    assert "--outlier-columns 0.6: expected a number from 0 to 0.5" in refuse(
+        saved_model, "--outlier-columns", "0.6"
+    )
 
 
 def test_an_override_gives_some_layers_columns_and_others_none(edgeq, saved_model, quick, tmp_path):
-    (tmp_path / "recipe.toml").write_text('[[overrides]]\nlayers = "*.down_proj"\noutlier_columns = 0.02\n')
-    edgeq("quantize", saved_model, "-o", tmp_path / "out", "--recipe", tmp_path / "recipe.toml", *quick)
+    (tmp_path / "recipe.toml").write_text(
+        '[[overrides]]\nlayers = "*.down_proj"\noutlier_columns = 0.02\n'
+    )
+    edgeq(
+        "quantize",
+        saved_model,
+        "-o",
+        tmp_path / "out",
+        "--recipe",
+        tmp_path / "recipe.toml",
+        *quick,
+    )
     checkpoint = Checkpoint(tmp_path / "out")
-    assert (checkpoint.grid(DOWN).outlier_columns, checkpoint.grid(UP).outlier_columns) == (0.02, 0.0)
+    assert (checkpoint.grid(DOWN).outlier_columns, checkpoint.grid(UP).outlier_columns) == (
+        0.02,
+        0.0,
+    )
     assert checkpoint.quantized(DOWN).outliers.columns.size == 2
     assert checkpoint.quantized(UP).outliers is None
 
@@ -151,7 +202,11 @@ def test_damaged_columns_are_refused_in_one_line(edgeq, run, tmp_path, damage):
     part, change = DAMAGES[damage]
     tensors, metadata = stored(checkpoint / BLOCK)
     tensors[f"{UP}.{part}"] = change(tensors[f"{UP}.{part}"])
-    save_file({name: array for name, array in tensors.items() if array is not None}, checkpoint / BLOCK, metadata)
+    save_file(
+        {name: array for name, array in tensors.items() if array is not None},
+        checkpoint / BLOCK,
+        metadata,
+    )
     result = edgeq("export", checkpoint, "--format", "onnx", "-o", tmp_path / "out")
     assert result.status == 1 and result.err.count("\n") == 1
     assert f"{UP}.{part}" in result.err and "quantize again" in result.err

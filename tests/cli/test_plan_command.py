@@ -17,7 +17,9 @@ def giant(tmp_path_factory):
 
 
 def test_a_70b_model_is_planned_from_config_and_index_alone(edgeq, giant):
-    result = edgeq("plan", giant, "--backend", "cpu", "--json", "--export", "mlx", "--export", "mlx")
+    result = edgeq(
+        "plan", giant, "--backend", "cpu", "--json", "--export", "mlx", "--export", "mlx"
+    )
     assert result.status == 0, result.err
     plan = json.loads(result.out)
     assert plan["seconds"]["blocks"] == 80
@@ -30,13 +32,24 @@ def test_a_70b_model_is_planned_from_config_and_index_alone(edgeq, giant):
 def test_a_plan_on_the_screen_names_memory_time_and_disk(edgeq, saved_model, quick):
     result = edgeq("plan", saved_model, *quick, "--export", "gguf")
     assert result.status == 0, result.err
-    for word in ("memory", "framework and program", "standing", "disk", "checkpoint", "time", "gguf", "llama.cpp"):
+    for word in (
+        "memory",
+        "framework and program",
+        "standing",
+        "disk",
+        "checkpoint",
+        "time",
+        "gguf",
+        "llama.cpp",
+    ):
         assert word in result.out
 
 
 def test_the_planned_checkpoint_is_as_large_as_the_written_one(edgeq, saved_model, quick, tmp_path):
     planned = json.loads(edgeq("plan", saved_model, *quick, "--json").out)["disk"]["checkpoint"]
-    written = json.loads(edgeq("quantize", saved_model, *quick, "--json", "--output", tmp_path / "out").out)
+    written = json.loads(
+        edgeq("quantize", saved_model, *quick, "--json", "--output", tmp_path / "out").out
+    )
     assert written["bytes"]["checkpoint"] == pytest.approx(planned, rel=0.15)  # headers
 
 
@@ -45,10 +58,22 @@ FORMATS = ("gguf", "onnx", "mlx", "gptq", "compressed-tensors")
 
 @pytest.mark.parametrize("words", [["--embedding-bits", "8"], ["--embedding-bits", "16"]])
 def test_planned_exports_are_as_large_as_written_ones(edgeq, tmp_path, words):
-    config = make_config(hidden=256, inner=512, heads=4, blocks=2) | {"bos_token_id": 0, "eos_token_id": 1}
+    config = make_config(hidden=256, inner=512, heads=4, blocks=2) | {
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
     source = write_checkpoint(tmp_path / "model", config)
     exports = [word for name in FORMATS for word in ("--export", name)]
-    rounding = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "cpu"]
+    rounding = [
+        "--solver",
+        "rtn",
+        "--scales",
+        "none",
+        "--propagation-strength",
+        "0",
+        "--backend",
+        "cpu",
+    ]
     planned = json.loads(edgeq("plan", source, *rounding, *words, *exports, "--json").out)["disk"]
     result = edgeq("quantize", source, *rounding, *words, *exports, "--output", tmp_path / "out")
     assert result.status == 0, result.err
@@ -59,7 +84,15 @@ def test_planned_exports_are_as_large_as_written_ones(edgeq, tmp_path, words):
 
 
 def test_a_plan_takes_the_words_of_a_run_and_says_what_is_free(edgeq, saved_model, quick, tmp_path):
-    run = ["--output", tmp_path / "there" / "out", "--force", "--resume", "--evaluate", "--log-file", tmp_path / "log"]
+    run = [
+        "--output",
+        tmp_path / "there" / "out",
+        "--force",
+        "--resume",
+        "--evaluate",
+        "--log-file",
+        tmp_path / "log",
+    ]
     plan = json.loads(edgeq("plan", saved_model, *quick, *run, "--json").out)
     assert plan["disk free"] == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
     assert list(tmp_path.iterdir()) == []
@@ -71,11 +104,15 @@ def test_a_plan_refuses_the_sequences_that_a_run_refuses(edgeq, saved_model, qui
     assert "the model reads at most 128 tokens" in result.err
 
 
-def test_a_plan_counts_the_hidden_states_that_a_run_keeps_to_be_continued(edgeq, saved_model, quick, tmp_path):
+def test_a_plan_counts_the_hidden_states_that_a_run_keeps_to_be_continued(
+    edgeq, saved_model, quick, tmp_path
+):
     recipe = tmp_path / "half.toml"
     recipe.write_text("propagation_share = 0.5")
     disk = json.loads(edgeq("plan", saved_model, *quick, "--recipe", recipe, "--json").out)["disk"]
-    assert disk["hidden states, while it runs"] == 2 * 1.5 * (4 * 32 * 64 * 4)  # twice while a block is committed
+    assert disk["hidden states, while it runs"] == 2 * 1.5 * (
+        4 * 32 * 64 * 4
+    )  # twice while a block is committed
 
 
 def test_a_limit_that_is_too_small_is_refused_before_any_work(refuse, saved_model):
@@ -84,7 +121,9 @@ def test_a_limit_that_is_too_small_is_refused_before_any_work(refuse, saved_mode
 
 
 def test_what_is_no_size_is_refused(refuse, saved_model):
-    assert "--max-ram 'plenty': expected a size such as 8GB" in refuse(saved_model, "--max-ram", "plenty")
+    assert "--max-ram 'plenty': expected a size such as 8GB" in refuse(
+        saved_model, "--max-ram", "plenty"
+    )
 
 
 def test_an_index_without_weights_cannot_be_quantized(refuse, model):
@@ -96,9 +135,14 @@ def test_an_index_without_weights_cannot_be_quantized(refuse, model):
 
 def test_a_limited_run_writes_what_an_unlimited_one_does(edgeq, saved_model, quick, tmp_path):
     for name, words in (("free", []), ("limited", ["--max-ram", "20GB"])):
-        assert edgeq("quantize", saved_model, *quick, "--output", tmp_path / name, *words).status == 0
+        assert (
+            edgeq("quantize", saved_model, *quick, "--output", tmp_path / name, *words).status == 0
+        )
     first, second = (
-        [(tmp_path / name / file).read_bytes() for file in ("blocks/0000.safetensors", "blocks/0001.safetensors")]
+        [
+            (tmp_path / name / file).read_bytes()
+            for file in ("blocks/0000.safetensors", "blocks/0001.safetensors")
+        ]
         for name in ("free", "limited")
     )
     assert first == second

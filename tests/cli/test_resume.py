@@ -1,4 +1,6 @@
-"""`edgeq quantize --resume`: after any stop the output has the bytes of a run that was never stopped."""
+"""`edgeq quantize --resume`: after any stop the output has the bytes of a run that was never
+stopped.
+"""
 
 import hashlib
 import json
@@ -20,17 +22,26 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import edgeq.run.identity as run_identity
-import edgeq.run.pipeline as pipeline
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.commands.failures import describe
 from edgeq.commands.options import with_flag
 from edgeq.files.locking import acquire
 from edgeq.files.ownership import MARKER_FILE
 from edgeq.recipe.recipe import PRESETS
+from edgeq.run import pipeline
 
 SHORT = ["--samples", "64", "--sequence-length", "128", "--backend", "cpu"]
 GLASS_WIDTH = 128
-ROUNDING = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0", "--backend", "cpu"]
+ROUNDING = [
+    "--solver",
+    "rtn",
+    "--scales",
+    "none",
+    "--propagation-strength",
+    "0",
+    "--backend",
+    "cpu",
+]
 KEPT = re.compile(r"1 of 2 blocks are kept; to continue: (edgeq quantize .* --resume)\n")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +50,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def contents(folder):
     """A hash of every file of a directory."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def names(folder):
@@ -93,7 +107,9 @@ def run_once(tmp_path_factory):
 
     def run(name, model, options):
         folder = tmp_path_factory.mktemp(name) / "out"
-        subprocess.run(command(model, folder, options), check=True, capture_output=True, env=one_thread_each())
+        subprocess.run(
+            command(model, folder, options), check=True, capture_output=True, env=one_thread_each()
+        )
         return folder
 
     return run
@@ -129,10 +145,14 @@ def kill_after(process, blocks, seconds):
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_a_killed_run_continues_to_the_same_bytes(edgeq, glass, glass_undisturbed, tmp_path, blocks):
+def test_a_killed_run_continues_to_the_same_bytes(
+    edgeq, glass, glass_undisturbed, tmp_path, blocks
+):
     seconds = random.Random(blocks).uniform(0, 0.15)
     arguments = command(glass, tmp_path / "out", SHORT)
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=one_thread_each()) as process:
+    with subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, text=True, env=one_thread_each()
+    ) as process:
         assert kill_after(process, blocks, seconds) == -signal.SIGKILL
     assert names(tmp_path) == [".out.edgeq-partial"]
     result = edgeq("quantize", glass, "-o", tmp_path / "out", *SHORT, "--resume")
@@ -145,9 +165,13 @@ DISK_STEPS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
 
 
 def killed_at_step(number, run):
-    """Run in a child that dies just before its disk step of that number; whether it came that far."""
+    """Run in a child that dies just before its disk step of that number; whether it came that
+    far.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, which one_thread keeps idle
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of forks beside threads, which one_thread keeps idle
         child = os.fork()
     if child == 0:
         steps = iter(range(1_000_000))
@@ -170,8 +194,12 @@ def dying_at(number, steps, function):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_kill_at_any_step_on_disk_leaves_what_can_be_continued(edgeq, saved_model, quick, undisturbed, tmp_path):
-    """Every seventh step of a run, from making its directory to giving the output its name and cleaning up."""
+def test_a_kill_at_any_step_on_disk_leaves_what_can_be_continued(
+    edgeq, saved_model, quick, undisturbed, tmp_path
+):
+    """Every seventh step of a run, from making its directory to giving the output its name and
+    cleaning up.
+    """
     arguments, reached = ["quantize", saved_model, "-o", tmp_path / "out", *quick], []
     for number in range(0, 1000, 7):
         if not killed_at_step(number, lambda: edgeq(*arguments)):
@@ -216,7 +244,9 @@ def test_another_backend_continues_and_both_are_recorded(edgeq, stop, tmp_path, 
     assert len(Checkpoint(tmp_path / "out").report["layers"]) == 14
 
 
-def test_plain_rounding_continues_without_running_the_model(edgeq, stop, tmp_path, saved_model, quick):
+def test_plain_rounding_continues_without_running_the_model(
+    edgeq, stop, tmp_path, saved_model, quick
+):
     assert KEPT.search(stop(interrupt, *ROUNDING).err)
     arguments = [saved_model, *quick, *ROUNDING]
     result = edgeq("quantize", *arguments, "-o", tmp_path / "out", "--resume", "--json")
@@ -262,11 +292,20 @@ def test_another_run_is_not_continued_and_the_line_says_what_differs(
     assert contents(tmp_path / ".out.edgeq-partial") == before
 
 
-@pytest.mark.parametrize(("name", "reason"), [("book.txt", ""), ("self", "writes other text on another framework")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("book.txt", ""), ("self", "writes other text on another framework")]
+)
 def test_another_text_of_the_same_name_is_told_apart(name, reason):
     calibration = {"sha256": "1", "texts": [{"name": name, "share": 1.0}]}
-    before = {**dict.fromkeys(run_identity.KEYS), "recipe": {}, "companions": {}, "calibration": calibration}
-    (found,) = run_identity.differences(before, before | {"calibration": calibration | {"sha256": "2"}})
+    before = {
+        **dict.fromkeys(run_identity.KEYS),
+        "recipe": {},
+        "companions": {},
+        "calibration": calibration,
+    }
+    (found,) = run_identity.differences(
+        before, before | {"calibration": calibration | {"sha256": "2"}}
+    )
     assert found.startswith("calibration text: it is another") and reason in found
     assert ("framework" in found) == bool(reason)
 
@@ -325,10 +364,15 @@ def test_a_damaged_unfinished_run_is_refused_in_one_line(edgeq, stop, saved_mode
     assert names(tmp_path) == ["out"]
 
 
-def test_weights_that_cannot_be_right_end_a_run_without_advice_to_continue(edgeq, model, quick, tmp_path):
+def test_weights_that_cannot_be_right_end_a_run_without_advice_to_continue(
+    edgeq, model, quick, tmp_path
+):
     """Those outside of the blocks before any work, those of a block when it is reached."""
     weights = load_file(model / "model.safetensors")
-    for name, blocks in (("model.norm.weight", []), ("model.layers.1.mlp.up_proj.weight", ["block 1/2"])):
+    for name, blocks in (
+        ("model.norm.weight", []),
+        ("model.layers.1.mlp.up_proj.weight", ["block 1/2"]),
+    ):
         broken = {key: tensor.clone() for key, tensor in weights.items()}
         broken[name].view(-1)[3] = torch.nan
         save_file(broken, model / "model.safetensors")
@@ -336,7 +380,9 @@ def test_weights_that_cannot_be_right_end_a_run_without_advice_to_continue(edgeq
         *shown, line = result.err.splitlines()
         assert result.status == 1
         assert [text.partition(",")[0] for text in shown] == blocks
-        assert f"tensor '{name}'" in line and line.endswith("holds NaN or infinity; fetch the checkpoint again")
+        assert f"tensor '{name}'" in line and line.endswith(
+            "holds NaN or infinity; fetch the checkpoint again"
+        )
         assert not (tmp_path / ".out.edgeq-partial").exists()
 
 
@@ -345,11 +391,18 @@ def test_a_log_file_has_no_place_in_the_output(refuse, saved_model, tmp_path):
     assert "run.log' lies in the output; choose a place outside of" in line
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="this system has no device that is always full"
+)
 def test_a_log_file_that_cannot_be_written_is_named(edgeq, saved_model, quick, tmp_path):
-    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *quick, "--log-file", "/dev/full")
+    result = edgeq(
+        "quantize", saved_model, "-o", tmp_path / "out", *quick, "--log-file", "/dev/full"
+    )
     assert (result.status, result.err.count("\n")) == (1, 1)
-    assert "--log-file '/dev/full': no space left on device; choose a file that can be written" in result.err
+    assert (
+        "--log-file '/dev/full': no space left on device; choose a file that can be written"
+        in result.err
+    )
     assert names(tmp_path) == []
 
 
@@ -365,11 +418,17 @@ def test_two_processes_do_not_write_one_output(edgeq, saved_model, quick, tmp_pa
     assert names(tmp_path) == ["out"]
 
 
-def test_a_complete_output_gets_what_is_missing_and_stays_as_it_is(edgeq, saved_model, quick, tmp_path):
+def test_a_complete_output_gets_what_is_missing_and_stays_as_it_is(
+    edgeq, saved_model, quick, tmp_path
+):
     """Exports that are there are kept, also in what the last screen names."""
     arguments = ["quantize", saved_model, "-o", tmp_path / "out", *quick]
-    assert edgeq(*arguments, "--export", "gguf", "--resume").status == 0  # nothing to continue: a run as any other
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert (
+        edgeq(*arguments, "--export", "gguf", "--resume").status == 0
+    )  # nothing to continue: a run as any other
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
     result = edgeq(*arguments, "--export", "gguf", "--export", "onnx", "--resume")
     assert (result.status, result.err) == (0, "")
     assert "format 'gguf' was there already" in " ".join(result.out.split())
@@ -378,11 +437,16 @@ def test_a_complete_output_gets_what_is_missing_and_stays_as_it_is(edgeq, saved_
     assert (tmp_path / "out" / "onnx" / "model.onnx").is_file()
     changed = edgeq(*arguments, "--export", "onnx", "--qdq", "--resume")
     assert (changed.status, changed.err.count("\n")) == (1, 1)
-    assert "is there already, but it was made with other options (accuracy_level 4, qdq false)" in changed.err
+    assert (
+        "is there already, but it was made with other options (accuracy_level 4, qdq false)"
+        in changed.err
+    )
     (tmp_path / "out" / "onnx" / "model.onnx.data").write_bytes(b"")
     damaged = edgeq(*arguments, "--export", "onnx", "--resume")
     assert (damaged.status, damaged.err.count("\n")) == (1, 1)
-    replacing = re.search(r"its file model.onnx.data was changed or damaged; replace it: edgeq (.*);", damaged.err)[1]
+    replacing = re.search(
+        r"its file model.onnx.data was changed or damaged; replace it: edgeq (.*);", damaged.err
+    )[1]
     assert edgeq(*shlex.split(replacing)).status == 0
     assert edgeq(*arguments, "--export", "onnx", "--resume").status == 0
     refused = edgeq(*arguments, "--bits", "3", "--resume")
@@ -402,7 +466,9 @@ def test_a_stopped_replacement_leaves_the_old_output_until_it_is_continued(
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_a_limit_on_files_ends_with_one_line_and_a_run_that_continues(edgeq, stop, undisturbed, tmp_path):
+def test_a_limit_on_files_ends_with_one_line_and_a_run_that_continues(
+    edgeq, stop, undisturbed, tmp_path
+):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         result = stop(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1])))
@@ -416,19 +482,26 @@ def test_a_limit_on_files_ends_with_one_line_and_a_run_that_continues(edgeq, sto
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system with room for the states behind one block, not for those behind two at a time."""
+    """A file system with room for the states behind one block, not for those behind two at a
+    time.
+    """
     folder = tmp_path / "disk"
     folder.mkdir()
     full_precision = PRESETS["balanced"]["propagation_share"]
     states = 64 * 128 * GLASS_WIDTH * 4 * (1 + full_precision)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={int(1.5 * states)}", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
         pytest.skip("this user may not mount a tmpfs")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_ends_with_one_line_and_a_run_that_continues(edgeq, glass, glass_undisturbed, small_disk):
+def test_a_full_disk_ends_with_one_line_and_a_run_that_continues(
+    edgeq, glass, glass_undisturbed, small_disk
+):
     result = edgeq("quantize", glass, "-o", small_disk / "out", *SHORT)
     assert result.status == 1
     line = result.err.splitlines()[-1]
@@ -449,7 +522,9 @@ def test_a_source_that_vanishes_leaves_a_run_that_continues(edgeq, stop, model, 
     weights, hidden = model / "model.safetensors", model / "elsewhere"
     result = stop(lambda: weights.rename(hidden), model=model)
     assert result.status == 1
-    assert result.err.splitlines()[-1].startswith(f"edgeq: '{weights}' cannot be read or written (No such file")
+    assert result.err.splitlines()[-1].startswith(
+        f"edgeq: '{weights}' cannot be read or written (No such file"
+    )
     hidden.rename(weights)
     assert edgeq(*shlex.split(KEPT.search(result.err)[1])[1:]).status == 0
     assert edgeq("quantize", model, "-o", tmp_path / "other", *quick).status == 0
@@ -467,7 +542,8 @@ def test_memory_that_runs_out_leaves_a_run_that_continues(stop):
     ("stated", "words"),
     [
         (
-            "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported",
+            "CUDA error: unspecified launch failure\nCUDA "
+            "kernel errors might be asynchronously reported",
             "device failed",
         ),
         ("[METAL] Command buffer execution failed: Internal Error (0000000e)", "device failed"),
@@ -483,6 +559,15 @@ def test_what_frameworks_say_of_devices_is_understood(stated, words):
 
 def test_the_flag_that_continues_stands_in_front_of_two_dashes():
     assert with_flag(["quantize", "-o", "out", "--", "-odd"], "--resume") == [
-        "quantize", "-o", "out", "--resume", "--", "-odd",
-    ]  # fmt: skip
-    assert with_flag(["quantize", "--resume", "demo"], "--resume") == ["quantize", "--resume", "demo"]
+        "quantize",
+        "-o",
+        "out",
+        "--resume",
+        "--",
+        "-odd",
+    ]
+    assert with_flag(["quantize", "--resume", "demo"], "--resume") == [
+        "quantize",
+        "--resume",
+        "demo",
+    ]

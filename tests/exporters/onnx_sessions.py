@@ -1,4 +1,6 @@
-"""Exported ONNX graphs in ONNX Runtime at accuracy level 0 on one thread: whole texts, and steps with the cache."""
+"""Exported ONNX graphs in ONNX Runtime at accuracy level 0 on one thread: whole texts, and steps
+with the cache.
+"""
 
 import numpy as np
 
@@ -15,16 +17,23 @@ def exported(model, directory, **options):
 
 
 def empty_cache(session, batch):
-    shapes = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past")}
-    return {name: np.zeros((batch, shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
+    shapes = {
+        value.name: value.shape for value in session.get_inputs() if value.name.startswith("past")
+    }
+    return {
+        name: np.zeros((batch, shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()
+    }
 
 
 def advance(session, cache, ids, mask):
-    """Logits of new tokens and the cache with them. Shapes: ids (batch, new), mask (batch, cached and new)."""
+    """Logits of new tokens and the cache with them. Shapes: ids (batch, new), mask (batch, cached
+    and new).
+    """
     names = [value.name for value in session.get_outputs()]
     logits, *present = session.run(names, {"input_ids": ids, "attention_mask": mask, **cache})
     return logits, {
-        name.replace("present", "past_key_values"): array for name, array in zip(names[1:], present, strict=True)
+        name.replace("present", "past_key_values"): array
+        for name, array in zip(names[1:], present, strict=True)
     }
 
 
@@ -37,7 +46,9 @@ def onnx_logits(file, ids, *, accuracy_level=0):
 def stepwise_logits(file, ids, *, first):
     """Some tokens at once, then one after the other with the cache."""
     session = open_session(file, threads=1)
-    logits, cache = advance(session, empty_cache(session, len(ids)), ids[:, :first], np.ones_like(ids[:, :first]))
+    logits, cache = advance(
+        session, empty_cache(session, len(ids)), ids[:, :first], np.ones_like(ids[:, :first])
+    )
     parts = [logits]
     for end in range(first + 1, ids.shape[1] + 1):
         logits, cache = advance(session, cache, ids[:, end - 1 : end], np.ones_like(ids[:, :end]))

@@ -1,11 +1,20 @@
-"""Tiny models of random weights for the MLX tests, wide enough for groups of 128, and what torch computes with them."""
+"""Tiny models of random weights for the MLX tests, wide enough for groups of 128, and what torch
+computes with them.
+"""
 
 from itertools import cycle
 
 import numpy as np
 import torch
 from tiny_models import MemoryModel, random_layer
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from edgeq.types import Grid
 
@@ -34,7 +43,11 @@ LLAMA_3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-FILES = {"tokenizer.json": b"{}", "generation_config.json": b'{"eos_token_id": 1}', "config.json": b"the source's own"}
+FILES = {
+    "tokenizer.json": b"{}",
+    "generation_config.json": b'{"eos_token_id": 1}',
+    "config.json": b"the source's own",
+}
 
 
 def tiny(kind="llama", **changes):
@@ -54,13 +67,17 @@ def solved(model, rng, grids, *, dense=np.float32):
         if grid is not None:
             result.layers[name] = random_layer(rng, shape, grid, size=0.3)
         else:
-            result.arrays[name] = (0.1 * rng.standard_normal(shape) + float("norm" in name)).astype(dense)
+            result.arrays[name] = (0.1 * rng.standard_normal(shape) + float("norm" in name)).astype(
+                dense
+            )
     return result
 
 
 def in_float16(model):
     """The model's weights with every dense one as a model of float16 scales stores it."""
-    rounded = {name: array.astype(np.float16).astype(np.float32) for name, array in model.arrays.items()}
+    rounded = {
+        name: array.astype(np.float16).astype(np.float32) for name, array in model.arrays.items()
+    }
     return model.weights() | rounded
 
 

@@ -1,4 +1,6 @@
-"""Every grid in every format: written and read back from disk, or refused before a byte is written."""
+"""Every grid in every format: written and read back from disk, or refused before a byte is
+written.
+"""
 
 import json
 from functools import cache
@@ -36,7 +38,9 @@ def model_on(grid, shape, tied):
     model = solved(blank(shape, tied), rng, [grid])
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if name in model.layers:
-            model.layers[name] = random_layer(rng, model.layers[name].codes.shape, Grid(8, 32), size=0.3)
+            model.layers[name] = random_layer(
+                rng, model.layers[name].codes.shape, Grid(8, 32), size=0.3
+            )
     model.files = tokenizer_files()
     return model
 
@@ -62,7 +66,9 @@ def refused(exporter, model, folder):
 
 
 def verified(exporter, model, folder):
-    """The statuses of the linear layers, after every tensor was read back and compared with the solution."""
+    """The statuses of the linear layers, after every tensor was read back and compared with the
+    solution.
+    """
     exporter.write(model, folder)
     entries = json.loads((folder / "manifest.json").read_text())["tensors"]
     reader = load(READERS[exporter.name], "reader")(folder)
@@ -87,7 +93,9 @@ def test_a_combination_is_written_and_verified_or_refused(tmp_path, bits, name, 
                 refused(exporter, model, folder)
                 continue
             lossless = zeros in exporter.zero_kinds
-            assert verified(exporter, model, folder) <= {"exact", "widened"} | (set() if lossless else {"rescaled"})
+            assert verified(exporter, model, folder) <= {"exact", "widened"} | (
+                set() if lossless else {"rescaled"}
+            )
 
 
 def test_what_must_fit_fits():
@@ -102,7 +110,10 @@ def test_what_must_fit_fits():
     for name, expected in fitting.items():
         for zeros, bits in expected.items():
             found = [
-                b for b in BITS if reason_of(load_exporter(name), model_on(Grid(b, 32, zeros), "even", True)) is None
+                b
+                for b in BITS
+                if reason_of(load_exporter(name), model_on(Grid(b, 32, zeros), "even", True))
+                is None
             ]
             assert tuple(found) == bits, (name, zeros)
 
@@ -115,7 +126,15 @@ def test_two_exports_are_byte_identical(tmp_path, name):
         if run == "second":
             model.layers = dict(reversed(model.layers.items()))
         load_exporter(name.split()[0], EXPORTS[name]).write(model, tmp_path / run)
-    files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file())
-    assert files == sorted(p.relative_to(tmp_path / "second") for p in (tmp_path / "second").rglob("*") if p.is_file())
+    files = sorted(
+        path.relative_to(tmp_path / "first")
+        for path in (tmp_path / "first").rglob("*")
+        if path.is_file()
+    )
+    assert files == sorted(
+        p.relative_to(tmp_path / "second") for p in (tmp_path / "second").rglob("*") if p.is_file()
+    )
     for file in files:
-        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+        assert (tmp_path / "first" / file).read_bytes() == (
+            tmp_path / "second" / file
+        ).read_bytes(), file

@@ -1,4 +1,6 @@
-"""compressed-tensors directories: bits by an oracle, words by the format's library, logits in transformers."""
+"""compressed-tensors directories: bits by an oracle, words by the format's library, logits in
+transformers.
+"""
 
 import json
 
@@ -20,7 +22,9 @@ DOWN = "model.layers.1.mlp.down_proj"
 def written(model, directory):
     """The directory's config and its tensors."""
     CompressedTensorsExporter().write(model, directory)
-    return json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
+    return json.loads((directory / "config.json").read_text()), load_file(
+        directory / "model.safetensors"
+    )
 
 
 def stream(words, bits, count):
@@ -32,7 +36,9 @@ def stream(words, bits, count):
 @pytest.mark.parametrize("zeros", ["symmetric", "integer"])
 @pytest.mark.parametrize("group_size", [32, 128, None])
 @pytest.mark.parametrize("bits", BITS)
-def test_packed_words_stand_bit_by_bit_and_in_the_library_for_the_solved_weights(rng, bits, group_size, zeros):
+def test_packed_words_stand_bit_by_bit_and_in_the_library_for_the_solved_weights(
+    rng, bits, group_size, zeros
+):
     """An odd number of rows: the zero points' words end in padding."""
     library = pytest.importorskip("compressed_tensors.compressors")
     quantization = pytest.importorskip("compressed_tensors.quantization")
@@ -51,13 +57,21 @@ def test_packed_words_stand_bit_by_bit_and_in_the_library_for_the_solved_weights
     weights |= {"strategy": "channel" if group_size is None else "group"}
     scheme = quantization.QuantizationScheme(targets=["Linear"], weights=weights)
     state = {name.removeprefix("P."): torch.from_numpy(array) for name, array in tensors.items()}
-    read = library.BaseCompressor.get_value_from_registry("pack-quantized").decompress(state, scheme)
+    read = library.BaseCompressor.get_value_from_registry("pack-quantized").decompress(
+        state, scheme
+    )
     np.testing.assert_allclose(read["weight"].numpy(), layer.dequantized(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "grids",
-    [[Grid(4, 32)], [Grid(2, 64)], [Grid(8, None)], [Grid(4, 32, "integer")], [Grid(8, 128, "integer")]],
+    [
+        [Grid(4, 32)],
+        [Grid(2, 64)],
+        [Grid(8, None)],
+        [Grid(4, 32, "integer")],
+        [Grid(8, 128, "integer")],
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -74,8 +88,12 @@ def test_transformers_predicts_like_torch_with_the_dequantized_weights(rng, tmp_
 
 def as_written(export):
     """Weights with everything outside of the linear layers rounded to float16."""
-    outer = {name: layer.dequantized() for name, layer in export.layers.items() if "proj" not in name}
-    return in_float16(export) | {name: w.astype(np.float16).astype(np.float32) for name, w in outer.items()}
+    outer = {
+        name: layer.dequantized() for name, layer in export.layers.items() if "proj" not in name
+    }
+    return in_float16(export) | {
+        name: w.astype(np.float16).astype(np.float32) for name, w in outer.items()
+    }
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2"])
@@ -103,25 +121,46 @@ def test_several_grids_with_zero_points_are_written_but_not_run_wrongly(rng, tmp
         CompressedTensorsLogits(tmp_path)
 
 
-def test_the_config_names_the_models_class_its_precision_and_nothing_of_older_settings(rng, tmp_path):
+def test_the_config_names_the_models_class_its_precision_and_nothing_of_older_settings(
+    rng, tmp_path
+):
     model = solved(tiny(), rng, [Grid(4, 32, "symmetric", "bfloat16")])
     model.config |= {"quantization": {"bits": 4}, "dtype": "float32", "architectures": None}
     config, tensors = written(model, tmp_path)
     assert config["architectures"] == ["LlamaForCausalLM"]
-    assert (config["torch_dtype"], "dtype" in config, "quantization" in config) == ("bfloat16", False, False)
-    assert str(tensors["model.norm.weight"].dtype) == str(tensors[f"{DOWN}.weight_scale"].dtype) == "bfloat16"
+    assert (config["torch_dtype"], "dtype" in config, "quantization" in config) == (
+        "bfloat16",
+        False,
+        False,
+    )
+    assert (
+        str(tensors["model.norm.weight"].dtype)
+        == str(tensors[f"{DOWN}.weight_scale"].dtype)
+        == "bfloat16"
+    )
     assert config["quantization_config"]["config_groups"]["group_0"]["targets"] == ["Linear"]
 
 
 def test_an_embedding_that_was_solved_is_written_as_its_codes_say(rng, tmp_path):
-    model = with_grid(solved(tiny(), rng, [FOUR_BITS]), rng, "model.embed_tokens.weight", Grid(8, 32))
+    model = with_grid(
+        solved(tiny(), rng, [FOUR_BITS]), rng, "model.embed_tokens.weight", Grid(8, 32)
+    )
     _, tensors = written(model, tmp_path)
     weights = model.layers["model.embed_tokens.weight"].dequantized()
     np.testing.assert_array_equal(tensors["model.embed_tokens.weight"], weights.astype(np.float16))
-    entries = {entry["name"]: entry for entry in json.loads((tmp_path / "manifest.json").read_text())["tensors"]}
+    entries = {
+        entry["name"]: entry
+        for entry in json.loads((tmp_path / "manifest.json").read_text())["tensors"]
+    }
     entry = entries["model.embed_tokens.weight"]
-    assert (entry["status"], entry["type"], entry["from"]) == ("dense", "F16", "8 bits, group 32, symmetric")
-    assert entry["largest_deviation"] == pytest.approx(np.abs(weights.astype(np.float16) - weights).max(), rel=1e-6)
+    assert (entry["status"], entry["type"], entry["from"]) == (
+        "dense",
+        "F16",
+        "8 bits, group 32, symmetric",
+    )
+    assert entry["largest_deviation"] == pytest.approx(
+        np.abs(weights.astype(np.float16) - weights).max(), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(

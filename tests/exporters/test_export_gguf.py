@@ -1,4 +1,6 @@
-"""GGUF files as a whole: loaded by llama.cpp and compared with torch, their manifest, refusals, determinism."""
+"""GGUF files as a whole: loaded by llama.cpp and compared with torch, their manifest, refusals,
+determinism.
+"""
 
 import dataclasses
 import hashlib
@@ -11,7 +13,14 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import VOCAB_SIZE, MemoryModel, random_layer, tokenizer_files
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid
@@ -39,7 +48,8 @@ LLAMA_3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-NEARLY_EQUAL = 1e-4  # the cache of keys and values is float16; a wrong row order or frequency gives 0.1 and more
+# the cache of keys and values is float16; a wrong row order or frequency gives 0.1 and more
+NEARLY_EQUAL = 1e-4
 EVERY_TYPE = {
     "Q4_0": Grid(4, 32),
     "Q4_1": Grid(4, 32, "offset"),
@@ -57,8 +67,12 @@ def llama(**changes):
 
 
 def solved(model, rng, grids, *, dense=np.float32, **files):
-    """A model of random weights whose linear layers and embedding lie on the grids, in turn; None leaves it dense."""
-    state = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    """A model of random weights whose linear layers and embedding lie on the grids, in turn; None
+    leaves it dense.
+    """
+    state = {
+        name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"
+    }
     if not model.config.tie_word_embeddings:
         state["lm_head.weight"] = model.state_dict()["lm_head.weight"]
     result = MemoryModel(model.config.to_dict(), files=tokenizer_files(**files))
@@ -83,14 +97,19 @@ def torch_logits(model, weights, windows):
 
 def divergence(reference, found):
     """Mean Kullback-Leibler divergence per token."""
-    p, q = (torch.log_softmax(torch.from_numpy(np.stack(list(x))).double(), dim=-1) for x in (reference, found))
+    p, q = (
+        torch.log_softmax(torch.from_numpy(np.stack(list(x))).double(), dim=-1)
+        for x in (reference, found)
+    )
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 def divergence_in_llama_cpp(model, export, rng, directory):
     windows = rng.integers(0, 290, (2, 48))
     file, _ = GgufExporter().write(export, directory)
-    return divergence(torch_logits(model, export.weights(), windows), LlamaCppLogits(file).logits(windows))
+    return divergence(
+        torch_logits(model, export.weights(), windows), LlamaCppLogits(file).logits(windows)
+    )
 
 
 def manifest_of(directory):
@@ -119,14 +138,20 @@ def test_a_dense_model_is_nearly_equal_in_llama_cpp(rng, tmp_path, dense):
 
 def test_an_untied_model_of_mixed_types_runs_in_llama_cpp(rng, tmp_path):
     model = llama(tie_word_embeddings=False)
-    export = solved(model, rng, [Grid(8, 32), Grid(4, 64), Grid(5, 32, "offset"), None], dense=np.float16)
+    export = solved(
+        model, rng, [Grid(8, 32), Grid(4, 64), Grid(5, 32, "offset"), None], dense=np.float16
+    )
     assert divergence_in_llama_cpp(model, export, rng, tmp_path) < 0.01
-    assert "output.weight" in {tensor.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert "output.weight" in {
+        tensor.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors
+    }
 
 
 def test_a_tied_model_has_no_output_tensor(rng, tmp_path):
     GgufExporter().write(solved(llama(), rng, [Grid(4, 32)]), tmp_path)
-    assert "output.weight" not in {tensor.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert "output.weight" not in {
+        tensor.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors
+    }
 
 
 def test_biases_of_a_llama_are_reordered_with_the_rows_of_their_weights(rng, tmp_path):
@@ -144,7 +169,9 @@ def test_stretched_rotary_frequencies_of_llama_3_run_in_llama_cpp(rng, tmp_path)
     model = llama(rope_parameters=LLAMA_3_ROPE)
     export = solved(model, rng, [None])
     assert divergence_in_llama_cpp(model, export, rng, tmp_path) < NEARLY_EQUAL
-    factors = next(t for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors if t.name == "rope_freqs.weight")
+    factors = next(
+        t for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors if t.name == "rope_freqs.weight"
+    )
     stretched = 500.0 ** (-np.arange(0, 16, 2) / 16) / factors.data
     np.testing.assert_allclose(stretched, model.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)
     assert factors.data.min() == 1.0 < factors.data.max() == 8.0
@@ -158,7 +185,9 @@ def test_rope_settings_at_the_top_of_the_config_are_the_same_file(rng, tmp_path)
     for name, model in (("nested", nested), ("flat", flat)):
         (tmp_path / name).mkdir()
         GgufExporter().write(model, tmp_path / name)
-    assert (tmp_path / "nested/model.gguf").read_bytes() == (tmp_path / "flat/model.gguf").read_bytes()
+    assert (tmp_path / "nested/model.gguf").read_bytes() == (
+        tmp_path / "flat/model.gguf"
+    ).read_bytes()
 
 
 def test_mistral_runs_in_llama_cpp_as_a_llama(rng, tmp_path):
@@ -172,7 +201,9 @@ def test_qwen2_runs_in_llama_cpp_with_its_biases(rng, tmp_path, grid):
     settings = {key: value for key, value in TINY.items() if key != "head_dim"}
     model = Qwen2ForCausalLM(Qwen2Config(**settings))
     export = solved(model, rng, [grid], kind="qwen2")
-    assert divergence_in_llama_cpp(model, export, rng, tmp_path) < (NEARLY_EQUAL if grid is None else 0.01)
+    assert divergence_in_llama_cpp(model, export, rng, tmp_path) < (
+        NEARLY_EQUAL if grid is None else 0.01
+    )
     assert keys_of(tmp_path / "model.gguf")["general.architecture"] == "qwen2"
 
 
@@ -212,7 +243,10 @@ def test_the_manifest_tells_what_became_of_each_tensor(rng, tmp_path):
         status = "rescaled" if layer.grid.zeros == "integer" else expected[layer.grid.bits]
         assert entries[name]["status"] == status
         assert (entries[name]["largest_deviation"] > 0) == (status == "rescaled")
-        assert (entries[name]["bits"], entries[name]["group_size"]) == (layer.grid.bits, layer.grid.group_size)
+        assert (entries[name]["bits"], entries[name]["group_size"]) == (
+            layer.grid.bits,
+            layer.grid.group_size,
+        )
     assert all(entries[name]["status"] == "dense" for name in model.arrays)
 
 
@@ -222,7 +256,11 @@ def test_the_manifest_hashes_the_solution_in_the_row_order_of_the_checkpoint(rng
     _, entries = manifest_of(tmp_path)
     name = "model.layers.1.self_attn.q_proj.weight"
     layer = model.layers[name]
-    content = layer.codes.tobytes() + layer.scales.astype("<f4").tobytes() + layer.offsets.astype("<f4").tobytes()
+    content = (
+        layer.codes.tobytes()
+        + layer.scales.astype("<f4").tobytes()
+        + layer.offsets.astype("<f4").tobytes()
+    )
     assert entries[name]["sha256"] == hashlib.sha256(content).hexdigest()
     assert entries[name]["name"] == "blk.1.attn_q.weight"
 
@@ -238,7 +276,9 @@ def test_the_same_model_gives_the_same_bytes(rng, tmp_path):
 
 
 def refused(model, tmp_path):
-    """The one line of a refusal, which leaves nothing behind and is known before any tensor is solved."""
+    """The one line of a refusal, which leaves nothing behind and is known before any tensor is
+    solved.
+    """
     with pytest.raises(BadInput) as refusal:
         GgufExporter().write(model, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -246,7 +286,9 @@ def refused(model, tmp_path):
     assert "\n" not in text
     shapes = {name: (layer.codes.shape, layer.grid) for name, layer in model.layers.items()}
     shapes |= {name: (array.shape, None) for name, array in model.arrays.items()}
-    assert text == f"export 'gguf': {GgufExporter().reject_reason(model.config, model.files, shapes)}"
+    assert (
+        text == f"export 'gguf': {GgufExporter().reject_reason(model.config, model.files, shapes)}"
+    )
     return text
 
 
@@ -258,7 +300,9 @@ def refused(model, tmp_path):
         (Grid(7, 32, "offset"), "no 7-bit block with offsets"),
     ],
 )
-def test_a_grid_without_a_block_type_is_refused_before_a_byte_is_written(rng, tmp_path, grid, words):
+def test_a_grid_without_a_block_type_is_refused_before_a_byte_is_written(
+    rng, tmp_path, grid, words
+):
     text = refused(solved(llama(), rng, [grid]), tmp_path)
     assert words in text and "tensor 'model." in text
 
@@ -274,21 +318,36 @@ def test_columns_that_do_not_fill_blocks_are_refused(rng, tmp_path):
         ({"model_type": "gemma3"}, "model_type 'gemma3' is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"hidden_size": None}, "config.json lacks hidden_size"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' of a llama model"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            "rope type 'yarn' of a llama model",
+        ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-        ({"model_type": "qwen2", "rope_parameters": LLAMA_3_ROPE}, "rope type 'llama3' of a qwen2 model"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+        (
+            {"model_type": "qwen2", "rope_parameters": LLAMA_3_ROPE},
+            "rope type 'llama3' of a qwen2 model",
+        ),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope type 'linear'",
+        ),
     ],
 )
-def test_models_that_llama_cpp_would_compute_differently_are_refused_by_name(rng, tmp_path, changes, words):
+def test_models_that_llama_cpp_would_compute_differently_are_refused_by_name(
+    rng, tmp_path, changes, words
+):
     model = solved(llama(), rng, [Grid(4, 32)])
-    assert words in refused(dataclasses.replace(model, config=dict(model.config) | changes), tmp_path)
+    assert words in refused(
+        dataclasses.replace(model, config=dict(model.config) | changes), tmp_path
+    )
 
 
 def test_a_tensor_without_a_place_is_refused_by_name(rng, tmp_path):
     model = solved(llama(), rng, [None])
     model.arrays["model.layers.0.self_attn.q_norm.weight"] = np.ones(16, np.float32)
-    assert "tensor 'model.layers.0.self_attn.q_norm.weight' has no place" in refused(model, tmp_path)
+    assert "tensor 'model.layers.0.self_attn.q_norm.weight' has no place" in refused(
+        model, tmp_path
+    )
 
 
 def test_rotary_tables_of_older_checkpoints_are_left_out(rng, tmp_path):
@@ -302,7 +361,9 @@ def test_a_failure_while_writing_leaves_no_file_behind(rng, tmp_path):
     model = solved(llama(), rng, [Grid(4, 32, "symmetric", "float32")])
     name = "model.layers.1.mlp.down_proj.weight"
     huge = model.layers[name]
-    model.layers[name] = dataclasses.replace(huge, scales=huge.scales * 1e9, offsets=huge.offsets * 1e9)
+    model.layers[name] = dataclasses.replace(
+        huge, scales=huge.scales * 1e9, offsets=huge.offsets * 1e9
+    )
     with pytest.raises(BadInput, match="exceeds float16"):
         GgufExporter().write(model, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,13 @@ from tiny_models import random_layer
 from edgeq.errors import BadInput
 from edgeq.types import Grid, QuantizedLinear
 from edgeq_exporters.common.deviation import largest_difference
-from edgeq_exporters.gguf.blocks import block_type, held_by_blocks, is_widened, pack_blocks, why_not_packable
+from edgeq_exporters.gguf.blocks import (
+    block_type,
+    held_by_blocks,
+    is_widened,
+    pack_blocks,
+    why_not_packable,
+)
 
 NATIVE = {
     "Q4_0": Grid(4, 32),
@@ -49,7 +55,9 @@ def parsed(name: str, packed: np.ndarray, columns: int) -> QuantizedLinear:
             low = [int(byte) % 16 for byte in nibbles] + [int(byte) // 16 for byte in nibbles]
             block_codes = [code + 16 * (high >> j & 1) for j, code in enumerate(low)]
         middle = -d * 2 ** (NATIVE[name].bits - 1)
-        offset = float(np.frombuffer(block[2:4].tobytes(), "<f2")[0]) if name.endswith("_1") else middle
+        offset = (
+            float(np.frombuffer(block[2:4].tobytes(), "<f2")[0]) if name.endswith("_1") else middle
+        )
         codes.append(block_codes), scales.append(d), offsets.append(offset)
     groups = (-1, columns // 32)
     return QuantizedLinear(
@@ -84,7 +92,9 @@ def test_the_library_reads_exactly_the_dequantized_weights(rng, grid, group_size
     grid = Grid(grid.bits, group_size, grid.zeros)
     layer = random_layer(rng, (5, 256), grid)
     assert (layer.scales < 0).any()
-    np.testing.assert_array_equal(read_by(block_type(grid).name, pack_blocks(layer)), layer.dequantized())
+    np.testing.assert_array_equal(
+        read_by(block_type(grid).name, pack_blocks(layer)), layer.dequantized()
+    )
     assert largest_deviation(layer) == 0.0
 
 
@@ -92,21 +102,29 @@ def test_the_library_reads_exactly_the_dequantized_weights(rng, grid, group_size
 def test_a_short_last_group_keeps_its_own_scale(rng, grid):
     layer = random_layer(rng, (3, 96), grid)
     assert layer.scales.shape == (3, 2)
-    np.testing.assert_array_equal(read_by(block_type(grid).name, pack_blocks(layer)), layer.dequantized())
+    np.testing.assert_array_equal(
+        read_by(block_type(grid).name, pack_blocks(layer)), layer.dequantized()
+    )
 
 
 @pytest.mark.parametrize("grid", EVERY_EXACT_GRID, ids=str)
 def test_the_smallest_and_the_largest_code_are_exact(rng, grid):
     layer = random_layer(rng, (2, 64), grid)
     layer.codes[0], layer.codes[1] = 0, grid.max_code
-    np.testing.assert_array_equal(read_by(block_type(grid).name, pack_blocks(layer)), layer.dequantized())
+    np.testing.assert_array_equal(
+        read_by(block_type(grid).name, pack_blocks(layer)), layer.dequantized()
+    )
 
 
 @pytest.mark.parametrize("name", NATIVE)
-def test_weights_on_the_grid_quantize_to_the_same_bytes_where_the_library_chooses_the_same_scale(rng, name):
+def test_weights_on_the_grid_quantize_to_the_same_bytes_where_the_library_chooses_the_same_scale(
+    rng, name
+):
     grid = NATIVE[name]
     layer = random_layer(rng, (4, 64), grid)
-    scales = np.full_like(layer.scales, 2.0**-6)  # exact in every step of the library's scale choice
+    scales = np.full_like(
+        layer.scales, 2.0**-6
+    )  # exact in every step of the library's scale choice
     offsets = np.full_like(scales, -0.25 if grid.zeros == "offset" else -(2.0**-6) * grid.middle)
     layer.codes[:, ::32], layer.codes[:, 1::32] = 0, grid.max_code  # both ends occur in every block
     if name == "Q8_0":
@@ -178,7 +196,9 @@ def test_bfloat16_scales_in_the_range_of_float16_are_exact(rng):
 
 def test_a_scale_beyond_float16_is_refused():
     grid = Grid(4, 32, "symmetric", "float32")
-    layer = QuantizedLinear(np.zeros((1, 32), np.uint8), np.full((1, 1), 1e6, "f4"), np.full((1, 1), -8e6, "f4"), grid)
+    layer = QuantizedLinear(
+        np.zeros((1, 32), np.uint8), np.full((1, 1), 1e6, "f4"), np.full((1, 1), -8e6, "f4"), grid
+    )
     with pytest.raises(BadInput, match="exceeds float16"):
         pack_blocks(layer)
 

@@ -66,22 +66,36 @@ def solution_of(tensor):
     """Codes, scales and offsets of a Q4_1 tensor, rows in the order of the file."""
     columns, rows = (int(size) for size in tensor.shape)
     blocks = np.asarray(tensor.data).reshape(rows, columns // 32, 20)
-    scales, offsets = (blocks[..., part].copy().view("<f2")[..., 0].astype("f4") for part in (slice(2), slice(2, 4)))
-    codes = np.concatenate([blocks[..., 4:] & 15, blocks[..., 4:] >> 4], axis=-1).reshape(rows, columns)
+    scales, offsets = (
+        blocks[..., part].copy().view("<f2")[..., 0].astype("f4")
+        for part in (slice(2), slice(2, 4))
+    )
+    codes = np.concatenate([blocks[..., 4:] & 15, blocks[..., 4:] >> 4], axis=-1).reshape(
+        rows, columns
+    )
     return QuantizedLinear(codes, scales, offsets, Grid(4, 32, "offset"))
 
 
 def in_checkpoint_order(layer, heads):
     """Undo the converter's reordering of each head's rows, one row at a time."""
     half = layer.codes.shape[0] // heads // 2
-    rows = [head * 2 * half + 2 * i + part for head in range(heads) for part in (0, 1) for i in range(half)]
+    rows = [
+        head * 2 * half + 2 * i + part
+        for head in range(heads)
+        for part in (0, 1)
+        for i in range(half)
+    ]
     return QuantizedLinear(layer.codes[rows], layer.scales[rows], layer.offsets[rows], layer.grid)
 
 
 def first_blocks(original, source):
-    """The demo's first blocks, with its own codes, as a model that was solved on the grid of Q4_1."""
+    """The demo's first blocks, with its own codes, as a model that was solved on the grid of
+    Q4_1.
+    """
     tensors = {tensor.name: tensor for tensor in original.tensors}
-    model = MemoryModel(dict(source.config) | {"num_hidden_layers": BLOCKS}, files=dict(source.companions()))
+    model = MemoryModel(
+        dict(source.config) | {"num_hidden_layers": BLOCKS}, files=dict(source.companions())
+    )
     model.arrays["model.embed_tokens.weight"] = source.read("model.embed_tokens.weight")
     model.arrays["model.norm.weight"] = source.read("model.norm.weight")
     for block in range(BLOCKS):
@@ -105,5 +119,8 @@ def test_its_own_codes_are_written_as_the_bytes_they_came_from(original, source,
     for name in quantized:
         assert written[name].tensor_type == theirs[name].tensor_type
         np.testing.assert_array_equal(written[name].data, theirs[name].data, err_msg=name)
-    for name in ["output_norm.weight", *(f"blk.{i}.{norm}.weight" for i in range(BLOCKS) for norm in NORMS)]:
+    for name in [
+        "output_norm.weight",
+        *(f"blk.{i}.{norm}.weight" for i in range(BLOCKS) for norm in NORMS),
+    ]:
         np.testing.assert_array_equal(written[name].data, theirs[name].data)

@@ -1,9 +1,19 @@
-"""Tokenizer keys of GGUF files against the tokenizers library, llama.cpp and the demo model's own file."""
+"""Tokenizer keys of GGUF files against the tokenizers library, llama.cpp and the demo model's own
+file.
+"""
 
 import json
 
 import pytest
-from tiny_models import LLAMA_3, ONE_BLOCK, TEXT, VOCAB_SIZE, byte_level_bpe, one_block_model, tokenizer_files
+from tiny_models import (
+    LLAMA_3,
+    ONE_BLOCK,
+    TEXT,
+    VOCAB_SIZE,
+    byte_level_bpe,
+    one_block_model,
+    tokenizer_files,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgeq.errors import BadInput
@@ -30,7 +40,9 @@ def test_llama_cpp_splits_text_like_the_tokenizers_library(tmp_path, kind):
 def test_special_and_added_tokens_are_found_in_text_by_llama_cpp(tmp_path):
     text = "the<|eos|> mice<tool> run"
     file, _ = GgufExporter().write(one_block_model(tokenizer_files()), tmp_path)
-    assert LlamaCppLogits(file).tokenize(text, parse_special=True) == byte_level_bpe().encode(text).ids
+    assert (
+        LlamaCppLogits(file).tokenize(text, parse_special=True) == byte_level_bpe().encode(text).ids
+    )
 
 
 def test_the_vocabulary_is_padded_to_the_rows_of_the_embedding():
@@ -52,14 +64,20 @@ def test_merges_may_be_pairs_or_lines():
     lines = [" ".join(pair) for pair in pairs]
     tokenizer["model"]["merges"] = lines
     older = files | {"tokenizer.json": json.dumps(tokenizer).encode()}
-    assert keys_of(files)["tokenizer.ggml.merges"] == keys_of(older)["tokenizer.ggml.merges"] == lines
+    assert (
+        keys_of(files)["tokenizer.ggml.merges"] == keys_of(older)["tokenizer.ggml.merges"] == lines
+    )
 
 
 def test_special_ids_come_from_the_tokenizer_and_then_from_the_config():
     keys = keys_of(tokenizer_files(), ONE_BLOCK | {"unk_token_id": 2, "eos_token_id": [7, 8]})
-    found = [keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "unknown", "padding")]
+    found = [
+        keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "unknown", "padding")
+    ]
     assert found == [0, 1, 2, 2]
-    unnamed = keys_of(tokenizer_files(eos_token=None, bos_token=None), ONE_BLOCK | {"eos_token_id": [7, 8]})
+    unnamed = keys_of(
+        tokenizer_files(eos_token=None, bos_token=None), ONE_BLOCK | {"eos_token_id": [7, 8]}
+    )
     assert unnamed["tokenizer.ggml.eos_token_id"] == 7
     assert "tokenizer.ggml.bos_token_id" not in unnamed
 
@@ -84,18 +102,26 @@ def test_a_template_inside_a_sequence_adds_bos_as_well():
         "type": "Sequence",
         "processors": [BYTE_LEVEL | {"add_prefix_space": True}, tokenizer["post_processor"]],
     }
-    assert keys_of(files | {"tokenizer.json": json.dumps(tokenizer).encode()})["tokenizer.ggml.add_bos_token"]
+    assert keys_of(files | {"tokenizer.json": json.dumps(tokenizer).encode()})[
+        "tokenizer.ggml.add_bos_token"
+    ]
 
 
 def test_a_template_that_ends_with_eos_is_kept():
     files = tokenizer_files()
     assert "tokenizer.ggml.add_eos_token" not in keys_of(files)
     tokenizer = json.loads(files["tokenizer.json"])
-    pieces = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|eos|>", "type_id": 0}}]
+    pieces = [
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "<|eos|>", "type_id": 0}},
+    ]
     special = {"<|eos|>": {"id": "<|eos|>", "ids": [1], "tokens": ["<|eos|>"]}}
     tokenizer["post_processor"] = {
-        "type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special,
-    }  # fmt: skip
+        "type": "TemplateProcessing",
+        "single": pieces,
+        "pair": pieces,
+        "special_tokens": special,
+    }
     keys = keys_of(files | {"tokenizer.json": json.dumps(tokenizer).encode()})
     assert keys["tokenizer.ggml.add_eos_token"] and not keys["tokenizer.ggml.add_bos_token"]
 
@@ -128,8 +154,18 @@ def glassllm_like():
     return tokenizer
 
 
-OTHER_REGEX = {"type": "Split", "pattern": {"Regex": r"\p{Lu}+"}, "behavior": "Isolated", "invert": False}
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+OTHER_REGEX = {
+    "type": "Split",
+    "pattern": {"Regex": r"\p{Lu}+"},
+    "behavior": "Isolated",
+    "invert": False,
+}
+BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": False,
+}
 REMOVED = {"type": "Split", "pattern": {"Regex": LLAMA_3}, "behavior": "Removed", "invert": False}
 
 
@@ -143,9 +179,18 @@ REMOVED = {"type": "Split", "pattern": {"Regex": LLAMA_3}, "behavior": "Removed"
         (changed(model={"dropout": 0.1}), "BPE with dropout 0.1"),
         (changed(model={"ignore_merges": True}), "ignore_merges"),
         (changed(pre_tokenizer=None), '"pre_tokenizer": null'),
-        (changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [OTHER_REGEX, BYTE_LEVEL]}), r"\\p{Lu}+"),
-        (changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [REMOVED, BYTE_LEVEL]}), "Removed"),
-        (changed(pre_tokenizer=BYTE_LEVEL | {"use_regex": True, "add_prefix_space": True}), "add_prefix_space"),
+        (
+            changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [OTHER_REGEX, BYTE_LEVEL]}),
+            r"\\p{Lu}+",
+        ),
+        (
+            changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [REMOVED, BYTE_LEVEL]}),
+            "Removed",
+        ),
+        (
+            changed(pre_tokenizer=BYTE_LEVEL | {"use_regex": True, "add_prefix_space": True}),
+            "add_prefix_space",
+        ),
         (changed(normalizer={"type": "Lowercase"}), "Lowercase"),
         ({}, "no tokenizer.json"),
         (tokenizer_files(eos_token=None), "end-of-sequence"),
@@ -162,7 +207,9 @@ def whole(content):
 
 
 def settings(**changed):
-    return tokenizer_files() | {"tokenizer_config.json": json.dumps({"eos_token": "<|eos|>"} | changed).encode()}
+    return tokenizer_files() | {
+        "tokenizer_config.json": json.dumps({"eos_token": "<|eos|>"} | changed).encode()
+    }
 
 
 @pytest.mark.parametrize(
@@ -179,10 +226,19 @@ def settings(**changed):
         (tokenizer_files() | {"tokenizer.json": b"\xff"}, "tokenizer.json"),
         (settings(chat_template=[5]), "chat_template in tokenizer_config.json is malformed"),
         (settings(chat_template=5), "chat_template in tokenizer_config.json is malformed"),
-        (settings(chat_template=[{"name": "default"}]), "chat_template in tokenizer_config.json is malformed"),
-        (settings(chat_template=[{"name": "default", "template": 5}]), "chat_template in tokenizer_config.json"),
+        (
+            settings(chat_template=[{"name": "default"}]),
+            "chat_template in tokenizer_config.json is malformed",
+        ),
+        (
+            settings(chat_template=[{"name": "default", "template": 5}]),
+            "chat_template in tokenizer_config.json",
+        ),
         (settings(chat_template="\ud800"), "chat_template in tokenizer_config.json is malformed"),
-        (tokenizer_files() | {"chat_template.jinja": b"\xff\xfe"}, "chat_template.jinja is malformed"),
+        (
+            tokenizer_files() | {"chat_template.jinja": b"\xff\xfe"},
+            "chat_template.jinja is malformed",
+        ),
         (whole([]), "must hold an object"),
         (whole(None), "must hold an object"),
         (tokenizer_files() | {"tokenizer_config.json": b"[]"}, "must hold an object"),
@@ -200,17 +256,23 @@ def test_malformed_files_are_refused_in_one_line(files, words):
 
 
 def test_a_list_of_templates_without_a_default_gives_no_template():
-    assert "tokenizer.chat_template" not in keys_of(settings(chat_template=[{"name": "tool_use", "template": "B"}]))
+    assert "tokenizer.chat_template" not in keys_of(
+        settings(chat_template=[{"name": "tool_use", "template": "B"}])
+    )
 
 
 def test_a_special_token_beyond_the_embedding_is_refused():
-    reason = why_not_tokenizer(tokenizer_files(), ONE_BLOCK | {"unk_token_id": 99999}, vocab_size=VOCAB_SIZE)
+    reason = why_not_tokenizer(
+        tokenizer_files(), ONE_BLOCK | {"unk_token_id": 99999}, vocab_size=VOCAB_SIZE
+    )
     assert "unk_token_id 99999 lies outside the 320 rows" in reason
 
 
 def test_a_tokenizer_file_that_is_not_json_is_refused_by_name():
     with pytest.raises(BadInput, match=r"'tokenizer_config\.json' of the model is not valid JSON"):
-        why_not_tokenizer(tokenizer_files() | {"tokenizer_config.json": b"{"}, ONE_BLOCK, vocab_size=VOCAB_SIZE)
+        why_not_tokenizer(
+            tokenizer_files() | {"tokenizer_config.json": b"{"}, ONE_BLOCK, vocab_size=VOCAB_SIZE
+        )
 
 
 def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused():

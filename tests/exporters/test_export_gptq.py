@@ -1,4 +1,6 @@
-"""GPTQ directories: bits by an oracle, words by onnxruntime-genai's loader, kernels of GPTQModel where it is there."""
+"""GPTQ directories: bits by an oracle, words by onnxruntime-genai's loader, kernels of GPTQModel
+where it is there.
+"""
 
 import json
 import subprocess
@@ -11,9 +13,9 @@ from safetensors.numpy import load_file
 from solved_models import FOUR_BITS, in_float16, shapes_of, solved, tiny, torch_logits, with_grid
 from tiny_models import random_layer
 
-import edgeq_exporters.common.safetensors_directory as safetensors_directory
 from edgeq.errors import BadInput
 from edgeq.types import Grid
+from edgeq_exporters.common import safetensors_directory
 from edgeq_exporters.hugging_face.gptq import BITS, GptqExporter, pack
 
 UP = "model.layers.0.mlp.up_proj"
@@ -28,7 +30,9 @@ def written(model, directory):
 
 
 def stream(words, bits, count):
-    """Codes of one column of words, read as one long number whose lowest bits are the first code."""
+    """Codes of one column of words, read as one long number whose lowest bits are the first
+    code.
+    """
     number = sum((int(word) & 0xFFFFFFFF) << (32 * place) for place, word in enumerate(words))
     return [number >> (bits * place) & (2**bits - 1) for place in range(count)]
 
@@ -39,7 +43,12 @@ def weights_bit_by_bit(tensors, module, bits):
         tensors[f"{module}.{part}"] for part in ("qweight", "qzeros", "scales", "g_idx")
     )
     codes = np.array([stream(words[:, row], bits, len(index)) for row in range(words.shape[1])])
-    zeros = np.array([stream(zero_words[group], bits, scales.shape[1]) for group in range(len(zero_words))]) + 1
+    zeros = (
+        np.array(
+            [stream(zero_words[group], bits, scales.shape[1]) for group in range(len(zero_words))]
+        )
+        + 1
+    )
     return scales.astype(np.float64)[index].T * (codes - zeros[index].T)
 
 
@@ -53,8 +62,11 @@ def test_packed_words_stand_bit_by_bit_for_the_solved_weights(rng, bits, group_s
     groups = 1 if group_size is None else 128 // group_size
     shapes = {name: array.shape for name, array in tensors.items()}
     assert shapes == {
-        "P.qweight": (128 * bits // 32, 32), "P.qzeros": (groups, bits), "P.scales": (groups, 32), "P.g_idx": (128,)
-    }  # fmt: skip
+        "P.qweight": (128 * bits // 32, 32),
+        "P.qzeros": (groups, bits),
+        "P.scales": (groups, 32),
+        "P.g_idx": (128,),
+    }
     assert [array.dtype for array in tensors.values()] == [np.int32, np.int32, np.float16, np.int32]
     np.testing.assert_array_equal(weights_bit_by_bit(tensors, "P", bits), layer.dequantized())
     np.testing.assert_array_equal(stored.dequantized(), layer.dequantized())
@@ -68,7 +80,9 @@ def test_a_zero_point_of_zero_is_written_from_the_other_end_and_changes_no_weigh
     layer = type(layer)(layer.codes, layer.scales, offsets, layer.grid)
     tensors, _ = pack("P", layer)
     stored = [stream(words, bits, 32) for words in tensors["P.qzeros"]]
-    assert max(max(row) for row in stored) == 2**bits - 2  # 2 ** bits - 1 would wrap to 0 in some readers
+    assert (
+        max(max(row) for row in stored) == 2**bits - 2
+    )  # 2 ** bits - 1 would wrap to 0 in some readers
     np.testing.assert_array_equal(weights_bit_by_bit(tensors, "P", bits), layer.dequantized())
 
 
@@ -85,10 +99,19 @@ def test_the_config_is_that_of_checkpoint_format_gptq_with_patterns_for_what_dif
         model.arrays[weight] = model.layers.pop(weight).dequantized()
     settings, tensors = written(model, tmp_path)
     assert (settings["quant_method"], settings["checkpoint_format"]) == ("gptq", "gptq")
-    assert (settings["bits"], settings["group_size"], settings["sym"], settings["desc_act"]) == (4, 64, True, False)
+    assert (settings["bits"], settings["group_size"], settings["sym"], settings["desc_act"]) == (
+        4,
+        64,
+        True,
+        False,
+    )
     assert settings["dynamic"] == {
         r"-:model\.layers\.(?:1)\.(?:mlp\.gate_proj|mlp\.up_proj|mlp\.gate_up_proj)(?:\.|$)": {},
-        r"+:model\.layers\.(?:1)\.(?:mlp\.down_proj)(?:\.|$)": {"bits": 8, "group_size": -1, "sym": True},
+        r"+:model\.layers\.(?:1)\.(?:mlp\.down_proj)(?:\.|$)": {
+            "bits": 8,
+            "group_size": -1,
+            "sym": True,
+        },
     }
     assert {"lm_head.weight", "model.embed_tokens.weight", f"{DOWN}.qweight"} <= set(tensors)
     assert not any(name.startswith(("lm_head.q", "model.embed_tokens.q")) for name in tensors)
@@ -96,7 +119,9 @@ def test_the_config_is_that_of_checkpoint_format_gptq_with_patterns_for_what_dif
 
 def genai_model(directory, config, settings):
     """The directory as onnxruntime-genai's model builder loads and repacks it."""
-    loaders = pytest.importorskip("onnxruntime_genai.models.loaders.quant_model", reason="needs onnxruntime-genai")
+    loaders = pytest.importorskip(
+        "onnxruntime_genai.models.loaders.quant_model", reason="needs onnxruntime-genai"
+    )
     heads = config["hidden_size"] // config["num_attention_heads"]
     return loaders.QuantModel.from_pretrained(
         "gptq",
@@ -110,12 +135,16 @@ def genai_model(directory, config, settings):
 
 
 def of_ort_words(module):
-    """Weights of a MatMulNBits layout: blocks along the inputs, lowest bits first. Shapes: (out, in)."""
+    """Weights of a MatMulNBits layout: blocks along the inputs, lowest bits first. Shapes: (out,
+    in).
+    """
     bits, size = module.bits, module.group_size
 
     def codes(array, count):
         rows = array.numpy().reshape(-1, array.shape[-1])
-        bytes_of = np.unpackbits(rows, axis=1, bitorder="little")[:, : count * bits].reshape(len(rows), count, bits)
+        bytes_of = np.unpackbits(rows, axis=1, bitorder="little")[:, : count * bits].reshape(
+            len(rows), count, bits
+        )
         return (bytes_of << np.arange(bits)).sum(axis=2)
 
     groups = module.in_features // size
@@ -135,9 +164,13 @@ def test_onnxruntime_genai_reads_the_solved_weights(rng, tmp_path, bits, zeros):
     compared = 0
     for block, layer in enumerate(loaded.layers):
         modules = {
-            f"self_attn.{name}": getattr(layer.self_attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+            f"self_attn.{name}": getattr(layer.self_attn, name)
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj")
         }
-        modules |= {f"mlp.{name}": getattr(layer.mlp, name) for name in ("gate_proj", "up_proj", "down_proj")}
+        modules |= {
+            f"mlp.{name}": getattr(layer.mlp, name)
+            for name in ("gate_proj", "up_proj", "down_proj")
+        }
         for name, module in modules.items():
             expected = model.layers[f"model.layers.{block}.{name}.weight"].dequantized()
             np.testing.assert_array_equal(of_ort_words(module), expected, err_msg=name)
@@ -145,7 +178,8 @@ def test_onnxruntime_genai_reads_the_solved_weights(rng, tmp_path, bits, zeros):
     assert compared == 14
 
 
-# GPTQModel has no wheels; where it is installed (pip install gptqmodel optimum), its kernels must agree.
+# GPTQModel has no wheels; where it is installed (pip install gptqmodel optimum), its kernels must
+# agree.
 @pytest.mark.parametrize("zeros", ["symmetric", "integer"])
 def test_gptqmodel_predicts_like_torch_with_the_dequantized_weights(rng, tmp_path, zeros):
     pytest.importorskip("gptqmodel", reason="needs gptqmodel, which has no wheels")
@@ -171,10 +205,15 @@ def reason_of(model):
         (Grid(5, 32), "GPTQ packs 2, 3, 4 or 8 bits, not 5"),
         (Grid(4, 32, "offset"), "no free offsets; use a symmetric grid or zeros = 'integer'"),
         (Grid(4, 48), "group_size 48 is not a multiple of 32"),
-        (Grid(4, 96), "in_features 256 is not a multiple of group_size 96; choose 32 or 64 or 128 or 'row'"),
+        (
+            Grid(4, 96),
+            "in_features 256 is not a multiple of group_size 96; choose 32 or 64 or 128 or 'row'",
+        ),
     ],
 )
-def test_grids_that_gptq_cannot_carry_are_refused_before_a_byte_is_written(rng, tmp_path, grid, words):
+def test_grids_that_gptq_cannot_carry_are_refused_before_a_byte_is_written(
+    rng, tmp_path, grid, words
+):
     model = with_grid(solved(tiny(), rng, [FOUR_BITS]), rng, f"{DOWN}.weight", grid)
     with pytest.raises(BadInput, match="export 'gptq'"):
         GptqExporter().write(model, tmp_path)
@@ -184,7 +223,9 @@ def test_grids_that_gptq_cannot_carry_are_refused_before_a_byte_is_written(rng, 
 
 def test_layers_that_vllm_fuses_must_have_one_grid(rng):
     model = with_grid(solved(tiny(), rng, [FOUR_BITS]), rng, f"{UP}.weight", Grid(8, 64))
-    assert "layer 'model.layers.0': vLLM fuses gate_proj, up_proj, which have 4 bits" in reason_of(model)
+    assert "layer 'model.layers.0': vLLM fuses gate_proj, up_proj, which have 4 bits" in reason_of(
+        model
+    )
     model.arrays[f"{UP}.weight"] = model.layers.pop(f"{UP}.weight").dequantized()
     assert "symmetric, dense; give them one grid" in reason_of(model)
 
@@ -193,7 +234,9 @@ def test_sizes_that_do_not_fill_words_and_other_models_are_refused(rng):
     model = solved(tiny(intermediate_size=100), rng, [None])
     with_grid(model, rng, "model.layers.0.mlp.down_proj.weight", Grid(2, None))
     assert "in_features 100 at 2 bits do not fill words of 32 bits" in reason_of(model)
-    assert "model_type 'gemma3' is not supported" in GptqExporter().reject_reason({"model_type": "gemma3"}, {}, {})
+    assert "model_type 'gemma3' is not supported" in GptqExporter().reject_reason(
+        {"model_type": "gemma3"}, {}, {}
+    )
 
 
 def test_scales_beyond_float16_are_refused_and_others_rounded_and_reported(rng, tmp_path):
@@ -201,13 +244,20 @@ def test_scales_beyond_float16_are_refused_and_others_rounded_and_reported(rng, 
     _, stored = pack("P", layer)
     np.testing.assert_array_equal(stored.scales, layer.scales.astype(np.float16).astype(np.float32))
     with pytest.raises(BadInput, match="exceeds float16"):
-        pack("P", SimpleNamespace(codes=layer.codes, scales=layer.scales * 1e9, offsets=layer.offsets, grid=layer.grid))
+        pack(
+            "P",
+            SimpleNamespace(
+                codes=layer.codes, scales=layer.scales * 1e9, offsets=layer.offsets, grid=layer.grid
+            ),
+        )
 
 
 @pytest.mark.parametrize("module", ["gptq", "compressed_tensors", "read_gptq", "read_safetensors"])
 def test_writing_loads_no_framework(module):
     code = f"import sys, edgeq_exporters.{module}; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert not {"torch", "transformers", "mlx", "compressed_tensors"} & set(run.stdout.split())
 
 

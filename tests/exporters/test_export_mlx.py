@@ -16,7 +16,9 @@ from edgeq_exporters.mlx.exporter import MlxExporter
 from edgeq_exporters.mlx.tensors import BITS, GROUP_SIZES, quantized_tensors
 
 mx = pytest.importorskip("mlx.core", reason="needs mlx", exc_type=ImportError)
-load_model = pytest.importorskip("mlx_lm.utils", reason="needs mlx-lm", exc_type=ImportError).load_model
+load_model = pytest.importorskip(
+    "mlx_lm.utils", reason="needs mlx-lm", exc_type=ImportError
+).load_model
 
 CLOSE = 1e-3  # of the largest logit; a wrong frequency or a missing bias moves logits by tenths
 TOKENS = 40
@@ -46,7 +48,9 @@ def assert_alike(found, reference):
 @pytest.mark.parametrize("zeros", ["symmetric", "offset"])
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("bits", BITS)
-def test_mlx_lm_predicts_like_torch_with_the_dequantized_weights(rng, tmp_path, ids, bits, group_size, zeros):
+def test_mlx_lm_predicts_like_torch_with_the_dequantized_weights(
+    rng, tmp_path, ids, bits, group_size, zeros
+):
     model = tiny()
     export = solved(model, rng, [Grid(bits, group_size, zeros)])
     assert_alike(mlx_logits(export, tmp_path, ids), torch_logits(model, in_float16(export), ids))
@@ -74,15 +78,27 @@ def test_heads_wider_than_hidden_size_over_heads_run_in_mlx_lm(rng, tmp_path, id
     assert_alike(mlx_logits(export, tmp_path, ids), torch_logits(model, in_float16(export), ids))
 
 
-def test_a_mixed_model_with_a_quantized_tied_embedding_and_dense_layers_runs_in_mlx_lm(rng, tmp_path, ids):
+def test_a_mixed_model_with_a_quantized_tied_embedding_and_dense_layers_runs_in_mlx_lm(
+    rng, tmp_path, ids
+):
     model = tiny()
-    grids = [Grid(8, 32), Grid(4, 64), Grid(3, 128, "offset"), None, Grid(5, 32), Grid(6, 64, "offset"), Grid(2, 32)]
+    grids = [
+        Grid(8, 32),
+        Grid(4, 64),
+        Grid(3, 128, "offset"),
+        None,
+        Grid(5, 32),
+        Grid(6, 64, "offset"),
+        Grid(2, 32),
+    ]
     export = solved(model, rng, grids)
     assert export.layers["model.embed_tokens.weight"].grid == Grid(8, 32)
     assert_alike(mlx_logits(export, tmp_path, ids), torch_logits(model, in_float16(export), ids))
 
 
-@pytest.mark.parametrize("grids", [[FOUR_BITS], [None, FOUR_BITS], [None]], ids=["all", "some", "none"])
+@pytest.mark.parametrize(
+    "grids", [[FOUR_BITS], [None, FOUR_BITS], [None]], ids=["all", "some", "none"]
+)
 def test_an_untied_head_runs_in_mlx_lm(rng, tmp_path, ids, grids):
     model = tiny(tie_word_embeddings=False)
     export = solved(model, rng, grids)
@@ -109,12 +125,18 @@ def test_rotary_settings_that_only_transformers_nests_reach_mlx_lm(rng, tmp_path
     assert np.abs(plain - reference).max() > 10 * CLOSE * np.abs(reference).max()
 
 
-def test_rotary_settings_at_the_top_of_the_config_reach_mlx_lm_under_either_name_of_their_type(rng, tmp_path, ids):
+def test_rotary_settings_at_the_top_of_the_config_reach_mlx_lm_under_either_name_of_their_type(
+    rng, tmp_path, ids
+):
     model = tiny(rope_parameters=LLAMA_3_ROPE)
     export = solved(model, rng, [FOUR_BITS])
-    older = {"type": "llama3"} | {key: LLAMA_3_ROPE[key] for key in LLAMA_3_ROPE if not key.startswith("rope")}
+    older = {"type": "llama3"} | {
+        key: LLAMA_3_ROPE[key] for key in LLAMA_3_ROPE if not key.startswith("rope")
+    }
     config = {key: value for key, value in export.config.items() if key != "rope_parameters"}
-    export = dataclasses.replace(export, config=config | {"rope_theta": 500.0, "rope_scaling": older})
+    export = dataclasses.replace(
+        export, config=config | {"rope_theta": 500.0, "rope_scaling": older}
+    )
     assert_alike(mlx_logits(export, tmp_path, ids), torch_logits(model, in_float16(export), ids))
 
 
@@ -126,7 +148,9 @@ def test_layer_types_of_a_llama_mean_in_mlx_lm_what_they_mean_in_torch(rng, tmp_
     assert_alike(mlx_logits(export, tmp_path, ids), torch_logits(model, in_float16(export), ids))
 
 
-def test_settings_of_a_mistral_that_transformers_does_not_know_are_no_settings_in_mlx_lm(rng, tmp_path, ids):
+def test_settings_of_a_mistral_that_transformers_does_not_know_are_no_settings_in_mlx_lm(
+    rng, tmp_path, ids
+):
     model = tiny("mistral")
     export = solved(model, rng, [FOUR_BITS])
     foreign = {"layer_types": ["sliding_attention"] * 2, "attention_bias": True, "mlp_bias": True}
@@ -137,7 +161,8 @@ def test_settings_of_a_mistral_that_transformers_does_not_know_are_no_settings_i
 def test_mlx_lm_attends_beyond_the_sliding_window_of_a_mistral(rng, tmp_path, ids):
     export = solved(tiny("mistral", sliding_window=8), rng, [FOUR_BITS])
     everything, window = (
-        torch_logits(tiny("mistral", sliding_window=size), in_float16(export), ids) for size in (None, 8)
+        torch_logits(tiny("mistral", sliding_window=size), in_float16(export), ids)
+        for size in (None, 8)
     )
     found = mlx_logits(export, tmp_path, ids)
     assert_alike(found, everything)
@@ -146,14 +171,18 @@ def test_mlx_lm_attends_beyond_the_sliding_window_of_a_mistral(rng, tmp_path, id
 
 
 @pytest.mark.parametrize("scale_dtype", ["bfloat16", "float32"])
-def test_other_scale_types_run_in_mlx_lm_and_give_dense_tensors_their_precision(rng, tmp_path, ids, scale_dtype):
+def test_other_scale_types_run_in_mlx_lm_and_give_dense_tensors_their_precision(
+    rng, tmp_path, ids, scale_dtype
+):
     model = tiny()
     export = solved(model, rng, [None, Grid(4, 32, "offset", scale_dtype)])
     found = mlx_logits(export, tmp_path, ids)
     stored = load_file(tmp_path / "model.safetensors")
     kept = np.dtype(ml_dtypes.bfloat16 if scale_dtype == "bfloat16" else np.float32)
     assert {array.dtype for array in stored.values()} == {kept, np.dtype(np.uint32)}
-    weights = export.weights() | {name: export.arrays[name].astype(kept).astype("f4") for name in export.arrays}
+    weights = export.weights() | {
+        name: export.arrays[name].astype(kept).astype("f4") for name in export.arrays
+    }
     assert_alike(found, torch_logits(model, weights, ids))
 
 
@@ -180,7 +209,10 @@ def test_shards_predict_exactly_like_one_file(rng, tmp_path, ids, monkeypatch):
 def codes_bit_by_bit(words, bits, columns):
     """Each row as one long number whose lowest bits are the first code."""
     rows = [sum(int(word) << (32 * place) for place, word in enumerate(row)) for row in words]
-    return np.array([[row >> (bits * column) & (2**bits - 1) for column in range(columns)] for row in rows], np.uint8)
+    return np.array(
+        [[row >> (bits * column) & (2**bits - 1) for column in range(columns)] for row in rows],
+        np.uint8,
+    )
 
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)

@@ -1,4 +1,6 @@
-"""MLX directories as files: config, weights, manifest, shards, determinism. Checking them needs no MLX."""
+"""MLX directories as files: config, weights, manifest, shards, determinism. Checking them needs no
+MLX.
+"""
 
 import dataclasses
 import json
@@ -29,12 +31,19 @@ def written(model, directory):
     """The directory's config and its tensors."""
     directory.mkdir(exist_ok=True)
     MlxExporter().write(model, directory)
-    tensors = {name: array for file in directory.glob("model*.safetensors") for name, array in load_file(file).items()}
+    tensors = {
+        name: array
+        for file in directory.glob("model*.safetensors")
+        for name, array in load_file(file).items()
+    }
     return json.loads((directory / "config.json").read_text()), tensors
 
 
 def entries_in(directory):
-    return {entry["source"]: entry for entry in json.loads((directory / "manifest.json").read_text())["tensors"]}
+    return {
+        entry["source"]: entry
+        for entry in json.loads((directory / "manifest.json").read_text())["tensors"]
+    }
 
 
 def module_settings(bits, group_size):
@@ -92,13 +101,19 @@ def test_the_config_states_what_mlx_lm_would_otherwise_guess(rng, tmp_path):
     model = solved(tiny(rope_parameters=LLAMA_3_ROPE), rng, [FOUR_BITS])
     config, tensors = written(model, tmp_path / "tied")
     assert (config["rope_theta"], config["rope_scaling"]["rope_type"]) == (500.0, "llama3")
-    assert config["tie_word_embeddings"] is True and not any(name.startswith(HEAD) for name in tensors)
+    assert config["tie_word_embeddings"] is True and not any(
+        name.startswith(HEAD) for name in tensors
+    )
     silent = solved(tiny(tie_word_embeddings=False, num_key_value_heads=4), rng, [FOUR_BITS])
     for key in ("tie_word_embeddings", "num_key_value_heads"):
         silent.config.pop(key)
     config, tensors = written(silent, tmp_path / "untied")
     assert config["tie_word_embeddings"] is False and f"{HEAD}.weight" in tensors
-    assert (config["num_key_value_heads"], config["rope_theta"], config["rope_scaling"]) == (4, 10000.0, None)
+    assert (config["num_key_value_heads"], config["rope_theta"], config["rope_scaling"]) == (
+        4,
+        10000.0,
+        None,
+    )
 
 
 def test_the_manifest_tells_what_became_of_each_tensor(rng, tmp_path):
@@ -109,13 +124,20 @@ def test_the_manifest_tells_what_became_of_each_tensor(rng, tmp_path):
     for name, layer in model.layers.items():
         entry = entries[name]
         assert entry["status"] == ("rescaled" if layer.grid.zeros == "integer" else "exact")
-        assert (entry["bits"], entry["group_size"], entry["type"]) == (layer.grid.bits, layer.grid.group_size, "affine")
+        assert (entry["bits"], entry["group_size"], entry["type"]) == (
+            layer.grid.bits,
+            layer.grid.group_size,
+            "affine",
+        )
         stored = tensors[f"{name.removesuffix('.weight')}.biases"].astype(np.float64)
         assert entry["largest_deviation"] == np.abs(stored - layer.offsets).max()
     for name, array in model.arrays.items():
         assert (entries[name]["status"], entries[name]["type"]) == ("dense", "F16")
         difference = tensors[name].astype(np.float64) - array
-        assert entries[name]["largest_deviation"] == pytest.approx(np.abs(difference).max()) and difference.any()
+        assert (
+            entries[name]["largest_deviation"] == pytest.approx(np.abs(difference).max())
+            and difference.any()
+        )
 
 
 def test_a_dense_tensor_beyond_float16_keeps_its_own_type(rng, tmp_path):
@@ -134,7 +156,9 @@ def test_the_hashes_of_a_solution_are_those_of_its_gguf(rng, tmp_path):
     for directory, exporter in ((mlx, MlxExporter()), (gguf, GgufExporter())):
         directory.mkdir()
         exporter.write(model, directory)
-    hashes = [{name: entry["sha256"] for name, entry in entries_in(path).items()} for path in (mlx, gguf)]
+    hashes = [
+        {name: entry["sha256"] for name, entry in entries_in(path).items()} for path in (mlx, gguf)
+    ]
     assert hashes[0] == hashes[1] and len(hashes[0]) == len(model.tensor_names())
 
 
@@ -143,17 +167,29 @@ def test_shards_hold_the_tensors_that_the_index_and_the_manifest_say(rng, tmp_pa
     _, whole = written(model, tmp_path / "whole")
     monkeypatch.setattr(directory_module, "SHARD_BYTES", 70_000)
     _, parts = written(model, tmp_path / "parts")
-    assert set(parts) == set(whole) and all(np.array_equal(parts[name], whole[name]) for name in whole)
+    assert set(parts) == set(whole) and all(
+        np.array_equal(parts[name], whole[name]) for name in whole
+    )
     index = json.loads((tmp_path / "parts/model.safetensors.index.json").read_text())
     files = sorted(path.name for path in (tmp_path / "parts").glob("*.safetensors"))
-    assert files == [f"model-{n + 1:05d}-of-{len(files):05d}.safetensors" for n in range(len(files))]
+    assert files == [
+        f"model-{n + 1:05d}-of-{len(files):05d}.safetensors" for n in range(len(files))
+    ]
     held = {name: file for file in files for name in load_file(tmp_path / "parts" / file)}
     assert held == index["weight_map"]
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in whole.values())
-    assert all(entry["file"] == held[name] for name, entry in entries_in(tmp_path / "parts").items())
-    manifests = [json.loads((tmp_path / name / "manifest.json").read_text())["file"] for name in ("whole", "parts")]
+    assert all(
+        entry["file"] == held[name] for name, entry in entries_in(tmp_path / "parts").items()
+    )
+    manifests = [
+        json.loads((tmp_path / name / "manifest.json").read_text())["file"]
+        for name in ("whole", "parts")
+    ]
     assert manifests == ["model.safetensors", "model.safetensors.index.json"]
-    sizes = [sum(array.nbytes for array in load_file(tmp_path / "parts" / file).values()) for file in files]
+    sizes = [
+        sum(array.nbytes for array in load_file(tmp_path / "parts" / file).values())
+        for file in files
+    ]
     assert max(sizes) <= 70_000 < min(map(sum, pairwise(sizes)))
 
 
@@ -175,7 +211,9 @@ def test_rotary_tables_and_copies_of_a_tied_head_are_left_out(rng, tmp_path):
     assert not any("rotary" in name or HEAD in name for name in tensors)
 
 
-@pytest.mark.parametrize("damage", [lambda scales: scales * 1e9, lambda scales: scales[:-1]], ids=["huge", "short"])
+@pytest.mark.parametrize(
+    "damage", [lambda scales: scales * 1e9, lambda scales: scales[:-1]], ids=["huge", "short"]
+)
 def test_a_failure_while_writing_leaves_no_file_behind(rng, tmp_path, monkeypatch, damage):
     monkeypatch.setattr(directory_module, "SHARD_BYTES", 50_000)
     model = solved(tiny(), rng, [FOUR_BITS])
@@ -192,5 +230,7 @@ def test_a_failure_while_writing_leaves_no_file_behind(rng, tmp_path, monkeypatc
 
 def test_the_exporter_loads_no_framework():
     code = "import sys, edgeq_exporters.mlx.exporter; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert not {"mlx", "mlx_lm", "torch", "transformers"} & set(run.stdout.split())

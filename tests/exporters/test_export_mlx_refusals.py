@@ -21,7 +21,9 @@ def reason_of(model):
 
 
 def refused(model, directory):
-    """The one line of a refusal, which leaves nothing behind and is known before any tensor is solved."""
+    """The one line of a refusal, which leaves nothing behind and is known before any tensor is
+    solved.
+    """
     with pytest.raises(BadInput) as refusal:
         MlxExporter().write(model, directory)
     assert list(directory.iterdir()) == []
@@ -42,7 +44,9 @@ def refused(model, directory):
     ],
 )
 def test_grids_that_mlx_would_multiply_wrongly_are_refused(rng, tmp_path, grid, words):
-    model = with_grid(solved(tiny(), rng, [FOUR_BITS]), rng, "model.layers.1.mlp.down_proj.weight", grid)
+    model = with_grid(
+        solved(tiny(), rng, [FOUR_BITS]), rng, "model.layers.1.mlp.down_proj.weight", grid
+    )
     assert f"tensor 'model.layers.1.mlp.down_proj.weight': MLX {words}" in refused(model, tmp_path)
 
 
@@ -58,7 +62,9 @@ def test_grids_that_mlx_would_multiply_wrongly_are_refused(rng, tmp_path, grid, 
 def test_inputs_that_groups_do_not_divide_are_refused(rng, tmp_path, columns, group_size, words):
     model = solved(tiny(intermediate_size=columns), rng, [None])
     with_grid(model, rng, "model.layers.0.mlp.down_proj.weight", Grid(4, group_size))
-    assert f"tensor 'model.layers.0.mlp.down_proj.weight': in_features {words}" in refused(model, tmp_path)
+    assert f"tensor 'model.layers.0.mlp.down_proj.weight': in_features {words}" in refused(
+        model, tmp_path
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,8 @@ def test_inputs_that_groups_do_not_divide_are_refused(rng, tmp_path, columns, gr
     [
         (
             {"model_type": "gemma3"},
-            "model_type 'gemma3' is not supported; mlx-lm computes as torch does: llama, mistral, qwen2",
+            "model_type 'gemma3' is not supported; mlx-lm "
+            "computes as torch does: llama, mistral, qwen2",
         ),
         ({"model_file": "model.py"}, "names a model_file"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
@@ -75,10 +82,19 @@ def test_inputs_that_groups_do_not_divide_are_refused(rng, tmp_path, columns, gr
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
             "rope type 'yarn' of a llama model is not supported",
         ),
-        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope type 'dynamic'",
+        ),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope type 'linear' lacks factor"),
-        ({"rope_parameters": FACTOR_ONLY}, "lacks low_freq_factor, high_freq_factor, original_max_position"),
-        ({"rope_parameters": LLAMA_3_ROPE | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        (
+            {"rope_parameters": FACTOR_ONLY},
+            "lacks low_freq_factor, high_freq_factor, original_max_position",
+        ),
+        (
+            {"rope_parameters": LLAMA_3_ROPE | {"partial_rotary_factor": 0.5}},
+            "partial_rotary_factor 0.5",
+        ),
         ({"partial_rotary_factor": 0.25}, "partial_rotary_factor 0.25"),
         ({"attention_bias": True}, f"no tensor '{BIAS}', which config.json asks for"),
         ({"mlp_bias": True}, "no tensor 'model.layers.0.mlp.gate_proj.bias'"),
@@ -87,7 +103,9 @@ def test_inputs_that_groups_do_not_divide_are_refused(rng, tmp_path, columns, gr
         ({"num_hidden_layers": 1}, "tensor 'model.layers.1.input_layernorm.weight' has no place"),
     ],
 )
-def test_llamas_that_mlx_lm_would_compute_differently_are_refused_by_name(rng, tmp_path, changes, words):
+def test_llamas_that_mlx_lm_would_compute_differently_are_refused_by_name(
+    rng, tmp_path, changes, words
+):
     model = solved(tiny(), rng, [FOUR_BITS])
     assert words in refused(dataclasses.replace(model, config=model.config | changes), tmp_path)
 
@@ -99,7 +117,9 @@ def test_llamas_that_mlx_lm_would_compute_differently_are_refused_by_name(rng, t
         ({"head_dim": 64}, "head_dim 64 of a qwen2 model is not hidden_size 128 / 4 heads"),
     ],
 )
-def test_qwen2_models_that_mlx_lm_would_compute_differently_are_refused_by_name(rng, tmp_path, changes, words):
+def test_qwen2_models_that_mlx_lm_would_compute_differently_are_refused_by_name(
+    rng, tmp_path, changes, words
+):
     model = solved(tiny("qwen2"), rng, [FOUR_BITS])
     assert words in refused(dataclasses.replace(model, config=model.config | changes), tmp_path)
 
@@ -110,7 +130,11 @@ def test_qwen2_models_that_mlx_lm_would_compute_differently_are_refused_by_name(
         ("llama", BIAS, "set attention_bias or mlp_bias in config.json"),
         ("mistral", BIAS, "only models with mlx-lm's own tensors"),
         ("qwen2", "model.layers.0.self_attn.o_proj.bias", "only models with mlx-lm's own tensors"),
-        ("llama", "model.layers.0.self_attn.q_norm.weight", "only models with mlx-lm's own tensors"),
+        (
+            "llama",
+            "model.layers.0.self_attn.q_norm.weight",
+            "only models with mlx-lm's own tensors",
+        ),
     ],
 )
 def test_a_tensor_without_a_place_in_mlx_lm_is_refused_by_name(rng, tmp_path, kind, name, advice):
@@ -132,7 +156,10 @@ def test_a_model_without_its_embedding_or_a_qwen2_bias_is_refused(rng, tmp_path)
 def test_a_shape_that_contradicts_the_config_is_refused_before_any_work(rng):
     model = solved(tiny(), rng, [FOUR_BITS])
     model.arrays["model.norm.weight"] = np.ones(64, np.float32)
-    assert "tensor 'model.norm.weight' has shape (64,) but config.json asks for (128,)" in reason_of(model)
+    assert (
+        "tensor 'model.norm.weight' has shape (64,) but config.json asks for (128,)"
+        in reason_of(model)
+    )
 
 
 def test_a_size_that_is_no_whole_number_is_refused(rng):

@@ -54,7 +54,9 @@ def test_a_grid_runs_like_torch_or_is_refused(rng, tmp_path, ids, bits, group_si
     grid = Grid(bits, group_size, zeros)
     export = with_whole_zeros_in_embedding(solved(model, rng, [grid]), rng, grid)
     if zeros == "offset" and (qdq or bits > 4):
-        assert "holds no free offsets" in OnnxExporter(qdq=qdq).reject_reason(export.config, {}, shapes_of(export))
+        assert "holds no free offsets" in OnnxExporter(qdq=qdq).reject_reason(
+            export.config, {}, shapes_of(export)
+        )
         return
     file = exported(export, tmp_path, qdq=qdq)
     assert_alike(onnx_logits(file, ids), torch_logits(model, export.weights(), ids))
@@ -62,7 +64,9 @@ def test_a_grid_runs_like_torch_or_is_refused(rng, tmp_path, ids, bits, group_si
 
 @pytest.mark.parametrize("qdq", [False, True], ids=["blocks", "qdq"])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
-def test_every_kind_of_model_runs_with_its_biases_at_once_and_step_by_step(rng, tmp_path, ids, kind, qdq):
+def test_every_kind_of_model_runs_with_its_biases_at_once_and_step_by_step(
+    rng, tmp_path, ids, kind, qdq
+):
     model = tiny(kind)
     export = solved(model, rng, [FOUR_BITS])
     assert any(name.endswith(".bias") for name in export.arrays) == (kind == "qwen2")
@@ -78,7 +82,9 @@ def test_biases_that_a_llama_config_asks_for_run(rng, tmp_path, ids):
 
 @pytest.mark.parametrize("qdq", [False, True], ids=["blocks", "qdq"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("embedding", [None, Grid(8, 32), Grid(4, 64, "integer"), Grid(3, 128), Grid(2, 32)])
+@pytest.mark.parametrize(
+    "embedding", [None, Grid(8, 32), Grid(4, 64, "integer"), Grid(3, 128), Grid(2, 32)]
+)
 def test_embedding_and_head_run_dense_and_quantized(rng, tmp_path, ids, embedding, tied, qdq):
     model = tiny(tie_word_embeddings=tied)
     export = solved(model, rng, [embedding, FOUR_BITS])
@@ -89,8 +95,17 @@ def test_embedding_and_head_run_dense_and_quantized(rng, tmp_path, ids, embeddin
 @pytest.mark.parametrize("qdq", [False, True], ids=["blocks", "qdq"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_odd_sizes_that_groups_do_not_divide_run(rng, tmp_path, tied, qdq):
-    model = tiny(hidden_size=140, head_dim=32, intermediate_size=213, vocab_size=97, tie_word_embeddings=tied)
-    grids = [Grid(8, 64), Grid(4, 32), Grid(3, 64, "integer"), Grid(4, 128), Grid(8, 48, "integer"), Grid(2, None)]
+    model = tiny(
+        hidden_size=140, head_dim=32, intermediate_size=213, vocab_size=97, tie_word_embeddings=tied
+    )
+    grids = [
+        Grid(8, 64),
+        Grid(4, 32),
+        Grid(3, 64, "integer"),
+        Grid(4, 128),
+        Grid(8, 48, "integer"),
+        Grid(2, None),
+    ]
     export = solved(model, rng, grids)
     ids = rng.integers(0, 97, (1, TOKENS))
     assert_runs_like_torch(model, export, exported(export, tmp_path, qdq=qdq), ids)
@@ -138,13 +153,17 @@ def test_rotary_settings_are_in_the_graph(rng, tmp_path, ids, kind, rope):
     assert np.abs(plain - reference).max() > 10 * CLOSE * np.abs(reference).max()
 
 
-@pytest.mark.parametrize("rope", [{"rope_type": "default", "rope_theta": 5e5}, LLAMA_3_ROPE | {"rope_theta": 5e5}])
+@pytest.mark.parametrize(
+    "rope", [{"rope_type": "default", "rope_theta": 5e5}, LLAMA_3_ROPE | {"rope_theta": 5e5}]
+)
 def test_rotary_tables_are_those_of_transformers(rope):
     config = tiny(rope_parameters=rope, max_position_embeddings=8192).config
     positions = torch.arange(8192)[None]
     expected = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
     for table, (reference,) in zip(rotary_tables(config.to_dict()), expected, strict=True):
-        np.testing.assert_allclose(table[:100], reference[:100, : table.shape[1]].numpy(), atol=2e-5)
+        np.testing.assert_allclose(
+            table[:100], reference[:100, : table.shape[1]].numpy(), atol=2e-5
+        )
         np.testing.assert_allclose(table, reference[:, : table.shape[1]].numpy(), atol=2e-3)
 
 

@@ -1,4 +1,6 @@
-"""Codes, scales and zero points as ONNX holds them, read bit by bit and by ONNX's own reference evaluator; refusals."""
+"""Codes, scales and zero points as ONNX holds them, read bit by bit and by ONNX's own reference
+evaluator; refusals.
+"""
 
 import dataclasses
 from itertools import product
@@ -61,12 +63,19 @@ def test_blocks_are_read_bit_by_bit(rng, bits, zeros, columns, group_size, state
     parts = list(block_parts("P", layer, container, state_middle=state_middle))
     blocks = -(-columns // container.block_size)
     assert parts[0].data.dtype == np.uint8
-    assert parts[0].data.shape == parts[0].shape == (3, blocks, container.block_size * container.bits // 8)
+    assert (
+        parts[0].data.shape
+        == parts[0].shape
+        == (3, blocks, container.block_size * container.bits // 8)
+    )
     assert len(parts) == (2 if zeros == "symmetric" and not state_middle else 3)
     found = weights_in(parts, container, columns)
     np.testing.assert_allclose(found, layer.dequantized(), rtol=0, atol=1e-6)
     held = held_by_blocks(layer)
-    assert np.abs(found - layer.dequantized()).max() <= largest_difference(layer, held.scales, held.offsets) + 1e-6
+    assert (
+        np.abs(found - layer.dequantized()).max()
+        <= largest_difference(layer, held.scales, held.offsets) + 1e-6
+    )
 
 
 def test_known_codes_have_known_bytes():
@@ -85,20 +94,38 @@ def test_onnx_itself_dequantizes_whole_numbers(rng, bits, zeros, shape, rows_fir
     layer = random_layer(rng, shape, Grid(bits, 32, zeros, "float32"))
     container = container_of(shape[1], layer.grid, "DequantizeLinear")
     parts = list(whole_number_parts("P", layer, container, rows_first=rows_first))
-    tensors = [helper.make_tensor(p.name, p.kind, p.shape, p.data.tobytes(), raw=True) for p in parts]
+    tensors = [
+        helper.make_tensor(p.name, p.kind, p.shape, p.data.tobytes(), raw=True) for p in parts
+    ]
     axis = 1 if rows_first else 0
-    node = helper.make_node("DequantizeLinear", [p.name for p in parts], ["W"], axis=axis, block_size=32)
+    node = helper.make_node(
+        "DequantizeLinear", [p.name for p in parts], ["W"], axis=axis, block_size=32
+    )
     output = helper.make_tensor_value_info("W", TensorProto.FLOAT, None)
     graph = helper.make_graph([node], "one", [], [output], tensors)
-    (found,) = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])).run(None, {})
-    np.testing.assert_allclose(found if rows_first else found.T, layer.dequantized(), rtol=0, atol=1e-6)
+    (found,) = ReferenceEvaluator(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    ).run(None, {})
+    np.testing.assert_allclose(
+        found if rows_first else found.T, layer.dequantized(), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     ("columns", "group_size", "block_size"),
-    [(512, 16, 16), (512, 48, 16), (512, 96, 32), (512, 128, 128), (512, 512, 256), (1024, 512, 256), (64, 128, 64),
-     (100, None, 128), (7, None, 16), (4096, None, 256)],
-)  # fmt: skip
+    [
+        (512, 16, 16),
+        (512, 48, 16),
+        (512, 96, 32),
+        (512, 128, 128),
+        (512, 512, 256),
+        (1024, 512, 256),
+        (64, 128, 64),
+        (100, None, 128),
+        (7, None, 16),
+        (4096, None, 256),
+    ],
+)
 def test_groups_are_made_of_the_longest_blocks_that_fit(columns, group_size, block_size):
     assert container_of(columns, Grid(4, group_size), "MatMulNBits") == Container(
         "MatMulNBits", 4, block_size, "middle"
@@ -109,12 +136,28 @@ def test_groups_are_made_of_the_longest_blocks_that_fit(columns, group_size, blo
     ("grid", "operator", "words"),
     [
         (Grid(9, 32), "MatMulNBits", "holds 1 to 8 bits, not 9; choose bits between 2 and 8"),
-        (Grid(4, 24), "MatMulNBits", "group_size 24 is not a multiple of 16, the shortest block; choose 16, 32, 64"),
+        (
+            Grid(4, 24),
+            "MatMulNBits",
+            "group_size 24 is not a multiple of 16, the shortest block; choose 16, 32, 64",
+        ),
         (Grid(4, 8), "DequantizeLinear", "group_size 8 is not a multiple of 16"),
-        (Grid(5, 32, "offset"), "MatMulNBits", "no free offsets at 5 bits; use whole zero points, or 4 bits and fewer"),
+        (
+            Grid(5, 32, "offset"),
+            "MatMulNBits",
+            "no free offsets at 5 bits; use whole zero points, or 4 bits and fewer",
+        ),
         (Grid(8, 32, "offset"), "MatMulNBits", "no free offsets at 8 bits"),
-        (Grid(4, 32, "offset"), "DequantizeLinear", "DequantizeLinear holds no free offsets; use whole zero points"),
-        (Grid(4, 32, "offset"), "GatherBlockQuantized", "an embedding holds no free offsets; use whole zero points"),
+        (
+            Grid(4, 32, "offset"),
+            "DequantizeLinear",
+            "DequantizeLinear holds no free offsets; use whole zero points",
+        ),
+        (
+            Grid(4, 32, "offset"),
+            "GatherBlockQuantized",
+            "an embedding holds no free offsets; use whole zero points",
+        ),
     ],
 )
 def test_grids_without_a_container_are_refused(grid, operator, words):
@@ -128,7 +171,9 @@ def reason_of(model, **options):
 
 
 def refused(model, directory, **options):
-    """The one line of a refusal, which leaves nothing behind and is known before any tensor is solved."""
+    """The one line of a refusal, which leaves nothing behind and is known before any tensor is
+    solved.
+    """
     with pytest.raises(BadInput) as refusal:
         OnnxExporter(**options).write(model, directory)
     assert list(directory.iterdir()) == []
@@ -137,7 +182,8 @@ def refused(model, directory, **options):
 
 
 @pytest.mark.parametrize(
-    ("grid", "qdq"), [(Grid(4, 40), False), (Grid(6, 32, "offset"), False), (Grid(4, 32, "offset"), True)]
+    ("grid", "qdq"),
+    [(Grid(4, 40), False), (Grid(6, 32, "offset"), False), (Grid(4, 32, "offset"), True)],
 )
 def test_a_tensor_that_cannot_be_held_is_refused_by_name(rng, tmp_path, grid, qdq):
     model = with_grid(solved(tiny(), rng, [FOUR_BITS]), rng, DOWN, grid)
@@ -147,7 +193,10 @@ def test_a_tensor_that_cannot_be_held_is_refused_by_name(rng, tmp_path, grid, qd
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gemma3"}, "model_type 'gemma3' is not supported; ONNX export knows llama, mistral, qwen2"),
+        (
+            {"model_type": "gemma3"},
+            "model_type 'gemma3' is not supported; ONNX export knows llama, mistral, qwen2",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"hidden_size": None, "vocab_size": None}, "config.json lacks hidden_size, vocab_size"),
         (
@@ -155,9 +204,19 @@ def test_a_tensor_that_cannot_be_held_is_refused_by_name(rng, tmp_path, grid, qd
             "rope type 'yarn' of a llama model is not supported",
         ),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope type 'linear' lacks factor"),
-        ({"rope_parameters": FACTOR_ONLY}, "lacks low_freq_factor, high_freq_factor, original_max_position"),
-        ({"rope_parameters": LLAMA_3_ROPE | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
-        ({"head_dim": 24}, "heads of 24 are not a multiple of 16, as GroupQueryAttention needs; use another format"),
+        (
+            {"rope_parameters": FACTOR_ONLY},
+            "lacks low_freq_factor, high_freq_factor, original_max_position",
+        ),
+        (
+            {"rope_parameters": LLAMA_3_ROPE | {"partial_rotary_factor": 0.5}},
+            "partial_rotary_factor 0.5",
+        ),
+        (
+            {"head_dim": 24},
+            "heads of 24 are not a multiple of 16, as "
+            "GroupQueryAttention needs; use another format",
+        ),
         ({"attention_bias": True}, f"no tensor '{BIAS}', which config.json asks for"),
         ({"tie_word_embeddings": False}, "no tensor 'lm_head.weight'"),
         ({"num_hidden_layers": 1}, "tensor 'model.layers.1.input_layernorm.weight' has no place"),
@@ -177,7 +236,10 @@ def test_a_qwen2_with_a_sliding_window_is_refused(rng, tmp_path):
 def test_a_shape_that_contradicts_the_config_is_refused_before_any_work(rng):
     model = solved(tiny(), rng, [FOUR_BITS])
     model.arrays["model.norm.weight"] = np.ones(64, np.float32)
-    assert "tensor 'model.norm.weight' has shape (64,) but config.json asks for (128,)" in reason_of(model)
+    assert (
+        "tensor 'model.norm.weight' has shape (64,) but config.json asks for (128,)"
+        in reason_of(model)
+    )
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "max_position_embeddings"])

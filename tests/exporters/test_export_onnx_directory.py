@@ -1,4 +1,6 @@
-"""ONNX exports as files: graph, external data, manifest, settings for onnxruntime-genai, determinism."""
+"""ONNX exports as files: graph, external data, manifest, settings for onnxruntime-genai,
+determinism.
+"""
 
 import dataclasses
 import json
@@ -36,7 +38,10 @@ def graph_of(directory):
 
 
 def entries_in(directory):
-    return {entry["source"]: entry for entry in json.loads((directory / "manifest.json").read_text())["tensors"]}
+    return {
+        entry["source"]: entry
+        for entry in json.loads((directory / "manifest.json").read_text())["tensors"]
+    }
 
 
 def test_the_result_names_the_graph_first_and_then_every_file(rng, tmp_path):
@@ -54,7 +59,9 @@ def test_the_checker_accepts_the_graph(rng, tmp_path, qdq):
     written(model, tmp_path, qdq=qdq)
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
     loaded = onnx.load(tmp_path / "model.onnx", load_external_data=False)
-    assert loaded.ir_version == 10 and {each.domain: each.version for each in loaded.opset_import} == {
+    assert loaded.ir_version == 10 and {
+        each.domain: each.version for each in loaded.opset_import
+    } == {
         "": 21,
         "com.microsoft": 1,
     }
@@ -106,8 +113,12 @@ def test_a_tied_head_shares_the_codes_of_its_embedding(rng, tmp_path):
     assert len(names) == len(set(names)) and not any("lm_head" in name for name in names)
 
 
-def test_zero_points_are_stored_where_they_are_not_the_middle_and_for_every_embedding(rng, tmp_path):
-    model = solved(tiny(), rng, [Grid(4, 32), Grid(3, 32), Grid(4, 32, "integer"), Grid(4, 32, "offset")])
+def test_zero_points_are_stored_where_they_are_not_the_middle_and_for_every_embedding(
+    rng, tmp_path
+):
+    model = solved(
+        tiny(), rng, [Grid(4, 32), Grid(3, 32), Grid(4, 32, "integer"), Grid(4, 32, "offset")]
+    )
     written(model, tmp_path)
     stored = {each.name: numpy_helper.to_array(each) for each in graph_of(tmp_path).initializer}
     for name, layer in model.layers.items():
@@ -120,11 +131,16 @@ def test_zero_points_are_stored_where_they_are_not_the_middle_and_for_every_embe
             assert zeros.dtype == np.float32
             np.testing.assert_allclose(-zeros * layer.scales, layer.offsets, rtol=1e-6)
         else:
-            assert zeros.dtype == np.uint8 and zeros.shape == (len(layer.codes), -(-layer.scales.shape[1] // 2))
+            assert zeros.dtype == np.uint8 and zeros.shape == (
+                len(layer.codes),
+                -(-layer.scales.shape[1] // 2),
+            )
 
 
 def test_the_manifest_tells_what_became_of_each_tensor(rng, tmp_path):
-    model = solved(tiny(), rng, [Grid(4, 32), Grid(4, 32, "integer"), Grid(3, 64), Grid(2, 32, "offset"), None])
+    model = solved(
+        tiny(), rng, [Grid(4, 32), Grid(4, 32, "integer"), Grid(3, 64), Grid(2, 32, "offset"), None]
+    )
     written(model, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert (manifest["format"], manifest["file"]) == ("onnx", "model.onnx")
@@ -134,7 +150,11 @@ def test_the_manifest_tells_what_became_of_each_tensor(rng, tmp_path):
     for name, layer in model.layers.items():
         grid, entry = layer.grid, entries[name]
         status = "rescaled" if grid.zeros == "offset" else "widened" if grid.bits == 3 else "exact"
-        assert (entry["status"], entry["bits"], entry["group_size"]) == (status, grid.bits, grid.group_size)
+        assert (entry["status"], entry["bits"], entry["group_size"]) == (
+            status,
+            grid.bits,
+            grid.group_size,
+        )
         assert entry["type"] == ("GatherBlockQuantized" if name == EMBEDDING else "MatMulNBits")
         assert (0 < entry["largest_deviation"] < 1e-6) == (status == "rescaled")
     for name in model.arrays:
@@ -149,7 +169,8 @@ def test_the_hashes_of_a_solution_are_those_of_its_gguf(rng, tmp_path):
     GgufExporter().write(model, gguf)
     written(model, tmp_path / "onnx")
     hashes = [
-        {name: entry["sha256"] for name, entry in entries_in(tmp_path / kind).items()} for kind in ("gguf", "onnx")
+        {name: entry["sha256"] for name, entry in entries_in(tmp_path / kind).items()}
+        for kind in ("gguf", "onnx")
     ]
     assert hashes[0] == hashes[1] and len(hashes[0]) == len(model.tensor_names())
 
@@ -198,7 +219,9 @@ def test_an_export_is_found_by_its_directory_and_by_its_graph(rng, tmp_path):
 
 def test_settings_for_generation_come_from_the_model(rng, tmp_path):
     model = solved(tiny(pad_token_id=None), rng, [FOUR_BITS])
-    model.files["generation_config.json"] = b'{"eos_token_id": [1, 7], "do_sample": true, "top_p": 0.9}'
+    model.files["generation_config.json"] = (
+        b'{"eos_token_id": [1, 7], "do_sample": true, "top_p": 0.9}'
+    )
     written(model, tmp_path)
     settings = json.loads((tmp_path / "genai_config.json").read_text())
     tokens = [settings["model"][f"{key}_token_id"] for key in ("bos", "eos", "pad")]
@@ -208,14 +231,19 @@ def test_settings_for_generation_come_from_the_model(rng, tmp_path):
 
 
 def test_onnxruntime_genai_generates_what_torch_does(rng, tmp_path):
-    genai = pytest.importorskip("onnxruntime_genai", reason="no wheel for this system", exc_type=ImportError)
+    genai = pytest.importorskip(
+        "onnxruntime_genai", reason="no wheel for this system", exc_type=ImportError
+    )
     model = tiny(vocab_size=320, eos_token_id=2)
     export = solved(model, rng, [Grid(4, 32), Grid(8, 64)])
     export.files = tokenizer_files()
     written(export, tmp_path, accuracy_level=0)
     loaded = genai.Model(str(tmp_path))
     ids = genai.Tokenizer(loaded).encode("the mice run")
-    assert ids.tolist() == Tokenizer.from_str(export.files["tokenizer.json"].decode()).encode("the mice run").ids
+    assert (
+        ids.tolist()
+        == Tokenizer.from_str(export.files["tokenizer.json"].decode()).encode("the mice run").ids
+    )
     settings = genai.GeneratorParams(loaded)
     settings.set_search_options(max_length=len(ids) + 32, do_sample=False)
     generator = genai.Generator(loaded, settings)
@@ -225,14 +253,18 @@ def test_onnxruntime_genai_generates_what_torch_does(rng, tmp_path):
     found = generator.get_sequence(0)
     torch_logits(model, export.weights(), np.asarray(ids, np.int64)[None])  # also loads the weights
     prompt = torch.from_numpy(np.asarray(ids, np.int64))[None]
-    expected = model.generate(prompt, do_sample=False, max_new_tokens=32, attention_mask=torch.ones_like(prompt))
+    expected = model.generate(
+        prompt, do_sample=False, max_new_tokens=32, attention_mask=torch.ones_like(prompt)
+    )
     assert len(found) == len(ids) + 32
     assert found.tolist() == expected[0].tolist()
 
 
 def test_the_exporter_loads_no_framework_and_no_runtime():
     code = "import sys, edgeq_exporters.onnx.exporter; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert not {"onnxruntime", "torch", "transformers"} & set(run.stdout.split())
 
 
@@ -242,7 +274,9 @@ def test_rotary_tables_and_copies_of_a_tied_head_are_left_out(rng, tmp_path):
     model.arrays["lm_head.weight"] = model.layers[EMBEDDING].dequantized()
     assert OnnxExporter().reject_reason(model.config, model.files, shapes_of(model)) is None
     written(model, tmp_path)
-    assert not any("rotary" in each.name or "lm_head" in each.name for each in graph_of(tmp_path).initializer)
+    assert not any(
+        "rotary" in each.name or "lm_head" in each.name for each in graph_of(tmp_path).initializer
+    )
 
 
 def test_the_accuracy_level_must_exist():
@@ -253,4 +287,6 @@ def test_the_accuracy_level_must_exist():
 def test_embeddings_with_offsets_are_named(rng):
     model = with_grid(solved(tiny(), rng, [FOUR_BITS]), rng, EMBEDDING, Grid(4, 32, "offset"))
     reason = OnnxExporter().reject_reason(model.config, model.files, shapes_of(model))
-    assert reason.startswith(f"tensor '{EMBEDDING}': an embedding holds no free offsets; use whole zero points")
+    assert reason.startswith(
+        f"tensor '{EMBEDDING}': an embedding holds no free offsets; use whole zero points"
+    )

@@ -1,4 +1,6 @@
-"""Outlier columns in exports: carried by ONNX graphs, refused by every container that has only codes."""
+"""Outlier columns in exports: carried by ONNX graphs, refused by every container that has only
+codes.
+"""
 
 import dataclasses
 import json
@@ -41,7 +43,9 @@ def outlier_model(rng, grid, kind="llama", **changes):
 @pytest.mark.parametrize("scale_dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("zeros", ["symmetric", "integer", "offset"])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_a_graph_computes_what_torch_does_with_codes_and_columns(rng, tmp_path, bits, zeros, scale_dtype, qdq):
+def test_a_graph_computes_what_torch_does_with_codes_and_columns(
+    rng, tmp_path, bits, zeros, scale_dtype, qdq
+):
     grid = dataclasses.replace(OUTLIERS, bits=bits, zeros=zeros, scale_dtype=scale_dtype)
     if qdq and zeros == "offset":
         pytest.skip("DequantizeLinear holds no free offsets")
@@ -67,7 +71,9 @@ def test_without_its_columns_the_model_would_be_another(rng, tmp_path):
     model, export = outlier_model(rng, OUTLIERS)
     ids = rng.integers(0, 96, (1, 24))
     found = onnx_logits(exported(export, tmp_path), ids)
-    export.layers = {name: dataclasses.replace(layer, outliers=None) for name, layer in export.layers.items()}
+    export.layers = {
+        name: dataclasses.replace(layer, outliers=None) for name, layer in export.layers.items()
+    }
     others = torch_logits(model, export.weights(), ids)
     assert np.abs(found - others).max() > 0.1 * np.abs(others).max()
 
@@ -79,17 +85,28 @@ def test_without_its_columns_the_model_would_be_another(rng, tmp_path):
 def test_the_manifest_names_the_columns_and_the_reader_finds_them_through_the_graph(
     rng, tmp_path, kind, zeros, qdq, tied
 ):
-    _, export = outlier_model(rng, dataclasses.replace(OUTLIERS, bits=4, zeros=zeros), kind, tie_word_embeddings=tied)
+    _, export = outlier_model(
+        rng, dataclasses.replace(OUTLIERS, bits=4, zeros=zeros), kind, tie_word_embeddings=tied
+    )
     exported(export, tmp_path, qdq=qdq)
-    reader, entries = OnnxReader(tmp_path), json.loads((tmp_path / "manifest.json").read_text())["tensors"]
+    reader, entries = (
+        OnnxReader(tmp_path),
+        json.loads((tmp_path / "manifest.json").read_text())["tensors"],
+    )
     assert sorted(entry["name"] for entry in entries) == sorted(reader.tensor_names())
     for entry in entries:
         assert check_tensor(reader, entry, AsCheckpoint(export)).differences == [], entry["name"]
     linear = [entry for entry in entries if "proj.weight" in entry["name"]]
     assert {(entry["status"], entry["outlier_columns"]) for entry in linear} == {("exact", 0.05)}
-    names = {each.name for each in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.initializer}
+    names = {
+        each.name
+        for each in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.initializer
+    }
     for entry in linear:
-        assert entry["outliers"] == [f"{entry['name']}.outlier_columns", f"{entry['name']}.outlier_values"]
+        assert entry["outliers"] == [
+            f"{entry['name']}.outlier_columns",
+            f"{entry['name']}.outlier_values",
+        ]
         assert names >= set(entry["outliers"])
 
 
@@ -107,18 +124,30 @@ def test_columns_lie_in_the_file_as_they_were_solved(rng, tmp_path):
     stored = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
     outliers = export.layers[UP].outliers
     np.testing.assert_array_equal(stored[f"{UP}.outlier_columns"], outliers.columns)
-    np.testing.assert_array_equal(stored[f"{UP}.outlier_values"], outliers.values.T.astype(np.float16))
+    np.testing.assert_array_equal(
+        stored[f"{UP}.outlier_values"], outliers.values.T.astype(np.float16)
+    )
     assert stored[f"{UP}.outlier_values"].dtype == np.float16
 
 
 def test_a_graph_that_drops_or_moves_columns_is_found(rng, tmp_path):
     _, export = outlier_model(rng, OUTLIERS)
     file = exported(export, tmp_path)
-    (entry,) = (each for each in json.loads((tmp_path / "manifest.json").read_text())["tensors"] if each["name"] == UP)
+    (entry,) = (
+        each
+        for each in json.loads((tmp_path / "manifest.json").read_text())["tensors"]
+        if each["name"] == UP
+    )
     model = onnx.load(file, load_external_data=False)
-    (total,) = (node for node in model.graph.node if node.op_type == "Add" and node.name == UP.removesuffix(".weight"))
+    (total,) = (
+        node
+        for node in model.graph.node
+        if node.op_type == "Add" and node.name == UP.removesuffix(".weight")
+    )
     (picked,) = (
-        node for node in model.graph.node if node.op_type == "Gather" and f"{UP}.outlier_columns" in node.input
+        node
+        for node in model.graph.node
+        if node.op_type == "Gather" and f"{UP}.outlier_columns" in node.input
     )
     input_of_codes = picked.input[0]
     picked.input[0] = "model.layers.0.self_attn"
@@ -137,8 +166,14 @@ def test_the_hash_of_a_solution_covers_its_columns(rng):
     values, columns = layer.outliers.values.copy(), layer.outliers.columns.copy()
     values[3, 1] *= 2
     columns[-1] -= columns[-1] - columns[-2] > 1 or -1
-    others = [dataclasses.replace(layer.outliers, values=values), dataclasses.replace(layer.outliers, columns=columns)]
-    hashes = [hash_of_layer(dataclasses.replace(layer, outliers=each)) for each in (layer.outliers, None, *others)]
+    others = [
+        dataclasses.replace(layer.outliers, values=values),
+        dataclasses.replace(layer.outliers, columns=columns),
+    ]
+    hashes = [
+        hash_of_layer(dataclasses.replace(layer, outliers=each))
+        for each in (layer.outliers, None, *others)
+    ]
     assert len(set(hashes)) == 4
 
 

@@ -46,7 +46,9 @@ def damaged(file, content):
     return file
 
 
-@pytest.mark.parametrize("change", [lambda whole: b"not a model", lambda whole: whole[:-50000], lambda whole: b""])
+@pytest.mark.parametrize(
+    "change", [lambda whole: b"not a model", lambda whole: whole[:-50000], lambda whole: b""]
+)
 def test_a_file_that_llama_cpp_cannot_load_is_refused_in_one_line(file, change):
     with pytest.raises(BadInput, match=r"llama\.cpp cannot load") as refusal:
         LlamaCppLogits(damaged(file, change(file.read_bytes())))

@@ -59,7 +59,9 @@ def test_an_export_that_cannot_be_loaded_is_refused_in_one_line(tmp_path, export
 def test_a_graph_that_is_no_decoder_is_refused(tmp_path):
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "copy", [value], [result])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "copy", [value], [result]
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(BadInput, match="is not a decoder with a cache"):

@@ -59,7 +59,11 @@ def gguf_tensors(model):
         weights = tensor.numpy().copy()
         for projection, heads in (("q_proj", 4), ("k_proj", 2)):
             if projection in name:  # as written in llama.cpp's converter
-                weights = weights.reshape(heads, 2, weights.shape[0] // heads // 2, 64).swapaxes(1, 2).reshape(-1, 64)
+                weights = (
+                    weights.reshape(heads, 2, weights.shape[0] // heads // 2, 64)
+                    .swapaxes(1, 2)
+                    .reshape(-1, 64)
+                )
         for theirs, gguf_name in GGUF_NAMES.items():
             name = name.replace(theirs, gguf_name)  # noqa: PLW2901
         tensors[name] = weights
@@ -70,7 +74,12 @@ def write_gguf(path, metadata, tensors=None, *, architecture="llama", types=None
     """A GGUF file of plain values; types maps tensor names to the type they are stored in."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
-        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+        }
         add.get(type(value), writer.add_array)(key, value)
     for name, weights in (tensors or {}).items():
         kind = (types or {}).get(name)

@@ -5,7 +5,9 @@ import pytest
 from edgeq.sources.fingerprint import EDGE_BYTES, hash_model, sampled_ranges
 
 
-@pytest.mark.parametrize("size", [0, 1, EDGE_BYTES, 6 * EDGE_BYTES, 6 * EDGE_BYTES + 1, 10**8 + 7, 10**11])
+@pytest.mark.parametrize(
+    "size", [0, 1, EDGE_BYTES, 6 * EDGE_BYTES, 6 * EDGE_BYTES + 1, 10**8 + 7, 10**11]
+)
 def test_samples_lie_in_order_inside_the_file_and_hold_both_ends(size):
     ranges = sampled_ranges(size)
     assert ranges[0][0] == 0

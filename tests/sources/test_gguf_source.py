@@ -27,7 +27,10 @@ def refusal(path, kind=BadInput):
 def model_of(source):
     """A transformers model with the source's config and tensors."""
     model = LlamaForCausalLM(LlamaConfig(**source.config)).float().eval()
-    state = {name: torch.from_numpy(source.read(name).astype(np.float32)) for name in source.tensor_names()}
+    state = {
+        name: torch.from_numpy(source.read(name).astype(np.float32))
+        for name in source.tensor_names()
+    }
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert unexpected == []
     assert missing == (["lm_head.weight"] if source.config["tie_word_embeddings"] else [])
@@ -47,7 +50,9 @@ def demo():
 
 @pytest.fixture(scope="module")
 def demo_in_transformers(demo):
-    return AutoModelForCausalLM.from_pretrained(demo.path.parent, gguf_file=demo.path.name, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        demo.path.parent, gguf_file=demo.path.name, dtype=torch.float32
+    ).eval()
 
 
 @pytest.mark.parametrize(
@@ -56,7 +61,11 @@ def demo_in_transformers(demo):
         "model.embed_tokens.weight",
         "model.norm.weight",
         "model.layers.0.input_layernorm.weight",
-        *(f"model.layers.{block}.self_attn.{kind}_proj.weight" for block in (0, 29) for kind in "qkvo"),
+        *(
+            f"model.layers.{block}.self_attn.{kind}_proj.weight"
+            for block in (0, 29)
+            for kind in "qkvo"
+        ),
         *(f"model.layers.29.mlp.{kind}_proj.weight" for kind in ("gate", "up", "down")),
     ],
 )
@@ -81,7 +90,9 @@ def test_the_demo_has_a_name_and_all_blocks(demo):
     assert demo.fingerprint() == open_source("demo").fingerprint()
 
 
-def test_a_converted_model_gives_its_own_logits_again(make_gguf, tiny_metadata, tiny_tensors, tiny_llama):
+def test_a_converted_model_gives_its_own_logits_again(
+    make_gguf, tiny_metadata, tiny_tensors, tiny_llama
+):
     source = GgufFile(make_gguf(tiny_metadata, tiny_tensors))
     tokens = torch.arange(40)[None]
     with torch.no_grad():
@@ -103,7 +114,9 @@ def test_rows_are_restored_whatever_the_type(tiny_gguf, tiny_llama, kind, dtype)
     assert weights.dtype == dtype
     # Every type is within half a step of 4 bits, and no two rows of random weights are that close.
     expected = tiny_llama.state_dict()[QUERY].numpy()
-    np.testing.assert_allclose(weights.astype(np.float32), expected, atol=np.abs(expected).max() / 7)
+    np.testing.assert_allclose(
+        weights.astype(np.float32), expected, atol=np.abs(expected).max() / 7
+    )
 
 
 def test_float64_becomes_float32(make_gguf, tiny_metadata, tiny_tensors):
@@ -115,9 +128,13 @@ def test_float64_becomes_float32(make_gguf, tiny_metadata, tiny_tensors):
 @pytest.mark.filterwarnings("error")
 def test_scales_that_overflow_are_read_without_a_warning(make_gguf, tiny_metadata, tiny_tensors):
     name = "model.layers.1.mlp.down_proj.weight"
-    path = make_gguf(tiny_metadata, tiny_tensors, types={"blk.1.ffn_down.weight": GGMLQuantizationType.Q8_0})
+    path = make_gguf(
+        tiny_metadata, tiny_tensors, types={"blk.1.ffn_down.weight": GGMLQuantizationType.Q8_0}
+    )
     stored = GgufFile(path).tensor(name).data[0, :34].tobytes()
-    path.write_bytes(path.read_bytes().replace(stored, b"\x00\x7c" + bytes(32)))  # infinity times zero
+    path.write_bytes(
+        path.read_bytes().replace(stored, b"\x00\x7c" + bytes(32))
+    )  # infinity times zero
     with pytest.raises(BadInput, match=f"{name}.*NaN or infinity"):
         read_tensor(GgufFile(path), name)
 
@@ -134,14 +151,22 @@ def test_a_tensor_of_whole_numbers_is_refused_by_name(make_gguf, tiny_metadata, 
     assert "'blk.0.attn_q.weight' is stored as I8" in refusal(file)
 
 
-def test_a_type_that_cannot_be_decoded_is_refused_by_name(make_gguf, tiny_metadata, tiny_tensors, monkeypatch):
-    source = GgufFile(make_gguf(tiny_metadata, tiny_tensors, types={"blk.0.attn_q.weight": GGMLQuantizationType.Q8_0}))
+def test_a_type_that_cannot_be_decoded_is_refused_by_name(
+    make_gguf, tiny_metadata, tiny_tensors, monkeypatch
+):
+    source = GgufFile(
+        make_gguf(
+            tiny_metadata, tiny_tensors, types={"blk.0.attn_q.weight": GGMLQuantizationType.Q8_0}
+        )
+    )
     monkeypatch.setattr("gguf.quants._type_traits", {})
     with pytest.raises(BadInput, match=r"'blk\.0\.attn_q\.weight' is of type Q8_0"):
         source.read(QUERY)
 
 
-def test_llama_3_rope_factors_become_the_scaling_they_came_from(make_gguf, tiny_metadata, tiny_tensors):
+def test_llama_3_rope_factors_become_the_scaling_they_came_from(
+    make_gguf, tiny_metadata, tiny_tensors
+):
     scaling = {
         "rope_type": "llama3",
         "factor": 32.0,
@@ -149,19 +174,27 @@ def test_llama_3_rope_factors_become_the_scaling_they_came_from(make_gguf, tiny_
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    parameters = {"rope_parameters": scaling | {"rope_theta": 500000.0}, "max_position_embeddings": 131072}
+    parameters = {
+        "rope_parameters": scaling | {"rope_theta": 500000.0},
+        "max_position_embeddings": 131072,
+    }
     config = LlamaConfig(hidden_size=64, num_attention_heads=4, **parameters)
     plain = 1.0 / 500000.0 ** (torch.arange(0, 16, 2) / 16)
     factors = plain / ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0]
     tensors = tiny_tensors | {"rope_freqs.weight": factors.float().numpy()}
     source = GgufFile(make_gguf(tiny_metadata | {"llama.rope.freq_base": 500000.0}, tensors))
     assert source.config["rope_scaling"] == scaling
-    np.testing.assert_allclose(llama3_factors(scaling, head_dim=16, rope_theta=500000.0), factors.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(
+        llama3_factors(scaling, head_dim=16, rope_theta=500000.0), factors.numpy(), rtol=1e-5
+    )
     assert "rope_freqs.weight" not in source.tensor_names()
 
 
 def test_linear_rope_scaling_is_kept(make_gguf, tiny_metadata, tiny_tensors):
-    metadata = tiny_metadata | {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    metadata = tiny_metadata | {
+        "llama.rope.scaling.type": "linear",
+        "llama.rope.scaling.factor": 4.0,
+    }
     source = GgufFile(make_gguf(metadata, tiny_tensors))
     assert source.config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
 
@@ -176,7 +209,9 @@ def test_linear_rope_scaling_is_kept(make_gguf, tiny_metadata, tiny_tensors):
         ({"llama.attention.key_length": 15}, "even size"),
     ],
 )
-def test_what_a_llama_config_cannot_say_is_refused(make_gguf, tiny_metadata, tiny_tensors, changes, complaint):
+def test_what_a_llama_config_cannot_say_is_refused(
+    make_gguf, tiny_metadata, tiny_tensors, changes, complaint
+):
     assert complaint in refusal(make_gguf(tiny_metadata | changes, tiny_tensors), UnsupportedModel)
 
 
@@ -192,10 +227,14 @@ def test_tensors_of_other_models_are_refused_by_name(make_gguf, tiny_metadata, t
 
 
 def test_another_architecture_is_refused_by_name(make_gguf, tiny_metadata, tiny_tensors):
-    assert "'gemma3'" in refusal(make_gguf(tiny_metadata, tiny_tensors, architecture="gemma3"), UnsupportedModel)
+    assert "'gemma3'" in refusal(
+        make_gguf(tiny_metadata, tiny_tensors, architecture="gemma3"), UnsupportedModel
+    )
 
 
-@pytest.mark.parametrize("key", ["llama.block_count", "llama.attention.head_count", "llama.feed_forward_length"])
+@pytest.mark.parametrize(
+    "key", ["llama.block_count", "llama.attention.head_count", "llama.feed_forward_length"]
+)
 def test_a_missing_size_is_refused_by_name(make_gguf, tiny_metadata, tiny_tensors, key):
     del tiny_metadata[key]
     assert key in refusal(make_gguf(tiny_metadata, tiny_tensors))
@@ -205,7 +244,9 @@ def test_a_vocabulary_without_a_model_is_refused(make_gguf, tiny_metadata):
     assert "token_embd.weight" in refusal(make_gguf(tiny_metadata))
 
 
-def test_a_file_cut_anywhere_is_refused_in_one_line(make_gguf, tiny_metadata, tiny_tensors, tmp_path):
+def test_a_file_cut_anywhere_is_refused_in_one_line(
+    make_gguf, tiny_metadata, tiny_tensors, tmp_path
+):
     whole = make_gguf(tiny_metadata, tiny_tensors).read_bytes()
     cut = tmp_path / "cut.gguf"
     for length in [*range(0, 2000, 37), len(whole) // 2, len(whole) - 64]:
@@ -213,7 +254,9 @@ def test_a_file_cut_anywhere_is_refused_in_one_line(make_gguf, tiny_metadata, ti
         assert "not a readable GGUF file" in refusal(cut)
 
 
-def test_a_damaged_header_never_escapes_as_another_error(make_gguf, tiny_metadata, tiny_tensors, tmp_path):
+def test_a_damaged_header_never_escapes_as_another_error(
+    make_gguf, tiny_metadata, tiny_tensors, tmp_path
+):
     whole = make_gguf(tiny_metadata, tiny_tensors).read_bytes()
     rng = np.random.default_rng(0)
     damaged = tmp_path / "damaged.gguf"

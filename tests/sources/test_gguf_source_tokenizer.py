@@ -41,17 +41,41 @@ SPECIAL = [
     "<repo_name>a/b<file_sep>c<filename>",
     "<|im_start|",
 ]
-PIECES = ["th", "e", "1", "2", "12", "123", "Ġ", "Ġa", "'s", "'S", "!!", "ĊĊ", "ĠĠ", "\u0120word", "ing", "é", "+="]
+PIECES = [
+    "th",
+    "e",
+    "1",
+    "2",
+    "12",
+    "123",
+    "Ġ",
+    "Ġa",
+    "'s",
+    "'S",
+    "!!",
+    "ĊĊ",
+    "ĠĠ",
+    "\u0120word",
+    "ing",
+    "é",
+    "+=",
+]
 
 
 def calibration_lines(count):
     text = CALIBRATION.read_text(encoding="utf-8")
-    pieces = [line[start : start + 300] for line in text.splitlines() for start in range(0, len(line), 300)]
+    pieces = [
+        line[start : start + 300]
+        for line in text.splitlines()
+        for start in range(0, len(line), 300)
+    ]
     return pieces[:: max(1, len(pieces) // count)]
 
 
 def llama_vocabulary(path):
-    """llama.cpp's own tokenizer of a GGUF file; the model must be kept as long as the vocabulary."""
+    """llama.cpp's own tokenizer of a GGUF file; the model must be kept as long as the
+    vocabulary.
+    """
     llama = pytest.importorskip("cyllama.llama.llama_cpp", reason="cyllama is not installed")
     llama.disable_logging()
     llama.llama_backend_init()
@@ -64,7 +88,9 @@ def llama_vocabulary(path):
 
 def assert_equal_to_llama(vocabulary, tokenizer, texts):
     for text in texts:
-        assert tokenizer.encode(text).ids == list(vocabulary.tokenize(text, add_special=True, parse_special=True)), text
+        assert tokenizer.encode(text).ids == list(
+            vocabulary.tokenize(text, add_special=True, parse_special=True)
+        ), text
 
 
 def byte_alphabet():
@@ -75,7 +101,9 @@ def byte_alphabet():
 
 
 def small_vocabulary(pre, texts):
-    """Tokenizer metadata with the merges that a few texts need, so that how they are cut up shows in the ids."""
+    """Tokenizer metadata with the merges that a few texts need, so that how they are cut up shows
+    in the ids.
+    """
     tokens, merges = byte_alphabet(), []
     cut_everywhere = [character for text in texts for character in encoded_bytes(text)]
     for left, right in pairwise(cut_everywhere):
@@ -87,7 +115,11 @@ def small_vocabulary(pre, texts):
             if pair + right not in tokens:
                 tokens.append(pair + right)
                 merges.append(f"{pair} {right}")
-    whole_words = ["Ġwhole", "whole", "123"]  # no merges lead to them: only a look-up of whole words finds them
+    whole_words = [
+        "Ġwhole",
+        "whole",
+        "123",
+    ]  # no merges lead to them: only a look-up of whole words finds them
     tokens += [word for word in whole_words if word not in tokens]
     added = ["<s>", "</s>", "<|tool|>"]
     return {
@@ -136,7 +168,9 @@ def test_the_demo_tokenizer_cuts_texts_as_llama_cpp_does(demo, demo_tokenizer):
     del model
 
 
-def test_transformers_loads_the_demo_tokenizer_and_decodes_what_it_encoded(demo, demo_tokenizer, tmp_path):
+def test_transformers_loads_the_demo_tokenizer_and_decodes_what_it_encoded(
+    demo, demo_tokenizer, tmp_path
+):
     for name, content in demo.companions().items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "config.json").write_text(json.dumps(demo.config))
@@ -155,7 +189,9 @@ def test_the_demo_tokenizer_keeps_all_that_the_gguf_says(demo):
     tokens = demo.metadata["tokenizer.ggml.tokens"]
     types = demo.metadata["tokenizer.ggml.token_type"]
     assert content["model"]["vocab"] == {token: index for index, token in enumerate(tokens)}
-    assert [" ".join(pair) for pair in content["model"]["merges"]] == demo.metadata["tokenizer.ggml.merges"]
+    assert [" ".join(pair) for pair in content["model"]["merges"]] == demo.metadata[
+        "tokenizer.ggml.merges"
+    ]
     control = [index for index, kind in enumerate(types) if kind == 3]
     assert [added["id"] for added in content["added_tokens"] if added["special"]] == control
 
@@ -170,7 +206,9 @@ def test_every_pre_tokenizer_cuts_texts_as_llama_cpp_does(pre, make_model):
     del model
 
 
-@pytest.mark.parametrize(("begin", "end"), [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("begin", "end"), [(True, True), (True, False), (False, True), (False, False)]
+)
 def test_bos_and_eos_are_added_as_the_gguf_says(begin, end, make_model):
     metadata = small_vocabulary("llama-bpe", ["text"])
     metadata |= {"tokenizer.ggml.add_bos_token": begin, "tokenizer.ggml.add_eos_token": end}
@@ -203,9 +241,15 @@ def test_user_defined_tokens_are_added_but_not_special():
 def test_fillers_for_ids_without_a_token_are_left_out():
     metadata = small_vocabulary("qwen2", ["text"])
     size = len(metadata["tokenizer.ggml.tokens"])
-    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], f"[PAD{size}]", f"[PAD{size + 1}]"]
+    metadata["tokenizer.ggml.tokens"] = [
+        *metadata["tokenizer.ggml.tokens"],
+        f"[PAD{size}]",
+        f"[PAD{size + 1}]",
+    ]
     metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 5, 5]
-    assert Tokenizer.from_buffer(tokenizer_files(metadata)["tokenizer.json"]).get_vocab_size() == size
+    assert (
+        Tokenizer.from_buffer(tokenizer_files(metadata)["tokenizer.json"]).get_vocab_size() == size
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,16 @@ def refusal(model, kind=BadInput):
 
 
 def test_importing_the_room_loads_no_library_for_models():
-    code = "import sys, edgeq.sources; print({'gguf', 'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    code = (
+        "import sys, edgeq.sources; print({'gguf', 'torch', "
+        "'transformers', 'tokenizers'} & set(sys.modules))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "set()\n"
+    )
 
 
 def test_a_directory_is_opened(tiny_directory):

@@ -93,7 +93,9 @@ def test_a_tensor_comes_in_the_dtype_it_is_stored_in(tiny_directory, tiny_llama,
     rewrite(tiny_directory, tiny_llama, **{name: weights})
     read = SafetensorsDirectory(tiny_directory).read(name)
     assert read.dtype == expected
-    np.testing.assert_array_equal(read.astype(np.float64), weights.double().numpy().astype(np.float64))
+    np.testing.assert_array_equal(
+        read.astype(np.float64), weights.double().numpy().astype(np.float64)
+    )
 
 
 @pytest.mark.parametrize("stored", [torch.int8, torch.float8_e4m3fn])
@@ -112,7 +114,11 @@ def test_blocks_list_the_linear_layers_in_execution_order(config, tmp_path):
     assert [block.name for block in blocks] == [f"model.layers.{index}" for index in range(3)]
     for block in blocks:
         module = model.get_submodule(block.name)
-        linears = [f"{block.name}.{name}" for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)]
+        linears = [
+            f"{block.name}.{name}"
+            for name, part in module.named_modules()
+            if isinstance(part, torch.nn.Linear)
+        ]
         assert list(block.linears) == linears
         assert set(block.tensors) == {f"{block.name}.{name}" for name in module.state_dict()}
 
@@ -195,14 +201,21 @@ def test_a_config_without_a_usable_size_is_refused(tiny_directory, value):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_attention_heads": 8, "head_dim": 16}, {"vocab_size": 41}, {"intermediate_size": 128}, {"head_dim": 32}],
+    [
+        {"num_attention_heads": 8, "head_dim": 16},
+        {"vocab_size": 41},
+        {"intermediate_size": 128},
+        {"head_dim": 32},
+    ],
 )
 def test_shapes_that_contradict_the_config_are_refused(tiny_directory, changes):
     edit_config(tiny_directory, **changes)
     assert "but config asks for" in refusal(tiny_directory)
 
 
-@pytest.mark.parametrize(("blocks", "complaint"), [(3, "block 2 of 3 has no tensors"), (1, "holds 2 blocks")])
+@pytest.mark.parametrize(
+    ("blocks", "complaint"), [(3, "block 2 of 3 has no tensors"), (1, "holds 2 blocks")]
+)
 def test_a_wrong_number_of_blocks_is_refused(tiny_directory, blocks, complaint):
     edit_config(tiny_directory, num_hidden_layers=blocks)
     assert complaint in refusal(tiny_directory)
@@ -219,7 +232,9 @@ def test_a_missing_tensor_is_refused_by_name(tiny_directory, tiny_llama):
     assert "'model.layers.1.mlp.up_proj.weight' is missing" in refusal(tiny_directory)
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "..\\x", "C:\\x", "C:x", "a/../../x", "", 7, "\0"])
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/passwd", "..\\x", "C:\\x", "C:x", "a/../../x", "", 7, "\0"]
+)
 def test_a_shard_name_that_leads_out_of_the_directory_is_refused(sharded_directory, name):
     edit_index(sharded_directory, **{"model.norm.weight": name})
     assert "must lie inside" in refusal(sharded_directory)

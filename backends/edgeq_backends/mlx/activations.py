@@ -10,7 +10,12 @@ class MlxActivations(CalibrationStreams):
     """Shapes: windows (count, tokens) of token ids."""
 
     def __init__(
-        self, source: ModelSource, windows: NumpyArray, *, drift: float = 1.0, flow: Flow | None = None
+        self,
+        source: ModelSource,
+        windows: NumpyArray,
+        *,
+        drift: float = 1.0,
+        flow: Flow | None = None,
     ) -> None:
         super().__init__(StreamedModel(source), windows, drift=drift, flow=flow)
 

@@ -1,4 +1,6 @@
-"""Apple MLX: products in float32 on its default device, factors and their solves in float64 on the CPU."""
+"""Apple MLX: products in float32 on its default device, factors and their solves in float64 on the
+CPU.
+"""
 
 import itertools
 import os
@@ -10,7 +12,9 @@ import numpy as np
 from edgeq.errors import NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
 
-os.environ.setdefault("MLX_ENABLE_TF32", "0")  # MLX reads it once; its products would have 10 bits on newer GPUs
+os.environ.setdefault(
+    "MLX_ENABLE_TF32", "0"
+)  # MLX reads it once; its products would have 10 bits on newer GPUs
 
 import mlx.core as mx
 
@@ -20,7 +24,8 @@ CONSISTENT = 1e-9  # relative; float64 rounding is far below it, the row of a fa
 
 
 class MlxBackend:
-    """Working precision is float32, which GPUs have; what amplifies rounding runs in float64 on the CPU's stream.
+    """Working precision is float32, which GPUs have; what amplifies rounding runs in float64 on the
+    CPU's stream.
 
     Memory is shared between both, so that nothing is copied on the way.
     """
@@ -28,7 +33,9 @@ class MlxBackend:
     name = "mlx"
 
     def asarray(self, x: Any) -> mx.array:
-        if not isinstance(x, mx.array):  # MLX takes no ml_dtypes, and its own float64 exists on the CPU only
+        if not isinstance(
+            x, mx.array
+        ):  # MLX takes no ml_dtypes, and its own float64 exists on the CPU only
             x = mx.array(np.asarray(x, dtype=np.float32))
         array: mx.array = x.astype(mx.float32)
         return array
@@ -64,7 +71,9 @@ class MlxBackend:
         return narrowed(solved)
 
     def solve_product(self, A: mx.array, B: mx.array, L: mx.array) -> mx.array:
-        inverse = mx.linalg.tri_inv(L, stream=mx.cpu)  # MLX solves with it as well, once for each call
+        inverse = mx.linalg.tri_inv(
+            L, stream=mx.cpu
+        )  # MLX solves with it as well, once for each call
         product = mx.matmul(widened(A), widened(B), stream=mx.cpu)
         half_solved = mx.matmul(product, mx.swapaxes(inverse, -1, -2, stream=mx.cpu), stream=mx.cpu)
         return narrowed(mx.matmul(half_solved, inverse, stream=mx.cpu))
@@ -107,8 +116,9 @@ def narrowed(A: mx.array) -> mx.array:
 def is_factor(L: mx.array, A: mx.array) -> mx.array:
     """Whether L is a Cholesky factor of A; MLX returns a meaningless matrix where there is none.
 
-    At the first bad pivot the rows before it are right, so that either its pivot is not positive or its row's squares
-    do not sum up to A's diagonal. The diagonal of L alone can look sound: of a matrix of ones it is all ones.
+    At the first bad pivot the rows before it are right, so that either its pivot is not positive or
+    its row's squares do not sum up to A's diagonal. The diagonal of L alone can look sound: of a
+    matrix of ones it is all ones.
 
     Shapes: (..., n, n) in float64 -> ().
     """
@@ -121,7 +131,8 @@ def is_factor(L: mx.array, A: mx.array) -> mx.array:
 
 
 def symmetric_product(X: mx.array) -> mx.array:
-    """X.T @ X from k lower strips, mirrored: (k + 1) / 2k of the work of the plain product, and exactly symmetric.
+    """X.T @ X from k lower strips, mirrored: (k + 1) / 2k of the work of the plain product, and
+    exactly symmetric.
 
     Shapes: (tokens, in) -> (in, in).
     """

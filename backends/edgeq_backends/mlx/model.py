@@ -1,4 +1,6 @@
-"""An mlx-lm model whose parameters exist only while they are in use, fed tensor by tensor from a ModelSource."""
+"""An mlx-lm model whose parameters exist only while they are in use, fed tensor by tensor from a
+ModelSource.
+"""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +32,9 @@ EMBEDDING = "model.embed_tokens."  # all that runs before the blocks
 
 
 class PassThrough:
-    """Stands where a block was. Not a module, so that the block's parameters are not among its model's."""
+    """Stands where a block was. Not a module, so that the block's parameters are not among its
+    model's.
+    """
 
     def __init__(self, block: Module, place: Place) -> None:
         self._block, self._place = block, place
@@ -44,7 +48,9 @@ class PassThrough:
 
 
 class Halting(Module):
-    """Stands in for a linear layer: its input is computed, then control goes to the scheduler before it runs."""
+    """Stands in for a linear layer: its input is computed, then control goes to the scheduler
+    before it runs.
+    """
 
     def __init__(self, name: str, linear: Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -58,7 +64,9 @@ class Halting(Module):
 
 
 class StreamedModel:
-    """The model's own code, in float32 on MLX's default device, with parameters only where they are in use."""
+    """The model's own code, in float32 on MLX's default device, with parameters only where they are
+    in use.
+    """
 
     def __init__(self, source: ModelSource) -> None:
         self.source = source
@@ -68,11 +76,15 @@ class StreamedModel:
         self.places = [Place(last=spec is self.specs[-1]) for spec in self.specs]
         for spec, block, place in zip(self.specs, self.blocks, self.places, strict=True):
             set_submodule(self.model, spec.name, PassThrough(block, place))
-        self._shapes = {spec.name: empty(block) for spec, block in zip(self.specs, self.blocks, strict=True)}
+        self._shapes = {
+            spec.name: empty(block) for spec, block in zip(self.specs, self.blocks, strict=True)
+        }
         self._shapes[""] = empty(self.model)
 
     def record(self, batches: Sequence[NumpyArray]) -> Iterator[mx.array]:
-        """Note what every block gets besides hidden states; gives the hidden states before block 0, per batch."""
+        """Note what every block gets besides hidden states; gives the hidden states before block 0,
+        per batch.
+        """
         with self._filled(self.model, "", only=EMBEDDING):
             for embedded in record_calls(self.places, self._run, batches):
                 mx.eval(embedded)
@@ -90,7 +102,9 @@ class StreamedModel:
 
     @contextmanager
     def halting_block(self, block: BlockSpec) -> Iterator[Callable[[str, Any], mx.array]]:
-        """A block with its weights whose forwards stand still at each linear layer; gives what replaces a weight."""
+        """A block with its weights whose forwards stand still at each linear layer; gives what
+        replaces a weight.
+        """
         with self.block(block.index) as module:
             paths = {name: name.removeprefix(block.name + ".") for name in block.linears}
             linears = {name: submodule(module, path) for name, path in paths.items()}
@@ -115,8 +129,12 @@ class StreamedModel:
     def from_numpy(self, hidden: NumpyArray) -> mx.array:
         return mx.array(hidden)
 
-    def logits(self, batches: Sequence[NumpyArray], hidden: Sequence[mx.array]) -> Iterator[Iterator[NumpyArray]]:
-        """Final norm and head by the model's own code, its blocks passing the finished hidden states on."""
+    def logits(
+        self, batches: Sequence[NumpyArray], hidden: Sequence[mx.array]
+    ) -> Iterator[Iterator[NumpyArray]]:
+        """Final norm and head by the model's own code, its blocks passing the finished hidden
+        states on.
+        """
         with self._filled(self.model, ""):
             for ids, states in zip(batches, hidden, strict=True):
                 self.places[-1].result = states
@@ -126,10 +144,16 @@ class StreamedModel:
     @contextmanager
     def _filled(self, module: Module, prefix: str, *, only: str = "") -> Iterator[None]:
         """Parameters from the source, or those whose path starts with `only`; freed on leaving."""
-        shapes = {path: shape for path, shape in self._shapes[prefix].items() if path.startswith(only)}
+        shapes = {
+            path: shape for path, shape in self._shapes[prefix].items() if path.startswith(only)
+        }
         try:
             for path, shape in shapes.items():
-                set_submodule(module, path, read_parameter(self.source, f"{prefix}.{path}" if prefix else path, shape))
+                set_submodule(
+                    module,
+                    path,
+                    read_parameter(self.source, f"{prefix}.{path}" if prefix else path, shape),
+                )
             yield
         finally:
             empty(module)
@@ -137,11 +161,14 @@ class StreamedModel:
 
 
 def read_parameter(source: ModelSource, name: str, shape: tuple[int, ...]) -> mx.array:
-    """A parameter's values in float32. Raises: BadInput when the source's tensor has another shape."""
+    """A parameter's values in float32. Raises: BadInput when the source's tensor has another
+    shape.
+    """
     weight = read_weight(source, name)
     if weight.shape != shape:
         raise BadInput(
-            f"tensor {name!r}: shape {list(weight.shape)}, but config.json asks for {list(shape)}; the two do not "
+            f"tensor {name!r}: shape {list(weight.shape)}, but "
+            f"config.json asks for {list(shape)}; the two do not "
             "belong together"
         )
     return mx.array(weight)
@@ -156,7 +183,9 @@ def whole_model(source: ModelSource) -> Module:
 
 
 def empty_model(source: ModelSource) -> Module:
-    """The mlx-lm model of a config. Raises: UnsupportedModel when mlx-lm would compute something else."""
+    """The mlx-lm model of a config. Raises: UnsupportedModel when mlx-lm would compute something
+    else.
+    """
     reason = why_not_mlx(source.config)
     if reason is not None:
         raise UnsupportedModel(f"backend 'mlx': {reason}")
@@ -167,7 +196,9 @@ def empty_model(source: ModelSource) -> Module:
 
 
 def model_definition(name: str) -> ModuleType:
-    """A module of mlx_lm.models, imported without its package's own start: that one imports transformers and torch."""
+    """A module of mlx_lm.models, imported without its package's own start: that one imports
+    transformers and torch.
+    """
     with bare_package("mlx_lm"):
         return import_module(f"mlx_lm.models.{name}")
 
@@ -213,7 +244,9 @@ def empty(module: Module) -> dict[str, tuple[int, ...]]:
 
 
 def set_weight(linears: dict[str, Module], layer: str, W: Any) -> mx.array:
-    """What the layer computes with from here on, of NumPy or MLX; gives what it computed with before."""
+    """What the layer computes with from here on, of NumPy or MLX; gives what it computed with
+    before.
+    """
     old: mx.array = linears[layer].weight
     linears[layer].weight = W if isinstance(W, mx.array) else mx.array(W)
     return old

@@ -12,13 +12,17 @@ from edgeq.types import NumpyArray
 
 
 class MlxLmLogits:
-    """The model as mlx-lm loads it, with activations in float32: on the CPU half precision is many times slower."""
+    """The model as mlx-lm loads it, with activations in float32: on the CPU half precision is many
+    times slower.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
             self._model, _ = load_model(path)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BadInput(f"{str(path)!r}: mlx-lm cannot load it ({error}); export it again") from error
+            raise BadInput(
+                f"{str(path)!r}: mlx-lm cannot load it ({error}); export it again"
+            ) from error
         self._model.set_dtype(mx.float32)
 
     @staticmethod

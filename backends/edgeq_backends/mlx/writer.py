@@ -35,5 +35,8 @@ class MlxWriter:
         finite = mx.isfinite(logits).all()
         mx.eval(drawn, finite, self._key, [of_block.state for of_block in cache])
         if not finite.item():
-            raise BadInput(f"model {self._name!r} predicts NaN or infinity; it cannot write text, calibrate on a file")
+            raise BadInput(
+                f"model {self._name!r} predicts NaN or infinity; "
+                "it cannot write text, calibrate on a file"
+            )
         return drawn

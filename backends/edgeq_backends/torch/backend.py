@@ -1,4 +1,6 @@
-"""torch on CUDA, CPU or MPS: products of activations in float32, solves in float64 where the device has it."""
+"""torch on CUDA, CPU or MPS: products of activations in float32, solves in float64 where the device
+has it.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -15,10 +17,11 @@ STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry s
 
 
 class TorchBackend:
-    """Working precision is float64, on MPS float32. TF32 and other reduced-precision products stay off.
+    """Working precision is float64, on MPS float32. TF32 and other reduced-precision products stay
+    off.
 
-    Float32 solves differ from exact ones: (H + lambda I)^-1 amplifies their rounding, ties fall the other way, and GPTQ
-    carries each difference along its row.
+    Float32 solves differ from exact ones: (H + lambda I)^-1 amplifies their rounding, ties fall the
+    other way, and GPTQ carries each difference along its row.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -66,14 +69,19 @@ class TorchBackend:
             return self.cholesky(A.cpu())
         L: torch.Tensor
         L, info = torch.linalg.cholesky_ex(A.double())
-        # Whatever is not finite in a row also is on its diagonal; looking at all of L would take as much memory again.
+        # Whatever is not finite in a row also is on its diagonal; looking at all of L would take as
+        # much memory again.
         if bool((info != 0).any()) or not bool(torch.isfinite(L.diagonal(dim1=-2, dim2=-1)).all()):
             raise NotPositiveDefinite(size=A.shape[-1])
         return L
 
-    def solve_triangular(self, L: torch.Tensor, B: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
+    def solve_triangular(
+        self, L: torch.Tensor, B: torch.Tensor, *, transposed: bool = False
+    ) -> torch.Tensor:
         right = B.to(L.device, L.dtype)
-        solved: torch.Tensor = torch.linalg.solve_triangular(L.mT if transposed else L, right, upper=transposed)
+        solved: torch.Tensor = torch.linalg.solve_triangular(
+            L.mT if transposed else L, right, upper=transposed
+        )
         return solved.to(self.device, self.precision)
 
     def solve_product(self, A: torch.Tensor, B: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
@@ -92,7 +100,9 @@ class TorchBackend:
     def min_max(self, x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
         return x.amin(dim=axis), x.amax(dim=axis)
 
-    def where(self, mask: torch.Tensor, a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
+    def where(
+        self, mask: torch.Tensor, a: torch.Tensor | float, b: torch.Tensor | float
+    ) -> torch.Tensor:
         return torch.where(mask, a, b).to(self.precision)
 
     def take(self, x: torch.Tensor, indices: NumpyArray, axis: int) -> torch.Tensor:
@@ -108,9 +118,10 @@ class TorchBackend:
 def aligned(array: NumpyArray, dtype: type[np.generic] | None = None) -> torch.Tensor:
     """Copy an array into memory that torch allocated, in its own dtype or another one.
 
-    Products on memory that NumPy allocated can differ in their last digits from run to run: kernels take another way
-    where a row does not start at a multiple of 64 bytes, and only torch's own allocations always do. NumPy makes the
-    copy, since torch takes no ml_dtypes and no negative strides, and warns of read-only memory.
+    Products on memory that NumPy allocated can differ in their last digits from run to run: kernels
+    take another way where a row does not start at a multiple of 64 bytes, and only torch's own
+    allocations always do. NumPy makes the copy, since torch takes no ml_dtypes and no negative
+    strides, and warns of read-only memory.
     """
     kind = torch.from_numpy(np.empty(0, dtype or array.dtype)).dtype
     copied = torch.empty(array.shape, dtype=kind)
@@ -121,8 +132,9 @@ def aligned(array: NumpyArray, dtype: type[np.generic] | None = None) -> torch.T
 def symmetric_product(X: torch.Tensor) -> torch.Tensor:
     """X.T @ X from k lower strips, mirrored: (k + 1) / 2k of the work of the plain product.
 
-    Exactly symmetric: what is above the diagonal is copied from below it, since a product need not be symmetric by
-    itself: on some processors its tiles sum up in another order on either side of the diagonal.
+    Exactly symmetric: what is above the diagonal is copied from below it, since a product need not
+    be symmetric by itself: on some processors its tiles sum up in another order on either side of
+    the diagonal.
 
     Shapes: (tokens, in) -> (in, in).
     """

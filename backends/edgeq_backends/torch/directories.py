@@ -18,7 +18,9 @@ from edgeq.types import NumpyArray
 
 
 class GptqModelLogits:
-    """A GPTQ directory in GPTQModel's kernels. Weights stay packed; activations are in the kernel's precision."""
+    """A GPTQ directory in GPTQModel's kernels. Weights stay packed; activations are in the kernel's
+    precision.
+    """
 
     def __init__(self, path: Path) -> None:
         self._model = load_model(path)
@@ -28,7 +30,10 @@ class GptqModelLogits:
         """Raises: NotInstalled. GPTQModel compiles parts of itself, so it is no extra."""
         missing = [name for name in ("gptqmodel", "optimum") if find_spec(name) is None]
         if missing:
-            raise NotInstalled(f"runtime 'gptqmodel' needs {' and '.join(missing)}; run: pip install gptqmodel optimum")
+            raise NotInstalled(
+                f"runtime 'gptqmodel' needs {' and '.join(missing)}; "
+                "run: pip install gptqmodel optimum"
+            )
 
     def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
         yield from model_logits(self._model, windows)
@@ -38,18 +43,27 @@ class CompressedTensorsLogits:
     """A compressed-tensors directory, dequantized by that library as transformers loads it."""
 
     def __init__(self, path: Path) -> None:
-        groups = json.loads((path / "config.json").read_bytes())["quantization_config"]["config_groups"].values()
+        groups = json.loads((path / "config.json").read_bytes())["quantization_config"][
+            "config_groups"
+        ].values()
         if all(group["weights"]["symmetric"] for group in groups):
             self._model = load_model(path)
             return
-        # compressed-tensors 0.20 expects unpacked zero points unless it dequantizes, and then knows one group only.
+        # compressed-tensors 0.20 expects unpacked zero points unless it dequantizes, and then knows
+        # one group only.
         if len(groups) > 1:
-            raise BadInput(f"{str(path)!r}: transformers cannot load several grids with zero points; vLLM can")
+            raise BadInput(
+                f"{str(path)!r}: transformers cannot load several grids with zero points; vLLM can"
+            )
         from transformers import CompressedTensorsConfig  # noqa: PLC0415
 
-        with warnings.catch_warnings():  # that the model has a quantization_config too, which is meant here
+        with (
+            warnings.catch_warnings()
+        ):  # that the model has a quantization_config too, which is meant here
             warnings.simplefilter("ignore", UserWarning)
-            self._model = load_model(path, quantization_config=CompressedTensorsConfig(dequantize=True))
+            self._model = load_model(
+                path, quantization_config=CompressedTensorsConfig(dequantize=True)
+            )
 
     @staticmethod
     def check_installed() -> None:
@@ -68,11 +82,18 @@ def load_model(path: Path, **options: Any) -> Any:
         with redirect_stderr(StringIO()):  # progress bars
             return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options).eval()
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise BadInput(f"{str(path)!r}: transformers cannot load it ({reason_of(error)}); export it again") from error
+        raise BadInput(
+            f"{str(path)!r}: transformers cannot load it ({reason_of(error)}); export it again"
+        ) from error
 
 
 def model_logits(model: Any, windows: NumpyArray) -> Iterator[NumpyArray]:
     for ids in windows:
-        with torch.no_grad(), redirect_stderr(StringIO()):  # some weights are unpacked at the first use, with a bar
-            found = model(input_ids=torch.from_numpy(ids[None].astype(np.int64)), use_cache=False).logits[0]
+        with (
+            torch.no_grad(),
+            redirect_stderr(StringIO()),
+        ):  # some weights are unpacked at the first use, with a bar
+            found = model(
+                input_ids=torch.from_numpy(ids[None].astype(np.int64)), use_cache=False
+            ).logits[0]
         yield found.float().numpy()

@@ -1,4 +1,6 @@
-"""A transformers model whose parameters exist only while they are in use, fed tensor by tensor from a ModelSource."""
+"""A transformers model whose parameters exist only while they are in use, fed tensor by tensor from
+a ModelSource.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +39,9 @@ class PassThrough(torch.nn.Module):
 
     def __init__(self, block: torch.nn.Module, place: Place) -> None:
         super().__init__()
-        object.__setattr__(self, "block", block)  # not a child module: the block's parameters are filled apart
+        object.__setattr__(
+            self, "block", block
+        )  # not a child module: the block's parameters are filled apart
         self.place = place
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -52,25 +56,34 @@ class PassThrough(torch.nn.Module):
 
 
 class StreamedModel:
-    """The model's own code, in float32 on one device, with parameters only where they are in use."""
+    """The model's own code, in float32 on one device, with parameters only where they are in
+    use.
+    """
 
     def __init__(self, source: ModelSource, device: str) -> None:
         self.source, self.device = source, torch.device(device)
         self.specs = source.blocks()
         self.model = empty_model(source)
         self.blocks = [self.model.get_submodule(spec.name) for spec in self.specs]
-        self._of_block = [parameters_of(block, spec.name) for block, spec in zip(self.blocks, self.specs, strict=True)]
+        self._of_block = [
+            parameters_of(block, spec.name)
+            for block, spec in zip(self.blocks, self.specs, strict=True)
+        ]
         self.places = [Place(last=spec is self.specs[-1]) for spec in self.specs]
         for spec, block, place in zip(self.specs, self.blocks, self.places, strict=True):
             self.model.set_submodule(spec.name, PassThrough(block, place))
         self._outer = parameters_of(self.model, "")
         embedding = embedding_of(self.model)
-        self._embedding = [item for item in self._outer if any(place[0] is embedding for place in item.places)]
+        self._embedding = [
+            item for item in self._outer if any(place[0] is embedding for place in item.places)
+        ]
         for module in (self.model, *self.blocks):
             move_buffers(module, self.device)
 
     def record(self, batches: Sequence[NumpyArray]) -> Iterator[torch.Tensor]:
-        """Note what every block gets besides hidden states; gives the hidden states before block 0, per batch."""
+        """Note what every block gets besides hidden states; gives the hidden states before block 0,
+        per batch.
+        """
         with self._filled(self._embedding):
             yield from record_calls(self.places, self._run, batches)
 
@@ -87,10 +100,18 @@ class StreamedModel:
 
     @contextmanager
     def halting_block(self, block: BlockSpec) -> Iterator[Callable[[str, Any], torch.Tensor]]:
-        """A block with its weights whose forwards stand still at each linear layer; gives what replaces a weight."""
+        """A block with its weights whose forwards stand still at each linear layer; gives what
+        replaces a weight.
+        """
         with self.block(block.index) as module:
-            linears = {name: module.get_submodule(name.removeprefix(block.name + ".")) for name in block.linears}
-            hooks = [linear.register_forward_pre_hook(partial(halt, name)) for name, linear in linears.items()]
+            linears = {
+                name: module.get_submodule(name.removeprefix(block.name + "."))
+                for name in block.linears
+            }
+            hooks = [
+                linear.register_forward_pre_hook(partial(halt, name))
+                for name, linear in linears.items()
+            ]
             try:
                 yield partial(set_weight, linears)
             finally:
@@ -111,8 +132,12 @@ class StreamedModel:
     def from_numpy(self, hidden: NumpyArray) -> torch.Tensor:
         return aligned(hidden).to(self.device)
 
-    def logits(self, batches: Sequence[NumpyArray], hidden: Sequence[torch.Tensor]) -> Iterator[Iterator[NumpyArray]]:
-        """Final norm and head by the model's own code, its blocks passing the finished hidden states on."""
+    def logits(
+        self, batches: Sequence[NumpyArray], hidden: Sequence[torch.Tensor]
+    ) -> Iterator[Iterator[NumpyArray]]:
+        """Final norm and head by the model's own code, its blocks passing the finished hidden
+        states on.
+        """
         with self._filled(self._outer):
             for ids, states in zip(batches, hidden, strict=True):
                 self.places[-1].result = states
@@ -141,7 +166,9 @@ def embedding_of(model: Any) -> torch.nn.Module:
 
 
 def read_parameter(source: ModelSource, parameter: Parameter, device: torch.device) -> torch.Tensor:
-    """A parameter's values in float32. Raises: BadInput when the source's tensor has another shape."""
+    """A parameter's values in float32. Raises: BadInput when the source's tensor has another
+    shape.
+    """
     weight = read_weight(source, parameter.name)
     if weight.shape != parameter.shape:
         raise BadInput(
@@ -168,15 +195,22 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
     Raises: BadInput for a config that transformers refuses.
     """
     verbosity = library.get_verbosity()
-    library.set_verbosity(logging.CRITICAL)  # what is wrong becomes an error; what is odd does not concern edgeq
+    library.set_verbosity(
+        logging.CRITICAL
+    )  # what is wrong becomes an error; what is odd does not concern edgeq
     try:
-        config = AutoConfig.for_model(**deepcopy(dict(source.config)))  # transformers writes into nested settings
+        config = AutoConfig.for_model(
+            **deepcopy(dict(source.config))
+        )  # transformers writes into nested settings
         with init_empty_weights(include_buffers=False):
             model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.tie_weights()
-    except Exception as error:  # the library checks configs in many places, each with an exception of its own
+    except (
+        Exception
+    ) as error:  # the library checks configs in many places, each with an exception of its own
         raise BadInput(
-            f"config.json of model {source.name!r}: transformers refuses it ({type(error).__name__}: "
+            f"config.json of model {source.name!r}: "
+            f"transformers refuses it ({type(error).__name__}: "
             f"{reason_of(error)}); use the config.json that belongs to these weights"
         ) from error
     finally:
@@ -212,7 +246,9 @@ def halt(name: str, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def set_weight(linears: dict[str, torch.nn.Module], layer: str, W: Any) -> torch.Tensor:
-    """What the layer computes with from here on, a NumPy array or a tensor; gives what it computed with before."""
+    """What the layer computes with from here on, a NumPy array or a tensor; gives what it computed
+    with before.
+    """
     old = linears[layer]._parameters["weight"]
     assert old is not None
     weight = (aligned(W) if isinstance(W, np.ndarray) else W).to(device=old.device, dtype=old.dtype)

@@ -16,7 +16,8 @@ ROOM = 256  # tokens by which keys and values grow
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values of a block in buffers with room to spare: the library's own layer copies all of them every step.
+    """Keys and values of a block in buffers with room to spare: the library's own layer copies all
+    of them every step.
 
     Shapes: keys and values (texts, heads, tokens, width) are views of what the buffers hold.
     """
@@ -44,14 +45,18 @@ class GrowingLayer(DynamicLayer):
 
 
 def cache_name(model: torch.nn.Module) -> str:
-    """Tell the argument that takes keys and values: `cache` from transformers 5.24 on, `past_key_values` before."""
+    """Tell the argument that takes keys and values: `cache` from transformers 5.24 on,
+    `past_key_values` before.
+    """
     return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 class TorchWriter:
     """The whole model in float32, and the keys and values of what it wrote so far."""
 
-    def __init__(self, source: ModelSource, allowed: NumpyArray, seed: int, *, device: str = "cpu") -> None:
+    def __init__(
+        self, source: ModelSource, allowed: NumpyArray, seed: int, *, device: str = "cpu"
+    ) -> None:
         self._name, self._device = source.name, torch.device(device)
         self._model: Any = whole_model(source, device)
         self._cache_name = cache_name(self._model)
@@ -71,6 +76,9 @@ class TorchWriter:
         logits = self._model(input_ids=newest[:, None], **kept).logits[:, -1]
         logits = logits.index_select(1, self._allowed)
         if not bool(torch.isfinite(logits).all()):
-            raise BadInput(f"model {self._name!r} predicts NaN or infinity; it cannot write text, calibrate on a file")
+            raise BadInput(
+                f"model {self._name!r} predicts NaN or infinity; "
+                "it cannot write text, calibrate on a file"
+            )
         drawn = torch.multinomial(torch.softmax(logits, dim=1), 1, generator=self._generator)
         return self._allowed[drawn[:, 0]]

@@ -1,4 +1,6 @@
-"""Llama-like decoders: the tensors that a config asks for, and whether a model has exactly these."""
+"""Llama-like decoders: the tensors that a config asks for, and whether a model has exactly
+these.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,13 +42,21 @@ def biased_linears(config: Config) -> tuple[str, ...]:
     """Linear layers of a block that have a bias, in every runtime as in transformers."""
     if config["model_type"] != "llama":
         return ATTENTION[:3] if config["model_type"] == "qwen2" else ()
-    return (ATTENTION if config.get("attention_bias") else ()) + (MLP if config.get("mlp_bias") else ())
+    return (ATTENTION if config.get("attention_bias") else ()) + (
+        MLP if config.get("mlp_bias") else ()
+    )
 
 
 def why_not_tensors(
-    config: Config, grids: Shapes, why_not_grid: Callable[[str, Shape, Grid], str | None], *, runtime: str
+    config: Config,
+    grids: Shapes,
+    why_not_grid: Callable[[str, Shape, Grid], str | None],
+    *,
+    runtime: str,
 ) -> str | None:
-    """The first tensor, by name, that a runtime has no place for, wants in another shape, cannot hold or lacks."""
+    """The first tensor, by name, that a runtime has no place for, wants in another shape, cannot
+    hold or lacks.
+    """
     expected = tensor_shapes(config)
     kept = {name: grids[name] for name in sorted(grids) if not is_redundant(name, config)}
     for name, (shape, grid) in kept.items():
@@ -60,7 +70,10 @@ def why_not_tensors(
     missing = next((name for name in expected if name not in kept), None)
     if missing is None:
         return None
-    return f"the model has no tensor '{missing}', which config.json asks for; add it or correct config.json"
+    return (
+        f"the model has no tensor '{missing}', which "
+        "config.json asks for; add it or correct config.json"
+    )
 
 
 def wrong_shape(name: str, found: Shape, expected: Shape) -> str:
@@ -80,14 +93,22 @@ def _no_place(name: str, config: Config, runtime: str) -> str:
     advice = f"only models with {runtime}'s own tensors can be written"
     if name.endswith(".bias") and config["model_type"] == "llama":
         advice = "for biases set attention_bias or mlp_bias in config.json"
-    return f"tensor '{name}' has no place in {runtime}'s {config['model_type']} with this config; {advice}"
+    return (
+        f"tensor '{name}' has no place in {runtime}'s "
+        f"{config['model_type']} with this config; {advice}"
+    )
 
 
 def why_not_outliers(grid: Grid, container: str) -> str | None:
-    """What keeps a grid with outlier columns out of a container that has only codes; None for other grids."""
+    """What keeps a grid with outlier columns out of a container that has only codes; None for other
+    grids.
+    """
     if not grid.outlier_columns:
         return None
-    return f"{container} has no place for outlier columns; quantize without them, or choose format onnx"
+    return (
+        f"{container} has no place for outlier columns; "
+        "quantize without them, or choose format onnx"
+    )
 
 
 def claimed_grids(model: QuantizedModel) -> Shapes:

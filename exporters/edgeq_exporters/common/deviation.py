@@ -8,9 +8,11 @@ from edgeq.types import NumpyArray, QuantizedLinear
 
 
 def largest_difference(layer: QuantizedLinear, scales: NumpyArray, offsets: NumpyArray) -> float:
-    """Largest absolute difference between weights of these scales and offsets and `layer.dequantized()`, unrounded.
+    """Largest absolute difference between weights of these scales and offsets and
+    `layer.dequantized()`, unrounded.
 
-    The difference is linear in the code, so only the smallest and largest code of each group can attain it.
+    The difference is linear in the code, so only the smallest and largest code of each group can
+    attain it.
 
     Shapes: scales and offsets (out, groups).
     """
@@ -19,7 +21,9 @@ def largest_difference(layer: QuantizedLinear, scales: NumpyArray, offsets: Nump
     if not slope.any() and not start.any():
         return 0.0
     first_columns = [low for low, _ in layer.grid.group_bounds(layer.codes.shape[1])]
-    ends = (extreme.reduceat(layer.codes, first_columns, axis=1) for extreme in (np.minimum, np.maximum))
+    ends = (
+        extreme.reduceat(layer.codes, first_columns, axis=1) for extreme in (np.minimum, np.maximum)
+    )
     return max(float(np.abs(slope * codes + start).max()) for codes in ends)
 
 

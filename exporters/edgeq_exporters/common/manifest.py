@@ -1,4 +1,6 @@
-"""What every export has beside its weights: a manifest of what became of each tensor, and files that appear whole."""
+"""What every export has beside its weights: a manifest of what became of each tensor, and files
+that appear whole.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -39,8 +41,8 @@ def tensor_entry(  # noqa: PLR0913 (one argument per field)
 ) -> Entry:
     """What the manifest says of one tensor. Units: deviation in those of the weights.
 
-    digest is the hash of the solution; stored that of what a reader finds in the file, needed where they differ.
-    solved_on is the grid of a tensor that the file holds dense, as its codes say.
+    digest is the hash of the solution; stored that of what a reader finds in the file, needed where
+    they differ. solved_on is the grid of a tensor that the file holds dense, as its codes say.
     """
     entry: Entry = {
         "name": name,
@@ -69,9 +71,17 @@ def grid_of(entry: Mapping[str, Any]) -> Grid | None:
 
 
 def quantized_entry(
-    *, name: str, source: str, type_name: str, layer: QuantizedLinear, stored: QuantizedLinear, widened: bool = False
+    *,
+    name: str,
+    source: str,
+    type_name: str,
+    layer: QuantizedLinear,
+    stored: QuantizedLinear,
+    widened: bool = False,
 ) -> Entry:
-    """What became of a quantized tensor whose solution is `layer` and whose values in the file are `stored`."""
+    """What became of a quantized tensor whose solution is `layer` and whose values in the file are
+    `stored`.
+    """
     deviation = largest_difference(layer, stored.scales, stored.offsets)
     return tensor_entry(
         name=name,
@@ -86,7 +96,12 @@ def quantized_entry(
 
 
 def write_manifest(
-    folder: Path, *, format_name: str, file: str, entries: Sequence[Entry], settings: Mapping[str, Any] | None = None
+    folder: Path,
+    *,
+    format_name: str,
+    file: str,
+    entries: Sequence[Entry],
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write manifest.json, last of all files: it lists them with their hashes.
 

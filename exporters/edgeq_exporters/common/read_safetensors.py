@@ -19,7 +19,9 @@ class TensorFiles:
             try:
                 handle = safe_open(path, framework="np")
             except (OSError, SafetensorError) as error:
-                raise BadInput(f"{str(path)!r} cannot be read ({reason_of(error)}); export again") from error
+                raise BadInput(
+                    f"{str(path)!r} cannot be read ({reason_of(error)}); export again"
+                ) from error
             self._of_name |= dict.fromkeys(handle.keys(), handle)
 
     def names(self) -> Sequence[str]:
@@ -33,8 +35,12 @@ class TensorFiles:
         return array
 
     def modules(self, *, first: str, others: Sequence[str]) -> Sequence[str]:
-        """Names of dense tensors, and P.weight for each module P that has a tensor P.first; `others` belong to it."""
-        packed = {name.removesuffix(f".{first}") for name in self._of_name if name.endswith(f".{first}")}
+        """Names of dense tensors, and P.weight for each module P that has a tensor P.first;
+        `others` belong to it.
+        """
+        packed = {
+            name.removesuffix(f".{first}") for name in self._of_name if name.endswith(f".{first}")
+        }
         parts = {f"{module}.{part}" for module in packed for part in (first, *others)}
         return sorted({*(f"{module}.weight" for module in packed), *(set(self._of_name) - parts)})
 

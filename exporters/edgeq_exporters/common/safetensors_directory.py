@@ -1,4 +1,6 @@
-"""Model directories of safetensors files: shards with an index, config.json, companions, the manifest."""
+"""Model directories of safetensors files: shards with an index, config.json, companions, the
+manifest.
+"""
 
 import json
 from collections import Counter
@@ -30,7 +32,9 @@ MakeTensor = Callable[[str], tuple[Mapping[str, NumpyArray], Entry]]
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """A file of weights: the bytes of its tensors, the names they have there, and the manifest's entries."""
+    """A file of weights: the bytes of its tensors, the names they have there, and the manifest's
+    entries.
+    """
 
     path: Path
     size: int
@@ -40,7 +44,8 @@ class WrittenShard:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryContent:
-    """What goes into a directory. `label` is the framework that safetensors files name in their metadata.
+    """What goes into a directory. `label` is the framework that safetensors files name in their
+    metadata.
 
     Units: sizes holds the bytes of every tensor of the model, in the order of the file.
     """
@@ -54,24 +59,31 @@ class DirectoryContent:
 
 
 def write_directory(content: DirectoryContent, destination: Path) -> list[Path]:
-    """Write a directory; the result starts with `destination` itself, which is what a runtime is given.
+    """Write a directory; the result starts with `destination` itself, which is what a runtime is
+    given.
 
     The tensors of one shard are in memory at a time. The same content gives the same bytes.
     """
     shards = write_shards(content, destination)
     files = {INDEX_NAME: _json_bytes(_index(shards)), "config.json": _json_bytes(content.config)}
-    files |= {name: content.companions[name] for name in sorted(content.companions) if name not in files}
+    files |= {
+        name: content.companions[name] for name in sorted(content.companions) if name not in files
+    }
     for name, data in files.items():
         write_bytes(destination / name, data)
     weights = [shard.path for shard in shards]
     first = weights[0].name if len(weights) == 1 else INDEX_NAME
     entries = [entry for shard in shards for entry in shard.entries]
-    manifest = write_manifest(destination, format_name=content.format_name, file=first, entries=entries)
+    manifest = write_manifest(
+        destination, format_name=content.format_name, file=first, entries=entries
+    )
     return [destination, *weights, *(destination / name for name in files), manifest]
 
 
 def plan_shards(sizes: Mapping[str, int]) -> list[list[str]]:
-    """Tensor names by shard, in order, as many in each as the limit allows. Units: sizes in bytes."""
+    """Tensor names by shard, in order, as many in each as the limit allows. Units: sizes in
+    bytes.
+    """
     shards: list[list[str]] = [[]]
     size = 0
     for name, added in sizes.items():
@@ -88,7 +100,9 @@ def write_shards(content: DirectoryContent, folder: Path) -> list[WrittenShard]:
     plan = plan_shards(content.sizes)
     paths = [folder / name for name in shard_names(len(plan))]
     try:
-        written = [_write_shard(content, names, path) for path, names in zip(paths, plan, strict=True)]
+        written = [
+            _write_shard(content, names, path) for path, names in zip(paths, plan, strict=True)
+        ]
         for path in paths:
             rename_when_stored(_partial(path), path)
     finally:
@@ -121,7 +135,10 @@ def _write_shard(content: DirectoryContent, names: Sequence[str], path: Path) ->
 def _index(shards: Sequence[WrittenShard]) -> dict[str, Any]:
     """Which file holds a tensor. Units: total_size in bytes."""
     files = {name: shard.path.name for shard in shards for name in shard.names}
-    return {"metadata": {"total_size": sum(shard.size for shard in shards)}, "weight_map": dict(sorted(files.items()))}
+    return {
+        "metadata": {"total_size": sum(shard.size for shard in shards)},
+        "weight_map": dict(sorted(files.items())),
+    }
 
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:
@@ -138,9 +155,11 @@ def dense_dtype(grids: Shapes) -> ScaleDtype:
 
 
 def dense_tensor(array: NumpyArray, dense: ScaleDtype) -> tuple[NumpyArray, float]:
-    """A tensor in the given precision and its largest rounding, or as it is where a value would overflow.
+    """A tensor in the given precision and its largest rounding, or as it is where a value would
+    overflow.
 
-    Every weight's precision spreads to the activations, so one wider tensor makes the whole model wider.
+    Every weight's precision spreads to the activations, so one wider tensor makes the whole model
+    wider.
     """
     with np.errstate(over="ignore"):
         rounded = array.astype(DTYPES[dense])
@@ -151,9 +170,16 @@ def dense_tensor(array: NumpyArray, dense: ScaleDtype) -> tuple[NumpyArray, floa
 
 
 def make_dense(
-    name: str, array: NumpyArray, dense: ScaleDtype, *, digest: str | None = None, solved_on: Grid | None = None
+    name: str,
+    array: NumpyArray,
+    dense: ScaleDtype,
+    *,
+    digest: str | None = None,
+    solved_on: Grid | None = None,
 ) -> tuple[Mapping[str, NumpyArray], Entry]:
-    """A dense tensor as it is stored, and what became of it; digest and solved_on where codes stand behind it."""
+    """A dense tensor as it is stored, and what became of it; digest and solved_on where codes stand
+    behind it.
+    """
     stored, deviation = dense_tensor(array, dense)
     entry = tensor_entry(
         name=name,

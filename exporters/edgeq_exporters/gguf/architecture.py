@@ -1,4 +1,6 @@
-"""Llama-like architectures in GGUF: tensor names, row order, metadata, from the config of a Hugging Face checkpoint."""
+"""Llama-like architectures in GGUF: tensor names, row order, metadata, from the config of a Hugging
+Face checkpoint.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,7 +11,11 @@ import numpy.typing as npt
 
 from edgeq.architectures.rope import llama3_factors, rope_of, why_not_rope
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model_type -> general.architecture
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+}  # model_type -> general.architecture
 
 TOP_LEVEL = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -41,17 +47,28 @@ NEEDED = (
 
 
 def why_not_architecture(config: Mapping[str, Any]) -> str | None:
-    """What about a config GGUF's llama and qwen2 architectures cannot express; None when they can."""
+    """What about a config GGUF's llama and qwen2 architectures cannot express; None when they
+    can.
+    """
     model_type = config.get("model_type")
     if model_type not in ARCHITECTURES:
-        return f"model_type '{model_type}' is not supported; GGUF export knows {', '.join(ARCHITECTURES)}"
+        return (
+            f"model_type '{model_type}' is not supported; "
+            f"GGUF export knows {', '.join(ARCHITECTURES)}"
+        )
     missing = [key for key in NEEDED if config.get(key) is None]
     if missing:
         return f"config.json lacks {', '.join(missing)}, which GGUF needs; add it"
     if config.get("hidden_act", "silu") != "silu":
-        return f"hidden_act '{config['hidden_act']}' is not supported; llama.cpp computes {model_type} with silu"
+        return (
+            f"hidden_act '{config['hidden_act']}' is not "
+            f"supported; llama.cpp computes {model_type} with silu"
+        )
     if head_size(config) % 2:
-        return f"heads are {head_size(config)} wide; rotary embedding needs an even head_dim, give another model"
+        return (
+            f"heads are {head_size(config)} wide; rotary "
+            "embedding needs an even head_dim, give another model"
+        )
     kinds = ("default", "llama3") if ARCHITECTURES[model_type] == "llama" else ("default",)
     return why_not_rope(config, "llama.cpp", kinds)
 
@@ -65,7 +82,9 @@ def key_value_heads(config: Mapping[str, Any]) -> int:
 
 
 def gguf_name(source_name: str) -> str | None:
-    """llama.cpp's name of a checkpoint's tensor; None for tensors that the architectures do not have."""
+    """llama.cpp's name of a checkpoint's tensor; None for tensors that the architectures do not
+    have.
+    """
     if source_name in TOP_LEVEL:
         return TOP_LEVEL[source_name]
     parts = BLOCK_TENSOR.fullmatch(source_name)
@@ -88,20 +107,28 @@ def file_order(name: str) -> tuple[int, str]:
 def row_order(source_name: str, config: Mapping[str, Any]) -> npt.NDArray[np.intp] | None:
     """The order in which GGUF stores the rows of a tensor; None for the order of the checkpoint.
 
-    llama.cpp's llama architecture rotates adjacent rows of q and k, Hugging Face rows half a head apart, so each head
-    goes from [2, head / 2] to [head / 2, 2]. The qwen2 architecture rotates as Hugging Face does.
+    llama.cpp's llama architecture rotates adjacent rows of q and k, Hugging Face rows half a head
+    apart, so each head goes from [2, head / 2] to [head / 2, 2]. The qwen2 architecture rotates as
+    Hugging Face does.
     """
     if ARCHITECTURES[config["model_type"]] != "llama":
         return None
-    for projection, heads in (("q_proj", int(config["num_attention_heads"])), ("k_proj", key_value_heads(config))):
+    for projection, heads in (
+        ("q_proj", int(config["num_attention_heads"])),
+        ("k_proj", key_value_heads(config)),
+    ):
         if f".self_attn.{projection}." in source_name:
             rows = np.arange(heads * head_size(config), dtype=np.intp)
             return rows.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
     return None
 
 
-def architecture_keys(config: Mapping[str, Any], *, vocab_size: int) -> Iterator[tuple[str, int | float]]:
-    """Hyper-parameters under the names that llama.cpp reads. Units: int is stored as uint32, float as float32."""
+def architecture_keys(
+    config: Mapping[str, Any], *, vocab_size: int
+) -> Iterator[tuple[str, int | float]]:
+    """Hyper-parameters under the names that llama.cpp reads. Units: int is stored as uint32, float
+    as float32.
+    """
     arch = ARCHITECTURES[config["model_type"]]
     yield f"{arch}.block_count", int(config["num_hidden_layers"])
     yield f"{arch}.context_length", int(config["max_position_embeddings"])
@@ -119,9 +146,14 @@ def architecture_keys(config: Mapping[str, Any], *, vocab_size: int) -> Iterator
 
 
 def rope_factors(config: Mapping[str, Any]) -> npt.NDArray[np.float32] | None:
-    """Divisors of the rotary frequencies of Llama 3.1 and later; None where the frequencies are plain.
+    """Divisors of the rotary frequencies of Llama 3.1 and later; None where the frequencies are
+    plain.
 
     Shapes: (head / 2,).
     """
     rope = rope_of(config)
-    return llama3_factors(rope, head_size(config)).astype(np.float32) if rope.kind == "llama3" else None
+    return (
+        llama3_factors(rope, head_size(config)).astype(np.float32)
+        if rope.kind == "llama3"
+        else None
+    )

@@ -33,33 +33,47 @@ WITH_MINIMUM = (BlockType("Q4_1", 4, False), BlockType("Q5_1", 5, False))
 
 
 def block_type(grid: Grid) -> BlockType | None:
-    """The smallest block type that holds the codes of a grid without loss; None when there is none."""
+    """The smallest block type that holds the codes of a grid without loss; None when there is
+    none.
+    """
     candidates = CENTRED if grid.zeros == "symmetric" else WITH_MINIMUM
     return next((kind for kind in candidates if 2 <= grid.bits <= kind.bits), None)
 
 
 def why_not_packable(shape: tuple[int, ...], grid: Grid) -> str | None:
-    """What keeps a tensor out of GGUF blocks and what to change; None when it fits. Shapes: (out, in)."""
+    """What keeps a tensor out of GGUF blocks and what to change; None when it fits. Shapes: (out,
+    in).
+    """
     if block_type(grid) is None:
         return _no_block_type(grid)
     if grid.outlier_columns:
         return why_not_outliers(grid, "GGUF")
     in_features = shape[-1]
     if in_features % BLOCK_COLUMNS:
-        return f"in_features {in_features} is not a multiple of 32, GGUF's block; leave this tensor dense"
+        return (
+            f"in_features {in_features} is not a multiple "
+            "of 32, GGUF's block; leave this tensor dense"
+        )
     if grid.group_count(in_features) > 1 and grid.columns_per_group(in_features) % BLOCK_COLUMNS:
-        return f"group_size {grid.group_size} is not a multiple of 32, GGUF's block; choose 32, 64 or 128"
+        return (
+            f"group_size {grid.group_size} is not a multiple "
+            "of 32, GGUF's block; choose 32, 64 or 128"
+        )
     return None
 
 
 def _no_block_type(grid: Grid) -> str:
     if grid.zeros != "symmetric" and 6 <= grid.bits <= 8:
-        return f"GGUF has no {grid.bits}-bit block with offsets; use a symmetric grid, or 5 bits and fewer"
+        return (
+            f"GGUF has no {grid.bits}-bit block with offsets; "
+            "use a symmetric grid, or 5 bits and fewer"
+        )
     return f"GGUF blocks hold 2 to 8 bits, not {grid.bits}; choose bits between 2 and 8"
 
 
 def pack_blocks(layer: QuantizedLinear) -> Bytes:
-    """The layer as GGUF blocks of `block_type`; a larger group repeats its scale and offset in each of its blocks.
+    """The layer as GGUF blocks of `block_type`; a larger group repeats its scale and offset in each
+    of its blocks.
 
     Fields of a block in order: d, m (not in the centred types), fifth bits (5-bit types), codes.
 
@@ -74,7 +88,9 @@ def pack_blocks(layer: QuantizedLinear) -> Bytes:
     return np.concatenate(fields, axis=-1).reshape(layer.codes.shape[0], -1)
 
 
-def stored_scales(layer: QuantizedLinear) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
+def stored_scales(
+    layer: QuantizedLinear,
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
     """Scales and offsets as the blocks store them. Shapes: (out, groups) each.
 
     Raises: BadInput if one of them is too large for float16.
@@ -85,7 +101,8 @@ def stored_scales(layer: QuantizedLinear) -> tuple[npt.NDArray[np.float16], npt.
     if not np.isfinite(used).all():
         largest = max(np.abs(layer.scales).max(), np.abs(layer.offsets).max())
         raise BadInput(
-            f"a scale or offset of {largest:.6g} exceeds float16, GGUF's scale type; use scale_dtype float16"
+            f"a scale or offset of {largest:.6g} exceeds "
+            "float16, GGUF's scale type; use scale_dtype float16"
         )
     return scales, offsets
 
@@ -123,13 +140,17 @@ def _blocked(codes: Bytes) -> Bytes:
 
 
 def _bytes_per_block(values: npt.NDArray[np.float16], layer: QuantizedLinear) -> Bytes:
-    """A float16 per group, repeated for each block of the group. Shapes: (out, groups) -> (out, blocks, 2)."""
+    """A float16 per group, repeated for each block of the group. Shapes: (out, groups) -> (out,
+    blocks, 2).
+    """
     group_of_block = layer.grid.group_index(layer.codes.shape[1])[::BLOCK_COLUMNS]
     return values[:, group_of_block, np.newaxis].view(np.uint8)
 
 
 def _nibbles(codes: Bytes) -> Bytes:
-    """Low nibble: columns 0-15 of the block; high nibble: columns 16-31. Shapes: (..., 32) -> (..., 16)."""
+    """Low nibble: columns 0-15 of the block; high nibble: columns 16-31. Shapes: (..., 32) -> (...,
+    16).
+    """
     low, high = codes[..., :16] & np.uint8(0x0F), codes[..., 16:] & np.uint8(0x0F)
     return low | (high << np.uint8(4))
 

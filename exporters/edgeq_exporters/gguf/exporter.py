@@ -30,7 +30,13 @@ from edgeq_exporters.gguf.architecture import (
     row_order,
     why_not_architecture,
 )
-from edgeq_exporters.gguf.blocks import block_type, held_by_blocks, is_widened, pack_blocks, why_not_packable
+from edgeq_exporters.gguf.blocks import (
+    block_type,
+    held_by_blocks,
+    is_widened,
+    pack_blocks,
+    why_not_packable,
+)
 from edgeq_exporters.gguf.tokenizer import tokenizer_keys, why_not_tokenizer
 
 try:
@@ -59,14 +65,18 @@ class PlannedTensor:
 
 
 class GgufExporter:
-    """Writes model.gguf and manifest.json. Integer zero points are accepted; their minimum is rounded to float16."""
+    """Writes model.gguf and manifest.json. Integer zero points are accepted; their minimum is
+    rounded to float16.
+    """
 
     name = "gguf"
     zero_kinds: Sequence[str] = ("symmetric", "offset")
     linear_only = False
     settings: Mapping[str, Any] = MappingProxyType({})
 
-    def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
+    def reject_reason(
+        self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes
+    ) -> str | None:
         """Why this model on these grids cannot be written, naming what to change; None when it can.
 
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
@@ -80,13 +90,16 @@ class GgufExporter:
         return reason or next((found for found in reasons if found is not None), None)
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
-        """What keeps a matrix on this grid out of the format, naming what to change; None when it fits."""
+        """What keeps a matrix on this grid out of the format, naming what to change; None when it
+        fits.
+        """
         return why_not_packable(shape, grid)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
         """Write both files into the directory `destination`; the same model gives the same bytes.
 
-        One tensor is in memory at a time, so every tensor is read twice: for its place, then for its bytes.
+        One tensor is in memory at a time, so every tensor is read twice: for its place, then for
+        its bytes.
 
         Raises: BadInput, before anything is written, for a model with a `reject_reason`.
         """
@@ -97,7 +110,10 @@ class GgufExporter:
             raise BadInput(f"export 'gguf': {reason}")
         path = destination / FILE_NAME
         entries = write_gguf(model, plan, path)
-        return [path, write_manifest(destination, format_name=self.name, file=FILE_NAME, entries=entries)]
+        return [
+            path,
+            write_manifest(destination, format_name=self.name, file=FILE_NAME, entries=entries),
+        ]
 
 
 def why_not_tensor(name: str, shape: tuple[int, ...], grid: Grid | None) -> str | None:
@@ -113,14 +129,18 @@ def why_not_tensor(name: str, shape: tuple[int, ...], grid: Grid | None) -> str 
 def plan_tensors(model: QuantizedModel) -> list[PlannedTensor]:
     """Name, type and shape of every tensor in the order of the file."""
     names = (name for name in model.tensor_names() if not is_derived(name))
-    return sorted((_planned(model, name) for name in names), key=lambda tensor: file_order(tensor.name))
+    return sorted(
+        (_planned(model, name) for name in names), key=lambda tensor: file_order(tensor.name)
+    )
 
 
 def _planned(model: QuantizedModel, source: str) -> PlannedTensor:
     name, grid = gguf_name(source) or source, model.grid(source)
     if grid is not None:
         kind = block_type(grid)
-        return PlannedTensor(name, source, kind.name if kind else "", model.quantized(source).codes.shape, grid)
+        return PlannedTensor(
+            name, source, kind.name if kind else "", model.quantized(source).codes.shape, grid
+        )
     array = model.dense(source)
     # llama.cpp adds and multiplies vectors in float32 and accepts no other type for them.
     type_name = "F32" if array.ndim == 1 else DENSE_TYPES[str(array.dtype)]
@@ -152,7 +172,9 @@ def write_gguf(model: QuantizedModel, plan: Sequence[PlannedTensor], path: Path)
     return entries
 
 
-def _add_keys(writer: gguf.GGUFWriter, model: QuantizedModel, plan: Sequence[PlannedTensor]) -> None:
+def _add_keys(
+    writer: gguf.GGUFWriter, model: QuantizedModel, plan: Sequence[PlannedTensor]
+) -> None:
     vocab_size = next(tensor.shape[0] for tensor in plan if tensor.source == EMBEDDING)
     writer.add_type("model")
     writer.add_name(model.name)
@@ -164,7 +186,9 @@ def _add_keys(writer: gguf.GGUFWriter, model: QuantizedModel, plan: Sequence[Pla
         _add_key(writer, key, value)
 
 
-def _add_key(writer: gguf.GGUFWriter, key: str, value: str | bool | int | float | list[str] | list[int]) -> None:
+def _add_key(
+    writer: gguf.GGUFWriter, key: str, value: str | bool | int | float | list[str] | list[int]
+) -> None:
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -178,7 +202,9 @@ def _add_key(writer: gguf.GGUFWriter, key: str, value: str | bool | int | float 
 
 
 def dominating_type(plan: Iterable[PlannedTensor]) -> str:
-    """The type of most weights of the decoder blocks; embedding and head often have a type of their own."""
+    """The type of most weights of the decoder blocks; embedding and head often have a type of their
+    own.
+    """
     weights: Counter[str] = Counter()
     for tensor in plan:
         if tensor.name.startswith("blk."):
@@ -190,7 +216,8 @@ def _add_tensor_info(writer: gguf.GGUFWriter, tensor: PlannedTensor) -> None:
     kind = gguf.GGMLQuantizationType[tensor.type_name]
     block_columns, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     size = int(np.prod(tensor.shape)) // block_columns * block_bytes
-    # The writer counts shapes in bytes for uint8 and in weights otherwise; the type itself is given.
+    # The writer counts shapes in bytes for uint8 and in weights otherwise; the type itself is
+    # given.
     writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
 
 
@@ -231,7 +258,9 @@ def _write_dense(
 
 def reordered(layer: QuantizedLinear, rows: NumpyArray) -> QuantizedLinear:
     """The layer with its rows in another order; groups run along the columns and stay whole."""
-    return replace(layer, codes=layer.codes[rows], scales=layer.scales[rows], offsets=layer.offsets[rows])
+    return replace(
+        layer, codes=layer.codes[rows], scales=layer.scales[rows], offsets=layer.offsets[rows]
+    )
 
 
 def _stored(array: NumpyArray, type_name: str) -> NumpyArray:

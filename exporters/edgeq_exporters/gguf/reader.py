@@ -28,7 +28,9 @@ class GgufReader:
         try:
             reader = gguf.GGUFReader(path)
         except (OSError, ValueError, KeyError, IndexError) as error:
-            raise BadInput(f"{str(path)!r} cannot be read ({reason_of(error)}); export again") from error
+            raise BadInput(
+                f"{str(path)!r} cannot be read ({reason_of(error)}); export again"
+            ) from error
         self.library = f"gguf {version('gguf')}"
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self._config = _config_of(reader)
@@ -47,7 +49,9 @@ class GgufReader:
             return StoredTensor(_in_checkpoint_order(dense, rows))
         codes, scales, offsets = _taken_apart(_in_checkpoint_order(data, rows), kind, grid)
         weights = gguf.dequantize(data, tensor.tensor_type)
-        return StoredTensor(_in_checkpoint_order(weights, rows), QuantizedLinear(codes, scales, offsets, grid))
+        return StoredTensor(
+            _in_checkpoint_order(weights, rows), QuantizedLinear(codes, scales, offsets, grid)
+        )
 
 
 def _config_of(reader: gguf.GGUFReader) -> dict[str, Any]:
@@ -73,17 +77,29 @@ def _in_checkpoint_order(array: NumpyArray, rows: NumpyArray | None) -> NumpyArr
     return ordered
 
 
-def _taken_apart(data: NumpyArray, kind: str, grid: Grid) -> tuple[NumpyArray, NumpyArray, NumpyArray]:
-    """Codes, scales and offsets of blocks; of a group's blocks the first one speaks. Shapes: data (out, bytes)."""
+def _taken_apart(
+    data: NumpyArray, kind: str, grid: Grid
+) -> tuple[NumpyArray, NumpyArray, NumpyArray]:
+    """Codes, scales and offsets of blocks; of a group's blocks the first one speaks. Shapes: data
+    (out, bytes).
+    """
     bits, numbers = BITS[kind], 2 if kind in WITH_MINIMUM else 1
-    blocks = np.ascontiguousarray(data).view(np.uint8).reshape(len(data), -1, 2 * numbers + COLUMNS * bits // 8)
+    blocks = (
+        np.ascontiguousarray(data)
+        .view(np.uint8)
+        .reshape(len(data), -1, 2 * numbers + COLUMNS * bits // 8)
+    )
     floats = blocks[..., : 2 * numbers].copy().view("<f2").astype(np.float32)
     codes = _codes(blocks[..., 2 * numbers :], bits).reshape(len(data), -1)
     first = [low // COLUMNS for low, _ in grid.group_bounds(codes.shape[1])]
     scales = floats[:, first, 0]
     if numbers == 2:
         return codes, scales, floats[:, first, 1]
-    return codes - np.uint8(2 ** (bits - 1) - grid.middle), scales, -scales * np.float32(grid.middle)
+    return (
+        codes - np.uint8(2 ** (bits - 1) - grid.middle),
+        scales,
+        -scales * np.float32(grid.middle),
+    )
 
 
 def _codes(fields: NumpyArray, bits: int) -> NumpyArray:

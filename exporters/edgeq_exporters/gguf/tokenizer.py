@@ -18,7 +18,12 @@ LLAMA_3_WORDS = (
 QWEN2_WORDS = LLAMA_3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 WORD_PATTERNS = {LLAMA_3_WORDS: "llama-bpe", QWEN2_WORDS: "qwen2"}
 
-SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # Hugging Face's name -> GGUF's
+SPECIAL_TOKENS = {
+    "bos": "bos",
+    "eos": "eos",
+    "unk": "unknown",
+    "pad": "padding",
+}  # Hugging Face's name -> GGUF's
 
 Json = Mapping[str, Any]
 
@@ -46,16 +51,24 @@ class TokenizerFiles:
     def ids(self) -> dict[str, int]:
         """Token -> id, added tokens included."""
         ids = dict(self.tokenizer["model"]["vocab"])
-        return ids | {added["content"]: added["id"] for added in self.tokenizer.get("added_tokens") or []}
+        return ids | {
+            added["content"]: added["id"] for added in self.tokenizer.get("added_tokens") or []
+        }
 
 
-def why_not_tokenizer(companions: Mapping[str, bytes], config: Json, *, vocab_size: int) -> str | None:
-    """What about a tokenizer the GGUF exporter cannot write, naming what was found; None when it can.
+def why_not_tokenizer(
+    companions: Mapping[str, bytes], config: Json, *, vocab_size: int
+) -> str | None:
+    """What about a tokenizer the GGUF exporter cannot write, naming what was found; None when it
+    can.
 
     Raises: BadInput for a file that is not a JSON object.
     """
     if "tokenizer.json" not in companions:
-        return "the model has no tokenizer.json; save one next to it with transformers' save_pretrained"
+        return (
+            "the model has no tokenizer.json; save one "
+            "next to it with transformers' save_pretrained"
+        )
     files = TokenizerFiles.read(companions, config)
     damage = _why_not_readable(companions["tokenizer.json"]) or _why_not_template(files)
     if damage is not None:
@@ -64,29 +77,41 @@ def why_not_tokenizer(companions: Mapping[str, bytes], config: Json, *, vocab_si
     if reason is None and pre_tokenizer_name(files.tokenizer) is None:
         reason = _unknown_splitting(files.tokenizer)
     if reason is not None:
-        return f"{reason}; GGUF export knows byte-level BPE of the Llama 3, Qwen2, SmolLM and GPT-2 kinds"
+        return (
+            f"{reason}; GGUF export knows byte-level BPE "
+            "of the Llama 3, Qwen2, SmolLM and GPT-2 kinds"
+        )
     return _why_not_ids(files, vocab_size)
 
 
 def _why_not_ids(files: TokenizerFiles, vocab_size: int) -> str | None:
     largest, special = max(files.ids().values(), default=-1), special_ids(files)
     if largest >= vocab_size:
-        return f"token id {largest} lies outside the {vocab_size} rows of the embedding; use this model's own tokenizer"
+        return (
+            f"token id {largest} lies outside the {vocab_size} "
+            "rows of the embedding; use this model's own tokenizer"
+        )
     for name, token_id in special.items():
         if token_id >= vocab_size:
             return (
-                f"{name}_token_id {token_id} lies outside the {vocab_size} rows of the embedding; correct it in "
+                f"{name}_token_id {token_id} lies outside the "
+                f"{vocab_size} rows of the embedding; correct it in "
                 "config.json"
             )
     if "eos" not in special:
-        return "neither tokenizer_config.json nor config.json names an end-of-sequence token; set eos_token"
+        return (
+            "neither tokenizer_config.json nor config.json "
+            "names an end-of-sequence token; set eos_token"
+        )
     return None
 
 
 def tokenizer_keys(
     companions: Mapping[str, bytes], config: Json, *, vocab_size: int
 ) -> Iterator[tuple[str, str | bool | int | list[str] | list[int]]]:
-    """All tokenizer keys of a tokenizer that `why_not_tokenizer` accepts. Units: a lone int is stored as uint32."""
+    """All tokenizer keys of a tokenizer that `why_not_tokenizer` accepts. Units: a lone int is
+    stored as uint32.
+    """
     files = TokenizerFiles.read(companions, config)
     tokens, types = padded_vocabulary(files.tokenizer, vocab_size=vocab_size)
     yield "tokenizer.ggml.model", "gpt2"
@@ -105,23 +130,28 @@ def tokenizer_keys(
 def _special_keys(files: TokenizerFiles) -> Iterator[tuple[str, bool | int]]:
     for name, token_id in special_ids(files).items():
         yield f"tokenizer.ggml.{SPECIAL_TOKENS[name]}_token_id", token_id
-    # Without the key for bos llama.cpp goes by the pre-tokenizer's name; eos it leaves out on its own.
+    # Without the key for bos llama.cpp goes by the pre-tokenizer's name; eos it leaves out on its
+    # own.
     yield "tokenizer.ggml.add_bos_token", adds_token(files, "bos")
     if adds_token(files, "eos"):
         yield "tokenizer.ggml.add_eos_token", True
 
 
 def pre_tokenizer_name(tokenizer: Json) -> str | None:
-    """llama.cpp's name for the way a tokenizer splits text into words; None if it is none of the known ones.
+    """llama.cpp's name for the way a tokenizer splits text into words; None if it is none of the
+    known ones.
 
-    llama.cpp normalizes nothing. Qwen2's NFC leaves text unchanged that is composed already, as nearly all text is.
+    llama.cpp normalizes nothing. Qwen2's NFC leaves text unchanged that is composed already, as
+    nearly all text is.
     """
     normalizer = (tokenizer.get("normalizer") or {}).get("type")
     name = _splitting_name(_steps(tokenizer.get("pre_tokenizer")))
     if normalizer is not None and (normalizer, name) != ("NFC", "qwen2"):
         return None
     takes_whole_words = bool(tokenizer["model"].get("ignore_merges"))
-    if name == "llama-bpe":  # llama.cpp looks words up before merging under this name, and under the other it does not
+    if (
+        name == "llama-bpe"
+    ):  # llama.cpp looks words up before merging under this name, and under the other it does not
         return name if takes_whole_words else "smaug-bpe"
     return None if takes_whole_words else name
 
@@ -133,16 +163,23 @@ def padded_vocabulary(tokenizer: Json, *, vocab_size: int) -> tuple[list[str], l
     for token, token_id in tokenizer["model"]["vocab"].items():
         tokens[token_id], types[token_id] = token, NORMAL
     for added in tokenizer.get("added_tokens") or []:
-        tokens[added["id"]], types[added["id"]] = added["content"], CONTROL if added["special"] else USER_DEFINED
+        tokens[added["id"]], types[added["id"]] = (
+            added["content"],
+            CONTROL if added["special"] else USER_DEFINED,
+        )
     return tokens, types
 
 
 def special_ids(files: TokenizerFiles) -> dict[str, int]:
-    """Ids of the bos, eos, unk and pad tokens that the tokenizer's files, or else the model's config, name."""
+    """Ids of the bos, eos, unk and pad tokens that the tokenizer's files, or else the model's
+    config, name.
+    """
     ids, found = files.ids(), {}
     for name in SPECIAL_TOKENS:
         named = [_content(source.get(f"{name}_token")) for source in (files.settings, files.named)]
-        known = [ids[token] for token in named if token in ids] + _configured_ids(files.config, name)
+        known = [ids[token] for token in named if token in ids] + _configured_ids(
+            files.config, name
+        )
         if known:
             found[name] = known[0]
     return found
@@ -154,7 +191,9 @@ def adds_token(files: TokenizerFiles, name: str) -> bool:
     if token_id is None:
         return False
     end = 0 if name == "bos" else -1
-    ends = [template[end].get("SpecialToken", {}).get("id") for template in _templates(files.tokenizer)]
+    ends = [
+        template[end].get("SpecialToken", {}).get("id") for template in _templates(files.tokenizer)
+    ]
     by_template = token_id in [files.ids().get(token) for token in ends if token is not None]
     return by_template or files.settings.get(f"add_{name}_token") is True
 
@@ -168,7 +207,9 @@ def chat_template(files: TokenizerFiles) -> str | None:
         return files.template.decode()
     template = files.settings.get("chat_template")
     if isinstance(template, list):
-        template = next((named["template"] for named in template if named["name"] == "default"), None)
+        template = next(
+            (named["template"] for named in template if named["name"] == "default"), None
+        )
     if template is None:
         return None
     if not isinstance(template, str):
@@ -181,16 +222,23 @@ def _why_not_template(files: TokenizerFiles) -> str | None:
     try:
         chat_template(files)
     except (ValueError, KeyError, TypeError) as error:
-        where = "chat_template in tokenizer_config.json" if files.template is None else "chat_template.jinja"
+        where = (
+            "chat_template in tokenizer_config.json"
+            if files.template is None
+            else "chat_template.jinja"
+        )
         return (
-            f"{where} is malformed ({type(error).__name__}: {reason_of(error)}); it must be UTF-8 text, or a list of "
+            f"{where} is malformed ({type(error).__name__}: "
+            f"{reason_of(error)}); it must be UTF-8 text, or a list of "
             "objects with name and template"
         )
     return None
 
 
 def _why_not_readable(tokenizer: bytes) -> str | None:
-    """What the tokenizers library has against the file: wrong types, unknown parts, merges without tokens."""
+    """What the tokenizers library has against the file: wrong types, unknown parts, merges without
+    tokens.
+    """
     try:
         Tokenizer.from_str(tokenizer.decode())
     except Exception as error:  # the library raises bare Exception for any malformed file
@@ -230,11 +278,17 @@ def _splitting_name(steps: list[Json]) -> str | None:
 
 
 def _splits_digits(steps: list[Json]) -> bool:
-    return len(steps) == 1 and steps[0].get("type") == "Digits" and steps[0].get("individual_digits") is True
+    return (
+        len(steps) == 1
+        and steps[0].get("type") == "Digits"
+        and steps[0].get("individual_digits") is True
+    )
 
 
 def _word_pattern(steps: list[Json]) -> str:
-    """The expression of a lone Split that keeps what it finds as words of their own; else nothing."""
+    """The expression of a lone Split that keeps what it finds as words of their own; else
+    nothing.
+    """
     if len(steps) != 1 or steps[0].get("type") != "Split":
         return ""
     if steps[0].get("behavior") != "Isolated" or steps[0].get("invert"):
@@ -245,7 +299,11 @@ def _word_pattern(steps: list[Json]) -> str:
 def _templates(tokenizer: Json) -> list[list[Json]]:
     """What the post-processor makes of a single text, in pieces."""
     steps = _steps(tokenizer.get("post_processor"), key="processors")
-    return [step["single"] for step in steps if step.get("type") == "TemplateProcessing" and step.get("single")]
+    return [
+        step["single"]
+        for step in steps
+        if step.get("type") == "TemplateProcessing" and step.get("single")
+    ]
 
 
 def _steps(part: Json | None, *, key: str = "pretokenizers") -> list[Json]:
@@ -278,5 +336,7 @@ def _read(companions: Mapping[str, bytes], name: str) -> dict[str, Any]:
             f"'{name}' of the model is not valid JSON: {reason_of(error)}; download the model again"
         ) from error
     if not isinstance(content, dict):
-        raise BadInput(f"'{name}' of the model holds a JSON {type(content).__name__}; it must hold an object")
+        raise BadInput(
+            f"'{name}' of the model holds a JSON {type(content).__name__}; it must hold an object"
+        )
     return content

@@ -23,7 +23,8 @@ from edgeq_exporters.hugging_face.directory import (
     write,
 )
 
-# Other bits are packed in two ways, older releases leaving bits of each word unused; both read these alike.
+# Other bits are packed in two ways, older releases leaving bits of each word unused; both read
+# these alike.
 BITS = (2, 4, 8)
 
 
@@ -35,24 +36,37 @@ class CompressedTensorsExporter:
     linear_only = True
     settings: Mapping[str, Any] = MappingProxyType({})
 
-    def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
-        """Why this model on these grids cannot be written, naming what to change; None when it can."""
+    def reject_reason(
+        self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes
+    ) -> str | None:
+        """Why this model on these grids cannot be written, naming what to change; None when it
+        can.
+        """
         return reject_reason(PACK_QUANTIZED, config, grids)
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
-        """What keeps a matrix on this grid out of the format, naming what to change; None when it fits."""
+        """What keeps a matrix on this grid out of the format, naming what to change; None when it
+        fits.
+        """
         return why_not_grid(shape, grid)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory. Raises: BadInput, before anything is written, for a model with a `reject_reason`."""
+        """Write the directory. Raises: BadInput, before anything is written, for a model with a
+        `reject_reason`.
+        """
         return write(PACK_QUANTIZED, model, destination)
 
 
 def why_not_grid(shape: Shape, grid: Grid) -> str | None:
-    """What keeps a linear layer out of pack-quantized and what to change; None when it fits. Shapes: (out, in)."""
+    """What keeps a linear layer out of pack-quantized and what to change; None when it fits.
+    Shapes: (out, in).
+    """
     in_features = shape[1]
     if grid.bits not in BITS:
-        return f"releases of compressed-tensors pack {grid.bits} bits in different ways; choose 2, 4 or 8"
+        return (
+            f"releases of compressed-tensors pack {grid.bits} "
+            "bits in different ways; choose 2, 4 or 8"
+        )
     if grid.outlier_columns:
         return why_not_outliers(grid, "compressed-tensors")
     if grid.zeros == "offset":
@@ -67,20 +81,23 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
 
 
 def pack(module: str, layer: QuantizedLinear) -> Packed:
-    """weight_packed, weight_scale, weight_shape, weight_zero_point (not on symmetric grids), and the layer held.
+    """weight_packed, weight_scale, weight_shape, weight_zero_point (not on symmetric grids), and
+    the layer held.
 
-    Words are little-endian bit streams along the inputs for codes and along the outputs for zero points.
+    Words are little-endian bit streams along the inputs for codes and along the outputs for zero
+    points.
 
-    Shapes: codes (out, in) -> weight_packed (out, ceil(in * bits / 32)), weight_scale (out, groups),
-    weight_zero_point (ceil(out * bits / 32), groups).
-    Raises: BadInput if a scale is too large for the grid's scale_dtype.
+    Shapes: codes (out, in) -> weight_packed (out, ceil(in * bits / 32)), weight_scale (out,
+    groups), weight_zero_point (ceil(out * bits / 32), groups). Raises: BadInput if a scale is too
+    large for the grid's scale_dtype.
     """
     grid = layer.grid
     with np.errstate(over="ignore"):
         scales = layer.scales.astype(DTYPES[grid.scale_dtype])
     if not np.isfinite(scales).all():
         raise BadInput(
-            f"tensor '{module}.weight': a scale of {np.abs(layer.scales).max():.6g} exceeds {grid.scale_dtype};"
+            f"tensor '{module}.weight': a scale of "
+            f"{np.abs(layer.scales).max():.6g} exceeds {grid.scale_dtype};"
             " use scale_dtype bfloat16 or float32"
         )
     tensors = {
@@ -96,13 +113,17 @@ def pack(module: str, layer: QuantizedLinear) -> Packed:
 
 
 def settings(linear: Shapes) -> Mapping[str, Any]:
-    """The quantization_config: one group per grid; every Linear where there is one grid, else by pattern."""
+    """The quantization_config: one group per grid; every Linear where there is one grid, else by
+    pattern.
+    """
     modules = dict(layers_by_grid(linear))
     dense = modules.pop(None, [])
     groups = {}
     for number, (grid, names) in enumerate(modules.items()):
         assert grid is not None
-        targets = ["Linear"] if len(modules) == 1 else [f"re:{pattern}" for pattern in patterns_of(names)]
+        targets = (
+            ["Linear"] if len(modules) == 1 else [f"re:{pattern}" for pattern in patterns_of(names)]
+        )
         groups[f"group_{number}"] = {
             "targets": targets,
             "weights": _arguments(grid),
@@ -131,5 +152,9 @@ def _arguments(grid: Grid) -> dict[str, Any]:
 
 
 PACK_QUANTIZED = LinearFormat(
-    name="compressed-tensors", type_name="pack-quantized", why_not_grid=why_not_grid, pack=pack, settings=settings
+    name="compressed-tensors",
+    type_name="pack-quantized",
+    why_not_grid=why_not_grid,
+    pack=pack,
+    settings=settings,
 )

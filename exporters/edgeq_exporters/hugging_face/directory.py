@@ -1,4 +1,6 @@
-"""Directories of transformers and vLLM whose linear layers are packed; embedding and head are dense there."""
+"""Directories of transformers and vLLM whose linear layers are packed; embedding and head are dense
+there.
+"""
 
 import re
 from collections import Counter, defaultdict
@@ -13,7 +15,14 @@ from edgeq.checkpoint.reader import describe_grid
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
-from edgeq_exporters.common.decoder import Shape, Shapes, check_shape, claimed_grids, planned_grids, why_not_tensors
+from edgeq_exporters.common.decoder import (
+    Shape,
+    Shapes,
+    check_shape,
+    claimed_grids,
+    planned_grids,
+    why_not_tensors,
+)
 from edgeq_exporters.common.manifest import Entry, hash_of_layer, quantized_entry
 from edgeq_exporters.common.safetensors_directory import (
     DTYPES,
@@ -23,7 +32,11 @@ from edgeq_exporters.common.safetensors_directory import (
     write_directory,
 )
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+}
 FUSED = {  # vLLM computes these as one matrix, under this name
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
@@ -39,8 +52,8 @@ Packed = tuple[Mapping[str, NumpyArray], QuantizedLinear]
 class LinearFormat:
     """What two formats of this kind do differently.
 
-    pack gives the tensors of a weight named P.weight and the layer as they hold it; settings gives the
-    quantization_config of a model from the grids of its linear layers.
+    pack gives the tensors of a weight named P.weight and the layer as they hold it; settings gives
+    the quantization_config of a model from the grids of its linear layers.
     """
 
     name: str
@@ -57,7 +70,10 @@ def reject_reason(kind: LinearFormat, config: Config, grids: Shapes) -> str | No
     """
     model_type = config.get("model_type")
     if model_type not in ARCHITECTURES:
-        return f"model_type '{model_type}' is not supported; {kind.name} export knows {', '.join(ARCHITECTURES)}"
+        return (
+            f"model_type '{model_type}' is not supported; "
+            f"{kind.name} export knows {', '.join(ARCHITECTURES)}"
+        )
 
     def why_not(name: str, shape: Shape, grid: Grid) -> str | None:
         return kind.why_not_grid(shape, grid) if is_linear(name) else None
@@ -77,16 +93,25 @@ def why_not_fused(grids: Shapes) -> str | None:
         for members in FUSED.values():
             if parts is None or parts[2] != members[0]:
                 continue
-            found = [grids.get(f"model.layers.{parts[1]}.{member}.weight", ((), None))[1] for member in members]
+            found = [
+                grids.get(f"model.layers.{parts[1]}.{member}.weight", ((), None))[1]
+                for member in members
+            ]
             if len(set(found)) > 1:
-                kinds = ", ".join("dense" if grid is None else describe_grid(grid) for grid in found)
+                kinds = ", ".join(
+                    "dense" if grid is None else describe_grid(grid) for grid in found
+                )
                 names = ", ".join(member.rsplit(".", 1)[-1] for member in members)
-                return f"layer 'model.layers.{parts[1]}': vLLM fuses {names}, which have {kinds}; give them one grid"
+                return (
+                    f"layer 'model.layers.{parts[1]}': vLLM fuses "
+                    f"{names}, which have {kinds}; give them one grid"
+                )
     return None
 
 
 def write(kind: LinearFormat, model: QuantizedModel, destination: Path) -> list[Path]:
-    """Write the directory; the result starts with `destination` itself, which is what runtimes are given.
+    """Write the directory; the result starts with `destination` itself, which is what runtimes are
+    given.
 
     The tensors of one shard are in memory at a time. The same model gives the same bytes.
 
@@ -103,7 +128,8 @@ def write(kind: LinearFormat, model: QuantizedModel, destination: Path) -> list[
         format_name=kind.name,
         label="pt",
         sizes={
-            name: _bytes_of(shape, grid if name in linear else None, dense) for name, (shape, grid) in grids.items()
+            name: _bytes_of(shape, grid if name in linear else None, dense)
+            for name, (shape, grid) in grids.items()
         },
         make=partial(_tensor, kind, model, grids, dense),
         config=_config(kind, model.config, linear, dense),
@@ -112,10 +138,13 @@ def write(kind: LinearFormat, model: QuantizedModel, destination: Path) -> list[
     return write_directory(content, destination)
 
 
-def _config(kind: LinearFormat, config: Config, linear: Shapes, dense: ScaleDtype) -> dict[str, Any]:
+def _config(
+    kind: LinearFormat, config: Config, linear: Shapes, dense: ScaleDtype
+) -> dict[str, Any]:
     written = {key: value for key, value in config.items() if key not in NOT_COPIED}
     written["architectures"] = [ARCHITECTURES[config["model_type"]]]
-    # What this file leaves out, transformers fills with its own default, which for a llama is an untied head.
+    # What this file leaves out, transformers fills with its own default, which for a llama is an
+    # untied head.
     written["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
     written["torch_dtype"] = dense
     if any(grid is not None for _, grid in linear.values()):
@@ -142,9 +171,13 @@ def _tensor(
     layer = model.quantized(name)
     check_shape(kind.name, name, layer.codes.shape, shape)
     if not is_linear(name):
-        return make_dense(name, layer.dequantized(), dense, digest=hash_of_layer(layer), solved_on=grid)
+        return make_dense(
+            name, layer.dequantized(), dense, digest=hash_of_layer(layer), solved_on=grid
+        )
     tensors, stored = kind.pack(name.removesuffix(".weight"), layer)
-    entry = quantized_entry(name=name, source=name, type_name=kind.type_name, layer=layer, stored=stored)
+    entry = quantized_entry(
+        name=name, source=name, type_name=kind.type_name, layer=layer, stored=stored
+    )
     return tensors, entry
 
 
@@ -166,9 +199,11 @@ def layers_by_grid(linear: Shapes) -> Mapping[Grid | None, Sequence[str]]:
 
 
 def patterns_of(modules: Iterable[str]) -> list[str]:
-    """Regular expressions that match these modules, and what vLLM fuses them into, at the start of a tensor's name.
+    """Regular expressions that match these modules, and what vLLM fuses them into, at the start of
+    a tensor's name.
 
-    onnxruntime-genai matches whole tensor names, the other readers module paths: a pattern ends at a dot or the end.
+    onnxruntime-genai matches whole tensor names, the other readers module paths: a pattern ends at
+    a dot or the end.
     """
     blocks: defaultdict[str, set[int]] = defaultdict(set)
     for module in modules:

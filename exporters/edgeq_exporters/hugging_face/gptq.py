@@ -1,4 +1,6 @@
-"""GPTQ directories (quant_method gptq, checkpoint_format gptq, also called v1) for transformers, vLLM, GPTQModel."""
+"""GPTQ directories (quant_method gptq, checkpoint_format gptq, also called v1) for transformers,
+vLLM, GPTQModel.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,21 +39,31 @@ class GptqExporter:
     linear_only = True
     settings: Mapping[str, Any] = MappingProxyType({})
 
-    def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
-        """Why this model on these grids cannot be written, naming what to change; None when it can."""
+    def reject_reason(
+        self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes
+    ) -> str | None:
+        """Why this model on these grids cannot be written, naming what to change; None when it
+        can.
+        """
         return reject_reason(GPTQ, config, grids)
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
-        """What keeps a matrix on this grid out of the format, naming what to change; None when it fits."""
+        """What keeps a matrix on this grid out of the format, naming what to change; None when it
+        fits.
+        """
         return why_not_grid(shape, grid)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory. Raises: BadInput, before anything is written, for a model with a `reject_reason`."""
+        """Write the directory. Raises: BadInput, before anything is written, for a model with a
+        `reject_reason`.
+        """
         return write(GPTQ, model, destination)
 
 
 def why_not_grid(shape: Shape, grid: Grid) -> str | None:
-    """What keeps a linear layer out of GPTQ's packing and what to change; None when it fits. Shapes: (out, in)."""
+    """What keeps a linear layer out of GPTQ's packing and what to change; None when it fits.
+    Shapes: (out, in).
+    """
     in_features = shape[1]
     if grid.bits not in BITS:
         return f"GPTQ packs 2, 3, 4 or 8 bits, not {grid.bits}; choose one of them"
@@ -60,7 +72,10 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
     if grid.zeros == "offset":
         return "GPTQ has no free offsets; use a symmetric grid or zeros = 'integer'"
     if grid.group_size is not None and grid.group_size % 32:
-        return f"group_size {grid.group_size} is not a multiple of 32, GPTQ's rule; choose 32, 64, 128 or 'row'"
+        return (
+            f"group_size {grid.group_size} is not a multiple "
+            "of 32, GPTQ's rule; choose 32, 64, 128 or 'row'"
+        )
     if grid.group_size is not None and in_features % grid.group_size:
         fitting = [str(size) for size in (32, 64, 128) if in_features % size == 0]
         return (
@@ -84,18 +99,19 @@ def _why_not_words(shape: Shape, grid: Grid) -> str | None:
 def pack(module: str, layer: QuantizedLinear) -> Packed:
     """qweight, qzeros, scales and g_idx of a layer, and the layer as they hold it.
 
-    Words are little-endian bit streams along the inputs for codes and along the outputs for zero points, which v1
-    stores less one; groups with a zero point of 0 are written from their other end. Scales may be negative.
+    Words are little-endian bit streams along the inputs for codes and along the outputs for zero
+    points, which v1 stores less one; groups with a zero point of 0 are written from their other
+    end. Scales may be negative.
 
-    Shapes: codes (out, in) -> qweight (in * bits / 32, out), qzeros (groups, out * bits / 32), scales (groups, out),
-    g_idx (in,).
-    Raises: BadInput if a scale is too large for float16.
+    Shapes: codes (out, in) -> qweight (in * bits / 32, out), qzeros (groups, out * bits / 32),
+    scales (groups, out), g_idx (in,). Raises: BadInput if a scale is too large for float16.
     """
     with np.errstate(over="ignore"):
         scales = layer.scales.astype(np.float16)
     if not np.isfinite(scales).all():
         raise BadInput(
-            f"tensor '{module}.weight': a scale of {np.abs(layer.scales).max():.6g} exceeds float16, in which GPTQ "
+            f"tensor '{module}.weight': a scale of "
+            f"{np.abs(layer.scales).max():.6g} exceeds float16, in which GPTQ "
             "holds scales; use scale_dtype float16"
         )
     zeros = np.float32(layer.grid.middle) if layer.grid.zeros == "symmetric" else layer.zeros
@@ -115,7 +131,9 @@ def _words(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
 
 
 def settings(linear: Shapes) -> Mapping[str, Any]:
-    """The quantization_config: the commonest grid, and by pattern what differs; dense layers are excluded."""
+    """The quantization_config: the commonest grid, and by pattern what differs; dense layers are
+    excluded.
+    """
     default = commonest_grid(linear)
     dynamic: dict[str, Any] = {}
     for grid, modules in layers_by_grid(linear).items():
@@ -141,4 +159,6 @@ def _scheme(grid: Grid) -> dict[str, Any]:
     return {"bits": grid.bits, "group_size": group_size, "sym": grid.zeros == "symmetric"}
 
 
-GPTQ = LinearFormat(name="gptq", type_name="GPTQ", why_not_grid=why_not_grid, pack=pack, settings=settings)
+GPTQ = LinearFormat(
+    name="gptq", type_name="GPTQ", why_not_grid=why_not_grid, pack=pack, settings=settings
+)

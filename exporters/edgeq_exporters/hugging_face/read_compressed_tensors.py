@@ -1,4 +1,6 @@
-"""Exported compressed-tensors directories, read back by the library's own unpacking where it is installed."""
+"""Exported compressed-tensors directories, read back by the library's own unpacking where it is
+installed.
+"""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -40,20 +42,30 @@ class CompressedTensorsReader:
         scales = self._files.array(f"{module}.weight_scale").astype(np.float32)
         rows, columns = (int(size) for size in self._files.array(f"{module}.weight_shape"))
         words = self._files.array(f"{module}.weight_packed")
-        zero_words = self._files.array(f"{module}.weight_zero_point").T if grid.zeros == "integer" else None
+        zero_words = (
+            self._files.array(f"{module}.weight_zero_point").T if grid.zeros == "integer" else None
+        )
         codes = unpack_words(_unsigned(words), grid.bits, columns)
         middle = np.full(scales.shape, grid.middle, np.uint8)
-        zeros = middle if zero_words is None else unpack_words(_unsigned(zero_words), grid.bits, rows).T
+        zeros = (
+            middle if zero_words is None else unpack_words(_unsigned(zero_words), grid.bits, rows).T
+        )
         layer = QuantizedLinear(codes, scales, -scales * zeros, grid)
         if self._helpers is not None:
             codes = self._unpacked(words, grid, (rows, columns))
-            zeros = middle if zero_words is None else self._unpacked(zero_words, grid, (len(zero_words), rows)).T
+            zeros = (
+                middle
+                if zero_words is None
+                else self._unpacked(zero_words, grid, (len(zero_words), rows)).T
+            )
         index = grid.group_index(columns)
         weights = scales[:, index] * (codes.astype(np.float32) - zeros[:, index])
         return StoredTensor(weights, layer)
 
     def _unpacked(self, words: NumpyArray, grid: Grid, shape: tuple[int, int]) -> NumpyArray:
-        """Codes as the library unpacks them, which gives them less half their range. Shapes: (rows, words)."""
+        """Codes as the library unpacks them, which gives them less half their range. Shapes: (rows,
+        words).
+        """
         signed = self._helpers.unpack_from_int32(
             self._torch.from_numpy(np.ascontiguousarray(words)), grid.bits, self._torch.Size(shape)
         )

@@ -1,4 +1,6 @@
-"""Exported GPTQ directories, read back with NumPy: the libraries of the format compile kernels when installed."""
+"""Exported GPTQ directories, read back with NumPy: the libraries of the format compile kernels when
+installed.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,9 @@ from edgeq_exporters.common.read_safetensors import TensorFiles, module_of
 
 
 class GptqReader:
-    """An ExportReader. A zero point is the stored one plus 1, as every reader of checkpoint_format gptq has it."""
+    """An ExportReader. A zero point is the stored one plus 1, as every reader of checkpoint_format
+    gptq has it.
+    """
 
     library = "edgeq (no library of this format is needed)"
 
@@ -28,10 +32,13 @@ class GptqReader:
         if grid is None:
             return StoredTensor(self._files.array(entry["name"]))
         words, zero_words, scales, index = (
-            self._files.array(f"{module}.{part}") for part in ("qweight", "qzeros", "scales", "g_idx")
+            self._files.array(f"{module}.{part}")
+            for part in ("qweight", "qzeros", "scales", "g_idx")
         )
         codes = unpack_words(_unsigned(words.T), grid.bits, len(index))
-        zeros = unpack_words(_unsigned(zero_words), grid.bits, scales.shape[1]).astype(np.float32) + 1
+        zeros = (
+            unpack_words(_unsigned(zero_words), grid.bits, scales.shape[1]).astype(np.float32) + 1
+        )
         of_group = scales.astype(np.float32)
         layer = QuantizedLinear(codes, of_group.T.copy(), (-of_group * zeros).T.copy(), grid)
         weights = of_group[index].T * (codes - zeros[index].T)

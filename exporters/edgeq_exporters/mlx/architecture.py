@@ -17,16 +17,29 @@ def exported_config(config: Config, grids: Shapes) -> dict[str, Any]:
 
 
 def quantization(grids: Shapes) -> dict[str, Any]:
-    """The grid of most weights in blocks as the default, then every module that differs; false for dense ones."""
+    """The grid of most weights in blocks as the default, then every module that differs; false for
+    dense ones.
+    """
     settings = {
-        name.removesuffix(".weight"): _settings(grid) for name, (shape, grid) in grids.items() if len(shape) == 2
+        name.removesuffix(".weight"): _settings(grid)
+        for name, (shape, grid) in grids.items()
+        if len(shape) == 2
     }
     default = _settings(_commonest_grid(grids))
-    return {**default, **{module: of_module or False for module, of_module in settings.items() if of_module != default}}
+    return {
+        **default,
+        **{
+            module: of_module or False
+            for module, of_module in settings.items()
+            if of_module != default
+        },
+    }
 
 
 def _commonest_grid(grids: Shapes) -> Grid:
-    """Embedding and head, which often have a grid of their own, count only where nothing else is quantized."""
+    """Embedding and head, which often have a grid of their own, count only where nothing else is
+    quantized.
+    """
     everywhere: Counter[Grid] = Counter()
     in_blocks: Counter[Grid] = Counter()
     for name, ((rows, *columns), grid) in grids.items():
@@ -38,4 +51,6 @@ def _commonest_grid(grids: Shapes) -> Grid:
 
 
 def _settings(grid: Grid | None) -> dict[str, Any]:
-    return {} if grid is None else {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
+    return (
+        {} if grid is None else {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
+    )

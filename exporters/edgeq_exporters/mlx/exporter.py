@@ -10,35 +10,56 @@ from edgeq.architectures.mlx_config import why_not_mlx
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, ScaleDtype
-from edgeq_exporters.common.decoder import Shape, Shapes, check_shape, claimed_grids, planned_grids, why_not_tensors
+from edgeq_exporters.common.decoder import (
+    Shape,
+    Shapes,
+    check_shape,
+    claimed_grids,
+    planned_grids,
+    why_not_tensors,
+)
 from edgeq_exporters.common.manifest import Entry, quantized_entry
-from edgeq_exporters.common.safetensors_directory import DirectoryContent, dense_dtype, make_dense, write_directory
+from edgeq_exporters.common.safetensors_directory import (
+    DirectoryContent,
+    dense_dtype,
+    make_dense,
+    write_directory,
+)
 from edgeq_exporters.mlx.architecture import exported_config
 from edgeq_exporters.mlx.tensors import quantized_tensors, stored_bytes, why_not_grid
 
 
 class MlxExporter:
-    """Writes the directory that mlx-lm loads. Integer zero points are accepted; their offsets are rounded."""
+    """Writes the directory that mlx-lm loads. Integer zero points are accepted; their offsets are
+    rounded.
+    """
 
     name = "mlx"
     zero_kinds: Sequence[str] = ("symmetric", "offset")
     linear_only = False
     settings: Mapping[str, Any] = MappingProxyType({})
 
-    def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
+    def reject_reason(
+        self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes
+    ) -> str | None:
         """Why this model on these grids cannot be written, naming what to change; None when it can.
 
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
         Raises: BadInput for a config whose sizes are not positive whole numbers.
         """
-        return why_not_mlx(config) or why_not_tensors(config, grids, _why_not_tensor, runtime="mlx-lm")
+        return why_not_mlx(config) or why_not_tensors(
+            config, grids, _why_not_tensor, runtime="mlx-lm"
+        )
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
-        """What keeps a matrix on this grid out of the format, naming what to change; None when it fits."""
+        """What keeps a matrix on this grid out of the format, naming what to change; None when it
+        fits.
+        """
         return why_not_grid(shape, grid)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory; the result starts with `destination` itself, which is what mlx-lm is given.
+        """Write the directory; the result starts with `destination` itself, which is what mlx-lm is
+        given.
 
         The tensors of one shard are in memory at a time. The same model gives the same bytes.
 
@@ -78,4 +99,6 @@ def _tensor(
     layer = model.quantized(name)
     check_shape("mlx", name, layer.codes.shape, shape)
     tensors, stored = quantized_tensors(name, layer)
-    return tensors, quantized_entry(name=name, source=name, type_name="affine", layer=layer, stored=stored)
+    return tensors, quantized_entry(
+        name=name, source=name, type_name="affine", layer=layer, stored=stored
+    )

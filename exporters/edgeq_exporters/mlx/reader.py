@@ -1,4 +1,6 @@
-"""Exported MLX directories, read back: words unpacked here, weights by MLX where it is installed."""
+"""Exported MLX directories, read back: words unpacked here, weights by MLX where it is
+installed.
+"""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -31,11 +33,16 @@ class MlxReader:
         words = self._files.array(entry["name"])
         if grid is None:
             return StoredTensor(words)
-        scales, offsets = (self._files.array(f"{module}.{part}").astype(np.float32) for part in ("scales", "biases"))
+        scales, offsets = (
+            self._files.array(f"{module}.{part}").astype(np.float32)
+            for part in ("scales", "biases")
+        )
         codes = unpack_words(words, grid.bits, words.shape[1] * 32 // grid.bits)
         layer = QuantizedLinear(codes, scales, offsets, grid)
         if self._mlx is None:
             return StoredTensor(layer.dequantized(), layer)
         parts = [self._mlx.array(part) for part in (words, scales, offsets)]
-        weights: NumpyArray = np.array(self._mlx.dequantize(*parts, group_size=grid.group_size, bits=grid.bits))
+        weights: NumpyArray = np.array(
+            self._mlx.dequantize(*parts, group_size=grid.group_size, bits=grid.bits)
+        )
         return StoredTensor(weights, layer)

@@ -1,4 +1,6 @@
-"""Tensors as MLX stores them: which grids its affine mode computes, packed codes with scales and biases."""
+"""Tensors as MLX stores them: which grids its affine mode computes, packed codes with scales and
+biases.
+"""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +20,9 @@ GROUP_SIZES = (32, 64, 128)
 
 
 def why_not_grid(shape: tuple[int, ...], grid: Grid) -> str | None:
-    """What keeps a quantized tensor out of MLX and what to change; None when it fits. Shapes: (out, in)."""
+    """What keeps a quantized tensor out of MLX and what to change; None when it fits. Shapes: (out,
+    in).
+    """
     if grid.bits not in BITS:
         return f"MLX cannot compute with {grid.bits} bits; choose 2, 3, 4, 5, 6 or 8"
     if grid.outlier_columns:
@@ -31,7 +35,9 @@ def why_not_grid(shape: tuple[int, ...], grid: Grid) -> str | None:
     if in_features % grid.group_size:
         fitting = [str(size) for size in GROUP_SIZES if in_features % size == 0]
         advice = f"choose {' or '.join(fitting)}" if fitting else "leave this tensor dense"
-        return f"in_features {in_features} is not a multiple of group_size {grid.group_size}; {advice}"
+        return (
+            f"in_features {in_features} is not a multiple of group_size {grid.group_size}; {advice}"
+        )
     return None
 
 
@@ -44,10 +50,14 @@ def stored_bytes(shape: tuple[int, ...], grid: Grid | None, dense: ScaleDtype) -
     return weights * grid.bits // 8 + 2 * groups * DTYPES[grid.scale_dtype].itemsize
 
 
-def quantized_tensors(name: str, layer: QuantizedLinear) -> tuple[Mapping[str, NumpyArray], QuantizedLinear]:
-    """P.weight, P.scales and P.biases of a weight named P.weight, and the layer with these scales and biases.
+def quantized_tensors(
+    name: str, layer: QuantizedLinear
+) -> tuple[Mapping[str, NumpyArray], QuantizedLinear]:
+    """P.weight, P.scales and P.biases of a weight named P.weight, and the layer with these scales
+    and biases.
 
-    MLX computes w = scale * code + bias for every grid, so biases are stored for symmetric ones too.
+    MLX computes w = scale * code + bias for every grid, so biases are stored for symmetric ones
+    too.
 
     Shapes: codes (out, in) -> words (out, in * bits / 32), scales and biases (out, groups).
     Raises: BadInput if a scale or offset is too large for the grid's scale_dtype.
@@ -58,7 +68,8 @@ def quantized_tensors(name: str, layer: QuantizedLinear) -> tuple[Mapping[str, N
     if not (np.isfinite(scales).all() and np.isfinite(offsets).all()):
         largest = max(np.abs(layer.scales).max(), np.abs(layer.offsets).max())
         raise BadInput(
-            f"tensor '{name}': a scale or offset of {largest:.6g} exceeds {kind}, in which MLX holds both;"
+            f"tensor '{name}': a scale or offset of {largest:.6g} "
+            f"exceeds {kind}, in which MLX holds both;"
             " use scale_dtype bfloat16 or float32"
         )
     words = pack_words(layer.codes, layer.grid.bits)

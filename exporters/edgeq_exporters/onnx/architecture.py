@@ -1,4 +1,6 @@
-"""Llama-like models in ONNX Runtime: configs that its operators compute, rotary tables, settings for generation."""
+"""Llama-like models in ONNX Runtime: configs that its operators compute, rotary tables, settings
+for generation.
+"""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +30,9 @@ GENERATED_TOKENS = 4096  # onnxruntime-genai reserves a cache this long unless a
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """Sizes of a model. window: how many tokens, itself included, a token attends to; None for all."""
+    """Sizes of a model. window: how many tokens, itself included, a token attends to; None for
+    all.
+    """
 
     layers: int
     hidden: int
@@ -43,7 +47,9 @@ class Decoder:
 
 def decoder_of(config: Config) -> Decoder:
     """The sizes that a config without a `why_not_config` states."""
-    window = config.get("sliding_window", MISTRAL_WINDOW) if config["model_type"] == "mistral" else None
+    window = (
+        config.get("sliding_window", MISTRAL_WINDOW) if config["model_type"] == "mistral" else None
+    )
     return Decoder(
         layers=config["num_hidden_layers"],
         hidden=config["hidden_size"],
@@ -64,18 +70,28 @@ def why_not_config(config: Config) -> str | None:
     """
     model_type = config.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
-        return f"model_type '{model_type}' is not supported; ONNX export knows {', '.join(SUPPORTED_MODEL_TYPES)}"
+        return (
+            f"model_type '{model_type}' is not supported; ONNX "
+            f"export knows {', '.join(SUPPORTED_MODEL_TYPES)}"
+        )
     missing = [key for key in NEEDED if config.get(key) is None]
     if missing:
         return f"config.json lacks {', '.join(missing)}, which the graph needs; add it"
     if config.get("hidden_act", "silu") != "silu":
-        return f"hidden_act '{config['hidden_act']}' is not supported; the graph computes {model_type} with silu"
+        return (
+            f"hidden_act '{config['hidden_act']}' is not "
+            f"supported; the graph computes {model_type} with silu"
+        )
     if model_type == "qwen2" and config.get("use_sliding_window"):
-        return "use_sliding_window is not supported; the graph's qwen2 attends to everything, set it to false"
+        return (
+            "use_sliding_window is not supported; the graph's "
+            "qwen2 attends to everything, set it to false"
+        )
     head_size = decoder_of(config).head_size
     if head_size % HEAD_MULTIPLE:
         return (
-            f"heads of {head_size} are not a multiple of {HEAD_MULTIPLE}, as GroupQueryAttention needs;"
+            f"heads of {head_size} are not a multiple of "
+            f"{HEAD_MULTIPLE}, as GroupQueryAttention needs;"
             " use another format"
         )
     return why_not_rope(config, "the graph")
@@ -84,7 +100,8 @@ def why_not_config(config: Config) -> str | None:
 def rotary_tables(config: Config) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Cosines and sines of every position up to the model's longest context.
 
-    Angles are rounded to float32 as transformers rounds them: far positions differ by more than that otherwise.
+    Angles are rounded to float32 as transformers rounds them: far positions differ by more than
+    that otherwise.
 
     Shapes: (context, head / 2) each.
     """
@@ -96,7 +113,9 @@ def rotary_tables(config: Config) -> tuple[npt.NDArray[np.float32], npt.NDArray[
 
 
 def genai_config(config: Config, companions: Mapping[str, bytes], *, file: str) -> dict[str, Any]:
-    """What onnxruntime-genai reads beside the graph: sizes, names of inputs and outputs, special tokens, search."""
+    """What onnxruntime-genai reads beside the graph: sizes, names of inputs and outputs, special
+    tokens, search.
+    """
     decoder = decoder_of(config)
     graph = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
@@ -129,22 +148,38 @@ def genai_config(config: Config, companions: Mapping[str, bytes], *, file: str) 
 
 
 def search_settings(decoder: Decoder, companions: Mapping[str, bytes]) -> dict[str, Any]:
-    """How tokens are chosen unless the caller says otherwise: as generation_config.json does, else greedily."""
+    """How tokens are chosen unless the caller says otherwise: as generation_config.json does, else
+    greedily.
+    """
     chosen = _generation_config(companions)
-    defaults = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
+    defaults = {
+        "do_sample": False,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+    }
     return {
         "max_length": min(decoder.context, GENERATED_TOKENS),
         "min_length": 0,
         "num_beams": 1,
         "num_return_sequences": 1,
         "past_present_share_buffer": True,
-        **{key: default if chosen.get(key) is None else chosen[key] for key, default in defaults.items()},
+        **{
+            key: default if chosen.get(key) is None else chosen[key]
+            for key, default in defaults.items()
+        },
     }
 
 
 def special_tokens(config: Config, companions: Mapping[str, bytes]) -> dict[str, Any]:
-    """Ids of the tokens that begin, end and pad a text; generation_config.json wins, padding falls back to the end."""
-    settings = {**config, **{k: v for k, v in _generation_config(companions).items() if v is not None}}
+    """Ids of the tokens that begin, end and pad a text; generation_config.json wins, padding falls
+    back to the end.
+    """
+    settings = {
+        **config,
+        **{k: v for k, v in _generation_config(companions).items() if v is not None},
+    }
     found = {key: settings.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     if found["pad_token_id"] is None:
         end = found["eos_token_id"]

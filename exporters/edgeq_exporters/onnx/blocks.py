@@ -1,4 +1,6 @@
-"""Quantized matrices as ONNX Runtime holds them: which grids fit, packed codes, scales and zero points per block."""
+"""Quantized matrices as ONNX Runtime holds them: which grids fit, packed codes, scales and zero
+points per block.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +25,8 @@ Operator = Literal["MatMulNBits", "GatherBlockQuantized", "DequantizeLinear"]
 class Container:
     """How a quantized matrix is stored. zeros "middle": every zero point is 2 ** (bits - 1).
 
-    Blocks run along the columns and are as long as a group or a part of one; the last block may be short.
+    Blocks run along the columns and are as long as a group or a part of one; the last block may be
+    short.
     """
 
     operator: Operator
@@ -35,7 +38,9 @@ class Container:
 def container_of(columns: int, grid: Grid, operator: Operator) -> Container:
     """Where a matrix that `why_not_grid` accepts goes: the narrowest codes, the longest blocks."""
     bits = next(bits for bits in _bits_of(operator) if bits >= grid.bits)
-    zeros: Zeros = "middle" if grid.zeros == "symmetric" else "float" if grid.zeros == "offset" else "whole"
+    zeros: Zeros = (
+        "middle" if grid.zeros == "symmetric" else "float" if grid.zeros == "offset" else "whole"
+    )
     return Container(operator, bits, _block_size(columns, grid), zeros)
 
 
@@ -50,22 +55,33 @@ def _block_size(columns: int, grid: Grid) -> int:
 
 
 def why_not_grid(shape: tuple[int, ...], grid: Grid, operator: Operator) -> str | None:
-    """What keeps a quantized matrix out of an operator and what to change; None when it fits. Shapes: (out, in)."""
+    """What keeps a quantized matrix out of an operator and what to change; None when it fits.
+    Shapes: (out, in).
+    """
     if not 1 <= grid.bits <= BITS[-1]:
         return f"ONNX Runtime holds 1 to 8 bits, not {grid.bits}; choose bits between 2 and 8"
     columns = shape[-1]
     if grid.group_count(columns) > 1 and grid.columns_per_group(columns) % BLOCK_SIZES[0]:
-        return f"group_size {grid.group_size} is not a multiple of 16, the shortest block; choose 16, 32, 64 or 128"
+        return (
+            f"group_size {grid.group_size} is not a multiple of "
+            "16, the shortest block; choose 16, 32, 64 or 128"
+        )
     return _why_not_zeros(grid, operator) if grid.zeros == "offset" else None
 
 
 def _why_not_zeros(grid: Grid, operator: Operator) -> str | None:
     if operator == "GatherBlockQuantized":
-        return "an embedding holds no free offsets; use whole zero points, a symmetric grid, or leave it dense"
+        return (
+            "an embedding holds no free offsets; use whole "
+            "zero points, a symmetric grid, or leave it dense"
+        )
     if operator == "DequantizeLinear":
         return "DequantizeLinear holds no free offsets; use whole zero points or a symmetric grid"
     if grid.bits > FLOAT_ZERO_BITS[-1]:
-        return f"MatMulNBits holds no free offsets at {grid.bits} bits; use whole zero points, or 4 bits and fewer"
+        return (
+            f"MatMulNBits holds no free offsets at {grid.bits} "
+            "bits; use whole zero points, or 4 bits and fewer"
+        )
     return None
 
 
@@ -75,8 +91,14 @@ def is_widened(grid: Grid, container: Container) -> bool:
 
 
 def held_by_blocks(layer: QuantizedLinear) -> QuantizedLinear:
-    """The layer as a container holds it: free offsets become zero points in float32, all else stays as it is."""
-    return layer if layer.grid.zeros != "offset" else as_stored(layer, layer.scales, -layer.scales * layer.zeros)
+    """The layer as a container holds it: free offsets become zero points in float32, all else stays
+    as it is.
+    """
+    return (
+        layer
+        if layer.grid.zeros != "offset"
+        else as_stored(layer, layer.scales, -layer.scales * layer.zeros)
+    )
 
 
 def stored_codes(layer: QuantizedLinear, container: Container) -> Bytes:
@@ -86,7 +108,9 @@ def stored_codes(layer: QuantizedLinear, container: Container) -> Bytes:
 
 
 def per_block(values: NumpyArray, layer: QuantizedLinear, container: Container) -> NumpyArray:
-    """A value per group, repeated for each block of the group. Shapes: (out, groups) -> (out, blocks)."""
+    """A value per group, repeated for each block of the group. Shapes: (out, groups) -> (out,
+    blocks).
+    """
     return values[:, layer.grid.group_index(layer.codes.shape[1])[:: container.block_size]]
 
 
@@ -97,12 +121,15 @@ def pack_blocks(codes: Bytes, container: Container) -> Bytes:
     """
     rows, columns = codes.shape
     blocks = -(-columns // container.block_size)
-    packed = pack_rows(np.pad(codes, ((0, 0), (0, blocks * container.block_size - columns))), container.bits)
+    packed = pack_rows(
+        np.pad(codes, ((0, 0), (0, blocks * container.block_size - columns))), container.bits
+    )
     return packed.reshape(rows, blocks, -1)
 
 
 def pack_rows(codes: Bytes, bits: int) -> Bytes:
-    """Codes of 2, 4 or 8 bits in bytes, lowest bits first, each row filled up to a whole byte with zeros.
+    """Codes of 2, 4 or 8 bits in bytes, lowest bits first, each row filled up to a whole byte with
+    zeros.
 
     Shapes: codes (rows, n) -> bytes (rows, ceil(n * bits / 8)).
     """
@@ -114,8 +141,11 @@ def pack_rows(codes: Bytes, bits: int) -> Bytes:
     return packed
 
 
-def stored_zeros(layer: QuantizedLinear, container: Container, *, state_middle: bool) -> NumpyArray | None:
-    """Zero points per block: packed like codes, float32, or none where all are the middle and it need not be stated.
+def stored_zeros(
+    layer: QuantizedLinear, container: Container, *, state_middle: bool
+) -> NumpyArray | None:
+    """Zero points per block: packed like codes, float32, or none where all are the middle and it
+    need not be stated.
 
     Shapes: (out, ceil(blocks * bits / 8)), float32 (out, blocks).
     """
@@ -125,4 +155,6 @@ def stored_zeros(layer: QuantizedLinear, container: Container, *, state_middle: 
     if container.zeros == "float":
         return zeros
     middle = np.full_like(zeros, 2 ** (container.bits - 1))
-    return pack_rows((middle if container.zeros == "middle" else zeros).astype(np.uint8), container.bits)
+    return pack_rows(
+        (middle if container.zeros == "middle" else zeros).astype(np.uint8), container.bits
+    )

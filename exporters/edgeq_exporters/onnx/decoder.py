@@ -7,7 +7,14 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from edgeq_exporters.onnx.architecture import Decoder
-from edgeq_exporters.onnx.graph import CONTRIB, GraphBuilder, Matrices, float_value, id_value, sorted_initializers
+from edgeq_exporters.onnx.graph import (
+    CONTRIB,
+    GraphBuilder,
+    Matrices,
+    float_value,
+    id_value,
+    sorted_initializers,
+)
 
 OPSET = 21  # the first with 4-bit types and blocks in DequantizeLinear
 IR_VERSION = 10  # what opset 21 came with
@@ -17,29 +24,42 @@ COSINES, SINES = "cos_cache", "sin_cache"
 def decoder_model(decoder: Decoder, builder: GraphBuilder, matrices: Matrices) -> ModelProto:
     """The whole model; the builder already holds the initializers of every tensor.
 
-    Inputs: input_ids, attention_mask over cached and new tokens (1, then 0 for padding on the right) and the cache;
-    outputs: logits and the extended cache, by the names that onnxruntime-genai expects.
+    Inputs: input_ids, attention_mask over cached and new tokens (1, then 0 for padding on the
+    right) and the cache; outputs: logits and the extended cache, by the names that
+    onnxruntime-genai expects.
     """
     attended = attended_lengths(builder)
     hidden = builder.lookup(matrices["model.embed_tokens"], "input_ids", "model.embed_tokens")
-    normed = builder.norm(hidden, norm_weight(0, "input_layernorm"), norm_output(0), epsilon=decoder.epsilon)
+    normed = builder.norm(
+        hidden, norm_weight(0, "input_layernorm"), norm_output(0), epsilon=decoder.epsilon
+    )
     residual = hidden
     for index in range(decoder.layers):
         attention = _attention(builder, decoder, matrices, index, normed, attended)
         after = norm_weight(index, "post_attention_layernorm")
         output = after.removesuffix(".weight")
-        normed, residual = builder.add_and_norm(residual, attention, after, output, epsilon=decoder.epsilon)
+        normed, residual = builder.add_and_norm(
+            residual, attention, after, output, epsilon=decoder.epsilon
+        )
         inner = _feed_forward(builder, matrices, index, normed)
         last = index + 1 == decoder.layers
         weight = "model.norm.weight" if last else norm_weight(index + 1, "input_layernorm")
         output = "model.norm" if last else norm_output(index + 1)
-        normed, residual = builder.add_and_norm(residual, inner, weight, output, epsilon=decoder.epsilon)
+        normed, residual = builder.add_and_norm(
+            residual, inner, weight, output, epsilon=decoder.epsilon
+        )
     builder.multiply(matrices["lm_head"], normed, "logits")
     graph = helper.make_graph(
-        builder.nodes, "decoder", _inputs(decoder), _outputs(decoder), initializer=sorted_initializers(builder)
+        builder.nodes,
+        "decoder",
+        _inputs(decoder),
+        _outputs(decoder),
+        initializer=sorted_initializers(builder),
     )
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="edgeq")
+    return helper.make_model(
+        graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="edgeq"
+    )
 
 
 def norm_weight(index: int, name: str) -> str:
@@ -51,11 +71,15 @@ def norm_output(index: int) -> str:
 
 
 def attended_lengths(builder: GraphBuilder) -> tuple[str, str]:
-    """Index of each sequence's last token, and the length of the longest, as GroupQueryAttention takes them."""
+    """Index of each sequence's last token, and the length of the longest, as GroupQueryAttention
+    takes them.
+    """
     axes = builder.constant("attention_mask.axes", [1], np.int64)
     one = builder.constant("attention_mask.one", [1], np.int64)
     axis = builder.constant("attention_mask.axis", 1, np.int64)
-    lengths = builder.add("ReduceSum", ["attention_mask", axes], "attention_mask.lengths", keepdims=0)
+    lengths = builder.add(
+        "ReduceSum", ["attention_mask", axes], "attention_mask.lengths", keepdims=0
+    )
     last = builder.add("Sub", [lengths, one], "attention_mask.last")
     shape = builder.add("Shape", ["attention_mask"], "attention_mask.shape")
     total = builder.add("Gather", [shape, axis], "attention_mask.total")
@@ -66,13 +90,20 @@ def attended_lengths(builder: GraphBuilder) -> tuple[str, str]:
 
 
 def _attention(
-    builder: GraphBuilder, decoder: Decoder, matrices: Matrices, index: int, value: str, attended: tuple[str, str]
+    builder: GraphBuilder,
+    decoder: Decoder,
+    matrices: Matrices,
+    index: int,
+    value: str,
+    attended: tuple[str, str],
 ) -> str:
     module = f"model.layers.{index}.self_attn"
     projected = [_linear(builder, matrices, f"{module}.{name}_proj", value) for name in "qkv"]
     past = [f"past_key_values.{index}.{kind}" for kind in ("key", "value")]
     present = [f"present.{index}.{kind}" for kind in ("key", "value")]
-    attributes: dict[str, Any] = {} if decoder.window is None else {"local_window_size": decoder.window}
+    attributes: dict[str, Any] = (
+        {} if decoder.window is None else {"local_window_size": decoder.window}
+    )
     builder.add(
         "GroupQueryAttention",
         [*projected, *past, *attended, COSINES, SINES],
@@ -93,19 +124,28 @@ def _feed_forward(builder: GraphBuilder, matrices: Matrices, index: int, value: 
     module = f"model.layers.{index}.mlp"
     gate = _linear(builder, matrices, f"{module}.gate_proj", value)
     up = _linear(builder, matrices, f"{module}.up_proj", value)
-    gate = builder.add("Mul", [gate, builder.add("Sigmoid", [gate], f"{module}.sigmoid")], f"{module}.silu")
-    return _linear(builder, matrices, f"{module}.down_proj", builder.add("Mul", [gate, up], f"{module}.gated"))
+    gate = builder.add(
+        "Mul", [gate, builder.add("Sigmoid", [gate], f"{module}.sigmoid")], f"{module}.silu"
+    )
+    return _linear(
+        builder, matrices, f"{module}.down_proj", builder.add("Mul", [gate, up], f"{module}.gated")
+    )
 
 
 def _linear(builder: GraphBuilder, matrices: Matrices, module: str, value: str) -> str:
     bias = f"{module}.bias"
     if bias not in builder.initializers:
         return builder.multiply(matrices[module], value, module)
-    return builder.add("Add", [builder.multiply(matrices[module], value, f"{module}.product"), bias], module)
+    return builder.add(
+        "Add", [builder.multiply(matrices[module], value, f"{module}.product"), bias], module
+    )
 
 
 def _inputs(decoder: Decoder) -> Sequence[Any]:
-    ids = [id_value("input_ids", ["batch", "tokens"]), id_value("attention_mask", ["batch", "total_tokens"])]
+    ids = [
+        id_value("input_ids", ["batch", "tokens"]),
+        id_value("attention_mask", ["batch", "total_tokens"]),
+    ]
     return [*ids, *_cache(decoder, "past_key_values", "past_tokens")]
 
 
@@ -118,5 +158,7 @@ def _outputs(decoder: Decoder) -> Sequence[Any]:
 
 def _cache(decoder: Decoder, name: str, length: str) -> Sequence[Any]:
     shape: list[str | int] = ["batch", decoder.key_heads, length, decoder.head_size]
-    names = [f"{name}.{index}.{kind}" for index in range(decoder.layers) for kind in ("key", "value")]
+    names = [
+        f"{name}.{index}.{kind}" for index in range(decoder.layers) for kind in ("key", "value")
+    ]
     return [float_value(each, shape) for each in names]

@@ -1,4 +1,6 @@
-"""ONNX graphs for ONNX Runtime and onnxruntime-genai: Llama-like models with blocks of 2, 4 or 8 bits."""
+"""ONNX graphs for ONNX Runtime and onnxruntime-genai: Llama-like models with blocks of 2, 4 or 8
+bits.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +12,27 @@ from edgeq.errors import BadInput
 from edgeq.files.storage import write_bytes
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
-from edgeq_exporters.common.decoder import Shape, Shapes, check_shape, claimed_grids, tensor_shapes, why_not_tensors
-from edgeq_exporters.common.manifest import Entry, quantized_entry, sha256_of, tensor_entry, write_manifest
-from edgeq_exporters.onnx.architecture import decoder_of, genai_config, rotary_tables, why_not_config
+from edgeq_exporters.common.decoder import (
+    Shape,
+    Shapes,
+    check_shape,
+    claimed_grids,
+    tensor_shapes,
+    why_not_tensors,
+)
+from edgeq_exporters.common.manifest import (
+    Entry,
+    quantized_entry,
+    sha256_of,
+    tensor_entry,
+    write_manifest,
+)
+from edgeq_exporters.onnx.architecture import (
+    decoder_of,
+    genai_config,
+    rotary_tables,
+    why_not_config,
+)
 from edgeq_exporters.onnx.blocks import (
     Container,
     Operator,
@@ -45,11 +65,13 @@ DENSE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class OnnxExporter:
-    """Writes model.onnx, its external data, genai_config.json and the tokenizer files. Activations are float32.
+    """Writes model.onnx, its external data, genai_config.json and the tokenizer files. Activations
+    are float32.
 
-    accuracy_level 4 lets ONNX Runtime round activations to 8 bits, which is what makes it fast; 0 computes in float32.
-    With qdq, weights are standard DequantizeLinear nodes instead of ONNX Runtime's own quantized operators.
-    Free offsets are accepted up to 4 bits, without qdq, and not for an embedding.
+    accuracy_level 4 lets ONNX Runtime round activations to 8 bits, which is what makes it fast; 0
+    computes in float32. With qdq, weights are standard DequantizeLinear nodes instead of ONNX
+    Runtime's own quantized operators. Free offsets are accepted up to 4 bits, without qdq, and not
+    for an embedding.
     """
 
     name = "onnx"
@@ -59,27 +81,38 @@ class OnnxExporter:
     def __init__(self, *, accuracy_level: int | None = None, qdq: bool = False) -> None:
         if qdq and accuracy_level is not None:
             raise BadInput(
-                "accuracy level: a graph of standard operators (qdq) has none; give one to ONNX Runtime when you run it"
+                "accuracy level: a graph of standard operators (qdq) "
+                "has none; give one to ONNX Runtime when you run it"
             )
         accuracy_level = SHIPPED_LEVEL if accuracy_level is None else accuracy_level
         if accuracy_level not in ACCURACY_LEVELS:
-            raise BadInput(f"accuracy level {accuracy_level} is not known; choose 0 (float32) to 4 (8-bit activations)")
+            raise BadInput(
+                f"accuracy level {accuracy_level} is not known; "
+                "choose 0 (float32) to 4 (8-bit activations)"
+            )
         self.accuracy_level, self.qdq = accuracy_level, qdq
 
-    def reject_reason(self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes) -> str | None:
+    def reject_reason(
+        self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes
+    ) -> str | None:
         """Why this model on these grids cannot be written, naming what to change; None when it can.
 
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
         Raises: BadInput for a config whose sizes are not positive whole numbers.
         """
-        return why_not_config(config) or why_not_tensors(config, grids, self._why_not_tensor, runtime="the graph")
+        return why_not_config(config) or why_not_tensors(
+            config, grids, self._why_not_tensor, runtime="the graph"
+        )
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
-        """What keeps a linear layer on this grid out of the format, naming what to change; None when it fits."""
+        """What keeps a linear layer on this grid out of the format, naming what to change; None
+        when it fits.
+        """
         return self._why_not_tensor("", shape, grid)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory; the result starts with model.onnx, which is what ONNX Runtime is given.
+        """Write the directory; the result starts with model.onnx, which is what ONNX Runtime is
+        given.
 
         One tensor is in memory at a time. The same model gives the same bytes.
 
@@ -91,32 +124,45 @@ class OnnxExporter:
         if reason is not None:
             raise BadInput(f"export 'onnx': {reason}")
         with new_data_file(destination / DATA_NAME) as data:
-            entries = [self._write_tensor(model, name, data) for name in tensor_shapes(model.config)]
+            entries = [
+                self._write_tensor(model, name, data) for name in tensor_shapes(model.config)
+            ]
             for name, table in zip((COSINES, SINES), rotary_tables(model.config), strict=True):
                 data.add(dense_part(name, table))
         files = {
             FILE_NAME: self._graph(model, data),
             "config.json": _json_bytes(model.config),
-            "genai_config.json": _json_bytes(genai_config(model.config, companions, file=FILE_NAME)),
+            "genai_config.json": _json_bytes(
+                genai_config(model.config, companions, file=FILE_NAME)
+            ),
         }
         files |= {name: companions[name] for name in sorted(companions) if name not in files}
         for name, content in files.items():
             write_bytes(destination / name, content)
         manifest = write_manifest(
-            destination, format_name=self.name, file=FILE_NAME, entries=entries, settings=self.settings
+            destination,
+            format_name=self.name,
+            file=FILE_NAME,
+            entries=entries,
+            settings=self.settings,
         )
         model_file, *others = (destination / name for name in files)
         return [model_file, destination / DATA_NAME, *others, manifest]
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What the manifest says of the graph; how standard operators round is for whoever runs them to say."""
+        """What the manifest says of the graph; how standard operators round is for whoever runs
+        them to say.
+        """
         level = {} if self.qdq else {"accuracy_level": self.accuracy_level}
         return {**level, "qdq": self.qdq, "activations": "float32"}
 
     def _why_not_tensor(self, name: str, shape: Shape, grid: Grid) -> str | None:
         if name == EMBEDDING and grid.outlier_columns:
-            return "an embedding is looked up and holds no outlier columns; keep outlier_columns 0 for it"
+            return (
+                "an embedding is looked up and holds no "
+                "outlier columns; keep outlier_columns 0 for it"
+            )
         return why_not_grid(shape, grid, self._operator(name))
 
     def _operator(self, name: str) -> Operator:
@@ -147,11 +193,15 @@ class OnnxExporter:
             data.add(part)
         kind, widened = container.operator, is_widened(grid, container)
         stored = held_by_blocks(layer)
-        entry = quantized_entry(name=name, source=name, type_name=kind, layer=layer, stored=stored, widened=widened)
+        entry = quantized_entry(
+            name=name, source=name, type_name=kind, layer=layer, stored=stored, widened=widened
+        )
         held = {} if layer.outliers is None else {"outliers": list(outlier_names(name))}
         return entry | {"file": DATA_NAME} | held
 
-    def _parts(self, model: QuantizedModel, name: str, layer: QuantizedLinear, container: Container) -> Iterator[Part]:
+    def _parts(
+        self, model: QuantizedModel, name: str, layer: QuantizedLinear, container: Container
+    ) -> Iterator[Part]:
         if layer.outliers is not None:
             yield from outlier_parts(name, layer.outliers, layer.grid)
         if not self.qdq:
@@ -169,8 +219,12 @@ class OnnxExporter:
         return content
 
     def _matrices(self, model: QuantizedModel) -> dict[str, Matrix]:
-        """Every matrix by the module that computes with it; a tied head is held where its embedding is."""
-        shapes = {name: shape for name, shape in tensor_shapes(model.config).items() if len(shape) == 2}
+        """Every matrix by the module that computes with it; a tied head is held where its embedding
+        is.
+        """
+        shapes = {
+            name: shape for name, shape in tensor_shapes(model.config).items() if len(shape) == 2
+        }
         matrices = {}
         for name in {**shapes, HEAD: shapes[EMBEDDING]}:
             held = name if name in shapes else EMBEDDING
@@ -178,7 +232,9 @@ class OnnxExporter:
             container = None if grid is None else self._container(name, columns, grid)
             own = self.qdq and grid is not None  # a product wants columns first, a lookup rows
             outliers = grid is not None and bool(grid.outlier_columns)
-            matrices[name.removesuffix(".weight")] = Matrix(name if own else held, rows, columns, container, outliers)
+            matrices[name.removesuffix(".weight")] = Matrix(
+                name if own else held, rows, columns, container, outliers
+            )
         return matrices
 
 

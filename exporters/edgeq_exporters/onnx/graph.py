@@ -1,4 +1,6 @@
-"""Nodes of an ONNX graph: lookups, products, norms, with matrices dense or quantized. Knows no architecture."""
+"""Nodes of an ONNX graph: lookups, products, norms, with matrices dense or quantized. Knows no
+architecture.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,8 @@ CONTRIB = "com.microsoft"
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A matrix by the name of its initializer; container None means dense. Shapes: (rows, columns), as (out, in).
+    """A matrix by the name of its initializer; container None means dense. Shapes: (rows, columns),
+    as (out, in).
 
     outliers: whether some of its columns have values in full precision beside the codes.
     """
@@ -29,7 +32,8 @@ class Matrix:
 
 @dataclass(slots=True)
 class GraphBuilder:
-    """Nodes in execution order. Each is named after its first output, and methods return the name of that.
+    """Nodes in execution order. Each is named after its first output, and methods return the name
+    of that.
 
     accuracy_level is MatMulNBits's: 0 computes in float32, 4 rounds activations to 8 bits.
     """
@@ -38,10 +42,22 @@ class GraphBuilder:
     accuracy_level: int
     nodes: list[NodeProto] = field(default_factory=list)
 
-    def add(self, operator: str, inputs: Sequence[str], *outputs: str, domain: str = "", **attributes: Any) -> str:
+    def add(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        *outputs: str,
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
         self.nodes.append(
             helper.make_node(
-                operator, inputs, outputs, name=outputs[0], domain=domain, **dict(sorted(attributes.items()))
+                operator,
+                inputs,
+                outputs,
+                name=outputs[0],
+                domain=domain,
+                **dict(sorted(attributes.items())),
             )
         )
         return outputs[0]
@@ -51,11 +67,15 @@ class GraphBuilder:
         return name
 
     def lookup(self, matrix: Matrix, ids: str, output: str) -> str:
-        """Rows of a matrix by token id, in float32. Shapes: ids (batch, tokens) -> (batch, tokens, columns)."""
+        """Rows of a matrix by token id, in float32. Shapes: ids (batch, tokens) -> (batch, tokens,
+        columns).
+        """
         if matrix.container is None:
             if self._is_float(matrix):
                 return self.add("Gather", [matrix.name, ids], output)
-            return self._as_float(self.add("Gather", [matrix.name, ids], f"{output}.stored"), output)
+            return self._as_float(
+                self.add("Gather", [matrix.name, ids], f"{output}.stored"), output
+            )
         if matrix.container.operator == "DequantizeLinear":
             return self._lookup_dequantized(matrix, matrix.container, ids, output)
         return self._lookup_blocks(matrix, matrix.container, ids, output)
@@ -78,10 +98,14 @@ class GraphBuilder:
             return rows
         bounds = {"first": [0], "end": [matrix.columns], "axis": [2]}
         return self.add(
-            "Slice", [rows, *(self.constant(f"{output}.{k}", v, np.int64) for k, v in bounds.items())], output
+            "Slice",
+            [rows, *(self.constant(f"{output}.{k}", v, np.int64) for k, v in bounds.items())],
+            output,
         )
 
-    def _lookup_dequantized(self, matrix: Matrix, container: Container, ids: str, output: str) -> str:
+    def _lookup_dequantized(
+        self, matrix: Matrix, container: Container, ids: str, output: str
+    ) -> str:
         """Only the rows that are looked up are dequantized."""
         names = self._numbers(matrix)
         rows = [self.add("Gather", [name, ids], f"{output}.{name}") for name in names]
@@ -91,7 +115,10 @@ class GraphBuilder:
         """A linear layer without its bias. Shapes: value (..., columns) -> (..., rows)."""
         if not matrix.outliers:
             return self._multiply_held(matrix, value, output)
-        parts = [self._multiply_held(matrix, value, f"{output}.codes"), self._multiply_outliers(matrix, value, output)]
+        parts = [
+            self._multiply_held(matrix, value, f"{output}.codes"),
+            self._multiply_outliers(matrix, value, output),
+        ]
         return self.add("Add", parts, output)
 
     def _multiply_outliers(self, matrix: Matrix, value: str, output: str) -> str:
@@ -104,18 +131,28 @@ class GraphBuilder:
 
     def _multiply_held(self, matrix: Matrix, value: str, output: str) -> str:
         if matrix.container is None:
-            weight = matrix.name if self._is_float(matrix) else self._as_float(matrix.name, f"{output}.dense")
+            weight = (
+                matrix.name
+                if self._is_float(matrix)
+                else self._as_float(matrix.name, f"{output}.dense")
+            )
             transposed = self.add("Transpose", [weight], f"{output}.transposed", perm=[1, 0])
             return self.add("MatMul", [value, transposed], output)
         if matrix.container.operator == "DequantizeLinear":
             block_size = matrix.container.block_size
             weight = self.add(
-                "DequantizeLinear", self._numbers(matrix), f"{output}.dequantized", axis=0, block_size=block_size
+                "DequantizeLinear",
+                self._numbers(matrix),
+                f"{output}.dequantized",
+                axis=0,
+                block_size=block_size,
             )
             return self.add("MatMul", [value, weight], output)
         return self._multiply_blocks(matrix, matrix.container, value, output)
 
-    def _multiply_blocks(self, matrix: Matrix, container: Container, value: str, output: str) -> str:
+    def _multiply_blocks(
+        self, matrix: Matrix, container: Container, value: str, output: str
+    ) -> str:
         inputs = [value, matrix.name, f"{matrix.name}.scales"]
         if container.zeros != "middle":
             inputs.append(f"{matrix.name}.zero_points")
@@ -142,25 +179,39 @@ class GraphBuilder:
         return self.add("Cast", [value], output, to=TensorProto.FLOAT)
 
     def norm(self, value: str, weight: str, output: str, *, epsilon: float) -> str:
-        """A root-mean-square norm in standard operators; ONNX Runtime makes one node of them when it loads the graph.
+        """A root-mean-square norm in standard operators; ONNX Runtime makes one node of them when
+        it loads the graph.
 
-        Its SimplifiedLayerNormalization claims to belong to ONNX's own domain, which does not have it, so that no
-        checker accepts a graph with one.
+        Its SimplifiedLayerNormalization claims to belong to ONNX's own domain, which does not have
+        it, so that no checker accepts a graph with one.
         """
         two = self.constant(f"{output}.two", 2.0, np.float32)
         axes = self.constant(f"{output}.axes", [-1], np.int64)
         small = self.constant(f"{output}.epsilon", epsilon, np.float32)
         square = self.add("Pow", [value, two], f"{output}.square")
         mean = self.add("ReduceMean", [square, axes], f"{output}.mean", keepdims=1)
-        root = self.add("Sqrt", [self.add("Add", [mean, small], f"{output}.variance")], f"{output}.root")
+        root = self.add(
+            "Sqrt", [self.add("Add", [mean, small], f"{output}.variance")], f"{output}.root"
+        )
         normalized = self.add("Div", [value, root], f"{output}.normalized")
         return self.add("Mul", [normalized, weight], output)
 
-    def add_and_norm(self, residual: str, value: str, weight: str, output: str, *, epsilon: float) -> tuple[str, str]:
+    def add_and_norm(
+        self, residual: str, value: str, weight: str, output: str, *, epsilon: float
+    ) -> tuple[str, str]:
         """The norm of a sum, and the sum."""
         total = f"{output}.residual"
         inputs = [residual, value, weight]
-        self.add("SkipSimplifiedLayerNormalization", inputs, output, "", "", total, domain=CONTRIB, epsilon=epsilon)
+        self.add(
+            "SkipSimplifiedLayerNormalization",
+            inputs,
+            output,
+            "",
+            "",
+            total,
+            domain=CONTRIB,
+            epsilon=epsilon,
+        )
         return output, total
 
 

@@ -1,4 +1,6 @@
-"""Exported ONNX graphs, read back: initializers by the onnx library, blocks taken apart as their operators say."""
+"""Exported ONNX graphs, read back: initializers by the onnx library, blocks taken apart as their
+operators say.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +26,10 @@ from edgeq_exporters.onnx.exporter import EMBEDDING, FILE_NAME, HEAD
 PARTS = (".scales", ".zero_points", ".outlier_columns", ".outlier_values")
 WEIGHT_INPUTS = {"MatMulNBits": 1, "GatherBlockQuantized": 0, "DequantizeLinear": 0}
 PRODUCTS = ("MatMulNBits", "MatMul")
-FORWARDED = ("Reshape", "Gather")  # what may stand between an initializer and the operator that takes it apart
+FORWARDED = (
+    "Reshape",
+    "Gather",
+)  # what may stand between an initializer and the operator that takes it apart
 LOOKED_UP_AXIS = 2  # of DequantizeLinear behind a Gather: (batch, tokens, columns)
 SIGNED = (TensorProto.INT4, TensorProto.INT8)
 BITS_OF = {TensorProto.UINT4: 4, TensorProto.UINT8: 8}
@@ -32,7 +37,9 @@ BITS_OF = {TensorProto.UINT4: 4, TensorProto.UINT8: 8}
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A quantized matrix as an operator reads it. Shapes: codes (out, in), scales and zeros (out, blocks)."""
+    """A quantized matrix as an operator reads it. Shapes: codes (out, in), scales and zeros (out,
+    blocks).
+    """
 
     codes: NumpyArray
     scales: NumpyArray
@@ -51,12 +58,16 @@ class Held:
         return weights
 
     def layer(self, grid: Grid) -> QuantizedLinear:
-        """The solution: of a group's blocks the first one speaks, and codes of a symmetric grid get its middle back."""
+        """The solution: of a group's blocks the first one speaks, and codes of a symmetric grid get
+        its middle back.
+        """
         first = [low // self.block_size for low, _ in grid.group_bounds(self.codes.shape[1])]
         scales, zeros = self.scales[:, first], self.zeros[:, first]
         shift = self.middle - grid.middle if grid.zeros == "symmetric" else 0
         codes = (self.codes - shift).astype(np.uint8)
-        return QuantizedLinear(codes, scales, -scales * (zeros - np.float32(shift)), grid, self.outliers)
+        return QuantizedLinear(
+            codes, scales, -scales * (zeros - np.float32(shift)), grid, self.outliers
+        )
 
 
 class OnnxReader:
@@ -72,18 +83,30 @@ class OnnxReader:
             self._initializers = {each.name: each for each in graph.initializer}
             self._producers = {node.output[0]: node for node in graph.node}
             self._consumers = {name: node for node in graph.node for name in node.input}
-            self._sums = {name: node for node in graph.node if node.op_type == "Add" for name in node.input}
-            self._forwarded = {node.output[0]: node.input[0] for node in graph.node if node.op_type in FORWARDED}
-            self._ends = {node.input[0]: node.input[2] for node in graph.node if node.op_type == "Slice"}
+            self._sums = {
+                name: node for node in graph.node if node.op_type == "Add" for name in node.input
+            }
+            self._forwarded = {
+                node.output[0]: node.input[0] for node in graph.node if node.op_type in FORWARDED
+            }
+            self._ends = {
+                node.input[0]: node.input[2] for node in graph.node if node.op_type == "Slice"
+            }
             self._readers: dict[str, list[NodeProto]] = {}
             for node in (node for node in graph.node if node.op_type in WEIGHT_INPUTS):
                 weight = self._origin(node.input[WEIGHT_INPUTS[node.op_type]])
                 self._readers.setdefault(weight, []).append(node)
         except (OSError, DecodeError, IndexError) as error:
-            raise BadInput(f"{str(path)!r} cannot be read ({reason_of(error)}); export again") from error
+            raise BadInput(
+                f"{str(path)!r} cannot be read ({reason_of(error)}); export again"
+            ) from error
 
     def tensor_names(self) -> Sequence[str]:
-        external = {name for name, each in self._initializers.items() if each.data_location == TensorProto.EXTERNAL}
+        external = {
+            name
+            for name, each in self._initializers.items()
+            if each.data_location == TensorProto.EXTERNAL
+        }
         parts = {f"{name}{part}" for name in self._readers for part in PARTS}
         copies = {HEAD} if self._has_copy() else set()
         return sorted((external | set(self._readers)) - parts - copies - {COSINES, SINES})
@@ -108,7 +131,9 @@ class OnnxReader:
         return [*self._readers[name], *copies]
 
     def _has_copy(self) -> bool:
-        """Whether a tied head has initializers of its own: standard operators look up rows but multiply by columns."""
+        """Whether a tied head has initializers of its own: standard operators look up rows but
+        multiply by columns.
+        """
         return self._tied and HEAD in self._readers
 
     def _held(self, node: NodeProto) -> Held:
@@ -118,7 +143,9 @@ class OnnxReader:
         """What is added to the product of an operator: another one, of some of its inputs alone."""
         product = self._consumers[node.output[0]] if node.op_type == "DequantizeLinear" else node
         total = self._sums.get(product.output[0]) if product.op_type in PRODUCTS else None
-        others = [] if total is None else [name for name in total.input if name != product.output[0]]
+        others = (
+            [] if total is None else [name for name in total.input if name != product.output[0]]
+        )
         narrow = self._producers.get(others[0]) if others else None
         if narrow is None or narrow.op_type != "MatMul":
             return None  # a bias, or nothing
@@ -134,12 +161,20 @@ class OnnxReader:
         settings = {each.name: helper.get_attribute_value(each) for each in node.attribute}
         if node.op_type == "DequantizeLinear":
             return self._numbers([self._origin(name) for name in node.input], settings)
-        data, scales, *zeros = [self._origin(name) for name in node.input if self._origin(name) in self._initializers]
+        data, scales, *zeros = [
+            self._origin(name) for name in node.input if self._origin(name) in self._initializers
+        ]
         bits, block_size = settings["bits"], settings["block_size"]
         of_blocks = self._array(scales)
         codes = _unpacked(self._array(data).reshape(len(of_blocks), -1), bits)
         end = self._ends.get(node.output[0])
-        columns = settings["K"] if "K" in settings else codes.shape[1] if end is None else int(self._array(end)[0])
+        columns = (
+            settings["K"]
+            if "K" in settings
+            else codes.shape[1]
+            if end is None
+            else int(self._array(end)[0])
+        )
         middle = 2 ** (bits - 1)
         found = self._array(zeros[0]) if zeros else np.full(of_blocks.shape, middle, np.float32)
         if found.dtype == np.uint8:
@@ -147,10 +182,13 @@ class OnnxReader:
         return Held(codes[:, :columns], of_blocks, found, block_size, middle)
 
     def _numbers(self, names: Sequence[str], settings: Mapping[str, Any]) -> Held:
-        """Weights of DequantizeLinear: rows first where only some are looked up, else columns first."""
+        """Weights of DequantizeLinear: rows first where only some are looked up, else columns
+        first.
+        """
         kind = self._initializers[names[0]].data_type
         codes, scales, *zeros = (
-            array if settings["axis"] == LOOKED_UP_AXIS else array.T for array in map(self._array, names)
+            array if settings["axis"] == LOOKED_UP_AXIS else array.T
+            for array in map(self._array, names)
         )
         found = zeros[0].astype(np.float32) if zeros else np.zeros(scales.shape, np.float32)
         middle = 0 if kind in SIGNED else 2 ** (BITS_OF[kind] - 1)
@@ -168,11 +206,15 @@ class OnnxReader:
             array: NumpyArray = numpy_helper.to_array(tensor, base_dir=str(self._directory))
         except (OSError, ValidationError) as error:
             raise BadInput(f"its bytes cannot be read ({reason_of(error)})") from error
-        return array.astype(ml_dtypes.bfloat16) if tensor.data_type == TensorProto.BFLOAT16 else array
+        return (
+            array.astype(ml_dtypes.bfloat16) if tensor.data_type == TensorProto.BFLOAT16 else array
+        )
 
 
 def _unpacked(packed: NumpyArray, bits: int) -> NumpyArray:
-    """Numbers of 2, 4 or 8 bits, lowest bits first. Shapes: (rows, bytes) -> (rows, bytes * 8 / bits)."""
+    """Numbers of 2, 4 or 8 bits, lowest bits first. Shapes: (rows, bytes) -> (rows, bytes * 8 /
+    bits).
+    """
     places = np.arange(0, 8, bits, dtype=np.uint8)
     spread = packed[..., np.newaxis] >> places & np.uint8(2**bits - 1)
     return spread.reshape(len(packed), -1).astype(np.int16)

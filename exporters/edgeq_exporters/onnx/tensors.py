@@ -1,4 +1,6 @@
-"""Initializers: the bytes of the model's tensors in one file beside the graph, as ONNX external data."""
+"""Initializers: the bytes of the model's tensors in one file beside the graph, as ONNX external
+data.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +14,24 @@ from onnx import StringStringEntryProto, TensorProto
 from edgeq.files.storage import rename_when_stored
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear
 from edgeq_exporters.common.safetensors_directory import DTYPES
-from edgeq_exporters.onnx.blocks import Bytes, Container, pack_blocks, pack_rows, per_block, stored_codes, stored_zeros
+from edgeq_exporters.onnx.blocks import (
+    Bytes,
+    Container,
+    pack_blocks,
+    pack_rows,
+    per_block,
+    stored_codes,
+    stored_zeros,
+)
 
 SMALL_ALIGNMENT = 64
 LARGE_ALIGNMENT = 65536  # what Windows maps into memory from; Linux and macOS need less
 LARGE_BYTES = 1_000_000
-DENSE_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+DENSE_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+}
 WHOLE_TYPES = {  # (bits, signed)
     (4, False): TensorProto.UINT4,
     (4, True): TensorProto.INT4,
@@ -28,7 +42,9 @@ WHOLE_TYPES = {  # (bits, signed)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One initializer. Shapes: `shape` is that of the graph; several values of `data` share a byte below 8 bits."""
+    """One initializer. Shapes: `shape` is that of the graph; several values of `data` share a byte
+    below 8 bits.
+    """
 
     name: str
     kind: int
@@ -51,7 +67,9 @@ class DataFile:
         self.file.write(bytes(-self.file.tell() % alignment))
         place = {"location": self.name, "offset": self.file.tell(), "length": content.nbytes}
         self.file.write(_little_endian(content).view(np.uint8).data)
-        entries = [StringStringEntryProto(key=key, value=str(value)) for key, value in place.items()]
+        entries = [
+            StringStringEntryProto(key=key, value=str(value)) for key, value in place.items()
+        ]
         self.initializers[part.name] = TensorProto(
             name=part.name,
             data_type=part.kind,
@@ -68,7 +86,9 @@ def _little_endian(array: NumpyArray) -> NumpyArray:
 
 @contextmanager
 def new_data_file(path: Path) -> Iterator[DataFile]:
-    """A data file that appears under its name when the context ends well, and not at all when it fails."""
+    """A data file that appears under its name when the context ends well, and not at all when it
+    fails.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -84,13 +104,19 @@ def dense_part(name: str, array: NumpyArray) -> Part:
     return Part(name, DENSE_TYPES[str(stored.dtype)], stored.shape, stored)
 
 
-def block_parts(name: str, layer: QuantizedLinear, container: Container, *, state_middle: bool) -> Iterator[Part]:
-    """Codes, scales and zero points as MatMulNBits reads them; GatherBlockQuantized does with a row's blocks joined.
+def block_parts(
+    name: str, layer: QuantizedLinear, container: Container, *, state_middle: bool
+) -> Iterator[Part]:
+    """Codes, scales and zero points as MatMulNBits reads them; GatherBlockQuantized does with a
+    row's blocks joined.
 
     state_middle also stores zero points that MatMulNBits would assume.
     """
     codes = pack_blocks(stored_codes(layer, container), container)
-    scales, zeros = per_block(layer.scales, layer, container), stored_zeros(layer, container, state_middle=state_middle)
+    scales, zeros = (
+        per_block(layer.scales, layer, container),
+        stored_zeros(layer, container, state_middle=state_middle),
+    )
     yield Part(name, TensorProto.UINT8, codes.shape, codes)
     yield Part(f"{name}.scales", TensorProto.FLOAT, scales.shape, scales)
     if zeros is not None:
@@ -98,14 +124,20 @@ def block_parts(name: str, layer: QuantizedLinear, container: Container, *, stat
         yield Part(f"{name}.zero_points", kind, zeros.shape, zeros)
 
 
-def whole_number_parts(name: str, layer: QuantizedLinear, container: Container, *, rows_first: bool) -> Iterator[Part]:
-    """Codes, scales and zero points of DequantizeLinear, signed and without zero points on a symmetric grid.
+def whole_number_parts(
+    name: str, layer: QuantizedLinear, container: Container, *, rows_first: bool
+) -> Iterator[Part]:
+    """Codes, scales and zero points of DequantizeLinear, signed and without zero points on a
+    symmetric grid.
 
     Shapes: codes (in, out), scales and zero points (blocks, out); turned around with rows_first.
     """
     signed = container.zeros == "middle"
     kind = WHOLE_TYPES[container.bits, signed]
-    codes, scales = layer.codes - np.uint8(layer.grid.middle) if signed else layer.codes, layer.scales
+    codes, scales = (
+        layer.codes - np.uint8(layer.grid.middle) if signed else layer.codes,
+        layer.scales,
+    )
     numbers = {name: codes, f"{name}.scales": per_block(scales, layer, container)}
     if not signed:
         numbers[f"{name}.zero_points"] = per_block(layer.zeros.astype(np.uint8), layer, container)
@@ -118,14 +150,18 @@ def whole_number_parts(name: str, layer: QuantizedLinear, container: Container, 
 
 
 def outlier_names(name: str) -> tuple[str, str]:
-    """The initializers of a matrix's outlier columns: which inputs, and what they are multiplied with."""
+    """The initializers of a matrix's outlier columns: which inputs, and what they are multiplied
+    with.
+    """
     return f"{name}.outlier_columns", f"{name}.outlier_values"
 
 
 def outlier_parts(name: str, outliers: OutlierColumns, grid: Grid) -> Iterator[Part]:
     """Shapes: columns (count,), values (count, out) in the type that they were rounded to."""
     columns, values = outlier_names(name)
-    yield Part(columns, TensorProto.INT64, outliers.columns.shape, outliers.columns.astype(np.int64))
+    yield Part(
+        columns, TensorProto.INT64, outliers.columns.shape, outliers.columns.astype(np.int64)
+    )
     yield dense_part(values, outliers.values.T.astype(DTYPES[grid.scale_dtype]))
 
 
