@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from edgeq.calibration.windows import first_windows, read_text, tokenize
-from edgeq.checkpoint.certificate import hash_files
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.commands.progress import Silent
 from edgeq.errors import NotInstalled
+from edgeq.files.hashes import hash_files
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.measuring.evaluate import EVALUATION_TEXT, model_logits
 from edgeq.measuring.verify import run_export, verify
@@ -268,7 +268,10 @@ def exact_layers(exported: Path) -> bool:
 
 
 def with_manifest(exported: Path) -> dict[str, Any]:
-    return {**hash_files(exported), MANIFEST_FILE: (exported / MANIFEST_FILE).read_bytes()}
+    return {
+        **hash_files(exported, but=(MANIFEST_FILE,)),
+        MANIFEST_FILE: (exported / MANIFEST_FILE).read_bytes(),
+    }
 
 
 def row(cells: Any) -> str:

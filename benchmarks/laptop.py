@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
-from edgeq.planning.memory import parse_size, show_size
+from edgeq.words import parse_size, show_size
 
 RESULTS = Path(__file__).parent / "results" / "laptop.md"
 SMALL = {"hidden": 512, "inner": 1376, "heads": 8, "vocabulary": 320, "blocks": 32}

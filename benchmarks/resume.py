@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq.checkpoint.certificate import hash_of_file
 from edgeq.checkpoint.reader import read_json
 from edgeq.errors import BadInput
+from edgeq.files.hashes import hash_of_file
 from edgeq.files.ownership import temporary_of
 from edgeq.files.storage import size_of
 from edgeq.run.resume import RUN_FILE

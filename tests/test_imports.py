@@ -1,4 +1,7 @@
-"""Who may import whom, and how long files and functions may be: read from the syntax trees."""
+"""Who may import whom, and how long files and functions may be: read from the syntax trees.
+
+ALLOWED is the table of rooms. An import inside of a function counts as one at the top.
+"""
 
 import ast
 import subprocess
@@ -9,7 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = {"edgeq": ROOT, "edgeq_backends": ROOT / "backends", "edgeq_exporters": ROOT / "exporters"}
+PACKAGES = {
+    "edgeq": ROOT,
+    "edgeq_backends": ROOT / "backends",
+    "edgeq_exporters": ROOT / "exporters",
+}
 FRAMEWORKS = {
     "torch",
     "mlx",
@@ -21,40 +28,79 @@ FRAMEWORKS = {
     "accelerate",
     "cyllama",
 }
+GROUND = ("errors", "types", "dtypes", "protocols", "stopwatch", "words", "version")
+MOST_GROUND = 9  # modules directly in edgeq/, beside the package's own two
+
+ALLOWED = {
+    "ground": "",
+    "registry": "ground",
+    "files": "ground",
+    "architectures": "ground",
+    "sources": "ground files architectures",
+    "grids": "ground",
+    "calibration": "ground files architectures sources",
+    "streams": "ground files",
+    "algorithms": "ground grids",
+    "checkpoint": "ground files architectures sources grids",
+    "recipe": "ground algorithms",
+    "solving": "ground grids algorithms recipe",
+    "measuring": "ground registry files sources calibration checkpoint recipe",
+    "planning": "ground architectures calibration streams algorithms checkpoint recipe measuring",
+    "run": "ground registry files sources grids calibration streams checkpoint recipe solving"
+    " planning measuring",
+    "commands": "ground registry files sources checkpoint recipe solving planning measuring run",
+    "edgeq": "ground",
+    "__main__": "commands",
+    "backends": "ground architectures streams sources",
+    "backends/torch": "backends ground architectures streams sources",
+    "backends/mlx": "backends ground architectures streams sources",
+    "exporters": "ground files grids architectures checkpoint",
+    "exporters/common": "exporters ground files grids architectures checkpoint",
+    "exporters/gguf": "exporters exporters/common ground files grids architectures checkpoint",
+    "exporters/onnx": "exporters exporters/common ground files grids architectures checkpoint",
+    "exporters/mlx": "exporters exporters/common ground files grids architectures checkpoint",
+    "exporters/hugging_face": "exporters exporters/common ground files grids architectures"
+    " checkpoint",
+}
+"""Which rooms a room may import, beside itself."""
 
 
-def module_name(path, room):
-    parts = path.relative_to(ROOMS[room]).with_suffix("").parts
+def module_name(path, package):
+    parts = path.relative_to(PACKAGES[package]).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def files_of(room):
-    return sorted((ROOMS[room] / room).rglob("*.py"))
-
-
-MODULES = {module_name(path, room): path for room in ROOMS for path in files_of(room)}
+FILES = [
+    (path, package) for package in PACKAGES for path in (PACKAGES[package] / package).rglob("*.py")
+]
+MODULES = {module_name(path, package): path for path, package in sorted(FILES)}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 
+def room_of(module):
+    """The room of a module of this project."""
+    package, *parts = module.split(".")
+    if package == "edgeq":
+        first = parts[0] if parts else "edgeq"
+        return "ground" if first in GROUND else first
+    folder = package.removeprefix("edgeq_")
+    is_folder = parts and (PACKAGES[package] / package / parts[0]).is_dir()
+    return f"{folder}/{parts[0]}" if is_folder else folder
+
+
 def is_type_checking(node):
-    return (
-        isinstance(node, ast.If)
-        and isinstance(node.test, ast.Name)
-        and node.test.id == "TYPE_CHECKING"
-    )
+    return isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING"
 
 
-def imports_of(name, *, at_start=False):
-    """Modules that a module imports, inside of functions too, or only those that its own import
-    runs.
-    """
-    found, stack = set(), list(TREES[name].body)
+def imports_in(tree, *, at_start=False):
+    """Modules that a syntax tree imports, in functions too, or only those that its start runs."""
+    found, stack = set(), list(tree.body)
     while stack:
         node = stack.pop()
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name}: relative import in line {node.lineno}"
+            assert node.level == 0, f"relative import in line {node.lineno}"
             members = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {member for member in members if member in MODULES} or {node.module}
         elif not (at_start and (is_type_checking(node) or isinstance(node, ast.FunctionDef))):
@@ -62,40 +108,63 @@ def imports_of(name, *, at_start=False):
     return found
 
 
+def imports_of(name, *, at_start=False):
+    return imports_in(TREES[name], at_start=at_start)
+
+
 def top(module):
     return module.split(".")[0]
 
 
-def in_room(room):
-    return [name for name in MODULES if top(name) == room]
+def in_package(package):
+    return [name for name in MODULES if top(name) == package]
 
 
-@pytest.mark.parametrize("name", in_room("edgeq"))
-def test_the_core_imports_no_framework_and_no_room(name):
-    imported = imports_of(name)
-    assert not {
-        module
-        for module in imported
-        if top(module) in FRAMEWORKS | {"edgeq_backends", "edgeq_exporters"}
-    }
+def forbidden(room, imported):
+    """The imports of a room that the table does not allow it."""
+    allowed = {room, *ALLOWED[room].split()}
+    own = [module for module in imported if top(module) in PACKAGES]
+    return sorted(module for module in own if room_of(module) not in allowed)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_has_a_room_and_imports_what_the_table_allows_it(name):
+    assert room_of(name) in ALLOWED, f"{name} has no room"
+    assert forbidden(room_of(name), imports_of(name)) == []
+
+
+def test_the_table_has_no_circle():
+    graph = {room: set(ALLOWED[room].split()) for room in ALLOWED}
+    order = list(TopologicalSorter(graph).static_order())
+    assert set(order) == set(ALLOWED)
+
+
+def test_a_forbidden_import_is_found_wherever_it_stands():
+    nested = "def f():\n    if True:\n        from edgeq.run.pipeline import quantize\n"
+    assert forbidden("algorithms", imports_in(ast.parse(nested))) == ["edgeq.run.pipeline"]
+    assert forbidden("backends", {"edgeq_exporters.common.manifest"}) != []
+    assert room_of("edgeq.somewhere.new") not in ALLOWED
+    assert room_of("edgeq.loose") not in ALLOWED
+
+
+def test_few_modules_lie_directly_in_the_package():
+    beside = {path.stem for path in (ROOT / "edgeq").glob("*.py")} - {"__init__", "__main__"}
+    assert beside == {*GROUND, "registry"}
+    assert len(beside) <= MOST_GROUND
+
+
+@pytest.mark.parametrize("name", in_package("edgeq"))
+def test_the_core_imports_no_framework(name):
+    imported = {top(module) for module in imports_of(name)}
+    assert not imported & FRAMEWORKS
     if not name.startswith("edgeq.sources"):
-        assert "gguf" not in {top(module) for module in imported}
-
-
-@pytest.mark.parametrize("room", ["edgeq_backends", "edgeq_exporters"])
-def test_rooms_import_the_core_and_never_each_other(room):
-    other = {"edgeq_backends", "edgeq_exporters"} - {room}
-    assert in_room(room)
-    for name in in_room(room):
-        imported = imports_of(name)
-        assert not {module for module in imported if top(module) in other}, name
+        assert "gguf" not in imported
 
 
 def test_bare_names_of_source_roots_are_never_imported():
     for name in MODULES:
-        assert not {"backends", "exporters", "tests"} & {
-            top(module) for module in imports_of(name)
-        }, name
+        imported = {top(module) for module in imports_of(name)}
+        assert not {"backends", "exporters", "tests"} & imported, name
 
 
 def test_no_modules_import_each_other_in_a_circle():
@@ -106,14 +175,15 @@ def test_no_modules_import_each_other_in_a_circle():
     assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)
 
 
-def test_only_the_registry_knows_rooms_and_only_as_strings():
-    for name in in_room("edgeq"):
-        strings = [
-            n.value
-            for n in ast.walk(TREES[name])
-            if isinstance(n, ast.Constant) and isinstance(n.value, str)
-        ]
-        named = [text for text in strings if text.startswith(("edgeq_backends", "edgeq_exporters"))]
+def strings_of(name):
+    nodes = (node for node in ast.walk(TREES[name]) if isinstance(node, ast.Constant))
+    return [node.value for node in nodes if isinstance(node.value, str)]
+
+
+def test_only_the_registry_knows_backends_and_exporters_and_only_as_strings():
+    for name in in_package("edgeq"):
+        packages = ("edgeq_backends", "edgeq_exporters")
+        named = [text for text in strings_of(name) if text.startswith(packages)]
         assert bool(named) == (name == "edgeq.registry"), name
 
 

@@ -14,12 +14,13 @@ import pytest
 from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
 from edgeq.architectures.layout import expected_linear_shapes
 from edgeq.errors import BadInput
-from edgeq.planning.memory import WAYS, Process, choose_way, parse_size, peak_moment, show_size
+from edgeq.planning.memory import WAYS, Process, choose_way, peak_moment
 from edgeq.planning.time import block_seconds
 from edgeq.recipe.recipe import make_recipe, with_preset
 from edgeq.run.forecast import open_outline
 from edgeq.sources import open_source
 from edgeq.sources.outline import ModelOutline
+from edgeq.words import parse_size, show_size
 
 PROCESS = Process(800 * 10**6, 8)
 LLAMA_7B = make_config(**SHAPES["llama-2-7b"])

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from edgeq.dtypes import NUMPY
 from edgeq.errors import NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
-
-STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 
 
 class ReferenceBackend:
@@ -62,7 +60,7 @@ class ReferenceBackend:
         return np.clip(x, low, high)
 
     def round_to(self, x: NumpyArray, dtype: ScaleDtype) -> NumpyArray:
-        return x.astype(STORED[dtype]).astype(np.float64)
+        return x.astype(NUMPY[dtype]).astype(np.float64)
 
     def min_max(self, x: NumpyArray, axis: int) -> tuple[NumpyArray, NumpyArray]:
         return x.min(axis=axis), x.max(axis=axis)

@@ -157,3 +157,13 @@ def first_windows(
             "smaller --sequence-length"
         )
     return tokens[: count * sequence_length].reshape(count, sequence_length)
+
+
+def check_length(source: ModelDescription, sequence_length: int) -> None:
+    """Raises: BadInput when calibration sequences are longer than the model was made for."""
+    longest = source.config.get("max_position_embeddings")
+    if isinstance(longest, int) and sequence_length > longest:
+        raise BadInput(
+            f"sequence length {sequence_length}: the model reads at most {longest} tokens; "
+            f"choose --sequence-length {longest} or less"
+        )

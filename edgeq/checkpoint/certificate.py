@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.checkpoint.reader import Checkpoint, read_json
+from edgeq.checkpoint.reader import Checkpoint
+from edgeq.files.hashes import hash_of_file
+from edgeq.files.json_files import read_json, write_json
 from edgeq.files.ownership import MANIFEST_FILE
-from edgeq.files.storage import write_bytes
 from edgeq.types import NumpyArray, QuantizedLinear
-
-CHUNK_BYTES = 1 << 22
 
 
 def sha256_of(*arrays: NumpyArray) -> str:
@@ -69,7 +68,7 @@ def seal(folder: Path, checkpoint: Checkpoint) -> None:
     path = folder / MANIFEST_FILE
     manifest = read_json(path)
     manifest["checkpoint"] = _seal_of(checkpoint)
-    write_bytes(path, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_json(path, manifest, indent=1)
 
 
 def is_sealed(folder: Path, checkpoint: Checkpoint) -> bool:
@@ -98,19 +97,3 @@ def why_not_as_written(folder: Path, settings: Mapping[str, Any]) -> str | None:
 
 def _seal_of(checkpoint: Checkpoint) -> dict[str, str]:
     return {"source": checkpoint.fingerprint(), "solution": checkpoint.solution_fingerprint()}
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of an export but its manifest, by path inside the folder."""
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE
-    )
-    return {path.relative_to(folder).as_posix(): hash_of_file(path) for path in files}
-
-
-def hash_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

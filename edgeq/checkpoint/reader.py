@@ -5,7 +5,6 @@ with codes, scales and untouched tensors of each block, outer.safetensors with e
 report.json.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +14,14 @@ from edgeq.architectures.layout import find_blocks
 from edgeq.architectures.model_config import check_config
 from edgeq.checkpoint.tensor_file import TensorFile
 from edgeq.errors import BadInput, UnsupportedModel, reason_of
+from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, REPORT_FILE, leads_out
-from edgeq.files.storage import write_bytes
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.safetensors_directory import COMPANION_FILES
 from edgeq.types import BlockSpec, Grid, NumpyArray, QuantizedLinear
+from edgeq.words import describe_grid
 
 FORMAT_VERSION = 1
-
-
-def write_json(path: Path, content: Any) -> None:
-    """JSON with a fixed layout, so that equal content gives equal bytes."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
 class Checkpoint:
@@ -149,12 +144,6 @@ class Checkpoint:
         return self._of_tensor[tensor_name]
 
 
-def describe_grid(grid: Grid) -> str:
-    group = "row" if grid.group_size is None else grid.group_size
-    outliers = f", {100 * grid.outlier_columns:g}% outlier columns" if grid.outlier_columns else ""
-    return f"{grid.bits} bits, group {group}, {grid.zeros}{outliers}"
-
-
 def _are_inside(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(name, str) and name and not leads_out(name) for name in value
@@ -174,29 +163,3 @@ HEAD_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "recipe": ("an object", lambda value: isinstance(value, dict)),
 }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises: BadInput when the file is missing or something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BadInput(
-            f"{str(path)!r}: no such file; a quantized checkpoint is a directory with {HEAD_FILE}"
-        ) from error
-    except OSError as error:
-        raise BadInput(
-            f"{str(path)!r} cannot be read ({reason_of(error)}); check its permissions"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise BadInput(
-            f"{str(path)!r} cannot be read as JSON ({reason_of(error)}); "
-            "it is damaged, make the directory again"
-        ) from error
-    if not isinstance(content, dict):
-        raise BadInput(
-            f"{str(path)!r} holds a JSON {type(content).__name__} "
-            "and not an object; it is damaged, make the directory"
-            " again"
-        )
-    return content

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from edgeq.dtypes import CODE_NAMES, ITEM_BYTES, NUMPY
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.storage import rename_when_stored
 from edgeq.grids.packing import WORD_BITS, pack_words, unpack_words
@@ -24,10 +24,6 @@ from edgeq.types import (
     ScaleDtype,
     ZeroKind,
 )
-
-STORED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
-DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # as safetensors names them
-ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "U32": 4, "I32": 4, "U8": 1}
 
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape of stored parts by name."""
@@ -42,7 +38,7 @@ def write_tensors(
     }
     grids = {}
     for name, layer in quantized.items():
-        stored = STORED[layer.grid.scale_dtype]
+        stored = NUMPY[layer.grid.scale_dtype]
         tensors[f"{name}.codes"] = pack_words(layer.codes, layer.grid.bits)
         tensors[f"{name}.scales"] = layer.scales.astype(stored)
         if layer.grid.zeros == "integer":
@@ -75,15 +71,15 @@ def stored_parts(name: str, shape: tuple[int, int], grid: Grid) -> Layout:
     parts: dict[str, tuple[str, tuple[int, ...]]] = {
         "codes": ("U32", (rows, -(-columns * grid.bits // WORD_BITS)))
     }
-    parts["scales"] = (DTYPES[grid.scale_dtype], per_group)
+    parts["scales"] = (CODE_NAMES[grid.scale_dtype], per_group)
     if grid.zeros == "integer":
         parts["zeros"] = ("U8", per_group)
     if grid.zeros == "offset":
-        parts["offsets"] = (DTYPES[grid.scale_dtype], per_group)
+        parts["offsets"] = (CODE_NAMES[grid.scale_dtype], per_group)
     count = grid.outlier_count(columns)
     if count:
         parts["outlier_columns"] = ("I32", (count,))
-        parts["outlier_values"] = (DTYPES[grid.scale_dtype], (rows, count))
+        parts["outlier_values"] = (CODE_NAMES[grid.scale_dtype], (rows, count))
     return {f"{name}.{part}": layout for part, layout in parts.items()}
 
 
@@ -192,7 +188,7 @@ class TensorFile:
                 )
                 raise self._damaged(f"holds {name!r} as {found}, but its grid asks for {expected}")
         for name, (dtype, _) in self._layout.items():
-            if name not in parts and dtype not in DTYPES.values():
+            if name not in parts and dtype not in CODE_NAMES.values():
                 raise self._damaged(
                     f"holds {name!r} as {dtype}; untouched tensors are F32, F16 or BF16"
                 )

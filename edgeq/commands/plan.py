@@ -86,8 +86,7 @@ def existing_parent(path: Path) -> Path:
 def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     """One screen; sizes in decimal units."""
     from edgeq.commands.screen import facts_table  # noqa: PLC0415
-    from edgeq.planning.memory import show_size  # noqa: PLC0415
-    from edgeq.planning.time import show_time  # noqa: PLC0415
+    from edgeq.words import show_size, show_time  # noqa: PLC0415
 
     table, memory, way, seconds = facts_table(), plan["memory"], plan["way"], plan["seconds"]
     table.add_row(

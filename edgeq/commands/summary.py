@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.checkpoint.certificate import is_sealed, why_not_as_written
-from edgeq.checkpoint.reader import Checkpoint, read_json
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.commands.options import option_words
 from edgeq.errors import BadInput
+from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.files.storage import size_of
 from edgeq.measuring.evaluate import SINGLE_FILES

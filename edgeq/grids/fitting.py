@@ -1,17 +1,15 @@
 """Fitting and rounding on a grid, in backend arrays."""
 
+from edgeq.dtypes import LARGEST, SMALLEST
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, GroupScales
-
-SMALLEST_SCALE = {"float16": 2.0**-24, "bfloat16": 2.0**-126, "float32": 2.0**-126}
-LARGEST_SCALE = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38}
 
 
 def store_scales(scales: Array, grid: Grid, backend: Backend) -> Array:
     """Round scales to the dtype that the container stores; keep the sign and never reach zero or
     infinity.
     """
-    smallest, largest = SMALLEST_SCALE[grid.scale_dtype], LARGEST_SCALE[grid.scale_dtype]
+    smallest, largest = SMALLEST[grid.scale_dtype], LARGEST[grid.scale_dtype]
     bounded = backend.where(
         scales > largest, largest, backend.where(scales < -largest, -largest, scales)
     )

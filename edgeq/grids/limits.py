@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from edgeq.dtypes import LARGEST, SMALLEST
 from edgeq.errors import BadInput
-from edgeq.grids.fitting import LARGEST_SCALE, SMALLEST_SCALE
 from edgeq.types import NumpyArray, QuantizedLinear
 
 NEARLY = 0.99  # bounds are rounded to the type after they are applied
@@ -30,7 +30,7 @@ def clamped_groups(name: str, weight: NumpyArray, layer: QuantizedLinear) -> int
             " or --outlier-columns 0"
         )
     sizes = np.abs(layer.scales)
-    at_limit = (sizes <= SMALLEST_SCALE[kind]) | (sizes >= NEARLY * LARGEST_SCALE[kind])
+    at_limit = (sizes <= SMALLEST[kind]) | (sizes >= NEARLY * LARGEST[kind])
     if not at_limit.any():
         return 0
     starts = [low for low, _ in layer.grid.group_bounds(weight.shape[1])]

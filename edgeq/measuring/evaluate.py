@@ -7,9 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.calibration.windows import check_ids, first_windows, read_text, tokenize
-from edgeq.checkpoint.reader import Checkpoint, read_json
+from edgeq.calibration.windows import (
+    check_ids,
+    check_length,
+    first_windows,
+    read_text,
+    tokenize,
+)
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
+from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE
 from edgeq.measuring.quality import compare
 from edgeq.protocols import LogitSource, ModelDescription, ModelSource
@@ -23,7 +30,6 @@ from edgeq.registry import (
     find,
     load,
 )
-from edgeq.run.pipeline import check_length
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from edgeq.calibration.windows import first_windows, read_text, tokenize
-from edgeq.checkpoint.certificate import hash_files, hash_of_layer, sha256_of
-from edgeq.checkpoint.reader import Checkpoint, read_json
+from edgeq.checkpoint.certificate import hash_of_layer, sha256_of
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput, EdgeqError
+from edgeq.files.hashes import hash_files
+from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.measuring.evaluate import EVALUATION_TEXT, check_runtime, find_export, model_logits
 from edgeq.measuring.quality import Meter
@@ -98,7 +100,7 @@ def is_entry(entry: Any) -> bool:
 
 def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Files that are not as they were written."""
-    claimed, found = manifest["files"], hash_files(folder)
+    claimed, found = manifest["files"], hash_files(folder, but=(MANIFEST_FILE,))
     for name in sorted({*claimed, *found}):
         if name not in found:
             yield f"file '{name}': missing"

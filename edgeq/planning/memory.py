@@ -3,7 +3,6 @@ limit.
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +22,11 @@ from edgeq.errors import BadInput
 from edgeq.planning.process_memory import resident_bytes
 from edgeq.recipe.recipe import Recipe
 from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow
+from edgeq.words import show_size
 
-SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)
 FLOAT = 4  # bytes of weights and activations in forward passes
 SITES = (ATTENTION[:3], ATTENTION[3:], MLP[:2], MLP[2:])
 ENOUGH = 1.01  # what the process takes by itself differs a little from start to start
-LARGEST_SIZE = 2.0**60
 ROWS_AT_ONCE = 1024
 FEWEST_ROWS = 256
 WRITING = "the text that the model writes"
@@ -106,18 +104,6 @@ class MemoryPlan:
     peak: Moment
 
 
-def parse_size(text: str, option: str) -> int:
-    """Bytes of "8GB", "7.5 GiB" or "500MB". Raises: BadInput."""
-    found, size = SIZE.fullmatch(text), 0
-    if found:
-        power = " KMGT".index((found[2] or " ").upper())
-        stated = float(found[1]) * (1024 if found[3] else 1000) ** power
-        size = int(stated) if stated < LARGEST_SIZE else 0
-    if size <= 0:
-        raise BadInput(f"{option} {text!r}: expected a size such as 8GB, 7.5GiB or 500MB")
-    return size
-
-
 def choose_way(
     config: Mapping[str, Any],
     recipe: Recipe,
@@ -153,18 +139,6 @@ def choose_way(
         f"{enough} (while it is at {least.peak.name}); give that "
         f"much, or {advice}"
     )
-
-
-def show_size(size: float, *, up: bool = False) -> str:
-    """Units as people say them; rounded up where less would not do."""
-    if size < 10**5:
-        return f"{math.ceil(size)} bytes"
-    name, unit = ("GB", 10**9) if size >= 10**9 else ("MB", 10**6)
-    digits = 1 if unit == 10**9 else 0
-    if up:
-        size += unit / 10**digits * 0.999
-        return f"{int(size / unit * 10**digits) / 10**digits:.{digits}f} {name}".replace(".0 ", " ")
-    return f"{size / unit:.{digits}f} {name}"
 
 
 def peak_moment(

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from edgeq.checkpoint.tensor_file import ITEM_BYTES, stored_parts
+from edgeq.checkpoint.tensor_file import stored_parts
+from edgeq.dtypes import ITEM_BYTES
 from edgeq.measuring.formats import READ_BY
 from edgeq.protocols import Exporter, ModelSource
 from edgeq.recipe.layer_grids import Grids

@@ -25,13 +25,6 @@ SEARCH_SECONDS = (
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def show_time(seconds: float) -> str:
-    """In a unit that leaves few digits."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
-
-
 def measure_rates(backend: Backend) -> dict[str, float]:
     """Operations per second of this machine now: products in float32 and of the solve, and a
     factorisation.

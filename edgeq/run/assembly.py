@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeq.calibration.self_text import Wrote, written_windows
 from edgeq.calibration.texts import Calibration, Text, Windows, make_calibration, read_texts
-from edgeq.planning.memory import MemoryPlan, choose_way, measure_process, parse_size
+from edgeq.planning.memory import MemoryPlan, choose_way, measure_process
 from edgeq.planning.process_memory import give_large_arrays_back
 from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
 from edgeq.recipe.layer_grids import asymmetric_zeros
@@ -27,6 +27,7 @@ from edgeq.registry import (
 from edgeq.run.pipeline import Job
 from edgeq.streams.blockwise import Flow
 from edgeq.types import NumpyArray
+from edgeq.words import parse_size
 
 
 def make_job(

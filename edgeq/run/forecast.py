@@ -5,15 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from edgeq.calibration.windows import check_length
 from edgeq.errors import BadInput
 from edgeq.planning.memory import MemoryPlan
 from edgeq.planning.sizes import format_row, tensor_bytes
-from edgeq.planning.time import block_seconds, measure_rates, show_time
+from edgeq.planning.time import block_seconds, measure_rates
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, plan_grids
-from edgeq.run.pipeline import Job, check_length, needs_calibration
+from edgeq.run.pipeline import Job, needs_calibration
 from edgeq.sources.outline import ModelOutline
 from edgeq.sources.safetensors_directory import SHARD_INDEX, SINGLE_FILE, weight_files
+from edgeq.words import show_time
 
 
 def open_outline(model: str) -> ModelSource | None:

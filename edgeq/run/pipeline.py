@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from edgeq.calibration.texts import Calibration
+from edgeq.calibration.windows import check_length
 from edgeq.checkpoint.certificate import seal
-from edgeq.checkpoint.reader import Checkpoint, write_json
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
+from edgeq.files.json_files import write_json
 from edgeq.files.ownership import HEAD_FILE, REPORT_FILE
 from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
 from edgeq.planning.process_memory import trim
-from edgeq.protocols import ActivationSource, Backend, Exporter, ModelDescription, ModelSource, Site
+from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
 from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.run.identity import KEYS, identify
@@ -130,16 +132,6 @@ def start_activations(job: Job, calibration: Calibration) -> ActivationSource:
     with job.clock("load model"):
         drift = job.recipe.propagation_share if job.recipe.needs_drift else 0.0
         return job.make_activations(job.source, calibration.windows, drift)
-
-
-def check_length(source: ModelDescription, sequence_length: int) -> None:
-    """Raises: BadInput when calibration sequences are longer than the model was made for."""
-    longest = source.config.get("max_position_embeddings")
-    if isinstance(longest, int) and sequence_length > longest:
-        raise BadInput(
-            f"sequence length {sequence_length}: the model reads at most {longest} tokens; "
-            f"choose --sequence-length {longest} or less"
-        )
 
 
 def write_model(

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeq.checkpoint.certificate import hash_of_file
-from edgeq.checkpoint.reader import Checkpoint, read_json, write_json
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput, DamagedModel, reason_of
+from edgeq.files.hashes import hash_of_file
+from edgeq.files.json_files import read_json, write_json
 from edgeq.files.ownership import clear_contents
 from edgeq.files.storage import (
     MADE,

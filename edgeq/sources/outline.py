@@ -14,13 +14,13 @@ from edgeq.architectures.layout import (
     is_redundant,
 )
 from edgeq.architectures.model_config import check_config, positive_integer
-from edgeq.checkpoint.tensor_file import DTYPES, ITEM_BYTES
+from edgeq.dtypes import CODE_NAMES, ITEM_BYTES
 from edgeq.errors import BadInput
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.safetensors_directory import (
     SHARD_INDEX,
     read_companions,
-    read_json_object,
+    read_model_json,
     read_weight_map,
 )
 from edgeq.types import BlockSpec, NumpyArray
@@ -47,7 +47,7 @@ class ModelOutline:
 
     def __init__(self, path: Path) -> None:
         self.directory, self.name = path, path.resolve().name
-        self.config: Mapping[str, Any] = read_json_object(path / "config.json")
+        self.config: Mapping[str, Any] = read_model_json(path / "config.json")
         check_config(self.config)
         self._shapes = dict(expected_outer_shapes(self.config))
         of_block = expected_block_shapes(self.config)
@@ -85,7 +85,7 @@ class ModelOutline:
 
     def stored_as(self, tensor_name: str) -> str:
         stated = str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
-        return DTYPES.get(stated, "F32")
+        return CODE_NAMES.get(stated, "F32")
 
     def tensor_bytes(self, tensor_name: str) -> int:
         return math.prod(self.shape(tensor_name)) * ITEM_BYTES[self.stored_as(tensor_name)]

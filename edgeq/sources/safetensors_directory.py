@@ -16,11 +16,10 @@ from safetensors import SafetensorError, safe_open
 from edgeq.architectures.layout import find_blocks, is_redundant
 from edgeq.architectures.model_config import check_config
 from edgeq.errors import BadInput, reason_of
+from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, leads_out
 from edgeq.sources.fingerprint import hash_model
 from edgeq.types import BlockSpec, NumpyArray
-
-__all__ = ["COMPANION_FILES", "SHARD_INDEX", "SafetensorsDirectory", "is_redundant"]
 
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
@@ -67,7 +66,7 @@ class SafetensorsDirectory:
     def __init__(self, path: Path, *, name: str | None = None) -> None:
         files = weight_files(path)
         self.name = name or path.resolve().name
-        self.config: Mapping[str, Any] = read_json_object(path / "config.json")
+        self.config: Mapping[str, Any] = read_model_json(path / "config.json")
         check_config(self.config)
         self.directory = path
         self.files = tuple(files)
@@ -130,21 +129,10 @@ class SafetensorsDirectory:
         return hash_model(self.config, self.shapes(), self.files)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file whose top level is an object. Raises: BadInput."""
-    if not path.is_file():
-        raise BadInput(f"{path} is missing; a checkpoint directory needs it")
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BadInput(
-            f"{path} cannot be read ({reason_of(error)}); check its permissions"
-        ) from None
-    except (ValueError, RecursionError):
-        raise BadInput(f"{path} is not valid JSON; fetch the checkpoint again") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{path} holds a JSON {type(content).__name__}; it must hold an object")
-    return content
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint that somebody else wrote. Raises: BadInput."""
+    missing = "a checkpoint directory needs it"
+    return read_json(path, missing=missing, mend="fetch the checkpoint again")
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -186,7 +174,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
     Raises: BadInput.
     """
     index = path / SHARD_INDEX
-    weight_map = read_json_object(index).get("weight_map")
+    weight_map = read_model_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput(
             f"{index} has no object 'weight_map' with tensors; fetch the checkpoint again"

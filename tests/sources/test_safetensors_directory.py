@@ -165,10 +165,10 @@ def test_a_file_of_noise_is_refused_in_one_line(tiny_directory):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("", "not valid JSON"),
-        ("{", "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
-        ("[1]", "must hold an object"),
+        ("", "cannot be read as JSON"),
+        ("{", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ("[1]", "holds a JSON list and not an object"),
     ],
 )
 def test_a_damaged_config_is_refused(tiny_directory, content, complaint):
@@ -178,7 +178,7 @@ def test_a_damaged_config_is_refused(tiny_directory, content, complaint):
 
 def test_a_missing_config_is_refused(tiny_directory):
     (tiny_directory / "config.json").unlink()
-    assert "config.json is missing" in refusal(tiny_directory)
+    assert "config.json': no such file" in refusal(tiny_directory)
 
 
 def test_another_architecture_is_refused_by_name(tiny_directory):

@@ -5,10 +5,9 @@ these.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edgeq.architectures.layout import expected_linear_shapes, expected_outer_shapes
+from edgeq.architectures.layout import expected_linear_shapes, expected_outer_shapes, is_redundant
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
-from edgeq.sources.safetensors_directory import is_redundant
 from edgeq.types import Grid
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")

@@ -2,16 +2,16 @@
 that appear whole.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.checkpoint.certificate import hash_files, hash_of_layer, sha256_of
-from edgeq.checkpoint.reader import describe_grid
+from edgeq.checkpoint.certificate import hash_of_layer, sha256_of
+from edgeq.files.hashes import hash_files
+from edgeq.files.json_files import write_json
 from edgeq.files.ownership import MANIFEST_FILE
-from edgeq.files.storage import write_bytes
 from edgeq.types import Grid, QuantizedLinear
+from edgeq.words import describe_grid
 from edgeq_exporters.common.deviation import largest_difference
 
 __all__ = [
@@ -108,8 +108,9 @@ def write_manifest(
     `file` is what a reader opens first, settings are the options of the export.
     """
     path = folder / MANIFEST_FILE
-    content: dict[str, Any] = {"format": format_name, "file": file, "files": hash_files(folder)}
+    files = hash_files(folder, but=(MANIFEST_FILE,))
+    content: dict[str, Any] = {"format": format_name, "file": file, "files": files}
     content |= {"settings": settings} if settings else {}
     content["tensors"] = entries
-    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(path, content, indent=1)
     return path

@@ -2,17 +2,17 @@
 manifest.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from edgeq.dtypes import CODE_NAMES, NUMPY
+from edgeq.files.json_files import json_bytes
 from edgeq.files.storage import rename_when_stored, write_bytes
 from edgeq.types import Grid, NumpyArray, ScaleDtype
 from edgeq_exporters.common.decoder import Shapes
@@ -20,12 +20,6 @@ from edgeq_exporters.common.manifest import Entry, sha256_of, tensor_entry, writ
 
 SHARD_BYTES = 1_000_000_000  # a larger tensor has a shard of its own
 INDEX_NAME = "model.safetensors.index.json"
-DENSE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-DTYPES: Mapping[str, np.dtype[Any]] = {
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float32": np.dtype(np.float32),
-}
 
 MakeTensor = Callable[[str], tuple[Mapping[str, NumpyArray], Entry]]
 
@@ -65,7 +59,7 @@ def write_directory(content: DirectoryContent, destination: Path) -> list[Path]:
     The tensors of one shard are in memory at a time. The same content gives the same bytes.
     """
     shards = write_shards(content, destination)
-    files = {INDEX_NAME: _json_bytes(_index(shards)), "config.json": _json_bytes(content.config)}
+    files = {INDEX_NAME: json_bytes(_index(shards)), "config.json": json_bytes(content.config)}
     files |= {
         name: content.companions[name] for name in sorted(content.companions) if name not in files
     }
@@ -141,10 +135,6 @@ def _index(shards: Sequence[WrittenShard]) -> dict[str, Any]:
     }
 
 
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-
-
 def dense_dtype(grids: Shapes) -> ScaleDtype:
     """The scale type of most quantized weights; float16 where none is quantized."""
     weights: Counter[ScaleDtype] = Counter()
@@ -162,7 +152,7 @@ def dense_tensor(array: NumpyArray, dense: ScaleDtype) -> tuple[NumpyArray, floa
     wider.
     """
     with np.errstate(over="ignore"):
-        rounded = array.astype(DTYPES[dense])
+        rounded = array.astype(NUMPY[dense])
     if rounded.dtype == array.dtype or not np.isfinite(rounded).all():
         return np.ascontiguousarray(array), 0.0
     difference = rounded.astype(np.float32) - array.astype(np.float32)
@@ -184,7 +174,7 @@ def make_dense(
     entry = tensor_entry(
         name=name,
         source=name,
-        type_name=DENSE_TYPES[str(stored.dtype)],
+        type_name=CODE_NAMES[str(stored.dtype)],
         grid=None,
         status="dense",
         deviation=deviation,

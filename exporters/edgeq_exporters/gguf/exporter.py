@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, NotInstalled, install
 from edgeq.files.storage import rename_when_stored
 from edgeq.protocols import QuantizedModel
@@ -47,7 +48,6 @@ except ModuleNotFoundError as missing:
 FILE_NAME = "model.gguf"
 EMBEDDING = "model.embed_tokens.weight"
 ROPE_FACTORS = "rope_freqs.weight"
-DENSE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7}
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Grid | None]]
@@ -143,7 +143,7 @@ def _planned(model: QuantizedModel, source: str) -> PlannedTensor:
         )
     array = model.dense(source)
     # llama.cpp adds and multiplies vectors in float32 and accepts no other type for them.
-    type_name = "F32" if array.ndim == 1 else DENSE_TYPES[str(array.dtype)]
+    type_name = "F32" if array.ndim == 1 else CODE_NAMES[str(array.dtype)]
     return PlannedTensor(name, source, type_name, array.shape, None)
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput
 from edgeq.grids.packing import pack_words
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, QuantizedLinear
 from edgeq_exporters.common.decoder import Shape, Shapes, why_not_outliers
 from edgeq_exporters.common.deviation import as_stored
-from edgeq_exporters.common.safetensors_directory import DTYPES
 from edgeq_exporters.hugging_face.directory import (
     LinearFormat,
     Packed,
@@ -93,7 +93,7 @@ def pack(module: str, layer: QuantizedLinear) -> Packed:
     """
     grid = layer.grid
     with np.errstate(over="ignore"):
-        scales = layer.scales.astype(DTYPES[grid.scale_dtype])
+        scales = layer.scales.astype(NUMPY[grid.scale_dtype])
     if not np.isfinite(scales).all():
         raise BadInput(
             f"tensor '{module}.weight': a scale of "

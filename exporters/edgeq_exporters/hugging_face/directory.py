@@ -11,10 +11,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from edgeq.checkpoint.reader import describe_grid
+from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
+from edgeq.words import describe_grid
 from edgeq_exporters.common.decoder import (
     Shape,
     Shapes,
@@ -25,7 +26,6 @@ from edgeq_exporters.common.decoder import (
 )
 from edgeq_exporters.common.manifest import Entry, hash_of_layer, quantized_entry
 from edgeq_exporters.common.safetensors_directory import (
-    DTYPES,
     DirectoryContent,
     dense_dtype,
     make_dense,
@@ -155,7 +155,7 @@ def _config(
 def _bytes_of(shape: Shape, grid: Grid | None, dense: ScaleDtype) -> int:
     """About the size of a tensor in the file, to plan shards with."""
     if grid is None:
-        return prod(shape) * DTYPES[dense].itemsize
+        return prod(shape) * NUMPY[dense].itemsize
     return prod(shape) * grid.bits // 8 + 6 * shape[0] * grid.group_count(shape[1]) + 4 * shape[1]
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput
 from edgeq.grids.packing import pack_words
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
 from edgeq_exporters.common.decoder import why_not_outliers
 from edgeq_exporters.common.deviation import as_stored
-from edgeq_exporters.common.safetensors_directory import DTYPES
 
 # MLX packs other bits and groups as well, but multiplies them wrongly without an error.
 BITS = (2, 3, 4, 5, 6, 8)
@@ -45,9 +45,9 @@ def stored_bytes(shape: tuple[int, ...], grid: Grid | None, dense: ScaleDtype) -
     """Size of a tensor in the file, with the scales and biases of a quantized one."""
     weights = math.prod(shape)
     if grid is None:
-        return weights * DTYPES[dense].itemsize
+        return weights * NUMPY[dense].itemsize
     groups = shape[0] * grid.group_count(shape[1])
-    return weights * grid.bits // 8 + 2 * groups * DTYPES[grid.scale_dtype].itemsize
+    return weights * grid.bits // 8 + 2 * groups * NUMPY[grid.scale_dtype].itemsize
 
 
 def quantized_tensors(
@@ -64,7 +64,7 @@ def quantized_tensors(
     """
     module, kind = name.removesuffix(".weight"), layer.grid.scale_dtype
     with np.errstate(over="ignore"):
-        scales, offsets = layer.scales.astype(DTYPES[kind]), layer.offsets.astype(DTYPES[kind])
+        scales, offsets = layer.scales.astype(NUMPY[kind]), layer.offsets.astype(NUMPY[kind])
     if not (np.isfinite(scales).all() and np.isfinite(offsets).all()):
         largest = max(np.abs(layer.scales).max(), np.abs(layer.offsets).max())
         raise BadInput(

@@ -2,13 +2,14 @@
 bits.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput
+from edgeq.files.json_files import json_bytes
 from edgeq.files.storage import write_bytes
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
@@ -61,7 +62,6 @@ HEAD = "lm_head.weight"
 ACCURACY_LEVELS = range(5)
 SHIPPED_LEVEL = 4  # many times faster than 0
 LOOKED_UP_BITS = 8  # with qdq: Gather has no 4-bit types
-DENSE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class OnnxExporter:
@@ -131,10 +131,8 @@ class OnnxExporter:
                 data.add(dense_part(name, table))
         files = {
             FILE_NAME: self._graph(model, data),
-            "config.json": _json_bytes(model.config),
-            "genai_config.json": _json_bytes(
-                genai_config(model.config, companions, file=FILE_NAME)
-            ),
+            "config.json": json_bytes(model.config),
+            "genai_config.json": json_bytes(genai_config(model.config, companions, file=FILE_NAME)),
         }
         files |= {name: companions[name] for name in sorted(companions) if name not in files}
         for name, content in files.items():
@@ -242,7 +240,7 @@ def _dense_entry(name: str, array: NumpyArray, part: Part) -> Entry:
     entry = tensor_entry(
         name=name,
         source=name,
-        type_name=DENSE_TYPES[str(part.data.dtype)],
+        type_name=CODE_NAMES[str(part.data.dtype)],
         grid=None,
         status="dense",
         deviation=0.0,
@@ -250,7 +248,3 @@ def _dense_entry(name: str, array: NumpyArray, part: Part) -> Entry:
         stored=sha256_of(part.data),
     )
     return entry | {"file": DATA_NAME}
-
-
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

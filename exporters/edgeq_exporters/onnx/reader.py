@@ -15,9 +15,9 @@ from google.protobuf.message import DecodeError
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.checker import ValidationError
 
-from edgeq.checkpoint.reader import read_json
+from edgeq.architectures.layout import is_redundant
 from edgeq.errors import BadInput, reason_of
-from edgeq.sources.safetensors_directory import is_redundant
+from edgeq.files.json_files import read_json
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
 from edgeq_exporters.onnx.decoder import COSINES, SINES

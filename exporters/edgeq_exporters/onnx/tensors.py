@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from onnx import StringStringEntryProto, TensorProto
 
+from edgeq.dtypes import NUMPY
 from edgeq.files.storage import rename_when_stored
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear
-from edgeq_exporters.common.safetensors_directory import DTYPES
 from edgeq_exporters.onnx.blocks import (
     Bytes,
     Container,
@@ -162,7 +162,7 @@ def outlier_parts(name: str, outliers: OutlierColumns, grid: Grid) -> Iterator[P
     yield Part(
         columns, TensorProto.INT64, outliers.columns.shape, outliers.columns.astype(np.int64)
     )
-    yield dense_part(values, outliers.values.T.astype(DTYPES[grid.scale_dtype]))
+    yield dense_part(values, outliers.values.T.astype(NUMPY[grid.scale_dtype]))
 
 
 def _packed_flat(values: Bytes, bits: int) -> Bytes:

@@ -1,0 +1,23 @@
+"""SHA-256 of files: what tells a damaged file from one that is as it was written."""
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+
+CHUNK_BYTES = 1 << 22
+
+
+def hash_of_file(path: Path) -> str:
+    """Hash a file of any size, a chunk at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_files(folder: Path, *, but: Collection[str]) -> dict[str, str]:
+    """Hash every file below a folder, by its path in it; `but` names those to leave out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    named = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: hash_of_file(path) for name, path in named.items() if name not in but}

@@ -1,0 +1,50 @@
+"""How sizes, times and grids are written for people, and how sizes are read from them."""
+
+import math
+import re
+
+from edgeq.errors import BadInput
+from edgeq.types import Grid
+
+SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)
+LARGEST_SIZE = 2.0**60  # an exabyte: beyond it a typing error is likelier than a machine
+FEW_SECONDS = 120
+FEW_HOURS = 2 * 3600
+
+
+def parse_size(text: str, option: str) -> int:
+    """Read the bytes of "8GB", "7.5 GiB" or "500MB". Raises: BadInput."""
+    found, size = SIZE.fullmatch(text), 0
+    if found:
+        power = " KMGT".index((found[2] or " ").upper())
+        stated = float(found[1]) * (1024 if found[3] else 1000) ** power
+        size = int(stated) if stated < LARGEST_SIZE else 0
+    if size <= 0:
+        raise BadInput(f"{option} {text!r}: expected a size such as 8GB, 7.5GiB or 500MB")
+    return size
+
+
+def show_size(size: float, *, up: bool = False) -> str:
+    """Write bytes in the unit that people use; rounded up where less would not do."""
+    if size < 10**5:
+        return f"{math.ceil(size)} bytes"
+    name, unit = ("GB", 10**9) if size >= 10**9 else ("MB", 10**6)
+    digits = 1 if unit == 10**9 else 0
+    if up:
+        size += unit / 10**digits * 0.999
+        return f"{int(size / unit * 10**digits) / 10**digits:.{digits}f} {name}".replace(".0 ", " ")
+    return f"{size / unit:.{digits}f} {name}"
+
+
+def show_time(seconds: float) -> str:
+    """Write a time in the unit that leaves few digits."""
+    if seconds < FEW_SECONDS:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < FEW_HOURS else f"{seconds / 3600:.1f} h"
+
+
+def describe_grid(grid: Grid) -> str:
+    """Write a grid as reports show it: "4 bits, group 32, symmetric"."""
+    group = "row" if grid.group_size is None else grid.group_size
+    outliers = f", {100 * grid.outlier_columns:g}% outlier columns" if grid.outlier_columns else ""
+    return f"{grid.bits} bits, group {group}, {grid.zeros}{outliers}"
