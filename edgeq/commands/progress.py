@@ -22,7 +22,7 @@ from rich.progress import (
 from edgeq.errors import BadInput, reason_of
 from edgeq.planning.process_memory import resident_bytes
 from edgeq.run.pipeline import Observer
-from edgeq.solving.layer import LayerReport
+from edgeq.solving.report import LayerReport, Stage
 
 
 class Silent:
@@ -136,7 +136,7 @@ class Log:
             ", ".join(
                 [
                     report.name,
-                    f"error {final_loss(report):.3g}",
+                    f"error {report.final_loss:.3g}",
                     *against_rounding([report]),
                     *memory(),
                 ]
@@ -216,15 +216,11 @@ def unwritable(log_file: Path, error: OSError) -> BadInput:
     )
 
 
-def final_loss(report: LayerReport) -> float:
-    return next(reversed(report.losses.values()), 0.0)  # of the last stage
-
-
 def against_rounding(layers: Sequence[LayerReport]) -> list[str]:
     """The loss of layers beside that of plain rounding, in words, where there is one."""
-    plain = sum(report.losses.get("round to nearest", 0.0) for report in layers)
+    plain = sum(report.losses.get(Stage.NEAREST, 0.0) for report in layers)
     return (
-        [f"layer error {sum(map(final_loss, layers)) / plain:.0%} of plain rounding"]
+        [f"layer error {sum(report.final_loss for report in layers) / plain:.0%} of plain rounding"]
         if plain
         else []
     )

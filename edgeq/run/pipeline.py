@@ -20,7 +20,8 @@ from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, plan
 from edgeq.recipe.recipe import Recipe
 from edgeq.run.identity import KEYS, identify
 from edgeq.run.resume import Ask, Findings, Run, refuse_unfinished, working_on
-from edgeq.solving.layer import LayerReport, prepare_site, solve_without_statistics
+from edgeq.solving.layer import prepare_site, solve_without_statistics
+from edgeq.solving.report import LayerReport
 from edgeq.solving.row_chunks import solve_rows
 from edgeq.solving.statistics import accumulate, accumulate_split
 from edgeq.sources.reading import read_tensor, read_weight

@@ -34,7 +34,7 @@ from edgeq.files.storage import (
 from edgeq.grids.limits import clamped_groups
 from edgeq.protocols import ActivationSource
 from edgeq.run.identity import Identity, differences, identity_of
-from edgeq.solving.layer import LayerReport
+from edgeq.solving.report import LayerReport
 from edgeq.types import NumpyArray, QuantizedLinear
 
 RUN_FILE = "run.json"

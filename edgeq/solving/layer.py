@@ -37,6 +37,7 @@ from edgeq.solving.outlier_columns import (
     weight_around,
 )
 from edgeq.solving.propagation import Propagation, correct, prepare_propagation
+from edgeq.solving.report import LayerReport, Stage
 from edgeq.solving.statistics import Split
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import (
@@ -71,28 +72,6 @@ class SiteFactors:
     damping_retries: int
     propagation: Propagation
     outlier_columns: NumpyArray = field(default_factory=no_columns)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerReport:
-    """How a layer came out. Losses are tr(E H E.T) / tr(W H W.T), with E the dequantized minus the
-    corrected weight.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    bits: int
-    group_size: int | None
-    losses: dict[str, float] = field(default_factory=dict)
-    propagation_strength: float = 0.0
-    held_out_gain: float | None = None
-    damping: float | None = None
-    damping_retries: int = 0
-    propagation_damping: float | None = None
-    propagation_retries: int = 0
-    few_tokens: bool = False
-    dead_columns: int = 0
-    outlier_columns: int = 0
 
 
 def prepare_site(
@@ -134,7 +113,7 @@ def solve_layer(
         V = correction.V
     with clock("measure"):
         unit = output_energy(problem)
-        losses["round to nearest"] = nearest_loss(problem, V, site, backend) / unit
+        losses[Stage.NEAREST] = nearest_loss(problem, V, site, backend) / unit
     with clock("factor"):
         site = around_outliers(site, V, grid, backend)
     with clock("search scales"):
@@ -145,7 +124,7 @@ def solve_layer(
     with clock("solve"):
         codes = choose_codes(V, site, fitted, grid, recipe, backend)
     with clock("measure"):
-        losses["solved"] = layer_loss(codes, fitted, problem, V, site, backend) / unit
+        losses[Stage.SOLVED] = layer_loss(codes, fitted, problem, V, site, backend) / unit
     stages = refinements(codes, fitted, problem, V, site, recipe, backend, clock)
     for stage, codes, fitted in stages:
         with clock("measure"):
@@ -218,7 +197,7 @@ def refinements(
     recipe: Recipe,
     backend: Backend,
     clock: Stopwatch,
-) -> Iterator[tuple[str, Array, GroupScales]]:
+) -> Iterator[tuple[Stage, Array, GroupScales]]:
     """What the recipe does with solved codes, stage by stage: its name in reports, then codes and
     scales after it.
     """
@@ -239,21 +218,21 @@ def refinements(
                 relaxed=recipe.relaxed_sweeps,
                 order=site.order,
             )
-        yield "swept", codes, fitted
+        yield Stage.SWEPT, codes, fitted
     if recipe.anneal_rounds:
         with clock("anneal codes"):
             settings = Annealing(steps=recipe.anneal_steps, seed=recipe.seed)
             codes = anneal_codes(
                 codes, fitted, target, grid, backend, settings=settings, rounds=recipe.anneal_rounds
             )
-        yield "annealed", codes, fitted
+        yield Stage.ANNEALED, codes, fitted
     if recipe.scales == "both":
         with clock("refit scales"):
             B = target.B if truth is None else truth
             fitted = refit_scales(
                 codes, fitted, B, target.H, grid, backend, exact=recipe.refit_exactly
             )
-        yield "refitted", codes, fitted
+        yield Stage.REFITTED, codes, fitted
         if recipe.alternations:
             turns = Turns(
                 recipe.alternations, sweeps or 1, recipe.relaxed_sweeps, recipe.refit_exactly
@@ -262,7 +241,7 @@ def refinements(
                 codes, fitted = alternate(
                     codes, fitted, target, grid, backend, turns=turns, truth=truth, order=site.order
                 )
-            yield "alternated", codes, fitted
+            yield Stage.ALTERNATED, codes, fitted
 
 
 def targets(

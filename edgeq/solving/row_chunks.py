@@ -9,7 +9,8 @@ import numpy as np
 
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
-from edgeq.solving.layer import LayerReport, SiteFactors, solve_layer
+from edgeq.solving.layer import SiteFactors, solve_layer
+from edgeq.solving.report import LayerReport
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerProblem, QuantizedLinear
 

@@ -1,0 +1,45 @@
+"""How a layer came out: its loss after each stage, and everything that was not done as usual."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """The moments of a solve at which the loss of a layer is measured, in their order.
+
+    The values are the names in reports. NEAREST is no step: it is what plain rounding would give.
+    """
+
+    NEAREST = "round to nearest"
+    SOLVED = "solved"
+    SWEPT = "swept"
+    ANNEALED = "annealed"
+    REFITTED = "refitted"
+    ALTERNATED = "alternated"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """How a layer came out. Losses are tr(E H E.T) / tr(W H W.T), with E the dequantized minus the
+    corrected weight.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    bits: int
+    group_size: int | None
+    losses: dict[Stage, float] = field(default_factory=dict)
+    propagation_strength: float = 0.0
+    held_out_gain: float | None = None
+    damping: float | None = None
+    damping_retries: int = 0
+    propagation_damping: float | None = None
+    propagation_retries: int = 0
+    few_tokens: bool = False
+    dead_columns: int = 0
+    outlier_columns: int = 0
+
+    @property
+    def final_loss(self) -> float:
+        """The loss after the last stage; 0 where none was measured."""
+        return next(reversed(self.losses.values()), 0.0)
