@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 
+from edgeq.architectures.record import read_record
 from edgeq.calibration.windows import read_text, sample_windows, tokenize
 from edgeq.commands.progress import Silent
 from edgeq.planning.process_memory import give_large_arrays_back, peak_resident_bytes
@@ -60,7 +61,8 @@ class FirstBlocks:
 
     def __init__(self, source: ModelSource, count: int) -> None:
         self._source, self._blocks = source, source.blocks()[:count]
-        self.config = {**source.config, "num_hidden_layers": len(self._blocks)}
+        config = {**source.record.config(), "num_hidden_layers": len(self._blocks)}
+        self.record = read_record(source.record.name, config)
         kept = {name for block in self._blocks for name in block.tensors}
         cut = {name for block in source.blocks() for name in block.tensors} - kept
         self._names = [name for name in source.tensor_names() if name not in cut]
@@ -100,7 +102,7 @@ class Floor:
             with self._model.block(block.index) as module:
                 linears = [
                     module.get_submodule(name.removeprefix(block.name + "."))
-                    for name in block.linears
+                    for name in (linear.name for linear in block.linears)
                 ]
                 for batch in range(len(full)):
                     inputs = [

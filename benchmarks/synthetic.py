@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from edgeq.architectures.layout import expected_block_shapes, expected_outer_shapes
+from edgeq.architectures.record import read_record
 
 Config = dict[str, Any]
 SHAPES: Mapping[str, Mapping[str, int]] = {
@@ -70,14 +70,13 @@ def make_config(
 
 def shards_of(config: Config) -> dict[str, dict[str, tuple[int, ...]]]:
     """One file for each block and one for what lies outside of them: tensor names and shapes."""
-    count = config["num_hidden_layers"] + 1
-    files = {f"model-{1:05d}-of-{count:05d}.safetensors": dict(expected_outer_shapes(config))}
-    for block in range(config["num_hidden_layers"]):
-        shapes = {
-            f"model.layers.{block}.{name}": shape
-            for name, shape in expected_block_shapes(config).items()
-        }
-        files[f"model-{block + 2:05d}-of-{count:05d}.safetensors"] = shapes
+    decoder = read_record("synthetic", config).decoder
+    count = len(decoder.layers) + 1
+    files = {f"model-{1:05d}-of-{count:05d}.safetensors": decoder.outer_shapes()}
+    for index, layer in enumerate(decoder.layers):
+        block = decoder.block_name(index)
+        shapes = {f"{block}.{name}": shape for name, shape in layer.tensor_shapes().items()}
+        files[f"model-{index + 2:05d}-of-{count:05d}.safetensors"] = shapes
     return files
 
 

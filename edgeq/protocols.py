@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from edgeq.decoder import ModelRecord
 from edgeq.types import (
     Array,
     BlockSpec,
@@ -87,21 +88,38 @@ class Backend(Protocol):
         """Finish queued work; nothing to do where the framework is eager."""
 
 
+class TextSizes(Protocol):
+    """What a text has to fit: the model's name, the rows of its embedding, its longest text."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def vocabulary(self) -> int | None: ...
+
+    @property
+    def context(self) -> int | None: ...
+
+
+class TextModel(Protocol):
+    """What texts are tokenized and measured for."""
+
+    @property
+    def record(self) -> TextSizes: ...
+
+    def companions(self) -> Mapping[str, bytes]:
+        """Files of the model: tokenizer.json, tokenizer_config.json, generation_config.json ..."""
+
+
 class ModelDescription(Protocol):
     """What is known of a model without its tensors."""
 
     @property
-    def name(self) -> str:
-        """A short name for reports and file names, such as "SmolLM2-135M-Instruct"."""
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The content of config.json."""
+    def record(self) -> ModelRecord:
+        """What the model is, read once when it was opened."""
 
     def companions(self) -> Mapping[str, bytes]:
-        """Files that belong to the model: tokenizer.json, tokenizer_config.json,
-        generation_config.json and so on.
-        """
+        """Files of the model: tokenizer.json, tokenizer_config.json, generation_config.json ..."""
 
 
 class ModelSource(ModelDescription, Protocol):
@@ -139,8 +157,8 @@ class QuantizedModel(Protocol):
     ("model.layers.0.mlp.up_proj.weight").
     """
 
-    name: str
-    config: Mapping[str, Any]
+    @property
+    def record(self) -> ModelRecord: ...
 
     def tensor_names(self) -> Sequence[str]:
         """Every tensor, quantized or dense, in a fixed order. A tied head has no tensor of its
@@ -238,7 +256,7 @@ class Exporter(Protocol):
 
     def reject_reason(
         self,
-        config: Mapping[str, Any],
+        record: ModelRecord,
         companions: Mapping[str, bytes],
         grids: Mapping[str, tuple[tuple[int, ...], Grid | None]],
     ) -> str | None:

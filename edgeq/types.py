@@ -1,7 +1,7 @@
 """The data that algorithms, backends, sources and exporters exchange."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -170,15 +170,40 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearSpec:
+    """A linear layer and where its weight lies among the tensors of a checkpoint.
+
+    name is the layer's module, tensor what holds its weight, bias what holds its bias, if any. A
+    weight may be a part of its tensor: rows are the first and one-past-last one of a fused matrix,
+    expert is the place in a stack. transposed: the tensor has inputs first.
+
+    Shapes: shape is (out, in), of the layer.
+    """
+
+    name: str
+    tensor: str
+    shape: tuple[int, int]
+    bias: str | None = None
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+    expert: int | None = None
+
+    def inside(self, block: str) -> "LinearSpec":
+        """Name the same layer by complete names, in a block such as "model.layers.3"."""
+        bias = None if self.bias is None else f"{block}.{self.bias}"
+        name, tensor = f"{block}.{self.name}", f"{block}.{self.tensor}"
+        return replace(self, name=name, tensor=tensor, bias=bias)
+
+
+@dataclass(frozen=True, slots=True)
 class BlockSpec:
     """A decoder block as it lies in the checkpoint.
 
-    name is its module path ("model.layers.3"); linears are the module paths of its linear layers
-    relative to nothing, i.e. complete ("model.layers.3.mlp.down_proj"); tensors are all its tensor
-    names.
+    name is its module path ("model.layers.3"), linears are its linear layers in execution order and
+    tensors all its tensor names, both by complete names.
     """
 
     index: int
     name: str
-    linears: tuple[str, ...]
+    linears: tuple[LinearSpec, ...]
     tensors: tuple[str, ...]

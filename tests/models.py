@@ -11,7 +11,8 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from edgeq.architectures.layout import find_blocks
+from edgeq.architectures.blocks import find_blocks
+from edgeq.architectures.record import read_record
 from edgeq.calibration.windows import read_text
 
 TINY = {
@@ -31,8 +32,7 @@ class MemorySource:
     """
 
     def __init__(self, model, changed=None, companions=None):
-        self.name = "in memory"
-        self.config = model.config.to_dict()
+        self.record = read_record("in memory", model.config.to_dict())
         self._tensors = {
             name: tensor.numpy().copy() for name, tensor in model.state_dict().items()
         } | (changed or {})
@@ -48,7 +48,7 @@ class MemorySource:
         return self._tensors[tensor_name]
 
     def blocks(self):
-        return find_blocks(self.config, {name: self.shape(name) for name in self._tensors})
+        return find_blocks(self.record.decoder, {name: self.shape(name) for name in self._tensors})
 
     def companions(self):
         return self._companions

@@ -28,7 +28,7 @@ FRAMEWORKS = {
     "accelerate",
     "cyllama",
 }
-GROUND = ("errors", "types", "dtypes", "protocols", "stopwatch", "words", "version")
+GROUND = ("errors", "types", "dtypes", "decoder", "protocols", "stopwatch", "words", "version")
 MOST_GROUND = 9  # modules directly in edgeq/, beside the package's own two
 
 ALLOWED = {

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
-from edgeq.architectures.layout import expected_linear_shapes
+from edgeq.architectures.record import read_record
 from edgeq.errors import BadInput
 from edgeq.planning.memory import WAYS, Process, choose_way, peak_moment
 from edgeq.planning.time import block_seconds
@@ -23,7 +23,8 @@ from edgeq.sources.outline import ModelOutline
 from edgeq.words import parse_size, show_size
 
 PROCESS = Process(800 * 10**6, 8)
-LLAMA_7B = make_config(**SHAPES["llama-2-7b"])
+CONFIG = make_config(**SHAPES["llama-2-7b"])
+LLAMA_7B = read_record("llama", CONFIG).decoder
 BALANCED, FAST = (
     make_recipe(with_preset({"quality": quality})) for quality in ("balanced", "fast")
 )
@@ -128,7 +129,7 @@ def test_more_tokens_take_more_memory_only_where_they_stand():
 
 
 def test_blocks_do_not_count_in_memory_but_in_time():
-    longer = {**LLAMA_7B, "num_hidden_layers": 320}
+    longer = read_record("long", {**CONFIG, "num_hidden_layers": 320}).decoder
     assert peak_moment(longer, FAST, PROCESS, WAYS[0]) == peak_moment(
         LLAMA_7B, FAST, PROCESS, WAYS[0]
     )
@@ -137,12 +138,7 @@ def test_blocks_do_not_count_in_memory_but_in_time():
 @pytest.fixture(scope="module")
 def solved():
     """All linear layers of the 7B shapes."""
-    layers = expected_linear_shapes(LLAMA_7B).items()
-    return {
-        f"model.layers.{block}.{name}.weight": shape
-        for block in range(32)
-        for name, shape in layers
-    }
+    return {linear.tensor: linear.shape for linear in LLAMA_7B.linears()}
 
 
 RATES = {"forward": 1e11, "solve": 5e10, "factor": 2e10}

@@ -82,7 +82,9 @@ def test_sites_come_in_execution_order_and_share_one_input(activations):
     for block in blocks:
         found = [list(site.layers()) for site in streams.sites(block)]
         assert [[layer.rsplit(".", 1)[1] for layer in layers] for layers in found] == SITES
-        assert [layer for layers in found for layer in layers] == list(block.linears)
+        assert [layer for layers in found for layer in layers] == [
+            linear.name for linear in block.linears
+        ]
 
 
 def test_nothing_replaced_gives_the_bits_of_a_plain_forward(activations, llama, windows):

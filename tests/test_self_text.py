@@ -129,10 +129,10 @@ def test_the_seed_decides(framework):
 def test_little_room_for_keys_and_values_means_smaller_batches(framework, monkeypatch):
     source, told = source_of(models.tiny_llama()), []
     assert (
-        bytes_per_token(source.config) == 2 * 2 * 2 * 16 * 4
+        bytes_per_token(source.record.decoder) == 2 * 2 * 2 * 16 * 4
     )  # blocks, keys and values, heads, width, float32
     monkeypatch.setattr(
-        "edgeq.calibration.self_text.CACHE_BYTES", 2 * 6 * bytes_per_token(source.config)
+        "edgeq.calibration.self_text.CACHE_BYTES", 2 * 6 * bytes_per_token(source.record.decoder)
     )
     rows = []
 

@@ -18,6 +18,8 @@ from tokenizers import (
     trainers,
 )
 
+from edgeq.architectures.record import read_record
+from edgeq.decoder import ModelRecord
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear
 
 VOCAB_SIZE = 320  # more rows than the tokenizer has tokens, so that padding is written too
@@ -38,6 +40,10 @@ class MemoryModel:
     arrays: dict[str, NumpyArray] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     name: str = "tiny"
+
+    @property
+    def record(self) -> ModelRecord:
+        return read_record(self.name, self.config)
 
     def tensor_names(self) -> list[str]:
         return sorted([*self.layers, *self.arrays])
@@ -161,6 +167,8 @@ ONE_BLOCK = {
     "num_attention_heads": 1,
     "num_hidden_layers": 1,
     "rms_norm_eps": 1e-5,
+    "vocab_size": VOCAB_SIZE,
+    "tie_word_embeddings": True,
 }
 
 

@@ -1,13 +1,13 @@
-"""Rotary embedding settings of a Hugging Face config."""
+"""Rotary embedding: what a config says of it, and the frequencies that follow."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeq.decoder import Decoder, Rope
 from edgeq.errors import BadInput
 
 NEEDED = {  # by rope type: what it cannot be computed without
@@ -18,17 +18,8 @@ KINDS = ("default", "linear", "llama3")
 """Rope types that `frequencies` computes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rope:
-    """Rotary embedding settings, wherever the config keeps them."""
-
-    kind: str
-    theta: float
-    settings: Mapping[str, Any]
-
-
 def rope_of(config: Mapping[str, Any]) -> Rope:
-    """Top-level rope_theta and rope_scaling, or rope_parameters as transformers 5 nests them.
+    """Read top-level rope_theta and rope_scaling, or rope_parameters as transformers 5 nests them.
 
     Raises: BadInput for settings of a wrong type or range.
     """
@@ -47,12 +38,15 @@ def rope_of(config: Mapping[str, Any]) -> Rope:
             _check_positive(f"{key}.{name}", settings[name])
     theta = settings.get("rope_theta", config.get("rope_theta", 10000.0))
     _check_positive("rope_theta", theta)
-    return Rope(kind, float(theta), settings)
+    part = settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    _check_positive("partial_rotary_factor", part)
+    return Rope(kind, float(theta), settings, float(part))
 
 
 def frequencies(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:
-    """Radians per token of each rotated pair, for rope types default, linear and llama3. Shapes:
-    (head / 2,).
+    """Compute the radians per token of each rotated pair, for the kinds in KINDS.
+
+    Shapes: (head / 2,).
     """
     plain = rope.theta ** (-np.arange(0, head_size, 2, dtype=np.float64) / head_size)
     if rope.kind == "llama3":
@@ -61,7 +55,7 @@ def frequencies(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:
 
 
 def llama3_factors(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:
-    """Divisors of the plain frequencies of Llama 3.1 and later.
+    """Compute the divisors of the plain frequencies of Llama 3.1 and later.
 
     Wavelengths beyond original context / low factor are stretched by `factor`, those below original
     context / high factor stay, and the frequencies between are interpolated linearly in the number
@@ -79,35 +73,38 @@ def llama3_factors(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:
     return np.asarray(1 / (kept + (1 - kept) / float(rope.settings["factor"])))
 
 
-def why_not_rope(
-    config: Mapping[str, Any], runtime: str, kinds: Sequence[str] = KINDS
-) -> str | None:
-    """What about rotary embedding a runtime that knows these types would compute differently; None
-    when nothing.
+def why_not_rope(decoder: Decoder, runtime: str, kinds: Sequence[str] = KINDS) -> str | None:
+    """Say what of a model's rotary embedding a runtime that knows these kinds computes otherwise.
+
+    None where it computes the same.
     """
-    rope = rope_of(config)
-    if rope.kind not in kinds:
-        model = f"of a {config.get('model_type')} model"
-        return (
-            f"rope type '{rope.kind}' {model} is not supported; {runtime} knows {', '.join(kinds)}"
-        )
-    missing = [name for name in NEEDED.get(rope.kind, ()) if rope.settings.get(name) is None]
-    if missing:
-        return (
-            f"rope type '{rope.kind}' lacks {', '.join(missing)}; "
-            "add it to the rope settings in config.json"
-        )
-    part = rope.settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    if part != 1.0:
-        return (
-            f"partial_rotary_factor {part} is not supported; "
-            f"{runtime} rotates whole heads, only 1.0 can be written"
-        )
+    for rope in {
+        id(layer.attention.rope): layer.attention.rope for layer in decoder.layers
+    }.values():
+        if rope.kind not in kinds:
+            return (
+                f"rope type '{rope.kind}' of a {decoder.model_type} model is not supported; "
+                f"{runtime} knows {', '.join(kinds)}"
+            )
+        missing = [name for name in NEEDED.get(rope.kind, ()) if rope.settings.get(name) is None]
+        if missing:
+            return (
+                f"rope type '{rope.kind}' lacks {', '.join(missing)}; "
+                "add it to the rope settings in config.json"
+            )
+        if rope.part != 1.0:
+            return (
+                f"partial_rotary_factor {rope.part} is not supported; "
+                f"{runtime} rotates whole heads, only 1.0 can be written"
+            )
     return None
 
 
 def check_rope(config: Mapping[str, Any]) -> None:
-    """Raises: BadInput for settings that are missing, of a wrong type, or contradict each other."""
+    """Refuse settings that are missing, of a wrong type, or contradict each other.
+
+    Raises: BadInput.
+    """
     rope = rope_of(config)
     missing = [name for name in NEEDED.get(rope.kind, ()) if name not in rope.settings]
     if missing:

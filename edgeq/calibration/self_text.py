@@ -4,14 +4,14 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.architectures.model_config import head_dimension
 from edgeq.calibration.windows import load_tokenizer
+from edgeq.decoder import Decoder
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.storage import rename_when_stored
 from edgeq.protocols import ModelDescription, ModelSource, TextWriter
@@ -63,7 +63,7 @@ def tokens_to_write(source: ModelDescription) -> tuple[Windows, Windows]:
     Text starts with no special token. Raises: BadInput when nothing is left.
     """
     tokenizer = load_tokenizer(source)
-    rows = source.config["vocab_size"]
+    rows = source.record.vocabulary
     allowed = np.array(
         sorted(id for id in tokenizer.get_vocab(with_added_tokens=True).values() if id < rows),
         np.int64,
@@ -72,7 +72,7 @@ def tokens_to_write(source: ModelDescription) -> tuple[Windows, Windows]:
     first = np.setdiff1d(allowed, special)
     if not len(first):
         raise BadInput(
-            f"model {source.name!r}: its tokenizer has only "
+            f"model {source.record.name!r}: its tokenizer has only "
             "special tokens; calibrate on a text instead"
         )
     return allowed, first
@@ -86,7 +86,7 @@ def write_windows(
     """
     windows = np.empty((len(first), length), np.int64)
     windows[:, 0] = first
-    together = max(1, CACHE_BYTES // (length * bytes_per_token(source.config)))
+    together = max(1, CACHE_BYTES // (length * bytes_per_token(source.record.decoder)))
     for start in range(0, len(first), together):
         batch = windows[start : start + together]
         tokens = writer.continue_text(batch[:, 0])
@@ -98,10 +98,11 @@ def write_windows(
     return windows
 
 
-def bytes_per_token(config: Mapping[str, int]) -> int:
-    """Of keys and values in float32, over all blocks."""
-    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    return 4 * 2 * config["num_hidden_layers"] * heads * head_dimension(config)
+def bytes_per_token(decoder: Decoder) -> int:
+    """Count the bytes of keys and values in float32, over all blocks."""
+    return sum(
+        4 * 2 * layer.attention.key_heads * layer.attention.head_size for layer in decoder.layers
+    )
 
 
 def cache_directory() -> Path:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from edgeq.errors import BadInput, reason_of
-from edgeq.protocols import ModelDescription
+from edgeq.protocols import TextModel
 
 CALIBRATION_TEXT = "calibration.txt"
 
@@ -76,23 +76,24 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def load_tokenizer(source: ModelDescription) -> Tokenizer:
+def load_tokenizer(source: TextModel) -> Tokenizer:
     """The tokenizer that belongs to a model. Raises: BadInput when the model brings none."""
     data = source.companions().get("tokenizer.json")
     if data is None:
         raise BadInput(
-            f"model {source.name!r} has no tokenizer.json; edgeq needs it to read calibration text"
+            f"model {source.record.name!r} has no tokenizer.json; "
+            "edgeq needs it to read calibration text"
         )
     try:
         return Tokenizer.from_str(data.decode("utf-8"))
     except Exception as error:  # the library raises bare Exception for any malformed file
         raise BadInput(
-            f"model {source.name!r}: tokenizer.json cannot "
+            f"model {source.record.name!r}: tokenizer.json cannot "
             f"be read ({reason_of(error)}); fetch it again"
         ) from error
 
 
-def tokenize(source: ModelDescription, text: str) -> npt.NDArray[np.int64]:
+def tokenize(source: TextModel, text: str) -> npt.NDArray[np.int64]:
     """Token ids of a text without added special tokens. Shapes: (tokens,). Raises: BadInput, see
     `check_ids`.
     """
@@ -102,12 +103,12 @@ def tokenize(source: ModelDescription, text: str) -> npt.NDArray[np.int64]:
     return tokens
 
 
-def check_ids(source: ModelDescription, tokens: npt.NDArray[np.int64]) -> None:
+def check_ids(source: TextModel, tokens: npt.NDArray[np.int64]) -> None:
     """Raises: BadInput for a token that the model's embedding has no row for."""
-    rows, largest = source.config.get("vocab_size"), int(tokens.max(initial=0))
-    if isinstance(rows, int) and largest >= rows:
+    rows, largest = source.record.vocabulary, int(tokens.max(initial=0))
+    if rows is not None and largest >= rows:
         raise BadInput(
-            f"model {source.name!r}: the tokenizer gives id "
+            f"model {source.record.name!r}: the tokenizer gives id "
             f"{largest}, but the embedding has {rows} rows; use the "
             "tokenizer.json that belongs to this model"
         )
@@ -159,10 +160,10 @@ def first_windows(
     return tokens[: count * sequence_length].reshape(count, sequence_length)
 
 
-def check_length(source: ModelDescription, sequence_length: int) -> None:
+def check_length(source: TextModel, sequence_length: int) -> None:
     """Raises: BadInput when calibration sequences are longer than the model was made for."""
-    longest = source.config.get("max_position_embeddings")
-    if isinstance(longest, int) and sequence_length > longest:
+    longest = source.record.context
+    if longest is not None and sequence_length > longest:
         raise BadInput(
             f"sequence length {sequence_length}: the model reads at most {longest} tokens; "
             f"choose --sequence-length {longest} or less"

@@ -5,14 +5,16 @@ with codes, scales and untouched tensors of each block, outer.safetensors with e
 report.json.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgeq.architectures.layout import find_blocks
-from edgeq.architectures.model_config import check_config
+from edgeq.architectures.blocks import find_blocks
+from edgeq.architectures.record import read_record
 from edgeq.checkpoint.tensor_file import TensorFile
+from edgeq.decoder import ModelRecord
 from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, REPORT_FILE, leads_out
@@ -42,10 +44,10 @@ class Checkpoint:
                 f"{FORMAT_VERSION}; quantize again or use the edgeq that wrote it"
             )
         self._check_head()
-        self.name: str = self.head["model"]
-        self.config: Mapping[str, Any] = read_json(self.path / "config.json")
+        config = read_json(self.path / "config.json")
         files = [TensorFile(self.path / file) for file in self.head["files"]]
         self._of_tensor = {name: file for file in files for name in file.names}
+        self.record = self._read_record(config)
         self._blocks = self._check_tensors(files)
 
     def _check_head(self) -> None:
@@ -58,19 +60,27 @@ class Checkpoint:
                     "checkpoint is damaged, quantize again"
                 )
 
+    def _read_record(self, config: Mapping[str, Any]) -> ModelRecord:
+        with self._damaged():
+            return read_record(self.head["model"], config)
+
+    @contextmanager
+    def _damaged(self) -> Iterator[None]:
+        """Say of what is wrong inside that it is the checkpoint's."""
+        try:
+            yield
+        except (BadInput, UnsupportedModel) as error:
+            raise BadInput(f"checkpoint {str(self.path)!r} is damaged: {error}") from error
+
     def _check_tensors(self, files: Sequence[TensorFile]) -> Sequence[BlockSpec]:
         if sum(len(file.names) for file in files) != len(self._of_tensor):
             raise BadInput(
                 f"checkpoint {str(self.path)!r}: two of its "
                 "files hold a tensor of one name; quantize again"
             )
-        try:
-            check_config(self.config)
-            return find_blocks(
-                self.config, {name: self.shape(name) for name in self.tensor_names()}
-            )
-        except (BadInput, UnsupportedModel) as error:
-            raise BadInput(f"checkpoint {str(self.path)!r} is damaged: {error}") from error
+        shapes = {name: self.shape(name) for name in self.tensor_names()}
+        with self._damaged():
+            return find_blocks(self.record.decoder, shapes)
 
     def tensor_names(self) -> Sequence[str]:
         return list(self._of_tensor)
@@ -128,7 +138,9 @@ class Checkpoint:
     def solution_fingerprint(self) -> str:
         """A hash of what was solved, as `fingerprint` is one of what it was solved from."""
         return hash_model(
-            self.config, {}, [self.path / name for name in (HEAD_FILE, *self.head["files"])]
+            self.record.config(),
+            {},
+            [self.path / name for name in (HEAD_FILE, *self.head["files"])],
         )
 
     @cached_property

@@ -52,7 +52,7 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
     layers = checkpoint.report["layers"]
     grids = plan_grids(job.source, job.recipe)
     return {
-        "model": job.source.name,
+        "model": job.source.record.name,
         "original": model,
         "output": str(checkpoint.path),
         "exports": exports,

@@ -19,7 +19,7 @@ from edgeq.errors import BadInput
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE
 from edgeq.measuring.quality import compare
-from edgeq.protocols import LogitSource, ModelDescription, ModelSource
+from edgeq.protocols import LogitSource, ModelSource, TextModel
 from edgeq.registry import (
     ACTIVATIONS,
     BACKENDS,
@@ -50,18 +50,27 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True)
+class StatedSizes:
+    """What a text has to fit in a model that somebody's runtime runs: as its config states it."""
+
+    name: str
+    vocabulary: int | None
+    context: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class DescribedDirectory:
     """A model directory of which only the config and the tokenizer are read."""
 
     path: Path
 
     @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return read_json(self.path / "config.json")
+    def record(self) -> StatedSizes:
+        config = read_json(self.path / "config.json")
+        sizes = (config.get(key) for key in ("vocab_size", "max_position_embeddings"))
+        return StatedSizes(
+            self.path.name, *(size if isinstance(size, int) else None for size in sizes)
+        )
 
     def companions(self) -> Mapping[str, bytes]:
         file = self.path / "tokenizer.json"
@@ -89,7 +98,7 @@ def evaluate(
     check_runtime(chosen)
     original = open_model(reference) if reference is not None else None
     source = open_target(target, exported, chosen, original)
-    described: ModelDescription = original or source or described_export(target)
+    described: TextModel = original or source or described_export(target)
     models = [model for model in (described, source) if model is not None]
     ids = evaluation_windows(models, text, windows=windows, sequence_length=sequence_length)
     if source is not None and chosen in ACTIVATIONS:
@@ -114,7 +123,7 @@ def check_evaluation(source: ModelSource, formats: Sequence[str], backend: str) 
 
 
 def evaluation_windows(
-    models: Sequence[ModelDescription],
+    models: Sequence[TextModel],
     text: str | None,
     *,
     windows: int = WINDOWS,
@@ -126,9 +135,9 @@ def evaluation_windows(
     Shapes: (windows, tokens).
     Raises: BadInput when the text is too short or a model cannot read such windows.
     """
-    longest = [model.config.get("max_position_embeddings") for model in models]
+    longest = [model.record.context for model in models]
     length = sequence_length or min(
-        [SEQUENCE_LENGTH, *(size for size in longest if isinstance(size, int))]
+        [SEQUENCE_LENGTH, *(size for size in longest if size is not None)]
     )
     if length < SHORTEST:
         raise BadInput(

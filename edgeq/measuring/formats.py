@@ -99,7 +99,7 @@ def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
     grids = {
         name: (checkpoint.shape(name), checkpoint.grid(name)) for name in checkpoint.tensor_names()
     }
-    reason = exporter.reject_reason(checkpoint.config, checkpoint.companions(), grids)
+    reason = exporter.reject_reason(checkpoint.record, checkpoint.companions(), grids)
     if reason is not None:
         return {"fits": "no", "reason": reason}
     linear = {

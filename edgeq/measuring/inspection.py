@@ -15,9 +15,9 @@ def inspect_model(name: str) -> dict[str, Any]:
     exported = find_export(name)
     source = open_model(name if exported is None else str(exported.path))
     result = {
-        "model": source.name,
+        "model": source.record.name,
         "kind": "quantized checkpoint" if isinstance(source, Checkpoint) else "model",
-        "architecture": source.config["model_type"],
+        "architecture": source.record.decoder.model_type,
         "blocks": len(source.blocks()),
         "parameters": parameter_count(source),
         "bytes": source.stored_bytes(),

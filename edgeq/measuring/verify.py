@@ -216,7 +216,7 @@ def run_export(
     runtime = RUNTIMES[exported.kind]
     check_runtime(runtime)
     checkpoint = Checkpoint(against)
-    longest = checkpoint.config.get("max_position_embeddings") or sequence_length
+    longest = checkpoint.record.context or sequence_length
     tokens = tokenize(checkpoint, read_text(None, default=EVALUATION_TEXT))
     ids = first_windows(tokens, windows=windows, sequence_length=min(sequence_length, longest))
     found = load(LOGITS[runtime], f"runtime {runtime!r}")(exported.path).logits(ids)

@@ -3,21 +3,15 @@ limit.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from edgeq.algorithms.damping import INVERTED_COLUMNS
 from edgeq.algorithms.propagation_choice import DAMPINGS
-from edgeq.architectures.layout import (
-    ATTENTION,
-    MLP,
-    expected_block_shapes,
-    expected_linear_shapes,
-    expected_outer_shapes,
-)
 from edgeq.calibration.self_text import CACHE_BYTES, bytes_per_token
+from edgeq.decoder import Decoder
 from edgeq.errors import BadInput
 from edgeq.planning.process_memory import resident_bytes
 from edgeq.recipe.recipe import Recipe
@@ -25,7 +19,6 @@ from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow
 from edgeq.words import show_size
 
 FLOAT = 4  # bytes of weights and activations in forward passes
-SITES = (ATTENTION[:3], ATTENTION[3:], MLP[:2], MLP[2:])
 ENOUGH = 1.01  # what the process takes by itself differs a little from start to start
 ROWS_AT_ONCE = 1024
 FEWEST_ROWS = 256
@@ -105,7 +98,7 @@ class MemoryPlan:
 
 
 def choose_way(
-    config: Mapping[str, Any],
+    decoder: Decoder,
     recipe: Recipe,
     process: Process,
     limit: int | None,
@@ -119,7 +112,7 @@ def choose_way(
     """
     ways = [replace(way, rows_at_once=None) for way in WAYS] if recipe.chooses_by_layer else WAYS
     plans = [
-        MemoryPlan(way, peak_moment(config, recipe, process, way, writes_text)) for way in ways
+        MemoryPlan(way, peak_moment(decoder, recipe, process, way, writes_text)) for way in ways
     ]
     if limit is None:
         return plans[0]
@@ -142,54 +135,47 @@ def choose_way(
 
 
 def peak_moment(
-    config: Mapping[str, Any], recipe: Recipe, process: Process, way: Way, writes_text: bool = False
+    decoder: Decoder, recipe: Recipe, process: Process, way: Way, writes_text: bool = False
 ) -> Moment:
-    return max(moments(config, recipe, process, way, writes_text), key=lambda moment: moment.total)
+    return max(moments(decoder, recipe, process, way, writes_text), key=lambda moment: moment.total)
 
 
 def moments(
-    config: Mapping[str, Any], recipe: Recipe, process: Process, way: Way, writes_text: bool
+    decoder: Decoder, recipe: Recipe, process: Process, way: Way, writes_text: bool
 ) -> Iterator[Moment]:
     """The moments of a run that may take most."""
     base = {"framework and program": process.resident}
-    table = config["vocab_size"] * config["hidden_size"]
+    table = decoder.vocabulary * decoder.hidden
     yield Moment("the embedding", {**base, "embedding": 14 * table})
     if recipe.needs_calibration and writes_text:
-        yield Moment(WRITING, base | writing_parts(config, recipe))
+        yield Moment(WRITING, base | writing_parts(decoder, recipe))
     if recipe.needs_calibration:
-        run = _Run(config, recipe, process.precision, way)
-        for site in SITES:
+        run = _Run(decoder, recipe, process.precision, way)
+        for site in range(len(decoder.layers[0].sites)):
             for name, parts in run.site_moments(site):
                 yield Moment(name, base | parts)
 
 
-def writing_parts(config: Mapping[str, Any], recipe: Recipe) -> dict[str, int]:
-    """The whole model, keys and values of what is written together, and the next tokens'
-    predictions.
-    """
-    of_block = sum(map(math.prod, expected_block_shapes(config).values()))
-    outer = sum(map(math.prod, expected_outer_shapes(config).values()))
-    text = recipe.samples * recipe.sequence_length * bytes_per_token(config)
+def writing_parts(decoder: Decoder, recipe: Recipe) -> dict[str, int]:
+    """Count the whole model, keys and values of what is written together, and predictions."""
+    text = recipe.samples * recipe.sequence_length * bytes_per_token(decoder)
     return {
-        "whole model": FLOAT * (config["num_hidden_layers"] * of_block + outer),
+        "whole model": FLOAT * sum(map(math.prod, decoder.tensor_shapes().values())),
         "keys and values": min(CACHE_BYTES, text),
-        "predictions": 4 * FLOAT * recipe.samples * config["vocab_size"],
+        "predictions": 4 * FLOAT * recipe.samples * decoder.vocabulary,
     }
 
 
 class _Run:
     """The sizes that the moments of one run are made of."""
 
-    def __init__(self, config: Mapping[str, Any], recipe: Recipe, precision: int, way: Way) -> None:
-        self.shapes, self.recipe, self.way, self.precision = (
-            expected_linear_shapes(config),
-            recipe,
-            way,
-            precision,
-        )
-        self.hidden, self.inner = int(config["hidden_size"]), int(config["intermediate_size"])
-        self.queries, self.keys = self.shapes[ATTENTION[0]][0], self.shapes[ATTENTION[1]][0]
-        self.block = sum(map(math.prod, expected_block_shapes(config).values()))
+    def __init__(self, decoder: Decoder, recipe: Recipe, precision: int, way: Way) -> None:
+        layer = decoder.layers[0]
+        self.recipe, self.way, self.precision = recipe, way, precision
+        self.sites, self.hidden, self.inner = layer.sites, decoder.hidden, layer.mlp.inner
+        self.queries = layer.attention.heads * layer.attention.head_size
+        self.keys = layer.attention.key_heads * layer.attention.head_size
+        self.block = sum(map(math.prod, layer.tensor_shapes().values()))
         self.drift = int(recipe.needs_drift)
         self.streams = 1 + (recipe.propagation_share if recipe.needs_drift else 0.0)
         self.paired = int(recipe.needs_drift and recipe.propagation_share < 1)
@@ -200,14 +186,15 @@ class _Run:
             self.tokens, max(1, way.batch_tokens // recipe.sequence_length) * recipe.sequence_length
         )
 
-    def site_moments(self, site: Sequence[str]) -> Iterator[tuple[str, dict[str, int]]]:
-        columns = self.shapes[site[0]][1]
+    def site_moments(self, site: int) -> Iterator[tuple[str, dict[str, int]]]:
+        layers = self.sites[site]
+        first, columns = layers[0].name, layers[0].shape[1]
         square, inputs = columns * columns * self.precision, self.batch * columns * FLOAT
         held = self._common(site) | {"standing passes": self._standing(site)}
         kept = (3 + 2 * self.drift + self.paired + self.split + self.correctors) * square
         standing = self.way.schedule == "standing"
         yield (
-            f"the statistics of {site[0]}",
+            f"the statistics of {first}",
             held
             | {
                 "running pass": 2 * self.drift * inputs
@@ -219,17 +206,17 @@ class _Run:
         )
         factors = (4 + self.drift + self.paired + self.split + self.correctors) * square
         factors += 4 * INVERTED_COLUMNS * columns * self.precision
-        yield f"the factors of {site[0]}", held | {"second moments and factors": factors}
+        yield f"the factors of {first}", held | {"second moments and factors": factors}
         if standing:
             passing = {"running pass": self._transient(), "second moments and factors": kept}
-            yield f"the way on from {site[0]}", held | passing
-        rows = max(self.shapes[layer][0] for layer in site)
+            yield f"the way on from {first}", held | passing
+        rows = max(layer.shape[0] for layer in layers)
         rows = min(rows, self.way.rows_at_once or rows)
         sweeps = 2 * bool(self.recipe.sweeps) * square
         around = AROUND_OUTLIERS * self.recipe.keeps_columns * square
         annealed = columns * columns * FLOAT * bool(self.recipe.anneal_rounds)
         yield (
-            f"the solve of {site[0]}",
+            f"the solve of {first}",
             held
             | {
                 "second moments and factors": kept + sweeps + annealed + around,
@@ -237,10 +224,10 @@ class _Run:
             },
         )
 
-    def _common(self, site: Sequence[str]) -> dict[str, int]:
+    def _common(self, site: int) -> dict[str, int]:
         """The block, what its solved layers compute with, their codes, and hidden states."""
-        before = [layer for layers in SITES[: SITES.index(tuple(site)) + 1] for layer in layers]
-        solved = sum(self._size(layer) for layer in before)
+        before = [layer for layers in self.sites[: site + 1] for layer in layers]
+        solved = sum(math.prod(layer.shape) for layer in before)
         copies = solved if self.drift and self.way.schedule == "recomputing" else 0
         in_memory = (
             0 if self.way.states_on_disk else int(self.streams * self.tokens) * self.hidden * FLOAT
@@ -251,18 +238,18 @@ class _Run:
             "hidden states": in_memory,
         }
 
-    def _standing(self, site: Sequence[str]) -> int:
+    def _standing(self, site: int) -> int:
         """What passes hold while they stand at a site, by what the model's own code keeps in its
         frames.
         """
         if self.way.schedule == "recomputing":
             return 0
-        wide: int = {
-            SITES[0]: self.hidden,
-            SITES[1]: self.hidden + 2 * self.queries + 2 * self.keys,
-            SITES[2]: 2 * self.hidden + self.inner,
-            SITES[3]: 2 * self.hidden + self.inner,
-        }[tuple(site)]
+        wide: int = (
+            self.hidden,
+            self.hidden + 2 * self.queries + 2 * self.keys,
+            2 * self.hidden + self.inner,
+            2 * self.hidden + self.inner,
+        )[site]
         return (
             int(self.streams * self.tokens)
             * FLOAT
@@ -282,10 +269,7 @@ class _Run:
         )
         return arrays * self.precision * elements
 
-    def _layer(self, site: Sequence[str]) -> int:
+    def _layer(self, site: int) -> int:
         """A layer as it is read, in the precision of the solve, and dequantized."""
-        return max(self._size(layer) for layer in site) * (2 * FLOAT + self.precision)
-
-    def _size(self, layer: str) -> int:
-        rows, columns = self.shapes[layer]
-        return rows * columns
+        largest = max(math.prod(layer.shape) for layer in self.sites[site])
+        return largest * (2 * FLOAT + self.precision)

@@ -1,10 +1,10 @@
 """How large a checkpoint and its exports become, found from shapes and grids alone."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from edgeq.checkpoint.tensor_file import stored_parts
+from edgeq.decoder import Decoder
 from edgeq.dtypes import ITEM_BYTES
 from edgeq.measuring.formats import READ_BY
 from edgeq.protocols import Exporter, ModelSource
@@ -35,14 +35,14 @@ def tensor_bytes(name: str, shape: tuple[int, ...], grid: Grid | None, source: M
 
 def format_row(exporter: Exporter, grids: Grids, source: ModelSource) -> dict[str, Any]:
     """About how large an export becomes (headers and tokenizer left out), and what loads it."""
-    total = rotary_bytes(source.config) if exporter.name == "onnx" else 0.0
+    total = rotary_bytes(source.record.decoder) if exporter.name == "onnx" else 0.0
     for name, (shape, grid) in grids.items():
         if grid is None or (exporter.linear_only and ".layers." not in name):
             dense = tensor_bytes(name, shape, None, source)
             total += dense if exporter.name in KEEPS_FLOAT32 else min(dense, 2 * math.prod(shape))
         else:
             total += quantized_bytes(exporter.name, name, (shape[0], shape[1]), grid)
-    reason = exporter.reject_reason(source.config, source.companions(), grids)
+    reason = exporter.reject_reason(source.record, source.companions(), grids)
     return {
         "format": exporter.name,
         "bytes": int(total),
@@ -76,7 +76,6 @@ def onnx_zero_bits(name: str, grid: Grid, width: int) -> int:
     return width if grid.zeros == "integer" or name == EMBEDDING else 0
 
 
-def rotary_bytes(config: Mapping[str, Any]) -> float:
-    """Cosines and sines of every position, in float32."""
-    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return float(config.get("max_position_embeddings", 0) * head * 4)
+def rotary_bytes(decoder: Decoder) -> float:
+    """Count the bytes of cosines and sines of every position, in float32."""
+    return float((decoder.context or 0) * decoder.layers[0].attention.head_size * 4)

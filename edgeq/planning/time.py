@@ -3,15 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from edgeq.algorithms.propagation_choice import DAMPINGS
 from edgeq.algorithms.qqa import Annealing
 from edgeq.algorithms.qqa_rounding import annealing_cost
-from edgeq.architectures.layout import expected_linear_shapes
-from edgeq.planning.memory import SITES
+from edgeq.decoder import Decoder
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
 from edgeq.types import Array
@@ -57,7 +55,7 @@ def _seconds(work: Callable[[], Array], backend: Backend) -> float:
 
 
 def block_seconds(
-    config: Mapping[str, Any],
+    decoder: Decoder,
     recipe: Recipe,
     rates: Mapping[str, float],
     recomputing: bool,
@@ -66,7 +64,7 @@ def block_seconds(
     """Seconds of a block by stage, the mean over all blocks; solved are the shapes of all layers to
     be solved.
     """
-    blocks = config["num_hidden_layers"]
+    blocks = len(decoder.layers)
     weights = sum(map(math.prod, solved.values())) / blocks
     if not recipe.needs_calibration or not solved:
         return {"round": weights * SEARCH_SECONDS}
@@ -82,8 +80,10 @@ def block_seconds(
     sweeps = 2.0 * (recipe.sweep_count + turns * (recipe.sweeps or 1)) + 2 * (1 + turns) * (
         recipe.scales == "both"
     )
-    return of_tokens(config, recipe, rates["forward"], recomputing, site_widths(solved)) | {
-        "factors": sum((2 + drift * (1 + trials)) * n**3 / 3 for n in site_widths(solved))
+    return of_tokens(
+        decoder, recipe, rates["forward"], recomputing, site_widths(decoder, solved)
+    ) | {
+        "factors": sum((2 + drift * (1 + trials)) * n**3 / 3 for n in site_widths(decoder, solved))
         / blocks
         / rates["factor"],
         "search scales": weights
@@ -96,19 +96,19 @@ def block_seconds(
 
 
 def of_tokens(
-    config: Mapping[str, Any], recipe: Recipe, rate: float, recomputing: bool, widths: Sequence[int]
+    decoder: Decoder, recipe: Recipe, rate: float, recomputing: bool, widths: Sequence[int]
 ) -> dict[str, float]:
     """What grows with the calibration tokens: both streams' passes, and H and D of every input."""
     tokens = recipe.samples * recipe.sequence_length
     both = recipe.propagation_share if recipe.needs_drift else 0.0
-    weights = sum(map(math.prod, expected_linear_shapes(config).values()))
+    weights = sum(math.prod(linear.shape) for linear in decoder.layers[0].linears)
     passes = (2.6 if recomputing else 1.0) * (1 + both)
-    statistics = sum((1.1 + 2 * both) * tokens * n**2 for n in widths) / config["num_hidden_layers"]
+    statistics = sum((1.1 + 2 * both) * tokens * n**2 for n in widths) / len(decoder.layers)
     return {
         "forward passes": passes
         * tokens
         * 2
-        * (weights + config["hidden_size"] * recipe.sequence_length)
+        * (weights + decoder.hidden * recipe.sequence_length)
         / rate,
         "statistics": statistics / rate,
     }
@@ -123,14 +123,14 @@ def annealing_operations(recipe: Recipe, solved: Shapes) -> float:
     return sum(cost.flops for cost in costs)
 
 
-def site_widths(solved: Shapes) -> list[int]:
-    """Columns of every input that layers are solved for; those with the same input count once."""
-    widths = {}
-    for name, shape in solved.items():
-        linear = name.removesuffix(".weight")
-        site = next(site for site in SITES if linear.endswith(site))
-        widths[linear.rsplit(".", 2)[0], site] = shape[1]
-    return list(widths.values())
+def site_widths(decoder: Decoder, solved: Shapes) -> list[int]:
+    """Give the columns of every input that layers are solved for; one input counts once."""
+    return [
+        site[0].shape[1]
+        for index, layer in enumerate(decoder.layers)
+        for site in layer.sites
+        if any(linear.inside(decoder.block_name(index)).tensor in solved for linear in site)
+    ]
 
 
 def stages(recipe: Recipe) -> int:

@@ -20,7 +20,8 @@ def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
 
     Raises: BadInput when an override matches no layer.
     """
-    linears = [linear for block in source.blocks() for linear in block.linears]
+    specs = [linear for block in source.blocks() for linear in block.linears]
+    linears = [linear.name for linear in specs]
     for override in recipe.overrides:
         if not fnmatch.filter(linears, override.layers):
             raise BadInput(
@@ -28,11 +29,12 @@ def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
                 "override matches no layer; layers are named like "
                 f"{linears[0]!r}"
             )
-    weights = {f"{linear}.weight": linear for linear in linears}
+    weights = {linear.tensor: linear.name for linear in specs}
+    decoder = source.record.decoder
     grids: dict[str, tuple[tuple[int, ...], Grid | None]] = {}
     for name in source.tensor_names():
         shape = source.shape(name)
-        if name == "lm_head.weight" and source.config.get("tie_word_embeddings", False):
+        if decoder.tied_head and name == decoder.head:
             continue
         if name in weights:
             grids[name] = (shape, recipe.grid_of(weights[name]))
@@ -44,7 +46,7 @@ def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
 def check_exports(exporters: Sequence[Exporter], source: ModelSource, grids: Grids) -> None:
     """Raises: BadInput with the first reason why an export could not be written."""
     for exporter in exporters:
-        reason = exporter.reject_reason(source.config, source.companions(), grids)
+        reason = exporter.reject_reason(source.record, source.companions(), grids)
         if reason is not None:
             raise BadInput(f"format {exporter.name!r}: {reason}")
 

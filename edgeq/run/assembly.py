@@ -124,7 +124,9 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
         )  # imports what the process will hold
     precision = job.backend.to_numpy(job.backend.asarray(np.zeros(1))).itemsize
     process = measure_process(job.characters, precision)
-    memory = choose_way(job.source.config, job.recipe, process, limit, writes_text=job.writes_text)
+    memory = choose_way(
+        job.source.record.decoder, job.recipe, process, limit, writes_text=job.writes_text
+    )
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.is_dir())
     activations = partial(make_activations, job.backend.name, flow=memory.way.flow(existing))
     return replace(job, make_activations=activations, rows_at_once=memory.way.rows_at_once), memory

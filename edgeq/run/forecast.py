@@ -51,7 +51,7 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
     way, recipe = memory.way, job.recipe
     streams = 1 + (recipe.propagation_share if recipe.needs_drift else 0)
     states = (
-        streams * recipe.samples * recipe.sequence_length * job.source.config["hidden_size"] * 4
+        streams * recipe.samples * recipe.sequence_length * job.source.record.decoder.hidden * 4
     )
     exports = [format_row(exporter, grids, job.source) for exporter in job.exporters]
     disk = {"checkpoint": checkpoint} | {row["format"]: row["bytes"] for row in exports}
@@ -63,7 +63,7 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
     seconds = stage_seconds(job, memory, grids)
     per_block = sum(seconds.values())
     return {
-        "model": job.source.name,
+        "model": job.source.record.name,
         "backend": job.backend.name,
         "memory": {
             "peak": memory.peak.total,
@@ -86,13 +86,13 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
 
 def stage_seconds(job: Job, memory: MemoryPlan, grids: Grids) -> dict[str, float]:
     """Seconds of a block by stage on this machine, as it is now."""
-    linears = {f"{linear}.weight" for block in job.source.blocks() for linear in block.linears}
+    linears = {linear.tensor for block in job.source.blocks() for linear in block.linears}
     solved = {
         name: shape for name, (shape, grid) in grids.items() if grid is not None and name in linears
     }
     recomputing = memory.way.schedule == "recomputing"
     return block_seconds(
-        job.source.config, job.recipe, measure_rates(job.backend), recomputing, solved
+        job.source.record.decoder, job.recipe, measure_rates(job.backend), recomputing, solved
     )
 
 

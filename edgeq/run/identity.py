@@ -34,7 +34,7 @@ def identify(
     identity = {
         "format_version": FORMAT_VERSION,
         "edgeq": __version__,
-        "model": source.name,
+        "model": source.record.name,
         "source": {"fingerprint": source.fingerprint()},
         "recipe": recipe_settings(recipe),
         "calibration": calibration,

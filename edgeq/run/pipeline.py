@@ -24,9 +24,9 @@ from edgeq.solving.layer import prepare_site, solve_without_statistics
 from edgeq.solving.report import LayerReport
 from edgeq.solving.row_chunks import solve_rows
 from edgeq.solving.statistics import accumulate, accumulate_split
-from edgeq.sources.reading import read_tensor, read_weight
+from edgeq.sources.reading import read_linear, read_tensor, read_weight
 from edgeq.stopwatch import Stopwatch
-from edgeq.types import BlockSpec, LayerProblem, NumpyArray, QuantizedLinear
+from edgeq.types import BlockSpec, LayerProblem, LinearSpec, NumpyArray, QuantizedLinear
 
 T = TypeVar("T")
 MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
@@ -112,7 +112,7 @@ def quantize(
 
 def solves(grids: Grids, block: BlockSpec) -> bool:
     """Whether any linear layer of a block is quantized."""
-    return any(grids[f"{linear}.weight"][1] is not None for linear in block.linears)
+    return any(grids[linear.tensor][1] is not None for linear in block.linears)
 
 
 def needs_calibration(job: Job, grids: Grids) -> bool:
@@ -155,7 +155,7 @@ def write_model(
     for block in left:
         if activations is None:
             solved = round_tensors(
-                job, grids, [f"{linear}.weight" for linear in block.linears], findings
+                job, grids, [linear.tensor for linear in block.linears], findings
             )
         else:
             solved = solve_block(job, grids, block, activations, observer, findings)
@@ -186,15 +186,16 @@ def solve_block(
     with the result.
     """
     solved: dict[str, QuantizedLinear] = {}
+    linears = {linear.name: linear for linear in block.linears}
     for site in timed(activations.sites(block), job.clock, "forward passes"):
-        for name, layer in solve_site(job, grids, site, findings):
+        for name, layer in solve_site(job, grids, linears, site, findings):
             solved[name] = layer
             observer.solved(findings.layers[-1])
     return solved
 
 
 def solve_site(
-    job: Job, grids: Grids, site: Site, findings: Findings
+    job: Job, grids: Grids, linears: Mapping[str, LinearSpec], site: Site, findings: Findings
 ) -> Iterator[tuple[str, QuantizedLinear]]:
     backend, clock = job.backend, job.clock
     with clock("statistics"):
@@ -207,20 +208,20 @@ def solve_site(
             factors = prepare_site(statistics, job.recipe, backend, split=split)
     except NotPositiveDefinite as error:
         raise EdgeqError(f"inputs of layer {site.name!r}: {error}") from error
-    for linear in timed(site.layers(), clock, "forward passes"):
-        name = f"{linear}.weight"
-        grid = grids[name][1]
+    for layer_name in timed(site.layers(), clock, "forward passes"):
+        linear = linears[layer_name]
+        grid = grids[linear.tensor][1]
         if grid is None:
             continue
-        weight = read_weight(job.source, name)
-        problem = LayerProblem(linear, backend.asarray(weight), factors.statistics, grid)
+        weight = read_linear(job.source, linear)
+        problem = LayerProblem(linear.name, backend.asarray(weight), factors.statistics, grid)
         layer, report = solve_rows(
             problem, factors, job.recipe, backend, clock, rows=job.rows_at_once
         )
         findings.layers.append(report)
-        findings.note(name, weight, layer)
-        site.replace(linear, layer.dequantized())
-        yield name, layer
+        findings.note(linear.tensor, weight, layer)
+        site.replace(linear.name, layer.dequantized())
+        yield linear.tensor, layer
 
 
 def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:
@@ -265,12 +266,12 @@ def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
     """
     if job.source.fingerprint() != run.identity["source"]["fingerprint"]:
         raise BadInput(
-            f"model {job.source.name!r} was changed while "
+            f"model {job.source.record.name!r} was changed while "
             "it was quantized; bring it back or start over"
         )
     for name, data in companions.items():
         write_bytes(run.made / name, data)
-    write_json(run.made / "config.json", dict(job.source.config))
+    write_json(run.made / "config.json", job.source.record.config())
     files = [*run.files, "outer.safetensors"]
     opened = [TensorFile(run.made / file) for file in files]
     stored = {
@@ -294,7 +295,7 @@ def export(
     grids: dict[str, Any] = {
         n: (checkpoint.shape(n), checkpoint.grid(n)) for n in checkpoint.tensor_names()
     }
-    reason = exporter.reject_reason(checkpoint.config, checkpoint.companions(), grids)
+    reason = exporter.reject_reason(checkpoint.record, checkpoint.companions(), grids)
     if reason is not None:
         raise BadInput(f"format {exporter.name!r}: {reason}")
     with new_directory(destination, force=force) as folder:

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.architectures.model_config import positive_integer
+from edgeq.architectures.config_checks import positive_integer
+from edgeq.architectures.rope import llama3_factors
+from edgeq.decoder import Rope
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.types import NumpyArray
 
@@ -134,29 +136,15 @@ def rope_scaling(
 
 
 def recognise_llama3(config: Mapping[str, Any], factors: NumpyArray) -> dict[str, Any]:
-    """The Llama 3 scaling that gives these factors; the file states no parameters, so the published
-    ones are tried.
+    """Find the Llama 3 scaling that gives these factors, among the published ones.
+
+    The file states no parameters.
     """
-    head_dim, rope_theta = config["head_dim"], config["rope_theta"]
-    if factors.shape == (head_dim // 2,):
+    if factors.shape == (config["head_dim"] // 2,):
         scaling = LLAMA3_SCALING | {"factor": float(str(np.float32(factors.max())))}
-        if np.allclose(
-            factors, llama3_factors(scaling, head_dim=head_dim, rope_theta=rope_theta), rtol=1e-4
-        ):
+        rope = Rope("llama3", config["rope_theta"], scaling)
+        if np.allclose(factors, llama3_factors(rope, config["head_dim"]), rtol=1e-4):
             return scaling
     raise UnsupportedModel(
         "the GGUF's rope_freqs.weight is not the usual Llama 3 scaling; give the safetensors"
     )
-
-
-def llama3_factors(scaling: Mapping[str, Any], *, head_dim: int, rope_theta: float) -> NumpyArray:
-    """By how much Llama 3 stretches each rotary wave: short ones not, long ones fully, those
-    between smoothly.
-
-    Shapes: (head_dim / 2,).
-    """
-    context, factor = scaling["original_max_position_embeddings"], scaling["factor"]
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    wavelengths = 2 * np.pi * rope_theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = np.clip((context / wavelengths - low) / (high - low), 0.0, 1.0)
-    return np.asarray(1 / ((1 - smooth) / factor + smooth))

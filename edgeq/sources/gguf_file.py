@@ -1,6 +1,5 @@
 """A GGUF file of a Llama model as if it were the Hugging Face checkpoint it was converted from."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +9,9 @@ import gguf
 import ml_dtypes
 import numpy as np
 
-from edgeq.architectures.layout import find_blocks
-from edgeq.architectures.model_config import check_config
+from edgeq.architectures.blocks import find_blocks
+from edgeq.architectures.record import read_record
+from edgeq.decoder import Decoder
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gguf_config import build_config
@@ -19,25 +19,7 @@ from edgeq.sources.gguf_header import check_header
 from edgeq.sources.gguf_tokenizer import tokenizer_files
 from edgeq.types import BlockSpec, NumpyArray
 
-OUTER_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-BLOCK_NAMES = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-# not a weight: the rotary scaling that config.json states by its parameters
 ROPE_FACTORS = "rope_freqs.weight"
-BLOCK_TENSOR = re.compile(r"blk\.(\d{1,6})\.(\w+)\.weight")
 INTEGER_TYPES = frozenset(
     {
         gguf.GGMLQuantizationType.I8,
@@ -61,19 +43,21 @@ class GgufFile:
         reader = open_reader(path)
         self.path = path
         self.metadata = read_metadata(reader, path)
-        self.name = name or str(self.metadata.get("general.name") or path.stem)
         stored = {tensor.name: tensor for tensor in reader.tensors}
         factors = stored.pop(ROPE_FACTORS, None)
-        self.config: Mapping[str, Any] = build_config(
+        config = build_config(
             self.metadata,
             vocab_size=vocabulary_size(stored, path),
             tied="output.weight" not in stored,
             rope_factors=None if factors is None else decode(factors),
         )
-        check_config(self.config)
-        self.stored = {hugging_face_name(tensor): stored[tensor] for tensor in stored}
+        self.record = read_record(
+            name or str(self.metadata.get("general.name") or path.stem), config
+        )
+        names = checkpoint_names(self.record.decoder)
+        self.stored = {checkpoint_name(tensor, names): stored[tensor] for tensor in stored}
         check_types(stored)
-        self.decoder_blocks = find_blocks(self.config, self.shapes())
+        self.decoder_blocks = find_blocks(self.record.decoder, self.shapes())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: self.shape(name) for name in self.stored}
@@ -97,10 +81,11 @@ class GgufFile:
         float32.
         """
         weights = decode(self.tensor(tensor_name))
+        attention = self.record.decoder.layers[0].attention
         if tensor_name.endswith("self_attn.q_proj.weight"):
-            return restore_rotary_rows(weights, heads=self.config["num_attention_heads"])
+            return restore_rotary_rows(weights, heads=attention.heads)
         if tensor_name.endswith("self_attn.k_proj.weight"):
-            return restore_rotary_rows(weights, heads=self.config["num_key_value_heads"])
+            return restore_rotary_rows(weights, heads=attention.key_heads)
         return weights
 
     def stored_as(self, tensor_name: str) -> str:
@@ -126,7 +111,7 @@ class GgufFile:
         return self.files
 
     def fingerprint(self) -> str:
-        return hash_model(self.config, self.shapes(), [self.path])
+        return hash_model(self.record.config(), self.shapes(), [self.path])
 
 
 def open_reader(path: Path) -> gguf.GGUFReader:
@@ -181,18 +166,28 @@ def check_types(stored: Mapping[str, gguf.ReaderTensor]) -> None:
             )
 
 
-def hugging_face_name(tensor: str) -> str:
-    """The checkpoint's name of a GGUF tensor. Raises: UnsupportedModel for tensors a plain Llama
-    does not have.
-    """
-    if tensor in OUTER_NAMES:
-        return OUTER_NAMES[tensor]
-    match = BLOCK_TENSOR.fullmatch(tensor)
-    if match is None or match[2] not in BLOCK_NAMES:
+def checkpoint_names(decoder: Decoder) -> dict[str, str]:
+    """Map GGUF's names of a model's tensors to those of its checkpoint, by the library's table."""
+    names = decoder.names.gguf
+    assert names is not None
+    architecture = next(
+        key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == names.architecture
+    )
+    table = gguf.get_tensor_name_map(architecture, len(decoder.layers))
+    of_tensor = {
+        table.get_name(tensor, try_suffixes=(".weight", ".bias")): tensor
+        for tensor in (*decoder.tensor_shapes(), decoder.head)
+    }
+    return {name: tensor for name, tensor in of_tensor.items() if name is not None}
+
+
+def checkpoint_name(tensor: str, names: Mapping[str, str]) -> str:
+    """Name a GGUF tensor as its checkpoint does. Raises: UnsupportedModel for unknown ones."""
+    if tensor not in names:
         raise UnsupportedModel(
             f"GGUF tensor {tensor!r} is no part of a plain Llama model; give its safetensors"
         )
-    return f"model.layers.{int(match[1])}.{BLOCK_NAMES[match[2]]}.weight"
+    return names[tensor]
 
 
 def decode(tensor: gguf.ReaderTensor) -> NumpyArray:

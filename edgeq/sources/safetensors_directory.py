@@ -13,8 +13,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from edgeq.architectures.layout import find_blocks, is_redundant
-from edgeq.architectures.model_config import check_config
+from edgeq.architectures.blocks import find_blocks
+from edgeq.architectures.record import read_record
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, leads_out
@@ -65,9 +65,8 @@ class SafetensorsDirectory:
 
     def __init__(self, path: Path, *, name: str | None = None) -> None:
         files = weight_files(path)
-        self.name = name or path.resolve().name
-        self.config: Mapping[str, Any] = read_model_json(path / "config.json")
-        check_config(self.config)
+        config = read_model_json(path / "config.json")
+        self.record = read_record(name or path.resolve().name, config)
         self.directory = path
         self.files = tuple(files)
         stored = {tensor: place for file in files for tensor, place in read_header(file).items()}
@@ -75,10 +74,10 @@ class SafetensorsDirectory:
         self.stored = {
             tensor: place
             for tensor, place in stored.items()
-            if not is_redundant(tensor, self.config)
+            if not self.record.decoder.is_redundant(tensor)
         }
         check_dtypes(self.stored)
-        self.decoder_blocks = find_blocks(self.config, self.shapes())
+        self.decoder_blocks = find_blocks(self.record.decoder, self.shapes())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {tensor: place.shape for tensor, place in self.stored.items()}
@@ -126,7 +125,7 @@ class SafetensorsDirectory:
         return read_companions(self.directory)
 
     def fingerprint(self) -> str:
-        return hash_model(self.config, self.shapes(), self.files)
+        return hash_model(self.record.config(), self.shapes(), self.files)
 
 
 def read_model_json(path: Path) -> dict[str, Any]:

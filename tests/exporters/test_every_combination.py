@@ -56,7 +56,7 @@ class AsCheckpoint:
 def reason_of(exporter, model):
     shapes = {name: (layer.codes.shape, layer.grid) for name, layer in model.layers.items()}
     shapes |= {name: (array.shape, None) for name, array in model.arrays.items()}
-    return exporter.reject_reason(model.config, model.files, shapes)
+    return exporter.reject_reason(model.record, model.files, shapes)
 
 
 def refused(exporter, model, folder):

@@ -173,7 +173,7 @@ def test_an_embedding_that_was_solved_is_written_as_its_codes_say(rng, tmp_path)
 )
 def test_grids_that_do_not_fit_are_refused_before_a_byte_is_written(rng, tmp_path, grid, words):
     model = with_grid(solved(tiny(), rng, [FOUR_BITS]), rng, f"{DOWN}.weight", grid)
-    reason = CompressedTensorsExporter().reject_reason(model.config, model.files, shapes_of(model))
+    reason = CompressedTensorsExporter().reject_reason(model.record, model.files, shapes_of(model))
     assert reason.startswith(f"tensor '{DOWN}.weight': ") and words in reason
     with pytest.raises(BadInput, match="export 'compressed-tensors'"):
         CompressedTensorsExporter().write(model, tmp_path)

@@ -287,7 +287,7 @@ def refused(model, tmp_path):
     shapes = {name: (layer.codes.shape, layer.grid) for name, layer in model.layers.items()}
     shapes |= {name: (array.shape, None) for name, array in model.arrays.items()}
     assert (
-        text == f"export 'gguf': {GgufExporter().reject_reason(model.config, model.files, shapes)}"
+        text == f"export 'gguf': {GgufExporter().reject_reason(model.record, model.files, shapes)}"
     )
     return text
 
@@ -315,9 +315,11 @@ def test_columns_that_do_not_fill_blocks_are_refused(rng, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gemma3"}, "model_type 'gemma3' is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
-        ({"hidden_size": None}, "config.json lacks hidden_size"),
+        (
+            {"max_position_embeddings": None, "rms_norm_eps": None},
+            "config.json lacks max_position_embeddings, rms_norm_eps, which GGUF needs",
+        ),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
             "rope type 'yarn' of a llama model",

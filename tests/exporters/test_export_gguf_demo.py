@@ -49,7 +49,7 @@ def source():
 
 
 def test_its_tokenizer_comes_back_key_by_key(original, source):
-    written = dict(tokenizer_keys(source.companions(), source.config, vocab_size=49152))
+    written = dict(tokenizer_keys(source.companions(), source.record.tokens, vocab_size=49152))
     assert written == {key: original.fields[key].contents() for key in TOKENIZER_KEYS}
 
 
@@ -94,7 +94,8 @@ def first_blocks(original, source):
     """
     tensors = {tensor.name: tensor for tensor in original.tensors}
     model = MemoryModel(
-        dict(source.config) | {"num_hidden_layers": BLOCKS}, files=dict(source.companions())
+        dict(source.record.config()) | {"num_hidden_layers": BLOCKS},
+        files=dict(source.companions()),
     )
     model.arrays["model.embed_tokens.weight"] = source.read("model.embed_tokens.weight")
     model.arrays["model.norm.weight"] = source.read("model.norm.weight")

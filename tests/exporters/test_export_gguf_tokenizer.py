@@ -16,6 +16,7 @@ from tiny_models import (
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from edgeq.architectures.record import token_ids
 from edgeq.errors import BadInput
 from edgeq_backends.llama_cpp import LlamaCppLogits
 from edgeq_exporters.gguf.exporter import GgufExporter
@@ -25,8 +26,8 @@ FAMILIES = ["llama-bpe", "smaug-bpe", "qwen2", "smollm", "gpt-2"]
 
 
 def keys_of(files, config=ONE_BLOCK):
-    assert why_not_tokenizer(files, config, vocab_size=VOCAB_SIZE) is None
-    return dict(tokenizer_keys(files, config, vocab_size=VOCAB_SIZE))
+    assert why_not_tokenizer(files, token_ids(config), vocab_size=VOCAB_SIZE) is None
+    return dict(tokenizer_keys(files, token_ids(config), vocab_size=VOCAB_SIZE))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -197,7 +198,7 @@ REMOVED = {"type": "Split", "pattern": {"Regex": LLAMA_3}, "behavior": "Removed"
     ],
 )
 def test_other_tokenizers_are_refused_and_named(files, words):
-    reason = why_not_tokenizer(files, ONE_BLOCK, vocab_size=VOCAB_SIZE)
+    reason = why_not_tokenizer(files, token_ids(ONE_BLOCK), vocab_size=VOCAB_SIZE)
     assert words in reason
     assert "\n" not in reason and len(reason) < 500
 
@@ -248,7 +249,7 @@ def settings(**changed):
 )
 def test_malformed_files_are_refused_in_one_line(files, words):
     try:
-        reason = why_not_tokenizer(files, ONE_BLOCK, vocab_size=VOCAB_SIZE)
+        reason = why_not_tokenizer(files, token_ids(ONE_BLOCK), vocab_size=VOCAB_SIZE)
     except BadInput as error:
         reason = str(error)
     assert words in reason
@@ -263,7 +264,7 @@ def test_a_list_of_templates_without_a_default_gives_no_template():
 
 def test_a_special_token_beyond_the_embedding_is_refused():
     reason = why_not_tokenizer(
-        tokenizer_files(), ONE_BLOCK | {"unk_token_id": 99999}, vocab_size=VOCAB_SIZE
+        tokenizer_files(), token_ids({"unk_token_id": 99999}), vocab_size=VOCAB_SIZE
     )
     assert "unk_token_id 99999 lies outside the 320 rows" in reason
 
@@ -271,9 +272,13 @@ def test_a_special_token_beyond_the_embedding_is_refused():
 def test_a_tokenizer_file_that_is_not_json_is_refused_by_name():
     with pytest.raises(BadInput, match=r"'tokenizer_config\.json' of the model is not valid JSON"):
         why_not_tokenizer(
-            tokenizer_files() | {"tokenizer_config.json": b"{"}, ONE_BLOCK, vocab_size=VOCAB_SIZE
+            tokenizer_files() | {"tokenizer_config.json": b"{"},
+            token_ids(ONE_BLOCK),
+            vocab_size=VOCAB_SIZE,
         )
 
 
 def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused():
-    assert "outside the 200 rows" in why_not_tokenizer(tokenizer_files(), ONE_BLOCK, vocab_size=200)
+    assert "outside the 200 rows" in why_not_tokenizer(
+        tokenizer_files(), token_ids(ONE_BLOCK), vocab_size=200
+    )

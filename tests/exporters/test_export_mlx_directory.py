@@ -91,7 +91,7 @@ def test_a_model_with_only_its_embedding_quantized_lists_the_dense_layers(rng, t
 
 def test_a_dense_model_has_no_quantization_settings_and_float16_tensors(rng, tmp_path):
     model = solved(tiny(), rng, [None])
-    model.config |= {"quantization": {"bits": 4}, "quantization_config": {"quant_method": "gptq"}}
+    model.config |= {"quantization": {"bits": 4}}
     config, tensors = written(model, tmp_path)
     assert not {"quantization", "quantization_config"} & set(config)
     assert {array.dtype for array in tensors.values()} == {np.dtype(np.float16)}
@@ -206,7 +206,7 @@ def test_rotary_tables_and_copies_of_a_tied_head_are_left_out(rng, tmp_path):
     model = solved(tiny(), rng, [FOUR_BITS])
     model.arrays["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(16, np.float32)
     model.arrays[f"{HEAD}.weight"] = model.layers[f"{EMBEDDING}.weight"].dequantized()
-    assert MlxExporter().reject_reason(model.config, model.files, shapes_of(model)) is None
+    assert MlxExporter().reject_reason(model.record, model.files, shapes_of(model)) is None
     _, tensors = written(model, tmp_path)
     assert not any("rotary" in name or HEAD in name for name in tensors)
 

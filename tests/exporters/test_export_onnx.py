@@ -9,6 +9,7 @@ import torch
 from solved_models import FOUR_BITS, LLAMA_3_ROPE, shapes_of, solved, tiny, torch_logits, with_grid
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from edgeq.architectures.record import read_record
 from edgeq.types import Grid
 from edgeq_exporters.onnx.architecture import rotary_tables
 from edgeq_exporters.onnx.exporter import OnnxExporter
@@ -55,7 +56,7 @@ def test_a_grid_runs_like_torch_or_is_refused(rng, tmp_path, ids, bits, group_si
     export = with_whole_zeros_in_embedding(solved(model, rng, [grid]), rng, grid)
     if zeros == "offset" and (qdq or bits > 4):
         assert "holds no free offsets" in OnnxExporter(qdq=qdq).reject_reason(
-            export.config, {}, shapes_of(export)
+            export.record, {}, shapes_of(export)
         )
         return
     file = exported(export, tmp_path, qdq=qdq)
@@ -158,9 +159,10 @@ def test_rotary_settings_are_in_the_graph(rng, tmp_path, ids, kind, rope):
 )
 def test_rotary_tables_are_those_of_transformers(rope):
     config = tiny(rope_parameters=rope, max_position_embeddings=8192).config
+    decoder = read_record("tiny", config.to_dict()).decoder
     positions = torch.arange(8192)[None]
     expected = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
-    for table, (reference,) in zip(rotary_tables(config.to_dict()), expected, strict=True):
+    for table, (reference,) in zip(rotary_tables(decoder), expected, strict=True):
         np.testing.assert_allclose(
             table[:100], reference[:100, : table.shape[1]].numpy(), atol=2e-5
         )
@@ -174,6 +176,14 @@ def test_a_mistral_attends_within_its_sliding_window(rng, tmp_path, ids):
     everything = torch_logits(tiny("mistral", sliding_window=None), export.weights(), ids)
     reference = torch_logits(model, export.weights(), ids)
     assert np.abs(everything - reference).max() > 10 * CLOSE * np.abs(reference).max()
+
+
+def test_only_those_blocks_of_a_qwen2_that_slide_have_a_window(rng, tmp_path, ids):
+    sliding = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    model = tiny("qwen2", **sliding)
+    assert model.config.layer_types == ["full_attention", "sliding_attention"]
+    export = solved(model, rng, [FOUR_BITS])
+    assert_runs_like_torch(model, export, exported(export, tmp_path), ids)
 
 
 def test_heads_wider_than_hidden_size_over_heads_run(rng, tmp_path, ids):

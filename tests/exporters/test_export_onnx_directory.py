@@ -272,7 +272,7 @@ def test_rotary_tables_and_copies_of_a_tied_head_are_left_out(rng, tmp_path):
     model = solved(tiny(), rng, [FOUR_BITS])
     model.arrays["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(16, np.float32)
     model.arrays["lm_head.weight"] = model.layers[EMBEDDING].dequantized()
-    assert OnnxExporter().reject_reason(model.config, model.files, shapes_of(model)) is None
+    assert OnnxExporter().reject_reason(model.record, model.files, shapes_of(model)) is None
     written(model, tmp_path)
     assert not any(
         "rotary" in each.name or "lm_head" in each.name for each in graph_of(tmp_path).initializer
@@ -286,7 +286,7 @@ def test_the_accuracy_level_must_exist():
 
 def test_embeddings_with_offsets_are_named(rng):
     model = with_grid(solved(tiny(), rng, [FOUR_BITS]), rng, EMBEDDING, Grid(4, 32, "offset"))
-    reason = OnnxExporter().reject_reason(model.config, model.files, shapes_of(model))
+    reason = OnnxExporter().reject_reason(model.record, model.files, shapes_of(model))
     assert reason.startswith(
         f"tensor '{EMBEDDING}': an embedding holds no free offsets; use whole zero points"
     )

@@ -181,7 +181,7 @@ def test_the_hash_of_a_solution_covers_its_columns(rng):
 def test_a_container_of_codes_alone_refuses_before_a_byte_is_written(rng, tmp_path, name):
     _, export = outlier_model(rng, dataclasses.replace(OUTLIERS, bits=4), vocab_size=320)
     exporter = load_exporter(name)
-    reason = exporter.reject_reason(export.config, export.files, shapes_of(export))
+    reason = exporter.reject_reason(export.record, export.files, shapes_of(export))
     assert "no place for outlier columns" in reason and "quantize without them" in reason
     with pytest.raises(BadInput, match="no place for outlier columns"):
         exporter.write(export, tmp_path)
@@ -192,5 +192,5 @@ def test_a_container_of_codes_alone_refuses_before_a_byte_is_written(rng, tmp_pa
 def test_an_embedding_with_outlier_columns_is_refused(rng, qdq):
     _, export = outlier_model(rng, OUTLIERS)
     export = with_grid(export, rng, EMBEDDING, OUTLIERS)
-    reason = OnnxExporter(qdq=qdq).reject_reason(export.config, export.files, shapes_of(export))
+    reason = OnnxExporter(qdq=qdq).reject_reason(export.record, export.files, shapes_of(export))
     assert reason.startswith(f"tensor '{EMBEDDING}'") and "outlier columns" in reason

@@ -8,9 +8,10 @@ from gguf import GGMLQuantizationType
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from edgeq.architectures.rope import llama3_factors
+from edgeq.decoder import Rope
 from edgeq.errors import BadInput, EdgeqError, UnsupportedModel
 from edgeq.sources import open_source
-from edgeq.sources.gguf_config import llama3_factors
 from edgeq.sources.gguf_file import GgufFile
 from edgeq.sources.reading import read_tensor
 
@@ -26,14 +27,14 @@ def refusal(path, kind=BadInput):
 
 def model_of(source):
     """A transformers model with the source's config and tensors."""
-    model = LlamaForCausalLM(LlamaConfig(**source.config)).float().eval()
+    model = LlamaForCausalLM(LlamaConfig(**source.record.config())).float().eval()
     state = {
         name: torch.from_numpy(source.read(name).astype(np.float32))
         for name in source.tensor_names()
     }
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert unexpected == []
-    assert missing == (["lm_head.weight"] if source.config["tie_word_embeddings"] else [])
+    assert missing == (["lm_head.weight"] if source.record.config()["tie_word_embeddings"] else [])
     model.tie_weights()
     return model
 
@@ -83,10 +84,10 @@ def test_demo_config_and_tensors_give_the_logits_of_transformers(demo, demo_in_t
 
 
 def test_the_demo_has_a_name_and_all_blocks(demo):
-    assert demo.name == "SmolLM2-135M-Instruct"
+    assert demo.record.name == "SmolLM2-135M-Instruct"
     assert [block.index for block in demo.blocks()] == list(range(30))
-    assert demo.config["rms_norm_eps"] == 1e-5
-    assert demo.config["tie_word_embeddings"] is True
+    assert demo.record.config()["rms_norm_eps"] == 1e-5
+    assert demo.record.config()["tie_word_embeddings"] is True
     assert demo.fingerprint() == open_source("demo").fingerprint()
 
 
@@ -183,9 +184,9 @@ def test_llama_3_rope_factors_become_the_scaling_they_came_from(
     factors = plain / ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0]
     tensors = tiny_tensors | {"rope_freqs.weight": factors.float().numpy()}
     source = GgufFile(make_gguf(tiny_metadata | {"llama.rope.freq_base": 500000.0}, tensors))
-    assert source.config["rope_scaling"] == scaling
+    assert source.record.config()["rope_scaling"] == scaling
     np.testing.assert_allclose(
-        llama3_factors(scaling, head_dim=16, rope_theta=500000.0), factors.numpy(), rtol=1e-5
+        llama3_factors(Rope("llama3", 500000.0, scaling), 16), factors.numpy(), rtol=1e-5
     )
     assert "rope_freqs.weight" not in source.tensor_names()
 
@@ -196,7 +197,7 @@ def test_linear_rope_scaling_is_kept(make_gguf, tiny_metadata, tiny_tensors):
         "llama.rope.scaling.factor": 4.0,
     }
     source = GgufFile(make_gguf(metadata, tiny_tensors))
-    assert source.config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    assert source.record.config()["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
 
 
 @pytest.mark.parametrize(

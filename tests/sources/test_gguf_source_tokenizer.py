@@ -173,7 +173,7 @@ def test_transformers_loads_the_demo_tokenizer_and_decodes_what_it_encoded(
 ):
     for name, content in demo.companions().items():
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "config.json").write_text(json.dumps(demo.config))
+    (tmp_path / "config.json").write_text(json.dumps(demo.record.config()))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     for text in [*calibration_lines(50), *AWKWARD, *SPECIAL]:
         assert tokenizer(text)["input_ids"] == demo_tokenizer.encode(text).ids

@@ -70,7 +70,7 @@ def test_a_hub_name_is_downloaded_without_pickles(tiny_directory, monkeypatch):
         return str(tiny_directory)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert open_source("owner/some-model").name == "some-model"
+    assert open_source("owner/some-model").record.name == "some-model"
     assert not any(pattern.endswith((".bin", ".pt")) for pattern in asked["owner/some-model"])
 
 

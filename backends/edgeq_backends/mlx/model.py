@@ -5,7 +5,6 @@ ModelSource.
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
@@ -17,7 +16,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
-from edgeq.architectures.mlx_config import MODEL_MODULES, mlx_config, why_not_mlx
+from edgeq.architectures.mlx import mlx_config, why_not_mlx
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
@@ -106,7 +105,8 @@ class StreamedModel:
         replaces a weight.
         """
         with self.block(block.index) as module:
-            paths = {name: name.removeprefix(block.name + ".") for name in block.linears}
+            names = [linear.name for linear in block.linears]
+            paths = {name: name.removeprefix(block.name + ".") for name in names}
             linears = {name: submodule(module, path) for name, path in paths.items()}
             for name, path in paths.items():
                 set_submodule(module, path, Halting(name, linears[name]))
@@ -186,11 +186,13 @@ def empty_model(source: ModelSource) -> Module:
     """The mlx-lm model of a config. Raises: UnsupportedModel when mlx-lm would compute something
     else.
     """
-    reason = why_not_mlx(source.config)
+    reason = why_not_mlx(source.record)
     if reason is not None:
         raise UnsupportedModel(f"backend 'mlx': {reason}")
-    module = model_definition(MODEL_MODULES[source.config["model_type"]])
-    model: Module = module.Model(module.ModelArgs.from_dict(deepcopy(mlx_config(source.config))))
+    names = source.record.decoder.names.mlx
+    assert names is not None
+    module = model_definition(names.module)
+    model: Module = module.Model(module.ModelArgs.from_dict(mlx_config(source.record)))
     model.eval()
     return model
 

@@ -16,7 +16,7 @@ class MlxWriter:
     """The whole model in float32, with mlx-lm's cache of keys and values."""
 
     def __init__(self, source: ModelSource, allowed: NumpyArray, seed: int) -> None:
-        self._name = source.name
+        self._name = source.record.name
         self._model: Any = whole_model(source)
         self._allowed = mx.array(allowed.astype(np.int32))
         self._key = mx.random.key(seed)

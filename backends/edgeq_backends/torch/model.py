@@ -5,7 +5,6 @@ a ModelSource.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -106,7 +105,7 @@ class StreamedModel:
         with self.block(block.index) as module:
             linears = {
                 name: module.get_submodule(name.removeprefix(block.name + "."))
-                for name in block.linears
+                for name in (linear.name for linear in block.linears)
             }
             hooks = [
                 linear.register_forward_pre_hook(partial(halt, name))
@@ -199,9 +198,7 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
         logging.CRITICAL
     )  # what is wrong becomes an error; what is odd does not concern edgeq
     try:
-        config = AutoConfig.for_model(
-            **deepcopy(dict(source.config))
-        )  # transformers writes into nested settings
+        config = AutoConfig.for_model(**source.record.config())
         with init_empty_weights(include_buffers=False):
             model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.tie_weights()
@@ -209,7 +206,7 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
         Exception
     ) as error:  # the library checks configs in many places, each with an exception of its own
         raise BadInput(
-            f"config.json of model {source.name!r}: "
+            f"config.json of model {source.record.name!r}: "
             f"transformers refuses it ({type(error).__name__}: "
             f"{reason_of(error)}); use the config.json that belongs to these weights"
         ) from error

@@ -57,7 +57,7 @@ class TorchWriter:
     def __init__(
         self, source: ModelSource, allowed: NumpyArray, seed: int, *, device: str = "cpu"
     ) -> None:
-        self._name, self._device = source.name, torch.device(device)
+        self._name, self._device = source.record.name, torch.device(device)
         self._model: Any = whole_model(source, device)
         self._cache_name = cache_name(self._model)
         self._allowed = torch.from_numpy(allowed).to(self._device)

@@ -1,66 +1,32 @@
-"""Llama-like decoders: the tensors that a config asks for, and whether a model has exactly
-these.
-"""
+"""Whether a solved model has exactly the tensors that its description asks for."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from edgeq.architectures.layout import expected_linear_shapes, expected_outer_shapes, is_redundant
+from edgeq.architectures.blocks import advice_for
+from edgeq.decoder import Decoder, Shape
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid
 
-ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-
-Config = Mapping[str, Any]
-Shape = tuple[int, ...]
 Shapes = Mapping[str, tuple[Shape, Grid | None]]
 
 
-def tensor_shapes(config: Config) -> dict[str, Shape]:
-    """Every tensor of the dense model, in the order of the decoder.
-
-    Raises: BadInput for sizes that are not positive whole numbers.
-    """
-    outer, linears = expected_outer_shapes(config), expected_linear_shapes(config)
-    block: dict[str, Shape] = {}
-    for linear, shape in linears.items():
-        block[f"{linear}.weight"] = shape
-        if linear in biased_linears(config):
-            block[f"{linear}.bias"] = shape[:1]
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        block[f"{norm}.weight"] = outer["model.norm.weight"]
-    shapes = {"model.embed_tokens.weight": outer.pop("model.embed_tokens.weight")}
-    for index in range(config["num_hidden_layers"]):
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in block.items()}
-    return shapes | outer
-
-
-def biased_linears(config: Config) -> tuple[str, ...]:
-    """Linear layers of a block that have a bias, in every runtime as in transformers."""
-    if config["model_type"] != "llama":
-        return ATTENTION[:3] if config["model_type"] == "qwen2" else ()
-    return (ATTENTION if config.get("attention_bias") else ()) + (
-        MLP if config.get("mlp_bias") else ()
-    )
-
-
 def why_not_tensors(
-    config: Config,
+    decoder: Decoder,
     grids: Shapes,
     why_not_grid: Callable[[str, Shape, Grid], str | None],
     *,
     runtime: str,
 ) -> str | None:
-    """The first tensor, by name, that a runtime has no place for, wants in another shape, cannot
-    hold or lacks.
+    """Name the first tensor that a runtime has no place for, wants otherwise, or lacks.
+
+    None where there is none.
     """
-    expected = tensor_shapes(config)
-    kept = {name: grids[name] for name in sorted(grids) if not is_redundant(name, config)}
+    expected = decoder.tensor_shapes()
+    kept = {name: grids[name] for name in sorted(grids) if not decoder.is_redundant(name)}
     for name, (shape, grid) in kept.items():
         if name not in expected:
-            return _no_place(name, config, runtime)
+            return _no_place(name, decoder, runtime)
         if shape != expected[name]:
             return wrong_shape(name, shape, expected[name])
         reason = None if grid is None else why_not_grid(name, shape, grid)
@@ -83,25 +49,21 @@ def wrong_shape(name: str, found: Shape, expected: Shape) -> str:
 
 
 def check_shape(format_name: str, name: str, found: Shape, expected: Shape) -> None:
-    """Raises: BadInput for a tensor of another shape than was planned."""
+    """Refuse a tensor of another shape than was planned. Raises: BadInput."""
     if found != expected:
         raise BadInput(f"export '{format_name}': {wrong_shape(name, found, expected)}")
 
 
-def _no_place(name: str, config: Config, runtime: str) -> str:
-    advice = f"only models with {runtime}'s own tensors can be written"
-    if name.endswith(".bias") and config["model_type"] == "llama":
-        advice = "for biases set attention_bias or mlp_bias in config.json"
+def _no_place(name: str, decoder: Decoder, runtime: str) -> str:
+    otherwise = f"only models with {runtime}'s own tensors can be written"
     return (
-        f"tensor '{name}' has no place in {runtime}'s "
-        f"{config['model_type']} with this config; {advice}"
+        f"tensor '{name}' has no place in {runtime}'s {decoder.model_type} with this config; "
+        f"{advice_for(name, decoder, otherwise)}"
     )
 
 
 def why_not_outliers(grid: Grid, container: str) -> str | None:
-    """What keeps a grid with outlier columns out of a container that has only codes; None for other
-    grids.
-    """
+    """Say why a container that has only codes holds no outlier columns; None for other grids."""
     if not grid.outlier_columns:
         return None
     return (
@@ -111,11 +73,14 @@ def why_not_outliers(grid: Grid, container: str) -> str | None:
 
 
 def claimed_grids(model: QuantizedModel) -> Shapes:
-    """Grids with the shapes that the config asks for; no tensor is read for its own."""
-    shapes = tensor_shapes(model.config)
+    """Give grids with the shapes that the model asks for; no tensor is read for its own."""
+    shapes = model.record.decoder.tensor_shapes()
     return {name: (shapes.get(name, ()), model.grid(name)) for name in model.tensor_names()}
 
 
 def planned_grids(model: QuantizedModel) -> Shapes:
-    """Shape and grid of every tensor to be written, in the order of the file."""
-    return {name: (shape, model.grid(name)) for name, shape in tensor_shapes(model.config).items()}
+    """Give shape and grid of every tensor to be written, in the order of the file."""
+    return {
+        name: (shape, model.grid(name))
+        for name, shape in model.record.decoder.tensor_shapes().items()
+    }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.decoder import Decoder, ModelRecord
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, NotInstalled, install
 from edgeq.files.storage import rename_when_stored
@@ -22,11 +23,10 @@ from edgeq_exporters.common.manifest import (
     write_manifest,
 )
 from edgeq_exporters.gguf.architecture import (
-    ARCHITECTURES,
     architecture_keys,
     file_order,
-    gguf_name,
-    is_derived,
+    gguf_names,
+    names_of,
     rope_factors,
     row_order,
     why_not_architecture,
@@ -75,19 +75,19 @@ class GgufExporter:
     settings: Mapping[str, Any] = MappingProxyType({})
 
     def reject_reason(
-        self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
     ) -> str | None:
         """Why this model on these grids cannot be written, naming what to change; None when it can.
 
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
         """
-        reason = why_not_architecture(config)
+        decoder = record.decoder
+        reason = why_not_architecture(decoder)
         if reason is None and EMBEDDING not in grids:
             reason = f"the model has no tensor '{EMBEDDING}', which GGUF needs"
         if reason is None:
-            reason = why_not_tokenizer(companions, config, vocab_size=grids[EMBEDDING][0][0])
-        reasons = (why_not_tensor(name, shape, grid) for name, (shape, grid) in grids.items())
-        return reason or next((found for found in reasons if found is not None), None)
+            reason = why_not_tokenizer(companions, record.tokens, vocab_size=grids[EMBEDDING][0][0])
+        return reason or why_not_tensors(decoder, grids)
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
         """What keeps a matrix on this grid out of the format, naming what to change; None when it
@@ -105,7 +105,7 @@ class GgufExporter:
         """
         plan = plan_tensors(model)
         grids = {tensor.source: (tensor.shape, tensor.grid) for tensor in plan}
-        reason = self.reject_reason(model.config, model.companions(), grids)
+        reason = self.reject_reason(model.record, model.companions(), grids)
         if reason is not None:
             raise BadInput(f"export 'gguf': {reason}")
         path = destination / FILE_NAME
@@ -116,26 +116,32 @@ class GgufExporter:
         ]
 
 
-def why_not_tensor(name: str, shape: tuple[int, ...], grid: Grid | None) -> str | None:
-    """What keeps one tensor out of the file; None when nothing does."""
-    if is_derived(name):
-        return None
-    if gguf_name(name) is None:
-        return f"tensor '{name}' has no place in GGUF's llama and qwen2 architectures"
-    reason = None if grid is None else why_not_packable(shape, grid)
-    return None if reason is None else f"tensor '{name}': {reason}"
+def why_not_tensors(decoder: Decoder, grids: Shapes) -> str | None:
+    """Say what keeps the first tensor that does not fit out of the file; None when all fit."""
+    names = gguf_names(decoder)
+    for name, (shape, grid) in grids.items():
+        if decoder.is_redundant(name):
+            continue
+        if name not in names:
+            architecture = names_of(decoder).architecture
+            return f"tensor '{name}' has no place in GGUF's {architecture} architecture"
+        reason = None if grid is None else why_not_packable(shape, grid)
+        if reason is not None:
+            return f"tensor '{name}': {reason}"
+    return None
 
 
 def plan_tensors(model: QuantizedModel) -> list[PlannedTensor]:
-    """Name, type and shape of every tensor in the order of the file."""
-    names = (name for name in model.tensor_names() if not is_derived(name))
-    return sorted(
-        (_planned(model, name) for name in names), key=lambda tensor: file_order(tensor.name)
-    )
+    """Give name, type and shape of every tensor in the order of the file."""
+    decoder = model.record.decoder
+    names = {} if decoder.names.gguf is None else gguf_names(decoder)
+    kept = (name for name in model.tensor_names() if not decoder.is_redundant(name))
+    planned = (_planned(model, name, names.get(name, name)) for name in kept)
+    return sorted(planned, key=lambda tensor: file_order(tensor.name))
 
 
-def _planned(model: QuantizedModel, source: str) -> PlannedTensor:
-    name, grid = gguf_name(source) or source, model.grid(source)
+def _planned(model: QuantizedModel, source: str, name: str) -> PlannedTensor:
+    grid = model.grid(source)
     if grid is not None:
         kind = block_type(grid)
         return PlannedTensor(
@@ -150,8 +156,8 @@ def _planned(model: QuantizedModel, source: str) -> PlannedTensor:
 def write_gguf(model: QuantizedModel, plan: Sequence[PlannedTensor], path: Path) -> list[Entry]:
     """Write the file under a temporary name, rename it, and return the manifest's entries."""
     partial = path.with_name(path.name + ".partial")
-    writer = gguf.GGUFWriter(partial, ARCHITECTURES[model.config["model_type"]])
-    factors = rope_factors(model.config)
+    writer = gguf.GGUFWriter(partial, names_of(model.record.decoder).architecture)
+    factors = rope_factors(model.record.decoder)
     _add_keys(writer, model, plan)
     if factors is not None:
         writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
@@ -177,12 +183,14 @@ def _add_keys(
 ) -> None:
     vocab_size = next(tensor.shape[0] for tensor in plan if tensor.source == EMBEDDING)
     writer.add_type("model")
-    writer.add_name(model.name)
-    for key, number in architecture_keys(model.config, vocab_size=vocab_size):
+    writer.add_name(model.record.name)
+    for key, number in architecture_keys(model.record.decoder, vocab_size=vocab_size):
         _add_key(writer, key, number)
     writer.add_file_type(FILE_TYPES[dominating_type(plan)])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, value in tokenizer_keys(model.companions(), model.config, vocab_size=vocab_size):
+    for key, value in tokenizer_keys(
+        model.companions(), model.record.tokens, vocab_size=vocab_size
+    ):
         _add_key(writer, key, value)
 
 
@@ -223,7 +231,7 @@ def _add_tensor_info(writer: gguf.GGUFWriter, tensor: PlannedTensor) -> None:
 
 def _write_tensor(writer: gguf.GGUFWriter, model: QuantizedModel, tensor: PlannedTensor) -> Entry:
     """Write the bytes of one tensor and describe what became of it."""
-    rows = row_order(tensor.source, model.config)
+    rows = row_order(tensor.source, model.record.decoder)
     if tensor.grid is None:
         return _write_dense(writer, model, tensor, rows)
     layer = model.quantized(tensor.source)

@@ -12,7 +12,6 @@ import numpy as np
 from edgeq.errors import BadInput, reason_of
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
-from edgeq_exporters.gguf.architecture import row_order
 from edgeq_exporters.gguf.exporter import FILE_NAME, ROPE_FACTORS
 
 COLUMNS = 32
@@ -33,7 +32,7 @@ class GgufReader:
             ) from error
         self.library = f"gguf {version('gguf')}"
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self._config = _config_of(reader)
+        self._heads = _heads_of(reader)
 
     def tensor_names(self) -> Sequence[str]:
         return sorted(set(self._tensors) - {ROPE_FACTORS})
@@ -43,7 +42,7 @@ class GgufReader:
         kind, data = tensor.tensor_type.name, np.asarray(tensor.data)
         if kind != entry["type"]:
             raise BadInput(f"the file holds type {kind} where the manifest says {entry['type']}")
-        rows = row_order(entry["source"], self._config)
+        rows = _order_of(entry["name"], self._heads)
         if grid is None:
             dense = data.view(ml_dtypes.bfloat16) if kind == "BF16" else data
             return StoredTensor(_in_checkpoint_order(dense, rows))
@@ -54,19 +53,33 @@ class GgufReader:
         )
 
 
-def _config_of(reader: gguf.GGUFReader) -> dict[str, Any]:
-    """What the order of rows depends on, under the names of a Hugging Face config."""
+def _heads_of(reader: gguf.GGUFReader) -> dict[str, tuple[int, int]]:
+    """Heads and their width of the projections whose rows llama.cpp stores in an order of its own.
 
-    def number(key: str) -> Any:
-        return reader.fields[f"{architecture}.{key}"].contents()
-
+    Its architecture llama rotates neighbouring rows (LLAMA_ROPE_TYPE_NORM), the others rows half a
+    head apart, as checkpoints have them.
+    """
     architecture = reader.fields["general.architecture"].contents()
-    return {
-        "model_type": architecture,
-        "num_attention_heads": number("attention.head_count"),
-        "num_key_value_heads": number("attention.head_count_kv"),
-        "head_dim": number("rope.dimension_count"),
-    }
+    if architecture != "llama":
+        return {}
+
+    def number(key: str) -> int:
+        return int(reader.fields[f"{architecture}.{key}"].contents())
+
+    width = number("rope.dimension_count")
+    heads = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
+    return {name: (number(key), width) for name, key in heads.items()}
+
+
+def _order_of(name: str, heads: Mapping[str, tuple[int, int]]) -> NumpyArray | None:
+    """For each row in the file, its place in the checkpoint; None where that is the same."""
+    for projection, (count, width) in heads.items():
+        if f".{projection}." in name:
+            pair, half = np.divmod(np.arange(width), 2)
+            in_head = half * (width // 2) + pair
+            order: NumpyArray = (np.arange(count)[:, np.newaxis] * width + in_head).reshape(-1)
+            return order
+    return None
 
 
 def _in_checkpoint_order(array: NumpyArray, rows: NumpyArray | None) -> NumpyArray:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from edgeq.decoder import TokenIds
 from edgeq.errors import BadInput, reason_of
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of GGUF
@@ -18,6 +19,8 @@ LLAMA_3_WORDS = (
 QWEN2_WORDS = LLAMA_3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 WORD_PATTERNS = {LLAMA_3_WORDS: "llama-bpe", QWEN2_WORDS: "qwen2"}
 
+CONFIGURED = {"bos": "begin", "eos": "end", "pad": "pad", "unk": "unknown"}
+"""By the name of a special token: where a model's record has its ids."""
 SPECIAL_TOKENS = {
     "bos": "bos",
     "eos": "eos",
@@ -35,16 +38,16 @@ class TokenizerFiles:
     tokenizer: Json
     settings: Json
     named: Json
-    config: Json
+    tokens: TokenIds
     template: bytes | None
 
     @classmethod
-    def read(cls, companions: Mapping[str, bytes], config: Json) -> "TokenizerFiles":
+    def read(cls, companions: Mapping[str, bytes], tokens: TokenIds) -> "TokenizerFiles":
         return cls(
             tokenizer=_read(companions, "tokenizer.json"),
             settings=_read(companions, "tokenizer_config.json"),
             named=_read(companions, "special_tokens_map.json"),
-            config=config,
+            tokens=tokens,
             template=companions.get("chat_template.jinja"),
         )
 
@@ -57,7 +60,7 @@ class TokenizerFiles:
 
 
 def why_not_tokenizer(
-    companions: Mapping[str, bytes], config: Json, *, vocab_size: int
+    companions: Mapping[str, bytes], tokens: TokenIds, *, vocab_size: int
 ) -> str | None:
     """What about a tokenizer the GGUF exporter cannot write, naming what was found; None when it
     can.
@@ -69,7 +72,7 @@ def why_not_tokenizer(
             "the model has no tokenizer.json; save one "
             "next to it with transformers' save_pretrained"
         )
-    files = TokenizerFiles.read(companions, config)
+    files = TokenizerFiles.read(companions, tokens)
     damage = _why_not_readable(companions["tokenizer.json"]) or _why_not_template(files)
     if damage is not None:
         return damage
@@ -107,16 +110,16 @@ def _why_not_ids(files: TokenizerFiles, vocab_size: int) -> str | None:
 
 
 def tokenizer_keys(
-    companions: Mapping[str, bytes], config: Json, *, vocab_size: int
+    companions: Mapping[str, bytes], tokens: TokenIds, *, vocab_size: int
 ) -> Iterator[tuple[str, str | bool | int | list[str] | list[int]]]:
     """All tokenizer keys of a tokenizer that `why_not_tokenizer` accepts. Units: a lone int is
     stored as uint32.
     """
-    files = TokenizerFiles.read(companions, config)
-    tokens, types = padded_vocabulary(files.tokenizer, vocab_size=vocab_size)
+    files = TokenizerFiles.read(companions, tokens)
+    vocabulary, types = padded_vocabulary(files.tokenizer, vocab_size=vocab_size)
     yield "tokenizer.ggml.model", "gpt2"
     yield "tokenizer.ggml.pre", str(pre_tokenizer_name(files.tokenizer))
-    yield "tokenizer.ggml.tokens", tokens
+    yield "tokenizer.ggml.tokens", vocabulary
     yield "tokenizer.ggml.token_type", types
     merges = [_merge_line(merge) for merge in files.tokenizer["model"]["merges"]]
     if merges:  # the container has no empty lists
@@ -177,9 +180,9 @@ def special_ids(files: TokenizerFiles) -> dict[str, int]:
     ids, found = files.ids(), {}
     for name in SPECIAL_TOKENS:
         named = [_content(source.get(f"{name}_token")) for source in (files.settings, files.named)]
-        known = [ids[token] for token in named if token in ids] + _configured_ids(
-            files.config, name
-        )
+        configured = getattr(files.tokens, CONFIGURED[name])
+        known = [ids[token] for token in named if token in ids]
+        known += [token for token in configured if token >= 0]
         if known:
             found[name] = known[0]
     return found
@@ -320,12 +323,6 @@ def _content(token: Any) -> str | None:
     """A special token is named by its text or by a description of it."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
-
-
-def _configured_ids(config: Json, name: str) -> list[int]:
-    configured = config.get(f"{name}_token_id")
-    listed = configured if isinstance(configured, list) else [configured]
-    return [token_id for token_id in listed if isinstance(token_id, int) and token_id >= 0]
 
 
 def _read(companions: Mapping[str, bytes], name: str) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.decoder import ModelRecord, Shape
 from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput
 from edgeq.grids.packing import pack_words
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, QuantizedLinear
-from edgeq_exporters.common.decoder import Shape, Shapes, why_not_outliers
+from edgeq_exporters.common.decoder import Shapes, why_not_outliers
 from edgeq_exporters.common.deviation import as_stored
 from edgeq_exporters.hugging_face.directory import (
     LinearFormat,
@@ -37,12 +38,12 @@ class CompressedTensorsExporter:
     settings: Mapping[str, Any] = MappingProxyType({})
 
     def reject_reason(
-        self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
     ) -> str | None:
         """Why this model on these grids cannot be written, naming what to change; None when it
         can.
         """
-        return reject_reason(PACK_QUANTIZED, config, grids)
+        return reject_reason(PACK_QUANTIZED, record, grids)
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
         """What keeps a matrix on this grid out of the format, naming what to change; None when it

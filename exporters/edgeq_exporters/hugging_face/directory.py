@@ -11,13 +11,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from edgeq.decoder import Decoder, ModelRecord, Shape
 from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
 from edgeq.words import describe_grid
 from edgeq_exporters.common.decoder import (
-    Shape,
     Shapes,
     check_shape,
     claimed_grids,
@@ -32,19 +32,12 @@ from edgeq_exporters.common.safetensors_directory import (
     write_directory,
 )
 
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-}
-FUSED = {  # vLLM computes these as one matrix, under this name
-    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+FUSED = {  # what vLLM computes as one matrix: its name, by the first of the layers
+    "self_attn.q_proj": "self_attn.qkv_proj",
+    "mlp.gate_proj": "mlp.gate_up_proj",
 }
 NOT_COPIED = ("quantization", "quantization_config", "dtype", "torch_dtype")
-IN_BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
 
-Config = Mapping[str, Any]
 Packed = tuple[Mapping[str, NumpyArray], QuantizedLinear]
 
 
@@ -63,48 +56,36 @@ class LinearFormat:
     settings: Callable[[Shapes], Mapping[str, Any]]
 
 
-def reject_reason(kind: LinearFormat, config: Config, grids: Shapes) -> str | None:
-    """Why a model cannot be written, naming what to change; None when it can.
-
-    Raises: BadInput for a config whose sizes are not positive whole numbers.
-    """
-    model_type = config.get("model_type")
-    if model_type not in ARCHITECTURES:
-        return (
-            f"model_type '{model_type}' is not supported; "
-            f"{kind.name} export knows {', '.join(ARCHITECTURES)}"
-        )
+def reject_reason(kind: LinearFormat, record: ModelRecord, grids: Shapes) -> str | None:
+    """Say why a model cannot be written, naming what to change; None when it can."""
+    linear = linear_tensors(record.decoder)
 
     def why_not(name: str, shape: Shape, grid: Grid) -> str | None:
-        return kind.why_not_grid(shape, grid) if is_linear(name) else None
+        return kind.why_not_grid(shape, grid) if name in linear else None
 
-    return why_not_tensors(config, grids, why_not, runtime="transformers") or why_not_fused(grids)
-
-
-def is_linear(name: str) -> bool:
-    """Whether a tensor is the weight of a linear layer inside a block; no other is packed."""
-    return IN_BLOCK.fullmatch(name) is not None and not name.endswith("norm.weight")
+    return why_not_tensors(record.decoder, grids, why_not, runtime="transformers") or why_not_fused(
+        record.decoder, grids
+    )
 
 
-def why_not_fused(grids: Shapes) -> str | None:
-    """The first layers that runtimes compute as one matrix but that lie on different grids."""
-    for name in sorted(grids):
-        parts = IN_BLOCK.fullmatch(name)
-        for members in FUSED.values():
-            if parts is None or parts[2] != members[0]:
-                continue
-            found = [
-                grids.get(f"model.layers.{parts[1]}.{member}.weight", ((), None))[1]
-                for member in members
-            ]
+def linear_tensors(decoder: Decoder) -> set[str]:
+    """Name the weights of linear layers inside of blocks; no other tensor is packed."""
+    return {linear.tensor for linear in decoder.linears()}
+
+
+def why_not_fused(decoder: Decoder, grids: Shapes) -> str | None:
+    """Find layers that runtimes compute as one matrix but that lie on different grids."""
+    for index, layer in enumerate(decoder.layers):
+        block = decoder.block_name(index)
+        for site in (site for site in layer.sites if site[0].name in FUSED):
+            found = [grids.get(each.inside(block).tensor, ((), None))[1] for each in site]
             if len(set(found)) > 1:
                 kinds = ", ".join(
                     "dense" if grid is None else describe_grid(grid) for grid in found
                 )
-                names = ", ".join(member.rsplit(".", 1)[-1] for member in members)
+                names = ", ".join(linear.name.rsplit(".", 1)[-1] for linear in site)
                 return (
-                    f"layer 'model.layers.{parts[1]}': vLLM fuses "
-                    f"{names}, which have {kinds}; give them one grid"
+                    f"layer '{block}': vLLM fuses {names}, which have {kinds}; give them one grid"
                 )
     return None
 
@@ -117,12 +98,12 @@ def write(kind: LinearFormat, model: QuantizedModel, destination: Path) -> list[
 
     Raises: BadInput, before anything is written, for a model with a `reject_reason`.
     """
-    supported = model.config.get("model_type") in ARCHITECTURES
-    reason = reject_reason(kind, model.config, claimed_grids(model) if supported else {})
+    reason = reject_reason(kind, model.record, claimed_grids(model))
     if reason is not None:
         raise BadInput(f"export '{kind.name}': {reason}")
     grids = planned_grids(model)
-    linear = {name: grids[name] for name in grids if is_linear(name)}
+    packed = linear_tensors(model.record.decoder)
+    linear = {name: grids[name] for name in grids if name in packed}
     dense = dense_dtype(linear)
     content = DirectoryContent(
         format_name=kind.name,
@@ -131,21 +112,21 @@ def write(kind: LinearFormat, model: QuantizedModel, destination: Path) -> list[
             name: _bytes_of(shape, grid if name in linear else None, dense)
             for name, (shape, grid) in grids.items()
         },
-        make=partial(_tensor, kind, model, grids, dense),
-        config=_config(kind, model.config, linear, dense),
+        make=partial(_tensor, kind, model, grids, packed, dense),
+        config=_config(kind, model.record, linear, dense),
         companions=model.companions(),
     )
     return write_directory(content, destination)
 
 
 def _config(
-    kind: LinearFormat, config: Config, linear: Shapes, dense: ScaleDtype
+    kind: LinearFormat, record: ModelRecord, linear: Shapes, dense: ScaleDtype
 ) -> dict[str, Any]:
-    written = {key: value for key, value in config.items() if key not in NOT_COPIED}
-    written["architectures"] = [ARCHITECTURES[config["model_type"]]]
+    written = {key: value for key, value in record.config().items() if key not in NOT_COPIED}
+    written["architectures"] = [record.decoder.names.transformers]
     # What this file leaves out, transformers fills with its own default, which for a llama is an
     # untied head.
-    written["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", False))
+    written["tie_word_embeddings"] = record.decoder.tied_head
     written["torch_dtype"] = dense
     if any(grid is not None for _, grid in linear.values()):
         written["quantization_config"] = kind.settings(linear)
@@ -160,7 +141,12 @@ def _bytes_of(shape: Shape, grid: Grid | None, dense: ScaleDtype) -> int:
 
 
 def _tensor(
-    kind: LinearFormat, model: QuantizedModel, grids: Shapes, dense: ScaleDtype, name: str
+    kind: LinearFormat,
+    model: QuantizedModel,
+    grids: Shapes,
+    packed: set[str],
+    dense: ScaleDtype,
+    name: str,
 ) -> tuple[Mapping[str, NumpyArray], Entry]:
     """What is stored of one tensor, and what became of it."""
     shape, grid = grids[name]
@@ -170,7 +156,7 @@ def _tensor(
         return make_dense(name, array, dense)
     layer = model.quantized(name)
     check_shape(kind.name, name, layer.codes.shape, shape)
-    if not is_linear(name):
+    if name not in packed:
         return make_dense(
             name, layer.dequantized(), dense, digest=hash_of_layer(layer), solved_on=grid
         )
@@ -214,7 +200,7 @@ def patterns_of(modules: Iterable[str]) -> list[str]:
         kinds[tuple(sorted(numbers))].append(kind)
     found = []
     for indices, of_blocks in kinds.items():
-        fused = [name for name, members in FUSED.items() if members[0] in of_blocks]
+        fused = [name for first, name in FUSED.items() if first in of_blocks]
         names = "|".join(re.escape(kind) for kind in [*of_blocks, *fused])
         found.append(rf"model\.layers\.(?:{'|'.join(map(str, indices))})\.(?:{names})(?:\.|$)")
     return found

@@ -3,14 +3,15 @@
 from collections import Counter
 from typing import Any
 
-from edgeq.architectures.mlx_config import mlx_config
+from edgeq.architectures.mlx import mlx_config
+from edgeq.decoder import ModelRecord
 from edgeq.types import Grid
-from edgeq_exporters.common.decoder import Config, Shapes
+from edgeq_exporters.common.decoder import Shapes
 
 
-def exported_config(config: Config, grids: Shapes) -> dict[str, Any]:
+def exported_config(record: ModelRecord, grids: Shapes) -> dict[str, Any]:
     """The config.json that mlx-lm reads: its model, and how its weights are quantized."""
-    written = mlx_config(config)
+    written = mlx_config(record)
     if any(grid is not None for _, grid in grids.values()):
         written["quantization"] = written["quantization_config"] = quantization(grids)
     return written

@@ -6,12 +6,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from edgeq.architectures.mlx_config import why_not_mlx
+from edgeq.architectures.mlx import why_not_mlx
+from edgeq.decoder import ModelRecord, Shape
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, ScaleDtype
 from edgeq_exporters.common.decoder import (
-    Shape,
     Shapes,
     check_shape,
     claimed_grids,
@@ -40,15 +40,14 @@ class MlxExporter:
     settings: Mapping[str, Any] = MappingProxyType({})
 
     def reject_reason(
-        self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
     ) -> str | None:
         """Why this model on these grids cannot be written, naming what to change; None when it can.
 
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
-        Raises: BadInput for a config whose sizes are not positive whole numbers.
         """
-        return why_not_mlx(config) or why_not_tensors(
-            config, grids, _why_not_tensor, runtime="mlx-lm"
+        return why_not_mlx(record) or why_not_tensors(
+            record.decoder, grids, _why_not_tensor, runtime="mlx-lm"
         )
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
@@ -66,8 +65,7 @@ class MlxExporter:
         Raises: BadInput, before anything is written, for a model with a `reject_reason`.
         """
         companions = model.companions()
-        claimed = {} if why_not_mlx(model.config) is not None else claimed_grids(model)
-        reason = self.reject_reason(model.config, companions, claimed)
+        reason = self.reject_reason(model.record, companions, claimed_grids(model))
         if reason is not None:
             raise BadInput(f"export 'mlx': {reason}")
         grids = planned_grids(model)
@@ -77,7 +75,7 @@ class MlxExporter:
             label="mlx",
             sizes={name: stored_bytes(shape, grid, dense) for name, (shape, grid) in grids.items()},
             make=partial(_tensor, model, grids, dense),
-            config=exported_config(model.config, grids),
+            config=exported_config(model.record, grids),
             companions=companions,
         )
         return write_directory(content, destination)

@@ -1,12 +1,13 @@
 """The decoder of Llama-like models as an ONNX graph with a key-value cache."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from edgeq_exporters.onnx.architecture import Decoder
+from edgeq.decoder import Attention, Decoder
 from edgeq_exporters.onnx.graph import (
     CONTRIB,
     GraphBuilder,
@@ -28,21 +29,23 @@ def decoder_model(decoder: Decoder, builder: GraphBuilder, matrices: Matrices) -
     right) and the cache; outputs: logits and the extended cache, by the names that
     onnxruntime-genai expects.
     """
+    assert decoder.epsilon is not None
     attended = attended_lengths(builder)
     hidden = builder.lookup(matrices["model.embed_tokens"], "input_ids", "model.embed_tokens")
     normed = builder.norm(
         hidden, norm_weight(0, "input_layernorm"), norm_output(0), epsilon=decoder.epsilon
     )
     residual = hidden
-    for index in range(decoder.layers):
-        attention = _attention(builder, decoder, matrices, index, normed, attended)
+    for index, layer in enumerate(decoder.layers):
+        block = AttentionBlock(f"{decoder.block_name(index)}.self_attn", index, layer.attention)
+        attention = _attention(builder, block, matrices, normed, attended, decoder.epsilon)
         after = norm_weight(index, "post_attention_layernorm")
         output = after.removesuffix(".weight")
         normed, residual = builder.add_and_norm(
             residual, attention, after, output, epsilon=decoder.epsilon
         )
         inner = _feed_forward(builder, matrices, index, normed)
-        last = index + 1 == decoder.layers
+        last = index + 1 == len(decoder.layers)
         weight = "model.norm.weight" if last else norm_weight(index + 1, "input_layernorm")
         output = "model.norm" if last else norm_output(index + 1)
         normed, residual = builder.add_and_norm(
@@ -89,35 +92,61 @@ def attended_lengths(builder: GraphBuilder) -> tuple[str, str]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionBlock:
+    """The attention of one block: its module's name, its number, and what it does."""
+
+    module: str
+    index: int
+    traits: Attention
+
+
 def _attention(
     builder: GraphBuilder,
-    decoder: Decoder,
+    block: AttentionBlock,
     matrices: Matrices,
-    index: int,
     value: str,
     attended: tuple[str, str],
+    epsilon: float,
 ) -> str:
-    module = f"model.layers.{index}.self_attn"
+    module, traits = block.module, block.traits
     projected = [_linear(builder, matrices, f"{module}.{name}_proj", value) for name in "qkv"]
-    past = [f"past_key_values.{index}.{kind}" for kind in ("key", "value")]
-    present = [f"present.{index}.{kind}" for kind in ("key", "value")]
-    attributes: dict[str, Any] = (
-        {} if decoder.window is None else {"local_window_size": decoder.window}
-    )
+    if traits.head_norms:
+        heads = (traits.heads, traits.key_heads)
+        for place, (name, count) in enumerate(zip("qk", heads, strict=True)):
+            projected[place] = _head_norm(
+                builder, projected[place], f"{module}.{name}_norm", count, traits.head_size, epsilon
+            )
+    past = [f"past_key_values.{block.index}.{kind}" for kind in ("key", "value")]
+    present = [f"present.{block.index}.{kind}" for kind in ("key", "value")]
+    attributes: dict[str, Any] = {}
+    if traits.window is not None:
+        attributes["local_window_size"] = traits.window
     builder.add(
         "GroupQueryAttention",
         [*projected, *past, *attended, COSINES, SINES],
         module,
         *present,
         domain=CONTRIB,
-        num_heads=decoder.heads,
-        kv_num_heads=decoder.key_heads,
-        scale=decoder.head_size**-0.5,
+        num_heads=traits.heads,
+        kv_num_heads=traits.key_heads,
+        scale=traits.head_size**-0.5,
         do_rotary=1,
         rotary_interleaved=0,
         **attributes,
     )
     return _linear(builder, matrices, f"{module}.o_proj", module)
+
+
+def _head_norm(
+    builder: GraphBuilder, value: str, module: str, heads: int, width: int, epsilon: float
+) -> str:
+    """Norm each head by itself. Shapes: (batch, tokens, heads * width) -> the same."""
+    apart = builder.constant(f"{module}.apart", [0, 0, heads, width], np.int64)
+    together = builder.constant(f"{module}.together", [0, 0, heads * width], np.int64)
+    by_head = builder.add("Reshape", [value, apart], f"{module}.by_head")
+    normed = builder.norm(by_head, f"{module}.weight", f"{module}.heads", epsilon=epsilon)
+    return builder.add("Reshape", [normed, together], module)
 
 
 def _feed_forward(builder: GraphBuilder, matrices: Matrices, index: int, value: str) -> str:
@@ -157,8 +186,11 @@ def _outputs(decoder: Decoder) -> Sequence[Any]:
 
 
 def _cache(decoder: Decoder, name: str, length: str) -> Sequence[Any]:
-    shape: list[str | int] = ["batch", decoder.key_heads, length, decoder.head_size]
+    attention = decoder.layers[0].attention
+    shape: list[str | int] = ["batch", attention.key_heads, length, attention.head_size]
     names = [
-        f"{name}.{index}.{kind}" for index in range(decoder.layers) for kind in ("key", "value")
+        f"{name}.{index}.{kind}"
+        for index in range(len(decoder.layers))
+        for kind in ("key", "value")
     ]
     return [float_value(each, shape) for each in names]

@@ -7,20 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgeq.decoder import ModelRecord, Shape
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput
 from edgeq.files.json_files import json_bytes
 from edgeq.files.storage import write_bytes
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
-from edgeq_exporters.common.decoder import (
-    Shape,
-    Shapes,
-    check_shape,
-    claimed_grids,
-    tensor_shapes,
-    why_not_tensors,
-)
+from edgeq_exporters.common.decoder import Shapes, check_shape, claimed_grids, why_not_tensors
 from edgeq_exporters.common.manifest import (
     Entry,
     quantized_entry,
@@ -29,10 +23,9 @@ from edgeq_exporters.common.manifest import (
     write_manifest,
 )
 from edgeq_exporters.onnx.architecture import (
-    decoder_of,
     genai_config,
     rotary_tables,
-    why_not_config,
+    why_not_decoder,
 )
 from edgeq_exporters.onnx.blocks import (
     Container,
@@ -93,15 +86,14 @@ class OnnxExporter:
         self.accuracy_level, self.qdq = accuracy_level, qdq
 
     def reject_reason(
-        self, config: Mapping[str, Any], companions: Mapping[str, bytes], grids: Shapes
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
     ) -> str | None:
         """Why this model on these grids cannot be written, naming what to change; None when it can.
 
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
-        Raises: BadInput for a config whose sizes are not positive whole numbers.
         """
-        return why_not_config(config) or why_not_tensors(
-            config, grids, self._why_not_tensor, runtime="the graph"
+        return why_not_decoder(record.decoder) or why_not_tensors(
+            record.decoder, grids, self._why_not_tensor, runtime="the graph"
         )
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
@@ -119,20 +111,22 @@ class OnnxExporter:
         Raises: BadInput, before anything is written, for a model with a `reject_reason`.
         """
         companions = model.companions()
-        claimed = {} if why_not_config(model.config) is not None else claimed_grids(model)
-        reason = self.reject_reason(model.config, companions, claimed)
+        reason = self.reject_reason(model.record, companions, claimed_grids(model))
         if reason is not None:
             raise BadInput(f"export 'onnx': {reason}")
         with new_data_file(destination / DATA_NAME) as data:
             entries = [
-                self._write_tensor(model, name, data) for name in tensor_shapes(model.config)
+                self._write_tensor(model, name, data)
+                for name in model.record.decoder.tensor_shapes()
             ]
-            for name, table in zip((COSINES, SINES), rotary_tables(model.config), strict=True):
+            for name, table in zip(
+                (COSINES, SINES), rotary_tables(model.record.decoder), strict=True
+            ):
                 data.add(dense_part(name, table))
         files = {
             FILE_NAME: self._graph(model, data),
-            "config.json": json_bytes(model.config),
-            "genai_config.json": json_bytes(genai_config(model.config, companions, file=FILE_NAME)),
+            "config.json": json_bytes(model.record.config()),
+            "genai_config.json": json_bytes(genai_config(model.record, companions, file=FILE_NAME)),
         }
         files |= {name: companions[name] for name in sorted(companions) if name not in files}
         for name, content in files.items():
@@ -177,7 +171,7 @@ class OnnxExporter:
 
     def _write_tensor(self, model: QuantizedModel, name: str, data: DataFile) -> Entry:
         """Write the initializers of one tensor and describe what became of it."""
-        grid, expected = model.grid(name), tensor_shapes(model.config)[name]
+        grid, expected = model.grid(name), model.record.decoder.tensor_shapes()[name]
         if grid is None:
             array = model.dense(name)
             check_shape("onnx", name, array.shape, expected)
@@ -206,13 +200,13 @@ class OnnxExporter:
             yield from block_parts(name, layer, container, state_middle=name == EMBEDDING)
             return
         yield from whole_number_parts(name, layer, container, rows_first=name == EMBEDDING)
-        if name == EMBEDDING and HEAD not in tensor_shapes(model.config):
+        if name == EMBEDDING and HEAD not in model.record.decoder.tensor_shapes():
             head = self._container(HEAD, layer.codes.shape[1], layer.grid)
             yield from whole_number_parts(HEAD, layer, head, rows_first=False)
 
     def _graph(self, model: QuantizedModel, data: DataFile) -> bytes:
         builder = GraphBuilder(dict(data.initializers), self.accuracy_level)
-        graph = decoder_model(decoder_of(model.config), builder, self._matrices(model))
+        graph = decoder_model(model.record.decoder, builder, self._matrices(model))
         content: bytes = graph.SerializeToString(deterministic=True)
         return content
 
@@ -221,7 +215,9 @@ class OnnxExporter:
         is.
         """
         shapes = {
-            name: shape for name, shape in tensor_shapes(model.config).items() if len(shape) == 2
+            name: shape
+            for name, shape in model.record.decoder.tensor_shapes().items()
+            if len(shape) == 2
         }
         matrices = {}
         for name in {**shapes, HEAD: shapes[EMBEDDING]}:

@@ -15,7 +15,6 @@ from google.protobuf.message import DecodeError
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.checker import ValidationError
 
-from edgeq.architectures.layout import is_redundant
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear, StoredTensor
@@ -76,7 +75,7 @@ class OnnxReader:
     def __init__(self, directory: Path) -> None:
         self.library = f"onnx {version('onnx')}"
         self._directory = directory
-        self._tied = is_redundant(HEAD, read_json(directory / "config.json"))
+        self._tied = bool(read_json(directory / "config.json").get("tie_word_embeddings"))
         path = directory / FILE_NAME
         try:
             graph = onnx.load(str(path), load_external_data=False).graph

@@ -1,35 +1,22 @@
-"""What edgeq reads of a model's config, checked once when a model is opened."""
+"""Rules for the values of a config, whatever the family, and the sizes that they imply."""
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 from edgeq.architectures.rope import check_rope
-from edgeq.errors import BadInput, UnsupportedModel
-
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2")
+from edgeq.errors import BadInput
 
 LARGEST_SIZE = 2**31 - 1
 
 Config = Mapping[str, Any]
 
 
-def check_config(config: Config) -> None:
-    """Refuse other architectures, models that are quantized already, and values of a wrong type or
-    range.
+def check_values(config: Config) -> None:
+    """Refuse values of a wrong type or range, and such that contradict one another.
 
-    Raises: UnsupportedModel, BadInput.
+    Raises: BadInput naming the key.
     """
-    model_type = config.get("model_type")
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        supported = ", ".join(SUPPORTED_MODEL_TYPES)
-        raise UnsupportedModel(
-            f"model_type {model_type!r} is not supported; give a model of type {supported}"
-        )
-    if config.get("quantization_config"):
-        raise UnsupportedModel(
-            "the model is quantized already; start from the full-precision checkpoint"
-        )
     for key, (rule, holds) in OPTIONAL.items():
         if config.get(key) is not None and not holds(config[key]):
             raise BadInput(f"config: {key} is {config[key]!r}; it must be {rule}")
@@ -45,7 +32,7 @@ def check_config(config: Config) -> None:
 
 
 def positive_integer(values: Mapping[str, Any], key: str) -> int:
-    """A size that the config must state. Raises: BadInput naming the key."""
+    """Read a size that the config must state. Raises: BadInput naming the key."""
     value = values.get(key)
     if not is_positive_integer(value):
         raise BadInput(f"config: {key} is {value!r}; it must be a positive whole number")
@@ -55,16 +42,15 @@ def positive_integer(values: Mapping[str, Any], key: str) -> int:
 
 
 def head_dimension(config: Config) -> int:
-    """Columns of a head, an even number because the rotary embedding turns pairs. Raises:
-    BadInput.
+    """Read the columns of a head: even, because the rotary embedding turns pairs.
+
+    Raises: BadInput.
     """
     if config.get("head_dim") is not None:
         width = positive_integer(config, "head_dim")
     else:
-        heads, hidden_size = (
-            positive_integer(config, "num_attention_heads"),
-            positive_integer(config, "hidden_size"),
-        )
+        heads = positive_integer(config, "num_attention_heads")
+        hidden_size = positive_integer(config, "hidden_size")
         if hidden_size % heads:
             raise BadInput(
                 f"config: hidden_size {hidden_size} is not "
@@ -81,7 +67,7 @@ def head_dimension(config: Config) -> int:
 
 
 def key_value_heads(config: Config) -> int:
-    """A config without num_key_value_heads, or with null, means one key head per query head."""
+    """Read the key heads; a config without the key, or with null, has one for each query head."""
     stated = config.get("num_key_value_heads") is not None
     return positive_integer(config, "num_key_value_heads" if stated else "num_attention_heads")
 

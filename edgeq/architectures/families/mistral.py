@@ -1,0 +1,31 @@
+"""Mistral 7B and its successors of model type mistral: a Llama whose tokens attend to a window.
+
+Source: transformers, modeling_mistral.py and configuration_mistral.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgeq.architectures.config_checks import positive_integer
+from edgeq.architectures.llama_like import Differences, llama_like
+from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+
+MODEL_TYPES = ("mistral",)
+WINDOW = 4096  # what transformers takes where the key is absent; null means no window
+NAMES = RuntimeNames(
+    transformers="MistralForCausalLM",
+    gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=("default", "llama3")),
+    mlx=MlxNames(  # computed as a Llama, with Llama's keys
+        "llama", foreign_keys=("layer_types", "attention_bias", "mlp_bias"), windows="ignored"
+    ),
+    genai="mistral",
+)
+
+
+def describe(config: Mapping[str, Any]) -> Decoder:
+    """Describe a Mistral: no biases, one window for all blocks."""
+    window: int | None = WINDOW
+    if "sliding_window" in config:
+        stated = config["sliding_window"]
+        window = None if stated is None else positive_integer(config, "sliding_window")
+    return llama_like(config, NAMES, Differences(windows=window))

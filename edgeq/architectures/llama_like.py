@@ -1,0 +1,115 @@
+"""Decoders built like Llama: gated feed-forward, RMS norms before both halves, rotary embedding.
+
+Most families are such a decoder with small differences; their files say only those.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeq.architectures.config_checks import head_dimension, key_value_heads, positive_integer
+from edgeq.architectures.rope import rope_of
+from edgeq.decoder import Attention, Decoder, Layer, Mlp, Norm, RuntimeNames
+from edgeq.errors import BadInput
+from edgeq.types import LinearSpec
+
+QUERIES_KEYS_VALUES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+ATTENTION = (*QUERIES_KEYS_VALUES, "self_attn.o_proj")
+MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+NORMS = ("input_layernorm", "post_attention_layernorm")
+SLIDING_WINDOW, FIRST_SLIDING = 4096, 28  # what transformers takes where Qwen's configs are silent
+MOST_BLOCKS = 10_000  # more than any model has; a damaged config must not ask for memory
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What a family does in its own way.
+
+    biased are the linear layers that have a bias, bias_keys the config keys that decide it; windows
+    has the window of every block, or of all; head_norms: norms of queries and keys, head by head.
+    """
+
+    biased: Sequence[str] = ()
+    bias_keys: tuple[str, ...] = ()
+    windows: Sequence[int | None] | int | None = None
+    head_norms: bool = False
+
+
+def block_count(config: Config) -> int:
+    """Read the number of blocks. Raises: BadInput, also for more than any model has."""
+    count = positive_integer(config, "num_hidden_layers")
+    if count > MOST_BLOCKS:
+        raise BadInput(f"config: num_hidden_layers is {count}; it must be {MOST_BLOCKS} or less")
+    return count
+
+
+def llama_like(config: Config, names: RuntimeNames, own: Differences = Differences()) -> Decoder:
+    """Describe a decoder of this kind from its config. Raises: BadInput naming the key."""
+    hidden, blocks = positive_integer(config, "hidden_size"), block_count(config)
+    windows = own.windows
+    of_blocks = [windows] * blocks if windows is None or isinstance(windows, int) else windows
+    kinds = {window: make_layer(config, window, own) for window in set(of_blocks)}
+    longest, epsilon = config.get("max_position_embeddings"), config.get("rms_norm_eps")
+    return Decoder(
+        model_type=str(config["model_type"]),
+        hidden=hidden,
+        vocabulary=positive_integer(config, "vocab_size"),
+        layers=tuple(kinds[window] for window in of_blocks),
+        tied_head=bool(config.get("tie_word_embeddings", False)),
+        names=names,
+        context=None if longest is None else positive_integer(config, "max_position_embeddings"),
+        epsilon=None if epsilon is None else float(epsilon),
+        bias_keys=own.bias_keys,
+    )
+
+
+def make_layer(config: Config, window: int | None, own: Differences) -> Layer:
+    """Describe one block that attends to so many tokens."""
+    hidden, inner = (positive_integer(config, key) for key in ("hidden_size", "intermediate_size"))
+    width = head_dimension(config)
+    heads, key_heads = positive_integer(config, "num_attention_heads"), key_value_heads(config)
+    shapes = {
+        "self_attn.q_proj": (heads * width, hidden),
+        "self_attn.k_proj": (key_heads * width, hidden),
+        "self_attn.v_proj": (key_heads * width, hidden),
+        "self_attn.o_proj": (hidden, heads * width),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    specs = {
+        name: LinearSpec(
+            name, f"{name}.weight", shape, f"{name}.bias" if name in own.biased else None
+        )
+        for name, shape in shapes.items()
+    }
+    sites = (QUERIES_KEYS_VALUES, ATTENTION[3:], MLP[:2], MLP[2:])
+    norms = [Norm(f"{name}.weight", hidden) for name in NORMS]
+    if own.head_norms:
+        norms += [Norm(f"{name}.weight", width) for name in HEAD_NORMS]
+    return Layer(
+        Attention(heads, key_heads, width, rope_of(config), window, own.head_norms),
+        Mlp(inner, str(config.get("hidden_act", "silu"))),
+        tuple(tuple(specs[name] for name in site) for site in sites),
+        tuple(norms),
+    )
+
+
+def sliding_windows(config: Config) -> list[int | None]:
+    """Read the windows of all blocks as Qwen's configs state them: which slide, and how wide.
+
+    As transformers does: by layer_types where it is stated, else from max_window_layers on.
+    """
+    count, kinds = block_count(config), config.get("layer_types")
+    if not config.get("use_sliding_window"):
+        return [None] * count
+    window = SLIDING_WINDOW
+    if config.get("sliding_window") is not None:
+        window = positive_integer(config, "sliding_window")
+    if isinstance(kinds, list) and len(kinds) == count:
+        return [window if kind == "sliding_attention" else None for kind in kinds]
+    first = int(config.get("max_window_layers", FIRST_SLIDING))
+    return [window if index >= first else None for index in range(count)]

@@ -1,0 +1,77 @@
+"""What mlx-lm takes: its config keys, and the models that it computes as torch does.
+
+Both the mlx backend and the MLX exporter go by this.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgeq.architectures.families import families
+from edgeq.architectures.rope import why_not_rope
+from edgeq.decoder import Decoder, MlxNames, ModelRecord
+
+NOT_COPIED = ("quantization", "quantization_config", "quantize_activations", "rope_traditional")
+
+
+def why_not_mlx(record: ModelRecord) -> str | None:
+    """Say what of a model mlx-lm cannot load or computes differently; None when nothing."""
+    decoder, names = record.decoder, record.decoder.names.mlx
+    if record.stated.get("model_file") is not None:
+        return "config.json names a model_file, code that mlx-lm would run; remove the key"
+    if names is None:
+        return (
+            f"model_type '{decoder.model_type}' is not supported; "
+            f"mlx-lm computes as torch does: {', '.join(families())}"
+        )
+    if decoder.epsilon is None:
+        return "config.json lacks rms_norm_eps, which mlx-lm needs; add it"
+    activation = decoder.layers[0].mlp.activation
+    if activation != "silu":
+        return (
+            f"hidden_act '{activation}' is not supported; "
+            f"mlx-lm computes {decoder.model_type} with silu"
+        )
+    return _why_not_attention(decoder, names) or why_not_rope(decoder, "mlx-lm")
+
+
+def _why_not_attention(decoder: Decoder, names: MlxNames) -> str | None:
+    if names.windows == "refused" and any(layer.attention.window for layer in decoder.layers):
+        return (
+            "use_sliding_window is not supported; mlx-lm's "
+            f"{decoder.model_type} attends to everything, set it to false"
+        )
+    attention = decoder.layers[0].attention
+    if names.plain_heads and attention.head_size * attention.heads != decoder.hidden:
+        return (
+            f"head_dim {attention.head_size} of a {decoder.model_type} model is not hidden_size "
+            f"{decoder.hidden} / {attention.heads} heads; mlx-lm's {decoder.model_type} knows no "
+            "other, use another backend or format"
+        )
+    return None
+
+
+def mlx_config(record: ModelRecord) -> dict[str, Any]:
+    """Write a config with what mlx-lm must not guess: rotary embedding, tied head, key heads.
+
+    mlx-lm ignores rope_parameters and ties the head where the config is silent. The model must have
+    no `why_not_mlx`.
+    """
+    decoder = record.decoder
+    attention, names = decoder.layers[0].attention, decoder.names.mlx
+    assert names is not None
+    dropped = (*NOT_COPIED, *names.foreign_keys)
+    written = {key: value for key, value in record.config().items() if key not in dropped}
+    written["rope_theta"] = attention.rope.theta
+    written["rope_scaling"] = None
+    if attention.rope.kind != "default":
+        written["rope_scaling"] = _rope_scaling(attention.rope.kind, attention.rope.settings)
+    written["tie_word_embeddings"] = decoder.tied_head
+    if written.get("num_key_value_heads") is None:
+        written["num_key_value_heads"] = attention.key_heads
+    return written
+
+
+def _rope_scaling(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep one name of the kind: mlx-lm prefers the older "type", transformers "rope_type"."""
+    dropped = ("type", "rope_type", "rope_theta")
+    return {"rope_type": kind} | {key: settings[key] for key in settings if key not in dropped}

@@ -1,0 +1,215 @@
+"""What a model is, as plain data: the description that everything reads instead of a config.
+
+`edgeq.architectures` makes it from a config, once, when a model is opened. Nothing here computes.
+"""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeq.types import LinearSpec
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary embedding: its kind ("default", "linear", "llama3" ...), base, and what scales it.
+
+    part is the share of a head's columns that is rotated.
+    """
+
+    kind: str
+    theta: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    part: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Attention of one block.
+
+    window: how many tokens, itself included, a token attends to; None for all. head_norms: queries
+    and keys pass a norm of their own, head by head, before they are rotated.
+    """
+
+    heads: int
+    key_heads: int
+    head_size: int
+    rope: Rope
+    window: int | None = None
+    head_norms: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    """Feed-forward part of one block: down(activation(gate(x)) * up(x))."""
+
+    inner: int
+    activation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A root-mean-square norm: the name of its weight in the block, and its width."""
+
+    tensor: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder block. Names are those inside of the block.
+
+    sites are the linear layers in execution order, those that read one input together.
+    """
+
+    attention: Attention
+    mlp: Mlp
+    sites: tuple[tuple[LinearSpec, ...], ...]
+    norms: tuple[Norm, ...]
+
+    @property
+    def linears(self) -> tuple[LinearSpec, ...]:
+        """All linear layers in execution order."""
+        return tuple(linear for site in self.sites for linear in site)
+
+    def tensor_shapes(self) -> dict[str, Shape]:
+        """Give the shape of every tensor of the block: each weight with its bias, then norms."""
+        shapes: dict[str, Shape] = {}
+        for linear in self.linears:
+            shapes[linear.tensor] = linear.shape
+            if linear.bias is not None:
+                shapes[linear.bias] = linear.shape[:1]
+        return shapes | {norm.tensor: (norm.width,) for norm in self.norms}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufNames:
+    """What llama.cpp calls a family, and how it computes it.
+
+    adjacent_rotary: it rotates neighbouring rows of queries and keys, so that a file has these rows
+    in another order than the checkpoint. rope_kinds are the kinds of rotary embedding it knows.
+    """
+
+    architecture: str
+    adjacent_rotary: bool = False
+    rope_kinds: tuple[str, ...] = ("default",)
+
+
+@dataclass(frozen=True, slots=True)
+class MlxNames:
+    """What mlx-lm calls a family, and where it computes something else than transformers.
+
+    module is the one of mlx_lm.models; foreign_keys are config keys that it obeys and transformers
+    does not; plain_heads: it knows no head size but hidden size / heads; windows: what it does with
+    layers that attend to a window ("ignored" or "refused").
+    """
+
+    module: str
+    foreign_keys: tuple[str, ...] = ()
+    plain_heads: bool = False
+    windows: str = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeNames:
+    """What runtimes call a family; None for those that do not know it."""
+
+    transformers: str
+    gguf: GgufNames | None = None
+    mlx: MlxNames | None = None
+    genai: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A decoder-only language model: sizes, blocks and the tensors outside of them.
+
+    context is the longest text it was made for, epsilon that of its norms; None where the config is
+    silent. bias_keys are the config keys that give linear layers a bias, for error messages.
+    """
+
+    model_type: str
+    hidden: int
+    vocabulary: int
+    layers: tuple[Layer, ...]
+    tied_head: bool
+    names: RuntimeNames
+    context: int | None = None
+    epsilon: float | None = None
+    bias_keys: tuple[str, ...] = ()
+    embedding: str = "model.embed_tokens.weight"
+    blocks: str = "model.layers"
+    final_norm: str = "model.norm.weight"
+    head: str = "lm_head.weight"
+
+    def block_name(self, index: int) -> str:
+        """Name the module of a block: "model.layers.3"."""
+        return f"{self.blocks}.{index}"
+
+    def linears(self) -> Iterator[LinearSpec]:
+        """All linear layers of all blocks in execution order, by their complete names."""
+        for index, layer in enumerate(self.layers):
+            for linear in layer.linears:
+                yield linear.inside(self.block_name(index))
+
+    def outer_shapes(self) -> dict[str, Shape]:
+        """Give the shapes of the tensors outside of the blocks; a tied head has none."""
+        table: Shape = (self.vocabulary, self.hidden)
+        shapes: dict[str, Shape] = {self.embedding: table, self.final_norm: (self.hidden,)}
+        return shapes if self.tied_head else shapes | {self.head: table}
+
+    def tensor_shapes(self) -> dict[str, Shape]:
+        """Give the shape of every tensor of the model, in the order of execution."""
+        outer = self.outer_shapes()
+        shapes = {self.embedding: outer.pop(self.embedding)}
+        for index, layer in enumerate(self.layers):
+            block = self.block_name(index)
+            shapes |= {f"{block}.{name}": shape for name, shape in layer.tensor_shapes().items()}
+        return shapes | outer
+
+    def is_redundant(self, tensor: str) -> bool:
+        """Whether runtimes compute a stored tensor anew: a tied head's copy, rotary tables."""
+        copied = self.tied_head and tensor == self.head
+        return copied or tensor.endswith(".rotary_emb.inv_freq")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """Ids of special tokens, as config.json states them: none, one or several."""
+
+    begin: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
+    pad: tuple[int, ...] = ()
+    unknown: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """What is known of a model once it is open, and never changes again.
+
+    dtype is the number type that its config states, stated the config as the user gave it: nothing
+    reads it or writes into it, whoever needs it gets a copy by `config`.
+    """
+
+    name: str
+    decoder: Decoder
+    tokens: TokenIds
+    dtype: str
+    stated: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return self.decoder.vocabulary
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model was made for; None where its config is silent."""
+        return self.decoder.context
+
+    def config(self) -> dict[str, Any]:
+        """Give a copy of config.json that its receiver may change: libraries write into theirs."""
+        return deepcopy(dict(self.stated))

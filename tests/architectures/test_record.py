@@ -1,0 +1,166 @@
+"""The one reading of a config: what the record says, what is refused, and that no other is."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import ONE_BLOCK, tokenizer_files
+
+import edgeq
+from edgeq.architectures.families import families
+from edgeq.architectures.record import read_record
+from edgeq.decoder import RuntimeNames
+from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.sources.reading import read_linear
+from edgeq.types import LinearSpec
+from edgeq_exporters.gguf.exporter import GgufExporter
+from edgeq_exporters.mlx.exporter import MlxExporter
+from edgeq_exporters.onnx.exporter import OnnxExporter
+
+ROOT = Path(edgeq.__file__).parent.parent
+QWEN2 = ONE_BLOCK | {"model_type": "qwen2", "num_hidden_layers": 4, "use_sliding_window": True}
+
+
+def windows(**changes):
+    decoder = read_record("m", ONE_BLOCK | changes).decoder
+    return [layer.attention.window for layer in decoder.layers]
+
+
+def test_a_record_says_what_the_config_says():
+    config = ONE_BLOCK | {"bos_token_id": 1, "eos_token_id": [2, 3], "torch_dtype": "bfloat16"}
+    record = read_record("small", config)
+    assert (record.name, record.dtype, record.vocabulary, record.context) == (
+        "small",
+        "bfloat16",
+        320,
+        64,
+    )
+    assert (record.tokens.begin, record.tokens.end, record.tokens.pad) == ((1,), (2, 3), ())
+    decoder = record.decoder
+    assert decoder.tied_head
+    assert decoder.head not in decoder.tensor_shapes()
+    assert [linear.tensor for linear in decoder.linears()][-1] == (
+        "model.layers.0.mlp.down_proj.weight"
+    )
+    assert decoder.tensor_shapes()["model.layers.0.mlp.gate_proj.weight"] == (32, 32)
+
+
+def test_nothing_that_is_done_to_a_config_reaches_the_record():
+    config = ONE_BLOCK | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    record = read_record("small", config)
+    config["rope_scaling"]["factor"] = 99.0
+    handed_out = record.config()
+    handed_out["rope_scaling"]["factor"] = 77.0
+    handed_out["hidden_size"] = 1
+    assert record.config()["rope_scaling"]["factor"] == 2.0
+    assert record.decoder.layers[0].attention.rope.settings["factor"] == 2.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record.name = "other"
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "vocab_size", "intermediate_size"])
+@pytest.mark.parametrize("value", [None, "32", 0, -1, True, 2**40])
+def test_a_size_that_is_none_is_refused_by_name(key, value):
+    with pytest.raises(BadInput, match=f"config: {key} is "):
+        read_record("m", ONE_BLOCK | {key: value})
+
+
+def test_more_blocks_than_any_model_has_are_refused():
+    with pytest.raises(BadInput, match="num_hidden_layers is 2000000000; it must be 10000 or less"):
+        read_record("m", ONE_BLOCK | {"num_hidden_layers": 2_000_000_000})
+
+
+@pytest.mark.parametrize(
+    ("rope", "words"),
+    [
+        ({"rope_type": "linear"}, "rope type 'linear' lacks factor"),
+        (
+            {"rope_type": "llama3", "factor": 8.0},
+            "lacks low_freq_factor, high_freq_factor, original_max_position",
+        ),
+        ({"partial_rotary_factor": "half"}, "partial_rotary_factor is 'half'"),
+    ],
+)
+def test_rope_settings_that_say_too_little_are_refused(rope, words):
+    with pytest.raises(BadInput, match=words):
+        read_record("m", ONE_BLOCK | {"rope_parameters": rope})
+
+
+def test_other_models_and_quantized_ones_are_refused():
+    with pytest.raises(
+        UnsupportedModel, match="'gemma9' is not supported; give a model of type ll"
+    ):
+        read_record("m", ONE_BLOCK | {"model_type": "gemma9"})
+    with pytest.raises(UnsupportedModel, match="quantized already"):
+        read_record("m", ONE_BLOCK | {"quantization_config": {"bits": 4}})
+
+
+def test_windows_are_those_of_transformers():
+    assert windows(model_type="mistral") == [4096]
+    assert windows(model_type="mistral", sliding_window=None) == [None]
+    assert windows(model_type="mistral", sliding_window=12) == [12]
+    assert windows(sliding_window=12) == [None]
+    assert windows(**QWEN2) == [None] * 4  # from block 28 on
+    assert windows(**QWEN2, max_window_layers=2, sliding_window=8) == [None, None, 8, 8]
+    kinds = ["sliding_attention", "full_attention"] * 2
+    assert windows(**QWEN2, layer_types=kinds, sliding_window=8) == [8, None, 8, None]
+    assert windows(**QWEN2 | {"use_sliding_window": False}, layer_types=kinds) == [None] * 4
+
+
+@pytest.mark.parametrize("exporter", [GgufExporter(), MlxExporter(), OnnxExporter()], ids=type)
+def test_a_model_that_a_runtime_has_no_name_for_is_refused_by_its_exporter(exporter):
+    record = read_record("m", ONE_BLOCK)
+    unknown = dataclasses.replace(
+        record.decoder, model_type="newest", names=RuntimeNames("NewestForCausalLM")
+    )
+    reason = exporter.reject_reason(
+        dataclasses.replace(record, decoder=unknown), tokenizer_files(), {}
+    )
+    assert reason.startswith("model_type 'newest' is not supported; ")
+    assert all(name in reason for name in families())
+
+
+class OneTensor:
+    """A source of one tensor."""
+
+    def __init__(self, tensor):
+        self.record, self._tensor = read_record("m", ONE_BLOCK), tensor
+
+    def read(self, tensor_name):
+        assert tensor_name == "T"
+        return self._tensor
+
+
+def test_a_linear_layer_is_read_out_of_whatever_tensor_holds_it():
+    fused = np.arange(24, dtype=np.float16).reshape(6, 4)
+    middle = read_linear(OneTensor(fused), LinearSpec("l", "T", (2, 4), rows=(2, 4)))
+    np.testing.assert_array_equal(middle, fused[2:4])
+    assert middle.dtype == np.float32
+    turned = read_linear(OneTensor(fused), LinearSpec("l", "T", (4, 6), transposed=True))
+    np.testing.assert_array_equal(turned, fused.T)
+    stack = np.arange(48, dtype=np.float32).reshape(2, 6, 4)
+    expert = LinearSpec("l", "T", (2, 6), rows=(1, 3), transposed=True, expert=1)
+    np.testing.assert_array_equal(read_linear(OneTensor(stack), expert), stack[1].T[1:3])
+
+
+def reads_of_a_config(path):
+    """Places where a module takes the config of a record without copying it, or any other."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and node.attr == "stated":
+            yield node.lineno
+        value = node.value if isinstance(node, ast.Subscript | ast.Attribute) else None
+        if isinstance(value, ast.Attribute) and value.attr == "config":
+            yield node.lineno
+
+
+def test_nothing_outside_of_its_room_looks_into_a_config():
+    """The writer of text asks transformers' own config for the number of its layers."""
+    allowed = {"torch/writer.py"}
+    for folder in ("edgeq", "backends/edgeq_backends", "exporters/edgeq_exporters"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            where = path.relative_to(ROOT / folder).as_posix()
+            if where.startswith("architectures/") or where in {*allowed, "decoder.py"}:
+                continue
+            assert list(reads_of_a_config(path)) == [], path
