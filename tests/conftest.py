@@ -1,13 +1,10 @@
-"""What all tests share: seeded random numbers, every backend, and how closely a backend must come
-to exact answers.
-"""
+"""What all tests share: one thread a process, random numbers, every backend and its tolerance."""
 
 import os
 
-os.environ.setdefault(
-    "OPENBLAS_NUM_THREADS", "1"
-)  # before NumPy: small matrices, and other work on the machine
+from processes import longest_first, worker_count  # first: sets the environment of frameworks
 
+# isort: split
 import numpy as np
 import pytest
 
@@ -15,6 +12,22 @@ from edgeq.registry import load_backend
 
 BACKENDS = ("reference", "cpu", "mlx")
 TOLERANCES = {"reference": 1e-10, "cpu": 1e-5, "mlx": 1e-4}
+
+
+def pytest_xdist_auto_num_workers(config):
+    return worker_count(config)
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        items.sort(key=longest_first)
+
+
+@pytest.fixture(autouse=True)
+def without_fsync(request, monkeypatch):
+    """Leave out the wait for the disk, except in tests that are about it."""
+    if request.node.get_closest_marker("disk") is None:
+        monkeypatch.setattr(os, "fsync", os.fstat)  # which fails for the same handles
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from edgeq.errors import BadInput
 from edgeq.files.ownership import MARKER_FILE, foreign_entry
 from edgeq.files.storage import check_destination, new_directory, sync_directory, write_bytes
 
+pytestmark = pytest.mark.disk
+
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())

@@ -44,7 +44,7 @@ ROUNDING = [
 ]
 KEPT = re.compile(r"1 of 2 blocks are kept; to continue: (edgeq quantize .* --resume)\n")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.disk]
 
 
 def contents(folder):

@@ -252,10 +252,11 @@ def test_scales_beyond_float16_are_refused_and_others_rounded_and_reported(rng, 
 @pytest.mark.parametrize(
     "module",
     [
+        "common.read_safetensors",
         "hugging_face.gptq",
         "hugging_face.compressed_tensors",
         "hugging_face.read_gptq",
-        "common.read_safetensors",
+        "hugging_face.read_compressed_tensors",
     ],
 )
 def test_writing_loads_no_framework(module):
