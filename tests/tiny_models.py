@@ -1,5 +1,6 @@
 """Tiny models and tokenizers for the GGUF tests."""
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -125,8 +126,15 @@ def splitting(kind: str) -> tuple[Any, Any]:
 
 
 def byte_level_bpe(kind: str = "smollm", *, template: bool = False) -> Tokenizer:
-    """A small tokenizer trained on a few lines. Its vocabulary: 3 special tokens, 256 bytes, a few
-    dozen merges.
+    """Make a small tokenizer that the caller may change."""
+    return Tokenizer.from_str(trained_bpe(kind, template))
+
+
+@functools.cache
+def trained_bpe(kind: str, template: bool) -> str:
+    """Train a tokenizer on a few lines; gives its tokenizer.json.
+
+    Its vocabulary: 3 special tokens, 256 bytes, a few dozen merges.
     """
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
     normalizer, tokenizer.pre_tokenizer = splitting(kind)
@@ -144,7 +152,7 @@ def byte_level_bpe(kind: str = "smollm", *, template: bool = False) -> Tokenizer
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", 0)]
         )
-    return tokenizer
+    return tokenizer.to_str()
 
 
 def tokenizer_files(
@@ -155,7 +163,7 @@ def tokenizer_files(
         "eos_token": "<|eos|>",
         "pad_token": {"content": "<|pad|>"},
     } | settings
-    text = byte_level_bpe(kind, template=template).to_str()
+    text = trained_bpe(kind, template)
     return {"tokenizer.json": text.encode(), "tokenizer_config.json": json.dumps(named).encode()}
 
 
