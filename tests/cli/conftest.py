@@ -1,38 +1,20 @@
 """A model that quantizes in a second, and a way to run commands as a user does."""
 
 import shutil
-import sys
-from dataclasses import dataclass
 
 import pytest
 import torch
+from command_line import run_edgeq
 from tiny_models import TEXT, tokenizer_files
 from transformers import AutoConfig, AutoModelForCausalLM
-
-from edgeq.commands.main import main
 
 QUICK = ["--samples", "4", "--sequence-length", "32", "--backend", "cpu"]
 
 
-@dataclass(frozen=True)
-class Result:
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def edgeq(monkeypatch, capsys):
+def edgeq():
     """Run `edgeq ARGUMENTS`; gives status, standard output and standard error."""
-
-    def run(*arguments) -> Result:
-        monkeypatch.setattr(sys, "argv", ["edgeq", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capsys.readouterr()
-        return Result(int(stopped.value.code or 0), captured.out, captured.err)
-
-    return run
+    return run_edgeq
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 from tiny_models import TEXT
 
@@ -17,31 +18,27 @@ from edgeq.commands.main import cli
 
 
 @pytest.fixture(scope="module")
-def run(saved_model, text_file, tmp_path_factory):
-    """A finished run with a GGUF export, and the JSON it printed."""
+def run(saved_model, quick, tmp_path_factory):
+    """A finished run with a GGUF export on two threads, and the JSON it printed."""
     output = tmp_path_factory.mktemp("runs") / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "edgeq",
-        "quantize",
-        str(saved_model),
-        "-o",
-        str(output),
-        "--export",
-        "gguf",
-        "--samples",
-        "4",
-        "--sequence-length",
-        "32",
-        "--backend",
-        "cpu",
-        "--calibration",
-        str(text_file),
-        "--json",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = ["quantize", str(saved_model), "-o", str(output), "--export", "gguf", "--json"]
+    result = subprocess.run(
+        [sys.executable, "-m", "edgeq", *command, *quick],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )
     return output, json.loads(result.stdout)
+
+
+@pytest.fixture
+def two_threads():
+    """torch on two threads, as the rest of the suite is not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_quantize_writes_a_checkpoint_and_the_export(run):
@@ -75,19 +72,9 @@ def test_the_checkpoint_dequantizes_close_to_the_original_weights(run, saved_mod
         assert error < 0.2
 
 
-def test_the_same_run_writes_the_same_bytes(run, edgeq, saved_model, text_file, tmp_path):
+def test_the_same_run_writes_the_same_bytes(run, edgeq, saved_model, quick, tmp_path, two_threads):
     output, _ = run
-    options = [
-        "--samples",
-        "4",
-        "--sequence-length",
-        "32",
-        "--backend",
-        "cpu",
-        "--calibration",
-        text_file,
-    ]
-    edgeq("quantize", saved_model, "-o", tmp_path / "again", "--export", "gguf", *options)
+    edgeq("quantize", saved_model, "-o", tmp_path / "again", "--export", "gguf", *quick)
     files = sorted(path.relative_to(output) for path in output.rglob("*") if path.is_file())
     assert files == sorted(
         path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.*")

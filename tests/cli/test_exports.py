@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from command_line import finished
 from safetensors.numpy import load_file, save_file
 
 FORMATS = ["gguf", "onnx", "mlx", "gptq", "compressed-tensors"]
@@ -11,36 +12,11 @@ WEIGHTS = ("model.gguf", "model.onnx.data", "model.safetensors")
 
 
 @pytest.fixture(scope="module")
-def solved(save_model, text_file, tmp_path_factory):
+def solved(saved_model, quick, tmp_path_factory):
     """A checkpoint with an export in every format."""
-    import subprocess  # noqa: PLC0415
-    import sys  # noqa: PLC0415
-
     output = tmp_path_factory.mktemp("runs") / "run"
-    model = save_model("llama", tie_word_embeddings=True)
     exports = [word for name in FORMATS for word in ("--export", name)]
-    options = [
-        "--samples",
-        "4",
-        "--sequence-length",
-        "32",
-        "--backend",
-        "cpu",
-        "--calibration",
-        str(text_file),
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "edgeq",
-        "quantize",
-        str(model),
-        "-o",
-        str(output),
-        *exports,
-        *options,
-    ]
-    subprocess.run(command, check=True, capture_output=True)
+    finished("quantize", saved_model, "-o", output, *exports, *quick)
     return output
 
 

@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import onnx
 import pytest
+from command_line import finished
 
 from edgeq.errors import BadInput
 from edgeq_exporters.onnx.exporter import OnnxExporter
@@ -65,23 +64,13 @@ def test_a_runtime_for_another_format_is_refused(edgeq, saved_model, options):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(save_model, tmp_path_factory):
+def checkpoint(saved_model, tmp_path_factory):
     """A plainly rounded model, tied, with an export for llama.cpp and two options for ONNX
     Runtime.
     """
     output = tmp_path_factory.mktemp("onnx") / "out"
     options = ["--export", "gguf", "--export", "onnx", "--accuracy-level", "0"]
-    command = [
-        "quantize",
-        save_model("llama", tie_word_embeddings=True),
-        "-o",
-        output,
-        *PLAIN,
-        *options,
-    ]
-    subprocess.run(
-        [sys.executable, "-m", "edgeq", *map(str, command)], check=True, capture_output=True
-    )
+    finished("quantize", saved_model, "-o", output, *PLAIN, *options)
     return output
 
 

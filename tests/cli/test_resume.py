@@ -19,6 +19,7 @@ import warnings
 import models
 import pytest
 import torch
+from command_line import finished
 from safetensors.torch import load_file, save_file
 
 import edgeq.run.identity as run_identity
@@ -103,13 +104,11 @@ def undisturbed(run_once, saved_model, quick):
 
 @pytest.fixture(scope="module")
 def run_once(tmp_path_factory):
-    """The output of a process that nothing stops."""
+    """The output of a run that nothing stops."""
 
     def run(name, model, options):
         folder = tmp_path_factory.mktemp(name) / "out"
-        subprocess.run(
-            command(model, folder, options), check=True, capture_output=True, env=one_thread_each()
-        )
+        finished("quantize", model, "-o", folder, *options)
         return folder
 
     return run
@@ -134,12 +133,18 @@ def glass_undisturbed(run_once, glass):
     return contents(run_once("glass", glass, SHORT))
 
 
-def kill_after(process, blocks, seconds):
-    """Let a process finish so many blocks, then kill it a little later; gives its exit status."""
+def kill_after(process, blocks, part):
+    """Let a process finish so many blocks, kill it in the next one; gives its exit status.
+
+    The next one takes about as long as the last, on a fast machine and on a busy one.
+    """
+    shown = [time.monotonic()]
     for line in process.stderr:
+        if line.startswith("block "):
+            shown.append(time.monotonic())
         if line.startswith(f"block {blocks}/"):
             break
-    time.sleep(seconds)
+    time.sleep(part * min(shown[-1] - shown[-2], 0.3))  # before the first lie all imports
     process.kill()
     return process.wait()
 
@@ -148,15 +153,16 @@ def kill_after(process, blocks, seconds):
 def test_a_killed_run_continues_to_the_same_bytes(
     edgeq, glass, glass_undisturbed, tmp_path, blocks
 ):
-    seconds = random.Random(blocks).uniform(0, 0.15)
+    part = random.Random(blocks).uniform(0, 0.5)
     arguments = command(glass, tmp_path / "out", SHORT)
     with subprocess.Popen(
         arguments, stderr=subprocess.PIPE, text=True, env=one_thread_each()
     ) as process:
-        assert kill_after(process, blocks, seconds) == -signal.SIGKILL
+        assert kill_after(process, blocks, part) == -signal.SIGKILL
     assert names(tmp_path) == [".out.edgeq-partial"]
     result = edgeq("quantize", glass, "-o", tmp_path / "out", *SHORT, "--resume")
-    assert (result.status, result.err.splitlines()[0]) == (0, f"{blocks} of 4 blocks are there")
+    kept = re.match(r"(\d) of 4 blocks are there\n", result.err)
+    assert (result.status, int(kept[1]) >= blocks) == (0, True), result.err
     assert names(tmp_path) == ["out"]
     assert contents(tmp_path / "out") == glass_undisturbed
 
