@@ -7,6 +7,7 @@ import sys
 import models
 import numpy as np
 import pytest
+from command_line import finished
 
 from edgeq.calibration.windows import tokenize
 from edgeq.checkpoint.reader import Checkpoint
@@ -32,34 +33,31 @@ def glass(tmp_path_factory):
     return models.save_glass(tmp_path_factory.mktemp("model") / "glassllm")
 
 
-def run(*arguments):
+def in_a_process(*arguments):
+    """Run a command in a process of its own; gives its output and what it had loaded."""
     command = [sys.executable, "-c", AND_SAY_WHAT_IS_LOADED, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout, set(done.stderr.rsplit("LOADED", 1)[1].split())
 
 
+def quantizing(glass, output, backend, seed):
+    """The words of a run at 3 bits."""
+    grid = ["--bits", 3, "--embedding-bits", 16, "--group-size", 32]
+    return ["quantize", glass, "-o", output, "--backend", backend, *grid, *SHORT, "--seed", seed]
+
+
 @pytest.fixture(scope="module")
 def runs(glass, tmp_path_factory):
-    """The checkpoints of both backends, and what the processes that made them had loaded."""
-    folder, results = tmp_path_factory.mktemp("runs"), {}
-    for backend in ("cpu", "mlx"):
-        for seed in SEEDS:
-            options = [
-                "--backend",
-                backend,
-                "--bits",
-                3,
-                "--embedding-bits",
-                16,
-                "--group-size",
-                32,
-                *SHORT,
-            ]
-            output = folder / f"{backend}-{seed}"
-            _, loaded = run("quantize", glass, "-o", output, *options, "--seed", seed)
-            results.setdefault(backend, ([], loaded))[0].append(output)
-    return results
+    """The checkpoints of both backends, one for each seed, and what one MLX process had loaded."""
+    folder = tmp_path_factory.mktemp("runs")
+    checkpoints = {name: [folder / f"{name}-{seed}" for seed in SEEDS] for name in ("cpu", "mlx")}
+    _, loaded = in_a_process(*quantizing(glass, checkpoints["mlx"][0], "mlx", 0))
+    for backend, outputs in checkpoints.items():
+        for seed, output in enumerate(outputs):
+            if not output.exists():
+                finished(*quantizing(glass, output, backend, seed))
+    return checkpoints, loaded
 
 
 def test_the_tokenizer_of_the_test_model_splits_text_as_its_package_does(glass):
@@ -72,38 +70,28 @@ def test_the_tokenizer_of_the_test_model_splits_text_as_its_package_does(glass):
 
 def test_quality_is_that_of_torch(glass, runs):
     kl = {}
-    for backend, (checkpoints, _) in runs.items():
-        outs = [
-            run("evaluate", path, "--reference", glass, *MEASURED, *IN_TORCH)[0]
+    for backend, checkpoints in runs[0].items():
+        results = [
+            finished("evaluate", path, "--reference", glass, *MEASURED, *IN_TORCH)
             for path in checkpoints
         ]
-        kl[backend] = np.mean([json.loads(out)["kl"] for out in outs])
+        kl[backend] = np.mean([json.loads(result.out)["kl"] for result in results])
     print(kl)
     assert 0.001 < kl["cpu"]
     assert kl["mlx"] == pytest.approx(kl["cpu"], rel=0.02)
 
 
 def test_torch_is_never_imported(runs):
-    assert "torch" in runs["cpu"][1]
-    assert "mlx" in runs["mlx"][1]
-    assert not {"torch", "accelerate"} & runs["mlx"][1]
+    assert "mlx" in runs[1]
+    assert not {"torch", "accelerate"} & runs[1]
 
 
 def test_mlx_measures_what_torch_measures(glass, runs):
     quality = {}
     for runtime, backend in (("torch", "cpu"), ("mlx", "mlx")):
-        options = [
-            "--runtime",
-            runtime,
-            "--backend",
-            backend,
-            "--windows",
-            4,
-            "--sequence-length",
-            128,
-            "--json",
-        ]
-        out, loaded = run("evaluate", runs["mlx"][0][0], "--reference", glass, *options)
+        how = ["--runtime", runtime, "--backend", backend, "--json"]
+        words = ["evaluate", runs[0]["mlx"][0], "--reference", glass, *how]
+        out, loaded = in_a_process(*words, "--windows", 4, "--sequence-length", 128)
         quality[runtime] = json.loads(out)
         assert ("torch" in loaded) == (runtime == "torch")
     assert quality["mlx"]["kl"] == pytest.approx(quality["torch"]["kl"], rel=1e-3)
@@ -112,25 +100,15 @@ def test_mlx_measures_what_torch_measures(glass, runs):
 
 @pytest.mark.parametrize("backend", ["cpu", "mlx"])
 def test_what_one_backend_wrote_is_exported_and_run_in_mlx_lm(glass, tmp_path, backend):
-    checkpoint = (
-        tmp_path / "checkpoint"
-    )  # 341 inputs of down_proj make no whole groups, which MLX needs
-    options = [
-        "--backend",
-        backend,
-        "--samples",
-        4,
-        "--sequence-length",
-        64,
-        "--keep-dense",
-        "*.down_proj",
-    ]
-    run("quantize", glass, "-o", checkpoint, *options)
-    _, loaded = run("export", checkpoint, "--format", "mlx", "-o", tmp_path / "mlx")
+    checkpoint, size = tmp_path / "checkpoint", ["--sequence-length", 64]
+    options = ["--backend", backend, "--quality", "fast", "--samples", 4, *size]
+    # 341 inputs of down_proj make no whole groups, which MLX needs
+    finished("quantize", glass, "-o", checkpoint, *options, "--keep-dense", "*.down_proj")
+    _, loaded = in_a_process("export", checkpoint, "--format", "mlx", "-o", tmp_path / "mlx")
     assert not {"torch", "mlx", "transformers"} & loaded
-    out, _ = run("evaluate", tmp_path / "mlx", "--windows", 2, "--sequence-length", 64, "--json")
-    in_mlx_lm = json.loads(out)
-    out, _ = run("evaluate", checkpoint, "--windows", 2, "--sequence-length", 64, *IN_TORCH)
+    measured = ["--windows", 2, *size]
+    in_mlx_lm = json.loads(finished("evaluate", tmp_path / "mlx", *measured, "--json").out)
+    in_torch = json.loads(finished("evaluate", checkpoint, *measured, *IN_TORCH).out)
     assert in_mlx_lm["runtime"] == "mlx-lm"
-    assert in_mlx_lm["perplexity"] == pytest.approx(json.loads(out)["perplexity"], rel=1e-3)
+    assert in_mlx_lm["perplexity"] == pytest.approx(in_torch["perplexity"], rel=1e-3)
     assert Checkpoint(checkpoint).head["backend"] == backend
