@@ -14,8 +14,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MOST_WORKERS = 4  # each takes 2 GB with its frameworks, and the longest file bounds the time
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-LONGEST_FIRST: tuple[str, ...] = ()
-"""Files that take longest: begun last, one of them would keep a worker busy alone at the end."""
+LONGEST_FIRST = (  # begun last, one of them would keep a single worker busy at the end
+    "backends/test_mlx_end_to_end.py",
+    "backends/test_equal_numbers.py",
+    "cli/test_resume.py",
+    "exporters/test_every_combination.py",
+    "sources/test_gguf_source.py",
+    "exporters/test_export_gguf_demo.py",
+    "cli/test_commands.py",
+    "test_recomputing.py",
+    "cli/test_outlier_columns.py",
+)
 
 
 def prepare_environment() -> None:

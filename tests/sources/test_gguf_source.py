@@ -1,5 +1,6 @@
-from functools import partial
+from functools import cache, partial
 
+import gguf
 import ml_dtypes
 import numpy as np
 import pytest
@@ -51,9 +52,11 @@ def demo():
 
 @pytest.fixture(scope="module")
 def demo_in_transformers(demo):
-    return AutoModelForCausalLM.from_pretrained(
-        demo.path.parent, gguf_file=demo.path.name, dtype=torch.float32
-    ).eval()
+    with pytest.MonkeyPatch.context() as patched:  # it makes this table again for each tensor
+        patched.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
+        return AutoModelForCausalLM.from_pretrained(
+            demo.path.parent, gguf_file=demo.path.name, dtype=torch.float32
+        ).eval()
 
 
 @pytest.mark.parametrize(
