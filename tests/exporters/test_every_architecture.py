@@ -15,6 +15,7 @@ ROWS = {
     "llama": {},
     "mistral": {"sliding_window": None},
     "qwen2": {},
+    "qwen3": {"head_dim": 64},
 }
 """By model type: what makes its tiny model a fair example."""
 FORMATS = ("gguf", "mlx", "onnx", "gptq", "compressed-tensors")
