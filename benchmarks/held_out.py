@@ -1,7 +1,9 @@
 """Whether a preset beats plain GPTQ on tokens that nothing was fitted to, layer by layer.
 
-    uv run python -m benchmarks.held_out                     balanced, every block of the demo
-    (about 10 minutes) uv run python -m benchmarks.held_out --quality best      another preset
+    uv run python -m benchmarks.held_out                   balanced, every block of the demo
+    uv run python -m benchmarks.held_out --quality best    another preset
+
+About 10 minutes.
 
 Every layer is solved twice from the same statistics: by the preset, whose result the model runs on
 with, and by GPTQ with min-max scales and no propagation. Both are judged by ||X W.T - X_hat Q.T||^2
@@ -21,13 +23,14 @@ from benchmarks.solves import COMMON, GPTQ, INGREDIENTS, TEXTS
 from edgeq.calibration.windows import first_windows, read_text, sample_windows, tokenize
 from edgeq.protocols import Site
 from edgeq.recipe.recipe import PRESETS, Recipe, make_recipe
-from edgeq.solving.layer import prepare_site, solve_layer
+from edgeq.solving.layer import solve_layer
+from edgeq.solving.site import Layer, prepare_site
 from edgeq.solving.statistics import accumulate, accumulate_split
 from edgeq.sources import open_source
 from edgeq.sources.reading import read_weight
 from edgeq.stopwatch import Stopwatch
 from edgeq.streams.blockwise import CALIBRATION_BATCH, share_windows
-from edgeq.types import Array, LayerProblem, NumpyArray
+from edgeq.types import Array, NumpyArray
 from edgeq_backends.torch.activations import TorchActivations
 from edgeq_backends.torch.backend import TorchBackend
 
@@ -37,7 +40,7 @@ PER_BATCH = CALIBRATION_BATCH // 512
 
 
 class Part:
-    """Some of a site's batches, the full-precision stream on a share of them."""
+    """Show some of a site's batches, the full-precision stream on a share of them."""
 
     def __init__(self, site: Site, start: int, stop: int, share: float = 1.0) -> None:
         self.name, self._site, self._bounds = site.name, site, (start, stop)
@@ -49,8 +52,9 @@ class Part:
 
 
 class TrueLoss:
-    """||X W.T - X_hat Q.T||^2 / ||X W.T||^2 on the tokens of one part of a site, products in
-    float32.
+    """Measure ||X W.T - X_hat Q.T||^2 / ||X W.T||^2 on the tokens of one part of a site.
+
+    Products are in float32.
     """
 
     def __init__(self, part: Part, backend: TorchBackend) -> None:
@@ -61,7 +65,7 @@ class TrueLoss:
         ]
 
     def __call__(self, W: NumpyArray, solutions: Mapping[str, NumpyArray]) -> dict[str, float]:
-        """The loss of each solution. Shapes: W and the solutions (out, in)."""
+        """Give the loss of each solution. Shapes: W and the solutions (out, in)."""
         lost, energy = dict.fromkeys(solutions, 0.0), 0.0
         for X, X_hat in self._pairs:
             wanted = X @ self._backend.activations(W).T
@@ -74,10 +78,10 @@ class TrueLoss:
 
 
 class Solver:
-    """One way of solving the layers of a site from the statistics of one of its parts."""
+    """Solve the layers of a site from the statistics of one of its parts."""
 
     def __init__(self, part: Part, recipe: Recipe, backend: TorchBackend) -> None:
-        self._recipe, self._backend, split = recipe, backend, None
+        self._recipe, split = recipe, None
         if recipe.chooses_propagation:
             statistics, split = accumulate_split(part, backend)
         else:
@@ -85,17 +89,15 @@ class Solver:
         self._factors = prepare_site(statistics, recipe, backend, split=split)
 
     def __call__(self, name: str, W: Array) -> NumpyArray:
-        """The dequantized weight. Shapes: (out, in)."""
+        """Give the dequantized weight. Shapes: (out, in)."""
         grid = self._recipe.grid_of(name)
         assert grid is not None
-        problem = LayerProblem(name, W, self._factors.statistics, grid)
-        return solve_layer(problem, self._factors, self._recipe, self._backend, Stopwatch())[
-            0
-        ].dequantized()
+        layer = Layer(name, W, grid, self._factors, self._recipe)
+        return solve_layer(layer, Stopwatch())[0].dequantized()
 
 
 def judge(quality: str) -> list[dict[str, Any]]:
-    """Per layer the held-out losses of the preset and of plain GPTQ."""
+    """Give, layer by layer, the held-out losses of the preset and of plain GPTQ."""
     source, backend = open_source("demo"), TorchBackend("cpu")
     settings = {**COMMON, "bits": 3}
     chosen = {"preset": PRESETS[quality], "plain": INGREDIENTS[GPTQ]}
@@ -129,7 +131,7 @@ def judge(quality: str) -> list[dict[str, Any]]:
 
 
 def format_table(found: Sequence[dict[str, Any]], quality: str) -> str:
-    """Markdown: how the ratios of the preset to plain GPTQ are spread, and the worst layers."""
+    """Write in Markdown how the preset's ratios to plain GPTQ are spread, and the worst layers."""
     lines = [
         f"`python -m benchmarks.held_out --quality {quality}`: "
         "SmolLM2-135M-Instruct, 3 bits symmetric, groups of 64, "

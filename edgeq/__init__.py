@@ -6,13 +6,12 @@ from edgeq.errors import BadInput, EdgeqError, NotInstalled, NotPositiveDefinite
 from edgeq.version import __version__
 
 if TYPE_CHECKING:
-    from edgeq.types import Grid, LayerProblem, LayerStatistics, QuantizedLinear
+    from edgeq.types import Grid, LayerStatistics, QuantizedLinear
 
 __all__ = [
     "BadInput",
     "EdgeqError",
     "Grid",
-    "LayerProblem",
     "LayerStatistics",
     "NotInstalled",
     "NotPositiveDefinite",

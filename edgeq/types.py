@@ -87,27 +87,10 @@ class LayerStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerProblem:
-    """One linear layer to solve. Shapes: W (out, in)."""
-
-    name: str
-    W: Array
-    statistics: LayerStatistics
-    grid: Grid
-
-
-@dataclass(frozen=True, slots=True)
-class GroupScales:
-    """A fitted grid in backend arrays. Shapes: scales and offsets (out, groups)."""
-
-    scales: Array
-    offsets: Array
-
-
-@dataclass(frozen=True, slots=True)
 class OutlierColumns:
-    """What is added to the dequantized weight in some input columns; exportable as a narrow dense
-    product.
+    """Hold what is added to the dequantized weight in some input columns.
+
+    Exports write it as a narrow dense product.
 
     Shapes: columns (count,), rising; values (out, count), storable in the dtype that they were
     rounded to.
@@ -115,6 +98,21 @@ class OutlierColumns:
 
     columns: NumpyArray
     values: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Hold what is chosen for a layer so far, in backend arrays: scales first, then codes.
+
+    None stands for what no step has chosen yet. `QuantizedLinear` is the same in plain data.
+
+    Shapes: scales and offsets (out, groups); codes (out, in).
+    """
+
+    scales: Array = None
+    offsets: Array = None
+    codes: Array = None
+    outliers: OutlierColumns | None = None
 
 
 @dataclass(frozen=True, slots=True)

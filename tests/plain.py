@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from edgeq.types import GroupScales
+from edgeq.types import Solution
 
 
 def random_layer(rng, *, out_features=6, in_features=24, tokens=300, drift=0.0):
@@ -52,7 +52,7 @@ def column_values(fitted, grid, in_features, backend):
 
 
 def to_backend(fitted, backend):
-    return GroupScales(backend.asarray(fitted.scales), backend.asarray(fitted.offsets))
+    return Solution(backend.asarray(fitted.scales), backend.asarray(fitted.offsets))
 
 
 def nearest(V, scales, offsets, max_code):

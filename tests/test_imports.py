@@ -45,7 +45,8 @@ ALLOWED = {
     "recipe": "ground algorithms",
     "solving": "ground grids algorithms recipe",
     "measuring": "ground registry files sources calibration checkpoint recipe",
-    "planning": "ground architectures calibration streams algorithms checkpoint recipe measuring",
+    "planning": "ground architectures calibration streams algorithms checkpoint recipe solving"
+    " measuring",
     "run": "ground registry files sources grids calibration streams checkpoint recipe solving"
     " planning measuring",
     "commands": "ground registry files sources checkpoint recipe solving planning measuring run",

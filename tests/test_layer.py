@@ -5,10 +5,11 @@ import trained
 
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
-from edgeq.solving.layer import prepare_site, solve_layer, solve_without_statistics
+from edgeq.solving.layer import solve_layer, solve_without_statistics
+from edgeq.solving.site import Layer, prepare_site
 from edgeq.solving.statistics import accumulate
 from edgeq.stopwatch import Stopwatch
-from edgeq.types import LayerProblem, LayerStatistics
+from edgeq.types import LayerStatistics
 
 
 class FakeSite:
@@ -30,9 +31,9 @@ class FakeSite:
 
 
 def solve(W, statistics, recipe, backend, *, name="layer"):
-    problem = LayerProblem(name, backend.asarray(W), statistics, recipe.grid_of(name))
     site = prepare_site(statistics, recipe, backend)
-    return solve_layer(problem, site, recipe, backend, Stopwatch())
+    layer = Layer(name, backend.asarray(W), recipe.grid_of(name), site, recipe)
+    return solve_layer(layer, Stopwatch())
 
 
 def statistics_of(H, D, backend, n_tokens=300):

@@ -9,10 +9,11 @@ import trained
 
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
-from edgeq.solving.layer import prepare_site, solve_layer
+from edgeq.solving.layer import solve_layer
 from edgeq.solving.outlier_columns import factor_around
+from edgeq.solving.site import Layer, prepare_site
 from edgeq.stopwatch import Stopwatch
-from edgeq.types import LayerProblem, LayerStatistics
+from edgeq.types import LayerStatistics
 
 REFINED = {"sweeps": 2, "alternations": 1, "anneal_rounds": 1, "anneal_steps": 40}
 
@@ -21,8 +22,8 @@ def solve(W, H, D, recipe, backend):
     """The layer, its report, and the weight that was solved for."""
     statistics = LayerStatistics(backend.asarray(H), None if D is None else backend.asarray(D), 300)
     site = prepare_site(statistics, recipe, backend)
-    problem = LayerProblem("layer", backend.asarray(W), statistics, recipe.grid_of("layer"))
-    return solve_layer(problem, site, recipe, backend, Stopwatch())
+    layer = Layer("layer", backend.asarray(W), recipe.grid_of("layer"), site, recipe)
+    return solve_layer(layer, Stopwatch())
 
 
 def loud_layer(rng, *, drift=None, loud=8.0):

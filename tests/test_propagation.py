@@ -4,6 +4,7 @@ import numpy as np
 import plain
 import pytest
 
+from edgeq.algorithms.problem import Problem
 from edgeq.recipe.recipe import PRESETS, make_recipe, with_preset
 from edgeq.solving.propagation import correct, prepare_propagation
 from edgeq.types import LayerStatistics
@@ -17,13 +18,8 @@ def statistics(H, D, backend, *, tokens, paired_tokens=None):
 
 
 def corrected(W, found, recipe, backend):
-    return correct(
-        "layer",
-        backend.asarray(W),
-        prepare_propagation(found, None, recipe, backend),
-        recipe,
-        backend,
-    )
+    problem = Problem(backend.asarray(W), found.H, recipe.grid_of("layer"), backend, D=found.D)
+    return correct("layer", problem, prepare_propagation(found, None, recipe, backend), recipe)
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,26 @@ import plain
 import pytest
 from test_layer import FakeSite
 
+from edgeq.algorithms.problem import Problem
 from edgeq.algorithms.propagation_choice import DAMPINGS, STRENGTHS
 from edgeq.recipe.recipe import Override, Recipe
 from edgeq.registry import load_backend
-from edgeq.solving.layer import prepare_site, solve_layer
+from edgeq.solving.layer import solve_layer
 from edgeq.solving.propagation import correct, prepare_propagation
+from edgeq.solving.site import Layer, prepare_site
 from edgeq.solving.statistics import accumulate, accumulate_split
 from edgeq.stopwatch import Stopwatch
-from edgeq.types import LayerProblem
 
 
 def corrected(W, fit, strength, damping):
     H, D = plain.moments(*fit)
     return W + strength * np.linalg.solve(plain.damped(H, damping), (W @ D).T).T
+
+
+def problem_of(W, statistics, recipe, backend):
+    return Problem(
+        backend.asarray(W), statistics.H, recipe.grid_of("layer"), backend, D=statistics.D
+    )
 
 
 def test_a_share_of_the_tokens_is_held_out_and_both_parts_add_up(backend, rng, tolerance):
@@ -70,12 +77,13 @@ def test_a_stated_strength_beside_automatic_ones_keeps_the_damping_of_the_recipe
     )
     statistics, split = accumulate_split(FakeSite(X, X_hat), backend)
     prepared = prepare_propagation(statistics, split, recipe, backend)
-    found = correct("fixed", backend.asarray(W), prepared, recipe, backend)
+    problem = problem_of(W, statistics, recipe, backend)
+    found = correct("fixed", problem, prepared, recipe)
     assert (found.strength, found.damping, found.held_out_gain) == (0.3, 0.07, None)
     np.testing.assert_allclose(
         backend.to_numpy(found.V), corrected(W, (X, X_hat), 0.3, 0.07), atol=tolerance
     )
-    assert correct("other", backend.asarray(W), prepared, recipe, backend).held_out_gain is not None
+    assert correct("other", problem, prepared, recipe).held_out_gain is not None
 
 
 def test_drift_is_the_mean_over_the_tokens_that_both_streams_run_on(backend, rng, tolerance):
@@ -96,8 +104,8 @@ def test_an_automatic_strength_is_the_best_of_the_held_out_tokens(backend, rng):
     recipe = Recipe(bits=3, group_size=16, propagation_strength="auto")
     statistics, split = accumulate_split(FakeSite(X, X_hat), backend)
     site = prepare_site(statistics, recipe, backend, split=split)
-    problem = LayerProblem("layer", backend.asarray(W), statistics, recipe.grid_of("layer"))
-    _, report = solve_layer(problem, site, recipe, backend, Stopwatch())
+    layer = Layer("layer", backend.asarray(W), recipe.grid_of("layer"), site, recipe)
+    _, report = solve_layer(layer, Stopwatch())
     cut = len(X) - math.ceil(0.25 * len(X))
     fit, held_out = (X[:cut], X_hat[:cut]), (X[cut:], X_hat[cut:])
     losses = {
@@ -123,7 +131,8 @@ def test_a_drift_that_follows_from_the_inputs_is_undone_by_any_of_their_tokens(r
     site = FakeSite(X, X_hat, cuts=(60,))
     site.pairs[1] = (None, site.pairs[1][1])
     recipe = Recipe(bits=3, group_size=16, propagation_strength=1.0, propagation_damping=1e-6)
-    prepared = prepare_propagation(accumulate(site, backend, drift=True), None, recipe, backend)
-    V = correct("layer", backend.asarray(W), prepared, recipe, backend).V
+    statistics = accumulate(site, backend, drift=True)
+    prepared = prepare_propagation(statistics, None, recipe, backend)
+    V = correct("layer", problem_of(W, statistics, recipe, backend), prepared, recipe).V
     unexplained = plain.activation_loss(backend.to_numpy(V), W, X, X_hat).sum()
     assert unexplained < 1e-6 * plain.activation_loss(W, W, X, X_hat).sum()

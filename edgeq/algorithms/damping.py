@@ -1,6 +1,4 @@
-"""The one place where lambda is chosen, and where inputs that calibration never saw are made
-harmless.
-"""
+"""The one place where lambda is chosen, and inputs that calibration never saw are made harmless."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +10,15 @@ from edgeq.protocols import Backend
 from edgeq.types import Array, LayerStatistics, NumpyArray
 
 RETRIES = 4  # each one multiplies the damping by ten
-INVERTED_COLUMNS = 512  # in one strip
+INVERTED_COLUMNS = 512  # in one strip: wide enough for fast solves, narrow beside a wide layer
 DEAD_FRACTION = 1e-8  # of the mean diagonal: below it an input counts as never seen
 
 
 @dataclass(frozen=True, slots=True)
 class DampedFactor:
-    """A factor of H + lambda I. damping is the fraction that worked, retries how often it was
-    raised to get there.
+    """Hold a factor of H + lambda I.
+
+    damping is the fraction that worked, retries how often it was raised to get there.
     """
 
     factor: Array
@@ -28,7 +27,7 @@ class DampedFactor:
 
 
 def damped(H: Array, damping: float, backend: Backend) -> Array:
-    """H + lambda I with lambda = damping * mean(diag H). Shapes: (in, in)."""
+    """Give H + lambda I with lambda = damping * mean(diag H). Shapes: (in, in)."""
     return backend.add_diagonal(H, damping * backend.diagonal(H).mean())
 
 
@@ -40,8 +39,7 @@ def factorise(
     *,
     order: NumpyArray | None = None,
 ) -> DampedFactor:
-    """Factor H + lambda I, raising lambda tenfold each time it is not positive definite; the result
-    says how often.
+    """Factor H + lambda I, raising lambda tenfold each time it is not positive definite.
 
     With `order`, the factor is that of H so permuted.
     Raises: NotPositiveDefinite when the last retry fails too.
@@ -59,15 +57,15 @@ def factorise(
 
 
 def lower_factor(A: Array, backend: Backend) -> Array:
-    """Lower Cholesky factor L, A = L L^T."""
+    """Give the lower Cholesky factor L, A = L L^T."""
     return backend.cholesky(A)
 
 
 def inverse_upper_factor(A: Array, backend: Backend) -> Array:
-    """Upper U with A^-1 = U^T U, from one Cholesky of the flipped matrix instead of two and an
-    inverse.
+    """Give the upper U with A^-1 = U^T U, from one Cholesky of the flipped matrix.
 
-    Flipping rows and columns of A gives A' = M M^T; then U is M^-1 flipped back.
+    That saves a second factor and an inverse: flipping rows and columns of A gives A' = M M^T,
+    and U is M^-1 flipped back.
     """
     backwards = np.arange(A.shape[0])[::-1]
     flipped = in_order(A, backwards, backend)
@@ -78,14 +76,12 @@ def inverse_upper_factor(A: Array, backend: Backend) -> Array:
 
 
 def in_order(A: Array, order: NumpyArray | None, backend: Backend) -> Array:
-    """Rows and columns of a symmetric problem in another order; None keeps theirs."""
+    """Put rows and columns of a symmetric matrix into another order; None keeps theirs."""
     return A if order is None else backend.take(backend.take(A, order, 0), order, 1)
 
 
 def inverse_lower(M: Array, work: Array, backend: Backend) -> Array:
-    """M^-1 of a lower factor, a strip of columns at a time below the diagonal; it overwrites
-    `work`.
-    """
+    """Invert a lower factor, a strip of columns at a time below the diagonal; overwrites `work`."""
     size = work.shape[0]
     for start in range(0, size, INVERTED_COLUMNS):
         stop = min(start + INVERTED_COLUMNS, size)
@@ -99,11 +95,10 @@ def inverse_lower(M: Array, work: Array, backend: Backend) -> Array:
 def settle_dead_columns(
     statistics: LayerStatistics, backend: Backend
 ) -> tuple[LayerStatistics, int]:
-    """Decouple inputs that calibration (almost) never excited, so that their weights are plainly
-    rounded, not erased.
+    """Decouple inputs that calibration (almost) never excited: their weights are plainly rounded.
 
-    Such a column gets H_jj = mean(diag H) and no off-diagonals. Returns the statistics and the
-    number of columns.
+    Coupled, they would be erased. Such a column gets H_jj = mean(diag H) and no off-diagonals.
+    Returns the statistics and the number of columns.
     """
     diagonal = backend.diagonal(statistics.H)
     mean = diagonal.mean()
@@ -121,8 +116,9 @@ def settle_dead_columns(
 
 
 def decoupled(H: Array, dead: Array, value: Array, backend: Backend) -> Array:
-    """H with `value` on the diagonal of dead columns and zero elsewhere in them. Shapes: H (in,
-    in); dead (in,).
+    """Put `value` on the diagonal of dead columns and zero elsewhere in them.
+
+    Shapes: H (in, in); dead (in,).
     """
     column = dead.reshape(1, -1)
     H = backend.where(column, 0.0, backend.where(column.T, 0.0, H))

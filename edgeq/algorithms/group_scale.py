@@ -1,11 +1,14 @@
-"""Two-stage group scales: a search before the codes are chosen, a refit to the layer loss after
-it.
+"""Stage 1 of the group scales: a search before the codes are chosen.
+
+Stage 2, the refit to the layer's loss after that, is `edgeq.algorithms.scale_refit`.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
+from edgeq.algorithms.problem import Problem, join_rows
 from edgeq.grids.fitting import (
-    fit_min_max,
     group_range,
     grouped,
     offsets_for,
@@ -15,66 +18,71 @@ from edgeq.grids.fitting import (
     zero_points,
 )
 from edgeq.protocols import Backend
-from edgeq.types import Array, Grid, GroupScales, NumpyArray, ScaleWeighting
+from edgeq.types import Array, Grid, NumpyArray, ScaleWeighting, Solution
 
 # Relative: a scale and its mirror image often lose the same, and rounding noise must not choose
 # between them.
 TIE = 1e-5
-SHRINK_TO = 0.4
-ELEMENTS_AT_ONCE = (
-    2**17
-)  # of one chunk of rows: the search passes over it a few hundred times, best in a cache
+SHRINK_TO = 0.4  # of the full range: where the search ends
+# of one chunk of rows: the search passes over it a few hundred times, best in a cache
+ELEMENTS_AT_ONCE = 2**17
 
 
-def search_scales(
-    V: Array,
-    importance: Array,
-    grid: Grid,
-    backend: Backend,
-    *,
-    candidates: int = 18,
-    refits: int = 1,
-) -> GroupScales:
-    """Stage 1: per row and group, the scale whose rounding error weighs least on the layer's
-    output.
+@dataclass(frozen=True, slots=True)
+class ScaleSearch:
+    """Say how many ranges are tried for each group, and how often the best one is refitted."""
+
+    candidates: int = 18
+    refits: int = 1
+
+
+SEARCH = ScaleSearch()
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Hold the weights of some rows by group, and what an error in each of them costs.
+
+    Shapes: values (out, groups, columns); weights (1, groups, columns).
+    """
+
+    values: Array
+    weights: Array
+    grid: Grid
+    backend: Backend
+
+
+def search_scales(problem: Problem, search: ScaleSearch = SEARCH) -> Solution:
+    """Find, per row and group, the scale whose rounding error weighs least on the output.
 
     min over s of sum_j importance_j (v_j - Q_s(v_j))^2, over ranges shrunk to p = 1 .. 0.4, then
-    refitted by least squares and rounded again, `refits` times. Never worse than min-max scales in
-    that measure. On a symmetric grid, whose codes reach one step further down than up, negative
-    scales are tried too. Scales are rounded to their storage dtype before they are judged.
+    refitted by least squares and rounded again. Never worse than min-max scales in that measure. On
+    a symmetric grid, whose codes reach one step further down than up, negative scales are tried
+    too. Scales are rounded to their storage dtype before they are judged.
 
-    Shapes: V (out, in); importance (in,), see `importance_of`; scales and offsets (out, groups).
     Source: the first stage of "two-stage group-scale optimisation", arXiv 2602.02126.
     """
-    weights = grouped(importance.reshape(1, -1), grid, backend)
+    V, grid, backend = problem.V, problem.grid, problem.backend
+    weights = grouped(problem.importance.reshape(1, -1), grid, backend)
     rows = max(1, ELEMENTS_AT_ONCE // V.shape[1])
     parts = []
     for start in range(0, V.shape[0], rows):
-        parts.append(
-            _search_rows(V[start : start + rows], weights, grid, backend, candidates, refits)
-        )
-    if len(parts) == 1:
-        return parts[0]
-    scales, offsets = [part.scales for part in parts], [part.offsets for part in parts]
-    return GroupScales(backend.concatenate(scales, 0), backend.concatenate(offsets, 0))
+        values = grouped(V[start : start + rows], grid, backend)
+        parts.append(_search_rows(Groups(values, weights, grid, backend), search))
+    return parts[0] if len(parts) == 1 else join_rows(parts, backend.concatenate)
 
 
-def _search_rows(
-    V: Array, weights: Array, grid: Grid, backend: Backend, candidates: int, refits: int
-) -> GroupScales:
-    groups = grouped(V, grid, backend)
-    low, high = group_range(groups, backend)
-    best = fit_min_max(V, grid, backend)
-    best_loss = rounding_loss(groups, weights, best, grid, backend)
-    for shrink in np.linspace(1.0, SHRINK_TO, candidates):
+def _search_rows(groups: Groups, search: ScaleSearch) -> Solution:
+    grid, backend = groups.grid, groups.backend
+    low, high = group_range(groups.values, backend)
+    best = scales_for_range(low, high, grid, backend)
+    best_loss = rounding_loss(groups, best)
+    for shrink in np.linspace(1.0, SHRINK_TO, search.candidates):
         for candidate in _candidates(float(shrink) * low, float(shrink) * high, grid, backend):
-            best, best_loss = _keep_better(
-                best, best_loss, candidate, groups, weights, grid, backend
-            )
+            best, best_loss = _keep_better(groups, best, best_loss, candidate)
         backend.evaluate(best.scales, best.offsets, best_loss)
-    for _ in range(refits):
-        refitted = _least_squares(groups, weights, best, grid, backend)
-        best, best_loss = _keep_better(best, best_loss, refitted, groups, weights, grid, backend)
+    for _ in range(search.refits):
+        best, best_loss = _keep_better(groups, best, best_loss, _least_squares(groups, best))
     return best
 
 
@@ -86,7 +94,7 @@ def importance_of(
     *,
     order: NumpyArray | None = None,
 ) -> Array:
-    """What an error in each input column costs, as the search for scales weighs it.
+    """Weigh each input column by what an error in it costs, for the search for scales.
 
     "diagonal": H_jj, the cost if no other weight moves. "conditional": 1 / [(H + lambda I)^-1]_jj,
     the cost once all others have made up for what they can, which is nearer to what compensating
@@ -103,56 +111,40 @@ def importance_of(
     return conditional if weighting == "conditional" else (alone * conditional) ** 0.5
 
 
-def _candidates(low: Array, high: Array, grid: Grid, backend: Backend) -> list[GroupScales]:
+def _candidates(low: Array, high: Array, grid: Grid, backend: Backend) -> list[Solution]:
     fitted = scales_for_range(low, high, grid, backend)
     if grid.zeros != "symmetric":
         return [fitted]
-    return [fitted, GroupScales(-fitted.scales, -fitted.offsets)]
+    return [fitted, Solution(-fitted.scales, -fitted.offsets)]
 
 
-def _codes_of(groups: Array, fitted: GroupScales, grid: Grid, backend: Backend) -> Array:
-    return round_to_codes(
-        groups, fitted.scales[:, :, None], fitted.offsets[:, :, None], grid, backend
-    )
-
-
-def rounding_loss(
-    groups: Array, weights: Array, fitted: GroupScales, grid: Grid, backend: Backend
-) -> Array:
-    """Weighted squared rounding error per row and group. Shapes: groups (out, groups, columns) ->
-    (out, groups).
-    """
+def rounding_loss(groups: Groups, fitted: Solution) -> Array:
+    """Give the weighted squared rounding error per row and group. Shapes: (out, groups)."""
     inverse = 1 / fitted.scales
-    steps = groups * inverse[:, :, None] - (fitted.offsets * inverse)[:, :, None]
-    error = steps - backend.round_clip(
-        steps, 0, grid.max_code
-    )  # in steps: one division per group, not per weight
-    return fitted.scales * fitted.scales * (weights * error * error).sum(axis=-1)
+    # in steps: one division per group, not per weight
+    steps = groups.values * inverse[:, :, None] - (fitted.offsets * inverse)[:, :, None]
+    error = steps - groups.backend.round_clip(steps, 0, groups.grid.max_code)
+    return fitted.scales * fitted.scales * (groups.weights * error * error).sum(axis=-1)
 
 
 def _keep_better(
-    best: GroupScales,
-    best_loss: Array,
-    new: GroupScales,
-    groups: Array,
-    weights: Array,
-    grid: Grid,
-    backend: Backend,
-) -> tuple[GroupScales, Array]:
-    loss = rounding_loss(groups, weights, new, grid, backend)
+    groups: Groups, best: Solution, best_loss: Array, new: Solution
+) -> tuple[Solution, Array]:
+    backend, loss = groups.backend, rounding_loss(groups, new)
     better = loss < (1 - TIE) * best_loss
-    kept = GroupScales(
+    kept = Solution(
         backend.where(better, new.scales, best.scales),
         backend.where(better, new.offsets, best.offsets),
     )
     return kept, backend.where(better, loss, best_loss)
 
 
-def _least_squares(
-    groups: Array, weights: Array, fitted: GroupScales, grid: Grid, backend: Backend
-) -> GroupScales:
-    """The scales (and free offsets) that fit the weights best with their codes held fixed."""
-    codes = _codes_of(groups, fitted, grid, backend)
+def _least_squares(groups: Groups, fitted: Solution) -> Solution:
+    """Fit the scales (and free offsets) best to the weights with their codes held fixed."""
+    values, weights, grid, backend = groups.values, groups.weights, groups.grid, groups.backend
+    codes = round_to_codes(
+        values, fitted.scales[:, :, None], fitted.offsets[:, :, None], grid, backend
+    )
     if grid.zeros == "offset":
         total = weights.sum(axis=-1)[:, :, None]
         centre = (weights * codes).sum(axis=-1)[:, :, None] / total
@@ -162,9 +154,9 @@ def _least_squares(
         features = codes - zeros[:, :, None]
     strength = (weights * features * features).sum(axis=-1)
     seen = strength > 0
-    scales = (weights * features * groups).sum(axis=-1) / backend.where(seen, strength, 1.0)
+    scales = (weights * features * values).sum(axis=-1) / backend.where(seen, strength, 1.0)
     scales = store_scales(backend.where(seen, scales, fitted.scales), grid, backend)
     if grid.zeros != "offset":
-        return GroupScales(scales, offsets_for(scales, zeros, grid, backend))
-    offsets = (weights * (groups - scales[:, :, None] * codes)).sum(axis=-1) / total[:, :, 0]
-    return GroupScales(scales, backend.round_to(offsets, grid.scale_dtype))
+        return Solution(scales, offsets_for(scales, zeros, grid, backend))
+    offsets = (weights * (values - scales[:, :, None] * codes)).sum(axis=-1) / total[:, :, 0]
+    return Solution(scales, backend.round_to(offsets, grid.scale_dtype))

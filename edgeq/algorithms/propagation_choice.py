@@ -1,6 +1,4 @@
-"""How far to propagate: the strength and damping of the correction, chosen on tokens that it was
-not fitted to.
-"""
+"""How far to propagate: strength and damping of the correction, chosen on tokens kept out of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +13,10 @@ DAMPINGS = (0.01, 0.1, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One pair of settings and the held-out error it leads to, as a share of the layer's held-out
-    output energy.
+    """Hold one pair of settings and the held-out error it leads to.
 
-    Errors are relative to no correction: negative ones gain.
+    The error is a share of the layer's held-out output energy, relative to no correction: negative
+    ones gain.
     """
 
     strength: float
@@ -28,7 +26,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class PropagationChoice:
-    """The best trial, and all of them."""
+    """Hold the best trial, and all of them."""
 
     best: Trial
     curve: tuple[Trial, ...]
@@ -36,7 +34,7 @@ class PropagationChoice:
 
 @dataclass(frozen=True, slots=True)
 class Corrector:
-    """A factor of the H that the correction is fitted to, shared by all layers of a site."""
+    """Hold a factor of the H that the correction is fitted to, shared by all layers of a site."""
 
     damping: float
     L: Array
@@ -45,9 +43,7 @@ class Corrector:
 def make_correctors(
     fit: LayerStatistics, backend: Backend, *, dampings: Sequence[float] = DAMPINGS
 ) -> tuple[Corrector, ...]:
-    """Factor H + lambda I once for each damping; one that had to be raised states what it
-    became.
-    """
+    """Factor H + lambda I once for each damping; one that had to be raised says what it became."""
     factors = (factorise(fit.H, damping, backend, lower_factor) for damping in dampings)
     return tuple(Corrector(item.damping, item.factor) for item in factors)
 
@@ -59,11 +55,10 @@ def choose_propagation(
     correctors: Sequence[Corrector],
     backend: Backend,
 ) -> PropagationChoice:
-    """The strength and damping whose correction leaves the smallest error on held-out tokens,
-    before any rounding.
+    """Choose strength and damping whose correction leaves the smallest error on held-out tokens.
 
-    With K = W D (H + lambda I)^-1 of the fitted moments and V = W + strength * K, on the held-out
-    ones (dashed)
+    The error is that before any rounding. With K = W D (H + lambda I)^-1 of the fitted moments and
+    V = W + strength * K, it is on the held-out ones (dashed)
 
     ||X W.T - X_hat V.T||^2 = ||(X - X_hat) W.T||^2 - 2 strength <W D', K> + strength^2 <K H', K>
 

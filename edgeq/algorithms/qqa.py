@@ -1,5 +1,8 @@
-"""Quasi-quantum annealing: discrete choices relaxed to a box, drawn first to its middle and then to
-its corners.
+"""Quasi-quantum annealing: choices relaxed to a box, drawn to its middle, then to its corners.
+
+`anneal` takes any objective, in the binary or the categorical form of
+`edgeq.algorithms.relaxations`, and any number of communicating replicas. Recipes reach it through
+`edgeq.algorithms.qqa_rounding` alone, which anneals codes in the binary form.
 """
 
 from collections.abc import Sequence
@@ -11,16 +14,20 @@ import numpy as np
 from edgeq.protocols import Backend
 from edgeq.types import Array
 
-FIRST_DECAY, SECOND_DECAY, EPSILON = (
-    0.9,
-    0.999,
-    1e-8,
-)  # of the Adam step; no weight decay, it would favour zeros
+# of the Adam step, its usual ones; no weight decay, it would favour zeros
+FIRST_DECAY = 0.9
+SECOND_DECAY = 0.999
+EPSILON = 1e-8
 
 
 @dataclass(frozen=True, slots=True)
 class Annealing:
-    """How to anneal. A negative pull is to the middle of the box, a positive one to its corners."""
+    """Say how to anneal.
+
+    A negative pull is to the middle of the box, a positive one to its corners. communication, from
+    0 to 1, is how much keeping replicas apart counts beside their own losses; it needs more than
+    one of them.
+    """
 
     steps: int = 500
     learning_rate: float = 0.15
@@ -35,8 +42,9 @@ class Annealing:
 
 @dataclass(frozen=True, slots=True)
 class TraceEntry:
-    """Where a run stands after a step: the mean value of the rounded replicas, the best so far,
-    their diversity.
+    """Note where a run stands after a step.
+
+    By the mean value of the rounded replicas, the best so far, and the replicas' diversity.
     """
 
     step: int
@@ -47,29 +55,30 @@ class TraceEntry:
 
 
 class Objective(Protocol):
-    """What is minimised. Arrays are (replicas, ..., choices), for a categorical form with one more
-    axis of options.
+    """What is minimised.
+
+    Arrays are (replicas, ..., choices), for a categorical form with one more axis of options.
     """
 
     def value(self, x: Array) -> Array:
-        """Shapes: (replicas, ..., choices) -> (replicas, ...), one value per replica and
-        independent problem.
+        """Give one value per replica and independent problem.
+
+        Shapes: (replicas, ..., choices) -> (replicas, ...).
         """
 
     def gradient(self, x: Array) -> Array:
-        """Up to a positive factor for each choice, which leaves the Adam step alone and sets the
-        unit of the pull.
+        """Give the gradient, up to a positive factor for each choice.
+
+        The factor leaves the Adam step alone and sets the unit of the pull.
         """
 
 
 class Relaxation(Protocol):
-    """A discrete set inside of a box: `edgeq.algorithms.relaxations` has the binary and the
-    categorical one.
-    """
+    """A discrete set inside of a box; `edgeq.algorithms.relaxations` has two."""
 
     @property
     def low(self) -> float:
-        """The lower end of the box; the upper one is 1."""
+        """Give the lower end of the box; the upper one is 1."""
 
     def point(self, x: Array) -> Array: ...
 
@@ -87,19 +96,17 @@ def anneal(
     settings: Annealing,
     backend: Backend,
 ) -> tuple[Array, Array, list[TraceEntry]]:
-    """Minimise over discrete choices: the best decoded point of each independent problem, its
-    value, and a trace.
+    """Minimise over discrete choices: the best decoded point of each problem, its value, a trace.
 
     (1 - c) mean_r [f(x_r) + g(t) Phi(x_r)] - c sum_i std_r(x_i),   g rising linearly, r over
-    replicas
+    replicas, c the communication
 
     The spread is not multiplied by the number of replicas, so that c means the same for any number
-    of them.
+    of them. Each step is an Adam step, noise of variance 2 lr temperature, and a clip to the box.
 
-    Each step is an Adam step, noise of variance 2 lr temperature, and a clip to the box.
-
-    Shapes: start (replicas, ..., choices); the best point (..., choices), its values (...). Source:
-    Ichikawa and Arai, Optimization by Parallel Quasi-Quantum Annealing, ICLR 2025, algorithm 1.
+    Shapes: start (replicas, ..., choices); the best point (..., choices), its values (...).
+    Source: Ichikawa and Arai, Optimization by Parallel Quasi-Quantum Annealing, ICLR 2025,
+    algorithm 1.
     """
     rng = np.random.default_rng(settings.seed)
     x, first, second = start, 0 * start, 0 * start
@@ -129,7 +136,10 @@ def anneal(
 def full_gradient(
     objective: Objective, relaxation: Relaxation, x: Array, pull: float, settings: Annealing
 ) -> Array:
-    """Of the annealed loss at the box variables, times the number of replicas. Shapes: as x."""
+    """Give the gradient of the annealed loss at the box variables, times the number of replicas.
+
+    Shapes: as x.
+    """
     point = relaxation.point(x)
     gradient = objective.gradient(point) + pull * relaxation.penalty_gradient(point, settings.power)
     replicas, c = x.shape[0], settings.communication
@@ -150,8 +160,9 @@ def noise(
     *,
     like: Array,
 ) -> Array:
-    """Gaussian steps from NumPy's generator, so that every backend takes the same ones; in the
-    precision of `like`.
+    """Draw Gaussian steps from NumPy's generator, so that every backend takes the same ones.
+
+    They are in the precision of `like`.
     """
     size = (2 * settings.learning_rate * settings.temperature) ** 0.5
     drawn = backend.asarray(size * rng.standard_normal(tuple(shape)))
@@ -161,7 +172,7 @@ def noise(
 def keep_best(
     best: Any, best_value: Any, decoded: Array, values: Array, backend: Backend
 ) -> tuple[Array, Array]:
-    """The best of what was found so far and of each replica, problem by problem."""
+    """Keep the best of what was found so far and of each replica, problem by problem."""
     for replica in range(decoded.shape[0]):
         new, value = decoded[replica], values[replica]
         if best is None:
@@ -174,7 +185,7 @@ def keep_best(
 
 
 def trace_entry(step: int, pull: float, x: Array, values: Array, best_value: Array) -> TraceEntry:
-    """Sums over independent problems, replicas averaged."""
+    """Sum over independent problems, averaging replicas."""
     replicas = x.shape[0]
     apart = x - x.mean(axis=0)
     diversity = ((apart * apart).sum(axis=0) / max(1, replicas - 1)) ** 0.5

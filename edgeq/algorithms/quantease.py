@@ -1,101 +1,101 @@
-"""QuantEase: cyclic coordinate descent on the codes, each set to its best value given all the
-others.
-"""
+"""QuantEase: cyclic coordinate descent on the codes, each set to its best given the others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgeq.algorithms.damping import in_order
-from edgeq.algorithms.layer_loss import Target, dequantize, keep_better_rows, loss_change
+from edgeq.algorithms.problem import Problem, better_rows, dequantize
 from edgeq.protocols import Backend
-from edgeq.types import Array, Grid, GroupScales, NumpyArray
+from edgeq.types import Array, NumpyArray, Solution
 
 # of a step: a code moves only if that gains more than rounding noise, so that ties keep the old
 # code
 TIE = 1e-5
-RELAXED_EVERY = 3
-LAST_RELAXED = 25
+RELAXED_EVERY = 3  # as in the paper's heuristic
+LAST_RELAXED = 25  # its last sweeps round, so that they settle
+BLOCK_SIZE = 64  # columns whose residual is one product: wide enough for that, narrow for a cache
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeps:
+    """Say how often codes are gone through, and whether some sweeps leave them unrounded."""
+
+    count: int = 1
+    relaxed: bool = False
+
+
+ONE_SWEEP = Sweeps()
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnProblem:
-    """A layer with one contiguous row per column, in the precision of bulk work. Shapes: H (in,
-    in); others (in, out).
+    """Hold columns of a layer, one contiguous row for each, in the precision of bulk work.
 
     slack is (B - Q H) of the codes that a descent starts from, taken in working precision: what
     moves away from them need not cancel. pull is 1 / (H_jj s_j): what turns a residual into code
     units.
+
+    Shapes: H (columns, columns); the other arrays (columns, out).
     """
 
     slack: Array
     H: Array
     scales: Array
     pull: Array
+    max_code: int
+    backend: Backend
 
 
-def descend_codes(
-    codes: Array,
-    fitted: GroupScales,
-    target: Target,
-    grid: Grid,
-    backend: Backend,
-    *,
-    sweeps: int = 1,
-    relaxed: bool = False,
-    order: NumpyArray | None = None,
-) -> Array:
-    """Lower tr(Q H Q^T) - 2 <B, Q> over the codes at fixed scales, from any codes: refines what a
-    solver left.
+def descend_codes(problem: Problem, solution: Solution, sweeps: Sweeps = ONE_SWEEP) -> Solution:
+    """Lower tr(Q H Q^T) - 2 <B, Q> over the codes at fixed scales: refines what a solver left.
 
     u_j = q_j + (B - Q H)_j / H_jj,   q_j <- the grid's point nearest u_j,   column after column in
-    `order`
+    the problem's order
 
-    No rounding sweep raises the loss of any row. With `relaxed`, every third sweep but the last
-    writes u_j unrounded to leave local minima; each row then keeps the best codes it came across.
+    No rounding sweep raises the loss of any row. Where they are relaxed, every third sweep but the
+    last writes u_j unrounded to leave local minima; each row then keeps the best codes it came
+    across.
 
-    Shapes: codes (out, in); scales and offsets (out, groups).
     Source: Behdin et al., QuantEase, 2023, algorithm 1 and its relaxation heuristic.
     """
-    order = np.arange(codes.shape[1]) if order is None else order
-    problem = column_problem(codes, fitted, target, grid, backend, order)
-    work = backend.copy(backend.activations(backend.take(codes, order, axis=1)).T)
+    backend, count, relaxed = problem.backend, sweeps.count, sweeps.relaxed
+    in_features = solution.codes.shape[1]
+    order = np.arange(in_features) if problem.order is None else problem.order
+    columns = column_problem(problem, solution, order)
+    work = backend.copy(backend.activations(backend.take(solution.codes, order, axis=1)).T)
+    back = np.argsort(order)
+
+    def with_codes(codes: Array) -> Solution:
+        return replace(solution, codes=backend.asarray(backend.take(codes, back, axis=0).T))
+
     moved: Array | None = None
-    back, best = np.argsort(order), codes
+    best = solution
     leaving = [
-        relaxed and i % RELAXED_EVERY == 1 and i < min(sweeps - 1, LAST_RELAXED)
-        for i in range(sweeps)
+        relaxed and i % RELAXED_EVERY == 1 and i < min(count - 1, LAST_RELAXED)
+        for i in range(count)
     ]
-    for index in range(sweeps):
+    for index in range(count):
         rounding = not leaving[index]
-        swept, moved = sweep(work, moved, problem, grid, backend, rounding=rounding)
+        swept, moved = sweep(columns, work, moved, rounding=rounding)
         unchanged = not bool(abs(swept - work).max() > 0)
         work = swept
         if relaxed and rounding:
-            best = better_codes(
-                best, backend.asarray(backend.take(work, back, 0).T), fitted, target, grid, backend
-            )
+            best = better_rows(problem, best, with_codes(work))
         if unchanged and not any(leaving[index:]):
             break
-    return best if relaxed else backend.asarray(backend.take(work, back, axis=0).T)
+    return best if relaxed else with_codes(work)
 
 
-def column_problem(
-    codes: Array,
-    fitted: GroupScales,
-    target: Target,
-    grid: Grid,
-    backend: Backend,
-    order: NumpyArray,
-) -> ColumnProblem:
-    """The problem with its columns in `order`, laid out for sweeps that start from `codes`."""
-    slack, H = target.slack(dequantize(codes, fitted, grid, backend)), backend.activations(target.H)
+def column_problem(problem: Problem, solution: Solution, order: NumpyArray) -> ColumnProblem:
+    """Lay a problem out for sweeps in `order` that start from the codes of a solution."""
+    grid, backend = problem.grid, problem.backend
+    slack, H = problem.slack(dequantize(problem, solution)), backend.activations(problem.H)
     if (np.diff(order) != 1).any():
         slack, H = backend.take(slack, order, axis=1), in_order(H, order, backend)
-    scales = backend.take(
-        backend.copy(fitted.scales.T), grid.group_index(codes.shape[1])[order], axis=0
-    )
-    curvature = backend.take(backend.diagonal(target.H), order, 0).reshape(-1, 1)
+    groups = grid.group_index(solution.codes.shape[1])[order]
+    scales = backend.take(backend.copy(solution.scales.T), groups, axis=0)
+    curvature = backend.take(backend.diagonal(problem.H), order, 0).reshape(-1, 1)
     seen = curvature > 0
     pull = backend.where(seen, (1 - TIE) / backend.where(seen, curvature, 1.0), 0.0) / scales
     return ColumnProblem(
@@ -103,70 +103,59 @@ def column_problem(
         H,
         backend.activations(scales),
         backend.activations(pull),
+        grid.max_code,
+        backend,
     )
 
 
 def sweep(
+    columns: ColumnProblem,
     codes: Array,
     moved: Array | None,
-    problem: ColumnProblem,
-    grid: Grid,
-    backend: Backend,
     *,
     rounding: bool,
-    block_size: int = 64,
+    block_size: int = BLOCK_SIZE,
 ) -> tuple[Array, Array]:
-    """One pass over all columns; the residual of each block of them is one product with how far
-    weights have moved.
+    """Go once through all columns, block by block: codes, and how far weights have moved since.
+
+    The residual of each block is one product with that.
 
     Shapes: codes, moved (None: nothing has) and the results (in, out).
     """
+    backend = columns.backend
     codes, first = backend.copy(codes), moved is None
     moved = 0 * codes if moved is None else backend.copy(moved)
     for start in range(0, codes.shape[0], block_size):
         block = slice(start, min(start + block_size, codes.shape[0]))
         known = start if first else codes.shape[0]
-        scales, pull, slack = problem.scales[block], problem.pull[block], problem.slack[block]
-        wanted = (
-            codes[block]
-            + ((slack - problem.H[block, :known] @ moved[:known]) if known else slack) * pull
+        of_block = replace(
+            columns,
+            slack=columns.slack[block],
+            H=columns.H[block, block],
+            scales=columns.scales[block],
+            pull=columns.pull[block],
         )
-        limit = grid.max_code if rounding else None
-        moves = sweep_block(
-            codes[block], wanted, problem.H[block, block], scales, pull, limit, backend
-        )
-        new = codes[block] + moves / scales
-        codes[block] = backend.round_clip(new, 0, grid.max_code) if rounding else new
+        slack = of_block.slack
+        if known:
+            slack = slack - columns.H[block, :known] @ moved[:known]
+        wanted = codes[block] + slack * of_block.pull
+        moves = sweep_block(of_block, codes[block], wanted, rounding=rounding)
+        new = codes[block] + moves / of_block.scales
+        codes[block] = backend.round_clip(new, 0, columns.max_code) if rounding else new
         moved[block] += moves
         backend.evaluate(codes, moved)
     return codes, moved
 
 
-def sweep_block(
-    codes: Array,
-    wanted: Array,
-    H: Array,
-    scales: Array,
-    pull: Array,
-    max_code: int | None,
-    backend: Backend,
-) -> Array:
-    """How far the weights of a block's columns move, each column after those before it; max_code
-    None: no rounding.
+def sweep_block(of_block: ColumnProblem, codes: Array, wanted: Array, *, rounding: bool) -> Array:
+    """Find how far the weights of a block's columns move, each column after those before it.
 
-    Shapes: H (columns, columns); the others and the result (columns, out).
+    Shapes: codes, wanted and the result (columns, out).
     """
-    moves = backend.copy(codes)
+    moves = of_block.backend.copy(codes)
     for j in range(codes.shape[0]):
-        target = wanted[j] - (H[j, :j] @ moves[:j]) * pull[j] if j else wanted[j]
-        new = target if max_code is None else backend.round_clip(target, 0, max_code)
-        moves[j] = (new - codes[j]) * scales[j]
+        new = wanted[j] - (of_block.H[j, :j] @ moves[:j]) * of_block.pull[j] if j else wanted[j]
+        if rounding:
+            new = of_block.backend.round_clip(new, 0, of_block.max_code)
+        moves[j] = (new - codes[j]) * of_block.scales[j]
     return moves
-
-
-def better_codes(
-    best: Array, new: Array, fitted: GroupScales, target: Target, grid: Grid, backend: Backend
-) -> Array:
-    """Row by row the codes of smaller loss. Shapes: (out, in)."""
-    old, new_weight = (dequantize(codes, fitted, grid, backend) for codes in (best, new))
-    return keep_better_rows(best, new, loss_change(old, new_weight, target), backend)

@@ -1,13 +1,18 @@
 """Round to nearest: the solver that looks at nothing but the weight."""
 
+from dataclasses import replace
+
+from edgeq.algorithms.problem import Problem
 from edgeq.grids.fitting import expand, round_to_codes
-from edgeq.protocols import Backend
-from edgeq.types import Array, Grid, GroupScales
+from edgeq.types import Solution
 
 
-def round_to_nearest(V: Array, fitted: GroupScales, grid: Grid, backend: Backend) -> Array:
-    """The nearest code of every weight. Shapes: (out, in) -> codes (out, in)."""
-    in_features = V.shape[1]
-    scales = expand(fitted.scales, grid, in_features, backend)
-    offsets = expand(fitted.offsets, grid, in_features, backend)
-    return round_to_codes(V, scales, offsets, grid, backend)
+def round_to_nearest(problem: Problem, solution: Solution) -> Solution:
+    """Choose the nearest code of every weight on the scales of a solution.
+
+    Needs no second moment: also for matrices whose inputs are unknown.
+    """
+    V, grid, backend = problem.V, problem.grid, problem.backend
+    scales = expand(solution.scales, grid, V.shape[1], backend)
+    offsets = expand(solution.offsets, grid, V.shape[1], backend)
+    return replace(solution, codes=round_to_codes(V, scales, offsets, grid, backend))

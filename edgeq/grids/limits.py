@@ -1,4 +1,4 @@
-"""Where the numbers of a solved layer reach the ends of the type that stores them."""
+"""Find where the numbers of a solved layer reach the ends of the type that stores them."""
 
 import numpy as np
 
@@ -10,8 +10,9 @@ NEARLY = 0.99  # bounds are rounded to the type after they are applied
 
 
 def clamped_groups(name: str, weight: NumpyArray, layer: QuantizedLinear) -> int:
-    """How many groups with weights that are not zero have the smallest or largest scale that the
-    type can store.
+    """Count scales that were clamped to the limits of their storage dtype.
+
+    Those of groups whose weights are all zero do not count.
 
     Shapes: weight (out, in).
     Raises: BadInput naming the layer when a scale, an offset or an outlier is not finite.

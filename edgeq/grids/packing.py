@@ -1,5 +1,6 @@
-"""Codes to machine words and back: one little-endian bit stream per row, the layout of the
-quantized checkpoint.
+"""Codes to machine words and back: one little-endian bit stream per row.
+
+That is the layout of the quantized checkpoint; formats with another one lay out their own.
 """
 
 import numpy as np
@@ -9,8 +10,7 @@ WORD_BITS = 32
 
 
 def pack_words(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint32]:
-    """Lay each row's codes out as one bit stream, lowest bit first, filled up to whole words with
-    zeros.
+    """Lay each row's codes out as one bit stream, lowest bit first, filled up with zeros.
 
     Shapes: codes (out, in) -> words (out, ceil(in * bits / 32)).
     """
@@ -25,7 +25,7 @@ def pack_words(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint32
 
 
 def unpack_words(words: npt.NDArray[np.uint32], bits: int, columns: int) -> npt.NDArray[np.uint8]:
-    """The inverse of `pack_words`. Shapes: words (out, n) -> codes (out, columns)."""
+    """Undo `pack_words`. Shapes: words (out, n) -> codes (out, columns)."""
     stream = np.unpackbits(
         words.astype("<u4").view(np.uint8), axis=1, count=columns * bits, bitorder="little"
     )

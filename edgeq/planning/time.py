@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from edgeq.algorithms.propagation_choice import DAMPINGS
-from edgeq.algorithms.qqa import Annealing
-from edgeq.algorithms.qqa_rounding import annealing_cost
 from edgeq.decoder import Decoder
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
+from edgeq.solving.steps import STEPS
 from edgeq.types import Array
 
 PROBE = 768  # rows and columns of the products that measure this machine
@@ -73,25 +72,16 @@ def block_seconds(
     )  # out x in x in
     drift = recipe.needs_drift
     trials = len(DAMPINGS) * recipe.chooses_propagation  # fitted to a part of the tokens first
-    products = (
-        4.0 * drift * (1 + trials) + 2 + 4 * stages(recipe)
-    )  # correct, target, one loss for each stage
-    turns = recipe.alternations
-    sweeps = 2.0 * (recipe.sweep_count + turns * (recipe.sweeps or 1)) + 2 * (1 + turns) * (
-        recipe.scales == "both"
-    )
+    costs = [step.cost(recipe) for step in STEPS if step.is_asked(recipe)]
     return of_tokens(
         decoder, recipe, rates["forward"], recomputing, site_widths(decoder, solved)
     ) | {
         "factors": sum((2 + drift * (1 + trials)) * n**3 / 3 for n in site_widths(decoder, solved))
         / blocks
         / rates["factor"],
-        "search scales": weights
-        * recipe.scale_candidates
-        * SEARCH_SECONDS
-        * (recipe.scales != "none"),
-        "solve": (2 + products + sweeps) * squared / rates["solve"],
-        "annealing": annealing_operations(recipe, solved) / blocks / rates["forward"],
+        "search scales": weights * sum(cost.candidates for cost in costs) * SEARCH_SECONDS,
+        "solve": sum(cost.products for cost in costs) * squared / rates["solve"],
+        "annealing": sum(cost.annealing for cost in costs) * squared / rates["forward"],
     }
 
 
@@ -114,15 +104,6 @@ def of_tokens(
     }
 
 
-def annealing_operations(recipe: Recipe, solved: Shapes) -> float:
-    annealing = Annealing(steps=recipe.anneal_steps)
-    costs = (
-        annealing_cost(shape[0], shape[1], annealing, rounds=recipe.anneal_rounds)
-        for shape in solved.values()
-    )
-    return sum(cost.flops for cost in costs)
-
-
 def site_widths(decoder: Decoder, solved: Shapes) -> list[int]:
     """Give the columns of every input that layers are solved for; one input counts once."""
     return [
@@ -131,13 +112,3 @@ def site_widths(decoder: Decoder, solved: Shapes) -> list[int]:
         for site in layer.sites
         if any(linear.inside(decoder.block_name(index)).tensor in solved for linear in site)
     ]
-
-
-def stages(recipe: Recipe) -> int:
-    """How often a loss is measured for a layer."""
-    later: Sequence[bool] = (
-        recipe.sweep_count > 0,
-        recipe.anneal_rounds > 0,
-        recipe.scales == "both",
-    )
-    return 2 + sum(later)

@@ -20,13 +20,14 @@ from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, plan
 from edgeq.recipe.recipe import Recipe
 from edgeq.run.identity import KEYS, identify
 from edgeq.run.resume import Ask, Findings, Run, refuse_unfinished, working_on
-from edgeq.solving.layer import prepare_site, solve_without_statistics
+from edgeq.solving.layer import solve_without_statistics
 from edgeq.solving.report import LayerReport
 from edgeq.solving.row_chunks import solve_rows
+from edgeq.solving.site import Layer, prepare_site
 from edgeq.solving.statistics import accumulate, accumulate_split
 from edgeq.sources.reading import read_linear, read_tensor, read_weight
 from edgeq.stopwatch import Stopwatch
-from edgeq.types import BlockSpec, LayerProblem, LinearSpec, NumpyArray, QuantizedLinear
+from edgeq.types import BlockSpec, LinearSpec, NumpyArray, QuantizedLinear
 
 T = TypeVar("T")
 MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
@@ -214,14 +215,12 @@ def solve_site(
         if grid is None:
             continue
         weight = read_linear(job.source, linear)
-        problem = LayerProblem(linear.name, backend.asarray(weight), factors.statistics, grid)
-        layer, report = solve_rows(
-            problem, factors, job.recipe, backend, clock, rows=job.rows_at_once
-        )
+        layer = Layer(linear.name, backend.asarray(weight), grid, factors, job.recipe)
+        solved, report = solve_rows(layer, clock, rows=job.rows_at_once)
         findings.layers.append(report)
-        findings.note(linear.tensor, weight, layer)
-        site.replace(linear.name, layer.dequantized())
-        yield linear.tensor, layer
+        findings.note(linear.tensor, weight, solved)
+        site.replace(linear.name, solved.dequantized())
+        yield linear.tensor, solved
 
 
 def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:

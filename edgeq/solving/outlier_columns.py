@@ -1,41 +1,57 @@
-"""Outlier columns of a layer: which ones, what solver and refinements see beside them, and their
-values.
-"""
+"""Outlier columns of a layer: what solver and refinements see beside them, and their values."""
+
+from dataclasses import replace
 
 import numpy as np
 
-from edgeq.algorithms.damping import DampedFactor, factorise, inverse_upper_factor
-from edgeq.algorithms.layer_loss import Target, dequantize
+from edgeq.algorithms.damping import DampedFactor, damped, factorise, inverse_upper_factor
 from edgeq.algorithms.outliers import add_columns, choose_columns, fit_columns
+from edgeq.algorithms.problem import Problem, dequantize
 from edgeq.grids.fitting import expand, round_to_codes
 from edgeq.protocols import Backend
-from edgeq.types import Array, Grid, GroupScales, NumpyArray, OutlierColumns
+from edgeq.solving.site import SiteFactors
+from edgeq.types import Array, NumpyArray, OutlierColumns, Solution
 
-NEXT_TO_NOTHING = (
-    1e-6  # of the mean importance; not zero, since a group may consist of outlier columns
-)
-
-
-def no_columns() -> NumpyArray:
-    return np.zeros(0, dtype=np.int64)
+# of the mean importance; not zero, since a group may consist of outlier columns
+NEXT_TO_NOTHING = 1e-6
 
 
-def columns_of(V: Array, H: Array, grid: Grid, backend: Backend) -> NumpyArray:
-    """The outlier columns of a layer, in rising order; empty where its grid has none. Shapes: V
-    (out, in); H (in, in).
+def solve_around(
+    problem: Problem, columns: NumpyArray, site: SiteFactors
+) -> tuple[Problem, DampedFactor]:
+    """State the problem of a layer whose outlier columns the others do not make up for.
 
-    The diagonal of H is the layer's own or its site's: layers that share an input may choose
-    different columns.
+    Raises: NotPositiveDefinite.
     """
-    count = grid.outlier_count(V.shape[1])
-    return choose_columns(V, backend.diagonal(H), backend, count=count) if count else no_columns()
+    H, backend = site.statistics.H, problem.backend
+    order, inverse = factor_around(H, columns, site.order, site.damping, backend)
+    around = replace(
+        problem,
+        H=damped(H, inverse.damping, backend),
+        U=inverse.factor,
+        order=order,
+        importance=importance_around(site.importance, columns, backend),
+        outlier_columns=columns,
+    )
+    return around, inverse
+
+
+def columns_of(problem: Problem, H: Array) -> NumpyArray:
+    """Choose the outlier columns of a layer, in rising order; none where its grid has none.
+
+    Layers that share an input may choose different columns. Shapes: H (in, in), not damped.
+    """
+    count = problem.grid.outlier_count(problem.V.shape[1])
+    if not count:
+        return problem.outlier_columns
+    backend = problem.backend
+    return choose_columns(problem.V, backend.diagonal(H), backend, count=count)
 
 
 def factor_around(
     H: Array, columns: NumpyArray, order: NumpyArray | None, damping: float, backend: Backend
 ) -> tuple[NumpyArray, DampedFactor]:
-    """The solver's order with the outlier columns last, and its factor U of (H + lambda I)^-1 = U^T
-    U in that order.
+    """Put outlier columns last in the solver's order, and factor (H + lambda I)^-1 = U^T U in it.
 
     The part of U before these columns is the factor of the problem in which they are refitted
     exactly for whatever the other columns hold, so that GPTQ solves that problem and what it does
@@ -49,62 +65,46 @@ def factor_around(
 
 
 def importance_around(importance: Array, columns: NumpyArray, backend: Backend) -> Array:
-    """Weights for the search of scales that leave outlier columns out. Shapes: (in,)."""
+    """Weigh columns for the search of scales, outlier columns next to nothing. Shapes: (in,)."""
     kept = np.ones(importance.shape[0])
     kept[columns] = 0
     mask = backend.asarray(kept)
     return mask * importance + (1 - mask) * (NEXT_TO_NOTHING * importance.mean())
 
 
-def fit_outliers(
-    codes: Array,
-    fitted: GroupScales,
-    target: Target,
-    columns: NumpyArray,
-    grid: Grid,
-    backend: Backend,
-) -> tuple[Array, OutlierColumns]:
-    """Codes that stand for zero in the outlier columns, or as near as the grid comes, and the
-    columns' best values.
+def fit_outliers(problem: Problem, solution: Solution) -> Solution:
+    """Fit the best values of the outlier columns, for codes there that stand for zero.
 
-    A runtime that rounds activations then rounds none of these columns: their products are those of
-    the values alone.
-
-    Shapes: codes (out, in).
+    Or as near to zero as the grid comes. A runtime that rounds activations then rounds none of
+    these columns: their products are those of the values alone.
     """
-    scales, offsets = (
-        expand(part, grid, codes.shape[1], backend) for part in (fitted.scales, fitted.offsets)
-    )
+    grid, backend, columns = problem.grid, problem.backend, problem.outlier_columns
+    in_features = solution.codes.shape[1]
+    scales = expand(solution.scales, grid, in_features, backend)
+    offsets = expand(solution.offsets, grid, in_features, backend)
     zero = round_to_codes(0 * offsets, scales, offsets, grid, backend)
-    chosen = np.zeros((1, codes.shape[1]))
+    chosen = np.zeros((1, in_features))
     chosen[0, columns] = 1
-    codes = backend.where(backend.asarray(chosen) > 0, zero, codes)
-    Q = dequantize(codes, fitted, grid, backend)
-    return codes, fit_columns(Q, columns, target, backend, dtype=grid.scale_dtype)
+    codes = backend.where(backend.asarray(chosen) > 0, zero, solution.codes)
+    solution = replace(solution, codes=codes)
+    Q = dequantize(problem, solution)
+    return replace(solution, outliers=fit_columns(problem, Q, columns))
 
 
-def weight_around(
-    columns: NumpyArray,
-    codes: Array,
-    fitted: GroupScales,
-    V: Array,
-    H: Array,
-    grid: Grid,
-    backend: Backend,
-) -> Array:
-    """The weight that codes stand for, its outlier columns, if any, fitted beside them to V under
-    H.
+def weight_of(problem: Problem, solution: Solution) -> Array:
+    """Give the weight that codes stand for, outlier columns, if any, fitted beside them to V.
 
-    Shapes: codes, V and the result (out, in); H (in, in), damped.
+    Shapes: (out, in).
     """
-    if not columns.size:
-        return dequantize(codes, fitted, grid, backend)
-    codes, outliers = fit_outliers(codes, fitted, Target(V @ H, H), columns, grid, backend)
-    return add_columns(dequantize(codes, fitted, grid, backend), outliers, backend)
+    if not problem.outlier_columns.size:
+        return dequantize(problem, solution)
+    solution = fit_outliers(problem, solution)
+    assert solution.outliers is not None
+    return add_columns(dequantize(problem, solution), solution.outliers, problem.backend)
 
 
 def plain_outliers(outliers: OutlierColumns, backend: Backend) -> OutlierColumns:
-    """From backend arrays to plain data."""
+    """Turn backend arrays into plain data."""
     return OutlierColumns(
         outliers.columns.astype(np.int32), backend.to_numpy(outliers.values).astype(np.float32)
     )

@@ -1,10 +1,9 @@
-"""How far each layer makes up for inherited error: as the recipe says, or chosen on tokens kept out
-of the fit.
-"""
+"""How far each layer makes up for inherited error: as the recipe or held-out tokens say."""
 
 from dataclasses import dataclass
 
 from edgeq.algorithms.damping import DampedFactor, factorise, lower_factor
+from edgeq.algorithms.problem import Problem
 from edgeq.algorithms.propagation_choice import Corrector, choose_propagation, make_correctors
 from edgeq.algorithms.qep import correct_weight
 from edgeq.protocols import Backend
@@ -19,14 +18,13 @@ FEW_TOKENS_DAMPING = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Propagation:
-    """What corrections of a site's layers need; without drift there is nothing to correct.
+    """Hold what corrections of a site's layers need; nothing where none is corrected.
 
     factor is of H + lambda I at the recipe's damping, for layers of a stated strength; split and
     correctors, of its fitted part, are for layers whose strength is chosen. few_tokens: the
     recipe's damping was too little for them.
     """
 
-    drift: Array | None = None
     H: Array | None = None
     factor: DampedFactor | None = None
     split: Split | None = None
@@ -36,10 +34,10 @@ class Propagation:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A corrected weight and how it came about; held_out_gain is the share of output energy that it
-    saves there.
+    """Hold a corrected weight and how it came about.
 
-    few_tokens: damped more than the recipe says.
+    held_out_gain is the share of output energy that it saves on held-out tokens. few_tokens: damped
+    more than the recipe says. Shapes: V (out, in).
     """
 
     V: Array
@@ -53,7 +51,7 @@ class Correction:
 def prepare_propagation(
     statistics: LayerStatistics, split: Split | None, recipe: Recipe, backend: Backend
 ) -> Propagation:
-    """The factors that the layers of a site share. Raises: NotPositiveDefinite."""
+    """Factor what the corrections of a site's layers share. Raises: NotPositiveDefinite."""
     if statistics.D is None or not recipe.propagates:
         return Propagation()
     H = statistics.H if statistics.paired_H is None else statistics.paired_H
@@ -61,14 +59,13 @@ def prepare_propagation(
     if recipe.states_propagation:
         factor = factorise(H, damping, backend, lower_factor)
     correctors = () if split is None else make_correctors(split.fit, backend)
-    return Propagation(
-        statistics.D, H, factor, split, correctors, damping != recipe.propagation_damping
-    )
+    return Propagation(H, factor, split, correctors, damping != recipe.propagation_damping)
 
 
 def damping_for(statistics: LayerStatistics, recipe: Recipe) -> float:
-    """The recipe's damping, or what is safe where both streams ran on few tokens (measured: 8 x 512
-    on the demo).
+    """Take the recipe's damping, or what is safe where both streams ran on few tokens.
+
+    Measured with 8 x 512 tokens on the demo.
     """
     tokens = statistics.n_tokens if statistics.paired_tokens is None else statistics.paired_tokens
     few = tokens < FEW_TOKENS * statistics.H.shape[0]
@@ -77,27 +74,24 @@ def damping_for(statistics: LayerStatistics, recipe: Recipe) -> float:
     )
 
 
-def correct(
-    name: str, W: Array, propagation: Propagation, recipe: Recipe, backend: Backend
-) -> Correction:
-    """The weight to quantize: moved against inherited error where there is any. Shapes: W (out,
-    in).
-    """
-    strength = recipe.strength_of(name)
-    if propagation.drift is None or strength == 0:
-        return Correction(W)
+def correct(name: str, problem: Problem, propagation: Propagation, recipe: Recipe) -> Correction:
+    """Move the weight of a layer against inherited error, where there is any."""
+    strength, backend = recipe.strength_of(name), problem.backend
+    if problem.D is None or strength == 0:
+        return Correction(problem.V)
     factor, gain, few = propagation.factor, None, propagation.few_tokens
     if strength == AUTOMATIC:
-        assert propagation.split is not None
+        split = propagation.split
+        assert split is not None
         best = choose_propagation(
-            W, propagation.split.fit, propagation.split.held_out, propagation.correctors, backend
+            problem.V, split.fit, split.held_out, propagation.correctors, backend
         ).best
         if best.strength == 0:
-            return Correction(W, held_out_gain=0.0)
+            return Correction(problem.V, held_out_gain=0.0)
         strength, gain, few = best.strength, -best.error, False
         factor = factorise(propagation.H, best.damping, backend, lower_factor)
     assert factor is not None
     V = correct_weight(
-        W, propagation.drift, factor.factor, backend, propagation_strength=float(strength)
+        problem.V, problem.D, factor.factor, backend, propagation_strength=float(strength)
     )
     return Correction(V, float(strength), factor.damping, factor.retries, gain, few)

@@ -7,7 +7,8 @@ from enum import StrEnum
 class Stage(StrEnum):
     """The moments of a solve at which the loss of a layer is measured, in their order.
 
-    The values are the names in reports. NEAREST is no step: it is what plain rounding would give.
+    The values are the names in reports. NEAREST is what plain rounding would give: its solution is
+    only compared with.
     """
 
     NEAREST = "round to nearest"
@@ -20,8 +21,9 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """How a layer came out. Losses are tr(E H E.T) / tr(W H W.T), with E the dequantized minus the
-    corrected weight.
+    """Hold how a layer came out.
+
+    Losses are tr(E H E.T) / tr(W H W.T), with E the dequantized minus the corrected weight.
     """
 
     name: str
@@ -41,5 +43,5 @@ class LayerReport:
 
     @property
     def final_loss(self) -> float:
-        """The loss after the last stage; 0 where none was measured."""
+        """Give the loss after the last stage; 0 where none was measured."""
         return next(reversed(self.losses.values()), 0.0)

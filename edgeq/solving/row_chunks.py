@@ -1,5 +1,6 @@
-"""A layer solved some rows at a time: rows do not depend on one another, and temporaries take many
-times the weight.
+"""A layer solved some rows at a time: temporaries take many times the weight.
+
+Rows do not depend on one another, so any number of them may go together.
 """
 
 from collections.abc import Sequence
@@ -7,62 +8,42 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgeq.protocols import Backend
-from edgeq.recipe.recipe import Recipe
-from edgeq.solving.layer import SiteFactors, solve_layer
-from edgeq.solving.report import LayerReport
+from edgeq.algorithms.problem import join_rows
+from edgeq.solving.layer import output_energy, solve_layer
+from edgeq.solving.report import LayerReport, Stage
+from edgeq.solving.site import Layer
 from edgeq.stopwatch import Stopwatch
-from edgeq.types import LayerProblem, QuantizedLinear
+from edgeq.types import QuantizedLinear
 
 
 def solve_rows(
-    problem: LayerProblem,
-    site: SiteFactors,
-    recipe: Recipe,
-    backend: Backend,
-    clock: Stopwatch,
-    *,
-    rows: int | None = None,
+    layer: Layer, clock: Stopwatch, *, rows: int | None = None
 ) -> tuple[QuantizedLinear, LayerReport]:
-    """`solve_layer` on chunks of at most `rows` rows, put together; None solves all rows at once.
+    """Solve a layer in chunks of at most `rows` rows; None solves all rows at once.
 
     Annealing draws its start for each chunk, so there the chunks take part in the result.
     """
-    out_features = problem.W.shape[0]
+    out_features, H = layer.W.shape[0], layer.site.statistics.H
     if rows is None or rows >= out_features:
-        return solve_layer(problem, site, recipe, backend, clock)
-    solved, energies = [], []
+        return solve_layer(layer, clock)
+    solved, reports, energies = [], [], []
     for start in range(0, out_features, rows):
-        W = problem.W[start : start + rows]
-        solved.append(solve_layer(replace(problem, W=W), site, recipe, backend, clock))
+        chunk = replace(layer, W=layer.W[start : start + rows])
+        part, report = solve_layer(chunk, clock)
+        solved.append(part)
+        reports.append(report)
         with clock("measure"):
-            energies.append(float(((W @ problem.statistics.H) * W).sum()))
-    layers, reports = zip(*solved, strict=True)
-    shape = (out_features, problem.W.shape[1])
-    return join_layers(layers), replace(
-        reports[0], shape=shape, losses=join_losses(reports, energies)
-    )
+            energies.append(output_energy(chunk.W, H))
+    shape, losses = (out_features, layer.W.shape[1]), join_losses(reports, energies)
+    return join_rows(solved, np.concatenate), replace(reports[0], shape=shape, losses=losses)
 
 
-def join_layers(parts: Sequence[QuantizedLinear]) -> QuantizedLinear:
-    """Rows under rows."""
-    return QuantizedLinear(
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate([part.scales for part in parts]),
-        np.concatenate([part.offsets for part in parts]),
-        parts[0].grid,
-    )
-
-
-def join_losses(reports: Sequence[LayerReport], energies: Sequence[float]) -> dict[str, float]:
-    """Losses of the whole layer: each chunk's is a share of its own output energy."""
+def join_losses(reports: Sequence[LayerReport], energies: Sequence[float]) -> dict[Stage, float]:
+    """Give the losses of the whole layer: each chunk's is a share of its own output energy."""
     total = sum(energies)
-    return {
-        stage: sum(
-            report.losses[stage] * energy for report, energy in zip(reports, energies, strict=True)
-        )
-        / total
-        if total > 0
-        else 0.0
-        for stage in reports[0].losses
-    }
+    joined = dict.fromkeys(reports[0].losses, 0.0)
+    if total > 0:
+        for stage in joined:
+            lost = (r.losses[stage] * e for r, e in zip(reports, energies, strict=True))
+            joined[stage] = sum(lost) / total
+    return joined

@@ -1,4 +1,7 @@
-"""Second moments of a site's inputs, accumulated batch by batch."""
+"""Second moments of a site's inputs, accumulated batch by batch.
+
+Where the batches come from is up to streams; what is made of the moments, to `edgeq.solving.site`.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,19 +10,22 @@ from edgeq.errors import BadInput
 from edgeq.protocols import Backend, Site
 from edgeq.types import Array, LayerStatistics
 
-HELD_OUT = 0.25  # of each window, its last tokens
+HELD_OUT = 0.25  # of each window, its last tokens: enough to judge by, most left to fit to
 
 
 @dataclass(slots=True)
 class Moments:
-    """Running sums of H and D over tokens; D stays None while the streams are equal."""
+    """Sum H and D up over tokens; D stays None while the streams are equal."""
 
     H: Array | None = None
     D: Array | None = None
     n_tokens: int = 0
 
     def add(self, x: Array | None, x_hat: Array, backend: Backend) -> None:
-        """Shapes: x, x_hat (tokens, in); x None where no full-precision stream runs."""
+        """Add the moments of one batch; x is None where no full-precision stream runs.
+
+        Shapes: x and x_hat (tokens, in).
+        """
         self.n_tokens += x_hat.shape[0]
         self.H = _added(self.H, backend.gram(x_hat, x_hat))
         if x is not None:
@@ -29,7 +35,7 @@ class Moments:
         backend.evaluate(*(total for total in (self.H, self.D) if total is not None))
 
     def mean(self) -> LayerStatistics:
-        """The statistics; the sums become them, since of a wide layer each takes a gigabyte."""
+        """Turn the sums into statistics, in their place: of a wide layer each takes a gigabyte."""
         assert self.H is not None
         self.H /= self.n_tokens
         if self.D is not None:
@@ -38,14 +44,15 @@ class Moments:
 
 
 def united(one: Moments, other: Moments) -> Moments:
-    """The moments of the tokens of both, in arrays of their own."""
+    """Add the moments of two sets of tokens, in arrays of their own."""
     return Moments(_sum(one.H, other.H), _sum(one.D, other.D), one.n_tokens + other.n_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The tokens that both streams run on in two parts: what a correction is fitted to, and what it
-    is judged on.
+    """Hold statistics of two parts of the tokens that both streams run on.
+
+    A correction is fitted to one and judged on the other.
     """
 
     fit: LayerStatistics
@@ -53,12 +60,14 @@ class Split:
 
 
 def accumulate(site: Site, backend: Backend, *, drift: bool) -> LayerStatistics:
-    """H and D over all batches of a site; D from the difference of the streams, never as a
-    difference of moments.
+    """Accumulate H and D over all batches of a site.
 
-    D is None when drift is not asked for, or when both streams are equal (nothing before was
-    quantized). It is the mean over the tokens that both streams run on; where these are fewer than
-    those of H, paired_H is their H. Raises: BadInput when the model overflows.
+    D comes from the difference of the streams, never as a difference of moments. It is None when
+    drift is not asked for, or when both streams are equal (nothing before was quantized). It is the
+    mean over the tokens that both streams run on; where these are fewer than those of H, paired_H
+    is their H.
+
+    Raises: BadInput when the model overflows.
     """
     paired, single = Moments(), Moments()
     for X, X_hat in site.batches():
@@ -70,10 +79,10 @@ def accumulate(site: Site, backend: Backend, *, drift: bool) -> LayerStatistics:
 
 
 def accumulate_split(site: Site, backend: Backend) -> tuple[LayerStatistics, Split]:
-    """The same, and of two parts of the tokens of both streams: the last quarter of each window is
-    held out.
+    """Accumulate the same, and that of two parts of the tokens of both streams.
 
-    Not of each batch: what is chosen must not depend on how many windows run together.
+    The last quarter of each window is held out, not of each batch: what is chosen must not depend
+    on how many windows run together.
     """
     fit, held_out, single = Moments(), Moments(), Moments()
     for X, X_hat in site.batches():
@@ -90,8 +99,9 @@ def accumulate_split(site: Site, backend: Backend) -> tuple[LayerStatistics, Spl
 
 
 def combined(site: Site, paired: Moments, single: Moments, backend: Backend) -> LayerStatistics:
-    """Statistics of tokens that both streams run on and of others. Raises: BadInput for NaN and
-    infinity.
+    """Combine statistics of tokens that both streams run on with those of others.
+
+    Raises: BadInput for NaN and infinity.
     """
     both = paired.n_tokens and single.n_tokens
     total = (
@@ -116,7 +126,7 @@ def _rows(x: Array, backend: Backend) -> Array:
 
 
 def _added(total: Array | None, term: Array | None) -> Array | None:
-    """The sum, in the place of the first: of a wide layer each of these takes a gigabyte."""
+    """Add to the first, in its place: of a wide layer each of these takes a gigabyte."""
     if total is None or term is None:
         return term if total is None else total
     total += term

@@ -1,12 +1,14 @@
 """A solved layer with all that refiners take, in backend arrays and in plain ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import plain
 
 from edgeq.algorithms.damping import inverse_upper_factor
 from edgeq.algorithms.gptq import solve_columns
 from edgeq.algorithms.group_scale import search_scales
-from edgeq.algorithms.layer_loss import Target, dequantize
+from edgeq.algorithms.problem import Problem, dequantize
 from edgeq.algorithms.rtn import round_to_nearest
 
 ZEROS = ("symmetric", "integer", "offset")
@@ -32,18 +34,26 @@ class SolvedLayer:
         self.V = self.V.astype(np.float32).astype(np.float64)
         self.grid, self.backend = grid, backend
         self.B = self.V @ self.H
-        self.target = Target(backend.asarray(self.B), backend.asarray(self.H))
-        V = backend.asarray(self.V)
-        self.fitted = search_scales(V, backend.diagonal(self.target.H), grid, backend)
-        self.codes = round_to_nearest(V, self.fitted, grid, backend)
+        self.problem = Problem(
+            None, backend.asarray(self.H), grid, backend, B=backend.asarray(self.B)
+        )
+        importance = backend.diagonal(self.problem.H)
+        near_V = replace(self.problem, V=backend.asarray(self.V), importance=importance)
+        self.solution = round_to_nearest(near_V, search_scales(near_V))
         if solver == "gptq":
-            U = inverse_upper_factor(self.target.H, backend)
-            self.codes = solve_columns(V, U, self.fitted, grid, backend)
-        self.scales, self.offsets = plain.column_values(self.fitted, grid, self.W.shape[1], backend)
+            U = inverse_upper_factor(self.problem.H, backend)
+            self.solution = solve_columns(replace(near_V, U=U), self.solution)
+        self.scales, self.offsets = plain.column_values(
+            self.solution, grid, self.W.shape[1], backend
+        )
 
-    def losses(self, codes, fitted=None):
+    def with_codes(self, codes):
+        """Other codes on the same scales."""
+        return replace(self.solution, codes=codes)
+
+    def losses(self, solution):
         """tr(E H E^T) of every row, in float64."""
-        Q = dequantize(codes, self.fitted if fitted is None else fitted, self.grid, self.backend)
+        Q = dequantize(self.problem, solution)
         return plain.weighted_loss(self.backend.to_numpy(Q).astype(np.float64), self.V, self.H)
 
     def noise(self):
@@ -51,8 +61,9 @@ class SolvedLayer:
         precision = 1e-13 if self.backend.name != "mlx" else 1e-6
         return precision * plain.weighted_loss(self.V, 0 * self.V, self.H)
 
-    def numpy_codes(self, codes=None):
-        return self.backend.to_numpy(self.codes if codes is None else codes).astype(np.float64)
+    def numpy_codes(self, solution=None):
+        codes = (self.solution if solution is None else solution).codes
+        return self.backend.to_numpy(codes).astype(np.float64)
 
 
 def correlated_moment(rng, size, loud=0.0):

@@ -11,16 +11,17 @@ from edgeq.algorithms.damping import (
 )
 from edgeq.errors import NotPositiveDefinite
 from edgeq.recipe.recipe import Recipe
-from edgeq.solving.layer import prepare_site, solve_layer
+from edgeq.solving.layer import solve_layer
+from edgeq.solving.site import Layer, prepare_site
 from edgeq.stopwatch import Stopwatch
-from edgeq.types import Grid, LayerProblem, LayerStatistics
+from edgeq.types import Grid, LayerStatistics
 
 
 def solve(W, H, D, recipe, backend):
     statistics = LayerStatistics(backend.asarray(H), None if D is None else backend.asarray(D), 100)
     site = prepare_site(statistics, recipe, backend)
-    problem = LayerProblem("layer", backend.asarray(W), statistics, recipe.grid_of("layer"))
-    return solve_layer(problem, site, recipe, backend, Stopwatch())
+    layer = Layer("layer", backend.asarray(W), recipe.grid_of("layer"), site, recipe)
+    return solve_layer(layer, Stopwatch())
 
 
 def spectrum(rng, eigenvalues):

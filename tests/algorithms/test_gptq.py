@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import plain
 import pytest
 
 from edgeq.algorithms.damping import inverse_upper_factor
 from edgeq.algorithms.gptq import activation_order, solve_columns
+from edgeq.algorithms.problem import Problem
 from edgeq.algorithms.rtn import round_to_nearest
 from edgeq.grids.fitting import fit_min_max
 from edgeq.registry import load_backend
@@ -18,12 +21,11 @@ def layer(rng, *, damping=0.01, **sizes):
 
 def solved(W, H, grid, backend, *, order=None, **options):
     """Codes of GPTQ, and scales and offsets per column."""
-    V = backend.asarray(W)
-    fitted = fit_min_max(V, grid, backend)
     H_in_order = H if order is None else H[np.ix_(order, order)]
     U = inverse_upper_factor(backend.asarray(H_in_order), backend)
-    codes = backend.to_numpy(solve_columns(V, U, fitted, grid, backend, order=order, **options))
-    return codes, *plain.column_values(fitted, grid, W.shape[1], backend)
+    problem = Problem(backend.asarray(W), backend.asarray(H), grid, backend, U=U, order=order)
+    found = solve_columns(problem, fit_min_max(problem.V, grid, backend), **options)
+    return backend.to_numpy(found.codes), *plain.column_values(found, grid, W.shape[1], backend)
 
 
 @pytest.mark.parametrize("zeros", ["symmetric", "integer", "offset"])
@@ -50,9 +52,9 @@ def test_compensation_comes_closer_to_the_optimum_than_rounding(backend, rng):
 def test_uncorrelated_inputs_make_it_plain_rounding(backend, rng):
     W = rng.standard_normal((8, 40)).astype(np.float32).astype(np.float64)
     grid, H = Grid(3, 16), np.diag(rng.uniform(0.1, 10, 40))
-    fitted = fit_min_max(backend.asarray(W), grid, backend)
-    nearest = backend.to_numpy(round_to_nearest(backend.asarray(W), fitted, grid, backend))
-    np.testing.assert_array_equal(solved(W, H, grid, backend)[0], nearest)
+    problem = Problem(backend.asarray(W), None, grid, backend)
+    nearest = round_to_nearest(problem, fit_min_max(problem.V, grid, backend))
+    np.testing.assert_array_equal(solved(W, H, grid, backend)[0], backend.to_numpy(nearest.codes))
 
 
 @pytest.mark.parametrize("zeros", ["symmetric", "integer", "offset"])
@@ -124,13 +126,11 @@ def test_permuting_rows_permutes_the_codes(backend, rng):
 
 def test_inputs_are_left_as_they_were(backend, rng):
     W, H = layer(rng)
-    V, moment = backend.asarray(W), backend.asarray(H)
-    grid = Grid(3, 8)
-    fitted = fit_min_max(V, grid, backend)
-    U = inverse_upper_factor(moment, backend)
-    before = [
-        backend.to_numpy(array).copy() for array in (V, U, moment, fitted.scales, fitted.offsets)
-    ]
-    solve_columns(V, U, fitted, grid, backend)
-    for array, old in zip((V, U, moment, fitted.scales, fitted.offsets), before, strict=True):
+    problem = Problem(backend.asarray(W), backend.asarray(H), Grid(3, 8), backend)
+    problem = replace(problem, U=inverse_upper_factor(problem.H, backend))
+    fitted = fit_min_max(problem.V, problem.grid, backend)
+    arrays = (problem.V, problem.U, problem.H, fitted.scales, fitted.offsets)
+    before = [backend.to_numpy(array).copy() for array in arrays]
+    solve_columns(problem, fitted)
+    for array, old in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(backend.to_numpy(array), old)

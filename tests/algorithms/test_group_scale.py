@@ -3,15 +3,20 @@ import plain
 import pytest
 
 from edgeq.algorithms.group_scale import search_scales
+from edgeq.algorithms.problem import Problem
 from edgeq.types import Grid
 
 ZEROS = ("symmetric", "integer", "offset")
 
 
+def problem_of(V, importance, grid, backend):
+    return Problem(backend.asarray(V), None, grid, backend, importance=backend.asarray(importance))
+
+
 def searched(V, importance, grid, backend):
     """Scales and offsets of stage 1, one value per column."""
-    fitted = search_scales(backend.asarray(V), backend.asarray(importance), grid, backend)
-    return plain.column_values(fitted, grid, V.shape[1], backend)
+    found = search_scales(problem_of(V, importance, grid, backend))
+    return plain.column_values(found, grid, V.shape[1], backend)
 
 
 def group_losses(V, importance, scales, offsets, max_code, group_size):
@@ -65,8 +70,8 @@ def test_search_is_never_worse_than_any_shrunken_range_of_either_sign(backend, p
 def test_scales_are_values_that_the_container_stores(backend, problem, zeros, scale_dtype):
     V, importance = problem
     grid = Grid(3, 16, zeros, scale_dtype)
-    fitted = search_scales(backend.asarray(V), backend.asarray(importance), grid, backend)
-    scales, offsets = (backend.to_numpy(array) for array in (fitted.scales, fitted.offsets))
+    found = search_scales(problem_of(V, importance, grid, backend))
+    scales, offsets = (backend.to_numpy(array) for array in (found.scales, found.offsets))
     for stored in (scales, offsets) if zeros == "offset" else (scales,):
         bits = stored.astype(np.float32).view(np.uint32)
         if scale_dtype == "float16":

@@ -1,11 +1,11 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import plain
 import pytest
 from layers import SolvedLayer, correlated_moment
 
-from edgeq.algorithms.layer_loss import Target, dequantize
 from edgeq.algorithms.outlier_weights import (
     fit_weights,
     keep_largest,
@@ -14,23 +14,30 @@ from edgeq.algorithms.outlier_weights import (
     threshold_step,
 )
 from edgeq.algorithms.outliers import (
-    OutlierColumns,
     add_columns,
     choose_columns,
     eliminate_columns,
     fit_columns,
     without_columns,
 )
-from edgeq.algorithms.quantease import descend_codes
-from edgeq.types import Grid
+from edgeq.algorithms.problem import dequantize
+from edgeq.algorithms.quantease import Sweeps, descend_codes
+from edgeq.types import Grid, OutlierColumns
 
 COLUMNS = np.array([3, 17, 18])
 
 
-def dequantized(layer, codes=None):
-    return dequantize(
-        layer.codes if codes is None else codes, layer.fitted, layer.grid, layer.backend
-    )
+def dequantized(layer, solution=None):
+    return dequantize(layer.problem, layer.solution if solution is None else solution)
+
+
+def eliminated(layer, columns):
+    return eliminate_columns(replace(layer.problem, outlier_columns=columns))
+
+
+def in_float32(layer):
+    """The same problem, with outlier values that float32 stores."""
+    return replace(layer.problem, grid=replace(layer.grid, scale_dtype="float32"))
 
 
 def loss_of(layer, Q):
@@ -45,7 +52,7 @@ def least_squares(V, H, Q, support):
 
 def test_columns_are_fitted_as_least_squares_fits_them(backend, rng, tolerance):
     layer = SolvedLayer(rng, Grid(3, 16), backend)
-    found = fit_columns(dequantized(layer), COLUMNS, layer.target, backend, dtype="float32")
+    found = fit_columns(in_float32(layer), dequantized(layer), COLUMNS)
     Q = backend.to_numpy(dequantized(layer)).astype(np.float64)
     expected = [least_squares(v, layer.H, q, COLUMNS) for v, q in zip(layer.V, Q, strict=True)]
     atol = max(tolerance, 1e-6) * abs(np.array(expected)).max()
@@ -54,9 +61,7 @@ def test_columns_are_fitted_as_least_squares_fits_them(backend, rng, tolerance):
 
 def test_values_are_rounded_to_what_is_stored(backend, rng):
     layer = SolvedLayer(rng, Grid(3, 16), backend)
-    values = backend.to_numpy(
-        fit_columns(dequantized(layer), COLUMNS, layer.target, backend).values
-    )
+    values = backend.to_numpy(fit_columns(layer.problem, dequantized(layer), COLUMNS).values)
     np.testing.assert_array_equal(values, values.astype(np.float16))
 
 
@@ -75,8 +80,8 @@ def test_added_columns_change_no_other(backend, rng):
 
 def test_no_columns_leave_everything_as_it_is(backend, rng):
     layer, none = SolvedLayer(rng, Grid(3, 16), backend), np.array([], dtype=np.int64)
-    assert eliminate_columns(layer.target, none, backend) is layer.target
-    outliers = fit_columns(dequantized(layer), none, layer.target, backend)
+    assert eliminate_columns(layer.problem) is layer.problem
+    outliers = fit_columns(layer.problem, dequantized(layer), none)
     np.testing.assert_array_equal(
         backend.to_numpy(add_columns(dequantized(layer), outliers, backend)),
         backend.to_numpy(dequantized(layer)),
@@ -93,7 +98,7 @@ def test_columns_are_chosen_by_what_their_error_costs(backend):
 
 def test_eliminating_columns_leaves_the_loss_of_their_best_fit(backend, rng, tolerance):
     layer = SolvedLayer(rng, Grid(3, 16), backend)
-    left = eliminate_columns(layer.target, COLUMNS, backend)
+    left = eliminated(layer, COLUMNS)
     H, B = (backend.to_numpy(array).astype(np.float64) for array in (left.H, left.B))
     differences = []
     for Q in rng.standard_normal((3, *layer.V.shape)) / 6:
@@ -109,18 +114,17 @@ def test_eliminating_columns_leaves_the_loss_of_their_best_fit(backend, rng, tol
 
 def refined(layer, columns):
     """Sweeps over the codes with the columns eliminated, then the columns' fit beside them."""
-    left = eliminate_columns(layer.target, columns, layer.backend)
-    codes = descend_codes(layer.codes, layer.fitted, left, layer.grid, layer.backend, sweeps=3)
-    return codes, fit_columns(dequantized(layer, codes), columns, layer.target, layer.backend)
+    found = descend_codes(eliminated(layer, columns), layer.solution, Sweeps(3))
+    return found, fit_columns(layer.problem, dequantized(layer, found), columns)
 
 
 @pytest.mark.parametrize("zeros", ["symmetric", "offset"])
 def test_codes_and_columns_together_beat_columns_fitted_afterwards(backend, rng, zeros):
     layer = SolvedLayer(rng, Grid(2, 16, zeros), backend, out_features=16)
     Q = dequantized(layer)
-    alone = add_columns(Q, fit_columns(Q, COLUMNS, layer.target, backend), backend)
-    codes, outliers = refined(layer, COLUMNS)
-    together = add_columns(dequantized(layer, codes), outliers, backend)
+    alone = add_columns(Q, fit_columns(layer.problem, Q, COLUMNS), backend)
+    found, outliers = refined(layer, COLUMNS)
+    together = add_columns(dequantized(layer, found), outliers, backend)
     before, after = loss_of(layer, alone), loss_of(layer, together)
     stored = 2.0**-10 * plain.weighted_loss(
         layer.V, 0 * layer.V, layer.H
@@ -140,9 +144,9 @@ def test_the_chosen_columns_are_among_the_best_pairs(backend):
     losses = {}
     for pair in itertools.combinations(range(12), 2):
         columns = np.array(pair)
-        codes, outliers = refined(layer, columns)
+        found, outliers = refined(layer, columns)
         losses[pair] = loss_of(
-            layer, add_columns(dequantized(layer, codes), outliers, backend)
+            layer, add_columns(dequantized(layer, found), outliers, backend)
         ).sum()
     assert losses[tuple(chosen.tolist())] <= np.quantile(list(losses.values()), 0.1)
 
@@ -169,7 +173,7 @@ def test_the_largest_weights_are_kept_the_first_of_equals(backend):
 def test_single_weights_are_fitted_as_least_squares_fits_them(backend, rng, tolerance):
     layer = SolvedLayer(rng, Grid(3, 16), backend)
     E = np.where(rng.random(layer.V.shape) < 0.1, 1e-3, 0.0)
-    found = fit_weights(backend.asarray(E), dequantized(layer), layer.target, backend)
+    found = fit_weights(layer.problem, dequantized(layer), backend.asarray(E))
     Q = backend.to_numpy(dequantized(layer)).astype(np.float64)
     expected = np.zeros_like(E)
     for row, v, q in zip(range(len(E)), layer.V, Q, strict=True):
@@ -181,10 +185,10 @@ def test_single_weights_are_fitted_as_least_squares_fits_them(backend, rng, tole
 
 def test_no_thresholding_step_raises_the_loss(backend, rng):
     layer = SolvedLayer(rng, Grid(2, 16), backend)
-    Q, eigenvalue = dequantized(layer), largest_eigenvalue(layer.target.H, backend)
+    Q, eigenvalue = dequantized(layer), largest_eigenvalue(layer.problem.H, backend)
     E, losses = 0 * Q, [loss_of(layer, Q).sum()]
     for _ in range(20):
-        E = threshold_step(E, Q, layer.target, eigenvalue, 24, backend)
+        E = threshold_step(layer.problem, Q, E, eigenvalue=eigenvalue, count=24)
         losses.append(loss_of(layer, Q + E).sum())
     assert (np.diff(losses) <= layer.noise().sum()).all()
     assert losses[-1] < 0.9 * losses[0]
@@ -192,16 +196,11 @@ def test_no_thresholding_step_raises_the_loss(backend, rng):
 
 def test_codes_and_single_weights_by_turns_never_raise_the_loss(backend, rng):
     layer = SolvedLayer(rng, Grid(2, 16), backend)
-    codes, E, losses = (
-        layer.codes,
-        0 * dequantized(layer),
-        [loss_of(layer, dequantized(layer)).sum()],
-    )
+    solution, E = layer.solution, 0 * dequantized(layer)
+    losses = [loss_of(layer, dequantized(layer)).sum()]
     for _ in range(4):
-        codes, E = refine_with_weights(
-            codes, layer.fitted, E, layer.target, layer.grid, backend, count=24, turns=1
-        )
-        losses.append(loss_of(layer, dequantized(layer, codes) + E).sum())
+        solution, E = refine_with_weights(layer.problem, solution, E, count=24, turns=1)
+        losses.append(loss_of(layer, dequantized(layer, solution) + E).sum())
         assert np.count_nonzero(backend.to_numpy(E)) <= 24
     assert (np.diff(losses) <= layer.noise().sum()).all()
     assert losses[-1] < 0.7 * losses[0]
@@ -212,7 +211,6 @@ def test_an_unreachable_target_is_reached_with_every_column_in_full_precision(
 ):
     layer = SolvedLayer(rng, Grid(2, 16), backend)
     columns = np.arange(40)
-    target = Target(layer.target.B, layer.target.H)
-    outliers = fit_columns(dequantized(layer), columns, target, backend, dtype="float32")
+    outliers = fit_columns(in_float32(layer), dequantized(layer), columns)
     found = backend.to_numpy(add_columns(dequantized(layer), outliers, backend))
     np.testing.assert_allclose(found, layer.V, atol=max(100 * tolerance, 1e-5) * abs(layer.V).max())

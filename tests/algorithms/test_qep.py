@@ -4,12 +4,14 @@ import pytest
 
 from edgeq.algorithms.damping import inverse_upper_factor
 from edgeq.algorithms.gptq import solve_columns
+from edgeq.algorithms.problem import Problem
 from edgeq.algorithms.qep import correct_weight
 from edgeq.grids.fitting import fit_min_max
 from edgeq.recipe.recipe import Recipe
-from edgeq.solving.layer import prepare_site, solve_layer
+from edgeq.solving.layer import solve_layer
+from edgeq.solving.site import Layer, prepare_site
 from edgeq.stopwatch import Stopwatch
-from edgeq.types import Grid, LayerProblem, LayerStatistics
+from edgeq.types import Grid, LayerStatistics
 
 
 def corrected(W, X, X_hat, backend, *, strength, damping):
@@ -67,8 +69,8 @@ def test_without_drift_the_layer_is_solved_as_if_there_were_no_propagation(backe
         recipe = Recipe(bits=3, group_size=8, solver=solver, propagation_strength=strength)
         statistics = LayerStatistics(H, D, len(X))
         site = prepare_site(statistics, recipe, backend)
-        problem = LayerProblem("layer", backend.asarray(W), statistics, Grid(3, 8))
-        layer, report = solve_layer(problem, site, recipe, backend, Stopwatch())
+        asked = Layer("layer", backend.asarray(W), Grid(3, 8), site, recipe)
+        layer, report = solve_layer(asked, Stopwatch())
         assert report.propagation_strength == (strength if D is not None else 0)
         results.append(layer.dequantized())
     for other in results[1:]:
@@ -82,9 +84,9 @@ def test_with_gptq_it_equals_solving_the_mismatched_problem_again_after_every_co
     W, X, X_hat = plain.random_layer(rng, in_features=40, tokens=400, drift=0.2)
     V = backend.asarray(corrected(W, X, X_hat, backend, strength=1.0, damping=0.0))
     grid = Grid(3, 16, zeros)
-    fitted = fit_min_max(V, grid, backend)
-    U = inverse_upper_factor(backend.asarray(plain.moments(X, X_hat)[0]), backend)
-    codes = backend.to_numpy(solve_columns(V, U, fitted, grid, backend))
-    scales, offsets = plain.column_values(fitted, grid, 40, backend)
+    H = backend.asarray(plain.moments(X, X_hat)[0])
+    problem = Problem(V, H, grid, backend, U=inverse_upper_factor(H, backend))
+    found = solve_columns(problem, fit_min_max(V, grid, backend))
+    scales, offsets = plain.column_values(found, grid, 40, backend)
     expected = plain.resolved_after_every_column(W, X, X_hat, scales, offsets, grid.max_code)
-    np.testing.assert_array_equal(codes, expected)
+    np.testing.assert_array_equal(backend.to_numpy(found.codes), expected)

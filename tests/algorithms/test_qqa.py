@@ -206,6 +206,17 @@ def test_a_tie_between_options_goes_to_the_first(backend):
     assert backend.to_numpy(decoded).tolist() == [[[1, 0, 0], [0, 1, 0]]]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_replicas_that_communicate_end_further_apart(backend, seed):
+    start = random_start((16, 14), 0, backend)
+    ends = []
+    for communication in (0.0, 0.2, 0.5):
+        settings = Annealing(400, 0.1, -1.0, 1.0, communication=communication, evaluate_every=400)
+        objective = Qubo(symmetric_gaussian(seed), backend)
+        ends.append(anneal(objective, Binary(), start, settings, backend)[2][-1].diversity)
+    assert ends[0] < 0.1 < ends[1] < ends[2]
+
+
 def test_one_seed_gives_one_answer_and_one_trace(backend):
     settings = Annealing(60, 0.1, -1.0, 1.0, temperature=1e-3, evaluate_every=20, seed=5)
     runs = [

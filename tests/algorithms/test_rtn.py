@@ -2,17 +2,18 @@ import numpy as np
 import plain
 import pytest
 
+from edgeq.algorithms.problem import Problem
 from edgeq.algorithms.rtn import round_to_nearest
 from edgeq.grids.fitting import fit_min_max
-from edgeq.types import Grid
+from edgeq.types import Grid, Solution
 
 ZEROS = ("symmetric", "integer", "offset")
 
 
 def rounded(W, grid, backend):
-    fitted = fit_min_max(backend.asarray(W), grid, backend)
-    codes = backend.to_numpy(round_to_nearest(backend.asarray(W), fitted, grid, backend))
-    return codes, *plain.column_values(fitted, grid, W.shape[1], backend)
+    problem = Problem(backend.asarray(W), None, grid, backend)
+    found = round_to_nearest(problem, fit_min_max(problem.V, grid, backend))
+    return backend.to_numpy(found.codes), *plain.column_values(found, grid, W.shape[1], backend)
 
 
 @pytest.mark.parametrize("zeros", ZEROS)
@@ -54,9 +55,9 @@ def test_a_group_of_zeros_stays_zero(backend):
 
 def test_halves_go_to_the_even_code(backend):
     W = np.array([[-8.0, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 7.0]])
-    fitted = plain.to_backend(plain.GroupScales(np.array([[1.0]]), np.array([[-8.0]])), backend)
-    codes = backend.to_numpy(round_to_nearest(backend.asarray(W), fitted, Grid(4, 8), backend))
-    assert codes[0].tolist() == [0, 6, 8, 8, 10, 10, 12, 15]
+    fitted = plain.to_backend(Solution(np.array([[1.0]]), np.array([[-8.0]])), backend)
+    found = round_to_nearest(Problem(backend.asarray(W), None, Grid(4, 8), backend), fitted)
+    assert backend.to_numpy(found.codes)[0].tolist() == [0, 6, 8, 8, 10, 10, 12, 15]
 
 
 def test_permuting_rows_permutes_the_codes(backend, rng):

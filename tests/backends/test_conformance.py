@@ -17,9 +17,10 @@ from edgeq.errors import NotPositiveDefinite
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
-from edgeq.solving.layer import prepare_site, solve_layer
+from edgeq.solving.layer import solve_layer
+from edgeq.solving.site import Layer, prepare_site
 from edgeq.stopwatch import Stopwatch
-from edgeq.types import LayerProblem, LayerStatistics
+from edgeq.types import LayerStatistics
 from edgeq_backends.torch.backend import aligned
 
 
@@ -474,14 +475,9 @@ def test_a_layer_with_outlier_columns_comes_out_alike(backend, rng):
         solved = []
         for each in (backend, load_backend("reference")):
             statistics = LayerStatistics(each.asarray(H), each.asarray(D), 300)
-            problem = LayerProblem(
-                "layer", each.asarray(float32_exact(W)), statistics, recipe.grid_of("layer")
-            )
-            solved.append(
-                solve_layer(
-                    problem, prepare_site(statistics, recipe, each), recipe, each, Stopwatch()
-                )[0]
-            )
+            site, grid = prepare_site(statistics, recipe, each), recipe.grid_of("layer")
+            layer = Layer("layer", each.asarray(float32_exact(W)), grid, site, recipe)
+            solved.append(solve_layer(layer, Stopwatch())[0])
         found, expected = solved
         assert found.outliers.columns.tolist() == expected.outliers.columns.tolist() == [5, 30]
         np.testing.assert_array_equal(found.codes, expected.codes)

@@ -2,6 +2,8 @@
 there was a tie.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import plain
 import pytest
@@ -9,12 +11,15 @@ import trained
 
 from edgeq.algorithms import SOLVERS
 from edgeq.algorithms.group_scale import TIE
+from edgeq.algorithms.problem import Problem
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
-from edgeq.solving.layer import first_scales, prepare_site, solve_layer
+from edgeq.solving.layer import solve_layer
 from edgeq.solving.propagation import correct
+from edgeq.solving.site import Layer, prepare_site
+from edgeq.solving.steps import first_scales
 from edgeq.stopwatch import Stopwatch
-from edgeq.types import LayerProblem, LayerStatistics
+from edgeq.types import LayerStatistics
 
 pytest.importorskip("mlx.core", reason="MLX has no build for this system")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,10 +34,11 @@ def solve_on(backend, layer, recipe):
         backend.asarray(H), None if D is None else backend.asarray(D), 2048
     )
     site = prepare_site(statistics, recipe, backend)
-    problem = LayerProblem("layer", backend.asarray(W), statistics, recipe.grid_of("layer"))
-    solved, report = solve_layer(problem, site, recipe, backend, Stopwatch())
-    V = correct("layer", problem.W, site.propagation, recipe, backend).V
-    fitted = first_scales(V, backend.diagonal(site.statistics.H), problem.grid, recipe, backend)
+    asked = Layer("layer", backend.asarray(W), recipe.grid_of("layer"), site, recipe)
+    solved, report = solve_layer(asked, Stopwatch())
+    problem = asked.problem()
+    V = correct("layer", problem, site.propagation, recipe).V
+    fitted = first_scales(replace(problem, V=V), recipe)
     scales, offsets = plain.column_values(fitted, problem.grid, W.shape[1], backend)
     return solved.codes, report, backend.to_numpy(V).astype(np.float64), scales, offsets
 
@@ -61,9 +67,9 @@ def nearby_scales(v, H, recipe, backend):
     """
     noise = np.random.default_rng(0).uniform(-1e-6, 1e-6, (256, len(v))) * abs(v).max()
     grid = recipe.grid_of("layer")
-    fitted = first_scales(
-        backend.asarray(v + noise), backend.asarray(np.diag(H)), grid, recipe, backend
-    )
+    importance = backend.asarray(np.diag(H))
+    problem = Problem(backend.asarray(v + noise), None, grid, backend, importance=importance)
+    fitted = first_scales(problem, recipe)
     return plain.column_values(fitted, grid, len(v), backend)[0]
 
 

@@ -9,8 +9,9 @@ import trained
 
 from edgeq.algorithms.damping import damped, inverse_upper_factor
 from edgeq.algorithms.gptq import solve_columns
+from edgeq.algorithms.problem import Problem
 from edgeq.registry import load_backend
-from edgeq.types import Grid, GroupScales
+from edgeq.types import Grid, Solution
 
 mx = pytest.importorskip("mlx.core", reason="MLX has no build for this system")
 LAYERS = (
@@ -49,9 +50,11 @@ def test_layer_loss_is_that_of_mlx_lms_own_gptq(layer, bits, name):
     W, H = W[:, :128], H[:128, :128] + 1e-3 * np.trace(H) / len(H) * np.eye(128)
     theirs, scales, biases = gptq_of_mlx_lm(W, H, bits, 32)
     backend, grid = load_backend(name), Grid(bits, 32, "offset", "float32")
-    U = inverse_upper_factor(damped(backend.asarray(H), 0.01, backend), backend)
-    fitted = GroupScales(backend.asarray(scales), backend.asarray(biases))
-    ours = backend.to_numpy(solve_columns(backend.asarray(W), U, fitted, grid, backend))
+    H_damped = damped(backend.asarray(H), 0.01, backend)
+    U = inverse_upper_factor(H_damped, backend)
+    problem = Problem(backend.asarray(W), H_damped, grid, backend, U=U)
+    fitted = Solution(backend.asarray(scales), backend.asarray(biases))
+    ours = backend.to_numpy(solve_columns(problem, fitted).codes)
     scales, biases = (plain.per_column(array, 32, 128) for array in (scales, biases))
     losses = [plain.weighted_loss(scales * codes + biases, W, H).sum() for codes in (ours, theirs)]
     nearest = plain.weighted_loss(
