@@ -155,8 +155,7 @@ def glass_windows(windows, length):
     """The start of the evaluation text in glassllm's own tokens. Shapes: (windows, length)."""
     from glassllm.tokenizer import Tokenizer  # noqa: PLC0415
 
-    with open(files("glassllm") / "weights" / "en.tokenizer.json", encoding="utf-8") as file:
-        saved = json.load(file)
+    saved = json.loads((files("glassllm") / "weights" / "en.tokenizer.json").read_text("utf-8"))
     tokenizer = Tokenizer(saved["alphabet"], [tuple(pair) for pair in saved["merges"]])
     text = read_text(None, default="evaluation.txt")[: 8 * windows * length]
     return np.array(tokenizer.encode(text)[: windows * length], dtype=np.int64).reshape(
@@ -166,8 +165,7 @@ def glass_windows(windows, length):
 
 def glass_tokenizer():
     """glassllm's tokenizer in the library that edgeq reads tokenizer.json with."""
-    with open(files("glassllm") / "weights" / "en.tokenizer.json", encoding="utf-8") as file:
-        saved = json.load(file)
+    saved = json.loads((files("glassllm") / "weights" / "en.tokenizer.json").read_text("utf-8"))
     tokens = [
         "<pad>",
         "<unk>",

@@ -24,7 +24,7 @@ def random_layer(rng, *, out_features=6, in_features=24, tokens=300, drift=0.0):
     return tuple(array.astype(np.float32).astype(np.float64) for array in (W, X, X_hat))
 
 
-def moments(X, X_hat):
+def moments(X, X_hat) -> tuple[np.ndarray, np.ndarray]:
     """H and D of one piece of activations."""
     return X_hat.T @ X_hat / len(X), (X - X_hat).T @ X_hat / len(X)
 
@@ -42,13 +42,14 @@ def per_column(per_group, group_size, in_features):
     return columns
 
 
-def column_values(fitted, grid, in_features, backend):
+def column_values(fitted, grid, in_features, backend) -> tuple[np.ndarray, np.ndarray]:
     """Scales and offsets of a fitted grid, one value per column, in float64."""
     size = in_features if grid.group_size is None else grid.group_size
     arrays = (
         backend.to_numpy(array).astype(np.float64) for array in (fitted.scales, fitted.offsets)
     )
-    return tuple(per_column(array, size, in_features) for array in arrays)
+    scales, offsets = (per_column(array, size, in_features) for array in arrays)
+    return scales, offsets
 
 
 def to_backend(fitted, backend):
@@ -128,7 +129,7 @@ def min_max_group(values, bits, zeros, stored=np.float16):
     return scale, float(stored(low))
 
 
-def min_max(W, group_size, bits, zeros):
+def min_max(W, group_size, bits, zeros) -> tuple[np.ndarray, np.ndarray]:
     """Scales and offsets, one value per column."""
     scales, offsets = np.empty_like(W), np.empty_like(W)
     for row, start in itertools.product(range(len(W)), range(0, W.shape[1], group_size)):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import plain
 import pytest
@@ -16,7 +18,7 @@ class FakeSite:
     """A site that hands out activations cut into uneven batches."""
 
     def __init__(self, X, X_hat, cuts=(), shape=None):
-        self.pairs = (
+        self.pairs: list[Any] = (
             list(zip(np.split(X, cuts), np.split(X_hat, cuts), strict=True))
             if X is not None
             else []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import models
 import numpy as np
@@ -124,7 +125,10 @@ def recomputed(run, *inputs, full=(), weights=None):
         return old
 
     streams = RecomputedStreams(
-        *runs, set_weight, lambda *place: outputs.__setitem__(place[:2], float(place[2][0]))
+        full=runs[0],
+        quantized=runs[1],
+        set_weight=set_weight,
+        keep=lambda *place: outputs.__setitem__(place[:2], float(place[2][0])),
     )
     return streams, outputs
 
@@ -160,7 +164,7 @@ def test_hidden_states_on_disk_are_those_in_memory(tmp_path, rng):
         rng.standard_normal((2, 8, 4)).astype("f4"),
         rng.standard_normal((1, 8, 4)).astype("f4"),
     ]
-    stores = [StatesInMemory(), StatesOnDisk(tmp_path, np.asarray, np.asarray)]
+    stores: list[Any] = [StatesInMemory(), StatesOnDisk(tmp_path, np.asarray, np.asarray)]
     for states in stores:
         for array in arrays:
             states.append(array)

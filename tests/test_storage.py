@@ -3,6 +3,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import SafetensorError
@@ -18,7 +19,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-HEAD = {
+HEAD: dict[str, Any] = {
     "format_version": 1,
     "edgeq": "0.1.0",
     "model": "tiny",

@@ -99,9 +99,8 @@ def test_windows_are_divided_by_largest_remainder():
     """Against the definition: whole quotas are kept, and no other division has a smaller sum of
     squared differences.
     """
-    for samples, shares in itertools.product(
-        (1, 2, 7, 10), ([1, 1], [1, 2, 3], [5, 1, 1], [0.1, 0.2, 0.7])
-    ):
+    shared: tuple[list[float], ...] = ([1, 1], [1, 2, 3], [5, 1, 1], [0.1, 0.2, 0.7])
+    for samples, shares in itertools.product((1, 2, 7, 10), shared):
         counts = divide(samples, shares)
         quotas = [
             Fraction(str(share)) * samples / sum(Fraction(str(share)) for share in shares)

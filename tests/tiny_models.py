@@ -114,14 +114,14 @@ def splitting(kind: str) -> tuple[Any, Any]:
     byte_level = pre_tokenizers.ByteLevel(
         add_prefix_space=False, use_regex=kind in ("gpt-2", "smollm")
     )
-    before = {
+    steps_of: dict[str, list[Any]] = {
         "gpt-2": [],
         "smollm": [pre_tokenizers.Digits(individual_digits=True)],
         "llama-bpe": [pre_tokenizers.Split(Regex(LLAMA_3), "isolated")],
         "smaug-bpe": [pre_tokenizers.Split(Regex(LLAMA_3), "isolated")],
         "qwen2": [pre_tokenizers.Split(Regex(QWEN2), "isolated")],
-    }[kind]
-    steps = pre_tokenizers.Sequence([*before, byte_level]) if before else byte_level
+    }
+    steps = pre_tokenizers.Sequence([*steps_of[kind], byte_level]) if steps_of[kind] else byte_level
     return (normalizers.NFC() if kind == "qwen2" else None), steps
 
 
@@ -185,7 +185,9 @@ def one_block_model(files):
     linears = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
     linears += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
     norms = ["input_layernorm", "post_attention_layernorm"]
-    arrays = {f"model.layers.0.{name}.weight": np.ones((32, 32), np.float32) for name in linears}
+    arrays: dict[str, NumpyArray] = {
+        f"model.layers.0.{name}.weight": np.ones((32, 32), np.float32) for name in linears
+    }
     arrays |= {f"model.layers.0.{name}.weight": np.ones(32, np.float32) for name in norms}
     arrays |= {
         "model.norm.weight": np.ones(32, np.float32),

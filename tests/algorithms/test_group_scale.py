@@ -13,7 +13,7 @@ def problem_of(V, importance, grid, backend):
     return Problem(backend.asarray(V), None, grid, backend, importance=backend.asarray(importance))
 
 
-def searched(V, importance, grid, backend):
+def searched(V, importance, grid, backend) -> tuple[np.ndarray, np.ndarray]:
     """Scales and offsets of stage 1, one value per column."""
     found = search_scales(problem_of(V, importance, grid, backend))
     return plain.column_values(found, grid, V.shape[1], backend)

@@ -103,7 +103,7 @@ def test_a_combination_is_written_and_verified_or_refused(tmp_path, bits, name, 
 
 def test_what_must_fit_fits():
     """Written down by hand, so that a format that refuses everything is noticed."""
-    fitting = {
+    fitting: dict[str, dict[str, tuple[int, ...]]] = {
         "gguf": {"symmetric": BITS, "integer": (2, 3, 4, 5), "offset": (2, 3, 4, 5)},
         "onnx": {"symmetric": BITS, "integer": BITS, "offset": (2, 3, 4)},
         "mlx": {"symmetric": BITS, "integer": BITS, "offset": BITS},

@@ -58,7 +58,9 @@ def parsed(name: str, packed: np.ndarray, columns: int) -> QuantizedLinear:
         offset = (
             float(np.frombuffer(block[2:4].tobytes(), "<f2")[0]) if name.endswith("_1") else middle
         )
-        codes.append(block_codes), scales.append(d), offsets.append(offset)
+        codes.append(block_codes)
+        scales.append(d)
+        offsets.append(offset)
     groups = (-1, columns // 32)
     return QuantizedLinear(
         np.array(codes, np.uint8).reshape(-1, columns),

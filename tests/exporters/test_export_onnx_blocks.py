@@ -107,7 +107,10 @@ def test_onnx_itself_dequantizes_whole_numbers(rng, bits, zeros, shape, rows_fir
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
     ).run(None, {})
     np.testing.assert_allclose(
-        found if rows_first else found.T, layer.dequantized(), rtol=0, atol=1e-6
+        np.asarray(found) if rows_first else np.asarray(found).T,
+        layer.dequantized(),
+        rtol=0,
+        atol=1e-6,
     )
 
 

@@ -1,5 +1,7 @@
 """Models small enough to write in a fixture: a random Llama as a directory, and as a GGUF file."""
 
+from collections.abc import Callable
+
 import gguf
 import numpy as np
 import pytest
@@ -74,7 +76,7 @@ def write_gguf(path, metadata, tensors=None, *, architecture="llama", types=None
     """A GGUF file of plain values; types maps tensor names to the type they are stored in."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
-        add = {
+        add: dict[type, Callable[..., None]] = {
             bool: writer.add_bool,
             int: writer.add_uint32,
             float: writer.add_float32,

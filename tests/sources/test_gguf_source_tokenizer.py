@@ -181,7 +181,7 @@ def test_transformers_loads_the_demo_tokenizer_and_decodes_what_it_encoded(
     assert tokenizer.decode(tokenizer(english)["input_ids"]) == english
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
-    assert prompt.endswith("<|im_start|>user\nHi<|im_end|>\n")
+    assert str(prompt).endswith("<|im_start|>user\nHi<|im_end|>\n")
 
 
 def test_the_demo_tokenizer_keeps_all_that_the_gguf_says(demo):
