@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.solves import COMMON, GPTQ, INGREDIENTS, TEXTS
+from benchmarks.solves import COMMON, GPTQ, INGREDIENTS, PLAIN, PRESETS, TEXTS
 from edgeq.calibration.windows import first_windows, read_text, sample_windows, tokenize
 from edgeq.protocols import Site
-from edgeq.recipe.recipe import PRESETS, Recipe, make_recipe
+from edgeq.recipe.recipe import Recipe, make_recipe
 from edgeq.solving.layer import solve_layer
 from edgeq.solving.site import Layer, prepare_site
 from edgeq.solving.statistics import accumulate, accumulate_split
@@ -101,7 +101,9 @@ def judge(quality: str) -> list[dict[str, Any]]:
     source, backend = open_source("demo"), TorchBackend("cpu")
     settings = {**COMMON, "bits": 3}
     chosen = {"preset": PRESETS[quality], "plain": INGREDIENTS[GPTQ]}
-    recipes = {name: make_recipe({**choices, **settings}) for name, choices in chosen.items()}
+    recipes = {
+        name: make_recipe({**PLAIN, **choices, **settings}) for name, choices in chosen.items()
+    }
     fit = sample_windows(tokenize(source, read_text(None)), samples=64, sequence_length=512, seed=0)
     both, quantized = share_windows(fit, recipes["preset"].propagation_share)
     others = [

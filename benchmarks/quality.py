@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.solves import COMMON, TABLES, TEXTS, Solve, Table
+from benchmarks.solves import COMMON, PLAIN, TABLES, TEXTS, Solve, Table
 from edgeq.calibration.windows import first_windows, tokenize
 from edgeq.commands.progress import Silent
 from edgeq.measuring.evaluate import model_logits
@@ -33,6 +33,7 @@ from edgeq.measuring.quality import compare
 from edgeq.protocols import ModelSource
 from edgeq.run.assembly import make_job
 from edgeq.run.pipeline import quantize
+from edgeq.run.report import read_report
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 
@@ -66,9 +67,10 @@ class Bench:
 
     def run(self, solve: Solve) -> dict[str, Any]:
         """Quantize and measure. Units: KL in nats per token, seconds of CPU time over all cores."""
-        settings = COMMON | {
+        chosen = {
             name: value for name, value in solve.items() if name not in ("row", "calibration")
         }
+        settings = PLAIN | COMMON | chosen
         with tempfile.TemporaryDirectory() as folder:
             job = make_job(
                 self.source, settings, backend="cpu", calibration=solve.get("calibration", ())
@@ -85,7 +87,7 @@ class Bench:
                 )
                 for name, ids in self.windows.items()
             }
-            bits_per_weight = checkpoint.report["bits_per_weight"]["linear layers"]
+            bits_per_weight = read_report(checkpoint).bits_per_weight["linear layers"]
         return {**solve, **seconds, "bits_per_weight": bits_per_weight, "quality": quality}
 
 

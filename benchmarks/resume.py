@@ -173,9 +173,9 @@ def kill_once(
         return None
     hit = stage_of(output)
     done, total = progress(temporary_of(output))
-    kept = f"{done} of {total} blocks" if total else "checkpoint" if output.exists() else "nothing"
+    kept = "checkpoint" if output.exists() else "nothing"
     if total:
-        kept += f", {size_of(temporary_of(output)) / 1e6:.1f} MB"
+        kept = f"{done} of {total} blocks, {size_of(temporary_of(output)) / 1e6:.1f} MB"
     continued = start(command, output, "--resume").wait()
     equal = continued == 0 and contents(output) == expected
     clean = not list(output.parent.rglob("*edgeq-partial*"))

@@ -13,10 +13,17 @@ from typing import Any
 
 from edgeq.calibration.windows import read_text
 from edgeq.measuring.evaluate import EVALUATION_TEXT
-from edgeq.recipe.recipe import PRESETS
+from edgeq.recipe import settings as table
 
 Solve = dict[str, Any]
 FACTBOOK = str(Path(__file__).parent / "data" / "factbook.txt")
+PLAIN = table.defaults(table.PLAIN)
+"""What a solve has where its row says nothing else."""
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    preset: {name: value for name, value in table.defaults(preset).items() if value != PLAIN[name]}
+    for preset in table.PRESETS
+}
+"""What `--quality` stands for beside that."""
 COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}
 GPTQ, STAGE_1 = "GPTQ, min-max scales", "GPTQ, stage 1"
 INGREDIENTS: Mapping[str, Mapping[str, Any]] = {

@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 
+from benchmarks.solves import PLAIN, PRESETS
 from edgeq.architectures.record import read_record
 from edgeq.calibration.windows import read_text, sample_windows, tokenize
 from edgeq.commands.progress import Silent
 from edgeq.planning.process_memory import give_large_arrays_back, peak_resident_bytes
 from edgeq.protocols import ModelSource
-from edgeq.recipe.recipe import PRESETS
 from edgeq.run.assembly import make_activations, make_job
 from edgeq.run.pipeline import Job, quantize
 from edgeq.sources import open_source
@@ -46,9 +46,9 @@ from edgeq_backends.torch.model import StreamedModel
 RESULTS = Path(__file__).parent / "results"
 COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}
 PLAIN_NAME = "plain GPTQ"
-PLAIN = {"scales": "none", "propagation_strength": 0.0}
+BARE = {"scales": "none", "propagation_strength": 0.0}
 RUNS: Mapping[str, Mapping[str, Any]] = {
-    PLAIN_NAME: PLAIN,
+    PLAIN_NAME: BARE,
     **{f"--quality {name}": settings for name, settings in PRESETS.items()},
     "--quality balanced, recomputing": PRESETS["balanced"],
 }
@@ -155,7 +155,7 @@ def take_turns(runs: Mapping[str, Callable[[], None]]) -> dict[str, float]:
 
 
 def job_of(source: ModelSource, name: str) -> Job:
-    job = make_job(source, {**COMMON, "bits": 3, **RUNS[name]}, backend="cpu")
+    job = make_job(source, {**PLAIN, **COMMON, "bits": 3, **RUNS[name]}, backend="cpu")
     if name == RECOMPUTING:
         job = replace(
             job, make_activations=partial(make_activations, "cpu", flow=Flow("recomputing"))

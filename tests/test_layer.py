@@ -4,8 +4,8 @@ import numpy as np
 import plain
 import pytest
 import trained
+from recipes import plain_recipe
 
-from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
 from edgeq.solving.layer import solve_layer, solve_without_statistics
 from edgeq.solving.site import Layer, prepare_site
@@ -89,7 +89,8 @@ def test_drift_from_the_difference_is_more_exact_than_a_difference_of_moments(rn
 
 
 @pytest.mark.parametrize(
-    "recipe", [Recipe(bits=3, group_size=8), Recipe(bits=2, group_size="row", zeros="offset")]
+    "recipe",
+    [plain_recipe(bits=3, group_size=8), plain_recipe(bits=2, group_size="row", zeros="offset")],
 )
 def test_a_layer_solved_from_batches_is_the_layer_solved_from_all_activations(backend, rng, recipe):
     W, X, X_hat = plain.random_layer(rng, drift=0.2, in_features=45)
@@ -110,7 +111,7 @@ def test_codes_are_those_of_the_plain_road_through_correction_and_compensation(
 ):
     W, X, X_hat = plain.random_layer(rng, drift=0.2, in_features=45)
     H, D = plain.moments(X, X_hat)
-    recipe = Recipe(
+    recipe = plain_recipe(
         bits=3,
         group_size=16,
         zeros=zeros,
@@ -133,7 +134,7 @@ def test_the_report_states_losses_as_shares_of_the_output(backend, rng, toleranc
     layer, report = solve(
         W,
         statistics_of(H, D, backend),
-        Recipe(bits=3, group_size=16, propagation_damping=1.0),
+        plain_recipe(bits=3, group_size=16, propagation_damping=1.0),
         backend,
         name="some layer",
     )
@@ -163,7 +164,7 @@ def test_a_refit_with_drift_of_its_own_comes_closest_to_the_original_output(back
     losses = []
     for strength in (None, 0.0, 1.0):
         layer, _ = solve(
-            W, statistics, Recipe(bits=3, group_size=8, refit_strength=strength), backend
+            W, statistics, plain_recipe(bits=3, group_size=8, refit_strength=strength), backend
         )
         losses.append(
             plain.activation_loss(layer.dequantized().astype(np.float64), W, X, X_hat).sum()
@@ -174,7 +175,7 @@ def test_a_refit_with_drift_of_its_own_comes_closest_to_the_original_output(back
 def test_a_matrix_without_statistics_is_rounded_with_all_columns_alike(backend, rng, monkeypatch):
     monkeypatch.setattr("edgeq.solving.layer.ROWS_AT_ONCE", 3)
     W = rng.standard_normal((7, 40)).astype(np.float32)
-    recipe = Recipe(group_size=16, scales="none")
+    recipe = plain_recipe(group_size=16, scales="none")
     layer = solve_without_statistics(W, recipe.grid_of("embedding"), recipe, backend)
     scales, offsets = plain.min_max(W.astype(np.float64), 16, 4, "symmetric")
     np.testing.assert_array_equal(
@@ -186,7 +187,7 @@ def test_a_matrix_without_statistics_is_rounded_with_all_columns_alike(backend, 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("bits", [4, 3, 2])
 def test_torch_chooses_the_codes_of_the_reference_on_trained_weights(bits):
-    layers, recipe = trained.glass_layers(), Recipe(bits=bits)
+    layers, recipe = trained.glass_layers(), plain_recipe(bits=bits)
     assert len(layers) == 28
     assert {W.shape[1] for W, _, _ in layers.values()} == {128, 341}
     shares, losses = {}, []
@@ -207,29 +208,32 @@ def test_torch_chooses_the_codes_of_the_reference_on_trained_weights(bits):
 
 
 STAGES = {
-    "sweeps": (Recipe(bits=3, group_size=16, sweeps=2), ["solved", "swept", "refitted"]),
+    "sweeps": (plain_recipe(bits=3, group_size=16, sweeps=2), ["solved", "swept", "refitted"]),
     "relaxed": (
-        Recipe(bits=3, group_size=16, sweeps=10, relaxed_sweeps=True),
+        plain_recipe(bits=3, group_size=16, sweeps=10, relaxed_sweeps=True),
         ["solved", "swept", "refitted"],
     ),
     "exactly": (
-        Recipe(bits=3, group_size=16, sweeps=2, refit_exactly=True),
+        plain_recipe(bits=3, group_size=16, sweeps=2, refit_exactly=True),
         ["solved", "swept", "refitted"],
     ),
     "solver": (
-        Recipe(bits=3, group_size=16, solver="quantease", scales="first"),
+        plain_recipe(bits=3, group_size=16, solver="quantease", scales="first"),
         ["solved", "swept"],
     ),
     "annealing": (
-        Recipe(bits=3, group_size=16, anneal_rounds=1, anneal_steps=60),
+        plain_recipe(bits=3, group_size=16, anneal_rounds=1, anneal_steps=60),
         ["solved", "annealed", "refitted"],
     ),
-    "turns": (Recipe(bits=3, group_size=16, alternations=2), ["solved", "refitted", "alternated"]),
+    "turns": (
+        plain_recipe(bits=3, group_size=16, alternations=2),
+        ["solved", "refitted", "alternated"],
+    ),
     "everything": (
-        Recipe(
-            2,
-            16,
-            "offset",
+        plain_recipe(
+            bits=2,
+            group_size=16,
+            zeros="offset",
             sweeps=2,
             anneal_rounds=1,
             anneal_steps=60,
@@ -262,8 +266,10 @@ def test_each_refinement_has_its_loss_in_the_report_and_lowers_it(backend, rng, 
 def test_without_refinements_the_solver_named_quantease_sweeps_and_gptq_does_not(backend, rng):
     W, X, X_hat = plain.random_layer(rng, drift=0.2, in_features=45, out_features=16)
     statistics = statistics_of(*plain.moments(X, X_hat), backend)
-    gptq, _ = solve(W, statistics, Recipe(bits=3, group_size=16, sweeps=5), backend)
-    named, _ = solve(W, statistics, Recipe(bits=3, group_size=16, solver="quantease"), backend)
+    gptq, _ = solve(W, statistics, plain_recipe(bits=3, group_size=16, sweeps=5), backend)
+    named, _ = solve(
+        W, statistics, plain_recipe(bits=3, group_size=16, solver="quantease"), backend
+    )
     np.testing.assert_array_equal(gptq.codes, named.codes)
 
 
@@ -278,7 +284,7 @@ def test_scales_may_be_weighed_by_what_is_left_of_an_error_once_others_made_up_f
     }
     for weighting, values in expected.items():
         for in_order in (False, True):
-            recipe = Recipe(scale_weighting=weighting, activation_order=in_order)
+            recipe = plain_recipe(scale_weighting=weighting, activation_order=in_order)
             found = prepare_site(statistics_of(H, None, backend), recipe, backend).importance
             np.testing.assert_allclose(backend.to_numpy(found), values, rtol=1e-4)
 
@@ -287,7 +293,7 @@ def test_scales_may_be_weighed_by_what_is_left_of_an_error_once_others_made_up_f
 def test_sweeps_and_annealing_pay_on_tokens_that_they_were_not_fitted_to():
     backend, totals = load_backend("cpu"), []
     for refinements in ({}, {"sweeps": 5}, {"sweeps": 5, "anneal_rounds": 1, "anneal_steps": 100}):
-        recipe, shares = Recipe(bits=3, scales="first", **refinements), []
+        recipe, shares = plain_recipe(bits=3, scales="first", **refinements), []
         for W, H, held_out in trained.glass_split()[::3]:
             layer, _ = solve(W, statistics_of(H, None, backend, 2048), recipe, backend)
             lost = plain.weighted_loss(layer.dequantized().astype(np.float64), W, held_out).sum()

@@ -16,7 +16,7 @@ from edgeq.architectures.record import read_record
 from edgeq.errors import BadInput
 from edgeq.planning.memory import WAYS, Process, choose_way, peak_moment
 from edgeq.planning.time import block_seconds
-from edgeq.recipe.recipe import make_recipe, with_preset
+from edgeq.recipe.recipe import make_recipe
 from edgeq.run.forecast import open_outline
 from edgeq.sources import open_source
 from edgeq.sources.outline import ModelOutline
@@ -25,9 +25,7 @@ from edgeq.words import parse_size, show_size
 PROCESS = Process(800 * 10**6, 8)
 CONFIG = make_config(**SHAPES["llama-2-7b"])
 LLAMA_7B = read_record("llama", CONFIG).decoder
-BALANCED, FAST = (
-    make_recipe(with_preset({"quality": quality})) for quality in ("balanced", "fast")
-)
+BALANCED, FAST = (make_recipe({"quality": quality}) for quality in ("balanced", "fast"))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import plain
 import pytest
 import trained
+from recipes import plain_recipe
 
-from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
 from edgeq.solving.layer import solve_layer
 from edgeq.solving.outlier_columns import factor_around
@@ -44,7 +44,7 @@ def output_loss(Q, W, H):
 @pytest.mark.parametrize("zeros", ["symmetric", "integer", "offset"])
 def test_columns_that_cost_most_are_kept_and_fitted_as_least_squares_fits_them(backend, rng, zeros):
     W, H, _ = loud_layer(rng)
-    recipe = Recipe(
+    recipe = plain_recipe(
         bits=3, group_size=16, zeros=zeros, outlier_columns=3 / 40, propagation_strength=0.0
     )
     layer, report = solve(W, H, None, recipe, backend)
@@ -67,7 +67,7 @@ def test_columns_that_cost_most_are_kept_and_fitted_as_least_squares_fits_them(b
 @pytest.mark.parametrize("in_order", [False, True])
 def test_the_codes_are_those_of_gptq_on_the_layer_without_its_columns(backend, rng, in_order):
     W, H, _ = loud_layer(rng)
-    recipe = Recipe(
+    recipe = plain_recipe(
         bits=3,
         group_size=16,
         outlier_columns=3 / 40,
@@ -113,7 +113,7 @@ def test_losses_in_the_report_are_those_of_the_layer_with_its_columns(
     backend, rng, zeros, refit_strength
 ):
     W, H, D = loud_layer(rng, drift=0.2)
-    recipe = Recipe(
+    recipe = plain_recipe(
         bits=2,
         group_size=16,
         zeros=zeros,
@@ -149,7 +149,7 @@ def test_columns_follow_the_drift_that_scales_are_refitted_to(backend, rng):
     H, D = plain.moments(X, X_hat)
     found = []
     for strength in (None, 1.0):
-        recipe = Recipe(bits=3, group_size=8, outlier_columns=0.1, refit_strength=strength)
+        recipe = plain_recipe(bits=3, group_size=8, outlier_columns=0.1, refit_strength=strength)
         layer, _ = solve(W, H, D, recipe, backend)
         found.append(
             plain.activation_loss(layer.dequantized().astype(np.float64), W, X, X_hat).sum()
@@ -162,7 +162,7 @@ def test_a_group_of_nothing_but_outliers_is_solved(backend, rng):
     gain = np.ones(40)
     gain[8:16] = 20
     for zeros in ("symmetric", "integer", "offset"):
-        recipe = Recipe(
+        recipe = plain_recipe(
             bits=2,
             group_size=8,
             zeros=zeros,
@@ -182,7 +182,7 @@ def test_layers_of_one_input_choose_columns_of_their_own(backend, rng):
     W, H, _ = loud_layer(rng, loud=1.0)
     other = W.copy()
     other[:, 5] *= 10
-    recipe = Recipe(bits=3, group_size=16, outlier_columns=0.025, propagation_strength=0.0)
+    recipe = plain_recipe(bits=3, group_size=16, outlier_columns=0.025, propagation_strength=0.0)
     chosen = [
         solve(weight, H, None, recipe, backend)[0].outliers.columns.tolist()
         for weight in (W, other)
@@ -192,7 +192,7 @@ def test_layers_of_one_input_choose_columns_of_their_own(backend, rng):
 
 def test_no_share_of_columns_leaves_everything_as_it_is(backend, rng):
     W, H, D = loud_layer(rng, drift=0.2)
-    layer, report = solve(W, H, D, Recipe(bits=3, group_size=16, sweeps=1), backend)
+    layer, report = solve(W, H, D, plain_recipe(bits=3, group_size=16, sweeps=1), backend)
     assert layer.outliers is None and report.outlier_columns == 0
 
 
@@ -202,7 +202,7 @@ def test_outlier_columns_pay_on_tokens_that_they_were_not_fitted_to(bits, zeros)
     backend, means = load_backend("cpu"), []
     for share in (0.0, 0.01, 0.05):
         recipe, losses = (
-            Recipe(bits=bits, group_size=64, zeros=zeros, outlier_columns=share, sweeps=2),
+            plain_recipe(bits=bits, group_size=64, zeros=zeros, outlier_columns=share, sweeps=2),
             [],
         )
         for W, H, held_out in trained.glass_split()[::3]:

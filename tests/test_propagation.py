@@ -5,7 +5,8 @@ import plain
 import pytest
 
 from edgeq.algorithms.problem import Problem
-from edgeq.recipe.recipe import PRESETS, make_recipe, with_preset
+from edgeq.recipe.recipe import make_recipe
+from edgeq.recipe.settings import defaults
 from edgeq.solving.propagation import correct, prepare_propagation
 from edgeq.types import LayerStatistics
 
@@ -31,11 +32,11 @@ def test_fewer_than_two_tokens_for_each_input_are_damped_and_reported(
 ):
     W, X, X_hat = plain.random_layer(rng, tokens=500, drift=0.3, in_features=INPUTS)
     H, D = plain.moments(X, X_hat)
-    recipe = make_recipe(with_preset({}))
+    recipe = make_recipe({})
     found = corrected(
         W, statistics(H, D, backend, tokens=tokens, paired_tokens=paired_tokens), recipe, backend
     )
-    damping = 1.0 if few else PRESETS["balanced"]["propagation_damping"]
+    damping = 1.0 if few else defaults("balanced")["propagation_damping"]
     assert (found.damping, found.few_tokens, found.retries) == (damping, few, 0)
     expected = W + 0.5 * np.linalg.solve(plain.damped(H, damping), (W @ D).T).T
     np.testing.assert_allclose(
@@ -55,7 +56,7 @@ def test_few_tokens_do_not_make_a_layer_worse_on_others(backend, per_input):
     """Held-out error after the correction as a share of that before; the drift is mostly noise that
     does not repeat.
     """
-    recipe, tokens, ruled, unruled = make_recipe(with_preset({})), int(per_input * INPUTS), [], []
+    recipe, tokens, ruled, unruled = make_recipe({}), int(per_input * INPUTS), [], []
     for seed in range(12):
         rng = np.random.default_rng(seed)
         W, X, _ = plain.random_layer(rng, tokens=tokens + 4000, in_features=INPUTS)

@@ -1,21 +1,23 @@
 import math
 import re
+from typing import get_args, get_type_hints
 
 import pytest
+from recipes import plain_recipe
 
+import edgeq.types
+from edgeq.algorithms import SOLVERS
 from edgeq.errors import BadInput
 from edgeq.recipe.recipe import (
     OPTIONS_ONLY,
-    PRESETS,
     Override,
     Recipe,
     make_recipe,
     read_recipe,
     recipe_settings,
-    with_preset,
 )
-from edgeq.recipe.setting_rules import RULES
-from edgeq.types import Grid
+from edgeq.recipe.settings import PLAIN, PRESETS, TABLE, Settings, defaults
+from edgeq.types import LARGEST_OUTLIER_SHARE, Grid
 
 
 def refusal(settings):
@@ -109,13 +111,27 @@ GOOD_VALUES = {
 }
 
 
-def test_every_setting_has_a_rule_and_a_place_in_these_tests():
-    assert (
-        set(RULES)
-        == set(BAD_VALUES)
-        == set(GOOD_VALUES)
-        == set(recipe_settings(Recipe())) - {"overrides"} | {"refit_strength"}
-    )
+def test_every_setting_has_a_place_in_these_tests():
+    stated = set(recipe_settings(Recipe())) - {"overrides"} | {"refit_strength"}
+    assert set(TABLE) == set(BAD_VALUES) == set(GOOD_VALUES) == stated
+
+
+def test_the_default_of_every_preset_holds_the_rule_of_its_setting():
+    for name, row in TABLE.items():
+        assert set(row.defaults) == {PLAIN, *PRESETS}
+        assert all(row.rule.holds(value) for value in row.defaults.values()), name
+        assert row.help.endswith("."), name
+
+
+def test_the_words_and_bounds_of_rules_are_those_of_the_types():
+    """Rules state them again, because the types come with NumPy and --help must not."""
+    types = get_type_hints(Settings, localns=vars(edgeq.types))
+    for name, row in TABLE.items():
+        if row.rule.kind is str:
+            assert row.rule.words == get_args(types[name]), name
+    assert TABLE["solver"].rule.words == SOLVERS
+    assert TABLE["outlier_columns"].rule.holds(LARGEST_OUTLIER_SHARE)
+    assert not TABLE["outlier_columns"].rule.holds(LARGEST_OUTLIER_SHARE + 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +140,7 @@ def test_every_setting_has_a_rule_and_a_place_in_these_tests():
 def test_a_value_outside_of_its_rule_is_refused_with_the_rule(name, value):
     message = refusal({name: value})
     assert f"{name} = {value!r}" in message
-    assert f"expected {RULES[name][0]}" in message
+    assert f"expected {TABLE[name].rule.text}" in message
 
 
 @pytest.mark.parametrize(
@@ -196,15 +212,15 @@ def test_settings_and_recipe_are_inverse():
         ],
     }
     recipe = make_recipe(settings)
-    assert recipe.overrides[0] == Override("*.o_proj", bits=16)
+    assert recipe.overrides[0] == Override("*.o_proj", {"bits": 16})
     assert make_recipe(recipe_settings(recipe)) == recipe
     assert recipe_settings(recipe).items() >= settings.items()
     assert make_recipe(recipe_settings(Recipe())) == Recipe()
 
 
 def test_what_a_recipe_needs_to_run():
-    assert not Recipe(solver="rtn", scales="none", propagation_strength=0).needs_calibration
     assert all(recipe.needs_calibration for recipe in (Recipe(solver="rtn"), Recipe(scales="none")))
+    assert not plain_recipe(solver="rtn", scales="none", propagation_strength=0).needs_calibration
     bare = {"solver": "rtn", "scales": "none", "propagation_strength": 0.0}
     for refinement in ("sweeps", "anneal_rounds"):
         assert make_recipe({**bare, refinement: 1}).needs_calibration
@@ -223,7 +239,7 @@ def test_a_toml_file_is_read_with_its_overrides(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text('bits = 3\nscales = "first"\n[[overrides]]\nlayers = "*.o_proj"\nbits = 16\n')
     assert make_recipe(read_recipe(str(path))) == Recipe(
-        bits=3, scales="first", overrides=(Override("*.o_proj", 16),)
+        bits=3, scales="first", overrides=(Override("*.o_proj", {"bits": 16}),)
     )
 
 
@@ -282,18 +298,30 @@ def test_a_number_too_long_to_write_is_refused_in_one_line():
 
 
 def test_a_preset_sets_what_nothing_else_does():
-    assert with_preset({"bits": 3})["sweeps"] == 3
-    assert with_preset({"sweeps": 1})["sweeps"] == 1
-    assert with_preset({"quality": "fast"})["propagation_strength"] == 0.0
-    assert with_preset({"quality": "best"})["samples"] == 128
+    assert make_recipe({"bits": 3}).sweeps == 3
+    assert make_recipe({"sweeps": 1}).sweeps == 1
+    assert make_recipe({"quality": "fast"}).propagation_strength == 0.0
+    assert make_recipe({"quality": "best"}).samples == 128
+    assert make_recipe({"quality": "best", "samples": 8}).samples == 8
     for name in PRESETS:
-        assert make_recipe(with_preset({"quality": name})).activation_order
+        assert (
+            recipe_settings(make_recipe({"quality": name})).items()
+            <= {
+                **defaults(name),
+                "overrides": [],
+            }.items()
+        )
+        assert make_recipe({"quality": name}).activation_order
 
 
-def test_plain_rounding_takes_nothing_from_a_preset():
-    assert make_recipe(
-        with_preset({"solver": "rtn", "scales": "none", "propagation_strength": 0.0})
-    ) == make_recipe({"solver": "rtn", "scales": "none", "propagation_strength": 0.0})
+def test_a_recipe_without_settings_is_the_preset_balanced():
+    assert Recipe() == make_recipe({}) == make_recipe({"quality": "balanced"})
+
+
+@pytest.mark.parametrize("quality", PRESETS)
+def test_plain_rounding_takes_nothing_from_a_preset(quality):
+    bare = {"solver": "rtn", "scales": "none", "propagation_strength": 0.0}
+    assert make_recipe({**bare, "quality": quality}) == plain_recipe(**bare)
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
@@ -301,7 +329,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones():
         with pytest.raises(
             BadInput, match=re.escape(f"quality {value!r}: expected one of fast, balanced, best")
         ):
-            with_preset({"quality": value})
+            make_recipe({"quality": value})
 
 
 def test_the_names_that_a_recipe_may_hold_are_named_with_that_of_the_preset():

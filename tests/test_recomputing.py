@@ -17,7 +17,6 @@ from test_schedule import Toy, branching
 
 from edgeq.commands.progress import Silent
 from edgeq.errors import UnsupportedModel
-from edgeq.recipe.recipe import with_preset
 from edgeq.registry import ACTIVATIONS, load
 from edgeq.run.assembly import make_activations, make_job
 from edgeq.run.pipeline import quantize
@@ -96,7 +95,7 @@ def test_all_flows_solve_the_same_codes(tmp_path, one_thread):
         models.glass_llama(),
         companions={"tokenizer.json": models.glass_tokenizer().to_str().encode()},
     )
-    settings = with_preset({"samples": 8, "sequence_length": 64, "bits": 3})
+    settings = {"samples": 8, "sequence_length": 64, "bits": 3}
     written = {}
     for name, flow in flows(tmp_path).items():
         activations = partial(

@@ -7,11 +7,12 @@ import math
 import numpy as np
 import plain
 import pytest
+from recipes import plain_recipe
 from test_layer import FakeSite
 
 from edgeq.algorithms.problem import Problem
 from edgeq.algorithms.propagation_choice import DAMPINGS, STRENGTHS
-from edgeq.recipe.recipe import Override, Recipe
+from edgeq.recipe.recipe import Override
 from edgeq.registry import load_backend
 from edgeq.solving.layer import solve_layer
 from edgeq.solving.propagation import correct, prepare_propagation
@@ -67,8 +68,8 @@ def test_a_stated_strength_beside_automatic_ones_keeps_the_damping_of_the_recipe
     backend, rng, tolerance
 ):
     W, X, X_hat = plain.random_layer(rng, drift=0.2)
-    fixed = Override("fixed", propagation_strength=0.3)
-    recipe = Recipe(
+    fixed = Override("fixed", {"propagation_strength": 0.3})
+    recipe = plain_recipe(
         bits=3,
         group_size=16,
         propagation_strength="auto",
@@ -101,7 +102,7 @@ def test_drift_is_the_mean_over_the_tokens_that_both_streams_run_on(backend, rng
 
 def test_an_automatic_strength_is_the_best_of_the_held_out_tokens(backend, rng):
     W, X, X_hat = plain.random_layer(rng, drift=0.2)
-    recipe = Recipe(bits=3, group_size=16, propagation_strength="auto")
+    recipe = plain_recipe(bits=3, group_size=16, propagation_strength="auto")
     statistics, split = accumulate_split(FakeSite(X, X_hat), backend)
     site = prepare_site(statistics, recipe, backend, split=split)
     layer = Layer("layer", backend.asarray(W), recipe.grid_of("layer"), site, recipe)

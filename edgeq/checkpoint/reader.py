@@ -7,7 +7,6 @@ report.json.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from edgeq.checkpoint.tensor_file import TensorFile
 from edgeq.decoder import ModelRecord
 from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.files.json_files import read_json
-from edgeq.files.ownership import HEAD_FILE, REPORT_FILE, leads_out
+from edgeq.files.ownership import HEAD_FILE, leads_out
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.safetensors_directory import COMPANION_FILES
 from edgeq.types import BlockSpec, Grid, NumpyArray, QuantizedLinear
@@ -142,10 +141,6 @@ class Checkpoint:
             {},
             [self.path / name for name in (HEAD_FILE, *self.head["files"])],
         )
-
-    @cached_property
-    def report(self) -> Mapping[str, Any]:
-        return read_json(self.path / REPORT_FILE)
 
     def _file(self, tensor_name: str) -> TensorFile:
         if tensor_name not in self._of_tensor:

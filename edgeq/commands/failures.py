@@ -19,7 +19,7 @@ LOST_DEVICE = re.compile(
 
 
 def report_failure(error: BaseException) -> int:
-    """Print one line on standard error, for usage what click prints; returns the exit status."""
+    """Print one line on standard error, for usage what click prints; return the exit status."""
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code
@@ -33,7 +33,7 @@ def report_failure(error: BaseException) -> int:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in the words of a user."""
+    """Describe an exception in the words of a user."""
     if isinstance(error, EdgeqError):
         return str(error)
     if isinstance(error, Stopped | click.Abort | KeyboardInterrupt):

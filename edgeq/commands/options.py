@@ -1,5 +1,7 @@
-"""Options of the command line and what they mean as settings. Imports nothing heavy: --help must
-answer at once.
+"""Options of the command line: those that several commands share, and how settings become options.
+
+The options of settings are made from `edgeq.recipe.settings`. Nothing here loads NumPy or a
+framework: --help must answer at once.
 """
 
 import os
@@ -9,36 +11,32 @@ from typing import Any
 
 import click
 
+from edgeq.recipe.setting_rules import DENSE_BITS, Rule
+from edgeq.recipe.settings import DEFAULT_QUALITY, PRESETS, TABLE, Setting
+
+Command = Callable[..., None]
+
 
 def user_path(text: str) -> Path:
-    """A path as shells understand it, with ~ for the home directory, also where no shell replaced
-    it (--output=~/x).
-    """
+    """Read a path as shells do, with ~ for the home directory, also in --output=~/x."""
     return Path(os.path.expanduser(text))
 
 
-def number_or_word(text: str) -> float | str:
-    """A number where the text is one; whether a word is allowed is for the setting's rule."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-STRENGTH = click.types.FuncParamType(number_or_word)
-STRENGTH.name = "number|auto"
-
-
 def user_text(value: str) -> str:
-    """The same for a path with something behind it; as a `Path` it would lose what stands in front
-    (./self).
-    """
+    """Read a path that may have something behind it; a `Path` would lose ./ in front (./self)."""
     return os.path.expanduser(value)
 
 
 PATH = click.types.FuncParamType(user_path)
 PATH.name = "path"
 TEXT = click.types.FuncParamType(user_text)
+TYPES: Mapping[type, "click.ParamType[Any]"] = {
+    int: click.INT,
+    float: click.FLOAT,
+    str: click.STRING,
+}
+"""How click reads the value of a setting without words, by the kind of its rule."""
+
 JSON_OPTION = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
 )
@@ -51,8 +49,93 @@ RESUME_OPTION = click.option(
     help="Continue a run that was stopped, on any backend; needs the same model and settings.",
 )
 BACKEND_OPTION = click.option(
-    "--backend", default="auto", show_default=True, help="auto, cuda, cpu, mps, mlx or reference."
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="Compute with auto, cuda, cpu, mps, mlx or reference.",
 )
+
+
+def setting_options(command: Command) -> Command:
+    """Add an option for every setting that is one, the preset before and --keep-dense behind."""
+    dense = click.option(
+        "--keep-dense",
+        multiple=True,
+        metavar="PATTERN",
+        help="Leave layers that match as they are, such as '*.down_proj'.",
+    )
+    described = "; ".join(f"{name} ({words})" for name, words in PRESETS.items())
+    quality = click.option(
+        "--quality",
+        metavar="|".join(PRESETS),
+        help=f"Choose a preset: {described}.  [default: {DEFAULT_QUALITY}]",
+    )
+    rows = [row for row in TABLE.values() if row.option is not None]
+    decorators: list[Callable[[Command], Command]] = [quality, *map(setting_option, rows), dense]
+    for decorator in reversed(decorators):  # click shows the one applied last first
+        command = decorator(command)
+    return command
+
+
+def setting_option(row: Setting) -> Callable[[Command], Command]:
+    """Make the option of one setting; None means that it was not given."""
+    assert row.option is not None
+    text = f"{row.help}  [default: {shown_default(row)}]"
+    if row.option.flags:
+        return click.option(row.option.flags, row.name, default=None, help=text)
+    return click.option(
+        flag_of(row.name),
+        row.name,
+        type=option_type(row.rule),
+        metavar=metavar_of(row),
+        help=text,
+    )
+
+
+def option_type(rule: Rule[Any]) -> "click.ParamType[Any]":
+    """Return how click reads a value; where words are allowed the setting's rule judges them."""
+    if not rule.words:
+        return TYPES[rule.kind]
+
+    def read(text: str) -> Any:
+        try:
+            return rule.kind(text)
+        except ValueError:
+            return text
+
+    return click.types.FuncParamType(read)
+
+
+def metavar_of(row: Setting) -> str | None:
+    """Return what stands for the value in --help: as the row says, else the words of its rule."""
+    if row.option is None or row.option.metavar or not row.rule.words:
+        return row.option.metavar if row.option else None
+    numbers = () if row.rule.kind is str else ("number",)
+    return "|".join((*numbers, *row.rule.words))
+
+
+def flag_of(name: str) -> str:
+    """Write the name of a setting as an option."""
+    return f"--{name.replace('_', '-')}"
+
+
+def shown_default(row: Setting) -> str:
+    """Write the default of an option, and those of presets where they are others."""
+    stated = row.defaults[DEFAULT_QUALITY]
+    others = [
+        f"{preset}: {option_word(row, row.defaults[preset])}"
+        for preset in PRESETS
+        if row.defaults[preset] != stated
+    ]
+    return "; ".join([option_word(row, stated), *others])
+
+
+def option_word(row: Setting, value: Any) -> str:
+    """Write a value as the command line takes it."""
+    if row.option is not None and row.option.flags:
+        flags = row.option.flags.split("/")
+        return flags[row.option.values.index(value)].removeprefix("--")
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def format_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -73,7 +156,7 @@ def format_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def option_words(options: Mapping[str, Any]) -> list[str]:
-    """Options with the values they were given, as words of a command line."""
+    """Write options with the values they were given as words of a command line."""
     words = []
     for name, value in options.items():
         if value is not None and value is not False:
@@ -82,38 +165,42 @@ def option_words(options: Mapping[str, Any]) -> list[str]:
 
 
 def with_flag(words: Sequence[str], flag: str) -> list[str]:
-    """A command line with a flag, which may not stand behind a bare `--`."""
+    """Add a flag to a command line, where it may not stand behind a bare `--`."""
     end = words.index("--") if "--" in words else len(words)
     return list(words) if flag in words[:end] else [*words[:end], flag, *words[end:]]
 
 
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide what was given into options of settings, and the rest: those of formats."""
+    of_settings = {"quality", "keep_dense", *TABLE}
+    settings = {name: value for name, value in options.items() if name in of_settings}
+    return settings, {name: value for name, value in options.items() if name not in of_settings}
+
+
 def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Preset, recipe file, then the options that were given, in the names of `edgeq.recipe.recipe`.
+    """Gather settings: those of a recipe file, then the options that were given, which win.
 
     Raises: BadInput naming the option whose value breaks its rule.
     """
-    from edgeq.recipe.recipe import read_recipe, with_preset  # noqa: PLC0415
-    from edgeq.recipe.setting_rules import DENSE_BITS, check_setting  # noqa: PLC0415
+    from edgeq.recipe.recipe import read_recipe  # noqa: PLC0415
 
     settings = read_recipe(str(recipe)) if recipe is not None else {}
     given = {name: value for name, value in options.items() if value is not None}
-    symmetric, keep_dense = given.pop("symmetric", None), given.pop("keep_dense", ())
-    if given.get("group_size", "row") != "row":
-        given["group_size"] = whole_number(given["group_size"], "--group-size")
-    for name, value in given.items():
-        if name != "quality":
-            check_setting(name, value, called=f"--{name.replace('_', '-')}")
-    if symmetric is not None:
-        given["zeros"] = "symmetric" if symmetric else "asymmetric"
-    dense = [{"layers": pattern, "bits": DENSE_BITS} for pattern in keep_dense]
+    dense = [{"layers": name, "bits": DENSE_BITS} for name in given.pop("keep_dense", ())]
+    chosen = {name: setting_value(name, value) for name, value in given.items()}
     stated = settings.get("overrides", [])
     if dense and isinstance(stated, list):  # else whoever reads them refuses them
-        given["overrides"] = [*stated, *dense]
-    return with_preset(settings | given)
+        chosen["overrides"] = [*stated, *dense]
+    return settings | chosen
 
 
-def whole_number(text: str, option: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise click.UsageError(f"{option} {text!r}: expected a whole number or 'row'") from None
+def setting_value(name: str, value: Any) -> Any:
+    """Return what an option sets. Raises: BadInput by the name of the option."""
+    if name == "quality":
+        return value
+    option, rule = TABLE[name].option, TABLE[name].rule
+    if option is not None and option.flags:
+        on, off = option.values
+        return on if value else off
+    rule.check(flag_of(name), value)
+    return value

@@ -1,5 +1,6 @@
-"""`edgeq plan`: the options of `edgeq quantize`, and what they will take. Heavy imports stand
-inside of the command.
+"""`edgeq plan`: the options of `edgeq quantize`, and what they will take.
+
+Heavy imports stand inside of the command.
 """
 
 from collections.abc import Mapping
@@ -9,28 +10,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.commands.options import PATH, collect_settings
+from edgeq.commands.options import PATH, collect_settings, split_options
+from edgeq.commands.quantize import quantize_command
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 ONLY_OF_RUNS = ("force", "evaluated", "resume", "log_file")
+"""Options that a plan takes, so that a command line can stay as it is, and does not look at."""
 OUTPUT_OPTION = click.Option(
     ["-o", "--output"],
     type=PATH,
-    help="Where the run would write; the space there is shown.  [default: here]",
+    help="Show the space where the run would write.  [default: here]",
 )
 
 
-def plan_command(quantize: click.Command) -> click.Command:
-    """Make the command `plan`, which takes every option of `quantize`."""
-    options = [
-        OUTPUT_OPTION if option.name == "output" else copy(option) for option in quantize.params
-    ]
-    for option in options:
-        if isinstance(option, click.Option) and option.name in ONLY_OF_RUNS:
-            option.hidden = True
-    text = """Say what quantizing MODEL takes in memory, disk and time, without running it.
+def run_plan(
+    model: str,
+    exports: tuple[str, ...],
+    backend: str,
+    as_json: bool,
+    recipe: Path | None,
+    calibration: tuple[str, ...],
+    max_ram: str | None,
+    output: Path | None,
+    **options: Any,
+) -> None:
+    """Say what quantizing MODEL takes in memory, disk and time, without running it.
 
     A directory with config.json and perhaps model.safetensors.index.json is enough; weights are
     not read.
@@ -39,34 +45,16 @@ def plan_command(quantize: click.Command) -> click.Command:
     Example:
       edgeq plan ./Llama-3.2-1B --max-ram 8GB --export gguf
     """
-    return click.Command("plan", params=options, callback=run_plan, help=text)
-
-
-def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
-    model: str,
-    exports: tuple[str, ...],
-    backend: str,
-    as_json: bool,
-    recipe: Path | None,
-    calibration: tuple[str, ...],
-    accuracy_level: int | None,
-    qdq: bool | None,
-    max_ram: str | None,
-    output: Path | None,
-    **options: Any,
-) -> None:
-    from edgeq.commands.main import report  # noqa: PLC0415
+    from edgeq.commands.screen import print_result  # noqa: PLC0415
     from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
     from edgeq.run.forecast import describe_run, open_outline  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
 
-    settings = collect_settings(
-        recipe, {name: value for name, value in options.items() if name not in ONLY_OF_RUNS}
-    )
-    of_formats = {"accuracy_level": accuracy_level, "qdq": qdq}
-    source = open_outline(model) or open_source(model)
+    planned = {name: value for name, value in options.items() if name not in ONLY_OF_RUNS}
+    of_settings, of_formats = split_options(planned)
+    settings = collect_settings(recipe, of_settings)
     job = make_job(
-        source,
+        open_outline(model) or open_source(model),
         settings,
         backend=backend,
         calibration=calibration,
@@ -75,16 +63,33 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
     )
     folder = existing_parent(output or Path.cwd())
     job, memory = fit_job(job, max_ram, folder)
-    report(describe_run(job, memory, folder), as_json, show_plan)
+    print_result(describe_run(job, memory, folder), as_json, show_plan)
+
+
+def options_of_plan() -> list[click.Parameter]:
+    """Copy the options of `quantize`; those that only a run looks at are hidden."""
+    options = [
+        OUTPUT_OPTION if option.name == "output" else copy(option)
+        for option in quantize_command.params
+    ]
+    for option in options:
+        if isinstance(option, click.Option) and option.name in ONLY_OF_RUNS:
+            option.hidden = True
+    return options
+
+
+plan_command = click.Command(
+    "plan", params=options_of_plan(), callback=run_plan, help=run_plan.__doc__
+)
 
 
 def existing_parent(path: Path) -> Path:
-    """The directory itself, or the nearest one above it that is there."""
+    """Return the directory itself, or the nearest one above it that is there."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
 
 
 def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
-    """One screen; sizes in decimal units."""
+    """Print a plan on one screen; sizes in decimal units."""
     from edgeq.commands.screen import facts_table  # noqa: PLC0415
     from edgeq.words import show_size, show_time  # noqa: PLC0415
 
@@ -115,6 +120,7 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
 
 
 def describe_way(way: Mapping[str, Any]) -> str:
+    """Write the way that a run fits into its memory in words."""
     rows = "all rows" if way["rows_at_once"] is None else f"{way['rows_at_once']} rows"
     states = "on disk" if way["states_on_disk"] else "in memory"
     return (

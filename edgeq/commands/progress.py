@@ -1,6 +1,4 @@
-"""What people see while a run goes on: a bar in a terminal, plain lines elsewhere, every layer in a
-log file.
-"""
+"""What people see while a run goes on: a bar in a terminal, plain lines elsewhere, a log file."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -42,9 +40,7 @@ class Silent:
 
 
 class Lines:
-    """One plain line per block, for logs and pipes, with the time that is left and the memory in
-    use.
-    """
+    """One plain line per block, with the time left and the memory in use, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._blocks, self._before, self._start = console, 0, 0, 0.0
@@ -52,7 +48,7 @@ class Lines:
         self._written = 0
 
     def wrote(self, tokens: int, total: int) -> None:
-        """A line for every tenth of the text."""
+        """Print a line for every tenth of the text."""
         tenths = 10 * tokens // total
         if tenths > self._written:
             self._print(f"writing text, {tokens} of {total} tokens")
@@ -181,10 +177,10 @@ class Both:
 def watching(
     console: Console, *, plain: bool, log_file: Path | None, output: Path
 ) -> Iterator[Observer]:
-    """A bar in a terminal unless plain lines are wanted, else lines; beside it a log file that is
-    appended to.
+    """Watch a run: a bar in a terminal unless plain lines are wanted, beside it a log file.
 
-    Raises: BadInput when the log file cannot be written, or lies among what the run itself writes.
+    The log file is appended to. Raises: BadInput when the log file cannot be written, or lies among
+    what the run itself writes.
     """
     check_log_file(log_file, output)
     with ExitStack() as stack:
@@ -201,7 +197,7 @@ def watching(
 
 
 def check_log_file(log_file: Path | None, output: Path) -> None:
-    """Raises: BadInput for a log file among what the run itself writes."""
+    """Raise BadInput for a log file among what the run itself writes."""
     if log_file is not None and log_file.resolve().is_relative_to(output.resolve()):
         raise BadInput(
             f"--log-file {str(log_file)!r} lies in the "
@@ -217,7 +213,7 @@ def unwritable(log_file: Path, error: OSError) -> BadInput:
 
 
 def against_rounding(layers: Sequence[LayerReport]) -> list[str]:
-    """The loss of layers beside that of plain rounding, in words, where there is one."""
+    """Compare the loss of layers with that of plain rounding, in words, where there is one."""
     plain = sum(report.losses.get(Stage.NEAREST, 0.0) for report in layers)
     return (
         [f"layer error {sum(report.final_loss for report in layers) / plain:.0%} of plain rounding"]
@@ -227,6 +223,6 @@ def against_rounding(layers: Sequence[LayerReport]) -> list[str]:
 
 
 def memory() -> list[str]:
-    """The memory in use, in words, where the system says it."""
+    """Say how much memory is in use, where the system says it."""
     resident = resident_bytes()
     return [] if resident is None else [f"{resident / 1e9:.1f} GB in use"]

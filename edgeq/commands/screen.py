@@ -1,83 +1,110 @@
-"""What people see when a command is done: one screen of results."""
+"""What people see when a command is done: one screen of results, or one JSON object.
 
+What is computed is said elsewhere; here is how it is written. Imports rich, so commands import
+this module when they run.
+"""
+
+import json
+import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 
+from edgeq.commands.summary import FinishedRun
+
 MEGABYTE = 1e6
 MOST_NOTES = 10  # on one screen
+LEAST_SHOWN = 0.5  # seconds of a stage: less would be written as 0
 RUN_WITH = {"gguf": ["llama-cli", "-m"], "mlx": ["mlx_lm.generate", "--model"]}
 """By format: what runs a file, in front of its name."""
 
 
+def make_console(*, stderr: bool = False) -> Console:
+    """Make a console that prints text as it is."""
+    return Console(stderr=stderr, markup=False)
+
+
+def print_result(
+    result: Mapping[str, Any], as_json: bool, show: Callable[[Console, Mapping[str, Any]], None]
+) -> None:
+    """Print a result on standard output, for machines or for people."""
+    if as_json:
+        print_json(result)
+    else:
+        show(make_console(), result)
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Print one JSON object on standard output."""
+    click.echo(json.dumps(finite(result), indent=2, allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """Return the same data with null for infinity and NaN, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def facts_table() -> Table:
-    """Two columns without lines; long paths wrap instead of being cut."""
+    """Make a table of two columns without lines; long paths wrap instead of being cut."""
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(overflow="fold")
     return table
 
 
-def show_run(console: Console, summary: Mapping[str, Any]) -> None:
-    """The last screen of `edgeq quantize`."""
+def show_run(console: Console, finished: FinishedRun) -> None:
+    """Print the last screen of `edgeq quantize`: sizes, errors, times and what was unusual."""
     table = facts_table()
-    table.add_row("model", summary["model"])
-    table.add_row("written to", summary["output"])
-    for name, path in summary["exports"].items():
+    table.add_row("model", finished.model)
+    table.add_row("written to", str(finished.output))
+    for name, path in finished.exports.items():
         table.add_row(name, path)
-    table.add_row("size", _size_row(summary["bytes"]))
-    table.add_row(
-        "bits per weight",
-        ", ".join(f"{part} {bits:.2f}" for part, bits in summary["bits_per_weight"].items()),
-    )
-    if summary["worst_layers"]:
-        worst = "\n".join(f"{loss:7.2%}  {name}" for name, loss in summary["worst_layers"])
-        table.add_row(
-            "largest errors", f"in % of the layer's squared output on the calibration text\n{worst}"
-        )
-    times = ", ".join(
-        f"{stage} {seconds:.0f}" for stage, seconds in summary["seconds"].items() if seconds >= 0.5
-    )
-    table.add_row(
-        "seconds", f"{summary['total_seconds']:.0f} ({times})" if times else "less than 1"
-    )
-    for note in summary["notes"][:MOST_NOTES]:
+    table.add_row("size", _size_row(finished.sizes))
+    bits = finished.report.bits_per_weight
+    table.add_row("bits per weight", ", ".join(f"{part} {bits[part]:.2f}" for part in bits))
+    worst = "\n".join(f"{layer.final_loss:7.2%}  {layer.name}" for layer in finished.worst_layers)
+    if worst:
+        unit = "in % of the layer's squared output on the calibration text"
+        table.add_row("largest errors", f"{unit}\n{worst}")
+    table.add_row("seconds", _seconds_row(finished))
+    for note in finished.notes[:MOST_NOTES]:
         table.add_row("note", note)
-    if len(summary["notes"]) > MOST_NOTES:
-        table.add_row("note", f"... and {len(summary['notes']) - MOST_NOTES} more, see report.json")
+    if len(finished.notes) > MOST_NOTES:
+        table.add_row("note", f"... and {len(finished.notes) - MOST_NOTES} more, see report.json")
     console.print(table, highlight=False, soft_wrap=True)
 
 
-def show_finished(console: Console, summary: Mapping[str, Any]) -> None:
-    """A finished run, its quality where it was measured, and what to do next."""
-    show_run(console, summary)
-    if "quality" in summary:
-        show_quality(console, summary["quality"])
+def show_finished(console: Console, finished: FinishedRun) -> None:
+    """Print a finished run, its quality where it was measured, and what to do next."""
+    show_run(console, finished)
+    if finished.quality is not None:
+        show_quality(console, finished.quality)
     else:
-        _show_command(
-            console,
-            "next",
-            ["edgeq", "evaluate", summary["result"], "--reference", summary["original"]],
-        )
-    for name, path in summary["exports"].items():
+        command = ["edgeq", "evaluate", finished.result, "--reference", finished.original]
+        _show_command(console, "next", command)
+    for name, path in finished.exports.items():
         show_runtime(console, name, path)
-    if not summary["exports"]:
-        _show_command(
-            console, "for llama.cpp", ["edgeq", "export", summary["output"], "--format", "gguf"]
-        )
+    if not finished.exports:
+        command = ["edgeq", "export", str(finished.output), "--format", "gguf"]
+        _show_command(console, "for llama.cpp", command)
 
 
 def show_runtime(console: Console, format_name: str, path: str) -> None:
-    """The command that runs an exported file."""
+    """Print the command that runs an exported file, where there is one."""
     if format_name in RUN_WITH:
         _show_command(console, "run it with", [*RUN_WITH[format_name], path])
 
 
 def show_exported(console: Console, result: Mapping[str, Any]) -> None:
-    """The result of `edgeq export`."""
+    """Print the result of `edgeq export`."""
     for path, size in result["files"].items():
         console.print(f"{path}  {size / MEGABYTE:.1f} MB", highlight=False, soft_wrap=True)
     show_runtime(console, result["format"], result["result"])
@@ -87,12 +114,21 @@ def _show_command(console: Console, when: str, command: Sequence[str]) -> None:
     console.print(f"{when}: {shlex.join(command)}", highlight=False, soft_wrap=True)
 
 
+def _seconds_row(finished: FinishedRun) -> str:
+    """Write the time of a run with those stages that took some of it."""
+    noticed = [(stage, taken) for stage, taken in finished.seconds.items() if taken >= LEAST_SHOWN]
+    if not noticed:
+        return "less than 1"
+    stages = ", ".join(f"{stage} {taken:.0f}" for stage, taken in noticed)
+    return f"{finished.total_seconds:.0f} ({stages})"
+
+
 def _size_row(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{what} {size / MEGABYTE:.1f} MB" for what, size in sizes.items())
 
 
 def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
-    """The result of `edgeq evaluate`."""
+    """Print the result of `edgeq evaluate`."""
     table = facts_table()
     table.add_row("runtime", f"{quality['runtime']}, {quality['tokens']} tokens")
     original = quality["reference_perplexity"]
@@ -109,7 +145,7 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
 
 
 def show_inspection(console: Console, result: Mapping[str, Any]) -> None:
-    """The result of `edgeq inspect`."""
+    """Print the result of `edgeq inspect`."""
     facts = (
         f"{result['model']}: {result['kind']}, {result['architecture']}, {result['blocks']} blocks",
         f"{result['parameters'] / 1e6:.1f} M parameters, {result['bytes'] / MEGABYTE:.1f} MB",

@@ -8,13 +8,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # by name: Windows has no SIGHUP
-CLEANUP_SECONDS = 5.0
+CLEANUP_SECONDS = 5.0  # more than removing a temporary directory takes
 
 
 class Stopped(BaseException):
-    """A signal asked to stop. Not an Exception, so that nothing takes it for an error that can be
-    handled.
-    """
+    """A signal asked to stop; no Exception, so that nothing handles it as an error."""
 
     def __init__(self, number: int) -> None:
         super().__init__("stopped")
@@ -28,12 +26,8 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Inside, signals that stop raise `Stopped`; those that the caller had ignored (nohup) stay
-    ignored.
-    """
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # only the main thread may handle signals
+    """Let signals that stop raise `Stopped` inside; those ignored before (nohup) stay ignored."""
+    if threading.current_thread() is not threading.main_thread():  # no other may handle signals
         yield
         return
     numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
@@ -46,9 +40,8 @@ def stopping_on_signals() -> Iterator[None]:
 
     def stop(number: int, _: FrameType | None) -> None:
         nonlocal last
-        if (
-            time.monotonic() - last >= CLEANUP_SECONDS
-        ):  # a second signal must not cut the clean-up of the first short
+        # a second signal must not cut the clean-up of the first short
+        if time.monotonic() - last >= CLEANUP_SECONDS:
             last = time.monotonic()
             raise Stopped(number)
 

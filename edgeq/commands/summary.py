@@ -1,8 +1,12 @@
-"""A finished run in plain data: what the last screen shows and `--json` prints."""
+"""A finished run: its report, with the sizes, times and places that lie beside it.
+
+`edgeq.commands.screen` prints it on the last screen, `--json` as plain data.
+"""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +20,106 @@ from edgeq.files.storage import size_of
 from edgeq.measuring.evaluate import SINGLE_FILES
 from edgeq.measuring.inspection import parameter_count
 from edgeq.protocols import Exporter
-from edgeq.recipe.layer_grids import plan_grids
+from edgeq.recipe.layer_grids import Grids, plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import options_of
 from edgeq.run.pipeline import Job, export
+from edgeq.run.report import RunReport, read_report
 from edgeq.solving.propagation import FEW_TOKENS
+from edgeq.solving.report import LayerReport
 
-WORST_LAYERS = 5
-LARGE_ERROR = 0.5
+WORST_LAYERS = 5  # on the last screen
+LARGE_ERROR = 0.5  # of a layer's output energy: rounding well loses a few hundredths
 
 
-def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> dict[str, Any]:
-    """Write the exports and gather sizes, errors, times and everything that was not done as usual.
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A finished run as the last screen shows it.
 
-    Units: bytes, seconds of wall-clock time.
+    original is the model as the user named it; exports are by format what a runtime is given; notes
+    say what was not done as usual; quality is what `evaluate` measured, where it was asked for.
+    Units: sizes in bytes, seconds of wall-clock time by stage.
     """
-    sizes = {
-        "original at 16 bits": 2 * parameter_count(job.source),
-        "checkpoint": checkpoint.stored_bytes(),
-    }
+
+    model: str
+    original: str
+    output: Path
+    exports: Mapping[str, str]
+    sizes: Mapping[str, int]
+    report: RunReport
+    notes: Sequence[str]
+    seconds: Mapping[str, float]
+    quality: Mapping[str, Any] | None = None
+
+    @property
+    def result(self) -> str:
+        """What `evaluate` is given: the first export, or the checkpoint where there is none."""
+        return next(iter(self.exports.values()), str(self.output))
+
+    @property
+    def worst_layers(self) -> list[LayerReport]:
+        """The few layers with the largest errors."""
+        return self.report.worst_layers(WORST_LAYERS)
+
+    @property
+    def total_seconds(self) -> float:
+        """The time of all stages together."""
+        return sum(self.seconds.values())
+
+    def plain(self) -> dict[str, Any]:
+        """Return what `edgeq quantize --json` prints."""
+        found = {
+            "model": self.model,
+            "original": self.original,
+            "output": str(self.output),
+            "exports": self.exports,
+            "result": self.result,
+            "bytes": self.sizes,
+            "bits_per_weight": self.report.bits_per_weight,
+            "worst_layers": [(layer.name, layer.final_loss) for layer in self.worst_layers],
+            "notes": self.notes,
+            "seconds": self.seconds,
+            "total_seconds": self.total_seconds,
+        }
+        return found if self.quality is None else found | {"quality": self.quality}
+
+
+def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
+    """Write the exports and gather sizes, errors, times and what was not done as usual.
+
+    Raises: BadInput for an export that is there and not what this run would write.
+    """
     exports, kept = {}, []
     for exporter in job.exporters:
         folder = checkpoint.path / exporter.name
-        if is_sealed(
-            folder, checkpoint
-        ):  # a run that was continued after its checkpoint was complete
+        if is_sealed(folder, checkpoint):  # of a run continued when its checkpoint was complete
             check_kept(folder, exporter)
             path = runnable(folder)
             kept.append(f"format {exporter.name!r} was there already and stays as it is")
         else:
             with job.clock("export"):
                 path = export(checkpoint, exporter, folder)[0]
-        exports[exporter.name] = str(path)
-        sizes[exporter.name] = stored_size(path)
-    layers = checkpoint.report["layers"]
-    grids = plan_grids(job.source, job.recipe)
-    return {
-        "model": job.source.record.name,
-        "original": model,
-        "output": str(checkpoint.path),
-        "exports": exports,
-        "result": next(iter(exports.values()), str(checkpoint.path)),
-        "bytes": sizes,
-        "bits_per_weight": checkpoint.report["bits_per_weight"],
-        "worst_layers": worst_layers(layers),
-        "notes": [
-            *kept,
-            *short_texts(job.recipe, checkpoint.head["calibration"]),
-            *notes(checkpoint.report, grids),
-        ],
-        "seconds": dict(job.clock.seconds),
-        "total_seconds": sum(job.clock.seconds.values()),
+        exports[exporter.name] = path
+    sizes = {
+        "original at 16 bits": 2 * parameter_count(job.source),
+        "checkpoint": checkpoint.stored_bytes(),
     }
+    report, grids = read_report(checkpoint), plan_grids(job.source, job.recipe)
+    short = short_texts(job.recipe, checkpoint.head["calibration"])
+    return FinishedRun(
+        model=job.source.record.name,
+        original=model,
+        output=checkpoint.path,
+        exports={name: str(path) for name, path in exports.items()},
+        sizes=sizes | {name: stored_size(path) for name, path in exports.items()},
+        report=report,
+        notes=[*kept, *short, *notes(report, grids)],
+        seconds=dict(job.clock.seconds),
+    )
 
 
 def check_kept(folder: Path, exporter: Exporter) -> None:
-    """Raises: BadInput for an export that is there and not what this run would write."""
+    """Raise BadInput for an export that is there and not what this run would write."""
     reason = why_not_as_written(folder, exporter.settings)
     if reason is not None:
         words = [*option_words(options_of(exporter.name, exporter.settings)), "--force"]
@@ -83,15 +131,13 @@ def check_kept(folder: Path, exporter: Exporter) -> None:
 
 
 def runnable(folder: Path) -> Path:
-    """What a runtime is given of an export: its one file, or the directory."""
+    """Return what a runtime is given of an export: its one file, or the directory."""
     file = folder / str(read_json(folder / MANIFEST_FILE)["file"])
     return file if file.suffix in SINGLE_FILES else folder
 
 
 def stored_size(path: Path) -> int:
-    """Bytes of an export's file or directory, with the data file that an ONNX graph has beside
-    it.
-    """
+    """Count the bytes of an export's file or directory, with the data beside an ONNX graph."""
     data = path.with_name(path.name + ".data")
     return size_of(path) + (size_of(data) if data.is_file() else 0)
 
@@ -100,8 +146,7 @@ def stored_size(path: Path) -> int:
 def keeping(
     checkpoint: Checkpoint, exports: Mapping[str, Sequence[str]], *, evaluated_against: str | None
 ) -> Iterator[None]:
-    """Inside, whatever stops the run is told apart from it: the checkpoint is there, and what is
-    missing can follow.
+    """Tell whatever stops the commands inside that the checkpoint stays, and how to continue.
 
     exports has the options of each format as words of the command line.
     """
@@ -122,18 +167,8 @@ def keeping(
         raise
 
 
-def worst_layers(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
-    """The layers with the largest loss after the last stage."""
-    final = [(report["name"], final_loss(report)) for report in reports if report["losses"]]
-    return sorted(final, key=lambda item: -item[1])[:WORST_LAYERS]
-
-
-def final_loss(report: Mapping[str, Any]) -> float:
-    return float(list(report["losses"].values())[-1])
-
-
 def short_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[str]:
-    """A note for each calibration text whose sequences repeat tokens."""
+    """Note each calibration text whose sequences repeat tokens."""
     length = recipe.sequence_length
     return [
         f"calibration text {text['name']!r}: {text['samples']} "
@@ -144,29 +179,28 @@ def short_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[s
     ]
 
 
-def notes(report: Mapping[str, Any], grids: Mapping[str, Any]) -> list[str]:
-    """One line for each departure from the plain road."""
+def notes(report: RunReport, grids: Grids) -> list[str]:
+    """Write one line for each departure from the plain road."""
     found = []
     dense = [name for name, (shape, grid) in grids.items() if len(shape) == 2 and grid is None]
     if dense:
-        found.append(
-            f"{len(dense)} matrices stay dense: "
-            f"{', '.join(dense[:3])}{' ...' if len(dense) > 3 else ''}"
-        )
-    few = [layer for layer in report["layers"] if layer["few_tokens"]]
+        more = " ..." if len(dense) > 3 else ""
+        found.append(f"{len(dense)} matrices stay dense: {', '.join(dense[:3])}{more}")
+    few = [layer for layer in report.layers if layer.few_tokens]
     if few:
         found.append(
-            f"error propagation is damped {few[0]['propagation_damping']:g} "
-            f"in {len(few)} layers, such as "
-            f"{few[0]['name']}: fewer than {FEW_TOKENS} "
-            "tokens for each input; more --samples allow less"
+            f"error propagation is damped {few[0].propagation_damping:g} in {len(few)} layers, "
+            f"such as {few[0].name}: fewer than {FEW_TOKENS} tokens for each input; more --samples "
+            "allow less"
         )
-    for layer in report["layers"]:
+    for layer in report.layers:
         found += layer_notes(layer)
-    for name, groups in report["clamped"].items():
-        kind = grids[name][1].scale_dtype
+    for name, groups in report.clamped.items():
+        grid = grids[name][1]
+        assert grid is not None
         found.append(
-            f"{name}: {groups} scales are at the limit of {kind}, its weights do not fit the grid"
+            f"{name}: {groups} scales are at the limit of {grid.scale_dtype}, "
+            "its weights do not fit the grid"
         )
     short = [
         name
@@ -178,19 +212,21 @@ def notes(report: Mapping[str, Any], grids: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def layer_notes(report: Mapping[str, Any]) -> Iterator[str]:
-    """Raised damping, unseen inputs, and an error so large that something is wrong."""
-    for of, what in (("damping", "damping"), ("propagation", "propagation damping")):
-        times, value = report[f"{of}_retries"], report[what.replace(" ", "_")]
-        if times:
-            yield f"{report['name']}: {what} raised {times} times to {value:g}"
-    if report["dead_columns"]:
+def layer_notes(layer: LayerReport) -> Iterator[str]:
+    """Note raised damping, unseen inputs, and an error so large that something is wrong."""
+    if layer.damping_retries:
+        yield f"{layer.name}: damping raised {layer.damping_retries} times to {layer.damping:g}"
+    if layer.propagation_retries:
         yield (
-            f"{report['name']}: {report['dead_columns']} "
-            "inputs never seen in calibration, plainly rounded"
+            f"{layer.name}: propagation damping raised {layer.propagation_retries} times "
+            f"to {layer.propagation_damping:g}"
         )
-    if report["losses"] and not final_loss(report) <= LARGE_ERROR:
+    if layer.dead_columns:
         yield (
-            f"{report['name']}: {final_loss(report):.0%} error, "
-            "its weights do not fit the grid; keep it dense"
+            f"{layer.name}: {layer.dead_columns} inputs never seen in calibration, plainly rounded"
+        )
+    if not layer.final_loss <= LARGE_ERROR:  # also where it is NaN
+        yield (
+            f"{layer.name}: {layer.final_loss:.0%} error, its weights do not fit the grid; "
+            "keep it dense"
         )

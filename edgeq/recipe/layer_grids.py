@@ -1,5 +1,6 @@
-"""What will be solved on which grid, checked against the model and the exports before any work
-starts.
+"""Grids by tensor: what will be solved on which, checked before any work starts.
+
+What a grid is stands in `edgeq.types`; what a format holds is asked of its exporter.
 """
 
 import fnmatch
@@ -15,10 +16,9 @@ Grids = Mapping[str, tuple[tuple[int, ...], Grid | None]]
 
 
 def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
-    """Shape and grid of every tensor to be written; None where it stays as it is. A tied head is
-    dropped.
+    """Give every tensor to be written its shape and grid, None where it stays as it is.
 
-    Raises: BadInput when an override matches no layer.
+    A tied head is not written. Raises: BadInput when an override matches no layer.
     """
     specs = [linear for block in source.blocks() for linear in block.linears]
     linears = [linear.name for linear in specs]
@@ -44,7 +44,7 @@ def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
 
 
 def check_exports(exporters: Sequence[Exporter], source: ModelSource, grids: Grids) -> None:
-    """Raises: BadInput with the first reason why an export could not be written."""
+    """Raise BadInput with the first reason why an export could not be written."""
     for exporter in exporters:
         reason = exporter.reject_reason(source.record, source.companions(), grids)
         if reason is not None:
@@ -52,8 +52,7 @@ def check_exports(exporters: Sequence[Exporter], source: ModelSource, grids: Gri
 
 
 def asymmetric_zeros(exporters: Sequence[Exporter]) -> str:
-    """The asymmetric kind of zero point that all exports hold without loss: free offsets where they
-    can, else whole.
+    """Choose the asymmetric zero points that all exports hold without loss: free ones, or whole.
 
     Raises: BadInput when they have none in common.
     """
@@ -75,7 +74,7 @@ def asymmetric_zeros(exporters: Sequence[Exporter]) -> str:
 
 
 def bits_per_weight(stored: Mapping[str, tuple[tuple[int, ...], int]]) -> dict[str, float]:
-    """Bits per weight, scales and offsets included, of the linear layers and of the whole model.
+    """Count bits per weight, scales and offsets included, of the linear layers and the model.
 
     stored has each tensor's shape and the bytes that it takes.
     """

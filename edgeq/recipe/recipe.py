@@ -1,18 +1,21 @@
-"""What a run does: one flat set of settings with the same names in recipe files, options and
-reports.
+"""What a run does: a recipe, read from plain settings and written back into them.
+
+`edgeq.recipe.settings` says what each setting may be; here is what several of them mean together,
+and which of them differ by layer.
 """
 
 import difflib
 import fnmatch
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from edgeq.errors import BadInput, reason_of
-from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS, ScaleStages, check_setting
-from edgeq.types import Grid, ScaleDtype, ScaleWeighting, ZeroKind
+from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS
+from edgeq.recipe.settings import TABLE, Settings, column_of, defaults
+from edgeq.types import Grid
 
 OPTIONS_ONLY = {
     "calibration": "it is an option only: --calibration",
@@ -21,77 +24,27 @@ OPTIONS_ONLY = {
     "keep_dense": "write an override with bits = 16, or give --keep-dense",
 }
 QUANTEASE_SWEEPS = 5  # of the solver of that name where the recipe asks for no number
-FEWEST_RELAXED = 10  # sweeps that pay for every third one's leaving codes unrounded
-
-
-COMPENSATED: Mapping[str, Any] = {
-    "activation_order": True,
-    "scale_weighting": "mean",
-    "scale_candidates": 8,
-    "scale_refits": 2,
-}
-PROPAGATED: Mapping[str, Any] = {**COMPENSATED, "sweeps": 3, "propagation_damping": 0.1}
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {**COMPENSATED, "scales": "first", "propagation_strength": 0.0},
-    "balanced": {**PROPAGATED, "propagation_share": 0.25},
-    "best": {**PROPAGATED, "samples": 128},
-}
-"""What `--quality` stands for; everything else has the defaults of `Recipe`."""
-DEFAULT_QUALITY = "balanced"
 
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Other settings for the layers whose name matches a shell-style pattern; bits 16 keeps them
-    dense.
+    """Other settings for the layers whose name matches a shell-style pattern.
+
+    Only settings that the table allows overrides for; bits 16 keeps the layers dense.
     """
 
     layers: str
-    bits: int | None = None
-    group_size: int | Literal["row"] | None = None
-    zeros: ZeroKind | None = None
-    propagation_strength: float | Literal["auto"] | None = None
-    outlier_columns: float | None = None
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """Every choice of a quantization run. Those of the propagation were chosen by
-    `benchmarks.quality`.
-    """
+class Recipe(Settings):
+    """Every choice of a run. `Recipe()` is the preset balanced."""
 
-    bits: int = 4
-    group_size: int | Literal["row"] = 32
-    zeros: ZeroKind = "symmetric"
-    scale_dtype: ScaleDtype = "float16"
-    solver: str = "gptq"
-    damping: float = 0.01
-    activation_order: bool = False
-    propagation_strength: float | Literal["auto"] = 0.5
-    propagation_damping: float = 0.01
-    propagation_share: float = 1.0
-    scales: ScaleStages = "both"
-    refit_strength: float | None = None
-    refit_exactly: bool = False
-    scale_weighting: ScaleWeighting = "diagonal"
-    scale_candidates: int = 18
-    scale_refits: int = 1
-    sweeps: int = 0
-    relaxed_sweeps: bool = False
-    alternations: int = 0
-    outlier_columns: float = 0.0
-    anneal_rounds: int = 0
-    anneal_steps: int = 200
-    embedding_bits: int = 8
-    samples: int = 64
-    sequence_length: int = 512
-    seed: int = 0
     overrides: tuple[Override, ...] = ()
 
     def grid_of(self, layer: str) -> Grid | None:
-        """The grid of a linear layer, None when an override keeps it dense; the last matching
-        override wins.
-        """
+        """Return the grid of a linear layer; None when an override keeps it dense."""
         bits, group_size = self._setting_of("bits", layer), self._setting_of("group_size", layer)
         if bits == DENSE_BITS:
             return None
@@ -104,64 +57,56 @@ class Recipe:
         )
 
     def strength_of(self, layer: str) -> float | Literal["auto"]:
-        """The propagation strength of a linear layer; the last matching override wins."""
+        """Return the propagation strength of a linear layer."""
         strength: float | Literal["auto"] = self._setting_of("propagation_strength", layer)
         return strength
 
     def _setting_of(self, name: str, layer: str) -> Any:
-        chosen = [
-            getattr(item, name)
-            for item in self.overrides
-            if fnmatch.fnmatchcase(layer, item.layers)
-        ]
-        return [getattr(self, name), *(value for value in chosen if value is not None)][-1]
+        """Return a setting as it is for one layer; the last matching override wins."""
+        for item in reversed(self.overrides):
+            if name in item.settings and fnmatch.fnmatchcase(layer, item.layers):
+                return item.settings[name]
+        return getattr(self, name)
+
+    def _everywhere(self, name: str) -> list[Any]:
+        """Return what a setting is for some layers: as stated, then as overrides have it."""
+        stated = [item.settings[name] for item in self.overrides if name in item.settings]
+        return [getattr(self, name), *stated]
 
     @property
     def propagates(self) -> bool:
         """Whether any layer makes up for inherited error."""
-        return any(strength != 0 for strength in self._strengths)
+        return any(strength != 0 for strength in self._everywhere("propagation_strength"))
 
     @property
     def chooses_propagation(self) -> bool:
         """Whether any layer's strength is chosen on tokens kept out of the fit."""
-        return AUTOMATIC in self._strengths
+        return AUTOMATIC in self._everywhere("propagation_strength")
 
     @property
     def states_propagation(self) -> bool:
         """Whether any layer makes up for inherited error by a strength that the recipe states."""
-        return any(strength not in (0, AUTOMATIC) for strength in self._strengths)
+        strengths = self._everywhere("propagation_strength")
+        return any(strength not in (0, AUTOMATIC) for strength in strengths)
 
     @property
     def chooses_by_layer(self) -> bool:
-        """Whether something is chosen for all rows of a layer together, which then cannot be solved
-        in parts.
-        """
+        """Whether rows of a layer share a choice, so that it cannot be solved in parts."""
         return self.chooses_propagation or self.keeps_columns
 
     @property
     def keeps_columns(self) -> bool:
         """Whether any layer has outlier columns."""
-        return bool(self.outlier_columns) or any(item.outlier_columns for item in self.overrides)
-
-    @property
-    def _strengths(self) -> list[float | Literal["auto"]]:
-        return [
-            self.propagation_strength,
-            *(item.propagation_strength or 0.0 for item in self.overrides),
-        ]
+        return any(self._everywhere("outlier_columns"))
 
     @property
     def sweep_count(self) -> int:
-        """Sweeps over the codes after the solver: as stated, else those that the solver is named
-        for.
-        """
+        """Sweeps over the codes after the solver: as stated, else what its name asks for."""
         return self.sweeps or (QUANTEASE_SWEEPS if self.solver == "quantease" else 0)
 
     @property
     def embedding_grid(self) -> Grid | None:
-        """The grid of embedding and head: rounded to nearest, symmetric, in groups of 32; None when
-        dense.
-        """
+        """The grid of embedding and head: symmetric, in groups of 32; None when dense."""
         if self.embedding_bits == DENSE_BITS:
             return None
         return Grid(self.embedding_bits, 32, "symmetric", self.scale_dtype)
@@ -179,7 +124,7 @@ class Recipe:
 
 
 def read_recipe(path: str) -> dict[str, Any]:
-    """The settings in a TOML file. Raises: BadInput for a missing or malformed file."""
+    """Read settings from a TOML file. Raises: BadInput for a missing or malformed file."""
     file = Path(path)
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
@@ -192,23 +137,13 @@ def read_recipe(path: str) -> dict[str, Any]:
         ) from error
 
 
-def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings on top of the preset that their key "quality" names. Raises: BadInput for an unknown
-    preset.
-    """
-    given = dict(settings)
-    quality = given.pop("quality", DEFAULT_QUALITY)
-    if not isinstance(quality, str) or quality not in PRESETS:
-        raise BadInput(f"quality {quality!r}: expected one of {', '.join(PRESETS)}")
-    plain = given.get("solver") == "rtn"  # then what is not set has the defaults of `Recipe`
-    return given if plain else {**PRESETS[quality], **given}
-
-
 def make_recipe(settings: Mapping[str, Any]) -> Recipe:
-    """A validated recipe from plain settings. Raises: BadInput naming the setting, its rule and
-    what was received.
+    """Make a validated recipe from plain settings, on top of the preset that "quality" names.
+
+    Plain rounding takes nothing from a preset. Raises: BadInput with the setting and its rule.
     """
-    given = dict(settings)
+    column = column_of(settings)
+    given = {name: value for name, value in settings.items() if name != "quality"}
     overrides = given.pop("overrides", [])
     if not isinstance(overrides, list | tuple) or not all(
         isinstance(item, Mapping) for item in overrides
@@ -217,69 +152,63 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
             "recipe setting 'overrides': expected [[overrides]] "
             "tables, each with 'layers' and settings"
         )
-    _check_names(given, Recipe, "recipe setting", also=("quality",))
-    recipe = replace(Recipe(), **given, overrides=tuple(_make_override(item) for item in overrides))
-    for field in fields(Recipe):
-        if field.name != "overrides":
-            check_setting(field.name, getattr(recipe, field.name))
-    if recipe.alternations and recipe.scales != "both":
-        raise BadInput(
-            f"recipe setting alternations = {recipe.alternations}: "
-            f"refits scales, which scales = {recipe.scales!r} "
-            'excludes; choose scales = "both"'
-        )
-    if recipe.relaxed_sweeps and recipe.sweeps < FEWEST_RELAXED:
-        raise BadInput(
-            "recipe setting relaxed_sweeps = true: expected "
-            f"sweeps of {FEWEST_RELAXED} or more with it, not "
-            f"{recipe.sweeps}"
-        )
-    shares = [recipe.outlier_columns, *(item.outlier_columns or 0.0 for item in recipe.overrides)]
-    if recipe.solver == "rtn" and any(shares):
-        raise BadInput(
-            f"recipe setting outlier_columns = {max(shares):g}: "
-            "plain rounding (solver = 'rtn') fits no columns; "
-            'choose solver = "gptq", or outlier_columns = 0'
-        )
+    _check_names("recipe setting", given, TABLE, listed=("quality", *TABLE, "overrides"))
+    values = {**defaults(column), **given}
+    recipe = Recipe(**values, overrides=tuple(_make_override(item) for item in overrides))
+    for name, row in TABLE.items():
+        row.rule.check(f"recipe setting {name} =", values[name])
+    for chosen in (recipe, *(replace(recipe, **item.settings) for item in recipe.overrides)):
+        _check_conflicts(chosen)
     return recipe
 
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    """The inverse of `make_recipe`, for reports and the quantized checkpoint."""
-    settings = {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
-    settings["overrides"] = [
-        {
-            f.name: getattr(item, f.name)
-            for f in fields(Override)
-            if getattr(item, f.name) is not None
-        }
-        for item in recipe.overrides
-    ]
+    """Return the settings that make a recipe again, for reports and the quantized checkpoint."""
+    settings = {name: getattr(recipe, name) for name in TABLE}
+    settings["overrides"] = [{"layers": item.layers, **item.settings} for item in recipe.overrides]
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def _make_override(settings: Mapping[str, Any]) -> Override:
-    _check_names(settings, Override, "override setting")
+    allowed = [name for name, row in TABLE.items() if row.override]
+    known = ("layers", *allowed)
+    _check_names("override setting", settings, known, listed=known)
     if not isinstance(settings.get("layers"), str):
         raise BadInput(
             "override without 'layers'; name the layers it is for, such as layers = \"*.down_proj\""
         )
-    for name, value in settings.items():
-        if name != "layers":
-            check_setting(name, value, called=f"override setting {name} =")
-    return Override(**settings)
+    chosen = {name: settings[name] for name in allowed if name in settings}
+    for name, value in chosen.items():
+        TABLE[name].rule.check(f"override setting {name} =", value)
+    return Override(settings["layers"], chosen)
+
+
+def _check_conflicts(chosen: Recipe) -> None:
+    """Raise BadInput where two settings exclude each other."""
+    for name, row in TABLE.items():
+        reason = row.conflict(chosen) if row.conflict is not None else None
+        if reason is not None:
+            raise BadInput(f"recipe setting {name} = {toml(getattr(chosen, name))}: {reason}")
+
+
+def toml(value: Any) -> str:
+    """Write a value as recipe files do, whole floats without their zeros."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "unset" if value is None else str(value)
 
 
 def _check_names(
-    settings: Mapping[str, Any], kind: type, what: str, *, also: Sequence[str] = ()
+    what: str, settings: Iterable[str], known: Iterable[str], *, listed: Sequence[str]
 ) -> None:
-    """Raises: BadInput for a name that is none of the fields; `also` are names that may stand in
-    the same file.
-    """
-    known = [field.name for field in fields(kind)]
+    """Raise BadInput for a name that is not known; `listed` is what may stand in the same place."""
+    allowed = list(known)
     for name in settings:
-        if name not in known:
-            listed = [*also, *known]
+        if name not in allowed:
             nearest = difflib.get_close_matches(name, listed, n=1, cutoff=0.0)[0]
             advice = OPTIONS_ONLY.get(name, f"did you mean {nearest!r}? Known: {', '.join(listed)}")
             raise BadInput(f"{what} {name!r} is not known; {advice}")

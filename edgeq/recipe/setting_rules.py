@@ -1,90 +1,84 @@
-"""What each setting of a recipe may be."""
+"""Kinds of rules for settings: what a value may be, in words for messages and as a test.
 
-from typing import Any, Literal, get_args
+`edgeq.recipe.settings` says which rule each setting has. Nothing here loads NumPy, since the
+options of the command line are made from the same rules and `--help` must answer at once.
+"""
 
-from edgeq.algorithms import SOLVERS
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
 from edgeq.errors import BadInput
-from edgeq.types import LARGEST_OUTLIER_SHARE, ScaleDtype, ScaleWeighting, ZeroKind
 
-ScaleStages = Literal["none", "first", "both"]
-DENSE_BITS = 16
+DENSE_BITS = 16  # what a layer has in the source: it stays as it is
 AUTOMATIC = "auto"
 
+T = TypeVar("T")
 
-def check_setting(name: str, value: Any, *, called: str | None = None) -> None:
-    """Raises: BadInput when a value breaks its rule, by the name it was called, such as that of an
-    option.
+
+@dataclass(frozen=True, slots=True)
+class Rule(Generic[T]):
+    """What a setting of type T may be.
+
+    text completes the sentence "expected ...". kind is how words of a command line are read: int,
+    float, bool or str; words are allowed beside numbers, or all that is allowed.
     """
-    rule, holds = RULES[name]
-    if not holds(value):
-        raise BadInput(f"{called or f'recipe setting {name} ='} {shown(value)}: expected {rule}")
+
+    text: str
+    holds: Callable[[Any], bool]
+    kind: type[Any]
+    words: tuple[str, ...] = ()
+
+    def check(self, called: str, value: Any) -> None:
+        """Raise BadInput where a value breaks the rule, by the name it was called."""
+        if not self.holds(value):
+            raise BadInput(f"{called} {shown(value)}: expected {self.text}")
 
 
 def shown(value: Any) -> str:
-    """A value for a message; Python writes no whole numbers of thousands of digits."""
+    """Write a value for a message; Python writes no whole numbers of thousands of digits."""
     try:
         return repr(value)
     except ValueError:
         return "a number of thousands of digits"
 
 
-def _whole(low: int, high: int, *others: Any) -> tuple[str, Any]:
-    extra = "".join(f" or {other!r}" for other in others)
-    rule = f"a whole number from {low} to {high}{extra}"
+def whole(low: int, high: int, *others: int | str) -> Rule[Any]:
+    """Allow whole numbers in a range, and single others or words beside them."""
+    words = tuple(other for other in others if isinstance(other, str))
 
     def holds(value: Any) -> bool:
         if isinstance(value, int) and not isinstance(value, bool):
             return low <= value <= high or value in others
-        return isinstance(value, str) and value in others
+        return isinstance(value, str) and value in words
 
-    return rule, holds
+    return Rule(f"a whole number from {low} to {high}{_or(others)}", holds, int, words)
 
 
-def _number(low: float, high: float, *others: str, optional: bool = False) -> tuple[str, Any]:
+def number(low: float, high: float, *words: str, optional: bool = False) -> Rule[Any]:
+    """Allow numbers in a range, words beside them, and no value where it is optional."""
+
     def holds(value: Any) -> bool:
         if value is None:
             return optional
         if isinstance(value, str):
-            return value in others
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-        )
+            return value in words
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and low <= value <= high
 
-    return f"a number from {low:g} to {high:g}" + "".join(
-        f" or {other!r}" for other in others
-    ), holds
+    return Rule(f"a number from {low:g} to {high:g}{_or(words)}", holds, float, words)
 
 
-def _one_of(choices: tuple[str, ...]) -> tuple[str, Any]:
-    return f"one of {', '.join(choices)}", lambda value: value in choices
+def one_of(*choices: T) -> Rule[T]:
+    """Allow some words only; mypy holds them against the type of the setting."""
+    words = tuple(str(choice) for choice in choices)
+    return Rule(f"one of {', '.join(words)}", lambda value: value in words, str, words)
 
 
-_FLAG = ("true or false", lambda value: isinstance(value, bool))
-RULES: dict[str, tuple[str, Any]] = {
-    "bits": _whole(2, 8, DENSE_BITS),
-    "group_size": _whole(8, 65536, "row"),
-    "zeros": _one_of(get_args(ZeroKind)),
-    "scale_dtype": _one_of(get_args(ScaleDtype)),
-    "solver": _one_of(SOLVERS),
-    "damping": _number(1e-6, 100),
-    "activation_order": _FLAG,
-    "propagation_strength": _number(0, 1, AUTOMATIC),
-    "propagation_damping": _number(1e-6, 100),
-    "propagation_share": _number(0.01, 1),
-    "scales": _one_of(get_args(ScaleStages)),
-    "refit_strength": _number(0, 1, optional=True),
-    "refit_exactly": _FLAG,
-    "scale_weighting": _one_of(get_args(ScaleWeighting)),
-    "scale_candidates": _whole(1, 1000),
-    "scale_refits": _whole(0, 100),
-    "sweeps": _whole(0, 1000),
-    "relaxed_sweeps": _FLAG,
-    "alternations": _whole(0, 100),
-    "outlier_columns": _number(0, LARGEST_OUTLIER_SHARE),
-    "anneal_rounds": _whole(0, 100),
-    "anneal_steps": _whole(1, 1_000_000),
-    "embedding_bits": _whole(2, 8, DENSE_BITS),
-    "samples": _whole(1, 1_000_000),
-    "sequence_length": _whole(8, 1_000_000),
-    "seed": _whole(0, 2**32 - 1),
-}
+def flag() -> Rule[bool]:
+    """Allow true and false."""
+    return Rule("true or false", lambda value: isinstance(value, bool), bool)
+
+
+def _or(others: tuple[int | str, ...]) -> str:
+    return "".join(f" or {other!r}" for other in others)

@@ -1,4 +1,7 @@
-"""From what a user names (a model, a backend, settings) to the objects of a run."""
+"""From what a user names (a model, a backend, settings) to the objects of a run.
+
+The run itself is `edgeq.run.pipeline`, and how much memory each way takes `edgeq.planning.memory`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,12 +42,11 @@ def make_job(
     exports: Sequence[str] = (),
     export_options: Mapping[str, Any] | None = None,
 ) -> Job:
-    """A run of `edgeq.run.pipeline.quantize`; settings are those of `edgeq.recipe.recipe`,
-    export_options those of the formats.
+    """Assemble what `edgeq.run.pipeline.quantize` runs, from names and plain settings.
 
-    calibration names texts as `edgeq.calibration.texts.read_texts` takes them; without any, the one
-    that ships with edgeq. zeros "asymmetric" becomes the kind of zero point that all exports hold
-    without loss.
+    settings are those of `make_recipe`, export_options those of the formats. calibration names
+    texts as `edgeq.calibration.texts.read_texts` takes them; without any, the one that ships with
+    edgeq. zeros "asymmetric" becomes the kind of zero point that all exports hold without loss.
     """
     exporters = load_exporters(exports, export_options or {})
     recipe = make_recipe(with_kind_of_zeros(settings, exporters))
@@ -67,7 +69,7 @@ def make_job(
 def with_kind_of_zeros(
     settings: Mapping[str, Any], exporters: Sequence[Exporter]
 ) -> dict[str, Any]:
-    """The settings with what "asymmetric" stands for, in overrides too. Raises: BadInput."""
+    """Replace "asymmetric" by what it stands for, in overrides too. Raises: BadInput."""
     settled, overrides = dict(settings), settings.get("overrides")
     if settled.get("zeros") == "asymmetric":
         settled["zeros"] = asymmetric_zeros(exporters)
@@ -82,9 +84,7 @@ def with_kind_of_zeros(
 def calibration_windows(
     backend: str, texts: Sequence[Text], source: ModelSource, recipe: Recipe, wrote: Wrote
 ) -> Calibration:
-    """What a recipe draws from its texts; text of the model's own is written by the framework of
-    the backend.
-    """
+    """Draw a recipe's token windows; the model's own text is written by the backend's framework."""
     framework, device = BACKENDS[backend].framework, device_of(backend)
 
     def make_writer(source: ModelSource, allowed: Windows, seed: int) -> TextWriter:
@@ -110,8 +110,7 @@ def calibration_windows(
 
 
 def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPlan]:
-    """The job run the fastest way that stays within a size of resident memory ("8GB"), and what it
-    takes then.
+    """Choose the fastest way for a job that stays within a size of memory ("8GB"), with its plan.
 
     Hidden states that must lie on disk do so in `folder`, or in the nearest folder above it that
     exists. Raises: BadInput for what is no size, and with the smallest one that would do.
@@ -140,7 +139,7 @@ def make_activations(
     *,
     flow: Flow | None = None,
 ) -> ActivationSource:
-    """The calibration streams that go with a backend; flow is what the memory plan chose."""
+    """Make the calibration streams that go with a backend; flow is what the memory plan chose."""
     make = load(ACTIVATIONS[BACKENDS[backend].framework], "calibration")
     streams: ActivationSource = make(source, windows, drift=drift, flow=flow, **device_of(backend))
     return streams

@@ -19,18 +19,14 @@ from edgeq.words import show_time
 
 
 def open_outline(model: str) -> ModelSource | None:
-    """The model of a directory that has a config.json but not all of its weights; None for anything
-    else.
-    """
+    """Open a directory that has config.json but not all weights; return None for anything else."""
     path = Path(model).expanduser()
     if not (path / "config.json").is_file() or (path / SINGLE_FILE).is_file():
         return None
     if (path / SHARD_INDEX).is_file():
         try:
             weight_files(path)
-        except (
-            BadInput
-        ):  # whatever is missing or wrong: the outline reads the same files and says so
+        except BadInput:  # of whatever is wrong: the outline reads the same files and says so
             return ModelOutline(path)
         return None
     return (
@@ -39,10 +35,9 @@ def open_outline(model: str) -> ModelSource | None:
 
 
 def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
-    """Memory by part, disk, time, and size by format of a run that writes in a folder. Units:
-    bytes, seconds.
+    """Say what a run that writes in a folder takes: memory by part, disk, time, size by format.
 
-    Raises: BadInput for sequences that the model is too short for.
+    Units: bytes, seconds. Raises: BadInput for sequences that the model is too short for.
     """
     grids = plan_grids(job.source, job.recipe)
     if needs_calibration(job, grids):
@@ -85,7 +80,7 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
 
 
 def stage_seconds(job: Job, memory: MemoryPlan, grids: Grids) -> dict[str, float]:
-    """Seconds of a block by stage on this machine, as it is now."""
+    """Estimate the seconds of a block by stage on this machine, as it is now."""
     linears = {linear.tensor for block in job.source.blocks() for linear in block.linears}
     solved = {
         name: shape for name, (shape, grid) in grids.items() if grid is not None and name in linears
@@ -97,9 +92,7 @@ def stage_seconds(job: Job, memory: MemoryPlan, grids: Grids) -> dict[str, float
 
 
 def annealing_note(job: Job, memory: MemoryPlan) -> str | None:
-    """What annealing will take of a run's time on this machine, for those who start one; None for
-    runs without.
-    """
+    """Say what annealing will take of a run's time on this machine; None for runs without."""
     if not job.recipe.anneal_rounds:
         return None
     seconds = stage_seconds(job, memory, plan_grids(job.source, job.recipe))

@@ -1,6 +1,4 @@
-"""What makes two runs the same, whatever machine and backend they are on: only the same run can be
-continued.
-"""
+"""What makes two runs the same, on whatever machine and backend: only the same can be continued."""
 
 import hashlib
 import json
@@ -28,9 +26,7 @@ def identify(
     calibration: Mapping[str, Any] | None,
     companions: Mapping[str, bytes],
 ) -> Identity:
-    """The identity of a run, as it comes back from JSON; equal identities give the same bytes on
-    one backend.
-    """
+    """Identify a run, in data as it comes back from JSON; equal ones write the same bytes."""
     identity = {
         "format_version": FORMAT_VERSION,
         "edgeq": __version__,
@@ -45,18 +41,18 @@ def identify(
 
 
 def identity_of(checkpoint: Checkpoint) -> Identity:
-    """The identity of the run that made a checkpoint."""
+    """Read the identity of the run that made a checkpoint."""
     known = {key: checkpoint.head.get(key) for key in KEYS}
     return {**known, "companions": hash_companions(checkpoint.companions())}
 
 
 def hash_companions(companions: Mapping[str, bytes]) -> dict[str, str]:
-    """SHA-256 of the tokenizer files and the like that go into a checkpoint."""
+    """Hash the tokenizer files and the like that go into a checkpoint, by SHA-256."""
     return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(companions.items())}
 
 
 def differences(before: Identity, now: Identity) -> list[str]:
-    """What is not the same, in the words of a user."""
+    """Name what is not the same, in the words of a user."""
     plain = {"edgeq": "edgeq version", "format_version": "checkpoint format", "model": "model"}
     found = [
         _changed(what, before.get(key), now[key])
@@ -77,7 +73,7 @@ def differences(before: Identity, now: Identity) -> list[str]:
 
 
 def _changed_texts(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Names and shares where these are others, else the texts behind them."""
+    """Name texts and shares where these are others, else say that the texts are."""
     old, new = (
         ", ".join(f"{text['name']}={text['share']:g}" for text in record.get("texts", ()))
         for record in (before, now)

@@ -1,7 +1,11 @@
-"""The loop over blocks: statistics, solve, replace, write. No arithmetic here."""
+"""The loop over blocks: statistics, solve, replace, write.
+
+No arithmetic here: how a layer is solved is `edgeq.solving`, what is on disk until a run is done
+`edgeq.run.resume`, and how it came out `edgeq.run.report`.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,7 +23,8 @@ from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Si
 from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.run.identity import KEYS, identify
-from edgeq.run.resume import Ask, Findings, Run, refuse_unfinished, working_on
+from edgeq.run.report import RunReport
+from edgeq.run.resume import Ask, Run, refuse_unfinished, working_on
 from edgeq.solving.layer import solve_without_statistics
 from edgeq.solving.report import LayerReport
 from edgeq.solving.row_chunks import solve_rows
@@ -80,12 +85,11 @@ def quantize(
     resume: bool = False,
     again: str = "the same call with resume=True",
 ) -> Checkpoint:
-    """Solve every linear layer and write a quantized checkpoint. Nothing is computed for what
-    cannot be written.
+    """Solve every linear layer and write a quantized checkpoint.
 
-    A run that stops keeps its finished blocks beside the destination; with `resume` it goes on
-    behind them, and an output that is complete is left as it is. `again` is what the error then
-    names to continue.
+    Nothing is computed for what cannot be written. A run that stops keeps its finished blocks
+    beside the destination; with `resume` it goes on behind them, and an output that is complete is
+    left as it is. `again` is what the error then names to continue.
 
     Raises: BadInput and the other errors of `edgeq.errors`; the destination then is as it was.
     """
@@ -112,25 +116,26 @@ def quantize(
 
 
 def solves(grids: Grids, block: BlockSpec) -> bool:
-    """Whether any linear layer of a block is quantized."""
+    """Say whether any linear layer of a block is quantized."""
     return any(grids[linear.tensor][1] is not None for linear in block.linears)
 
 
 def needs_calibration(job: Job, grids: Grids) -> bool:
+    """Say whether any layer is solved with a look at activations."""
     return job.recipe.needs_calibration and any(
         solves(grids, block) for block in job.source.blocks()
     )
 
 
 def start_calibration(job: Job, observer: Observer) -> Calibration:
-    """Token windows of the calibration texts."""
+    """Draw token windows from the calibration texts, before any block is solved."""
     check_length(job.source, job.recipe.sequence_length)
     with job.clock("calibration text"):
         return job.make_calibration(job.source, job.recipe, observer.wrote)
 
 
 def start_activations(job: Job, calibration: Calibration) -> ActivationSource:
-    """Token windows through the embedding: where both streams start."""
+    """Take token windows through the embedding, where both streams start."""
     with job.clock("load model"):
         drift = job.recipe.propagation_share if job.recipe.needs_drift else 0.0
         return job.make_activations(job.source, calibration.windows, drift)
@@ -140,7 +145,7 @@ def write_model(
     job: Job, grids: Grids, calibration: Calibration | None, run: Run, observer: Observer
 ) -> None:
     """Solve, write and commit block after block, then what lies outside of the blocks."""
-    blocks, findings = job.source.blocks(), run.findings
+    blocks, findings = job.source.blocks(), run.report
     inside = {name for block in blocks for name in block.tensors}
     outside = [name for name in grids if name not in inside]
     for name in outside:  # found damaged at the end, they would have cost the whole run
@@ -172,6 +177,7 @@ def write_model(
 
 
 def block_file(index: int) -> str:
+    """Name the file of a block inside of a checkpoint."""
     return f"blocks/{index:04d}.safetensors"
 
 
@@ -181,11 +187,9 @@ def solve_block(
     block: BlockSpec,
     activations: ActivationSource,
     observer: Observer,
-    findings: Findings,
+    findings: RunReport,
 ) -> dict[str, QuantizedLinear]:
-    """Stand still at each site of a block, solve its layers and let the quantized stream run on
-    with the result.
-    """
+    """Solve the layers of a block site by site, and let the quantized stream go on with them."""
     solved: dict[str, QuantizedLinear] = {}
     linears = {linear.name: linear for linear in block.linears}
     for site in timed(activations.sites(block), job.clock, "forward passes"):
@@ -196,8 +200,9 @@ def solve_block(
 
 
 def solve_site(
-    job: Job, grids: Grids, linears: Mapping[str, LinearSpec], site: Site, findings: Findings
+    job: Job, grids: Grids, linears: Mapping[str, LinearSpec], site: Site, findings: RunReport
 ) -> Iterator[tuple[str, QuantizedLinear]]:
+    """Solve the layers that read one input, in execution order; each feeds the quantized stream."""
     backend, clock = job.backend, job.clock
     with clock("statistics"):
         if job.recipe.chooses_propagation:
@@ -218,13 +223,13 @@ def solve_site(
         layer = Layer(linear.name, backend.asarray(weight), grid, factors, job.recipe)
         solved, report = solve_rows(layer, clock, rows=job.rows_at_once)
         findings.layers.append(report)
-        findings.note(linear.tensor, weight, solved)
+        findings.note_clamped(linear.tensor, weight, solved)
         site.replace(linear.name, solved.dequantized())
         yield linear.tensor, solved
 
 
 def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:
-    """The same items; the time it takes to get each is booked to a stage."""
+    """Yield the same items and book the time it takes to get each to a stage."""
     while True:
         with clock(stage):
             item = next(iterator, None)
@@ -234,7 +239,7 @@ def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:
 
 
 def round_tensors(
-    job: Job, grids: Grids, names: Sequence[str], findings: Findings
+    job: Job, grids: Grids, names: Sequence[str], findings: RunReport
 ) -> dict[str, QuantizedLinear]:
     """Round those of the named tensors that have a grid, without looking at activations."""
     solved = {}
@@ -244,24 +249,23 @@ def round_tensors(
             with job.clock("round"):
                 weight = read_weight(job.source, name)
                 solved[name] = solve_without_statistics(weight, grid, job.recipe, job.backend)
-                findings.note(name, weight, solved[name])
+                findings.note_clamped(name, weight, solved[name])
     return solved
 
 
 def write_part(
     job: Job, path: Path, names: Sequence[str], solved: Mapping[str, QuantizedLinear]
 ) -> None:
-    """One file with the solved tensors among `names` and the others as the source has them."""
+    """Write one file with the solved tensors among `names`, the others as the source has them."""
     with job.clock("write"):
         dense = {name: read_tensor(job.source, name) for name in names if name not in solved}
         write_tensors(path, solved, dense)
 
 
 def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
-    """edgeq.json, config.json, the tokenizer files and report.json; nothing in them depends on time
-    or place.
+    """Write edgeq.json, config.json, the tokenizer files and report.json, edgeq.json last.
 
-    Raises: BadInput when the model is no longer the one that the run started with.
+    Nothing in them depends on time or place. Raises: BadInput when the model was changed meanwhile.
     """
     if job.source.fingerprint() != run.identity["source"]["fingerprint"]:
         raise BadInput(
@@ -276,9 +280,8 @@ def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
     stored = {
         name: (file.shape(name), file.tensor_bytes(name)) for file in opened for name in file.names
     }
-    write_json(
-        run.made / REPORT_FILE, {"bits_per_weight": bits_per_weight(stored), **asdict(run.findings)}
-    )
+    run.report.bits_per_weight = bits_per_weight(stored)
+    write_json(run.made / REPORT_FILE, run.report.plain())
     known = {key: run.identity[key] for key in KEYS}
     head = {"backend": ", ".join(run.backends), "files": files, "companions": sorted(companions)}
     write_json(run.made / HEAD_FILE, known | head)
@@ -287,9 +290,7 @@ def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
 def export(
     checkpoint: Checkpoint, exporter: Exporter, destination: Path, *, force: bool = False
 ) -> list[Path]:
-    """Write a checkpoint in one format into a new directory. Raises: BadInput when the format
-    cannot hold it.
-    """
+    """Write a checkpoint in one format into a new directory. Raises: BadInput where it cannot."""
     check_destination(destination, force=force, source=checkpoint.path)
     grids: dict[str, Any] = {
         n: (checkpoint.shape(n), checkpoint.grid(n)) for n in checkpoint.tensor_names()

@@ -1,5 +1,4 @@
-"""A run that can be stopped at any moment and continued: what it has on disk before its output is
-in place.
+"""A run that can be stopped at any moment and continued: what it has on disk until it is done.
 
 In the output's temporary directory lie new/ (what becomes the checkpoint), states/NNNN/ (both
 streams' hidden states behind NNNN blocks) and run.json, which says what the run is, how far it
@@ -13,7 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,9 @@ from edgeq.files.storage import (
     put_in_place,
     sync_directory,
 )
-from edgeq.grids.limits import clamped_groups
 from edgeq.protocols import ActivationSource
 from edgeq.run.identity import Identity, differences, identity_of
-from edgeq.solving.report import LayerReport
-from edgeq.types import NumpyArray, QuantizedLinear
+from edgeq.run.report import RunReport, report_from
 
 RUN_FILE = "run.json"
 STATES = "states"
@@ -51,35 +48,9 @@ class Damaged(BadInput):
         )
 
 
-@dataclass(slots=True)
-class Findings:
-    """What is known of a run when it is over: how layers came out, and by name how many of their
-    scales hit a limit.
-    """
-
-    calibration_tokens: int | None = None
-    layers: list[LayerReport] = field(default_factory=list)
-    clamped: dict[str, int] = field(default_factory=dict)
-
-    def note(self, name: str, weight: NumpyArray, layer: QuantizedLinear) -> None:
-        groups = clamped_groups(name, weight, layer)
-        if groups:
-            self.clamped[name] = groups
-
-
-def read_findings(stored: Mapping[str, Any]) -> Findings:
-    """The inverse of `asdict` through JSON, which keeps every float."""
-    layers = [
-        LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in stored["layers"]
-    ]
-    return Findings(stored["calibration_tokens"], layers, dict(stored["clamped"]))
-
-
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the caller of a run asks for. `again` is what continues it, for the error that stops
-    it.
-    """
+    """What the caller of a run asks for; `again` continues it, for the error that stops it."""
 
     force: bool = False
     resume: bool = False
@@ -88,17 +59,17 @@ class Ask:
 
 @dataclass(slots=True)
 class Run:
-    """A run in its temporary directory; `files` are those of its blocks inside of `made`, in
-    execution order.
+    """A run in its temporary directory.
 
-    hashes are those of the files that a continued run goes on with, by their place in the folder.
+    files are those of its blocks inside of `made`, in execution order. hashes are those of the
+    files that a continued run goes on with, by their place in the folder.
     """
 
     folder: Path
     identity: Identity
     files: Sequence[str]
     done: int = 0
-    findings: Findings = field(default_factory=Findings)
+    report: RunReport = field(default_factory=RunReport)
     backends: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
 
@@ -112,9 +83,7 @@ class Run:
             self.backends.append(backend)
 
     def commit(self, activations: ActivationSource | None) -> None:
-        """Count the next block, whose file is written, with the hidden states that the one after it
-        starts from.
-        """
+        """Count the next block, whose file is written, with the hidden states behind it."""
         sync_directory(self.made / BLOCKS)
         done = self.done + 1
         if activations is not None and done < len(self.files):
@@ -131,7 +100,7 @@ class Run:
             "backends": self.backends,
             "hashes": self.hashes,
         }
-        content = {"run": self.identity, "progress": progress | asdict(self.findings)}
+        content = {"run": self.identity, "progress": progress | self.report.plain()}
         write_json(self.folder / RUN_FILE, content | {"sha256": hash_of_content(content)})
         sync_directory(self.folder)
         self.done = done
@@ -150,9 +119,7 @@ class Run:
             ) from error
 
     def _hash(self, done: int) -> None:
-        """Note the file of the block that is done last and the hidden states behind it, which
-        replace those before.
-        """
+        """Note the file of the block done last, and the hidden states behind it alone."""
         states = [file for file in sorted(self._states(done).glob("*")) if file.is_file()]
         kept = {
             name: digest
@@ -165,9 +132,7 @@ class Run:
         }
 
     def check_files(self) -> None:
-        """Raises: BadInput when a file to go on with is not there or not as it was written. Nothing
-        is touched.
-        """
+        """Raise BadInput when a file to go on with is not as it was written; touch nothing."""
         for name, digest in self.hashes.items():
             if not (self.folder / name).is_file():
                 raise Damaged(self.folder, f"{name} is missing")
@@ -175,9 +140,7 @@ class Run:
                 raise Damaged(self.folder, f"{name} was changed or damaged")
 
     def prepare(self) -> None:
-        """Make what the next block needs, remove what is not part of a committed one. Raises:
-        BadInput.
-        """
+        """Make what the next block needs, remove what no committed one has. Raises: BadInput."""
         self.check_files()
         for folder in (self.made / BLOCKS, self.folder / STATES):
             folder.mkdir(parents=True, exist_ok=True)
@@ -203,12 +166,10 @@ class Run:
 def working_on(
     destination: Path, identity: Identity, files: Sequence[str], ask: Ask
 ) -> Iterator[Run | None]:
-    """A run that becomes the output when the context ends well; None when the output is this very
-    run's already.
+    """Open a run that becomes the output when the context ends well; None where it is that already.
 
     When it fails, or the process ends, the blocks that were committed stay, unless the model itself
-    is damaged. Raises: BadInput when there is nothing that may be continued, started over or
-    replaced.
+    is damaged. Raises: BadInput when nothing may be continued, started over or replaced.
     """
     with claimed(destination) as folder:
         run = open_run(destination, folder, Run(folder, identity, files), ask)
@@ -242,9 +203,7 @@ def discard(folder: Path) -> None:
 
 
 def open_run(destination: Path, folder: Path, fresh: Run, ask: Ask) -> Run | None:
-    """The run to work on: the one that is there, or a fresh one; None when its output is
-    complete.
-    """
+    """Return the run that is there, or a fresh one; None when its output is complete."""
     if is_unfinished(folder) and ask.resume:
         check_destination(destination, force=ask.force)
         run = stored_run(folder)
@@ -259,14 +218,12 @@ def open_run(destination: Path, folder: Path, fresh: Run, ask: Ask) -> Run | Non
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether a run with at least one block lies in a temporary directory."""
+    """Say whether a run with at least one block lies in a temporary directory."""
     return (folder / RUN_FILE).is_file() and (folder / MADE).is_dir()
 
 
 def refuse_unfinished(destination: Path, folder: Path, ask: Ask) -> None:
-    """Raises: BadInput when an unfinished run lies there that is neither to be continued nor to be
-    given up.
-    """
+    """Raise BadInput for an unfinished run that is neither to be continued nor given up."""
     if is_unfinished(folder) and not ask.resume and not ask.force:
         found = stored_run(folder)
         raise BadInput(
@@ -277,24 +234,19 @@ def refuse_unfinished(destination: Path, folder: Path, ask: Ask) -> None:
 
 
 def stored_run(folder: Path) -> Run:
-    """The run that is there, with the identity that it was started with. Raises: BadInput."""
+    """Read the run that is there, with the identity it was started with. Raises: BadInput."""
     try:
         content = read_json(folder / RUN_FILE)
         progress, identity = content["progress"], content["run"]
         if content["sha256"] != hash_of_content({"run": identity, "progress": progress}):
             raise ValueError("it was changed")
-        done, files, backends = (
-            int(progress["done"]),
-            list(progress["files"]),
-            list(progress["backends"]),
-        )
         return Run(
             folder,
             identity,
-            files,
-            done,
-            read_findings(progress),
-            backends,
+            list(progress["files"]),
+            int(progress["done"]),
+            report_from(progress, RUN_FILE),
+            list(progress["backends"]),
             dict(progress["hashes"]),
         )
     except (BadInput, KeyError, TypeError, ValueError) as error:
@@ -302,14 +254,12 @@ def stored_run(folder: Path) -> Run:
 
 
 def hash_of_content(content: Mapping[str, Any]) -> str:
-    """SHA-256 of plain data, the same before it is written and after it was read."""
+    """Return the SHA-256 of plain data, the same before it is written and after it was read."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_same(destination: Path, before: Identity, now: Identity) -> None:
-    """Raises: BadInput naming what differs between the run that is there and the one that was asked
-    for.
-    """
+    """Raise BadInput naming what differs between the run that is there and the one asked for."""
     found = differences(before, now)
     if found:
         raise BadInput(
@@ -320,8 +270,9 @@ def check_same(destination: Path, before: Identity, now: Identity) -> None:
 
 
 def is_complete(destination: Path, identity: Identity, *, force: bool) -> bool:
-    """Whether an output is what this run would write; with force another one may be replaced.
-    Raises: BadInput.
+    """Say whether an output is what this run would write; with force another may be replaced.
+
+    Raises: BadInput for the output of another run that may not be replaced.
     """
     if not destination.exists():
         return False

@@ -1,6 +1,7 @@
 import numpy as np
 import plain
 import pytest
+from recipes import plain_recipe
 
 from edgeq.algorithms.damping import (
     damped,
@@ -10,7 +11,6 @@ from edgeq.algorithms.damping import (
     settle_dead_columns,
 )
 from edgeq.errors import NotPositiveDefinite
-from edgeq.recipe.recipe import Recipe
 from edgeq.solving.layer import solve_layer
 from edgeq.solving.site import Layer, prepare_site
 from edgeq.stopwatch import Stopwatch
@@ -69,7 +69,7 @@ def test_a_matrix_that_stays_indefinite_is_refused(backend, rng):
 def test_retries_appear_in_the_report_of_the_layer(backend, rng):
     W = rng.standard_normal((4, 4))
     H = spectrum(rng, np.array([-0.02, 1.0, 1.0, 2.02]))
-    recipe = Recipe(bits=4, group_size=8, damping=1e-3)
+    recipe = plain_recipe(bits=4, group_size=8, damping=1e-3)
     _, report = solve(W, H, None, recipe, backend)
     assert (report.damping_retries, report.damping) == (2, pytest.approx(0.1))
     assert solve(W, H + 0.1 * np.eye(4), None, recipe, backend)[1].damping_retries == 0
@@ -83,7 +83,7 @@ def test_not_a_number_in_the_statistics_is_refused(backend, rng, everywhere):
     if everywhere:
         H[:] = np.nan
     with pytest.raises(NotPositiveDefinite):
-        solve(W, H, None, Recipe(group_size=8), backend)
+        solve(W, H, None, plain_recipe(group_size=8), backend)
 
 
 @pytest.mark.parametrize("residue", [0.0, 1e-6])
@@ -95,7 +95,9 @@ def test_weights_of_unseen_inputs_are_plainly_rounded_and_trouble_no_others(
     dead, alive = np.array([4, 17]), np.setdiff1d(np.arange(30), [4, 17])
     X_hat[:, dead] = residue * rng.standard_normal((len(X), 2))
     H, D = plain.moments(X, X_hat)
-    recipe = Recipe(bits=3, group_size=10, zeros=zeros, scales="none", propagation_damping=1.0)
+    recipe = plain_recipe(
+        bits=3, group_size=10, zeros=zeros, scales="none", propagation_damping=1.0
+    )
     layer, report = solve(W, H, D, recipe, backend)
     assert report.dead_columns == 2
     Q = layer.dequantized()
@@ -140,7 +142,9 @@ def test_statistics_without_dead_columns_pass_unchanged(backend, rng):
 
 def test_a_layer_whose_inputs_were_all_zero_is_rounded(backend, rng):
     W = rng.standard_normal((4, 16)).astype(np.float32)
-    layer, report = solve(W, np.zeros((16, 16)), None, Recipe(group_size=8, scales="none"), backend)
+    layer, report = solve(
+        W, np.zeros((16, 16)), None, plain_recipe(group_size=8, scales="none"), backend
+    )
     scales, offsets = plain.min_max(W.astype(np.float64), 8, 4, "symmetric")
     np.testing.assert_array_equal(
         layer.codes, plain.nearest(W.astype(np.float64), scales, offsets, 15)

@@ -1,13 +1,13 @@
 import numpy as np
 import plain
 import pytest
+from recipes import plain_recipe
 
 from edgeq.algorithms.damping import inverse_upper_factor
 from edgeq.algorithms.gptq import solve_columns
 from edgeq.algorithms.problem import Problem
 from edgeq.algorithms.qep import correct_weight
 from edgeq.grids.fitting import fit_min_max
-from edgeq.recipe.recipe import Recipe
 from edgeq.solving.layer import solve_layer
 from edgeq.solving.site import Layer, prepare_site
 from edgeq.stopwatch import Stopwatch
@@ -66,7 +66,7 @@ def test_without_drift_the_layer_is_solved_as_if_there_were_no_propagation(backe
     H = backend.asarray(plain.moments(X, X)[0])
     results = []
     for strength, D in ((0.0, None), (0.5, None), (0.5, 0 * H), (0.0, H)):
-        recipe = Recipe(bits=3, group_size=8, solver=solver, propagation_strength=strength)
+        recipe = plain_recipe(bits=3, group_size=8, solver=solver, propagation_strength=strength)
         statistics = LayerStatistics(H, D, len(X))
         site = prepare_site(statistics, recipe, backend)
         asked = Layer("layer", backend.asarray(W), Grid(3, 8), site, recipe)

@@ -12,10 +12,10 @@ import numpy as np
 import plain
 import pytest
 import torch
+from recipes import plain_recipe
 
 from edgeq.errors import NotPositiveDefinite
 from edgeq.protocols import Backend
-from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
 from edgeq.solving.layer import solve_layer
 from edgeq.solving.site import Layer, prepare_site
@@ -464,7 +464,7 @@ def test_a_layer_with_outlier_columns_comes_out_alike(backend, rng):
     gain = np.where(np.isin(np.arange(48), [5, 30]), 6.0, 1.0)
     H, D = (float32_exact(moment) for moment in plain.moments(X * gain, X_hat * gain))
     for zeros in ("symmetric", "integer", "offset"):
-        recipe = Recipe(
+        recipe = plain_recipe(
             bits=3,
             group_size=16,
             zeros=zeros,

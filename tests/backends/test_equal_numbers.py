@@ -8,11 +8,11 @@ import numpy as np
 import plain
 import pytest
 import trained
+from recipes import plain_recipe
 
 from edgeq.algorithms import SOLVERS
 from edgeq.algorithms.group_scale import TIE
 from edgeq.algorithms.problem import Problem
-from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
 from edgeq.solving.layer import solve_layer
 from edgeq.solving.propagation import correct
@@ -136,7 +136,7 @@ def layers_of(model):
     ],
 )
 def test_mlx_chooses_the_codes_of_torch(model, bits, solver):
-    recipe = Recipe(bits=bits, group_size=32 if model == "glassllm" else 64, solver=solver)
+    recipe = plain_recipe(bits=bits, group_size=32 if model == "glassllm" else 64, solver=solver)
     equal, weights, losses = 0, 0, []
     for layer in layers_of(model).values():
         torch, mlx = (solve_on(load_backend(name), layer, recipe) for name in ("cpu", "mlx"))

@@ -54,6 +54,24 @@ def test_the_summary_names_the_worst_layers_and_the_time_of_every_stage(run):
     assert {"forward passes", "statistics", "solve", "export"} <= set(summary["seconds"])
 
 
+def test_an_old_report_is_read_and_a_newer_one_refused_in_one_line(
+    run, edgeq, saved_model, quick, tmp_path
+):
+    """When a run is continued whose checkpoint is complete, the last screen comes from its file."""
+    output = shutil.copytree(run[0], tmp_path / "run")
+    report = json.loads((output / "report.json").read_text())
+    again = ["quantize", saved_model, "-o", output, *quick, "--resume", "--json"]
+    for version, status in ((None, 0), (1, 0), (2, 1)):
+        stated = {} if version is None else {"version": version}
+        rest = {name: value for name, value in report.items() if name != "version"}
+        (output / "report.json").write_text(json.dumps(stated | rest))
+        result = edgeq(*again)
+        assert result.status == status
+        if status == 0:
+            assert json.loads(result.out)["worst_layers"] == run[1]["worst_layers"]
+    assert "report.json': a report of version 2" in result.err
+
+
 def test_the_report_has_a_falling_loss_for_every_layer(run):
     output, _ = run
     layers = json.loads((output / "report.json").read_text())["layers"]
@@ -410,9 +428,14 @@ def test_a_log_file_that_cannot_be_written_stops_the_run_before_it_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_every_command_has_an_example():
-    for name, command in cli.commands.items():
-        assert f"edgeq {name}" in command.help
+@pytest.mark.parametrize("name", cli.commands)
+def test_the_help_of_every_command_says_in_a_sentence_what_it_does_and_shows_an_example(
+    edgeq, name
+):
+    shown = edgeq(name, "--help").out
+    assert f"    edgeq {name} " in shown
+    first = " ".join(shown.split("\n\n")[1].split())
+    assert first[0].isupper() and (first.endswith(".") or ":" in first)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "mlx", "reference"])

@@ -28,8 +28,9 @@ from edgeq.commands.failures import describe
 from edgeq.commands.options import with_flag
 from edgeq.files.locking import acquire
 from edgeq.files.ownership import MARKER_FILE
-from edgeq.recipe.recipe import PRESETS
+from edgeq.recipe.settings import defaults
 from edgeq.run import pipeline
+from edgeq.run.report import read_report
 
 SHORT = ["--samples", "64", "--sequence-length", "128", "--backend", "cpu"]
 GLASS_WIDTH = 128
@@ -247,7 +248,7 @@ def test_another_backend_continues_and_both_are_recorded(edgeq, stop, tmp_path, 
     result = edgeq(*again, "--backend", other)
     assert (result.status, result.err.splitlines()[0]) == (0, "1 of 2 blocks are there")
     assert Checkpoint(tmp_path / "out").head["backend"] == f"cpu, {other}"
-    assert len(Checkpoint(tmp_path / "out").report["layers"]) == 14
+    assert len(read_report(Checkpoint(tmp_path / "out")).layers) == 14
 
 
 def test_plain_rounding_continues_without_running_the_model(
@@ -493,7 +494,7 @@ def small_disk(tmp_path):
     """
     folder = tmp_path / "disk"
     folder.mkdir()
-    full_precision = PRESETS["balanced"]["propagation_share"]
+    full_precision = defaults("balanced")["propagation_share"]
     states = 64 * 128 * GLASS_WIDTH * 4 * (1 + full_precision)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={int(1.5 * states)}", "tmpfs", str(folder)]
     if (

@@ -1,0 +1,21 @@
+"""`edgeq inspect`. Heavy imports stand inside of the command."""
+
+import click
+
+from edgeq.commands.options import JSON_OPTION
+
+
+@click.command(name="inspect")
+@click.argument("path")
+@JSON_OPTION
+def inspect_command(path: str, as_json: bool) -> None:
+    """Show what a model or quantized checkpoint holds: tensors, shapes, bits per weight, size.
+
+    \b
+    Example:
+      edgeq inspect smollm2
+    """
+    from edgeq.commands.screen import print_result, show_inspection  # noqa: PLC0415
+    from edgeq.measuring.inspection import inspect_model  # noqa: PLC0415
+
+    print_result(inspect_model(path), as_json, show_inspection)

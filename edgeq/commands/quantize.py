@@ -1,0 +1,142 @@
+"""`edgeq quantize`. Heavy imports stand inside of the command."""
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.commands.options import (
+    BACKEND_OPTION,
+    FORCE_OPTION,
+    JSON_OPTION,
+    PATH,
+    RESUME_OPTION,
+    TEXT,
+    collect_settings,
+    format_options,
+    option_words,
+    setting_options,
+    split_options,
+    with_flag,
+)
+
+if TYPE_CHECKING:
+    from edgeq.run.pipeline import Job
+
+
+@click.command(name="quantize")
+@click.argument("model")
+@click.option(
+    "-o", "--output", required=True, type=PATH, help="Write to this directory; must not exist."
+)
+@click.option(
+    "--recipe", type=PATH, help="Read settings from a TOML file (docs/cli.md); options win."
+)
+@setting_options
+@click.option(
+    "--calibration",
+    type=TEXT,
+    multiple=True,
+    metavar="TEXT[=SHARE]",
+    help='Calibrate on UTF-8 text or JSON lines with "text"; default, the text that ships with '
+    "edgeq; self, text that the model writes first. May be repeated, mixed by share.  "
+    "[default: default]",
+)
+@click.option(
+    "--export",
+    "exports",
+    multiple=True,
+    metavar="FORMAT",
+    help="Also write this format (see edgeq export --list); may be repeated.",
+)
+@format_options
+@click.option(
+    "--max-ram",
+    metavar="SIZE",
+    help="Stay within this much memory, such as 8GB: slower where it must be.",
+)
+@click.option("--log-file", type=PATH, help="Append a line for every layer to this file.")
+@click.option(
+    "--evaluate",
+    "evaluated",
+    is_flag=True,
+    help="Measure the result against the original at the end.",
+)
+@BACKEND_OPTION
+@JSON_OPTION
+@FORCE_OPTION
+@RESUME_OPTION
+def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
+    model: str,
+    output: Path,
+    exports: tuple[str, ...],
+    evaluated: bool,
+    backend: str,
+    as_json: bool,
+    force: bool,
+    resume: bool,
+    recipe: Path | None,
+    calibration: tuple[str, ...],
+    max_ram: str | None,
+    log_file: Path | None,
+    **options: Any,
+) -> None:
+    """Quantize MODEL: a directory of safetensors, a .gguf file, a hub name, or the word demo.
+
+    \b
+    Examples:
+      edgeq quantize demo --output smollm2 --export gguf --evaluate
+      edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
+    """
+    from edgeq.commands.progress import watching  # noqa: PLC0415
+    from edgeq.commands.screen import make_console, print_json, show_finished  # noqa: PLC0415
+    from edgeq.commands.summary import finish_run, keeping  # noqa: PLC0415
+    from edgeq.files.storage import check_destination  # noqa: PLC0415
+    from edgeq.measuring.evaluate import check_evaluation, evaluate  # noqa: PLC0415
+    from edgeq.registry import options_of  # noqa: PLC0415
+    from edgeq.run.assembly import make_job  # noqa: PLC0415
+    from edgeq.run.pipeline import quantize  # noqa: PLC0415
+    from edgeq.sources import open_source  # noqa: PLC0415
+
+    place = Path(model).expanduser() if model != "demo" else None
+    check_destination(output, force=force or resume, source=place)
+    of_settings, of_formats = split_options(options)
+    job = make_job(
+        open_source(model),
+        collect_settings(recipe, of_settings),
+        backend=backend,
+        calibration=calibration,
+        exports=exports,
+        export_options=of_formats,
+    )
+    if evaluated:
+        check_evaluation(job.source, exports, backend)
+    job = planned(job, max_ram, output.parent)
+    again = shlex.join(["edgeq", *with_flag(sys.argv[1:], "--resume")])
+    console = make_console(stderr=True)
+    with watching(console, plain=as_json, log_file=log_file, output=output) as observer:
+        checkpoint = quantize(job, output, observer, force=force, resume=resume, again=again)
+    flags = {name: option_words(options_of(name, of_formats)) for name in exports}
+    with keeping(checkpoint, flags, evaluated_against=model if evaluated else None):
+        finished = finish_run(job, checkpoint, model)
+        if evaluated:
+            quality = evaluate(finished.result, reference=model, backend=backend)
+            finished = replace(finished, quality=quality)
+    if as_json:
+        print_json(finished.plain())
+    else:
+        show_finished(make_console(), finished)
+
+
+def planned(job: "Job", max_ram: str | None, folder: Path) -> "Job":
+    """Fit a job into max_ram, and say what annealing will take before it starts."""
+    from edgeq.run.assembly import fit_job  # noqa: PLC0415
+    from edgeq.run.forecast import annealing_note  # noqa: PLC0415
+
+    job, memory = fit_job(job, max_ram, folder)
+    if note := annealing_note(job, memory):
+        click.echo(note, err=True)
+    return job

@@ -1,0 +1,83 @@
+"""`edgeq verify`. Heavy imports stand inside of the command."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION, PATH
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command(name="verify")
+@click.argument("export", type=PATH)
+@click.option(
+    "--against",
+    type=PATH,
+    metavar="CHECKPOINT",
+    help="Compare tensor by tensor with the checkpoint it was made from.",
+)
+@click.option(
+    "--run",
+    "running",
+    is_flag=True,
+    help="Also run it in its runtime and compare logits; needs --against.",
+)
+@BACKEND_OPTION
+@JSON_OPTION
+def verify_command(
+    export: Path, against: Path | None, running: bool, backend: str, as_json: bool
+) -> None:
+    """Read an EXPORT back from disk and check it against its manifest.
+
+    Every difference is one line, and the exit status is then 1.
+
+    \b
+    Example:
+      edgeq verify smollm2/gguf --against smollm2 --run
+    """
+    from edgeq.commands.screen import print_result  # noqa: PLC0415
+    from edgeq.measuring.verify import run_export, verify  # noqa: PLC0415
+
+    if running and against is None:
+        raise click.UsageError(
+            "--run compares with the checkpoint's weights; add --against CHECKPOINT"
+        )
+    result = verify(export, against=against)
+    if running and against is not None and not result["differences"]:
+        run = run_export(export, against=against, backend=backend)
+        result |= {"run": run, "differences": run.pop("differences")}
+    print_result(result, as_json, show_verified)
+    if result["differences"]:
+        sys.exit(1)
+
+
+def show_verified(console: "Console", result: Mapping[str, Any]) -> None:
+    """Print every difference, then what was compared and the verdict."""
+    for line in result["differences"]:
+        console.print(line, highlight=False, soft_wrap=True)
+    statuses = ", ".join(f"{count} {status}" for status, count in result["statuses"].items())
+    text = f"{result['format']}, read with {result['library']}: {statuses}"
+    if result["largest_deviation"] is not None:
+        text += f"; largest deviation from the checkpoint {result['largest_deviation']:.3g}"
+    console.print(text, highlight=False, soft_wrap=True)
+    if "run" in result:
+        run = result["run"]
+        console.print(
+            f"{run['runtime']}, {run['tokens']} tokens: KL "
+            f"divergence {run['kl']:.5f}, same top token "
+            f"{run['top1_agreement']:.1%}, largest logit difference "
+            f"{run['logit_difference']:.2g} of the largest logit",
+            highlight=False,
+            soft_wrap=True,
+        )
+    verdict = (
+        f"{len(result['differences'])} differences"
+        if result["differences"]
+        else "everything as it was written"
+    )
+    console.print(verdict, highlight=False, soft_wrap=True)

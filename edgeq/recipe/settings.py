@@ -1,0 +1,342 @@
+"""The table of settings: one row says everything about a setting.
+
+A row is a field of `Settings`: its name and type, and in `setting(...)` its default, its rule, a
+line of help, what it costs, and whether an option or an override may set it. Recipes, the options
+of `edgeq quantize` and `edgeq plan`, recipe files, messages and the table in docs/cli.md are made
+from the rows. What a setting does is said elsewhere, by the code that reads it from the recipe.
+
+Nothing here loads NumPy: `edgeq --help` is made from this table and must answer at once.
+"""
+
+# ruff: noqa: RUF009 (`setting` makes a field, as `dataclasses.field` does)
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from edgeq.errors import BadInput
+from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS, Rule, flag, number, one_of, whole
+
+if TYPE_CHECKING:
+    from edgeq.types import ScaleDtype, ScaleWeighting, ZeroKind
+
+ScaleStages = Literal["none", "first", "both"]
+Solver = Literal["rtn", "gptq", "quantease"]
+T = TypeVar("T")
+
+PRESETS: Mapping[str, str] = {
+    "fast": "one stream, no propagation: about the time of plain GPTQ",
+    "balanced": "propagation and sweeps: about 1.7 times that",
+    "best": "twice the sequences, both streams on all of them: about four times",
+}
+"""What `--quality` may be, in words; the rows below say what each sets."""
+DEFAULT_QUALITY = "balanced"
+PLAIN = "plain"
+"""The column of plain rounding (solver rtn), which takes nothing from a preset."""
+FEWEST_RELAXED = 10  # sweeps that pay for every third one's leaving codes unrounded
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How a setting is given on the command line: as --its-name VALUE, or as two flags.
+
+    flags are click's two names of a switch, "--symmetric/--asymmetric"; values what they set.
+    metavar stands for the value in --help; without one, the rule says it.
+    """
+
+    flags: str = ""
+    values: tuple[Any, Any] = (True, False)
+    metavar: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A row of the table.
+
+    defaults has the value of "plain" and of every preset. help is the line in --help, more what
+    docs/cli.md adds to it. cost says in words what a larger value costs; stage names the time of
+    `edgeq plan` that grows with it. option is None for what only a recipe may set; override says
+    whether layers may differ in it. conflict returns what another setting has against the value.
+    """
+
+    rule: Rule[Any]
+    help: str
+    defaults: Mapping[str, Any]
+    more: str = ""
+    cost: str = ""
+    stage: str = ""
+    option: Option | None = None
+    override: bool = False
+    conflict: Callable[[Settings], str | None] | None = None
+    name: str = ""
+
+
+def setting(default: T, rule: Rule[T], help: str, **rest: Any) -> T:
+    """Make a row. `default` is that of the preset balanced and of all that is not stated.
+
+    rest may state `plain`, `fast` and `best`, else it has the columns of `Setting`. To type
+    checkers the result is the default, so that the field is an ordinary one of a dataclass.
+    """
+    columns = (PLAIN, *PRESETS)
+    defaults = {column: rest.pop(column, default) for column in columns}
+    row = Setting(rule, help, defaults, **rest)
+    return field(default=default, metadata={"row": row})
+
+
+def _refits_no_scales(chosen: Settings) -> str | None:
+    if not chosen.alternations or chosen.scales == "both":
+        return None
+    return f'refits scales, which scales = {chosen.scales!r} excludes; choose scales = "both"'
+
+
+def _relaxes_too_few(chosen: Settings) -> str | None:
+    if not chosen.relaxed_sweeps or chosen.sweeps >= FEWEST_RELAXED:
+        return None
+    return f"expected sweeps of {FEWEST_RELAXED} or more with it, not {chosen.sweeps}"
+
+
+def _fits_no_columns(chosen: Settings) -> str | None:
+    if not chosen.outlier_columns or chosen.solver != "rtn":
+        return None
+    return (
+        "plain rounding (solver = 'rtn') fits no columns; "
+        'choose solver = "gptq", or outlier_columns = 0'
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every choice of a run but its overrides. What propagates was chosen by `benchmarks.quality`.
+
+    The order is that of --help, of docs/cli.md and of what a checkpoint states.
+    """
+
+    bits: int = setting(
+        4,
+        whole(2, 8, DENSE_BITS),
+        "Round weights of linear layers to this many bits, 2 to 8; 16 keeps them dense.",
+        option=Option(),
+        override=True,
+    )
+    group_size: int | Literal["row"] = setting(
+        32,
+        whole(8, 65536, "row"),
+        "Let this many columns share a scale, or with row all of them.",
+        cost="smaller groups take more bits per weight",
+        option=Option(),
+        override=True,
+    )
+    zeros: ZeroKind = setting(
+        "symmetric",
+        one_of("symmetric", "integer", "offset"),
+        "Put zero in the middle of every grid, or where each group needs it.",
+        more='`"integer"` are whole zero points, `"offset"` free offsets, `"asymmetric"` the kind '
+        "of these that every named export holds without loss, refused where there is none",
+        cost="asymmetric: an offset per group",
+        option=Option("--symmetric/--asymmetric", ("symmetric", "asymmetric")),
+        override=True,
+    )
+    scale_dtype: ScaleDtype = setting(
+        "float16",
+        one_of("float16", "bfloat16", "float32"),
+        "Round scales to this type before codes are chosen.",
+    )
+    solver: Solver = setting(
+        "gptq",
+        one_of("rtn", "gptq", "quantease"),
+        "Choose codes by gptq, quantease or rtn (round to nearest).",
+        more="`quantease` is GPTQ, then 5 sweeps of coordinate descent or as many as are set",
+        option=Option(),
+    )
+    damping: float = setting(
+        0.01,
+        number(1e-6, 100),
+        "Damp the solver by this share of the mean input energy.",
+        more="the energy is the mean of diag H; damping is raised tenfold up to four times when "
+        "needed, and reported",
+        option=Option(),
+    )
+    activation_order: bool = setting(
+        True,
+        flag(),
+        "Solve the columns with the largest inputs first.",
+        more="groups stay contiguous",
+        plain=False,
+        option=Option("--activation-order/--no-activation-order"),
+    )
+    propagation_strength: float | Literal["auto"] = setting(
+        0.5,
+        number(0, 1, AUTOMATIC),
+        "Make up for earlier layers' errors this far, 0 to 1, or auto.",
+        more='`"auto"` chooses strength and damping of each layer on a quarter of the tokens that '
+        "is kept out of the choice's fit, and `report.json` states both with the gain there",
+        cost="above 0 the second stream; `auto`: about a quarter of a run",
+        fast=0.0,
+        option=Option(),
+        override=True,
+    )
+    propagation_damping: float = setting(
+        0.1,
+        number(1e-6, 100),
+        "Damp that correction by this share of the mean input energy.",
+        more="at least 1 for inputs that both streams have fewer than two tokens each of, which is "
+        "reported; not used by `auto`",
+        plain=0.01,
+        fast=0.01,
+        option=Option(),
+    )
+    propagation_share: float = setting(
+        0.25,
+        number(0.01, 1),
+        "Run the full-precision stream too on this share of the calibration sequences.",
+        more="less makes the correction noisier",
+        cost="a second pass over that share",
+        stage="forward passes",
+        plain=1.0,
+        fast=1.0,
+        best=1.0,
+    )
+    scales: ScaleStages = setting(
+        "both",
+        one_of("none", "first", "both"),
+        "Fit scales in stages: none (min-max), first (search before the solve), both (and refit "
+        "after it).",
+        cost="little",
+        fast="first",
+        option=Option(),
+    )
+    refit_strength: float | None = setting(
+        None,
+        number(0, 1, optional=True),
+        "Refit scales to the original weight with the drift at this strength; unset, to the weight "
+        "that was solved for.",
+    )
+    refit_exactly: bool = setting(
+        False,
+        flag(),
+        "Solve the refit of scales jointly before they are rounded in turn.",
+    )
+    scale_weighting: ScaleWeighting = setting(
+        "mean",
+        one_of("diagonal", "conditional", "mean"),
+        "Weigh errors in the search for scales by this.",
+        more='`"diagonal"` is diag H, `"conditional"` 1 / diag H^-1 (use it with activation '
+        'order), `"mean"` the geometric mean of both',
+        plain="diagonal",
+    )
+    scale_candidates: int = setting(
+        8,
+        whole(1, 1000),
+        "Try this many ranges in the search for scales.",
+        cost="each a pass over the weights",
+        stage="search scales",
+        plain=18,
+    )
+    scale_refits: int = setting(
+        2,
+        whole(0, 100),
+        "Refit scales by least squares this often after their search.",
+        plain=1,
+    )
+    sweeps: int = setting(
+        3,
+        whole(0, 1000),
+        "Sweep over the codes this often after the solver, as QuantEase does.",
+        cost="each about what GPTQ's pass costs",
+        stage="solve",
+        plain=0,
+        fast=0,
+    )
+    relaxed_sweeps: bool = setting(
+        False,
+        flag(),
+        "Leave codes unrounded in every third sweep, to escape local minima.",
+        more=f"needs {FEWEST_RELAXED} sweeps or more",
+        conflict=_relaxes_too_few,
+    )
+    alternations: int = setting(
+        0,
+        whole(0, 100),
+        "Take this many further turns of sweeps (at least 1) and a refit of the scales.",
+        more='needs scales `"both"`',
+        cost="each what its sweeps cost",
+        stage="solve",
+        conflict=_refits_no_scales,
+    )
+    outlier_columns: float = setting(
+        0.0,
+        number(0, 0.5),  # LARGEST_OUTLIER_SHARE of edgeq.types, which would load NumPy
+        "Keep this share of a layer's input columns in 16 bits beside the codes, such as 0.01.",
+        more="their type is `scale_dtype`; see Outlier columns",
+        cost="16 bits per weight of such a column",
+        option=Option(metavar="SHARE"),
+        override=True,
+        conflict=_fits_no_columns,
+    )
+    anneal_rounds: int = setting(
+        0,
+        whole(0, 100),
+        "Anneal codes in this many QQA rounds before the last refit of the scales.",
+        cost="each all of its steps",
+        stage="annealing",
+    )
+    anneal_steps: int = setting(
+        200,
+        whole(1, 1_000_000),
+        "Take this many steps in each QQA round.",
+        cost="each about a fifth of GPTQ's pass over the columns",
+        stage="annealing",
+    )
+    embedding_bits: int = setting(
+        8,
+        whole(2, 8, DENSE_BITS),
+        "Round embedding and head to this many bits in groups of 32; 16 keeps them dense.",
+        option=Option(),
+    )
+    samples: int = setting(
+        64,
+        whole(1, 1_000_000),
+        "Calibrate on this many sequences.",
+        cost="passes and statistics of each",
+        stage="forward passes",
+        best=128,
+        option=Option(),
+    )
+    sequence_length: int = setting(
+        512,
+        whole(8, 1_000_000),
+        "Read this many tokens per calibration sequence.",
+        cost="passes and statistics of each, and attention between all of them",
+        stage="forward passes",
+        option=Option(),
+    )
+    seed: int = setting(
+        0,
+        whole(0, 2**32 - 1),
+        "Draw calibration sequences, self-written text and annealing from this seed.",
+        option=Option(),
+    )
+
+
+TABLE: Mapping[str, Setting] = {
+    item.name: replace(item.metadata["row"], name=item.name) for item in fields(Settings)
+}
+"""The rows by name, in their order."""
+
+
+def defaults(column: str = DEFAULT_QUALITY) -> dict[str, Any]:
+    """Return all settings of a preset, or of "plain": those of plain rounding."""
+    return {name: row.defaults[column] for name, row in TABLE.items()}
+
+
+def column_of(settings: Mapping[str, Any]) -> str:
+    """Return the column that gives what settings leave open: a preset, or that of plain rounding.
+
+    Raises: BadInput for an unknown preset.
+    """
+    quality = settings.get("quality", DEFAULT_QUALITY)
+    if not isinstance(quality, str) or quality not in PRESETS:
+        raise BadInput(f"quality {quality!r}: expected one of {', '.join(PRESETS)}")
+    return PLAIN if settings.get("solver") == "rtn" else quality

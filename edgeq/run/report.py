@@ -1,0 +1,86 @@
+"""How a run came out: what the pipeline finds, report.json stores, and the last screen prints.
+
+Nothing here depends on time or place, so that equal runs write equal bytes; seconds and sizes lie
+beside it, in `edgeq.commands.summary`. How one layer came out is `edgeq.solving.report`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edgeq.checkpoint.reader import Checkpoint
+from edgeq.errors import BadInput
+from edgeq.files.json_files import MAKE_AGAIN, read_json
+from edgeq.files.ownership import REPORT_FILE
+from edgeq.grids.limits import clamped_groups
+from edgeq.solving.report import LayerReport, Stage
+from edgeq.types import NumpyArray, QuantizedLinear
+
+VERSION = 1
+"""Of the content of report.json; reports without one, of the first release, have the same."""
+
+
+@dataclass(slots=True)
+class RunReport:
+    """What is known of a run; filled block by block, and complete when the run is over.
+
+    bits_per_weight is by part ("linear layers", "model"), clamped the number of scales by tensor
+    that hit a limit of their type. calibration_tokens is None where nothing was calibrated.
+    """
+
+    bits_per_weight: dict[str, float] = field(default_factory=dict)
+    calibration_tokens: int | None = None
+    layers: list[LayerReport] = field(default_factory=list)
+    clamped: dict[str, int] = field(default_factory=dict)
+
+    def note_clamped(self, name: str, weight: NumpyArray, layer: QuantizedLinear) -> None:
+        """Count the scales of a solved tensor that are at a limit of their type."""
+        groups = clamped_groups(name, weight, layer)
+        if groups:
+            self.clamped[name] = groups
+
+    def worst_layers(self, count: int) -> list[LayerReport]:
+        """Return the layers with the largest loss after their last stage, the worst first."""
+        measured = [layer for layer in self.layers if layer.losses]
+        return sorted(measured, key=lambda layer: -layer.final_loss)[:count]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the report as JSON stores it; `report_from` is the inverse."""
+        return {"version": VERSION, **asdict(self)}
+
+
+def report_from(stored: Mapping[str, Any], called: str) -> RunReport:
+    """Read a report from plain data, of this version or of the first release.
+
+    Raises: BadInput, with what the data is called, for an unknown version and for no report.
+    """
+    version = stored.get("version", VERSION)
+    if version != VERSION:
+        raise BadInput(
+            f"{called}: a report of version {version!r}, where this edgeq reads {VERSION}; "
+            "use the edgeq that wrote it"
+        )
+    try:
+        return RunReport(
+            dict(stored.get("bits_per_weight", {})),
+            stored["calibration_tokens"],
+            [layer_from(layer) for layer in stored["layers"]],
+            dict(stored["clamped"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"{called}: not the report of a run ({type(error).__name__}: {error}); it is damaged, "
+            f"{MAKE_AGAIN}"
+        ) from error
+
+
+def layer_from(stored: Mapping[str, Any]) -> LayerReport:
+    """Read the report of a layer from plain data, which keeps every float."""
+    losses = {Stage(name): loss for name, loss in stored["losses"].items()}
+    return LayerReport(**{**stored, "shape": tuple(stored["shape"]), "losses": losses})
+
+
+def read_report(checkpoint: Checkpoint) -> RunReport:
+    """Read the report of the run that made a checkpoint. Raises: BadInput."""
+    path = checkpoint.path / REPORT_FILE
+    return report_from(read_json(path), f"{str(path)!r}")

@@ -1,0 +1,82 @@
+"""The report of a run: what is stored is read back, also as the first release wrote it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from edgeq.errors import BadInput
+from edgeq.files.json_files import json_bytes
+from edgeq.recipe.recipe import make_recipe
+from edgeq.run.report import VERSION, RunReport, report_from
+from edgeq.solving.layer import solve_without_statistics
+from edgeq.solving.report import LayerReport, Stage
+from edgeq.types import Grid
+from edgeq_backends.reference import ReferenceBackend
+
+
+def report_of_two_layers():
+    layers = [
+        LayerReport("up", (8, 4), 3, None, {Stage.NEAREST: 0.1 + 0.2, Stage.SOLVED: 1e-17}),
+        LayerReport("down", (4, 8), 4, 32, {Stage.NEAREST: 0.5, Stage.REFITTED: 0.25}, 0.5, None),
+    ]
+    return RunReport({"model": 4.5}, 2048, layers, {"up.weight": 3})
+
+
+def stored(report):
+    return json.loads(json_bytes(report.plain()))
+
+
+def test_a_report_comes_back_from_its_file_with_every_float():
+    report = report_of_two_layers()
+    assert report_from(stored(report), "it") == report
+    assert report_from(stored(RunReport()), "it") == RunReport()
+
+
+def test_the_version_stands_first():
+    assert next(iter(stored(report_of_two_layers()).items())) == ("version", VERSION)
+
+
+def test_a_report_of_the_first_release_has_no_version_and_is_read():
+    old = stored(report_of_two_layers())
+    del old["version"]
+    assert report_from(old, "it") == report_of_two_layers()
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_a_report_of_another_version_is_refused_with_both(version):
+    with pytest.raises(BadInput, match=rf"^it: a report of version {version!r}, .* reads 1"):
+        report_from({**stored(report_of_two_layers()), "version": version}, "it")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"layers": None},
+        {"layers": [3]},
+        {"layers": [{"name": "up"}]},
+        {"layers": [{"name": "up", "shape": [1, 1], "losses": {"melted": 1.0}}]},
+        {"clamped": 3},
+        {"bits_per_weight": 4.5},
+    ],
+)
+def test_what_is_no_report_is_refused_in_one_line(damage):
+    with pytest.raises(BadInput, match=r"^it: not the report of a run") as caught:
+        report_from({**stored(report_of_two_layers()), **damage}, "it")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_worst_layers_are_those_with_the_largest_loss_after_their_last_stage():
+    report = report_of_two_layers()
+    report.layers.append(LayerReport("unmeasured", (4, 4), 16, None))
+    assert [layer.name for layer in report.worst_layers(5)] == ["down", "up"]
+    assert [layer.name for layer in report.worst_layers(1)] == ["down"]
+
+
+def test_scales_at_the_limit_of_their_type_are_counted_by_name(rng):
+    report, weight = RunReport(), rng.standard_normal((2, 64)).astype(np.float32)
+    for name, factor in (("ordinary", 1.0), ("large", 1e12)):
+        scaled = weight * np.float32(factor)
+        layer = solve_without_statistics(scaled, Grid(4, 32), make_recipe({}), ReferenceBackend())
+        report.note_clamped(name, scaled, layer)
+    assert report.clamped == {"large": 4}
