@@ -79,15 +79,15 @@ def setting_options(command: Command) -> Command:
 
 def setting_option(row: Setting) -> Callable[[Command], Command]:
     """Make the option of one setting; None means that it was not given."""
-    assert row.option is not None
+    assert row.option is not None, f"setting {row.name} is none of the command line"
     text = f"{row.help}  [default: {shown_default(row)}]"
-    if row.option.flags:
-        return click.option(row.option.flags, row.name, default=None, help=text)
+    if row.switch:
+        return click.option(row.switch, row.name, default=None, help=text)
     return click.option(
-        flag_of(row.name),
+        row.flag,
         row.name,
         type=option_type(row.rule),
-        metavar=metavar_of(row),
+        metavar=row.option.metavar or metavar_of(row.rule),
         help=text,
     )
 
@@ -106,17 +106,12 @@ def option_type(rule: Rule[Any]) -> "click.ParamType[Any]":
     return click.types.FuncParamType(read)
 
 
-def metavar_of(row: Setting) -> str | None:
-    """Return what stands for the value in --help: as the row says, else the words of its rule."""
-    if row.option is None or row.option.metavar or not row.rule.words:
-        return row.option.metavar if row.option else None
-    numbers = () if row.rule.kind is str else ("number",)
-    return "|".join((*numbers, *row.rule.words))
-
-
-def flag_of(name: str) -> str:
-    """Write the name of a setting as an option."""
-    return f"--{name.replace('_', '-')}"
+def metavar_of(rule: Rule[Any]) -> str | None:
+    """Write the words of a rule as --help shows them in place of a value; None without words."""
+    if not rule.words:
+        return None
+    numbers = () if rule.kind is str else ("number",)
+    return "|".join((*numbers, *rule.words))
 
 
 def shown_default(row: Setting) -> str:
@@ -132,8 +127,8 @@ def shown_default(row: Setting) -> str:
 
 def option_word(row: Setting, value: Any) -> str:
     """Write a value as the command line takes it."""
-    if row.option is not None and row.option.flags:
-        flags = row.option.flags.split("/")
+    if row.option is not None and row.switch:
+        flags = row.switch.split("/")
         return flags[row.option.values.index(value)].removeprefix("--")
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -198,9 +193,9 @@ def setting_value(name: str, value: Any) -> Any:
     """Return what an option sets. Raises: BadInput by the name of the option."""
     if name == "quality":
         return value
-    option, rule = TABLE[name].option, TABLE[name].rule
-    if option is not None and option.flags:
-        on, off = option.values
+    row = TABLE[name]
+    if row.option is not None and row.switch:
+        on, off = row.option.values
         return on if value else off
-    rule.check(flag_of(name), value)
+    row.rule.check(row.flag, value)
     return value

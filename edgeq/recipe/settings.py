@@ -40,13 +40,14 @@ FEWEST_RELAXED = 10  # sweeps that pay for every third one's leaving codes unrou
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How a setting is given on the command line: as --its-name VALUE, or as two flags.
+    """How a setting is given on the command line: as --its-name VALUE, or by a switch.
 
-    flags are click's two names of a switch, "--symmetric/--asymmetric"; values what they set.
-    metavar stands for the value in --help; without one, the rule says it.
+    switch has click's two flags, "--symmetric/--asymmetric", and values what they set; what is true
+    or false has --its-name/--no-its-name without saying so. metavar stands for the value in --help;
+    without one, the rule says it.
     """
 
-    flags: str = ""
+    switch: str = ""
     values: tuple[Any, Any] = (True, False)
     metavar: str | None = None
 
@@ -72,6 +73,20 @@ class Setting:
     conflict: Callable[[Settings], str | None] | None = None
     name: str = ""
 
+    @property
+    def flag(self) -> str:
+        """The name as an option."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def switch(self) -> str:
+        """The two flags of an option that takes no value; empty where it takes one."""
+        if self.option is None:
+            return ""
+        if self.option.switch or self.rule.kind is not bool:
+            return self.option.switch
+        return f"{self.flag}/--no-{self.flag.removeprefix('--')}"
+
 
 def setting(default: T, rule: Rule[T], help: str, **rest: Any) -> T:
     """Make a row. `default` is that of the preset balanced and of all that is not stated.
@@ -79,25 +94,27 @@ def setting(default: T, rule: Rule[T], help: str, **rest: Any) -> T:
     rest may state `plain`, `fast` and `best`, else it has the columns of `Setting`. To type
     checkers the result is the default, so that the field is an ordinary one of a dataclass.
     """
-    columns = (PLAIN, *PRESETS)
-    defaults = {column: rest.pop(column, default) for column in columns}
-    row = Setting(rule, help, defaults, **rest)
+    stated = {column: rest.pop(column, default) for column in (PLAIN, *PRESETS)}
+    row = Setting(rule, help, stated, **rest)
     return field(default=default, metadata={"row": row})
 
 
 def _refits_no_scales(chosen: Settings) -> str | None:
+    """Say why alternations are refused, if they are."""
     if not chosen.alternations or chosen.scales == "both":
         return None
     return f'refits scales, which scales = {chosen.scales!r} excludes; choose scales = "both"'
 
 
 def _relaxes_too_few(chosen: Settings) -> str | None:
+    """Say why relaxed sweeps are refused, if they are."""
     if not chosen.relaxed_sweeps or chosen.sweeps >= FEWEST_RELAXED:
         return None
     return f"expected sweeps of {FEWEST_RELAXED} or more with it, not {chosen.sweeps}"
 
 
 def _fits_no_columns(chosen: Settings) -> str | None:
+    """Say why outlier columns are refused, if they are."""
     if not chosen.outlier_columns or chosen.solver != "rtn":
         return None
     return (
@@ -164,7 +181,7 @@ class Settings:
         "Solve the columns with the largest inputs first.",
         more="groups stay contiguous",
         plain=False,
-        option=Option("--activation-order/--no-activation-order"),
+        option=Option(),
     )
     propagation_strength: float | Literal["auto"] = setting(
         0.5,
