@@ -1,9 +1,7 @@
-"""One solution in every format: the same hashes, the same bytes each time, the same predictions in
-each runtime.
+"""Check one solution in every format: the same hashes, bytes each time, and predictions when run.
 
-    uv run python -m benchmarks.exports                  the demo model at 4 bits (a few minutes on
-    2 cores) uv run python -m benchmarks.exports --checkpoint DIR  a checkpoint that is there
-    already
+    uv run python -m benchmarks.exports                     the demo at 4 bits (a few minutes)
+    uv run python -m benchmarks.exports --checkpoint DIR    a checkpoint that is there already
 
 Prints a table, also to benchmarks/results/exports.md, and exits 1 when something in it is not as it
 must be. GPTQ exports are run only where GPTQModel is installed.

@@ -1,9 +1,7 @@
-"""Whether a preset beats plain GPTQ on tokens that nothing was fitted to, layer by layer.
+"""Say whether a preset beats plain GPTQ on tokens that nothing was fitted to, layer by layer.
 
-    uv run python -m benchmarks.held_out                   balanced, every block of the demo
-    uv run python -m benchmarks.held_out --quality best    another preset
-
-About 10 minutes.
+    uv run python -m benchmarks.held_out                 balanced, the whole demo (10 minutes)
+    uv run python -m benchmarks.held_out --quality best  another preset
 
 Every layer is solved twice from the same statistics: by the preset, whose result the model runs on
 with, and by GPTQ with min-max scales and no propagation. Both are judged by ||X W.T - X_hat Q.T||^2

@@ -1,14 +1,12 @@
-"""A model with the shapes of Llama-2-7B on a machine of 8 GB: its first blocks, in a process that
-cannot have more.
+"""Solve the first blocks of a model of Llama-2-7B's shapes in a process that cannot have over 8 GB.
 
-    uv run python -m benchmarks.laptop                     two blocks, 16 x 512 tokens (about 20
-    minutes, 2 GB of disk) uv run python -m benchmarks.laptop --like small ...    the same with
-    small shapes, to try it
+    uv run python -m benchmarks.laptop                  two blocks, 16 x 512 tokens (20 minutes)
+    uv run python -m benchmarks.laptop --like small     the same with small shapes, to try it
 
-The weights are random, so quality means nothing here. The limit is RLIMIT_DATA: heap and private
-mappings, counted as they are reserved and not as they are touched, which is more than what is
-resident of them; mapped program files are not in it. The resident set, which has them, is measured
-beside it.
+The weights are random, so quality means nothing here; they take 2 GB of disk. The limit is
+RLIMIT_DATA: heap and private mappings, counted as they are reserved and not as they are touched,
+which is more than what is resident of them; mapped program files are not in it. The resident set,
+which has them, is measured beside it.
 """
 
 import argparse

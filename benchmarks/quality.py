@@ -1,14 +1,15 @@
-"""Quality per bit on a real model: KL divergence to the original, ingredient by ingredient.
+"""Measure quality per bit on a real model: KL divergence to the original, ingredient by ingredient.
 
-    uv run python -m benchmarks.quality table        ingredient after ingredient (about 75 minutes
-    on 2 cores) uv run python -m benchmarks.quality defaults     the scan that the defaults were
-    chosen from (about 60 minutes) uv run python -m benchmarks.quality presets      what --quality
-    stands for (about 100 minutes) uv run python -m benchmarks.quality unseen       presets on a
-    text that nothing was decided on (about 20 minutes) uv run python -m benchmarks.quality ablation
-    each ingredient alone and left out (about 70 minutes) uv run python -m benchmarks.quality grids
-    all bits, zero points and group sizes (about 8 hours) uv run python -m benchmarks.quality
-    calibration  what the model is calibrated on (about 20 minutes) uv run python -m
-    benchmarks.quality outliers     1 % outlier columns against smaller groups (about 25 minutes)
+    uv run python -m benchmarks.quality TABLE
+
+    table        ingredient after ingredient (about 75 minutes on 2 cores)
+    defaults     the scan that the defaults were chosen from (about 60 minutes)
+    presets      what --quality stands for (about 100 minutes)
+    unseen       presets on a text that nothing was decided on (about 20 minutes)
+    ablation     each ingredient alone and left out (about 70 minutes)
+    grids        all bits, zero points and group sizes (about 8 hours)
+    calibration  what the model is calibrated on (about 20 minutes)
+    outliers     1 % outlier columns against smaller groups (about 25 minutes)
 
 Each solve is one line of benchmarks/results/; solves that stand there are not run again unless
 --fresh.
@@ -47,9 +48,7 @@ MEASURED = (
 
 
 class Bench:
-    """The model, its logits on every text (kept in memory, about 10 GB), and one solve after the
-    other.
-    """
+    """The model with its logits on every text, about 10 GB in memory; runs one solve at a time."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.source = open_source("demo")
@@ -92,9 +91,7 @@ class Bench:
 
 
 def key(solve: Solve) -> str:
-    """What a solve is known by: its row and all of its settings, so that one with others is run
-    again.
-    """
+    """Return what a solve is known by: row and settings, so that one with others is run again."""
     return json.dumps(
         {name: value for name, value in solve.items() if name not in MEASURED}, sort_keys=True
     )
@@ -114,9 +111,7 @@ def load_results(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_missing(table: Table, path: Path, *, fresh: bool) -> list[dict[str, Any]]:
-    """The results of all solves, in order; each new one is added to the file as soon as it is
-    there.
-    """
+    """Run what is missing and return all results in order; each is stored at once."""
     if fresh:
         path.unlink(missing_ok=True)
     known = load_results(path)

@@ -1,12 +1,11 @@
-"""kill -9 at random moments spread over all phases of a run, then --resume: are the bytes those of
-an undisturbed run?
+"""Kill a run at random moments with kill -9, then --resume it, and compare the bytes.
 
-    uv run python -m benchmarks.resume                     glassllm with an MLX export, 20 kills
-    (some minutes) uv run python -m benchmarks.resume --model demo        the demo model (hours on 2
-    cores)
+    uv run python -m benchmarks.resume                 glassllm, an MLX export, 20 kills (minutes)
+    uv run python -m benchmarks.resume --model demo    the demo model (hours on 2 cores)
 
 Moments are drawn with a fixed seed, evenly over the phases. What a kill hit is read from the disk.
-Prints a table, also to benchmarks/results/resume.md, and exits 1 when some bytes differ.
+Prints a table, also to benchmarks/results/resume.md, and exits 1 when some bytes differ from those
+of a run that was not disturbed.
 """
 
 import argparse

@@ -1,11 +1,10 @@
-"""Hashes of what edgeq writes: checkpoints and all five exports of glassllm and of the demo, to
-compare two versions.
+"""Hash what edgeq writes, to compare two versions: checkpoints and all five exports of two models.
 
-    uv run python -m benchmarks.same_bytes before.json                      before a change uv run
-    python -m benchmarks.same_bytes after.json --against before.json after it, on the same machine
+    uv run python -m benchmarks.same_bytes before.json                         before a change
+    uv run python -m benchmarks.same_bytes after.json --against before.json    after it
 
-Exits 1 and names the files when something differs. About five minutes on 2 cores. Commands run as a
-user runs them, so the script does not know how edgeq is built inside.
+Both on the same machine. Exits 1 and names the files when something differs. About five minutes on
+2 cores. Commands run as a user runs them, so the script does not know how edgeq is built inside.
 """
 
 import argparse

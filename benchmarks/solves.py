@@ -1,6 +1,4 @@
-"""What `benchmarks.quality` solves, table by table: rows of settings, and the texts that they are
-measured on.
-"""
+"""What `benchmarks.quality` solves, table by table: rows of settings, and texts to measure on."""
 
 import argparse
 import inspect
@@ -139,9 +137,7 @@ def unseen() -> Table:
 
 
 def ablation() -> Table:
-    """Each ingredient of `balanced` alone and left out, and what it could have instead, on half of
-    the tokens.
-    """
+    """Take each ingredient of `balanced` alone, leave it out, change it, on half of the tokens."""
     drift = {"propagation_damping": 0.1, "propagation_share": 0.5}
     alone = {
         STAGE_1: INGREDIENTS[STAGE_1],
@@ -196,9 +192,7 @@ def grids() -> Table:
 
 
 def calibration() -> Table:
-    """The default preset at 3 bits and half of the tokens: text that ships with edgeq, the model's
-    own, and both.
-    """
+    """Calibrate the default preset at 3 bits on text that ships with edgeq, self-written, both."""
     mixes = (("default",), ("self",), ("default", "self"))
     rows = {
         f"calibrated on {' + '.join(texts)}": {"calibration": texts, **BALANCED, "samples": 32}

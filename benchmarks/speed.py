@@ -1,9 +1,8 @@
-"""How close a run comes to what it cannot do without: forward passes and products of inputs.
+"""Measure how close a run comes to what it cannot do without: forward passes and inputs' products.
 
-    uv run python -m benchmarks.speed                    every block of the demo model (about 25
-    minutes on 2 cores) uv run python -m benchmarks.speed --blocks 4         the first blocks only
-    (about 4 minutes) uv run python -m benchmarks.speed --blocks 6 --runs "--quality balanced"
-    "--quality balanced, recomputing"
+    uv run python -m benchmarks.speed               every block of the demo (25 minutes on 2 cores)
+    uv run python -m benchmarks.speed --blocks 4    the first blocks only (about 4 minutes)
+    uv run python -m benchmarks.speed --blocks 6 --runs "--quality balanced"
 
 The floor is plain forwards of every block on both streams, and the bare products H and D of their
 inputs. All runs take turns block by block in one process, so that whatever else the machine does

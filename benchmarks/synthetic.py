@@ -1,9 +1,9 @@
-"""Random-weight checkpoints of any shape, sharded as the hub's are: what memory and time are
-measured on.
+"""Write random checkpoints of any shape, sharded as the hub's are, to measure memory and time on.
 
-uv run python -m benchmarks.synthetic OUT --hidden 512 --inner 1408 --heads 8 --blocks 4 uv run
-python -m benchmarks.synthetic OUT --like llama-2-70b --outline     config and index only, no
-weights
+    uv run python -m benchmarks.synthetic OUT --hidden 512 --inner 1408 --heads 8 --blocks 4
+    uv run python -m benchmarks.synthetic OUT --like llama-2-70b --outline
+
+With --outline only config and index are written, no weights.
 """
 
 import argparse

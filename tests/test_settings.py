@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from edgeq.architectures.layout import expected_linear_shapes
 
 from benchmarks.synthetic import make_config
-from edgeq.architectures.layout import expected_linear_shapes
 from edgeq.commands.quantize import quantize_command
 from edgeq.planning.time import block_seconds
 from edgeq.recipe.recipe import make_recipe

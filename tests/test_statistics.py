@@ -131,9 +131,7 @@ def test_a_drift_that_follows_from_the_inputs_is_undone_by_any_of_their_tokens(r
     X = X_hat + X_hat @ (0.1 * rng.standard_normal((X_hat.shape[1], X_hat.shape[1])))
     site = FakeSite(X, X_hat, cuts=(60,))
     site.pairs[1] = (None, site.pairs[1][1])
-    recipe = plain_recipe(
-        bits=3, group_size=16, propagation_strength=1.0, propagation_damping=1e-6
-    )
+    recipe = plain_recipe(bits=3, group_size=16, propagation_strength=1.0, propagation_damping=1e-6)
     statistics = accumulate(site, backend, drift=True)
     prepared = prepare_propagation(statistics, None, recipe, backend)
     V = correct("layer", problem_of(W, statistics, recipe, backend), prepared, recipe).V
