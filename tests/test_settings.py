@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from edgeq.architectures.layout import expected_linear_shapes
 
 from benchmarks.synthetic import make_config
+from edgeq.architectures.record import read_record
 from edgeq.commands.quantize import quantize_command
 from edgeq.planning.time import block_seconds
 from edgeq.recipe.recipe import make_recipe
@@ -116,14 +116,11 @@ COSTLIER = {
 @pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row.stage])
 def test_a_setting_that_costs_time_makes_its_stage_of_the_plan_longer(name):
     config = make_config(hidden=256, inner=512, heads=4, blocks=2)
-    shapes = {
-        f"model.layers.{block}.{linear}": shape
-        for block in range(2)
-        for linear, shape in expected_linear_shapes(config).items()
-    }
+    decoder = read_record("small", config).decoder
+    shapes = {linear.tensor: linear.shape for linear in decoder.linears()}
     rates = {"forward": 1e9, "solve": 1e9, "factor": 1e9}
     seconds = [
-        block_seconds(config, make_recipe({"anneal_rounds": 1, **chosen}), rates, False, shapes)
+        block_seconds(decoder, make_recipe({"anneal_rounds": 1, **chosen}), rates, False, shapes)
         for chosen in ({}, {name: COSTLIER[name]})
     ]
     assert seconds[1][TABLE[name].stage] > seconds[0][TABLE[name].stage]
