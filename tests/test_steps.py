@@ -7,10 +7,11 @@ from enum import StrEnum
 import numpy as np
 import plain
 import pytest
+from recipes import plain_recipe
 
 from edgeq.algorithms.problem import dequantize
 from edgeq.grids.fitting import expand
-from edgeq.recipe.recipe import Recipe, make_recipe, with_preset
+from edgeq.recipe.recipe import Recipe
 from edgeq.registry import load_backend
 from edgeq.solving.layer import solve_layer
 from edgeq.solving.report import Stage
@@ -19,7 +20,7 @@ from edgeq.solving.steps import STEPS, Cost, Step
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerStatistics
 
-EVERYTHING = Recipe(
+EVERYTHING = plain_recipe(
     bits=3,
     group_size=16,
     sweeps=2,
@@ -52,13 +53,16 @@ def asked(recipe):
 @pytest.mark.parametrize(
     ("recipe", "clocks"),
     [
-        (Recipe(solver="rtn", scales="none", propagation_strength=0), ["search scales", "solve"]),
-        (Recipe(scales="first", propagation_strength=0), ["search scales", "solve"]),
         (
-            Recipe(scales="first", solver="quantease"),
+            plain_recipe(solver="rtn", scales="none", propagation_strength=0),
+            ["search scales", "solve"],
+        ),
+        (plain_recipe(scales="first", propagation_strength=0), ["search scales", "solve"]),
+        (
+            plain_recipe(scales="first", solver="quantease"),
             ["correct", "search scales", "solve", "sweep codes"],
         ),
-        (Recipe(), ["correct", "search scales", "solve", "refit scales"]),
+        (plain_recipe(), ["correct", "search scales", "solve", "refit scales"]),
         (
             EVERYTHING,
             [
@@ -98,7 +102,7 @@ def test_every_step_that_is_asked_for_is_timed_and_measured(rng):
 
 
 def test_a_step_that_nobody_asks_for_neither_runs_nor_costs(rng):
-    recipe = Recipe(bits=3, group_size=16)
+    recipe = plain_recipe(bits=3, group_size=16)
 
     def fail(layer):
         raise AssertionError
@@ -111,7 +115,7 @@ def test_a_step_that_nobody_asks_for_neither_runs_nor_costs(rng):
 
 
 def test_costs_add_up_to_the_products_of_all_steps():
-    recipe = make_recipe(with_preset({}))
+    recipe = Recipe()
     correction, nearest, solve, sweeps, refit = 4, 6, 6, 4 + 2 * 3, 6
     costs = [step.cost(recipe) for step in asked(recipe)]
     assert sum(cost.products for cost in costs) == correction + nearest + solve + sweeps + refit
@@ -174,7 +178,7 @@ def with_row():
 
 
 def test_an_algorithm_with_a_row_is_run_timed_and_measured(backend, rng):
-    recipe = Recipe(bits=3, group_size=16, propagation_damping=1.0)
+    recipe = plain_recipe(bits=3, group_size=16, propagation_damping=1.0)
     layer, clock = layer_of(rng, recipe, backend), counting_clock()
     before, report_before = solve_layer(layer, Stopwatch())
     after, report = solve_layer(layer, clock, with_row())
@@ -185,7 +189,7 @@ def test_an_algorithm_with_a_row_is_run_timed_and_measured(backend, rng):
 
 
 def test_moving_codes_raises_the_loss_of_no_row(backend, rng):
-    layer = layer_of(rng, Recipe(bits=2, group_size=16, scales="first"), backend)
+    layer = layer_of(rng, plain_recipe(bits=2, group_size=16, scales="first"), backend)
     solved = []
 
     def keep(problem, solution):
