@@ -26,7 +26,7 @@ from edgeq.files.hashes import hash_files
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.measuring.evaluate import EVALUATION_TEXT, model_logits
 from edgeq.measuring.verify import run_export, verify
-from edgeq.registry import EXPORTERS, load_exporter
+from edgeq.registry import FORMATS, load_exporter
 from edgeq.run.assembly import make_job
 from edgeq.run.pipeline import export, quantize
 from edgeq.sources import open_source
@@ -112,7 +112,7 @@ def format_lines(checkpoint: Checkpoint, folder: Path) -> Iterator[Line]:
     yield Line(row(HEADER), True)
     yield Line(row(["---"] * len(HEADER)), True)
     solved: Mapping[str, str] | None = None
-    for name in EXPORTERS:
+    for name in FORMATS:
         for copy in ("first", "second"):
             export(checkpoint, load_exporter(name), folder / copy / name)
         exported = folder / "first" / name

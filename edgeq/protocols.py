@@ -1,33 +1,44 @@
-"""The seams: what a backend, a model source, an activation source and an exporter must offer."""
+"""The seams: what a backend, a model source, an activation source and an exporter must offer.
+
+Descriptions of formats are read to answer --help, so nothing heavy is imported to run this module.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    from pathlib import Path
 
-from edgeq.decoder import ModelRecord
-from edgeq.types import (
-    Array,
-    BlockSpec,
-    Grid,
-    NumpyArray,
-    QuantizedLinear,
-    ScaleDtype,
-    StoredTensor,
-)
+    import numpy as np
+
+    from edgeq.decoder import ModelRecord
+    from edgeq.types import (
+        Array,
+        BlockSpec,
+        Grid,
+        NumpyArray,
+        QuantizedLinear,
+        ScaleDtype,
+        StoredTensor,
+        ZeroKind,
+    )
 
 
 class Backend(Protocol):
-    """What frameworks do differently. Arrays are in the backend's working precision unless said
-    otherwise.
+    """Does what frameworks do differently.
+
+    Arrays are in the backend's working precision unless said otherwise.
     """
 
     name: str
 
     def asarray(self, x: Any) -> Array:
-        """A NumPy array or an array of the activation source, in working precision on the backend's
-        device.
+        """Take an array of NumPy or of the activation source over, in working precision.
+
+        The result lies on the backend's device.
         """
 
     def activations(self, x: Any) -> Array:
@@ -46,20 +57,21 @@ class Backend(Protocol):
     def add_diagonal(self, A: Array, value: Array | float) -> Array: ...
 
     def cholesky(self, A: Array) -> Array:
-        """Lower factor, in the widest precision the device has. Raises: NotPositiveDefinite, also
-        for NaN.
+        """Factorise A into a lower factor, in the widest precision the device has.
+
+        Raises: NotPositiveDefinite, also for NaN.
 
         Shapes: (..., n, n).
         """
 
     def solve_triangular(self, L: Array, B: Array, *, transposed: bool = False) -> Array:
-        """L^-1 B, or L^-T B, for a factor of `cholesky`; the result is in working precision.
+        """Compute L^-1 B, or L^-T B, for a factor of `cholesky`, in working precision.
+
         Shapes: (..., n, k).
         """
 
     def solve_product(self, A: Array, B: Array, L: Array) -> Array:
-        """A B (L L^T)^-1 for a factor of `cholesky`, product and solves in the widest precision the
-        device has.
+        """Compute A B (L L^T)^-1 for a factor of `cholesky`, in the widest precision of the device.
 
         Small pivots of L amplify whatever rounding happens on the way. The result is in working
         precision. Shapes: A (m, n), B and L (n, n).
@@ -69,9 +81,7 @@ class Backend(Protocol):
         """Nearest whole number, half to even, then clipped."""
 
     def clip(self, x: Array, low: float, high: float) -> Array:
-        """Values below low become low, values above high become high; in the precision that x
-        has.
-        """
+        """Raise values below low to low, lower those above high to high; x keeps its precision."""
 
     def round_to(self, x: Array, dtype: ScaleDtype) -> Array:
         """The nearest value that dtype can store, still in working precision."""
@@ -123,9 +133,7 @@ class ModelDescription(Protocol):
 
 
 class ModelSource(ModelDescription, Protocol):
-    """A model on disk, read tensor by tensor. Tensor names and the config are those of Hugging Face
-    checkpoints.
-    """
+    """Reads a model on disk tensor by tensor; names and config are those of Hugging Face."""
 
     def tensor_names(self) -> Sequence[str]: ...
 
@@ -147,13 +155,11 @@ class ModelSource(ModelDescription, Protocol):
         """Decoder blocks in execution order."""
 
     def fingerprint(self) -> str:
-        """A hash that changes when the weights or the config change; cheap, it need not read all
-        weights.
-        """
+        """Hash what changes with weights or config; cheap, it need not read all weights."""
 
 
 class QuantizedModel(Protocol):
-    """A solved model as exporters see it, with its source's tensor names
+    """Stands for a solved model as exporters see it, under the tensor names of its source
     ("model.layers.0.mlp.up_proj.weight").
     """
 
@@ -176,9 +182,7 @@ class QuantizedModel(Protocol):
 
 
 class Site(Protocol):
-    """Where both streams stand still: the layers that read one input (q, k, v | o | gate, up |
-    down).
-    """
+    """Holds both streams at the layers that read one input (q, k, v | o | gate, up | down)."""
 
     name: str
     """The first layer that reads the input."""
@@ -187,9 +191,7 @@ class Site(Protocol):
         """(X, X_hat) per batch, tokens x in; X is None when no full-precision stream runs."""
 
     def layers(self) -> Iterator[str]:
-        """The layers in execution order. Asking for the next one lets both streams run through the
-        one before.
-        """
+        """Give the layers in order; asking for the next lets both streams run through the last."""
 
     def replace(self, layer: str, W: NumpyArray) -> None:
         """What the quantized stream computes with from here on."""
@@ -199,27 +201,25 @@ class ActivationSource(Protocol):
     """Forward passes over the calibration tokens; separate from linear algebra on purpose."""
 
     def sites(self, block: BlockSpec) -> Iterator[Site]:
-        """Load a block and stand still at each of its sites; exhausting the iterator advances both
-        streams.
-        """
+        """Load a block and stand still at each of its sites; then both streams have passed it."""
 
     def save(self, folder: Path) -> None:
         """Write both streams' hidden states into an empty directory, and flush them to disk."""
 
     def restore(self, folder: Path) -> None:
-        """Go on with the hidden states that `save` wrote. Raises: OSError, ValueError or
-        EOFError.
-        """
+        """Go on with the states that `save` wrote. Raises: OSError, ValueError or EOFError."""
 
 
 class TextWriter(Protocol):
-    """A whole model that writes text. Made with its source, the token ids it may write, and a
-    seed.
+    """Writes text with a whole model.
+
+    Made with its source, the token ids it may write, and a seed.
     """
 
     def continue_text(self, first: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
-        """Endless: per step the next token of every text, sampled at temperature 1; first holds
-        where each starts.
+        """Sample the next token of every text, step by step without end, at temperature 1.
+
+        first holds the token that each text starts with.
 
         Shapes: first and every item (texts,) of token ids. Raises: BadInput when a prediction is
         not finite.
@@ -234,21 +234,88 @@ class LogitSource(Protocol):
         """Raises: NotInstalled when the runtime is missing; asked before any work starts."""
 
     def logits(self, windows: np.ndarray[Any, Any]) -> Iterator[NumpyArray]:
-        """Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per
-        window.
+        """Predict every token of each window.
+
+        Shapes: windows (count, tokens) of ids; yields (tokens, vocabulary) float32.
         """
 
 
-class Exporter(Protocol):
-    """One file format. Nothing is written unless `reject_reason` is None."""
+@dataclass(frozen=True, slots=True)
+class FormatOption:
+    """States an option of an exporter: a keyword argument of its class, a flag of the commands.
+
+    values: whole numbers or words that it may have; None for a switch.
+    """
 
     name: str
-    zero_kinds: Sequence[str]
-    """Grid.zeros that the format holds without loss, the preferred asymmetric kind first."""
-    linear_only: bool
-    """Whether embedding and head are always dense in the format; quantized ones are written as
-    their codes say.
+    help: str
+    values: range | tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSizes:
+    """States the group sizes that a format holds: multiples of a number, or some of them."""
+
+    multiple_of: int
+    only: tuple[int, ...] = ()
+    whole_rows: bool = True
+
+    def holds(self, size: int | None) -> bool:
+        """Say whether a group may have this size; None asks for one group per row."""
+        if size is None:
+            return self.whole_rows
+        return size in self.only if self.only else size % self.multiple_of == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """Says all of one file format: what it holds, who reads it, where its code lies.
+
+    exporter and reader are "module:attribute"; extra is what installs what they import.
+
+    bits: widths of the codes in the file. With `widens`, narrower codes lie in the next wider ones;
+    else only grids of these bits are held.
+    zero_kinds: kinds of zero point that are held without loss, the preferred asymmetric one first.
+    rounded_zero_kinds: kinds that are held too, but rounded again.
+    scale_dtypes: types of scales that are held without rounding.
+    embedding: whether embedding and head keep their codes, or are written dense as these say.
+    suffix: how the name of the one file ends that a runtime is given; empty for a directory.
+    data_suffix: what the name of a data file beside that file has behind it.
+    runtime: which of `edgeq.registry.LOGITS` runs the files; empty where none does.
+    run_with: the command that runs a file, in front of its name.
+    is_model: whether `edgeq.sources` also opens the file as a model.
     """
+
+    name: str
+    exporter: str
+    reader: str
+    extra: str = ""
+    bits: tuple[int, ...]
+    widens: bool = False
+    groups: GroupSizes
+    zero_kinds: tuple[ZeroKind, ...]
+    rounded_zero_kinds: tuple[ZeroKind, ...] = ()
+    scale_dtypes: tuple[ScaleDtype, ...]
+    embedding: Literal["quantized", "dense"] = "quantized"
+    outlier_columns: bool = False
+    options: tuple[FormatOption, ...] = ()
+    suffix: str = ""
+    data_suffix: str = ""
+    read_by: str
+    verified_by: str
+    runtime: str = ""
+    run_with: tuple[str, ...] = ()
+    is_model: bool = False
+
+    def holds_bits(self, bits: int) -> bool:
+        """Say whether codes of so many bits fit into the codes of the file."""
+        return bits in self.bits or (self.widens and bits < max(self.bits))
+
+
+class Exporter(Protocol):
+    """Writes one file format. Nothing is written unless `reject_reason` is None."""
+
+    format: Format
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -266,10 +333,21 @@ class Exporter(Protocol):
         """
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
-        """What keeps a linear layer on this grid out of the format, naming what to change; None
-        when it fits.
+        """Say what keeps a linear layer on this grid out of the format and what to change, or None.
 
         Shapes: (out, in).
+        """
+
+    def planned_bytes(
+        self,
+        record: ModelRecord,
+        grids: Mapping[str, tuple[tuple[int, ...], Grid | None]],
+        item_bytes: Mapping[str, int],
+    ) -> int:
+        """Count the bytes of all weights in the files; headers and tokenizer are left out.
+
+        grids are those of `reject_reason` but for redundant tensors and grids that are refused.
+        item_bytes has the bytes of one number of each tensor, as the model has it.
         """
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
@@ -282,8 +360,9 @@ class Exporter(Protocol):
 
 
 class ExportReader(Protocol):
-    """Reads an export back from its bytes, one tensor at a time, to verify it. Made with the
-    export's directory.
+    """Reads an export back from its bytes, one tensor at a time, to verify it.
+
+    Made with the export's directory.
 
     Values come from the container's own library where it is installed; codes, scales and offsets
     are unpacked independently of the exporter. What cannot be read raises BadInput, ValueError,
@@ -299,6 +378,4 @@ class ExportReader(Protocol):
         """Every tensor in the files that a manifest has to name, under the `name` of its entry."""
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
-        """The tensor of a manifest's entry, whose grid (bits, group_size, zeros, scale_dtype) it
-        was solved on.
-        """
+        """Read the tensor of a manifest's entry, with the grid it was solved on."""

@@ -1,4 +1,8 @@
-"""Names of backends, formats and runtimes to the code behind them, imported on demand."""
+"""Names of backends, formats and runtimes to the code behind them, imported on demand.
+
+This is the only module that knows backends and exporters, and it knows them as strings. A format
+has one line here; what it holds and takes is said by its own description.
+"""
 
 import platform
 import sys
@@ -6,18 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 from edgeq.errors import BadInput, NotInstalled, install, reason_of
-from edgeq.protocols import Backend, Exporter
+from edgeq.protocols import Backend, Exporter, ExportReader, Format
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where something lies ("module:attribute"), the extra that installs what it needs, arguments
-    to make it with.
+    """Says where something lies ("module:attribute") and how it is made.
+
+    extra installs what its module imports; arguments are those that it is made with.
     """
 
     target: str
@@ -27,7 +33,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """A backend, the framework that runs forward passes for it, and the device it runs them on."""
+    """Names a backend, the framework of its forward passes, and the device it runs them on."""
 
     entry: Entry
     framework: str
@@ -68,39 +74,18 @@ LOGITS = {
         "edgeq_backends.torch.directories:CompressedTensorsLogits", "compressed-tensors"
     ),
 }
-RUNTIMES = {
-    "gguf": "llama.cpp",
-    "mlx": "mlx-lm",
-    "onnx": "onnxruntime",
-    "gptq": "gptqmodel",
-    "compressed-tensors": "compressed-tensors",
+FORMATS = {
+    "gguf": "edgeq_exporters.gguf.format:FORMAT",
+    "mlx": "edgeq_exporters.mlx.format:FORMAT",
+    "onnx": "edgeq_exporters.onnx.format:FORMAT",
+    "gptq": "edgeq_exporters.hugging_face.formats:GPTQ",
+    "compressed-tensors": "edgeq_exporters.hugging_face.formats:COMPRESSED_TENSORS",
 }
-"""What runs the files of a format."""
-EXPORTERS = {
-    "gguf": Entry("edgeq_exporters.gguf.exporter:GgufExporter", "gguf"),
-    "mlx": Entry("edgeq_exporters.mlx.exporter:MlxExporter", "mlx"),
-    "onnx": Entry("edgeq_exporters.onnx.exporter:OnnxExporter", "onnx"),
-    "gptq": Entry("edgeq_exporters.hugging_face.gptq:GptqExporter"),
-    "compressed-tensors": Entry(
-        "edgeq_exporters.hugging_face.compressed_tensors:CompressedTensorsExporter"
-    ),
-}
-FORMAT_OPTIONS = {"onnx": ("accuracy_level", "qdq")}
-"""By format: arguments that its exporter can be made with."""
-READERS = {
-    "gguf": Entry("edgeq_exporters.gguf.reader:GgufReader", "gguf"),
-    "mlx": Entry("edgeq_exporters.mlx.reader:MlxReader"),
-    "gptq": Entry("edgeq_exporters.hugging_face.read_gptq:GptqReader"),
-    "compressed-tensors": Entry(
-        "edgeq_exporters.hugging_face.read_compressed_tensors:CompressedTensorsReader"
-    ),
-    "onnx": Entry("edgeq_exporters.onnx.reader:OnnxReader", "onnx"),
-}
-"""What reads the exports of a format back from disk; see `edgeq.protocols.ExportReader`."""
+"""Where the `edgeq.protocols.Format` of each format lies; it says everything else."""
 
 
 def load(entry: Entry, what: str) -> Any:
-    """The attribute an entry names. Raises: NotInstalled naming the extra when its import fails."""
+    """Import what an entry names. Raises: NotInstalled with the extra when that fails."""
     module, _, attribute = entry.target.partition(":")
     try:
         return getattr(import_module(module), attribute)
@@ -115,15 +100,16 @@ def load(entry: Entry, what: str) -> Any:
 
 
 def find(table: Mapping[str, T], name: str, what: str) -> T:
-    """An entry by name. Raises: BadInput listing the known names."""
+    """Look an entry up by name. Raises: BadInput listing the known names."""
     if name not in table:
         raise BadInput(f"{what} {name!r} is not known; choose one of {', '.join(table)}")
     return table[name]
 
 
 def choose_backend(name: str) -> str:
-    """What "auto" stands for: MLX on Apple silicon or where torch is missing, else CUDA if there is
-    some, else cpu.
+    """Say what "auto" stands for on this machine; any other name stands for itself.
+
+    That is MLX on Apple silicon or where torch is missing, else CUDA if there is some, else cpu.
     """
     if name != "auto":
         find({"auto": None, **BACKENDS}, name, "backend")
@@ -135,34 +121,45 @@ def choose_backend(name: str) -> str:
 
 
 def device_of(backend: str) -> dict[str, str]:
-    """The argument that places forward passes, where their framework takes one."""
+    """Give the argument that places forward passes, where their framework takes one."""
     device = BACKENDS[backend].device
     return {} if device is None else {"device": device}
 
 
 def load_backend(name: str) -> Backend:
-    """A backend by name; see `choose_backend` for "auto"."""
+    """Make a backend by name; see `choose_backend` for "auto"."""
     name = choose_backend(name)
     entry = BACKENDS[name].entry
     backend: Backend = load(entry, f"backend {name!r}")(*entry.arguments)
     return backend
 
 
+def find_format(name: str) -> Format:
+    """Look a format up by name. Raises: BadInput listing the known ones."""
+    described: Format = load(Entry(find(FORMATS, name, "format")), f"format {name!r}")
+    return described
+
+
+def all_formats() -> list[Format]:
+    """List every format, in the order of the table."""
+    return [find_format(name) for name in FORMATS]
+
+
 def load_exporter(name: str, options: Mapping[str, Any] | None = None) -> Exporter:
-    """An exporter by the name of its format, made with options; None is an option that was not
-    given.
+    """Make the exporter of a format; an option that is None was not given.
 
     Raises: BadInput for an option that the format does not have.
     """
-    entry = find(EXPORTERS, name, "format")
+    described = find_format(name)
     given = {option: value for option, value in (options or {}).items() if value is not None}
     check_format_options([name], given)
-    exporter: Exporter = load(entry, f"format {name!r}")(**given)
+    make = load(Entry(described.exporter, described.extra), f"format {name!r}")
+    exporter: Exporter = make(**given)
     return exporter
 
 
 def load_exporters(names: Sequence[str], options: Mapping[str, Any]) -> list[Exporter]:
-    """Exporters by name, each once and made with those options that its format has.
+    """Make exporters by name, each once and with those options that its format has.
 
     Raises: BadInput for an option that none of them has.
     """
@@ -170,22 +167,33 @@ def load_exporters(names: Sequence[str], options: Mapping[str, Any]) -> list[Exp
     return [load_exporter(name, options_of(name, options)) for name in dict.fromkeys(names)]
 
 
+def load_reader(name: str, directory: Path) -> ExportReader:
+    """Make the reader of an export that lies in a directory; see `edgeq.protocols.ExportReader`."""
+    described = find_format(name)
+    make = load(Entry(described.reader, described.extra), f"verifying {name!r}")
+    reader: ExportReader = make(directory)
+    return reader
+
+
 def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a format has."""
-    return {
-        option: value for option, value in options.items() if option in FORMAT_OPTIONS.get(name, ())
-    }
+    """Pick the options that a format has."""
+    known = _option_names(find_format(name))
+    return {option: value for option, value in options.items() if option in known}
 
 
 def check_format_options(names: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Raises: BadInput for an option that was given and that no format among these has."""
+    """Refuse an option that was given and that no format among these has. Raises: BadInput."""
     for option, value in options.items():
-        if value is None or any(option in FORMAT_OPTIONS.get(name, ()) for name in names):
+        if value is None or any(option in options_of(name, options) for name in names):
             continue
-        having = ", ".join(name for name, known in FORMAT_OPTIONS.items() if option in known)
+        having = ", ".join(each.name for each in all_formats() if option in _option_names(each))
         flag = f"--{option.replace('_', '-')}"
         asked = " or ".join(names) or "no export"
         raise BadInput(f"option {flag} is one of format {having}, not of {asked}; leave it out")
+
+
+def _option_names(described: Format) -> set[str]:
+    return {option.name for option in described.options}
 
 
 def _is_installed(module: str) -> bool:

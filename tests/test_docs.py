@@ -6,6 +6,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import click
+
 from edgeq.commands.main import cli
 from edgeq.recipe.recipe import make_recipe
 
@@ -13,18 +15,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_every_option_in_the_readme_exists():
-    options = {
-        option
+    items = [
+        item
         for command in cli.commands.values()
-        for item in command.params
-        for option in item.opts
-    }
-    secondary = {
-        option
-        for command in cli.commands.values()
-        for item in command.params
-        for option in item.secondary_opts
-    }
+        for item in command.get_params(click.Context(command))
+    ]
+    options = {option for item in items for option in item.opts}
+    secondary = {option for item in items for option in item.secondary_opts}
     commands = re.findall(
         r"^uv run (edgeq .*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
     )

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import models
 import numpy as np
 import pytest
@@ -6,12 +8,14 @@ from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput
 from edgeq.recipe.layer_grids import asymmetric_zeros, bits_per_weight, check_exports, plan_grids
 from edgeq.recipe.recipe import make_recipe
+from edgeq.registry import find_format
 from edgeq.types import Grid, QuantizedLinear
 
 
 class FakeExporter:
     def __init__(self, zero_kinds=("offset", "integer"), reason=None):
-        self.name, self.zero_kinds, self.reason = "fake", zero_kinds, reason
+        self.format = replace(find_format("gguf"), name="fake", zero_kinds=zero_kinds)
+        self.reason = reason
 
     def reject_reason(self, config, companions, grids):
         return self.reason

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeq.commands.formats import FormatCommand, format_options, list_formats, show_formats
 from edgeq.commands.options import (
     FORCE_OPTION,
     JSON_OPTION,
     PATH,
-    format_options,
     option_words,
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 
-@click.command(name="export")
+@click.command(name="export", cls=FormatCommand)
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--format", "format_name", help="Write this format, one of those that --list shows.")
 @click.option(
@@ -40,7 +40,7 @@ def export_command(
     output: Path | None,
     as_json: bool,
     force: bool,
-    **options: Any,
+    export_options: Mapping[str, Any],
 ) -> None:
     """Write a quantized CHECKPOINT in the format of a runtime.
 
@@ -51,16 +51,15 @@ def export_command(
     """
     from edgeq.commands.screen import print_result, show_exported  # noqa: PLC0415
 
-    if listed and option_words(options):
-        raise click.UsageError(
-            f"--list shows all formats; leave out {' '.join(option_words(options))}"
-        )
+    words = option_words(export_options)
+    if listed and words:
+        raise click.UsageError(f"--list shows all formats; leave out {' '.join(words)}")
     if listed:
         print_result(list_formats(checkpoint), as_json, show_formats)
         return
     if checkpoint is None or format_name is None:
         raise click.UsageError("give CHECKPOINT and --format, or --list")
-    written = write_export(checkpoint, format_name, options, output, force=force)
+    written = write_export(checkpoint, format_name, export_options, output, force=force)
     print_result(written, as_json, show_exported)
 
 
@@ -82,42 +81,4 @@ def write_export(
     destination = output if output is not None else checkpoint / format_name
     written = export(Checkpoint(checkpoint), exporter, destination, force=force)
     files = {str(path): size_of(path) for path in written}
-    return {"format": exporter.name, "result": str(written[0]), "files": files}
-
-
-def list_formats(checkpoint: Path | None) -> dict[str, Any]:
-    from edgeq.checkpoint.reader import Checkpoint  # noqa: PLC0415
-    from edgeq.measuring.formats import formats  # noqa: PLC0415
-
-    named = None if checkpoint is None else str(checkpoint)
-    return {
-        "checkpoint": named,
-        "formats": formats(None if checkpoint is None else Checkpoint(checkpoint)),
-    }
-
-
-def show_formats(console: "Console", result: Mapping[str, Any]) -> None:
-    for row in result["formats"]:
-        if "missing" in row:
-            console.print(f"{row['name']}: {row['missing']}", highlight=False, soft_wrap=True)
-            continue
-        held = (
-            f"bits {' '.join(map(str, row['bits']))}; "
-            f"groups {' '.join(row['groups'])}; zero points "
-        )
-        held += " ".join(
-            kind + ("" if kind in row["zeros_without_loss"] else " (rounded)")
-            for kind in row["zeros"]
-        )
-        held += f"; embedding and head {row['embedding']}" + (
-            "; outlier columns" if row["outlier_columns"] else ""
-        )
-        console.print(f"{row['name']}: {held}", highlight=False, soft_wrap=True)
-        if "fits" in row:
-            fits = {
-                "no": "does not fit",
-                "without loss": "fits without loss",
-                "with loss": "fits with loss",
-            }
-            reason = f": {row['reason']}" if row["reason"] else ""
-            console.print(f"  {fits[row['fits']]}{reason}", highlight=False, soft_wrap=True)
+    return {"format": exporter.format.name, "result": str(written[0]), "files": files}

@@ -11,6 +11,7 @@ import click
 from edgeq.commands.evaluate import evaluate_command
 from edgeq.commands.export import export_command
 from edgeq.commands.failures import report_failure
+from edgeq.commands.formats import formats_command
 from edgeq.commands.inspect import inspect_command
 from edgeq.commands.plan import plan_command
 from edgeq.commands.quantize import quantize_command
@@ -34,6 +35,7 @@ COMMANDS = (
     quantize_command,
     plan_command,
     export_command,
+    formats_command,
     verify_command,
     evaluate_command,
     inspect_command,

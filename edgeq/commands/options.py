@@ -133,23 +133,6 @@ def option_word(row: Setting, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def format_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add what only some formats know; `edgeq.registry.FORMAT_OPTIONS` says which."""
-    level = click.option(
-        "--accuracy-level",
-        type=click.IntRange(0, 4),
-        help="onnx: how ONNX Runtime rounds activations, 4 "
-        "to 8 bits (fast), 0 not at all.  [default: 4]",
-    )
-    standard = click.option(
-        "--qdq",
-        is_flag=True,
-        default=None,
-        help="onnx: standard DequantizeLinear nodes instead of ONNX Runtime's own.",
-    )
-    return level(standard(command))
-
-
 def option_words(options: Mapping[str, Any]) -> list[str]:
     """Write options with the values they were given as words of a command line."""
     words = []
@@ -163,13 +146,6 @@ def with_flag(words: Sequence[str], flag: str) -> list[str]:
     """Add a flag to a command line, where it may not stand behind a bare `--`."""
     end = words.index("--") if "--" in words else len(words)
     return list(words) if flag in words[:end] else [*words[:end], flag, *words[end:]]
-
-
-def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divide what was given into options of settings, and the rest: those of formats."""
-    of_settings = {"quality", "keep_dense", *TABLE}
-    settings = {name: value for name, value in options.items() if name in of_settings}
-    return settings, {name: value for name, value in options.items() if name not in of_settings}
 
 
 def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.commands.options import PATH, collect_settings, split_options
+from edgeq.commands.options import PATH, collect_settings
 from edgeq.commands.quantize import quantize_command
 
 if TYPE_CHECKING:
@@ -25,13 +25,14 @@ OUTPUT_OPTION = click.Option(
 )
 
 
-def run_plan(
+def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str,
     exports: tuple[str, ...],
     backend: str,
     as_json: bool,
     recipe: Path | None,
     calibration: tuple[str, ...],
+    export_options: Mapping[str, Any],
     max_ram: str | None,
     output: Path | None,
     **options: Any,
@@ -51,15 +52,14 @@ def run_plan(
     from edgeq.sources import open_source  # noqa: PLC0415
 
     planned = {name: value for name, value in options.items() if name not in ONLY_OF_RUNS}
-    of_settings, of_formats = split_options(planned)
-    settings = collect_settings(recipe, of_settings)
+    settings = collect_settings(recipe, planned)
     job = make_job(
         open_outline(model) or open_source(model),
         settings,
         backend=backend,
         calibration=calibration,
         exports=exports,
-        export_options=of_formats,
+        export_options=export_options,
     )
     folder = existing_parent(output or Path.cwd())
     job, memory = fit_job(job, max_ram, folder)
@@ -78,7 +78,7 @@ def options_of_plan() -> list[click.Parameter]:
     return options
 
 
-plan_command = click.Command(
+plan_command = FormatCommand(
     "plan", params=options_of_plan(), callback=run_plan, help=run_plan.__doc__
 )
 

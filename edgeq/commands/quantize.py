@@ -2,12 +2,14 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeq.commands.formats import FormatCommand, format_options
 from edgeq.commands.options import (
     BACKEND_OPTION,
     FORCE_OPTION,
@@ -16,10 +18,8 @@ from edgeq.commands.options import (
     RESUME_OPTION,
     TEXT,
     collect_settings,
-    format_options,
     option_words,
     setting_options,
-    split_options,
     with_flag,
 )
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgeq.run.pipeline import Job
 
 
-@click.command(name="quantize")
+@click.command(name="quantize", cls=FormatCommand)
 @click.argument("model")
 @click.option(
     "-o", "--output", required=True, type=PATH, help="Write to this directory; must not exist."
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     "exports",
     multiple=True,
     metavar="FORMAT",
-    help="Also write this format (see edgeq export --list); may be repeated.",
+    help="Also write this format (see edgeq formats); may be repeated.",
 )
 @format_options
 @click.option(
@@ -80,6 +80,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     resume: bool,
     recipe: Path | None,
     calibration: tuple[str, ...],
+    export_options: Mapping[str, Any],
     max_ram: str | None,
     log_file: Path | None,
     **options: Any,
@@ -103,14 +104,13 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
 
     place = Path(model).expanduser() if model != "demo" else None
     check_destination(output, force=force or resume, source=place)
-    of_settings, of_formats = split_options(options)
     job = make_job(
         open_source(model),
-        collect_settings(recipe, of_settings),
+        collect_settings(recipe, options),
         backend=backend,
         calibration=calibration,
         exports=exports,
-        export_options=of_formats,
+        export_options=export_options,
     )
     if evaluated:
         check_evaluation(job.source, exports, backend)
@@ -119,7 +119,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     console = make_console(stderr=True)
     with watching(console, plain=as_json, log_file=log_file, output=output) as observer:
         checkpoint = quantize(job, output, observer, force=force, resume=resume, again=again)
-    flags = {name: option_words(options_of(name, of_formats)) for name in exports}
+    flags = {name: option_words(options_of(name, export_options)) for name in exports}
     with keeping(checkpoint, flags, evaluated_against=model if evaluated else None):
         finished = finish_run(job, checkpoint, model)
         if evaluated:

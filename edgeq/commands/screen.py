@@ -15,12 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeq.commands.summary import FinishedRun
+from edgeq.registry import find_format
 
 MEGABYTE = 1e6
 MOST_NOTES = 10  # on one screen
 LEAST_SHOWN = 0.5  # seconds of a stage: less would be written as 0
-RUN_WITH = {"gguf": ["llama-cli", "-m"], "mlx": ["mlx_lm.generate", "--model"]}
-"""By format: what runs a file, in front of its name."""
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -98,9 +97,10 @@ def show_finished(console: Console, finished: FinishedRun) -> None:
 
 
 def show_runtime(console: Console, format_name: str, path: str) -> None:
-    """Print the command that runs an exported file, where there is one."""
-    if format_name in RUN_WITH:
-        _show_command(console, "run it with", [*RUN_WITH[format_name], path])
+    """Print the command that runs an exported file, where its format names one."""
+    command = find_format(format_name).run_with
+    if command:
+        _show_command(console, "run it with", [*command, path])
 
 
 def show_exported(console: Console, result: Mapping[str, Any]) -> None:

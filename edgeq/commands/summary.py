@@ -17,9 +17,8 @@ from edgeq.errors import BadInput
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.files.storage import size_of
-from edgeq.measuring.evaluate import SINGLE_FILES
 from edgeq.measuring.inspection import parameter_count
-from edgeq.protocols import Exporter
+from edgeq.protocols import Exporter, Format
 from edgeq.recipe.layer_grids import Grids, plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import options_of
@@ -89,17 +88,19 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
 
     Raises: BadInput for an export that is there and not what this run would write.
     """
-    exports, kept = {}, []
+    exports, stored, kept = {}, {}, []
     for exporter in job.exporters:
-        folder = checkpoint.path / exporter.name
+        name = exporter.format.name
+        folder = checkpoint.path / name
         if is_sealed(folder, checkpoint):  # of a run continued when its checkpoint was complete
             check_kept(folder, exporter)
-            path = runnable(folder)
-            kept.append(f"format {exporter.name!r} was there already and stays as it is")
+            path = runnable(folder, exporter.format)
+            kept.append(f"format {name!r} was there already and stays as it is")
         else:
             with job.clock("export"):
                 path = export(checkpoint, exporter, folder)[0]
-        exports[exporter.name] = path
+        exports[name] = path
+        stored[name] = stored_size(path, exporter.format)
     sizes = {
         "original at 16 bits": 2 * parameter_count(job.source),
         "checkpoint": checkpoint.stored_bytes(),
@@ -111,7 +112,7 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
         original=model,
         output=checkpoint.path,
         exports={name: str(path) for name, path in exports.items()},
-        sizes=sizes | {name: stored_size(path) for name, path in exports.items()},
+        sizes=sizes | stored,
         report=report,
         notes=[*kept, *short, *notes(report, grids)],
         seconds=dict(job.clock.seconds),
@@ -122,24 +123,24 @@ def check_kept(folder: Path, exporter: Exporter) -> None:
     """Raise BadInput for an export that is there and not what this run would write."""
     reason = why_not_as_written(folder, exporter.settings)
     if reason is not None:
-        words = [*option_words(options_of(exporter.name, exporter.settings)), "--force"]
-        command = ["edgeq", "export", str(folder.parent), "--format", exporter.name, *words]
+        name = exporter.format.name
+        words = [*option_words(options_of(name, exporter.settings)), "--force"]
+        command = ["edgeq", "export", str(folder.parent), "--format", name, *words]
         raise BadInput(
-            f"format {exporter.name!r} is there already, "
-            f"but {reason}; replace it: {shlex.join(command)}"
+            f"format {name!r} is there already, but {reason}; replace it: {shlex.join(command)}"
         )
 
 
-def runnable(folder: Path) -> Path:
-    """Return what a runtime is given of an export: its one file, or the directory."""
-    file = folder / str(read_json(folder / MANIFEST_FILE)["file"])
-    return file if file.suffix in SINGLE_FILES else folder
+def runnable(folder: Path, described: Format) -> Path:
+    """Find what a runtime is given of an export: its one file, or the directory."""
+    return folder / str(read_json(folder / MANIFEST_FILE)["file"]) if described.suffix else folder
 
 
-def stored_size(path: Path) -> int:
-    """Count the bytes of an export's file or directory, with the data beside an ONNX graph."""
-    data = path.with_name(path.name + ".data")
-    return size_of(path) + (size_of(data) if data.is_file() else 0)
+def stored_size(path: Path, described: Format) -> int:
+    """Count the bytes of an export's file or directory, with the data file beside a file."""
+    if not described.data_suffix:
+        return size_of(path)
+    return size_of(path) + size_of(path.with_name(path.name + described.data_suffix))
 
 
 @contextmanager

@@ -1,6 +1,4 @@
-"""`edgeq evaluate`: which runtime runs a target, and how far its predictions are from the
-original's.
-"""
+"""`edgeq evaluate`: which runtime runs a target, and how far it predicts from the original."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,11 +21,13 @@ from edgeq.protocols import LogitSource, ModelSource, TextModel
 from edgeq.registry import (
     ACTIVATIONS,
     BACKENDS,
+    FORMATS,
     LOGITS,
-    RUNTIMES,
+    all_formats,
     choose_backend,
     device_of,
     find,
+    find_format,
     load,
 )
 from edgeq.sources import open_source
@@ -37,13 +37,11 @@ EVALUATION_TEXT = "evaluation.txt"
 SEQUENCE_LENGTH = 512  # tokens per window, unless the model reads fewer
 SHORTEST = 8
 WINDOWS = 16
-SINGLE_FILES = {".gguf": "gguf", ".onnx": "onnx"}
-"""Suffixes of exported models that a user may name without their directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """An exported model: the name of its format and what its runtime opens."""
+    """Says the format of an exported model and what its runtime opens."""
 
     kind: str
     path: Path
@@ -60,7 +58,7 @@ class StatedSizes:
 
 @dataclass(frozen=True, slots=True)
 class DescribedDirectory:
-    """A model directory of which only the config and the tokenizer are read."""
+    """Stands for a model directory of which only config and tokenizer are read."""
 
     path: Path
 
@@ -87,8 +85,7 @@ def evaluate(
     runtime: str | None = None,
     backend: str = "auto",
 ) -> dict[str, Any]:
-    """The quality of a checkpoint, model or exported file, and the runtime that ran it, as plain
-    data.
+    """Measure a checkpoint, model or exported file; gives its quality and runtime as plain data.
 
     An exported file runs in the runtime it is for unless another one is named; everything else in
     the framework of the backend, and so does the reference.
@@ -115,8 +112,9 @@ def evaluate(
 
 
 def check_evaluation(source: ModelSource, formats: Sequence[str], backend: str) -> None:
-    """Raises: NotInstalled, BadInput when the result of a run, its first export, could not be
-    evaluated at its end.
+    """Check before a run that its result, the first export, can be evaluated at its end.
+
+    Raises: NotInstalled, BadInput.
     """
     check_runtime(runtime_of(formats, backend))
     evaluation_windows([source], None)
@@ -129,8 +127,9 @@ def evaluation_windows(
     windows: int = WINDOWS,
     sequence_length: int | None = None,
 ) -> NumpyArray:
-    """The windows that all models are evaluated on, in tokens of the first one; by default of what
-    all of them read.
+    """Cut the windows that all models are evaluated on, in tokens of the first one.
+
+    They are as long as all models read, unless told otherwise.
 
     Shapes: (windows, tokens).
     Raises: BadInput when the text is too short or a model cannot read such windows.
@@ -153,13 +152,13 @@ def evaluation_windows(
 
 
 def described_export(target: str) -> DescribedDirectory:
-    """The directory that an exported directory or file lies in."""
+    """Open the directory that an exported directory or file lies in, for its tokenizer."""
     path = Path(target).expanduser()
     return DescribedDirectory(path.parent if path.is_file() else path)
 
 
 def open_model(name: str) -> ModelSource:
-    """A quantized checkpoint, or whatever `open_source` opens."""
+    """Open a quantized checkpoint, or whatever `open_source` opens."""
     path = Path(name).expanduser()
     return Checkpoint(path) if (path / HEAD_FILE).is_file() else open_source(name)
 
@@ -167,43 +166,44 @@ def open_model(name: str) -> ModelSource:
 def open_target(
     target: str, exported: Exported | None, runtime: str, original: ModelSource | None
 ) -> ModelSource | None:
-    """The tensors of a target, or only its tokenizer, where they are needed and can be read."""
+    """Open a target's tensors, or only its tokenizer, where needed and readable; else None."""
     if exported is None:
         return open_model(target)
-    if exported.kind == "gguf" and (runtime in ACTIVATIONS or original is None):
+    if find_format(exported.kind).is_model and (runtime in ACTIVATIONS or original is None):
         return open_source(str(exported.path))
     return None
 
 
 def find_export(name: str) -> Exported | None:
-    """The exported model that a target names: a GGUF or ONNX file, or the directory of an
-    export.
-    """
+    """Find the exported model that a target names: a single file, or the directory of an export."""
     path = Path(name).expanduser()
-    if path.suffix.lower() in SINGLE_FILES and path.is_file():
-        return Exported(SINGLE_FILES[path.suffix.lower()], path)
+    suffixes = {each.suffix: each.name for each in all_formats() if each.suffix}
+    if path.suffix.lower() in suffixes and path.is_file():
+        return Exported(suffixes[path.suffix.lower()], path)
     if not (path / MANIFEST_FILE).is_file():
         return None
     kind = read_json(path / MANIFEST_FILE).get("format")
-    for suffix in (suffix for suffix, of_kind in SINGLE_FILES.items() if of_kind == kind):
-        files = sorted(path.glob(f"*{suffix}"))
-        return Exported(str(kind), files[0]) if files else None
-    return Exported(kind, path) if kind in RUNTIMES else None
+    if not isinstance(kind, str) or kind not in FORMATS:
+        return None
+    suffix = find_format(kind).suffix
+    files = sorted(path.glob(f"*{suffix}")) if suffix else [path]
+    return Exported(kind, files[0]) if files else None
 
 
 def choose_runtime(
     target: str, exported: Exported | None, runtime: str | None, backend: str
 ) -> str:
-    """What runs a target. Raises: BadInput when the named runtime cannot."""
+    """Choose what runs a target. Raises: BadInput when the named runtime cannot."""
     if runtime is None:
         return runtime_of([exported.kind] if exported else [], backend)
     find(LOGITS, runtime, "runtime")
-    for kind, of_kind in RUNTIMES.items():
-        if runtime == of_kind and (exported is None or exported.kind != kind):
-            raise BadInput(
-                f"runtime {runtime!r} runs exports of format {kind!r}, which {target!r} is not"
-            )
-    if runtime in ACTIVATIONS and exported is not None and exported.kind != "gguf":
+    kinds = [each.name for each in all_formats() if each.runtime == runtime]
+    if kinds and (exported is None or exported.kind not in kinds):
+        named = " or ".join(map(repr, kinds))
+        raise BadInput(
+            f"runtime {runtime!r} runs exports of format {named}, which {target!r} is not"
+        )
+    if runtime in ACTIVATIONS and exported is not None and not find_format(exported.kind).is_model:
         raise BadInput(
             f"runtime {runtime!r} cannot read {target!r}, an "
             f"export of format {exported.kind!r}; leave out "
@@ -213,29 +213,38 @@ def choose_runtime(
 
 
 def runtime_of(formats: Sequence[str], backend: str) -> str:
-    """What runs the result of a run: the runtime of its first export, else the framework of its
-    backend.
+    """Name what runs the result of a run: that of its first export, else the backend's framework.
+
+    Raises: BadInput for a format without a runtime.
     """
-    return RUNTIMES[formats[0]] if formats else BACKENDS[choose_backend(backend)].framework
+    if not formats:
+        return BACKENDS[choose_backend(backend)].framework
+    runtime = find_format(formats[0]).runtime
+    if not runtime:
+        raise BadInput(
+            f"no runtime for format {formats[0]!r}; formats with one: {runnable_names()}"
+        )
+    return runtime
+
+
+def runnable_names() -> str:
+    """List the formats that something installed with edgeq can run."""
+    return ", ".join(each.name for each in all_formats() if each.runtime)
 
 
 def check_runtime(name: str) -> None:
-    """Raises: BadInput for an unknown runtime, NotInstalled for one that is not there; before work
-    starts.
-    """
+    """Check a runtime before work starts. Raises: BadInput if unknown, NotInstalled if missing."""
     load(find(LOGITS, name, "runtime"), f"runtime {name!r}").check_installed()
 
 
 def model_logits(source: ModelSource, backend: str) -> LogitSource:
-    """Predictions in the framework of a backend."""
+    """Predict in the framework of a backend."""
     backend = choose_backend(backend)
     return forward_logits(source, BACKENDS[backend].framework, backend)
 
 
 def forward_logits(source: ModelSource, framework: str, backend: str) -> LogitSource:
-    """Predictions in a framework: on the backend's device where it is the backend's, else where it
-    likes.
-    """
+    """Predict in a framework: on the backend's device where it is the backend's own."""
     options = device_of(backend) if BACKENDS[backend].framework == framework else {}
     logits: LogitSource = load(LOGITS[framework], "evaluation")(source, **options)
     return logits

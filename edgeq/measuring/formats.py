@@ -1,160 +1,121 @@
-"""What each export format holds, asked of the exporters themselves, and whether a checkpoint fits
-it.
-"""
+"""What each export format holds, as its description says, and whether a checkpoint fits it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import NotInstalled
-from edgeq.protocols import Exporter
-from edgeq.registry import EXPORTERS, load_exporter
+from edgeq.protocols import Exporter, Format
+from edgeq.registry import all_formats, load_exporter
 from edgeq.types import Grid, ZeroKind
 
-BITS = range(2, 9)
-GROUPS = (32, 64, 128, None)
+BITS = range(2, 9)  # of a solution
+GROUPS = (32, 64, 128, None)  # the usual ones, which stand for all that a format holds
 ZEROS: tuple[ZeroKind, ...] = ("symmetric", "integer", "offset")
-PROBE = (256, 1024)  # the shape of a layer that no rule about sizes keeps out
-
-READ_BY = {
-    "gguf": "llama.cpp and what is built on it",
-    "onnx": "ONNX Runtime, onnxruntime-genai",
-    "mlx": "mlx-lm",
-    "gptq": "transformers with GPTQModel, vLLM, onnxruntime-genai's model builder",
-    "compressed-tensors": "vLLM, transformers",
-}
-VERIFIED = {
-    "gguf": "bytes by the `gguf` library; logits in llama.cpp",
-    "onnx": "bytes by the `onnx` library and bit by bit; "
-    "logits in ONNX Runtime, tokens in onnxruntime-genai",
-    "mlx": "words by MLX and bit by bit; logits in mlx-lm",
-    "gptq": "words by onnxruntime-genai's loader and bit by "
-    "bit; logits in GPTQModel where it is installed",
-    "compressed-tensors": "words by the `compressed-tensors` library "
-    "and bit by bit; logits in transformers",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a format holds; zeros_without_loss are the kinds that it does not round again.
-
-    outlier_columns: whether some columns of a layer may have values in full precision beside their
-    codes.
-    """
-
-    name: str
-    bits: Sequence[int]
-    groups: Sequence[str]
-    zeros: Sequence[str]
-    zeros_without_loss: Sequence[str]
-    embedding: str
-    outlier_columns: bool
 
 
 def formats(checkpoint: Checkpoint | None = None) -> list[dict[str, Any]]:
-    """One row per format; with a checkpoint also whether it fits, and what keeps it out or is
-    lost.
+    """List every format, with a checkpoint also whether it fits and what keeps it out or is lost.
+
+    "missing" says what has to be installed before the format can be written.
     """
-    return [_row(name, checkpoint) for name in EXPORTERS]
+    return [_row(described, checkpoint) for described in all_formats()]
 
 
-def _row(name: str, checkpoint: Checkpoint | None) -> dict[str, Any]:
+def _row(described: Format, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    row = {"name": described.name} | held_by(described) | {"read_by": described.read_by}
     try:
-        exporter = load_exporter(name)
+        exporter = load_exporter(described.name)
     except NotInstalled as error:
-        return {"name": name, "missing": str(error)}
-    row = asdict(held_by(exporter)) | {"read_by": READ_BY.get(name, "")}
+        return row | {"missing": str(error)}
     return row if checkpoint is None else row | fit(exporter, checkpoint)
 
 
-def held_by(exporter: Exporter) -> Held:
-    """Every grid is tried on a layer of a size that suits all formats."""
-    fits = {
-        (bits, group, zeros)
-        for bits in BITS
-        for group in GROUPS
-        for zeros in ZEROS
-        if exporter.why_not_grid(PROBE, Grid(bits, group, zeros)) is None
+def held_by(described: Format) -> dict[str, Any]:
+    """Say what a format holds, of the bits, groups and zero points that a solution may have."""
+    kinds = (*described.zero_kinds, *described.rounded_zero_kinds)
+    zeros = [kind for kind in ZEROS if kind in kinds]
+    groups = [size for size in GROUPS if described.groups.holds(size)]
+    return {
+        "bits": [bits for bits in BITS if described.holds_bits(bits)],
+        "groups": ["row" if size is None else str(size) for size in groups],
+        "zeros": zeros,
+        "zeros_without_loss": [kind for kind in zeros if kind in described.zero_kinds],
+        "scales_without_loss": list(described.scale_dtypes),
+        "embedding": described.embedding,
+        "outlier_columns": described.outlier_columns,
+        "options": [option.name for option in described.options],
     }
-    zeros = [kind for kind in ZEROS if any(kind == of_grid for *_, of_grid in fits)]
-    return Held(
-        exporter.name,
-        [bits for bits in BITS if any(bits == of_grid for of_grid, *_ in fits)],
-        [
-            "row" if group is None else str(group)
-            for group in GROUPS
-            if any(group == of for _, of, _ in fits)
-        ],
-        zeros,
-        [kind for kind in zeros if kind in exporter.zero_kinds],
-        "dense" if exporter.linear_only else "quantized",
-        exporter.why_not_grid(PROBE, Grid(4, 32, outlier_columns=0.01)) is None,
-    )
 
 
 def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Whether a checkpoint fits a format: "without loss", "with loss" or "no", and why."""
+    """Say whether a checkpoint fits a format: "without loss", "with loss" or "no", and why."""
     grids = {
         name: (checkpoint.shape(name), checkpoint.grid(name)) for name in checkpoint.tensor_names()
     }
     reason = exporter.reject_reason(checkpoint.record, checkpoint.companions(), grids)
     if reason is not None:
         return {"fits": "no", "reason": reason}
-    linear = {
-        name: grid for name, (_, grid) in grids.items() if grid is not None and ".layers." in name
+    quantized = {name: grid for name, (_, grid) in grids.items() if grid is not None}
+    linear = {name: grid for name, grid in quantized.items() if ".layers." in name}
+    lost = _losses(exporter.format, linear)
+    outer = [name for name in quantized if name not in linear]
+    dense = []
+    if exporter.format.embedding == "dense" and outer:
+        dense.append(f"dense, as their codes say: {', '.join(outer)}")
+    fits = "with loss" if lost else "without loss"
+    return {"fits": fits, "reason": "; ".join([*lost, *dense])}
+
+
+def _losses(described: Format, linear: dict[str, Grid]) -> list[str]:
+    """Say which layers a format rounds again, and how."""
+    zeros = {
+        "integer": "whole zero points get rounded offsets",
+        "offset": "free offsets are rounded",
     }
-    rounded = [name for name, grid in linear.items() if grid.zeros not in exporter.zero_kinds]
-    outer = [name for name, (_, grid) in grids.items() if grid is not None and name not in linear]
-    notes = []
-    for kind, become in (
-        ("integer", "whole zero points get rounded offsets"),
-        ("offset", "free offsets are rounded"),
-    ):
-        names = [name for name in rounded if linear[name].zeros == kind]
-        if names:
-            notes.append(f"{len(names)} layers with {become}, such as {names[0]}")
-    if exporter.linear_only and outer:
-        notes.append(f"dense, as their codes say: {', '.join(outer)}")
-    return {"fits": "with loss" if rounded else "without loss", "reason": "; ".join(notes)}
+    rounded = {
+        text: [name for name, grid in linear.items() if grid.zeros == kind]
+        for kind, text in zeros.items()
+        if kind not in described.zero_kinds
+    }
+    return [
+        f"{len(names)} layers with {text}, such as {names[0]}"
+        for text, names in rounded.items()
+        if names
+    ]
 
 
 def markdown_table() -> str:
-    """The table of docs/formats.md. Raises: NotInstalled when an exporter cannot be loaded."""
+    """Make the table of docs/formats.md."""
     header = (
         "format",
         "bits",
         "groups",
         "zero points",
+        "scale types",
         "outlier columns",
         "embedding, head",
         "who reads it",
         "verified in the tests by",
     )
-    rows = [
-        header,
-        ("---",) * len(header),
-        *(_markdown_row(load_exporter(name)) for name in EXPORTERS),
-    ]
+    rows = [header, ("---",) * len(header), *map(_markdown_row, all_formats())]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-def _markdown_row(exporter: Exporter) -> tuple[str, ...]:
-    held = held_by(exporter)
+def _markdown_row(described: Format) -> Sequence[str]:
+    held = held_by(described)
     zeros = [
-        kind if kind in held.zeros_without_loss else f"{kind} (rounded)" for kind in held.zeros
+        kind if kind in held["zeros_without_loss"] else f"{kind} (rounded)"
+        for kind in held["zeros"]
     ]
-    columns: Sequence[Sequence[str]] = ([str(bits) for bits in held.bits], held.groups, zeros)
-    texts = (
-        "yes" if held.outlier_columns else "no",
-        held.embedding,
-        _known(READ_BY, exporter.name),
-        _known(VERIFIED, exporter.name),
+    return (
+        f"`{described.name}`",
+        ", ".join(map(str, held["bits"])),
+        ", ".join(held["groups"]),
+        ", ".join(zeros),
+        ", ".join(held["scales_without_loss"]),
+        "yes" if held["outlier_columns"] else "no",
+        held["embedding"],
+        described.read_by,
+        described.verified_by,
     )
-    return (f"`{exporter.name}`", *(", ".join(column) for column in columns), *texts)
-
-
-def _known(table: Mapping[str, str], name: str) -> str:
-    assert name in table, f"edgeq.measuring.formats says nothing of {name}"
-    return table[name]

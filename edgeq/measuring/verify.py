@@ -1,6 +1,4 @@
-"""`edgeq verify`: whether an export still holds what its manifest says, read back from its bytes on
-disk.
-"""
+"""`edgeq verify`: whether an export on disk still holds what its manifest says."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +14,16 @@ from edgeq.errors import BadInput, EdgeqError
 from edgeq.files.hashes import hash_files
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE
-from edgeq.measuring.evaluate import EVALUATION_TEXT, check_runtime, find_export, model_logits
+from edgeq.measuring.evaluate import (
+    EVALUATION_TEXT,
+    check_runtime,
+    find_export,
+    model_logits,
+    runnable_names,
+)
 from edgeq.measuring.quality import Meter
 from edgeq.protocols import ExportReader
-from edgeq.registry import LOGITS, READERS, RUNTIMES, find, load
+from edgeq.registry import LOGITS, find_format, load, load_reader
 from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor
 
 UNREADABLE = (EdgeqError, ValueError, KeyError, IndexError, TypeError, RuntimeError)
@@ -32,9 +36,7 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """What was found of one tensor; deviation from the checkpoint's weights, None when there was
-    none to compare.
-    """
+    """Says what was found of one tensor; deviation is None where there was no checkpoint."""
 
     name: str
     status: str
@@ -43,15 +45,12 @@ class TensorReport:
 
 
 def verify(folder: Path, *, against: Path | None = None) -> dict[str, Any]:
-    """Read an export back and compare it with its manifest, and with the checkpoint it was made
-    from where given.
+    """Read an export back and compare it with its manifest, and with its checkpoint where given.
 
     Raises: BadInput for something that is not an export.
     """
     manifest = read_manifest(folder)
-    reader: ExportReader = load(
-        find(READERS, manifest["format"], "format"), f"verifying {manifest['format']!r}"
-    )(folder)
+    reader = load_reader(manifest["format"], folder)
     checkpoint = None if against is None else Checkpoint(against)
     differences = [*changed_files(folder, manifest), *other_checkpoint(manifest, checkpoint)]
     differences += other_names(reader, manifest["tensors"])
@@ -74,7 +73,7 @@ def verify(folder: Path, *, against: Path | None = None) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises: BadInput when there is none, or one that edgeq did not write."""
+    """Read manifest.json. Raises: BadInput when there is none that edgeq wrote."""
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise BadInput(
@@ -89,7 +88,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def is_entry(entry: Any) -> bool:
-    """Whether something in a manifest is about a tensor."""
+    """Say whether something in a manifest is about a tensor."""
     keys = {"bits", "largest_deviation", *NAMED_IN_ENTRY}
     return (
         isinstance(entry, dict)
@@ -99,7 +98,7 @@ def is_entry(entry: Any) -> bool:
 
 
 def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Files that are not as they were written."""
+    """Name files that are not as they were written."""
     claimed, found = manifest["files"], hash_files(folder, but=(MANIFEST_FILE,))
     for name in sorted({*claimed, *found}):
         if name not in found:
@@ -111,7 +110,7 @@ def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def other_checkpoint(manifest: Mapping[str, Any], checkpoint: Checkpoint | None) -> Iterator[str]:
-    """Whether the checkpoint is not the one that `edgeq.checkpoint.certificate.seal` names."""
+    """Notice a checkpoint other than `edgeq.checkpoint.certificate.seal` names."""
     claimed = manifest.get("checkpoint")
     if checkpoint is None or not isinstance(claimed, dict):
         return
@@ -157,7 +156,7 @@ def differences_from_entry(stored: StoredTensor, entry: Entry) -> Iterator[str]:
 
 
 def computes(weights: NumpyArray, layer: QuantizedLinear) -> bool:
-    """Whether weights are scale * code + offset, but for float32 rounding."""
+    """Say whether weights are scale * code + offset, but for float32 rounding."""
     if weights.shape != layer.codes.shape:
         return False
     index = layer.grid.group_index(layer.codes.shape[1])
@@ -190,7 +189,7 @@ def differences_from_checkpoint(
 
 
 def largest_deviation(found: NumpyArray, expected: NumpyArray) -> float:
-    """Raises: ValueError for other shapes."""
+    """Find the largest absolute difference. Raises: ValueError for other shapes."""
     if found.shape != expected.shape:
         raise ValueError(f"shape {found.shape} is not {expected.shape} of the checkpoint")
     return float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
@@ -204,16 +203,15 @@ def run_export(
     windows: int = 1,
     sequence_length: int = 128,
 ) -> dict[str, Any]:
-    """Logits of an export in its runtime beside those of the checkpoint's dequantized weights in
-    the backend.
+    """Run an export in its runtime beside the checkpoint's dequantized weights in the backend.
 
     Units: logit_difference is the largest one, as a share of the largest logit; kl in nats per
     token.
     """
     exported = find_export(str(folder))
-    if exported is None:
-        raise BadInput(f"no runtime for {str(folder)!r}; formats with one: {', '.join(RUNTIMES)}")
-    runtime = RUNTIMES[exported.kind]
+    runtime = None if exported is None else find_format(exported.kind).runtime
+    if exported is None or not runtime:
+        raise BadInput(f"no runtime for {str(folder)!r}; formats with one: {runnable_names()}")
     check_runtime(runtime)
     checkpoint = Checkpoint(against)
     longest = checkpoint.record.context or sequence_length

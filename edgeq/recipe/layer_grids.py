@@ -48,22 +48,24 @@ def check_exports(exporters: Sequence[Exporter], source: ModelSource, grids: Gri
     for exporter in exporters:
         reason = exporter.reject_reason(source.record, source.companions(), grids)
         if reason is not None:
-            raise BadInput(f"format {exporter.name!r}: {reason}")
+            raise BadInput(f"format {exporter.format.name!r}: {reason}")
 
 
 def asymmetric_zeros(exporters: Sequence[Exporter]) -> str:
-    """Choose the asymmetric zero points that all exports hold without loss: free ones, or whole.
+    """Choose the asymmetric kind of zero point that all exports hold without loss.
+
+    That is free offsets where they can, else whole zero points.
 
     Raises: BadInput when they have none in common.
     """
     kinds = ("offset", "integer") if exporters else ("integer",)
-    common = [kind for kind in kinds if all(kind in exporter.zero_kinds for exporter in exporters)]
+    formats = [exporter.format for exporter in exporters]
+    common = [kind for kind in kinds if all(kind in each.zero_kinds for each in formats)]
     if common:
         return common[0]
     held = ", ".join(
-        f"{exporter.name} "
-        f"{' or '.join(kind for kind in kinds if kind in exporter.zero_kinds) or 'none'}"
-        for exporter in exporters
+        f"{each.name} {' or '.join(kind for kind in kinds if kind in each.zero_kinds) or 'none'}"
+        for each in formats
     )
     raise BadInput(
         "--asymmetric: the exports hold different kinds of zero "

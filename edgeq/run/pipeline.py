@@ -297,7 +297,7 @@ def export(
     }
     reason = exporter.reject_reason(checkpoint.record, checkpoint.companions(), grids)
     if reason is not None:
-        raise BadInput(f"format {exporter.name!r}: {reason}")
+        raise BadInput(f"format {exporter.format.name!r}: {reason}")
     with new_directory(destination, force=force) as folder:
         written = [path.relative_to(folder) for path in exporter.write(checkpoint, folder)]
         seal(folder, checkpoint)

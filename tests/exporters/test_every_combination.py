@@ -1,6 +1,4 @@
-"""Every grid in every format: written and read back from disk, or refused before a byte is
-written.
-"""
+"""Every grid in every format: written and read back from disk, or refused before any byte."""
 
 import json
 from dataclasses import replace
@@ -13,13 +11,13 @@ from tiny_models import random_layer, tokenizer_files
 
 from edgeq.errors import BadInput
 from edgeq.measuring.verify import check_tensor
-from edgeq.registry import EXPORTERS, READERS, load, load_exporter
+from edgeq.registry import FORMATS, load_exporter, load_reader
 from edgeq.types import Grid
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
 ZEROS = ("symmetric", "integer", "offset")
-EXPORTS = {**{name: {} for name in EXPORTERS}, "onnx qdq": {"qdq": True}}
+EXPORTS = {**{name: {} for name in FORMATS}, "onnx qdq": {"qdq": True}}
 SHAPES = {  # what is awkward: odd output sizes, inputs that groups do not divide
     "even": {"vocab_size": 320, "intermediate_size": 256},
     "odd rows": {"vocab_size": 321, "intermediate_size": 256, "head_dim": 30},
@@ -68,12 +66,10 @@ def refused(exporter, model, folder):
 
 
 def verified(exporter, model, folder):
-    """The statuses of the linear layers, after every tensor was read back and compared with the
-    solution.
-    """
+    """Give the statuses of the linear layers, after every tensor was read back and compared."""
     exporter.write(model, folder)
     entries = json.loads((folder / "manifest.json").read_text())["tensors"]
-    reader = load(READERS[exporter.name], "reader")(folder)
+    reader = load_reader(exporter.format.name, folder)
     checkpoint = AsCheckpoint(model)
     assert sorted(entry["name"] for entry in entries) == sorted(reader.tensor_names())
     for entry in entries:
@@ -95,7 +91,7 @@ def test_a_combination_is_written_and_verified_or_refused(tmp_path, bits, name, 
             if reason_of(exporter, model) is not None:
                 refused(exporter, model, folder)
                 continue
-            lossless = zeros in exporter.zero_kinds
+            lossless = zeros in exporter.format.zero_kinds
             assert verified(exporter, model, folder) <= {"exact", "widened"} | (
                 set() if lossless else {"rescaled"}
             )

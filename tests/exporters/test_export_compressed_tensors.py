@@ -14,7 +14,8 @@ from tiny_models import random_layer
 from edgeq.errors import BadInput
 from edgeq.types import Grid
 from edgeq_backends.torch.directories import CompressedTensorsLogits
-from edgeq_exporters.hugging_face.compressed_tensors import BITS, CompressedTensorsExporter, pack
+from edgeq_exporters.hugging_face.compressed_tensors import CompressedTensorsExporter, pack
+from edgeq_exporters.hugging_face.formats import COMPRESSED_TENSORS
 
 DOWN = "model.layers.1.mlp.down_proj"
 
@@ -35,7 +36,7 @@ def stream(words, bits, count):
 
 @pytest.mark.parametrize("zeros", ["symmetric", "integer"])
 @pytest.mark.parametrize("group_size", [32, 128, None])
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", COMPRESSED_TENSORS.bits)
 def test_packed_words_stand_bit_by_bit_and_in_the_library_for_the_solved_weights(
     rng, bits, group_size, zeros
 ):

@@ -16,7 +16,8 @@ from tiny_models import random_layer
 from edgeq.errors import BadInput
 from edgeq.types import Grid
 from edgeq_exporters.common import safetensors_directory
-from edgeq_exporters.hugging_face.gptq import BITS, GptqExporter, pack
+from edgeq_exporters.hugging_face.formats import GPTQ
+from edgeq_exporters.hugging_face.gptq import GptqExporter, pack
 
 UP = "model.layers.0.mlp.up_proj"
 DOWN = "model.layers.1.mlp.down_proj"
@@ -54,7 +55,7 @@ def weights_bit_by_bit(tensors, module, bits):
 
 @pytest.mark.parametrize("zeros", ["symmetric", "integer"])
 @pytest.mark.parametrize("group_size", [32, 64, 128, None])
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", GPTQ.bits)
 def test_packed_words_stand_bit_by_bit_for_the_solved_weights(rng, bits, group_size, zeros):
     layer = random_layer(rng, (32, 128), Grid(bits, group_size, zeros))
     assert (layer.scales < 0).any()
@@ -72,7 +73,7 @@ def test_packed_words_stand_bit_by_bit_for_the_solved_weights(rng, bits, group_s
     np.testing.assert_array_equal(stored.dequantized(), layer.dequantized())
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", GPTQ.bits)
 def test_a_zero_point_of_zero_is_written_from_the_other_end_and_changes_no_weight(rng, bits):
     layer = random_layer(rng, (32, 64), Grid(bits, 32, "integer"))
     offsets = layer.offsets.copy()

@@ -13,7 +13,8 @@ from tiny_models import random_layer
 import edgeq_exporters.common.safetensors_directory as directory_module
 from edgeq.types import Grid
 from edgeq_exporters.mlx.exporter import MlxExporter
-from edgeq_exporters.mlx.tensors import BITS, GROUP_SIZES, quantized_tensors
+from edgeq_exporters.mlx.format import FORMAT
+from edgeq_exporters.mlx.tensors import quantized_tensors
 
 mx = pytest.importorskip("mlx.core", reason="needs mlx", exc_type=ImportError)
 load_model = pytest.importorskip(
@@ -46,8 +47,8 @@ def assert_alike(found, reference):
 
 
 @pytest.mark.parametrize("zeros", ["symmetric", "offset"])
-@pytest.mark.parametrize("group_size", GROUP_SIZES)
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", FORMAT.groups.only)
+@pytest.mark.parametrize("bits", FORMAT.bits)
 def test_mlx_lm_predicts_like_torch_with_the_dequantized_weights(
     rng, tmp_path, ids, bits, group_size, zeros
 ):
@@ -215,8 +216,8 @@ def codes_bit_by_bit(words, bits, columns):
     )
 
 
-@pytest.mark.parametrize("group_size", GROUP_SIZES)
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", FORMAT.groups.only)
+@pytest.mark.parametrize("bits", FORMAT.bits)
 def test_packed_words_are_read_alike_by_mlx_and_bit_by_bit(rng, bits, group_size):
     layer = random_layer(rng, (5, 384), Grid(bits, group_size, "offset", "float32"))
     assert (layer.scales < 0).any()

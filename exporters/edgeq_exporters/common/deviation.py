@@ -8,8 +8,9 @@ from edgeq.types import NumpyArray, QuantizedLinear
 
 
 def largest_difference(layer: QuantizedLinear, scales: NumpyArray, offsets: NumpyArray) -> float:
-    """Largest absolute difference between weights of these scales and offsets and
-    `layer.dequantized()`, unrounded.
+    """Find the largest absolute difference of weights with these scales and offsets, unrounded.
+
+    The other weights are those of `layer.dequantized()`.
 
     The difference is linear in the code, so only the smallest and largest code of each group can
     attain it.

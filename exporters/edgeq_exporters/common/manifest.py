@@ -1,6 +1,4 @@
-"""What every export has beside its weights: a manifest of what became of each tensor, and files
-that appear whole.
-"""
+"""The manifest beside every export: what became of each tensor, and the hash of each file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,9 +77,7 @@ def quantized_entry(
     stored: QuantizedLinear,
     widened: bool = False,
 ) -> Entry:
-    """What became of a quantized tensor whose solution is `layer` and whose values in the file are
-    `stored`.
-    """
+    """Describe a tensor solved as `layer` whose values in the file are `stored`."""
     deviation = largest_difference(layer, stored.scales, stored.offsets)
     return tensor_entry(
         name=name,

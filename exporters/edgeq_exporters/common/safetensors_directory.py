@@ -1,6 +1,4 @@
-"""Model directories of safetensors files: shards with an index, config.json, companions, the
-manifest.
-"""
+"""Model directories of safetensors files: shards, their index, config.json, the manifest."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +24,7 @@ MakeTensor = Callable[[str], tuple[Mapping[str, NumpyArray], Entry]]
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """A file of weights: the bytes of its tensors, the names they have there, and the manifest's
-    entries.
-    """
+    """Says of a file of weights how large its tensors are, their names, and their entries."""
 
     path: Path
     size: int
@@ -38,8 +34,7 @@ class WrittenShard:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryContent:
-    """What goes into a directory. `label` is the framework that safetensors files name in their
-    metadata.
+    """Says what goes into a directory; `label` is the framework that the files' metadata name.
 
     Units: sizes holds the bytes of every tensor of the model, in the order of the file.
     """
@@ -53,8 +48,7 @@ class DirectoryContent:
 
 
 def write_directory(content: DirectoryContent, destination: Path) -> list[Path]:
-    """Write a directory; the result starts with `destination` itself, which is what a runtime is
-    given.
+    """Write a directory; `destination` itself, which a runtime is given, is the first result.
 
     The tensors of one shard are in memory at a time. The same content gives the same bytes.
     """
@@ -75,9 +69,7 @@ def write_directory(content: DirectoryContent, destination: Path) -> list[Path]:
 
 
 def plan_shards(sizes: Mapping[str, int]) -> list[list[str]]:
-    """Tensor names by shard, in order, as many in each as the limit allows. Units: sizes in
-    bytes.
-    """
+    """Divide tensor names among shards, in order, as many as the limit allows. Units: bytes."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, added in sizes.items():
@@ -145,8 +137,9 @@ def dense_dtype(grids: Shapes) -> ScaleDtype:
 
 
 def dense_tensor(array: NumpyArray, dense: ScaleDtype) -> tuple[NumpyArray, float]:
-    """A tensor in the given precision and its largest rounding, or as it is where a value would
-    overflow.
+    """Round a tensor to a precision; gives its largest rounding too.
+
+    A tensor with a value that would overflow stays as it is.
 
     Every weight's precision spreads to the activations, so one wider tensor makes the whole model
     wider.
@@ -167,8 +160,9 @@ def make_dense(
     digest: str | None = None,
     solved_on: Grid | None = None,
 ) -> tuple[Mapping[str, NumpyArray], Entry]:
-    """A dense tensor as it is stored, and what became of it; digest and solved_on where codes stand
-    behind it.
+    """Make a dense tensor as it is stored, and the entry that says what became of it.
+
+    digest and solved_on are given where codes stand behind it.
     """
     stored, deviation = dense_tensor(array, dense)
     entry = tensor_entry(

@@ -1,5 +1,6 @@
 """GGUF's one-level blocks of 32 weights: which grids they hold, and their bytes."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,16 +34,15 @@ WITH_MINIMUM = (BlockType("Q4_1", 4, False), BlockType("Q5_1", 5, False))
 
 
 def block_type(grid: Grid) -> BlockType | None:
-    """The smallest block type that holds the codes of a grid without loss; None when there is
-    none.
-    """
+    """Choose the smallest block type that holds the codes of a grid without loss, or None."""
     candidates = CENTRED if grid.zeros == "symmetric" else WITH_MINIMUM
     return next((kind for kind in candidates if 2 <= grid.bits <= kind.bits), None)
 
 
 def why_not_packable(shape: tuple[int, ...], grid: Grid) -> str | None:
-    """What keeps a tensor out of GGUF blocks and what to change; None when it fits. Shapes: (out,
-    in).
+    """Say what keeps a tensor out of GGUF blocks and what to change, or None.
+
+    Shapes: (out, in).
     """
     if block_type(grid) is None:
         return _no_block_type(grid)
@@ -62,6 +62,18 @@ def why_not_packable(shape: tuple[int, ...], grid: Grid) -> str | None:
     return None
 
 
+def tensor_bytes(shape: tuple[int, ...], grid: Grid | None, item_bytes: int) -> int:
+    """Count the bytes of a tensor in the file; item_bytes are those of a number of a dense one.
+
+    llama.cpp accepts vectors in float32 only, four bytes whatever the model has.
+    """
+    weights = math.prod(shape)
+    kind = None if grid is None else block_type(grid)
+    if kind is not None:
+        return weights // BLOCK_COLUMNS * kind.block_bytes
+    return weights * (4 if len(shape) == 1 else item_bytes)
+
+
 def _no_block_type(grid: Grid) -> str:
     if grid.zeros != "symmetric" and 6 <= grid.bits <= 8:
         return (
@@ -72,8 +84,7 @@ def _no_block_type(grid: Grid) -> str:
 
 
 def pack_blocks(layer: QuantizedLinear) -> Bytes:
-    """The layer as GGUF blocks of `block_type`; a larger group repeats its scale and offset in each
-    of its blocks.
+    """Lay a layer out as GGUF blocks of `block_type`; each repeats the numbers of its group.
 
     Fields of a block in order: d, m (not in the centred types), fifth bits (5-bit types), codes.
 
@@ -140,16 +151,18 @@ def _blocked(codes: Bytes) -> Bytes:
 
 
 def _bytes_per_block(values: npt.NDArray[np.float16], layer: QuantizedLinear) -> Bytes:
-    """A float16 per group, repeated for each block of the group. Shapes: (out, groups) -> (out,
-    blocks, 2).
+    """Repeat a float16 per group for each block of the group.
+
+    Shapes: (out, groups) -> (out, blocks, 2).
     """
     group_of_block = layer.grid.group_index(layer.codes.shape[1])[::BLOCK_COLUMNS]
     return values[:, group_of_block, np.newaxis].view(np.uint8)
 
 
 def _nibbles(codes: Bytes) -> Bytes:
-    """Low nibble: columns 0-15 of the block; high nibble: columns 16-31. Shapes: (..., 32) -> (...,
-    16).
+    """Put columns 0-15 of a block into low nibbles, 16-31 into high ones.
+
+    Shapes: (..., 32) -> (..., 16).
     """
     low, high = codes[..., :16] & np.uint8(0x0F), codes[..., 16:] & np.uint8(0x0F)
     return low | (high << np.uint8(4))

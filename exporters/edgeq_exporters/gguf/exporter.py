@@ -36,8 +36,10 @@ from edgeq_exporters.gguf.blocks import (
     held_by_blocks,
     is_widened,
     pack_blocks,
+    tensor_bytes,
     why_not_packable,
 )
+from edgeq_exporters.gguf.format import FORMAT
 from edgeq_exporters.gguf.tokenizer import tokenizer_keys, why_not_tokenizer
 
 try:
@@ -65,19 +67,15 @@ class PlannedTensor:
 
 
 class GgufExporter:
-    """Writes model.gguf and manifest.json. Integer zero points are accepted; their minimum is
-    rounded to float16.
-    """
+    """Writes model.gguf and manifest.json; minima of integer zero points become float16."""
 
-    name = "gguf"
-    zero_kinds: Sequence[str] = ("symmetric", "offset")
-    linear_only = False
+    format = FORMAT
     settings: Mapping[str, Any] = MappingProxyType({})
 
     def reject_reason(
         self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
     ) -> str | None:
-        """Why this model on these grids cannot be written, naming what to change; None when it can.
+        """Say why this model on these grids cannot be written and what to change, or None.
 
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
         """
@@ -90,10 +88,16 @@ class GgufExporter:
         return reason or why_not_tensors(decoder, grids)
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
-        """What keeps a matrix on this grid out of the format, naming what to change; None when it
-        fits.
-        """
+        """Say what keeps a matrix on this grid out of the format and what to change, or None."""
         return why_not_packable(shape, grid)
+
+    def planned_bytes(
+        self, record: ModelRecord, grids: Shapes, item_bytes: Mapping[str, int]
+    ) -> int:
+        """Count the bytes of all tensors in the file; see `edgeq.protocols.Exporter`."""
+        return sum(
+            tensor_bytes(shape, grid, item_bytes[name]) for name, (shape, grid) in grids.items()
+        )
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
         """Write both files into the directory `destination`; the same model gives the same bytes.
@@ -110,10 +114,9 @@ class GgufExporter:
             raise BadInput(f"export 'gguf': {reason}")
         path = destination / FILE_NAME
         entries = write_gguf(model, plan, path)
-        return [
-            path,
-            write_manifest(destination, format_name=self.name, file=FILE_NAME, entries=entries),
-        ]
+        name = self.format.name
+        manifest = write_manifest(destination, format_name=name, file=FILE_NAME, entries=entries)
+        return [path, manifest]
 
 
 def why_not_tensors(decoder: Decoder, grids: Shapes) -> str | None:
@@ -210,9 +213,7 @@ def _add_key(
 
 
 def dominating_type(plan: Iterable[PlannedTensor]) -> str:
-    """The type of most weights of the decoder blocks; embedding and head often have a type of their
-    own.
-    """
+    """Find the type of most weights of the blocks; embedding and head may have their own."""
     weights: Counter[str] = Counter()
     for tensor in plan:
         if tensor.name.startswith("blk."):

@@ -62,8 +62,7 @@ class TokenizerFiles:
 def why_not_tokenizer(
     companions: Mapping[str, bytes], tokens: TokenIds, *, vocab_size: int
 ) -> str | None:
-    """What about a tokenizer the GGUF exporter cannot write, naming what was found; None when it
-    can.
+    """Say what about a tokenizer the GGUF exporter cannot write, or None.
 
     Raises: BadInput for a file that is not a JSON object.
     """
@@ -112,9 +111,7 @@ def _why_not_ids(files: TokenizerFiles, vocab_size: int) -> str | None:
 def tokenizer_keys(
     companions: Mapping[str, bytes], tokens: TokenIds, *, vocab_size: int
 ) -> Iterator[tuple[str, str | bool | int | list[str] | list[int]]]:
-    """All tokenizer keys of a tokenizer that `why_not_tokenizer` accepts. Units: a lone int is
-    stored as uint32.
-    """
+    """Make all keys of a tokenizer that `why_not_tokenizer` accepts; a lone int is a uint32."""
     files = TokenizerFiles.read(companions, tokens)
     vocabulary, types = padded_vocabulary(files.tokenizer, vocab_size=vocab_size)
     yield "tokenizer.ggml.model", "gpt2"
@@ -141,8 +138,7 @@ def _special_keys(files: TokenizerFiles) -> Iterator[tuple[str, bool | int]]:
 
 
 def pre_tokenizer_name(tokenizer: Json) -> str | None:
-    """llama.cpp's name for the way a tokenizer splits text into words; None if it is none of the
-    known ones.
+    """Give llama.cpp's name for how a tokenizer splits text into words; None if it has none.
 
     llama.cpp normalizes nothing. Qwen2's NFC leaves text unchanged that is composed already, as
     nearly all text is.
@@ -174,9 +170,7 @@ def padded_vocabulary(tokenizer: Json, *, vocab_size: int) -> tuple[list[str], l
 
 
 def special_ids(files: TokenizerFiles) -> dict[str, int]:
-    """Ids of the bos, eos, unk and pad tokens that the tokenizer's files, or else the model's
-    config, name.
-    """
+    """Find the ids of the bos, eos, unk and pad tokens in the tokenizer's files or the config."""
     ids, found = files.ids(), {}
     for name in SPECIAL_TOKENS:
         named = [_content(source.get(f"{name}_token")) for source in (files.settings, files.named)]
@@ -239,8 +233,9 @@ def _why_not_template(files: TokenizerFiles) -> str | None:
 
 
 def _why_not_readable(tokenizer: bytes) -> str | None:
-    """What the tokenizers library has against the file: wrong types, unknown parts, merges without
-    tokens.
+    """Say what the tokenizers library has against the file, or None.
+
+    That is wrong types, unknown parts, merges without tokens.
     """
     try:
         Tokenizer.from_str(tokenizer.decode())
@@ -289,9 +284,7 @@ def _splits_digits(steps: list[Json]) -> bool:
 
 
 def _word_pattern(steps: list[Json]) -> str:
-    """The expression of a lone Split that keeps what it finds as words of their own; else
-    nothing.
-    """
+    """Give the expression of a lone Split that keeps what it finds as words, or None."""
     if len(steps) != 1 or steps[0].get("type") != "Split":
         return ""
     if steps[0].get("behavior") != "Isolated" or steps[0].get("invert"):

@@ -1,6 +1,6 @@
 """compressed-tensors directories (format pack-quantized) for transformers and vLLM."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -10,60 +10,57 @@ import numpy as np
 from edgeq.decoder import ModelRecord, Shape
 from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput
-from edgeq.grids.packing import pack_words
+from edgeq.grids.packing import WORD_BITS, pack_words
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, QuantizedLinear
 from edgeq_exporters.common.decoder import Shapes, why_not_outliers
 from edgeq_exporters.common.deviation import as_stored
+from edgeq_exporters.hugging_face import formats
 from edgeq_exporters.hugging_face.directory import (
     LinearFormat,
     Packed,
     layers_by_grid,
     patterns_of,
+    planned_bytes,
     reject_reason,
     write,
 )
-
-# Other bits are packed in two ways, older releases leaving bits of each word unused; both read
-# these alike.
-BITS = (2, 4, 8)
 
 
 class CompressedTensorsExporter:
     """Writes linear layers as pack-quantized; embedding and head are dense, as their codes say."""
 
-    name = "compressed-tensors"
-    zero_kinds: Sequence[str] = ("symmetric", "integer")
-    linear_only = True
+    format = formats.COMPRESSED_TENSORS
     settings: Mapping[str, Any] = MappingProxyType({})
 
     def reject_reason(
         self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
     ) -> str | None:
-        """Why this model on these grids cannot be written, naming what to change; None when it
-        can.
-        """
+        """Say why this model on these grids cannot be written and what to change, or None."""
         return reject_reason(PACK_QUANTIZED, record, grids)
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
-        """What keeps a matrix on this grid out of the format, naming what to change; None when it
-        fits.
-        """
+        """Say what keeps a matrix on this grid out of the format and what to change, or None."""
         return why_not_grid(shape, grid)
 
+    def planned_bytes(
+        self, record: ModelRecord, grids: Shapes, item_bytes: Mapping[str, int]
+    ) -> int:
+        """Count the bytes of all tensors in the shards; see `edgeq.protocols.Exporter`."""
+        return planned_bytes(PACK_QUANTIZED, record, grids)
+
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory. Raises: BadInput, before anything is written, for a model with a
-        `reject_reason`.
-        """
+        """Write the directory. Raises: BadInput before that where there is a `reject_reason`."""
         return write(PACK_QUANTIZED, model, destination)
 
 
 def why_not_grid(shape: Shape, grid: Grid) -> str | None:
-    """What keeps a linear layer out of pack-quantized and what to change; None when it fits.
+    """Say what keeps a linear layer out of pack-quantized and what to change, or None.
+
     Shapes: (out, in).
     """
     in_features = shape[1]
-    if grid.bits not in BITS:
+    if not formats.COMPRESSED_TENSORS.holds_bits(grid.bits):
         return (
             f"releases of compressed-tensors pack {grid.bits} "
             "bits in different ways; choose 2, 4 or 8"
@@ -82,11 +79,10 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
 
 
 def pack(module: str, layer: QuantizedLinear) -> Packed:
-    """weight_packed, weight_scale, weight_shape, weight_zero_point (not on symmetric grids), and
-    the layer held.
+    """Make weight_packed, weight_scale, weight_shape, perhaps weight_zero_point, and the layer.
 
-    Words are little-endian bit streams along the inputs for codes and along the outputs for zero
-    points.
+    Symmetric grids have no zero points; the layer is the one that the tensors hold. Words are
+    little-endian bit streams along the inputs for codes and along the outputs for zero points.
 
     Shapes: codes (out, in) -> weight_packed (out, ceil(in * bits / 32)), weight_scale (out,
     groups), weight_zero_point (ceil(out * bits / 32), groups). Raises: BadInput if a scale is too
@@ -113,10 +109,21 @@ def pack(module: str, layer: QuantizedLinear) -> Packed:
     return tensors, as_stored(layer, scales, -scales.astype(np.float32) * zeros)
 
 
-def settings(linear: Shapes) -> Mapping[str, Any]:
-    """The quantization_config: one group per grid; every Linear where there is one grid, else by
-    pattern.
+def layer_bytes(shape: Shape, grid: Grid) -> int:
+    """Count the bytes of a layer: codes and zero points in whole words, scales, its shape.
+
+    Shapes: (out, in).
     """
+    rows, columns = shape
+    groups = grid.group_count(columns)
+    codes = 4 * rows * -(-columns * grid.bits // WORD_BITS)
+    zeros = 4 * groups * -(-rows * grid.bits // WORD_BITS) if grid.zeros == "integer" else 0
+    two_sizes = 16  # int64
+    return codes + zeros + rows * groups * NUMPY[grid.scale_dtype].itemsize + two_sizes
+
+
+def settings(linear: Shapes) -> Mapping[str, Any]:
+    """Make the quantization_config: every Linear where there is one grid, else by pattern."""
     modules = dict(layers_by_grid(linear))
     dense = modules.pop(None, [])
     groups = {}
@@ -156,6 +163,7 @@ PACK_QUANTIZED = LinearFormat(
     name="compressed-tensors",
     type_name="pack-quantized",
     why_not_grid=why_not_grid,
+    layer_bytes=layer_bytes,
     pack=pack,
     settings=settings,
 )

@@ -1,6 +1,4 @@
-"""Directories of transformers and vLLM whose linear layers are packed; embedding and head are dense
-there.
-"""
+"""Directories of transformers and vLLM: linear layers packed, embedding and head dense."""
 
 import re
 from collections import Counter, defaultdict
@@ -43,21 +41,23 @@ Packed = tuple[Mapping[str, NumpyArray], QuantizedLinear]
 
 @dataclass(frozen=True, slots=True)
 class LinearFormat:
-    """What two formats of this kind do differently.
+    """Says what two formats of this kind do differently.
 
-    pack gives the tensors of a weight named P.weight and the layer as they hold it; settings gives
-    the quantization_config of a model from the grids of its linear layers.
+    pack gives the tensors of a weight named P.weight and the layer as they hold it; layer_bytes
+    counts these tensors; settings gives the quantization_config of a model from the grids of its
+    linear layers.
     """
 
     name: str
     type_name: str
     why_not_grid: Callable[[Shape, Grid], str | None]
+    layer_bytes: Callable[[Shape, Grid], int]
     pack: Callable[[str, QuantizedLinear], Packed]
     settings: Callable[[Shapes], Mapping[str, Any]]
 
 
 def reject_reason(kind: LinearFormat, record: ModelRecord, grids: Shapes) -> str | None:
-    """Say why a model cannot be written, naming what to change; None when it can."""
+    """Say why a model cannot be written and what to change, or None."""
     linear = linear_tensors(record.decoder)
 
     def why_not(name: str, shape: Shape, grid: Grid) -> str | None:
@@ -90,9 +90,18 @@ def why_not_fused(decoder: Decoder, grids: Shapes) -> str | None:
     return None
 
 
+def planned_bytes(kind: LinearFormat, record: ModelRecord, grids: Shapes) -> int:
+    """Count the bytes of all tensors in the shards; dense ones are in the type of the scales."""
+    packed = linear_tensors(record.decoder)
+    item = NUMPY[dense_dtype({name: grids[name] for name in grids if name in packed})].itemsize
+    return sum(
+        prod(shape) * item if grid is None or name not in packed else kind.layer_bytes(shape, grid)
+        for name, (shape, grid) in grids.items()
+    )
+
+
 def write(kind: LinearFormat, model: QuantizedModel, destination: Path) -> list[Path]:
-    """Write the directory; the result starts with `destination` itself, which is what runtimes are
-    given.
+    """Write the directory; `destination` itself, which runtimes are given, is the first result.
 
     The tensors of one shard are in memory at a time. The same model gives the same bytes.
 
@@ -134,7 +143,7 @@ def _config(
 
 
 def _bytes_of(shape: Shape, grid: Grid | None, dense: ScaleDtype) -> int:
-    """About the size of a tensor in the file, to plan shards with."""
+    """Bound the size of a tensor in the file, to plan shards with."""
     if grid is None:
         return prod(shape) * NUMPY[dense].itemsize
     return prod(shape) * grid.bits // 8 + 6 * shape[0] * grid.group_count(shape[1]) + 4 * shape[1]
@@ -148,7 +157,7 @@ def _tensor(
     dense: ScaleDtype,
     name: str,
 ) -> tuple[Mapping[str, NumpyArray], Entry]:
-    """What is stored of one tensor, and what became of it."""
+    """Make what is stored of one tensor, and the entry that says what became of it."""
     shape, grid = grids[name]
     if grid is None:
         array = model.dense(name)
@@ -168,7 +177,7 @@ def _tensor(
 
 
 def commonest_grid(linear: Shapes) -> Grid:
-    """The grid of most weights."""
+    """Find the grid of most weights."""
     weights: Counter[Grid] = Counter()
     for (rows, *columns), grid in linear.values():
         if grid is not None:
@@ -177,7 +186,7 @@ def commonest_grid(linear: Shapes) -> Grid:
 
 
 def layers_by_grid(linear: Shapes) -> Mapping[Grid | None, Sequence[str]]:
-    """Module paths of linear layers by grid, None for dense ones."""
+    """List module paths of linear layers by grid, None for dense ones."""
     modules: defaultdict[Grid | None, list[str]] = defaultdict(list)
     for name, (_, grid) in linear.items():
         modules[grid].append(name.removesuffix(".weight"))
@@ -185,11 +194,10 @@ def layers_by_grid(linear: Shapes) -> Mapping[Grid | None, Sequence[str]]:
 
 
 def patterns_of(modules: Iterable[str]) -> list[str]:
-    """Regular expressions that match these modules, and what vLLM fuses them into, at the start of
-    a tensor's name.
+    """Make regular expressions that match these modules, and what vLLM fuses them into.
 
-    onnxruntime-genai matches whole tensor names, the other readers module paths: a pattern ends at
-    a dot or the end.
+    They match at the start of a tensor's name. onnxruntime-genai matches whole tensor names, other
+    readers module paths: a pattern ends at a dot or the end.
     """
     blocks: defaultdict[str, set[int]] = defaultdict(set)
     for module in modules:

@@ -1,8 +1,6 @@
-"""GPTQ directories (quant_method gptq, checkpoint_format gptq, also called v1) for transformers,
-vLLM, GPTQModel.
-"""
+"""GPTQ directories (checkpoint_format gptq, also called v1) for transformers, vLLM, GPTQModel."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,55 +16,55 @@ from edgeq.types import Grid, QuantizedLinear
 from edgeq.version import __version__
 from edgeq_exporters.common.decoder import Shapes, why_not_outliers
 from edgeq_exporters.common.deviation import as_stored
+from edgeq_exporters.hugging_face import formats
 from edgeq_exporters.hugging_face.directory import (
     LinearFormat,
     Packed,
     commonest_grid,
     layers_by_grid,
     patterns_of,
+    planned_bytes,
     reject_reason,
     write,
 )
 
-BITS = (2, 3, 4, 8)
 WORD_BITS = 32
 
 
 class GptqExporter:
     """Writes linear layers as GPTQ packs them; embedding and head are dense, as their codes say."""
 
-    name = "gptq"
-    zero_kinds: Sequence[str] = ("symmetric", "integer")
-    linear_only = True
+    format = formats.GPTQ
     settings: Mapping[str, Any] = MappingProxyType({})
 
     def reject_reason(
         self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
     ) -> str | None:
-        """Why this model on these grids cannot be written, naming what to change; None when it
-        can.
-        """
+        """Say why this model on these grids cannot be written and what to change, or None."""
         return reject_reason(GPTQ, record, grids)
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
-        """What keeps a matrix on this grid out of the format, naming what to change; None when it
-        fits.
-        """
+        """Say what keeps a matrix on this grid out of the format and what to change, or None."""
         return why_not_grid(shape, grid)
 
+    def planned_bytes(
+        self, record: ModelRecord, grids: Shapes, item_bytes: Mapping[str, int]
+    ) -> int:
+        """Count the bytes of all tensors in the shards; see `edgeq.protocols.Exporter`."""
+        return planned_bytes(GPTQ, record, grids)
+
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory. Raises: BadInput, before anything is written, for a model with a
-        `reject_reason`.
-        """
+        """Write the directory. Raises: BadInput before that where there is a `reject_reason`."""
         return write(GPTQ, model, destination)
 
 
 def why_not_grid(shape: Shape, grid: Grid) -> str | None:
-    """What keeps a linear layer out of GPTQ's packing and what to change; None when it fits.
+    """Say what keeps a linear layer out of GPTQ's packing and what to change, or None.
+
     Shapes: (out, in).
     """
     in_features = shape[1]
-    if grid.bits not in BITS:
+    if not formats.GPTQ.holds_bits(grid.bits):
         return f"GPTQ packs 2, 3, 4 or 8 bits, not {grid.bits}; choose one of them"
     if grid.outlier_columns:
         return why_not_outliers(grid, "GPTQ")
@@ -98,7 +96,7 @@ def _why_not_words(shape: Shape, grid: Grid) -> str | None:
 
 
 def pack(module: str, layer: QuantizedLinear) -> Packed:
-    """qweight, qzeros, scales and g_idx of a layer, and the layer as they hold it.
+    """Make qweight, qzeros, scales and g_idx of a layer, and the layer as they hold it.
 
     Words are little-endian bit streams along the inputs for codes and along the outputs for zero
     points, which v1 stores less one; groups with a zero point of 0 are written from their other
@@ -127,14 +125,22 @@ def pack(module: str, layer: QuantizedLinear) -> Packed:
     return {name: np.ascontiguousarray(array) for name, array in tensors.items()}, stored
 
 
+def layer_bytes(shape: Shape, grid: Grid) -> int:
+    """Count the bytes of codes, zero points, float16 scales and the group of each input.
+
+    Shapes: (out, in).
+    """
+    rows, columns = shape
+    groups = grid.group_count(columns)
+    return rows * (columns + groups) * grid.bits // 8 + 2 * rows * groups + 4 * columns
+
+
 def _words(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
     return pack_words(codes, bits).view("<i4")
 
 
 def settings(linear: Shapes) -> Mapping[str, Any]:
-    """The quantization_config: the commonest grid, and by pattern what differs; dense layers are
-    excluded.
-    """
+    """Make the quantization_config: the commonest grid, and by pattern what differs from it."""
     default = commonest_grid(linear)
     dynamic: dict[str, Any] = {}
     for grid, modules in layers_by_grid(linear).items():
@@ -161,5 +167,10 @@ def _scheme(grid: Grid) -> dict[str, Any]:
 
 
 GPTQ = LinearFormat(
-    name="gptq", type_name="GPTQ", why_not_grid=why_not_grid, pack=pack, settings=settings
+    name="gptq",
+    type_name="GPTQ",
+    why_not_grid=why_not_grid,
+    layer_bytes=layer_bytes,
+    pack=pack,
+    settings=settings,
 )

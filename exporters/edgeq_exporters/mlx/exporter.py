@@ -1,6 +1,6 @@
 """MLX directories for mlx-lm: Llama-like models in MLX's affine quantization."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -26,23 +26,20 @@ from edgeq_exporters.common.safetensors_directory import (
     write_directory,
 )
 from edgeq_exporters.mlx.architecture import exported_config
+from edgeq_exporters.mlx.format import FORMAT
 from edgeq_exporters.mlx.tensors import quantized_tensors, stored_bytes, why_not_grid
 
 
 class MlxExporter:
-    """Writes the directory that mlx-lm loads. Integer zero points are accepted; their offsets are
-    rounded.
-    """
+    """Writes the directory that mlx-lm loads; offsets of integer zero points are rounded."""
 
-    name = "mlx"
-    zero_kinds: Sequence[str] = ("symmetric", "offset")
-    linear_only = False
+    format = FORMAT
     settings: Mapping[str, Any] = MappingProxyType({})
 
     def reject_reason(
         self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
     ) -> str | None:
-        """Why this model on these grids cannot be written, naming what to change; None when it can.
+        """Say why this model on these grids cannot be written and what to change, or None.
 
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
         """
@@ -51,14 +48,18 @@ class MlxExporter:
         )
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
-        """What keeps a matrix on this grid out of the format, naming what to change; None when it
-        fits.
-        """
+        """Say what keeps a matrix on this grid out of the format and what to change, or None."""
         return why_not_grid(shape, grid)
 
+    def planned_bytes(
+        self, record: ModelRecord, grids: Shapes, item_bytes: Mapping[str, int]
+    ) -> int:
+        """Count the bytes of all tensors in the shards; see `edgeq.protocols.Exporter`."""
+        dense = dense_dtype(grids)
+        return sum(stored_bytes(shape, grid, dense) for shape, grid in grids.values())
+
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory; the result starts with `destination` itself, which is what mlx-lm is
-        given.
+        """Write the directory; `destination` itself, which mlx-lm is given, is the first result.
 
         The tensors of one shard are in memory at a time. The same model gives the same bytes.
 
@@ -71,7 +72,7 @@ class MlxExporter:
         grids = planned_grids(model)
         dense = dense_dtype(grids)
         content = DirectoryContent(
-            format_name=self.name,
+            format_name=self.format.name,
             label="mlx",
             sizes={name: stored_bytes(shape, grid, dense) for name, (shape, grid) in grids.items()},
             make=partial(_tensor, model, grids, dense),
@@ -88,7 +89,7 @@ def _why_not_tensor(_: str, shape: Shape, grid: Grid) -> str | None:
 def _tensor(
     model: QuantizedModel, grids: Shapes, dense: ScaleDtype, name: str
 ) -> tuple[Mapping[str, NumpyArray], Entry]:
-    """What is stored of one tensor, and what became of it."""
+    """Make what is stored of one tensor, and the entry that says what became of it."""
     shape, grid = grids[name]
     if grid is None:
         array = model.dense(name)

@@ -1,6 +1,4 @@
-"""Tensors as MLX stores them: which grids its affine mode computes, packed codes with scales and
-biases.
-"""
+"""Tensors as MLX stores them: which grids its affine mode computes, codes, scales, biases."""
 
 import math
 from collections.abc import Mapping
@@ -13,27 +11,25 @@ from edgeq.grids.packing import pack_words
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
 from edgeq_exporters.common.decoder import why_not_outliers
 from edgeq_exporters.common.deviation import as_stored
-
-# MLX packs other bits and groups as well, but multiplies them wrongly without an error.
-BITS = (2, 3, 4, 5, 6, 8)
-GROUP_SIZES = (32, 64, 128)
+from edgeq_exporters.mlx.format import FORMAT
 
 
 def why_not_grid(shape: tuple[int, ...], grid: Grid) -> str | None:
-    """What keeps a quantized tensor out of MLX and what to change; None when it fits. Shapes: (out,
-    in).
+    """Say what keeps a quantized tensor out of MLX and what to change, or None.
+
+    Shapes: (out, in).
     """
-    if grid.bits not in BITS:
+    if not FORMAT.holds_bits(grid.bits):
         return f"MLX cannot compute with {grid.bits} bits; choose 2, 3, 4, 5, 6 or 8"
     if grid.outlier_columns:
         return why_not_outliers(grid, "MLX")
     if grid.group_size is None:
         return "MLX cannot compute with one group per row; choose group_size 32, 64 or 128"
-    if grid.group_size not in GROUP_SIZES:
+    if not FORMAT.groups.holds(grid.group_size):
         return f"MLX cannot compute with group_size {grid.group_size}; choose 32, 64 or 128"
     in_features = shape[-1]
     if in_features % grid.group_size:
-        fitting = [str(size) for size in GROUP_SIZES if in_features % size == 0]
+        fitting = [str(size) for size in FORMAT.groups.only if in_features % size == 0]
         advice = f"choose {' or '.join(fitting)}" if fitting else "leave this tensor dense"
         return (
             f"in_features {in_features} is not a multiple of group_size {grid.group_size}; {advice}"
@@ -42,7 +38,7 @@ def why_not_grid(shape: tuple[int, ...], grid: Grid) -> str | None:
 
 
 def stored_bytes(shape: tuple[int, ...], grid: Grid | None, dense: ScaleDtype) -> int:
-    """Size of a tensor in the file, with the scales and biases of a quantized one."""
+    """Count the bytes of a tensor in the file, with scales and biases of a quantized one."""
     weights = math.prod(shape)
     if grid is None:
         return weights * NUMPY[dense].itemsize
@@ -53,8 +49,7 @@ def stored_bytes(shape: tuple[int, ...], grid: Grid | None, dense: ScaleDtype) -
 def quantized_tensors(
     name: str, layer: QuantizedLinear
 ) -> tuple[Mapping[str, NumpyArray], QuantizedLinear]:
-    """P.weight, P.scales and P.biases of a weight named P.weight, and the layer with these scales
-    and biases.
+    """Make P.weight, P.scales, P.biases of a weight P.weight, and the layer as they hold it.
 
     MLX computes w = scale * code + bias for every grid, so biases are stored for symmetric ones
     too.

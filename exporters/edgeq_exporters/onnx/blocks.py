@@ -1,17 +1,18 @@
-"""Quantized matrices as ONNX Runtime holds them: which grids fit, packed codes, scales and zero
-points per block.
-"""
+"""Quantized matrices as ONNX Runtime holds them: which grids fit, what each block stores."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeq.dtypes import NUMPY
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
 from edgeq_exporters.common.deviation import as_stored
+from edgeq_exporters.onnx.format import FORMAT
 
-BITS = (2, 4, 8)  # of MatMulNBits and GatherBlockQuantized
+BITS = FORMAT.bits  # of MatMulNBits and GatherBlockQuantized
 FLOAT_ZERO_BITS = (2, 4)  # MatMulNBits fails at run time with float zero points at 8 bits
 QDQ_BITS = (4, 8)  # types of DequantizeLinear in opset 21
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -36,7 +37,7 @@ class Container:
 
 
 def container_of(columns: int, grid: Grid, operator: Operator) -> Container:
-    """Where a matrix that `why_not_grid` accepts goes: the narrowest codes, the longest blocks."""
+    """Choose the narrowest codes and longest blocks for a matrix that `why_not_grid` accepts."""
     bits = next(bits for bits in _bits_of(operator) if bits >= grid.bits)
     zeros: Zeros = (
         "middle" if grid.zeros == "symmetric" else "float" if grid.zeros == "offset" else "whole"
@@ -55,7 +56,8 @@ def _block_size(columns: int, grid: Grid) -> int:
 
 
 def why_not_grid(shape: tuple[int, ...], grid: Grid, operator: Operator) -> str | None:
-    """What keeps a quantized matrix out of an operator and what to change; None when it fits.
+    """Say what keeps a quantized matrix out of an operator and what to change, or None.
+
     Shapes: (out, in).
     """
     if not 1 <= grid.bits <= BITS[-1]:
@@ -85,15 +87,35 @@ def _why_not_zeros(grid: Grid, operator: Operator) -> str | None:
     return None
 
 
+def matrix_bytes(
+    shape: tuple[int, ...], grid: Grid, container: Container, *, state_middle: bool
+) -> int:
+    """Count the bytes of a matrix: codes, float32 scales, zero points, outlier columns.
+
+    Shapes: (out, in). state_middle is that of `stored_zeros`.
+    """
+    rows, columns = shape
+    blocks = -(-columns // container.block_size)
+    width = container.bits
+    if container.operator == "DequantizeLinear":  # packed across row ends, short blocks stay short
+        codes = -(-prod(shape) * width // 8)
+        zeros = 0 if container.zeros == "middle" else -(-rows * blocks * width // 8)
+    else:
+        codes = rows * blocks * container.block_size * width // 8
+        packed = rows * -(-blocks * width // 8)
+        stated = container.zeros == "whole" or state_middle
+        zeros = 4 * rows * blocks if container.zeros == "float" else packed * stated
+    outliers = grid.outlier_count(columns) * (8 + rows * NUMPY[grid.scale_dtype].itemsize)
+    return codes + 4 * rows * blocks + zeros + outliers
+
+
 def is_widened(grid: Grid, container: Container) -> bool:
-    """Whether the codes lie in a type of more bits than the grid has."""
+    """Say whether the codes lie in a type of more bits than the grid has."""
     return container.bits != grid.bits
 
 
 def held_by_blocks(layer: QuantizedLinear) -> QuantizedLinear:
-    """The layer as a container holds it: free offsets become zero points in float32, all else stays
-    as it is.
-    """
+    """Give the layer as a container holds it: free offsets become zero points in float32."""
     return (
         layer
         if layer.grid.zeros != "offset"
@@ -108,8 +130,9 @@ def stored_codes(layer: QuantizedLinear, container: Container) -> Bytes:
 
 
 def per_block(values: NumpyArray, layer: QuantizedLinear, container: Container) -> NumpyArray:
-    """A value per group, repeated for each block of the group. Shapes: (out, groups) -> (out,
-    blocks).
+    """Repeat a value per group for each block of the group.
+
+    Shapes: (out, groups) -> (out, blocks).
     """
     return values[:, layer.grid.group_index(layer.codes.shape[1])[:: container.block_size]]
 
@@ -128,8 +151,7 @@ def pack_blocks(codes: Bytes, container: Container) -> Bytes:
 
 
 def pack_rows(codes: Bytes, bits: int) -> Bytes:
-    """Codes of 2, 4 or 8 bits in bytes, lowest bits first, each row filled up to a whole byte with
-    zeros.
+    """Pack codes of 2, 4 or 8 bits into bytes, lowest bits first, rows filled up with zeros.
 
     Shapes: codes (rows, n) -> bytes (rows, ceil(n * bits / 8)).
     """
@@ -144,8 +166,7 @@ def pack_rows(codes: Bytes, bits: int) -> Bytes:
 def stored_zeros(
     layer: QuantizedLinear, container: Container, *, state_middle: bool
 ) -> NumpyArray | None:
-    """Zero points per block: packed like codes, float32, or none where all are the middle and it
-    need not be stated.
+    """Make zero points per block: packed like codes, float32, or None for a middle not stated.
 
     Shapes: (out, ceil(blocks * bits / 8)), float32 (out, blocks).
     """

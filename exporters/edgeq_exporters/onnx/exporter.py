@@ -1,13 +1,12 @@
-"""ONNX graphs for ONNX Runtime and onnxruntime-genai: Llama-like models with blocks of 2, 4 or 8
-bits.
-"""
+"""ONNX graphs for ONNX Runtime and onnxruntime-genai: models with blocks of 2, 4 or 8 bits."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeq.decoder import ModelRecord, Shape
+from edgeq.decoder import Decoder, ModelRecord, Shape
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput
 from edgeq.files.json_files import json_bytes
@@ -33,9 +32,11 @@ from edgeq_exporters.onnx.blocks import (
     container_of,
     held_by_blocks,
     is_widened,
+    matrix_bytes,
     why_not_grid,
 )
 from edgeq_exporters.onnx.decoder import COSINES, SINES, decoder_model
+from edgeq_exporters.onnx.format import ACCURACY_LEVELS, FORMAT
 from edgeq_exporters.onnx.graph import GraphBuilder, Matrix
 from edgeq_exporters.onnx.tensors import (
     DataFile,
@@ -52,14 +53,15 @@ FILE_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-ACCURACY_LEVELS = range(5)
 SHIPPED_LEVEL = 4  # many times faster than 0
+FLOAT32_BYTES = 4
 LOOKED_UP_BITS = 8  # with qdq: Gather has no 4-bit types
 
 
 class OnnxExporter:
-    """Writes model.onnx, its external data, genai_config.json and the tokenizer files. Activations
-    are float32.
+    """Writes model.onnx, its external data, genai_config.json and tokenizer files.
+
+    Activations are float32.
 
     accuracy_level 4 lets ONNX Runtime round activations to 8 bits, which is what makes it fast; 0
     computes in float32. With qdq, weights are standard DequantizeLinear nodes instead of ONNX
@@ -67,9 +69,7 @@ class OnnxExporter:
     for an embedding.
     """
 
-    name = "onnx"
-    zero_kinds: Sequence[str] = ("symmetric", "integer")
-    linear_only = False
+    format = FORMAT
 
     def __init__(self, *, accuracy_level: int | None = None, qdq: bool = False) -> None:
         if qdq and accuracy_level is not None:
@@ -88,7 +88,7 @@ class OnnxExporter:
     def reject_reason(
         self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
     ) -> str | None:
-        """Why this model on these grids cannot be written, naming what to change; None when it can.
+        """Say why this model on these grids cannot be written and what to change, or None.
 
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
         """
@@ -97,14 +97,26 @@ class OnnxExporter:
         )
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
-        """What keeps a linear layer on this grid out of the format, naming what to change; None
-        when it fits.
-        """
+        """Say what keeps a matrix on this grid out of the format and what to change, or None."""
         return self._why_not_tensor("", shape, grid)
 
+    def planned_bytes(
+        self, record: ModelRecord, grids: Shapes, item_bytes: Mapping[str, int]
+    ) -> int:
+        """Count the bytes of the data file: tensors, and the rotary tables of every position."""
+        total = rotary_bytes(record.decoder)
+        for name, (shape, grid) in grids.items():
+            if grid is None:
+                total += math.prod(shape) * (FLOAT32_BYTES if len(shape) == 1 else item_bytes[name])
+                continue
+            computing = [name]
+            if self.qdq and name == EMBEDDING and record.decoder.tied_head:
+                computing.append(HEAD)  # a product has a copy of its own of what is looked up
+            total += sum(self._matrix_bytes(module, shape, grid) for module in computing)
+        return total
+
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory; the result starts with model.onnx, which is what ONNX Runtime is
-        given.
+        """Write the directory; model.onnx, which ONNX Runtime is given, is the first result.
 
         One tensor is in memory at a time. The same model gives the same bytes.
 
@@ -133,7 +145,7 @@ class OnnxExporter:
             write_bytes(destination / name, content)
         manifest = write_manifest(
             destination,
-            format_name=self.name,
+            format_name=self.format.name,
             file=FILE_NAME,
             entries=entries,
             settings=self.settings,
@@ -143,9 +155,7 @@ class OnnxExporter:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What the manifest says of the graph; how standard operators round is for whoever runs
-        them to say.
-        """
+        """State the options of the graph; standard operators round as whoever runs them says."""
         level = {} if self.qdq else {"accuracy_level": self.accuracy_level}
         return {**level, "qdq": self.qdq, "activations": "float32"}
 
@@ -158,7 +168,7 @@ class OnnxExporter:
         return why_not_grid(shape, grid, self._operator(name))
 
     def _operator(self, name: str) -> Operator:
-        """What reads a quantized matrix. A tied head computes with what its embedding holds."""
+        """Name what reads a quantized matrix; a tied head computes with its embedding's codes."""
         if self.qdq:
             return "DequantizeLinear"
         return "GatherBlockQuantized" if name == EMBEDDING else "MatMulNBits"
@@ -168,6 +178,10 @@ class OnnxExporter:
         if self.qdq and name == EMBEDDING:
             return replace(container, bits=LOOKED_UP_BITS)
         return container
+
+    def _matrix_bytes(self, name: str, shape: Shape, grid: Grid) -> int:
+        container = self._container(name, shape[1], grid)
+        return matrix_bytes(shape, grid, container, state_middle=name == EMBEDDING)
 
     def _write_tensor(self, model: QuantizedModel, name: str, data: DataFile) -> Entry:
         """Write the initializers of one tensor and describe what became of it."""
@@ -211,9 +225,7 @@ class OnnxExporter:
         return content
 
     def _matrices(self, model: QuantizedModel) -> dict[str, Matrix]:
-        """Every matrix by the module that computes with it; a tied head is held where its embedding
-        is.
-        """
+        """List matrices by the module that computes with them; a tied head is its embedding."""
         shapes = {
             name: shape
             for name, shape in model.record.decoder.tensor_shapes().items()
@@ -230,6 +242,11 @@ class OnnxExporter:
                 name if own else held, rows, columns, container, outliers
             )
         return matrices
+
+
+def rotary_bytes(decoder: Decoder) -> int:
+    """Count the bytes of the cosines and sines of every position, each half a head in float32."""
+    return (decoder.context or 0) * decoder.layers[0].attention.head_size * FLOAT32_BYTES
 
 
 def _dense_entry(name: str, array: NumpyArray, part: Part) -> Entry:

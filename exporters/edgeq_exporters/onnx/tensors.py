@@ -1,6 +1,4 @@
-"""Initializers: the bytes of the model's tensors in one file beside the graph, as ONNX external
-data.
-"""
+"""Initializers: the bytes of a model's tensors in one file beside the graph."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,8 +40,9 @@ WHOLE_TYPES = {  # (bits, signed)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One initializer. Shapes: `shape` is that of the graph; several values of `data` share a byte
-    below 8 bits.
+    """Describes one initializer; several values of `data` share a byte below 8 bits.
+
+    Shapes: `shape` is that of the graph.
     """
 
     name: str
@@ -86,9 +85,7 @@ def _little_endian(array: NumpyArray) -> NumpyArray:
 
 @contextmanager
 def new_data_file(path: Path) -> Iterator[DataFile]:
-    """A data file that appears under its name when the context ends well, and not at all when it
-    fails.
-    """
+    """Open a data file that appears under its name when the context ends well, else not at all."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -107,8 +104,9 @@ def dense_part(name: str, array: NumpyArray) -> Part:
 def block_parts(
     name: str, layer: QuantizedLinear, container: Container, *, state_middle: bool
 ) -> Iterator[Part]:
-    """Codes, scales and zero points as MatMulNBits reads them; GatherBlockQuantized does with a
-    row's blocks joined.
+    """Make codes, scales and zero points as MatMulNBits reads them.
+
+    GatherBlockQuantized does with a row's blocks joined.
 
     state_middle also stores zero points that MatMulNBits would assume.
     """
@@ -127,8 +125,9 @@ def block_parts(
 def whole_number_parts(
     name: str, layer: QuantizedLinear, container: Container, *, rows_first: bool
 ) -> Iterator[Part]:
-    """Codes, scales and zero points of DequantizeLinear, signed and without zero points on a
-    symmetric grid.
+    """Make codes, scales and zero points of DequantizeLinear.
+
+    Codes of a symmetric grid are signed and have no zero points.
 
     Shapes: codes (in, out), scales and zero points (blocks, out); turned around with rows_first.
     """
@@ -150,9 +149,7 @@ def whole_number_parts(
 
 
 def outlier_names(name: str) -> tuple[str, str]:
-    """The initializers of a matrix's outlier columns: which inputs, and what they are multiplied
-    with.
-    """
+    """Name the initializers of outlier columns: which inputs, and what multiplies them."""
     return f"{name}.outlier_columns", f"{name}.outlier_values"
 
 

@@ -1,0 +1,32 @@
+"""What the directories of packed linear layers hold: GPTQ and compressed-tensors."""
+
+from edgeq.protocols import Format, GroupSizes
+
+GPTQ = Format(
+    name="gptq",
+    exporter="edgeq_exporters.hugging_face.gptq:GptqExporter",
+    reader="edgeq_exporters.hugging_face.read_gptq:GptqReader",
+    bits=(2, 3, 4, 8),
+    groups=GroupSizes(multiple_of=32),
+    zero_kinds=("symmetric", "integer"),
+    scale_dtypes=("float16",),
+    embedding="dense",
+    read_by="transformers with GPTQModel, vLLM, onnxruntime-genai's model builder",
+    verified_by="words by onnxruntime-genai's loader and bit by bit; "
+    "logits in GPTQModel where it is installed",
+    runtime="gptqmodel",
+)
+COMPRESSED_TENSORS = Format(
+    name="compressed-tensors",
+    exporter="edgeq_exporters.hugging_face.compressed_tensors:CompressedTensorsExporter",
+    reader="edgeq_exporters.hugging_face.read_compressed_tensors:CompressedTensorsReader",
+    # Releases of the library pack other bits in two ways, older ones leaving bits of words unused.
+    bits=(2, 4, 8),
+    groups=GroupSizes(multiple_of=1),
+    zero_kinds=("symmetric", "integer"),
+    scale_dtypes=("float16", "bfloat16", "float32"),
+    embedding="dense",
+    read_by="vLLM, transformers",
+    verified_by="words by the `compressed-tensors` library and bit by bit; logits in transformers",
+    runtime="compressed-tensors",
+)
