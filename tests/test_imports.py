@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeq.registry import FORMATS, find_format
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = {
     "edgeq": ROOT,
@@ -45,8 +47,7 @@ ALLOWED = {
     "recipe": "ground algorithms",
     "solving": "ground grids algorithms recipe",
     "measuring": "ground registry files sources calibration checkpoint recipe",
-    "planning": "ground architectures calibration streams algorithms checkpoint recipe solving"
-    " measuring",
+    "planning": "ground architectures calibration streams algorithms checkpoint recipe solving",
     "run": "ground registry files sources grids calibration streams checkpoint recipe solving"
     " planning measuring",
     "commands": "ground registry files sources checkpoint recipe solving planning measuring run",
@@ -186,6 +187,28 @@ def test_only_the_registry_knows_backends_and_exporters_and_only_as_strings():
         packages = ("edgeq_backends", "edgeq_exporters")
         named = [text for text in strings_of(name) if text.startswith(packages)]
         assert bool(named) == (name == "edgeq.registry"), name
+
+
+READERS = [name for name in in_package("edgeq_exporters") if ".read" in name]
+SHARED_BY_READERS = {
+    "edgeq_exporters.common.manifest",  # what an export says of itself
+    "edgeq_exporters.common.read_safetensors",
+    "edgeq_exporters.common.read_words",
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_reader_shares_no_knowledge_of_its_format_with_the_writer(name):
+    """Otherwise a mistake of the writer undoes itself, and `edgeq verify` finds nothing."""
+    own = {module for module in imports_of(name) if top(module) in PACKAGES}
+    exporters = {module for module in own if top(module) == "edgeq_exporters"}
+    assert exporters <= SHARED_BY_READERS
+    assert {room_of(module) for module in own - exporters} <= {"ground", "files"}
+
+
+def test_the_reader_of_every_format_is_among_them():
+    readers = {find_format(name).reader.partition(":")[0] for name in FORMATS}
+    assert readers | SHARED_BY_READERS == {*READERS, "edgeq_exporters.common.manifest"}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -35,8 +35,9 @@ class TensorFiles:
         return array
 
     def modules(self, *, first: str, others: Sequence[str]) -> Sequence[str]:
-        """Names of dense tensors, and P.weight for each module P that has a tensor P.first;
-        `others` belong to it.
+        """Name dense tensors, and P.weight for each module P that has a tensor P.first.
+
+        `others` are tensors of such a module too.
         """
         packed = {
             name.removesuffix(f".{first}") for name in self._of_name if name.endswith(f".{first}")

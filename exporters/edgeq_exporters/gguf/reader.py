@@ -1,6 +1,11 @@
-"""Exported GGUF files, read back: blocks taken apart here, weights by the gguf library."""
+"""Exported GGUF files, read back: blocks taken apart here, weights by the gguf library.
 
+Nothing is shared with the exporter. The order of rows comes from the file's own metadata.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,27 +17,31 @@ import numpy as np
 from edgeq.errors import BadInput, reason_of
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
-from edgeq_exporters.gguf.exporter import FILE_NAME, ROPE_FACTORS
 
 COLUMNS = 32
 BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}
 WITH_MINIMUM = ("Q4_1", "Q5_1")
+ROPE_FACTORS = f"{gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS]}.weight"
+ROTATED_TENSOR = re.compile(r"blk\.\d+\.attn_([qk])\.(?:weight|bias)")
+PAIRS_NEIGHBOURS = ("llama", "arcee", "granite", "mistral3", "smollm3")
+PAIRS_HALVES = ("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "phi3")
+"""Architectures by what rotates together in llama.cpp, its `llama_model_rope_type` (NORM, NEOX)."""
 
 
 class GgufReader:
-    """An ExportReader."""
+    """An ExportReader. Rows of q and k are put back by llama.cpp's rule for the architecture."""
 
     def __init__(self, directory: Path) -> None:
-        path = directory / FILE_NAME
+        path = next(iter(sorted(directory.glob("*.gguf"))), directory / "model.gguf")
         try:
             reader = gguf.GGUFReader(path)
+            self._rotary = _rotary_of(reader)
         except (OSError, ValueError, KeyError, IndexError) as error:
             raise BadInput(
                 f"{str(path)!r} cannot be read ({reason_of(error)}); export again"
             ) from error
         self.library = f"gguf {version('gguf')}"
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self._heads = _heads_of(reader)
 
     def tensor_names(self) -> Sequence[str]:
         return sorted(set(self._tensors) - {ROPE_FACTORS})
@@ -42,59 +51,79 @@ class GgufReader:
         kind, data = tensor.tensor_type.name, np.asarray(tensor.data)
         if kind != entry["type"]:
             raise BadInput(f"the file holds type {kind} where the manifest says {entry['type']}")
-        rows = _order_of(entry["name"], self._heads)
+        rows = self._rotary.places(tensor.name)
         if grid is None:
             dense = data.view(ml_dtypes.bfloat16) if kind == "BF16" else data
-            return StoredTensor(_in_checkpoint_order(dense, rows))
-        codes, scales, offsets = _taken_apart(_in_checkpoint_order(data, rows), kind, grid)
+            return StoredTensor(_taken(dense, rows))
+        codes, scales, offsets = _taken_apart(_taken(data, rows), kind, grid)
         weights = gguf.dequantize(data, tensor.tensor_type)
-        return StoredTensor(
-            _in_checkpoint_order(weights, rows), QuantizedLinear(codes, scales, offsets, grid)
-        )
+        return StoredTensor(_taken(weights, rows), QuantizedLinear(codes, scales, offsets, grid))
 
 
-def _heads_of(reader: gguf.GGUFReader) -> dict[str, tuple[int, int]]:
-    """Heads and their width of the projections whose rows llama.cpp stores in an order of its own.
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """Says which rows of q and k rotate together in llama.cpp: neighbours, or rows half apart.
 
-    Its architecture llama rotates neighbouring rows (LLAMA_ROPE_TYPE_NORM), the others rows half a
-    head apart, as checkpoints have them.
+    size is that of a head, rotated how many of its first rows take part; heads are by tensor.
     """
-    architecture = reader.fields["general.architecture"].contents()
-    if architecture != "llama":
-        return {}
 
-    def number(key: str) -> int:
-        return int(reader.fields[f"{architecture}.{key}"].contents())
+    neighbours: bool
+    heads: Mapping[str, int]
+    size: int
+    rotated: int
 
-    width = number("rope.dimension_count")
-    heads = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
-    return {name: (number(key), width) for name, key in heads.items()}
+    def places(self, name: str) -> NumpyArray | None:
+        """Find where the rows of the checkpoint lie in the file; None for rows in their order.
+
+        Checkpoints pair row i of a head with row i + rotated / 2. Where llama.cpp pairs neighbours,
+        these two are rows 2 i and 2 i + 1 of the file.
+        """
+        part = ROTATED_TENSOR.fullmatch(name)
+        if part is None or not self.neighbours:
+            return None
+        pairs = range(self.rotated // 2)
+        first, second = [2 * i for i in pairs], [2 * i + 1 for i in pairs]
+        in_head = np.array([*first, *second, *range(self.rotated, self.size)])
+        starts = self.size * np.arange(self.heads[part[1]])
+        places: NumpyArray = (starts[:, np.newaxis] + in_head).reshape(-1)
+        return places
 
 
-def _order_of(name: str, heads: Mapping[str, tuple[int, int]]) -> NumpyArray | None:
-    """For each row in the file, its place in the checkpoint; None where that is the same."""
-    for projection, (count, width) in heads.items():
-        if f".{projection}." in name:
-            pair, half = np.divmod(np.arange(width), 2)
-            in_head = half * (width // 2) + pair
-            order: NumpyArray = (np.arange(count)[:, np.newaxis] * width + in_head).reshape(-1)
-            return order
-    return None
+def _rotary_of(reader: gguf.GGUFReader) -> Rotary:
+    """Read from the metadata what the order of rows depends on, with llama.cpp's defaults.
+
+    Raises: ValueError for an architecture whose rule is not known here.
+    """
+
+    def number(key: str, default: int | None = None) -> int:
+        name = key.format(arch=architecture)
+        if default is not None and name not in reader.fields:
+            return default
+        return int(reader.fields[name].contents())
+
+    architecture = str(reader.fields[gguf.Keys.General.ARCHITECTURE].contents())
+    if architecture not in (*PAIRS_NEIGHBOURS, *PAIRS_HALVES):
+        raise ValueError(f"the order of rows is not known for architecture {architecture!r}")
+    heads = number(gguf.Keys.Attention.HEAD_COUNT)
+    size = number(gguf.Keys.Attention.KEY_LENGTH, number(gguf.Keys.LLM.EMBEDDING_LENGTH) // heads)
+    return Rotary(
+        architecture in PAIRS_NEIGHBOURS,
+        {"q": heads, "k": number(gguf.Keys.Attention.HEAD_COUNT_KV, heads)},
+        size,
+        number(gguf.Keys.Rope.DIMENSION_COUNT, size),
+    )
 
 
-def _in_checkpoint_order(array: NumpyArray, rows: NumpyArray | None) -> NumpyArray:
-    if rows is None:
-        return array
-    ordered = np.empty_like(array)
-    ordered[rows] = array
-    return ordered
+def _taken(array: NumpyArray, rows: NumpyArray | None) -> NumpyArray:
+    return array if rows is None else array[rows]
 
 
 def _taken_apart(
     data: NumpyArray, kind: str, grid: Grid
 ) -> tuple[NumpyArray, NumpyArray, NumpyArray]:
-    """Codes, scales and offsets of blocks; of a group's blocks the first one speaks. Shapes: data
-    (out, bytes).
+    """Take blocks apart into codes, scales and offsets; of a group's blocks the first one speaks.
+
+    Shapes: data (out, bytes).
     """
     bits, numbers = BITS[kind], 2 if kind in WITH_MINIMUM else 1
     blocks = (
@@ -116,7 +145,7 @@ def _taken_apart(
 
 
 def _codes(fields: NumpyArray, bits: int) -> NumpyArray:
-    """Shapes: (out, blocks, bytes) -> (out, blocks, 32)."""
+    """Unpack the codes of blocks. Shapes: (out, blocks, bytes) -> (out, blocks, 32)."""
     turned: NumpyArray = fields ^ np.uint8(0x80)
     if bits == 8:
         return turned

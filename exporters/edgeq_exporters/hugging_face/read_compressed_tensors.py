@@ -1,6 +1,4 @@
-"""Exported compressed-tensors directories, read back by the library's own unpacking where it is
-installed.
-"""
+"""Exported compressed-tensors directories, read back; weights by the library where installed."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -10,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.grids.packing import unpack_words
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
 from edgeq_exporters.common.read_safetensors import TensorFiles, module_of
+from edgeq_exporters.common.read_words import codes_in_words
 
 HELPERS = "compressed_tensors.compressors.pack_quantized.helpers"
 
@@ -45,11 +43,9 @@ class CompressedTensorsReader:
         zero_words = (
             self._files.array(f"{module}.weight_zero_point").T if grid.zeros == "integer" else None
         )
-        codes = unpack_words(_unsigned(words), grid.bits, columns)
+        codes = codes_in_words(words, grid.bits, columns)
         middle = np.full(scales.shape, grid.middle, np.uint8)
-        zeros = (
-            middle if zero_words is None else unpack_words(_unsigned(zero_words), grid.bits, rows).T
-        )
+        zeros = middle if zero_words is None else codes_in_words(zero_words, grid.bits, rows).T
         layer = QuantizedLinear(codes, scales, -scales * zeros, grid)
         if self._helpers is not None:
             codes = self._unpacked(words, grid, (rows, columns))
@@ -63,15 +59,12 @@ class CompressedTensorsReader:
         return StoredTensor(weights, layer)
 
     def _unpacked(self, words: NumpyArray, grid: Grid, shape: tuple[int, int]) -> NumpyArray:
-        """Codes as the library unpacks them, which gives them less half their range. Shapes: (rows,
-        words).
+        """Unpack codes with the library, which gives them less half their range.
+
+        Shapes: (rows, words).
         """
         signed = self._helpers.unpack_from_int32(
             self._torch.from_numpy(np.ascontiguousarray(words)), grid.bits, self._torch.Size(shape)
         )
         unsigned: NumpyArray = signed.numpy().astype(np.int16) + grid.middle
         return unsigned
-
-
-def _unsigned(words: NumpyArray) -> NumpyArray:
-    return np.ascontiguousarray(words).view(np.uint32)

@@ -1,6 +1,4 @@
-"""Exported GPTQ directories, read back with NumPy: the libraries of the format compile kernels when
-installed.
-"""
+"""Exported GPTQ directories, read back with NumPy: the format's libraries compile kernels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,16 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.grids.packing import unpack_words
 from edgeq.types import QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
 from edgeq_exporters.common.read_safetensors import TensorFiles, module_of
+from edgeq_exporters.common.read_words import codes_in_words
 
 
 class GptqReader:
-    """An ExportReader. A zero point is the stored one plus 1, as every reader of checkpoint_format
-    gptq has it.
-    """
+    """An ExportReader. A zero point is the stored one plus 1: checkpoint_format gptq says so."""
 
     library = "edgeq (no library of this format is needed)"
 
@@ -35,15 +31,10 @@ class GptqReader:
             self._files.array(f"{module}.{part}")
             for part in ("qweight", "qzeros", "scales", "g_idx")
         )
-        codes = unpack_words(_unsigned(words.T), grid.bits, len(index))
-        zeros = (
-            unpack_words(_unsigned(zero_words), grid.bits, scales.shape[1]).astype(np.float32) + 1
-        )
+        codes = codes_in_words(words.T, grid.bits, len(index))
+        stored_zeros = codes_in_words(zero_words, grid.bits, scales.shape[1])
+        zeros = stored_zeros.astype(np.float32) + 1
         of_group = scales.astype(np.float32)
         layer = QuantizedLinear(codes, of_group.T.copy(), (-of_group * zeros).T.copy(), grid)
         weights = of_group[index].T * (codes - zeros[index].T)
         return StoredTensor(weights, layer)
-
-
-def _unsigned(words: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.ascontiguousarray(words).view(np.uint32)

@@ -1,6 +1,4 @@
-"""Exported MLX directories, read back: words unpacked here, weights by MLX where it is
-installed.
-"""
+"""Exported MLX directories, read back: codes unpacked here, weights by MLX where installed."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -11,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.grids.packing import unpack_words
 from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
 from edgeq_exporters.common.read_safetensors import TensorFiles, module_of
+from edgeq_exporters.common.read_words import codes_in_words
 
 
 class MlxReader:
@@ -37,7 +35,7 @@ class MlxReader:
             self._files.array(f"{module}.{part}").astype(np.float32)
             for part in ("scales", "biases")
         )
-        codes = unpack_words(words, grid.bits, words.shape[1] * 32 // grid.bits)
+        codes = codes_in_words(words, grid.bits, words.shape[1] * 32 // grid.bits)
         layer = QuantizedLinear(codes, scales, offsets, grid)
         if self._mlx is None:
             return StoredTensor(layer.dequantized(), layer)

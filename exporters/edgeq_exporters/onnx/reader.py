@@ -1,5 +1,6 @@
-"""Exported ONNX graphs, read back: initializers by the onnx library, blocks taken apart as their
-operators say.
+"""Exported ONNX graphs, read back: initializers by the onnx library, blocks as operators say.
+
+Nothing is shared with the exporter: what an initializer is for is found from the graph.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,16 +20,13 @@ from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
-from edgeq_exporters.onnx.decoder import COSINES, SINES
-from edgeq_exporters.onnx.exporter import EMBEDDING, FILE_NAME, HEAD
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # as transformers names them
 PARTS = (".scales", ".zero_points", ".outlier_columns", ".outlier_values")
 WEIGHT_INPUTS = {"MatMulNBits": 1, "GatherBlockQuantized": 0, "DequantizeLinear": 0}
 PRODUCTS = ("MatMulNBits", "MatMul")
-FORWARDED = (
-    "Reshape",
-    "Gather",
-)  # what may stand between an initializer and the operator that takes it apart
+FORWARDED = ("Reshape", "Gather")  # may stand between an initializer and what takes it apart
+ROTARY_INPUTS = slice(7, 9)  # of GroupQueryAttention: cos_cache and sin_cache
 LOOKED_UP_AXIS = 2  # of DequantizeLinear behind a Gather: (batch, tokens, columns)
 SIGNED = (TensorProto.INT4, TensorProto.INT8)
 BITS_OF = {TensorProto.UINT4: 4, TensorProto.UINT8: 8}
@@ -36,8 +34,9 @@ BITS_OF = {TensorProto.UINT4: 4, TensorProto.UINT8: 8}
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A quantized matrix as an operator reads it. Shapes: codes (out, in), scales and zeros (out,
-    blocks).
+    """Holds a quantized matrix as an operator reads it.
+
+    Shapes: codes (out, in), scales and zeros (out, blocks).
     """
 
     codes: NumpyArray
@@ -57,8 +56,9 @@ class Held:
         return weights
 
     def layer(self, grid: Grid) -> QuantizedLinear:
-        """The solution: of a group's blocks the first one speaks, and codes of a symmetric grid get
-        its middle back.
+        """Give the solution: of a group's blocks the first one speaks.
+
+        Codes of a symmetric grid get its middle back.
         """
         first = [low // self.block_size for low, _ in grid.group_bounds(self.codes.shape[1])]
         scales, zeros = self.scales[:, first], self.zeros[:, first]
@@ -75,8 +75,8 @@ class OnnxReader:
     def __init__(self, directory: Path) -> None:
         self.library = f"onnx {version('onnx')}"
         self._directory = directory
-        self._tied = bool(read_json(directory / "config.json").get("tie_word_embeddings"))
-        path = directory / FILE_NAME
+        self._tied = bool(read_json(directory / "config.json").get("tie_word_embeddings", False))
+        path = next(iter(sorted(directory.glob("*.onnx"))), directory / "model.onnx")
         try:
             graph = onnx.load(str(path), load_external_data=False).graph
             self._initializers = {each.name: each for each in graph.initializer}
@@ -90,6 +90,12 @@ class OnnxReader:
             }
             self._ends = {
                 node.input[0]: node.input[2] for node in graph.node if node.op_type == "Slice"
+            }
+            self._tables = {
+                name
+                for node in graph.node
+                if node.op_type == "GroupQueryAttention"
+                for name in node.input[ROTARY_INPUTS]
             }
             self._readers: dict[str, list[NodeProto]] = {}
             for node in (node for node in graph.node if node.op_type in WEIGHT_INPUTS):
@@ -108,7 +114,7 @@ class OnnxReader:
         }
         parts = {f"{name}{part}" for name in self._readers for part in PARTS}
         copies = {HEAD} if self._has_copy() else set()
-        return sorted((external | set(self._readers)) - parts - copies - {COSINES, SINES})
+        return sorted((external | set(self._readers)) - parts - copies - self._tables)
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
         grid, name = grid_of(entry), str(entry["name"])
@@ -125,13 +131,14 @@ class OnnxReader:
         return StoredTensor(weights, held.layer(grid))
 
     def _nodes(self, name: str) -> list[NodeProto]:
-        """The operators that read a matrix, or a copy of it."""
+        """Find the operators that read a matrix, or a copy of it."""
         copies = self._readers[HEAD] if name == EMBEDDING and self._has_copy() else []
         return [*self._readers[name], *copies]
 
     def _has_copy(self) -> bool:
-        """Whether a tied head has initializers of its own: standard operators look up rows but
-        multiply by columns.
+        """Say whether a tied head has initializers of its own.
+
+        Standard operators look up rows but multiply by columns.
         """
         return self._tied and HEAD in self._readers
 
@@ -139,7 +146,7 @@ class OnnxReader:
         return replace(self._codes(node), outliers=self._outliers(node))
 
     def _outliers(self, node: NodeProto) -> OutlierColumns | None:
-        """What is added to the product of an operator: another one, of some of its inputs alone."""
+        """Find what is added to an operator's product: another one, of some of its inputs."""
         product = self._consumers[node.output[0]] if node.op_type == "DequantizeLinear" else node
         total = self._sums.get(product.output[0]) if product.op_type in PRODUCTS else None
         others = (
@@ -181,9 +188,7 @@ class OnnxReader:
         return Held(codes[:, :columns], of_blocks, found, block_size, middle)
 
     def _numbers(self, names: Sequence[str], settings: Mapping[str, Any]) -> Held:
-        """Weights of DequantizeLinear: rows first where only some are looked up, else columns
-        first.
-        """
+        """Read weights of DequantizeLinear: rows first where some are looked up, else columns."""
         kind = self._initializers[names[0]].data_type
         codes, scales, *zeros = (
             array if settings["axis"] == LOOKED_UP_AXIS else array.T
@@ -198,7 +203,7 @@ class OnnxReader:
         return origin
 
     def _array(self, name: str) -> NumpyArray:
-        """Raises: BadInput for bytes that are missing."""
+        """Read an initializer. Raises: BadInput for bytes that are missing."""
         tensor = TensorProto()  # loading changes it
         tensor.CopyFrom(self._initializers[name])
         try:
@@ -211,8 +216,9 @@ class OnnxReader:
 
 
 def _unpacked(packed: NumpyArray, bits: int) -> NumpyArray:
-    """Numbers of 2, 4 or 8 bits, lowest bits first. Shapes: (rows, bytes) -> (rows, bytes * 8 /
-    bits).
+    """Unpack numbers of 2, 4 or 8 bits, lowest bits first.
+
+    Shapes: (rows, bytes) -> (rows, bytes * 8 / bits).
     """
     places = np.arange(0, 8, bits, dtype=np.uint8)
     spread = packed[..., np.newaxis] >> places & np.uint8(2**bits - 1)

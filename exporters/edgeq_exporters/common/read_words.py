@@ -1,0 +1,26 @@
+"""Codes in 32-bit words, read back for readers of exports; writers pack with `edgeq.grids.packing`.
+
+MLX, GPTQ and compressed-tensors store a row of codes as one little-endian stream of bits.
+"""
+
+import numpy as np
+
+from edgeq.types import NumpyArray
+
+WORD_BITS = 32
+
+
+def codes_in_words(words: NumpyArray, bits: int, count: int) -> NumpyArray:
+    """Read the first `count` codes of each row of words, by arithmetic on the words themselves.
+
+    Shapes: words (rows, n), 32-bit of either sign -> codes (rows, count) uint8.
+    Raises: IndexError when the words are too few.
+    """
+    start = np.arange(count) * bits
+    word, shift = start // WORD_BITS, (start % WORD_BITS).astype(np.uint64)
+    wide = np.ascontiguousarray(words).view(np.uint32).astype(np.uint64)
+    last = np.zeros((len(wide), 1), np.uint64)  # a code at the very end reaches into no next word
+    following = np.concatenate([wide[:, 1:], last], axis=1)
+    pairs = wide[:, word] | following[:, word] << np.uint64(WORD_BITS)
+    codes: NumpyArray = (pairs >> shift & np.uint64(2**bits - 1)).astype(np.uint8)
+    return codes
