@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeq.commands.formats import FormatCommand
 from edgeq.commands.options import PATH, collect_settings
 from edgeq.commands.quantize import quantize_command
 
