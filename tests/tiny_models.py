@@ -167,7 +167,7 @@ def tokenizer_files(
     return {"tokenizer.json": text.encode(), "tokenizer_config.json": json.dumps(named).encode()}
 
 
-ONE_BLOCK = {
+ONE_BLOCK: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 32,
     "intermediate_size": 32,

@@ -1,5 +1,7 @@
 """Every family of models, a row each: written in five formats, read back, run in four runtimes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from solved_models import FOUR_BITS, TINY, in_float16, solved, torch_logits
@@ -11,7 +13,7 @@ from edgeq.architectures.families import families
 from edgeq.measuring.verify import verify
 from edgeq.registry import LOGITS, RUNTIMES, load, load_exporter
 
-ROWS = {
+ROWS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": None},
     "qwen2": {},
