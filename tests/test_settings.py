@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from benchmarks.synthetic import make_config
@@ -14,6 +15,7 @@ from edgeq.commands.quantize import quantize_command
 from edgeq.planning.time import block_seconds
 from edgeq.recipe.recipe import make_recipe
 from edgeq.recipe.settings import TABLE
+from edgeq.registry import FORMATS
 
 ROOT = Path(__file__).parent.parent
 BEFORE = "    embedding_bits: int = setting("
@@ -127,6 +129,11 @@ def test_a_setting_that_costs_time_makes_its_stage_of_the_plan_longer(name):
 
 
 def test_every_option_says_in_a_sentence_what_it_does():
-    for option in quantize_command.params[1:]:
-        assert option.help[0].isupper() or option.name in ("accuracy_level", "qdq"), option.name
-        assert "." in option.help, option.name
+    of_formats = tuple(f"{name}: " for name in FORMATS)
+    params = quantize_command.get_params(click.Context(quantize_command))
+    options = [option for option in params if isinstance(option, click.Option)]
+    assert len(options) > 20
+    for option in options:
+        text = str(option.help)
+        assert text[0].isupper() or text.startswith(of_formats), option.name
+        assert "." in text, option.name
