@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgeq.architectures.families import families
 from edgeq.measuring.verify import verify
-from edgeq.registry import LOGITS, RUNTIMES, load, load_exporter
+from edgeq.registry import FORMATS, LOGITS, find_format, load, load_exporter
 
 ROWS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -20,7 +20,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 64},
 }
 """By model type: what makes its tiny model a fair example."""
-FORMATS = ("gguf", "mlx", "onnx", "gptq", "compressed-tensors")
 OPTIONS = {"onnx": {"accuracy_level": 0}}
 CLOSE = {"gguf": 0.01, "mlx": 1e-6, "onnx": 1e-6, "compressed-tensors": 1e-6}
 """By format: KL divergence to torch with equal weights; llama.cpp rounds activations to 8 bits."""
@@ -49,7 +48,7 @@ def test_what_is_written_is_read_back_and_predicts_like_torch(rng, tmp_path, mod
     assert set(found["statuses"]) <= {"exact", "dense"}
     if format_name not in CLOSE:  # GPTQModel has no wheel: the words are compared bit by bit
         return
-    logits = load(LOGITS[RUNTIMES[format_name]], format_name)(result)
+    logits = load(LOGITS[find_format(format_name).runtime], format_name)(result)
     windows = rng.integers(0, 290, (2, 48))
     kept = format_name in ("gguf", "onnx")
     weights = export.weights() if kept else in_float16(export)
