@@ -6,7 +6,6 @@ import pytest
 from recipes import plain_recipe
 
 import edgeq.types
-from edgeq.algorithms import SOLVERS
 from edgeq.errors import BadInput
 from edgeq.recipe.recipe import (
     OPTIONS_ONLY,
@@ -129,7 +128,6 @@ def test_the_words_and_bounds_of_rules_are_those_of_the_types():
     for name, row in TABLE.items():
         if row.rule.kind is str:
             assert row.rule.words == get_args(types[name]), name
-    assert TABLE["solver"].rule.words == SOLVERS
     assert TABLE["outlier_columns"].rule.holds(LARGEST_OUTLIER_SHARE)
     assert not TABLE["outlier_columns"].rule.holds(LARGEST_OUTLIER_SHARE + 1e-9)
 

@@ -2,20 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from edgeq.commands.formats import FormatCommand, format_options, list_formats, show_formats
-from edgeq.commands.options import (
-    FORCE_OPTION,
-    JSON_OPTION,
-    PATH,
-    option_words,
-)
-
-if TYPE_CHECKING:
-    pass
+from edgeq.commands.options import FORCE_OPTION, JSON_OPTION, PATH, option_words
 
 
 @click.command(name="export", cls=FormatCommand)

@@ -10,9 +10,9 @@ import pytest
 import trained
 from recipes import plain_recipe
 
-from edgeq.algorithms import SOLVERS
 from edgeq.algorithms.group_scale import TIE
 from edgeq.algorithms.problem import Problem
+from edgeq.recipe.settings import TABLE
 from edgeq.registry import load_backend
 from edgeq.solving.layer import solve_layer
 from edgeq.solving.propagation import correct
@@ -122,7 +122,7 @@ def layers_of(model):
     return {name: (W[::step], H, D) for name, (W, H, D) in trained.demo_layers().items()}
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", TABLE["solver"].rule.words)
 @pytest.mark.parametrize(
     ("model", "bits"),
     [
