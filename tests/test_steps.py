@@ -182,8 +182,9 @@ def test_an_algorithm_with_a_row_is_run_timed_and_measured(backend, rng):
     layer, clock = layer_of(rng, recipe, backend), counting_clock()
     before, report_before = solve_layer(layer, Stopwatch())
     after, report = solve_layer(layer, clock, with_row())
-    assert list(report.losses) == ["round to nearest", "solved", "moved", "refitted"]
-    assert report.losses["moved"] < report.losses["solved"] == report_before.losses["solved"]
+    losses = {str(stage): loss for stage, loss in report.losses.items()}
+    assert list(losses) == ["round to nearest", "solved", "moved", "refitted"]
+    assert losses["moved"] < losses["solved"] == report_before.losses[Stage.SOLVED]
     assert clock.seconds["move codes"] == 1
     assert (after.codes != before.codes).any()
 
