@@ -50,3 +50,17 @@ def test_the_tested_versions_are_what_uv_installs():
     tested = (ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n")
     assert project["tool"]["uv"]["constraint-dependencies"] == tested[:-1]
     assert all(re.fullmatch(r"[a-z0-9._-]+==[0-9][0-9a-z.+!]*", line) for line in tested[:-1])
+
+
+def test_the_page_on_the_architecture_names_rooms_and_files_that_are_there():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.partition("## Where to go")[2]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    paths = [re.findall(r"`([a-z_/]+/[a-z_/.0-9]*)`", row)[-1] for row in rows]
+    assert len(paths) == 10
+    assert all((ROOT / path).exists() for path in paths), paths
+    rooms = {name.split("/")[0] for name in re.findall(r"`([a-z]+/)", text)}
+    packages = {path.name for path in (ROOT / "edgeq").iterdir() if path.is_dir()}
+    assert rooms <= packages | {"edgeq", "exporters", "backends", "tests", "blocks"}
+    named = set(re.findall(r"\b([a-z]+)/", text))
+    assert packages - {"data", "__pycache__"} <= named
