@@ -1,4 +1,7 @@
-"""Whether a solved model has exactly the tensors that its description asks for."""
+"""Compare the tensors of a solved model with those that its description asks for.
+
+What a format holds of a tensor is left to the format, which is asked for each one.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -18,9 +21,9 @@ def why_not_tensors(
     *,
     runtime: str,
 ) -> str | None:
-    """Name the first tensor that a runtime has no place for, wants otherwise, or lacks.
+    """Say which tensor a runtime has no place for, wants otherwise, or lacks; None if all fit.
 
-    None where there is none.
+    `why_not_grid` is asked for each quantized tensor, by name, shape and grid.
     """
     expected = decoder.tensor_shapes()
     kept = {name: grids[name] for name in sorted(grids) if not decoder.is_redundant(name)}
@@ -36,20 +39,23 @@ def why_not_tensors(
     if missing is None:
         return None
     return (
-        f"the model has no tensor '{missing}', which "
-        "config.json asks for; add it or correct config.json"
+        f"the model has no tensor '{missing}', which config.json asks for; "
+        "add it or correct config.json"
     )
 
 
 def wrong_shape(name: str, found: Shape, expected: Shape) -> str:
     return (
-        f"tensor '{name}' has shape {found} but config.json asks for {expected};"
-        " use the config.json that belongs to these weights"
+        f"tensor '{name}' has shape {found} but config.json asks for {expected}; "
+        "use the config.json that belongs to these weights"
     )
 
 
 def check_shape(format_name: str, name: str, found: Shape, expected: Shape) -> None:
-    """Refuse a tensor of another shape than was planned. Raises: BadInput."""
+    """Refuse a tensor of another shape than was planned, before its bytes are written.
+
+    Raises: BadInput.
+    """
     if found != expected:
         raise BadInput(f"export '{format_name}': {wrong_shape(name, found, expected)}")
 
@@ -73,13 +79,13 @@ def why_not_outliers(grid: Grid, container: str) -> str | None:
 
 
 def claimed_grids(model: QuantizedModel) -> Shapes:
-    """Give grids with the shapes that the model asks for; no tensor is read for its own."""
+    """Pair each tensor's grid with the shape that config.json asks for, before weights are read."""
     shapes = model.record.decoder.tensor_shapes()
     return {name: (shapes.get(name, ()), model.grid(name)) for name in model.tensor_names()}
 
 
 def planned_grids(model: QuantizedModel) -> Shapes:
-    """Give shape and grid of every tensor to be written, in the order of the file."""
+    """List shape and grid of every tensor to be written, in the order of the file."""
     return {
         name: (shape, model.grid(name))
         for name, shape in model.record.decoder.tensor_shapes().items()

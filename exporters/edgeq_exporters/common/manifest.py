@@ -1,4 +1,7 @@
-"""The manifest beside every export: what became of each tensor, and the hash of each file."""
+"""Write the manifest beside an export: what became of each tensor, and each file's hash.
+
+Readers and `edgeq verify` read it back.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,11 +40,16 @@ def tensor_entry(  # noqa: PLR0913 (one argument per field)
     stored: str | None = None,
     solved_on: Grid | None = None,
 ) -> Entry:
-    """What the manifest says of one tensor. Units: deviation in those of the weights.
+    """Describe one tensor for the manifest.
 
-    digest is the hash of the solution; stored that of what a reader finds in the file, needed where
-    they differ. solved_on is the grid of a tensor that the file holds dense, as its codes say.
+    `digest` is the hash of the solution. `stored` is the hash of what a reader finds in the file;
+    it is needed where the two differ. `solved_on` is the grid of a tensor whose codes the file
+    holds as dense numbers.
+
+    Units: deviation in those of the weights.
     """
+    if stored is None and status in ("exact", "widened"):
+        stored = digest
     entry: Entry = {
         "name": name,
         "source": source,
@@ -53,7 +61,7 @@ def tensor_entry(  # noqa: PLR0913 (one argument per field)
         "status": status,
         "largest_deviation": deviation,
         "sha256": digest,
-        "stored_sha256": digest if stored is None and status in ("exact", "widened") else stored,
+        "stored_sha256": stored,
     }
     if grid is not None and grid.outlier_columns:
         entry["outlier_columns"] = grid.outlier_columns
@@ -61,7 +69,7 @@ def tensor_entry(  # noqa: PLR0913 (one argument per field)
 
 
 def grid_of(entry: Mapping[str, Any]) -> Grid | None:
-    """The grid that an entry's tensor was solved on; None for a dense one."""
+    """Read from an entry the grid that its tensor was solved on; None for a dense one."""
     if entry["bits"] is None:
         return None
     outliers = entry.get("outlier_columns", 0.0)
@@ -77,14 +85,15 @@ def quantized_entry(
     stored: QuantizedLinear,
     widened: bool = False,
 ) -> Entry:
-    """Describe a tensor solved as `layer` whose values in the file are `stored`."""
+    """Describe a tensor that was solved as `layer` and that the file holds as `stored`."""
     deviation = largest_difference(layer, stored.scales, stored.offsets)
+    kept = "widened" if widened else "exact"
     return tensor_entry(
         name=name,
         source=source,
         type_name=type_name,
         grid=layer.grid,
-        status="rescaled" if deviation else "widened" if widened else "exact",
+        status="rescaled" if deviation else kept,
         deviation=deviation,
         digest=hash_of_layer(layer),
         stored=hash_of_layer(stored),
@@ -99,9 +108,9 @@ def write_manifest(
     entries: Sequence[Entry],
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write manifest.json, last of all files: it lists them with their hashes.
+    """Write manifest.json, after all other files: it lists them with their hashes.
 
-    `file` is what a reader opens first, settings are the options of the export.
+    `file` is what a reader opens first. `settings` are the options of the export.
     """
     path = folder / MANIFEST_FILE
     files = hash_files(folder, but=(MANIFEST_FILE,))

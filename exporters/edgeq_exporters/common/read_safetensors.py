@@ -1,4 +1,7 @@
-"""The tensors of an exported directory of safetensors files."""
+"""Read the tensors of an exported directory of safetensors files.
+
+What the tensors of a module mean is left to the reader of each format.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +14,7 @@ from edgeq.types import NumpyArray
 
 
 class TensorFiles:
-    """All tensors of `model*.safetensors`, read one at a time."""
+    """Reads the tensors of `model*.safetensors`, one at a time."""
 
     def __init__(self, directory: Path) -> None:
         self._of_name: dict[str, Any] = {}
@@ -28,24 +31,27 @@ class TensorFiles:
         return sorted(self._of_name)
 
     def array(self, name: str) -> NumpyArray:
-        """Raises: BadInput for a tensor that is not there."""
+        """Read one tensor.
+
+        Raises: BadInput for a tensor that is not there.
+        """
         if name not in self._of_name:
             raise BadInput(f"the files hold no tensor {name!r}")
         array: NumpyArray = self._of_name[name].get_tensor(name)
         return array
 
     def modules(self, *, first: str, others: Sequence[str]) -> Sequence[str]:
-        """Name dense tensors, and P.weight for each module P that has a tensor P.first.
+        """List dense tensors, and P.weight for each module P that has a tensor P.first.
 
-        `others` are tensors of such a module too.
+        `others` are the other tensors of such a module; they are not listed.
         """
-        packed = {
-            name.removesuffix(f".{first}") for name in self._of_name if name.endswith(f".{first}")
-        }
+        ending = f".{first}"
+        packed = {name.removesuffix(ending) for name in self._of_name if name.endswith(ending)}
+        weights = {f"{module}.weight" for module in packed}
         parts = {f"{module}.{part}" for module in packed for part in (first, *others)}
-        return sorted({*(f"{module}.weight" for module in packed), *(set(self._of_name) - parts)})
+        return sorted(weights | (set(self._of_name) - parts))
 
 
 def module_of(entry: Mapping[str, Any]) -> str:
-    """The module path of an entry's weight."""
+    """Name the module that an entry's weight belongs to."""
     return str(entry["name"]).removesuffix(".weight")

@@ -1,6 +1,7 @@
-"""Codes in 32-bit words, read back for readers of exports; writers pack with `edgeq.grids.packing`.
+"""Read codes back from 32-bit words, for the readers of exports.
 
 MLX, GPTQ and compressed-tensors store a row of codes as one little-endian stream of bits.
+Writers pack with `edgeq.grids.packing`, which this module does not use.
 """
 
 import numpy as np

@@ -1,4 +1,7 @@
-"""Model directories of safetensors files: shards, their index, config.json, the manifest."""
+"""Write model directories of safetensors files: shards, index, config.json and manifest.
+
+What the tensors are is left to each format.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +19,8 @@ from edgeq.types import Grid, NumpyArray, ScaleDtype
 from edgeq_exporters.common.decoder import Shapes
 from edgeq_exporters.common.manifest import Entry, sha256_of, tensor_entry, write_manifest
 
-SHARD_BYTES = 1_000_000_000  # a larger tensor has a shard of its own
+# One shard is in memory at a time, so this bounds memory. A larger tensor has a shard of its own.
+SHARD_BYTES = 1_000_000_000
 INDEX_NAME = "model.safetensors.index.json"
 
 MakeTensor = Callable[[str], tuple[Mapping[str, NumpyArray], Entry]]
@@ -24,7 +28,7 @@ MakeTensor = Callable[[str], tuple[Mapping[str, NumpyArray], Entry]]
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """Says of a file of weights how large its tensors are, their names, and their entries."""
+    """Describes a file of weights: the bytes, names and manifest entries of its tensors."""
 
     path: Path
     size: int
@@ -34,9 +38,12 @@ class WrittenShard:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryContent:
-    """Says what goes into a directory; `label` is the framework that the files' metadata name.
+    """Says what goes into a directory.
 
-    Units: sizes holds the bytes of every tensor of the model, in the order of the file.
+    `label` is the framework that the metadata of the files name. `make` gives what is stored of a
+    tensor. `sizes` has every tensor of the model, in the order of the file.
+
+    Units: sizes in bytes.
     """
 
     format_name: str
@@ -48,15 +55,14 @@ class DirectoryContent:
 
 
 def write_directory(content: DirectoryContent, destination: Path) -> list[Path]:
-    """Write a directory; `destination` itself, which a runtime is given, is the first result.
+    """Write a directory and list what was written, first the directory that runtimes are given.
 
     The tensors of one shard are in memory at a time. The same content gives the same bytes.
     """
     shards = write_shards(content, destination)
     files = {INDEX_NAME: json_bytes(_index(shards)), "config.json": json_bytes(content.config)}
-    files |= {
-        name: content.companions[name] for name in sorted(content.companions) if name not in files
-    }
+    added = sorted(set(content.companions) - set(files))
+    files |= {name: content.companions[name] for name in added}
     for name, data in files.items():
         write_bytes(destination / name, data)
     weights = [shard.path for shard in shards]
@@ -69,7 +75,10 @@ def write_directory(content: DirectoryContent, destination: Path) -> list[Path]:
 
 
 def plan_shards(sizes: Mapping[str, int]) -> list[list[str]]:
-    """Divide tensor names among shards, in order, as many as the limit allows. Units: bytes."""
+    """Divide tensor names among shards, in order, as many to each as the limit allows.
+
+    Units: sizes in bytes.
+    """
     shards: list[list[str]] = [[]]
     size = 0
     for name, added in sizes.items():
@@ -119,7 +128,10 @@ def _write_shard(content: DirectoryContent, names: Sequence[str], path: Path) ->
 
 
 def _index(shards: Sequence[WrittenShard]) -> dict[str, Any]:
-    """Which file holds a tensor. Units: total_size in bytes."""
+    """Make the index that says which file holds a tensor.
+
+    Units: total_size in bytes.
+    """
     files = {name: shard.path.name for shard in shards for name in shard.names}
     return {
         "metadata": {"total_size": sum(shard.size for shard in shards)},
@@ -128,7 +140,7 @@ def _index(shards: Sequence[WrittenShard]) -> dict[str, Any]:
 
 
 def dense_dtype(grids: Shapes) -> ScaleDtype:
-    """The scale type of most quantized weights; float16 where none is quantized."""
+    """Find the scale type of most quantized weights; float16 where none is quantized."""
     weights: Counter[ScaleDtype] = Counter()
     for (rows, *columns), grid in grids.values():
         if grid is not None:
@@ -137,12 +149,10 @@ def dense_dtype(grids: Shapes) -> ScaleDtype:
 
 
 def dense_tensor(array: NumpyArray, dense: ScaleDtype) -> tuple[NumpyArray, float]:
-    """Round a tensor to a precision; gives its largest rounding too.
+    """Round a tensor to the type of the scales, and return the largest rounding error with it.
 
-    A tensor with a value that would overflow stays as it is.
-
-    Every weight's precision spreads to the activations, so one wider tensor makes the whole model
-    wider.
+    A tensor with a value that would overflow stays as it is. The precision of a weight spreads to
+    the activations, so one wider tensor would make the whole model wider.
     """
     with np.errstate(over="ignore"):
         rounded = array.astype(NUMPY[dense])
@@ -162,7 +172,7 @@ def make_dense(
 ) -> tuple[Mapping[str, NumpyArray], Entry]:
     """Make a dense tensor as it is stored, and the entry that says what became of it.
 
-    digest and solved_on are given where codes stand behind it.
+    `digest` and `solved_on` are given where the tensor was solved as codes.
     """
     stored, deviation = dense_tensor(array, dense)
     entry = tensor_entry(

@@ -1,4 +1,7 @@
-"""Models in GGUF: tensor names, row order and metadata, from the description of a model."""
+"""Translate the description of a model to GGUF: tensor names, row order and metadata.
+
+Tokenizers and the bytes of tensors are left to the modules beside this one.
+"""
 
 import re
 from collections.abc import Iterator
@@ -13,13 +16,13 @@ from edgeq.decoder import Decoder, GgufNames
 
 
 def names_of(decoder: Decoder) -> GgufNames:
-    """What llama.cpp calls a model that has no `why_not_architecture`."""
+    """Give llama.cpp's names for a model that `why_not_architecture` accepts."""
     assert decoder.names.gguf is not None
     return decoder.names.gguf
 
 
 def why_not_architecture(decoder: Decoder) -> str | None:
-    """Say what of a model its architecture in GGUF cannot express; None when nothing."""
+    """Say what keeps a model out of llama.cpp's architectures and what to change, or None."""
     if decoder.names.gguf is None:
         return (
             f"model_type '{decoder.model_type}' is not supported; "
@@ -39,7 +42,7 @@ def why_not_architecture(decoder: Decoder) -> str | None:
 
 
 def gguf_names(decoder: Decoder) -> dict[str, str]:
-    """Map a checkpoint's tensors to llama.cpp's names of them, by the gguf library's own table."""
+    """Map a checkpoint's tensor names to llama.cpp's, by the table of the gguf library."""
     known = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(known[names_of(decoder).architecture], len(decoder.layers))
     found = {
@@ -50,16 +53,18 @@ def gguf_names(decoder: Decoder) -> dict[str, str]:
 
 
 def file_order(name: str) -> tuple[int, str]:
-    """Sort GGUF names by this: model-wide tensors, then blocks by number."""
+    """Make the key that sorts GGUF names: model-wide tensors first, then blocks by number."""
     block = re.match(r"blk\.(\d+)\.", name)
     return (int(block[1]) if block else -1, name)
 
 
 def row_order(source_name: str, decoder: Decoder) -> npt.NDArray[np.intp] | None:
-    """Give the order in which GGUF stores the rows of a tensor; None for the checkpoint's.
+    """Give the order in which GGUF stores the rows of a tensor; None for the checkpoint's order.
 
-    Where llama.cpp rotates neighbouring rows of q and k, and Hugging Face rows half a head apart,
-    each head goes from [2, head / 2] to [head / 2, 2].
+    Checkpoints rotate rows of q and k that lie half a head apart. For some architectures llama.cpp
+    rotates neighbouring rows instead: each head then goes from [2, head / 2] to [head / 2, 2].
+
+    Shapes: (out,).
     """
     if not names_of(decoder).adjacent_rotary:
         return None
@@ -72,11 +77,12 @@ def row_order(source_name: str, decoder: Decoder) -> npt.NDArray[np.intp] | None
 
 
 def architecture_keys(decoder: Decoder, *, vocab_size: int) -> Iterator[tuple[str, int | float]]:
-    """Give the hyper-parameters under the names that llama.cpp reads.
+    """Make the metadata of the architecture, under the keys that llama.cpp reads.
 
-    Units: int is stored as uint32, float as float32.
+    An int is stored as uint32, a float as float32.
     """
-    arch, attention = names_of(decoder).architecture, decoder.layers[0].attention
+    arch = names_of(decoder).architecture
+    attention = decoder.layers[0].attention
     assert decoder.context is not None
     assert decoder.epsilon is not None
     yield f"{arch}.block_count", len(decoder.layers)
@@ -95,7 +101,7 @@ def architecture_keys(decoder: Decoder, *, vocab_size: int) -> Iterator[tuple[st
 
 
 def rope_factors(decoder: Decoder) -> npt.NDArray[np.float32] | None:
-    """Give the divisors of Llama 3.1's rotary frequencies; None where frequencies are plain.
+    """Compute the divisors of Llama 3.1's rotary frequencies; None for other rope types.
 
     Shapes: (head / 2,).
     """

@@ -1,4 +1,4 @@
-"""GGUF's one-level blocks of 32 weights: which grids they hold, and their bytes."""
+"""Pack weights into GGUF's one-level blocks of 32, and say which grids these blocks hold."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,10 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class BlockType:
-    """A block layout: w = d * (q - middle) if centred, else w = d * q + m, with float16 d and m."""
+    """Describes the layout of a block.
+
+    w = d * (q - middle) if centred, else w = d * q + m, with float16 d and m.
+    """
 
     name: str
     bits: int
@@ -26,7 +29,8 @@ class BlockType:
 
     @property
     def block_bytes(self) -> int:
-        return (2 if self.centred else 4) + BLOCK_COLUMNS * self.bits // 8
+        numbers = 2 if self.centred else 4  # d, or d and m, in float16
+        return numbers + BLOCK_COLUMNS * self.bits // 8
 
 
 CENTRED = (BlockType("Q4_0", 4, True), BlockType("Q5_0", 5, True), BlockType("Q8_0", 8, True))
@@ -40,7 +44,7 @@ def block_type(grid: Grid) -> BlockType | None:
 
 
 def why_not_packable(shape: tuple[int, ...], grid: Grid) -> str | None:
-    """Say what keeps a tensor out of GGUF blocks and what to change, or None.
+    """Say what keeps a quantized tensor out of GGUF blocks and what to change, or None.
 
     Shapes: (out, in).
     """
@@ -51,26 +55,27 @@ def why_not_packable(shape: tuple[int, ...], grid: Grid) -> str | None:
     in_features = shape[-1]
     if in_features % BLOCK_COLUMNS:
         return (
-            f"in_features {in_features} is not a multiple "
-            "of 32, GGUF's block; leave this tensor dense"
+            f"in_features {in_features} is not a multiple of 32, GGUF's block; "
+            "leave this tensor dense"
         )
     if grid.group_count(in_features) > 1 and grid.columns_per_group(in_features) % BLOCK_COLUMNS:
         return (
-            f"group_size {grid.group_size} is not a multiple "
-            "of 32, GGUF's block; choose 32, 64 or 128"
+            f"group_size {grid.group_size} is not a multiple of 32, GGUF's block; "
+            "choose 32, 64 or 128"
         )
     return None
 
 
 def tensor_bytes(shape: tuple[int, ...], grid: Grid | None, item_bytes: int) -> int:
-    """Count the bytes of a tensor in the file; item_bytes are those of a number of a dense one.
+    """Count the bytes of a tensor in the file.
 
-    llama.cpp accepts vectors in float32 only, four bytes whatever the model has.
+    `item_bytes` is the size of one number where the tensor is dense.
     """
     weights = math.prod(shape)
     kind = None if grid is None else block_type(grid)
     if kind is not None:
         return weights // BLOCK_COLUMNS * kind.block_bytes
+    # llama.cpp accepts vectors in float32 only: four bytes, whatever type the model has.
     return weights * (4 if len(shape) == 1 else item_bytes)
 
 
@@ -84,7 +89,7 @@ def _no_block_type(grid: Grid) -> str:
 
 
 def pack_blocks(layer: QuantizedLinear) -> Bytes:
-    """Lay a layer out as GGUF blocks of `block_type`; each repeats the numbers of its group.
+    """Pack a layer into GGUF blocks of its `block_type`; a block repeats its group's numbers.
 
     Fields of a block in order: d, m (not in the centred types), fifth bits (5-bit types), codes.
 
@@ -102,8 +107,9 @@ def pack_blocks(layer: QuantizedLinear) -> Bytes:
 def stored_scales(
     layer: QuantizedLinear,
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    """Scales and offsets as the blocks store them. Shapes: (out, groups) each.
+    """Round scales and offsets to float16, as the blocks store them.
 
+    Shapes: (out, groups) each.
     Raises: BadInput if one of them is too large for float16.
     """
     with np.errstate(over="ignore"):
@@ -112,14 +118,14 @@ def stored_scales(
     if not np.isfinite(used).all():
         largest = max(np.abs(layer.scales).max(), np.abs(layer.offsets).max())
         raise BadInput(
-            f"a scale or offset of {largest:.6g} exceeds "
-            "float16, GGUF's scale type; use scale_dtype float16"
+            f"a scale or offset of {largest:.6g} exceeds float16, GGUF's scale type; "
+            "use scale_dtype float16"
         )
     return scales, offsets
 
 
 def held_by_blocks(layer: QuantizedLinear) -> QuantizedLinear:
-    """The layer with the scales and offsets that the blocks stand for."""
+    """Give the layer with the scales and offsets that its blocks hold."""
     scales, offsets = stored_scales(layer)
     if _block_type_of(layer).centred:
         offsets = -scales.astype(np.float32) * np.float32(layer.grid.middle)
@@ -127,7 +133,7 @@ def held_by_blocks(layer: QuantizedLinear) -> QuantizedLinear:
 
 
 def is_widened(grid: Grid) -> bool:
-    """Whether the codes lie in a block type of more bits than the grid has."""
+    """Say whether the codes lie in a block type of more bits than the grid has."""
     kind = block_type(grid)
     return kind is not None and kind.bits != grid.bits
 
@@ -140,18 +146,21 @@ def _block_type_of(layer: QuantizedLinear) -> BlockType:
 
 
 def _widened_codes(codes: Bytes, grid: Grid, kind: BlockType) -> Bytes:
-    """Codes of the container: a centred type moves its middle to that of the wider code."""
+    """Shift codes so that the middle of a symmetric grid is that of the wider block type."""
     shift = 2 ** (kind.bits - 1) - grid.middle if kind.centred else 0
     return codes + np.uint8(shift) if shift else codes
 
 
 def _blocked(codes: Bytes) -> Bytes:
-    """Shapes: (out, in) -> (out, blocks, 32)."""
+    """Split each row into blocks.
+
+    Shapes: (out, in) -> (out, blocks, 32).
+    """
     return codes.reshape(codes.shape[0], -1, BLOCK_COLUMNS)
 
 
 def _bytes_per_block(values: npt.NDArray[np.float16], layer: QuantizedLinear) -> Bytes:
-    """Repeat a float16 per group for each block of the group.
+    """Repeat the number of a group for each of its blocks, as bytes.
 
     Shapes: (out, groups) -> (out, blocks, 2).
     """
@@ -164,7 +173,8 @@ def _nibbles(codes: Bytes) -> Bytes:
 
     Shapes: (..., 32) -> (..., 16).
     """
-    low, high = codes[..., :16] & np.uint8(0x0F), codes[..., 16:] & np.uint8(0x0F)
+    low = codes[..., :16] & np.uint8(0x0F)
+    high = codes[..., 16:] & np.uint8(0x0F)
     return low | (high << np.uint8(4))
 
 
@@ -173,12 +183,12 @@ def _four_bits(codes: Bytes) -> list[Bytes]:
 
 
 def _five_bits(codes: Bytes) -> list[Bytes]:
-    """Bit j of the first four bytes is the fifth bit of code j."""
+    """Put the fifth bit of code j at bit j of four bytes, and the other bits into nibbles."""
     return [np.packbits(codes >> np.uint8(4), axis=-1, bitorder="little"), _nibbles(codes)]
 
 
 def _eight_bits(codes: Bytes) -> list[Bytes]:
-    """Two's complement of code - 128, which is the code with its top bit turned over."""
+    """Turn the top bit of each code over, which gives code - 128 in two's complement."""
     return [codes ^ np.uint8(0x80)]
 
 

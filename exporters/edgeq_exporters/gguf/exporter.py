@@ -1,4 +1,4 @@
-"""GGUF files for llama.cpp: Llama-like models with one-level block quantization."""
+"""Write GGUF files for llama.cpp: Llama-like models with one-level block quantization."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,6 +50,7 @@ except ModuleNotFoundError as missing:
 FILE_NAME = "model.gguf"
 EMBEDDING = "model.embed_tokens.weight"
 ROPE_FACTORS = "rope_freqs.weight"
+# llama.cpp's numbers (llama_ftype) for a file that is mostly of a type.
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7}
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Grid | None]]
@@ -57,7 +58,7 @@ Shapes = Mapping[str, tuple[tuple[int, ...], Grid | None]]
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor of the file before its bytes exist."""
+    """Describes a tensor of the file before its bytes exist."""
 
     name: str
     source: str
@@ -100,10 +101,10 @@ class GgufExporter:
         )
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write both files into the directory `destination`; the same model gives the same bytes.
+        """Write both files into the directory `destination`.
 
         One tensor is in memory at a time, so every tensor is read twice: for its place, then for
-        its bytes.
+        its bytes. The same model gives the same bytes.
 
         Raises: BadInput, before anything is written, for a model with a `reject_reason`.
         """
@@ -120,7 +121,7 @@ class GgufExporter:
 
 
 def why_not_tensors(decoder: Decoder, grids: Shapes) -> str | None:
-    """Say what keeps the first tensor that does not fit out of the file; None when all fit."""
+    """Say why the first tensor that does not fit stays out of the file; None when all fit."""
     names = gguf_names(decoder)
     for name, (shape, grid) in grids.items():
         if decoder.is_redundant(name):
@@ -135,7 +136,7 @@ def why_not_tensors(decoder: Decoder, grids: Shapes) -> str | None:
 
 
 def plan_tensors(model: QuantizedModel) -> list[PlannedTensor]:
-    """Give name, type and shape of every tensor in the order of the file."""
+    """List name, type and shape of every tensor, in the order of the file."""
     decoder = model.record.decoder
     names = {} if decoder.names.gguf is None else gguf_names(decoder)
     kept = (name for name in model.tensor_names() if not decoder.is_redundant(name))
@@ -147,9 +148,8 @@ def _planned(model: QuantizedModel, source: str, name: str) -> PlannedTensor:
     grid = model.grid(source)
     if grid is not None:
         kind = block_type(grid)
-        return PlannedTensor(
-            name, source, kind.name if kind else "", model.quantized(source).codes.shape, grid
-        )
+        type_name = kind.name if kind else ""
+        return PlannedTensor(name, source, type_name, model.quantized(source).codes.shape, grid)
     array = model.dense(source)
     # llama.cpp adds and multiplies vectors in float32 and accepts no other type for them.
     type_name = "F32" if array.ndim == 1 else CODE_NAMES[str(array.dtype)]
@@ -191,9 +191,8 @@ def _add_keys(
         _add_key(writer, key, number)
     writer.add_file_type(FILE_TYPES[dominating_type(plan)])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, value in tokenizer_keys(
-        model.companions(), model.record.tokens, vocab_size=vocab_size
-    ):
+    tokens = model.record.tokens
+    for key, value in tokenizer_keys(model.companions(), tokens, vocab_size=vocab_size):
         _add_key(writer, key, value)
 
 
@@ -213,7 +212,7 @@ def _add_key(
 
 
 def dominating_type(plan: Iterable[PlannedTensor]) -> str:
-    """Find the type of most weights of the blocks; embedding and head may have their own."""
+    """Find the type of most weights in blocks; embedding and head may have one of their own."""
     weights: Counter[str] = Counter()
     for tensor in plan:
         if tensor.name.startswith("blk."):
@@ -225,8 +224,8 @@ def _add_tensor_info(writer: gguf.GGUFWriter, tensor: PlannedTensor) -> None:
     kind = gguf.GGMLQuantizationType[tensor.type_name]
     block_columns, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     size = int(np.prod(tensor.shape)) // block_columns * block_bytes
-    # The writer counts shapes in bytes for uint8 and in weights otherwise; the type itself is
-    # given.
+    # The writer counts shapes in bytes for uint8 and in weights for other types. The type that the
+    # file states is `kind`.
     writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
 
 
@@ -236,7 +235,8 @@ def _write_tensor(writer: gguf.GGUFWriter, model: QuantizedModel, tensor: Planne
     if tensor.grid is None:
         return _write_dense(writer, model, tensor, rows)
     layer = model.quantized(tensor.source)
-    writer.write_tensor_data(pack_blocks(layer if rows is None else reordered(layer, rows)))
+    written = layer if rows is None else reordered(layer, rows)
+    writer.write_tensor_data(pack_blocks(written))
     return quantized_entry(
         name=tensor.name,
         source=tensor.source,
@@ -266,7 +266,7 @@ def _write_dense(
 
 
 def reordered(layer: QuantizedLinear, rows: NumpyArray) -> QuantizedLinear:
-    """The layer with its rows in another order; groups run along the columns and stay whole."""
+    """Put the rows of a layer in another order; groups run along the columns and stay whole."""
     return replace(
         layer, codes=layer.codes[rows], scales=layer.scales[rows], offsets=layer.offsets[rows]
     )

@@ -1,4 +1,4 @@
-"""What GGUF files hold as edgeq writes them: one-level blocks of 32 columns for llama.cpp."""
+"""Describe GGUF as edgeq writes it: one-level blocks of 32 columns for llama.cpp."""
 
 from edgeq.protocols import Format, GroupSizes
 

@@ -1,4 +1,4 @@
-"""Exported GGUF files, read back: blocks taken apart here, weights by the gguf library.
+"""Read exported GGUF files back: codes are unpacked here, weights by the gguf library.
 
 Nothing is shared with the exporter. The order of rows comes from the file's own metadata.
 """
@@ -29,7 +29,10 @@ PAIRS_HALVES = ("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "phi3")
 
 
 class GgufReader:
-    """An ExportReader. Rows of q and k are put back by llama.cpp's rule for the architecture."""
+    """Reads a GGUF file back; rows of q and k get the checkpoint's order.
+
+    It implements ExportReader. The order is llama.cpp's rule for the architecture.
+    """
 
     def __init__(self, directory: Path) -> None:
         path = next(iter(sorted(directory.glob("*.gguf"))), directory / "model.gguf")
@@ -47,8 +50,10 @@ class GgufReader:
         return sorted(set(self._tensors) - {ROPE_FACTORS})
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
-        grid, tensor = grid_of(entry), self._tensors[entry["name"]]
-        kind, data = tensor.tensor_type.name, np.asarray(tensor.data)
+        grid = grid_of(entry)
+        tensor = self._tensors[entry["name"]]
+        kind = tensor.tensor_type.name
+        data = np.asarray(tensor.data)
         if kind != entry["type"]:
             raise BadInput(f"the file holds type {kind} where the manifest says {entry['type']}")
         rows = self._rotary.places(tensor.name)
@@ -62,9 +67,10 @@ class GgufReader:
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """Says which rows of q and k rotate together in llama.cpp: neighbours, or rows half apart.
+    """Says which rows of q and k llama.cpp rotates together.
 
-    size is that of a head, rotated how many of its first rows take part; heads are by tensor.
+    These are neighbours, or rows half of the rotated ones apart. `size` is the rows of a head,
+    `rotated` how many of them, from the first, are rotated. `heads` counts heads by tensor.
     """
 
     neighbours: bool
@@ -121,31 +127,31 @@ def _taken(array: NumpyArray, rows: NumpyArray | None) -> NumpyArray:
 def _taken_apart(
     data: NumpyArray, kind: str, grid: Grid
 ) -> tuple[NumpyArray, NumpyArray, NumpyArray]:
-    """Take blocks apart into codes, scales and offsets; of a group's blocks the first one speaks.
+    """Take blocks apart into codes, scales and offsets.
 
-    Shapes: data (out, bytes).
+    The blocks of a group repeat its numbers; those of the first block are returned.
+
+    Shapes: data (out, bytes) -> codes (out, in), scales and offsets (out, groups).
     """
-    bits, numbers = BITS[kind], 2 if kind in WITH_MINIMUM else 1
-    blocks = (
-        np.ascontiguousarray(data)
-        .view(np.uint8)
-        .reshape(len(data), -1, 2 * numbers + COLUMNS * bits // 8)
-    )
+    bits = BITS[kind]
+    numbers = 2 if kind in WITH_MINIMUM else 1
+    block_bytes = 2 * numbers + COLUMNS * bits // 8  # float16 numbers, then codes
+    blocks = np.ascontiguousarray(data).view(np.uint8).reshape(len(data), -1, block_bytes)
     floats = blocks[..., : 2 * numbers].copy().view("<f2").astype(np.float32)
     codes = _codes(blocks[..., 2 * numbers :], bits).reshape(len(data), -1)
     first = [low // COLUMNS for low, _ in grid.group_bounds(codes.shape[1])]
     scales = floats[:, first, 0]
     if numbers == 2:
         return codes, scales, floats[:, first, 1]
-    return (
-        codes - np.uint8(2 ** (bits - 1) - grid.middle),
-        scales,
-        -scales * np.float32(grid.middle),
-    )
+    narrowed = codes - np.uint8(2 ** (bits - 1) - grid.middle)
+    return narrowed, scales, -scales * np.float32(grid.middle)
 
 
 def _codes(fields: NumpyArray, bits: int) -> NumpyArray:
-    """Unpack the codes of blocks. Shapes: (out, blocks, bytes) -> (out, blocks, 32)."""
+    """Unpack the codes of blocks.
+
+    Shapes: (out, blocks, bytes) -> (out, blocks, 32).
+    """
     turned: NumpyArray = fields ^ np.uint8(0x80)
     if bits == 8:
         return turned

@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers in GGUF, from the tokenizer.json of a Hugging Face checkpoint."""
+"""Translate byte-level BPE tokenizers from a checkpoint's tokenizer.json to GGUF metadata."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,20 +20,16 @@ QWEN2_WORDS = LLAMA_3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 WORD_PATTERNS = {LLAMA_3_WORDS: "llama-bpe", QWEN2_WORDS: "qwen2"}
 
 CONFIGURED = {"bos": "begin", "eos": "end", "pad": "pad", "unk": "unknown"}
-"""By the name of a special token: where a model's record has its ids."""
-SPECIAL_TOKENS = {
-    "bos": "bos",
-    "eos": "eos",
-    "unk": "unknown",
-    "pad": "padding",
-}  # Hugging Face's name -> GGUF's
+"""Hugging Face's names of special tokens -> the field of a model's record with their ids."""
+SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+"""Hugging Face's names of special tokens -> GGUF's."""
 
 Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """What a checkpoint says about its tokenizer; a file that it lacks says nothing."""
+    """Holds what a checkpoint says about its tokenizer; a file that it lacks is empty."""
 
     tokenizer: Json
     settings: Json
@@ -52,24 +48,23 @@ class TokenizerFiles:
         )
 
     def ids(self) -> dict[str, int]:
-        """Token -> id, added tokens included."""
+        """Map each token to its id, added tokens included."""
         ids = dict(self.tokenizer["model"]["vocab"])
-        return ids | {
-            added["content"]: added["id"] for added in self.tokenizer.get("added_tokens") or []
-        }
+        added_tokens = self.tokenizer.get("added_tokens") or []
+        return ids | {added["content"]: added["id"] for added in added_tokens}
 
 
 def why_not_tokenizer(
     companions: Mapping[str, bytes], tokens: TokenIds, *, vocab_size: int
 ) -> str | None:
-    """Say what about a tokenizer the GGUF exporter cannot write, or None.
+    """Say what keeps a tokenizer out of GGUF and what to change, or None.
 
     Raises: BadInput for a file that is not a JSON object.
     """
     if "tokenizer.json" not in companions:
         return (
-            "the model has no tokenizer.json; save one "
-            "next to it with transformers' save_pretrained"
+            "the model has no tokenizer.json; "
+            "save one next to it with transformers' save_pretrained"
         )
     files = TokenizerFiles.read(companions, tokens)
     damage = _why_not_readable(companions["tokenizer.json"]) or _why_not_template(files)
@@ -80,30 +75,30 @@ def why_not_tokenizer(
         reason = _unknown_splitting(files.tokenizer)
     if reason is not None:
         return (
-            f"{reason}; GGUF export knows byte-level BPE "
-            "of the Llama 3, Qwen2, SmolLM and GPT-2 kinds"
+            f"{reason}; "
+            "GGUF export knows byte-level BPE of the Llama 3, Qwen2, SmolLM and GPT-2 kinds"
         )
     return _why_not_ids(files, vocab_size)
 
 
 def _why_not_ids(files: TokenizerFiles, vocab_size: int) -> str | None:
-    largest, special = max(files.ids().values(), default=-1), special_ids(files)
+    largest = max(files.ids().values(), default=-1)
+    special = special_ids(files)
     if largest >= vocab_size:
         return (
-            f"token id {largest} lies outside the {vocab_size} "
-            "rows of the embedding; use this model's own tokenizer"
+            f"token id {largest} lies outside the {vocab_size} rows of the embedding; "
+            "use this model's own tokenizer"
         )
     for name, token_id in special.items():
         if token_id >= vocab_size:
             return (
-                f"{name}_token_id {token_id} lies outside the "
-                f"{vocab_size} rows of the embedding; correct it in "
-                "config.json"
+                f"{name}_token_id {token_id} lies outside the {vocab_size} rows of the embedding; "
+                "correct it in config.json"
             )
     if "eos" not in special:
         return (
-            "neither tokenizer_config.json nor config.json "
-            "names an end-of-sequence token; set eos_token"
+            "neither tokenizer_config.json nor config.json names an end-of-sequence token; "
+            "set eos_token"
         )
     return None
 
@@ -111,7 +106,7 @@ def _why_not_ids(files: TokenizerFiles, vocab_size: int) -> str | None:
 def tokenizer_keys(
     companions: Mapping[str, bytes], tokens: TokenIds, *, vocab_size: int
 ) -> Iterator[tuple[str, str | bool | int | list[str] | list[int]]]:
-    """Make all keys of a tokenizer that `why_not_tokenizer` accepts; a lone int is a uint32."""
+    """Make the metadata of a tokenizer that `why_not_tokenizer` accepts; an int is a uint32."""
     files = TokenizerFiles.read(companions, tokens)
     vocabulary, types = padded_vocabulary(files.tokenizer, vocab_size=vocab_size)
     yield "tokenizer.ggml.model", "gpt2"
@@ -130,8 +125,7 @@ def tokenizer_keys(
 def _special_keys(files: TokenizerFiles) -> Iterator[tuple[str, bool | int]]:
     for name, token_id in special_ids(files).items():
         yield f"tokenizer.ggml.{SPECIAL_TOKENS[name]}_token_id", token_id
-    # Without the key for bos llama.cpp goes by the pre-tokenizer's name; eos it leaves out on its
-    # own.
+    # Without its key, llama.cpp decides on bos by the name of the pre-tokenizer, and adds no eos.
     yield "tokenizer.ggml.add_bos_token", adds_token(files, "bos")
     if adds_token(files, "eos"):
         yield "tokenizer.ggml.add_eos_token", True
@@ -148,30 +142,30 @@ def pre_tokenizer_name(tokenizer: Json) -> str | None:
     if normalizer is not None and (normalizer, name) != ("NFC", "qwen2"):
         return None
     takes_whole_words = bool(tokenizer["model"].get("ignore_merges"))
-    if (
-        name == "llama-bpe"
-    ):  # llama.cpp looks words up before merging under this name, and under the other it does not
+    # llama.cpp looks whole words up before it merges under the name llama-bpe. It splits text in
+    # the same way under smaug-bpe, but does not look words up.
+    if name == "llama-bpe":
         return name if takes_whole_words else "smaug-bpe"
     return None if takes_whole_words else name
 
 
 def padded_vocabulary(tokenizer: Json, *, vocab_size: int) -> tuple[list[str], list[int]]:
-    """Tokens and their types by id; ids without a token become unused [PADn]."""
+    """List tokens and their types by id; ids without a token become unused [PADn]."""
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [UNUSED] * vocab_size
     for token, token_id in tokenizer["model"]["vocab"].items():
-        tokens[token_id], types[token_id] = token, NORMAL
+        tokens[token_id] = token
+        types[token_id] = NORMAL
     for added in tokenizer.get("added_tokens") or []:
-        tokens[added["id"]], types[added["id"]] = (
-            added["content"],
-            CONTROL if added["special"] else USER_DEFINED,
-        )
+        tokens[added["id"]] = added["content"]
+        types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
     return tokens, types
 
 
 def special_ids(files: TokenizerFiles) -> dict[str, int]:
     """Find the ids of the bos, eos, unk and pad tokens in the tokenizer's files or the config."""
-    ids, found = files.ids(), {}
+    ids = files.ids()
+    found = {}
     for name in SPECIAL_TOKENS:
         named = [_content(source.get(f"{name}_token")) for source in (files.settings, files.named)]
         configured = getattr(files.tokens, CONFIGURED[name])
@@ -183,20 +177,19 @@ def special_ids(files: TokenizerFiles) -> dict[str, int]:
 
 
 def adds_token(files: TokenizerFiles, name: str) -> bool:
-    """Whether encoding a text puts the bos token before it, or the eos token after it."""
+    """Say whether encoding a text puts the bos token before it, or the eos token after it."""
     token_id = special_ids(files).get(name)
     if token_id is None:
         return False
     end = 0 if name == "bos" else -1
-    ends = [
-        template[end].get("SpecialToken", {}).get("id") for template in _templates(files.tokenizer)
-    ]
+    pieces = [template[end] for template in _templates(files.tokenizer)]
+    ends = [piece.get("SpecialToken", {}).get("id") for piece in pieces]
     by_template = token_id in [files.ids().get(token) for token in ends if token is not None]
     return by_template or files.settings.get(f"add_{name}_token") is True
 
 
 def chat_template(files: TokenizerFiles) -> str | None:
-    """The default chat template, from its own file or from tokenizer_config.json.
+    """Read the default chat template, from its own file or from tokenizer_config.json.
 
     Raises: ValueError, KeyError or TypeError for templates that `why_not_tokenizer` refuses.
     """
@@ -204,9 +197,8 @@ def chat_template(files: TokenizerFiles) -> str | None:
         return files.template.decode()
     template = files.settings.get("chat_template")
     if isinstance(template, list):
-        template = next(
-            (named["template"] for named in template if named["name"] == "default"), None
-        )
+        defaults = (named["template"] for named in template if named["name"] == "default")
+        template = next(defaults, None)
     if template is None:
         return None
     if not isinstance(template, str):
@@ -219,23 +211,19 @@ def _why_not_template(files: TokenizerFiles) -> str | None:
     try:
         chat_template(files)
     except (ValueError, KeyError, TypeError) as error:
-        where = (
-            "chat_template in tokenizer_config.json"
-            if files.template is None
-            else "chat_template.jinja"
-        )
+        own_file = files.template is not None
+        where = "chat_template.jinja" if own_file else "chat_template in tokenizer_config.json"
         return (
-            f"{where} is malformed ({type(error).__name__}: "
-            f"{reason_of(error)}); it must be UTF-8 text, or a list of "
-            "objects with name and template"
+            f"{where} is malformed ({type(error).__name__}: {reason_of(error)}); "
+            "it must be UTF-8 text, or a list of objects with name and template"
         )
     return None
 
 
 def _why_not_readable(tokenizer: bytes) -> str | None:
-    """Say what the tokenizers library has against the file, or None.
+    """Say why the tokenizers library cannot load the file, or None.
 
-    That is wrong types, unknown parts, merges without tokens.
+    Reasons are wrong types, unknown parts, merges without tokens.
     """
     try:
         Tokenizer.from_str(tokenizer.decode())
@@ -257,7 +245,7 @@ def _why_not_model(model: Json) -> str | None:
 
 
 def _unknown_splitting(tokenizer: Json) -> str:
-    """The unknown splitting in one line, cut to what a terminal can show."""
+    """Describe an unknown way of splitting in one line, cut to what a terminal can show."""
     parts = {key: tokenizer.get(key) for key in ("normalizer", "pre_tokenizer")}
     found = json.dumps(parts, ensure_ascii=False, sort_keys=True)
     merges = ", ignore_merges" if tokenizer["model"].get("ignore_merges") else ""
@@ -265,13 +253,14 @@ def _unknown_splitting(tokenizer: Json) -> str:
 
 
 def _splitting_name(steps: list[Json]) -> str | None:
-    """Only the steps' options that change the words count; trim_offsets, for one, does not."""
+    """Name the splitting of these steps by the options that change words; trim_offsets does not."""
     if not steps or steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space", True):
         return None
     by_gpt2_words = steps[-1].get("use_regex", True)
     before = steps[:-1]
     if by_gpt2_words:
-        return "gpt-2" if not before else "smollm" if _splits_digits(before) else None
+        with_digits = "smollm" if _splits_digits(before) else None
+        return with_digits if before else "gpt-2"
     return WORD_PATTERNS.get(_word_pattern(before))
 
 
@@ -284,7 +273,7 @@ def _splits_digits(steps: list[Json]) -> bool:
 
 
 def _word_pattern(steps: list[Json]) -> str:
-    """Give the expression of a lone Split that keeps what it finds as words, or None."""
+    """Give the expression of a lone Split that keeps what it finds as words; empty if none."""
     if len(steps) != 1 or steps[0].get("type") != "Split":
         return ""
     if steps[0].get("behavior") != "Isolated" or steps[0].get("invert"):
@@ -293,7 +282,7 @@ def _word_pattern(steps: list[Json]) -> str:
 
 
 def _templates(tokenizer: Json) -> list[list[Json]]:
-    """What the post-processor makes of a single text, in pieces."""
+    """List what each template of the post-processor makes of a single text, in pieces."""
     steps = _steps(tokenizer.get("post_processor"), key="processors")
     return [
         step["single"]
@@ -313,7 +302,7 @@ def _merge_line(merge: str | list[str]) -> str:
 
 
 def _content(token: Any) -> str | None:
-    """A special token is named by its text or by a description of it."""
+    """Give the text of a special token, which is named by it or by a description with it."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
 

@@ -1,4 +1,4 @@
-"""compressed-tensors directories (format pack-quantized) for transformers and vLLM."""
+"""Write compressed-tensors directories (format pack-quantized) for transformers and vLLM."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +26,8 @@ from edgeq_exporters.hugging_face.directory import (
     write,
 )
 
+WORD_BYTES = WORD_BITS // 8
+
 
 class CompressedTensorsExporter:
     """Writes linear layers as pack-quantized; embedding and head are dense, as their codes say."""
@@ -50,7 +52,10 @@ class CompressedTensorsExporter:
         return planned_bytes(PACK_QUANTIZED, record, grids)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory. Raises: BadInput before that where there is a `reject_reason`."""
+        """Write the directory, which is the first of the paths that are returned.
+
+        Raises: BadInput, before anything is written, for a model with a `reject_reason`.
+        """
         return write(PACK_QUANTIZED, model, destination)
 
 
@@ -62,8 +67,8 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
     in_features = shape[1]
     if not formats.COMPRESSED_TENSORS.holds_bits(grid.bits):
         return (
-            f"releases of compressed-tensors pack {grid.bits} "
-            "bits in different ways; choose 2, 4 or 8"
+            f"releases of compressed-tensors pack {grid.bits} bits in different ways; "
+            "choose 2, 4 or 8"
         )
     if grid.outlier_columns:
         return why_not_outliers(grid, "compressed-tensors")
@@ -71,31 +76,33 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
         return "compressed-tensors has no free offsets; use a symmetric grid or zeros = 'integer'"
     if grid.group_size is not None and in_features % grid.group_size:
         fitting = [str(size) for size in (32, 64, 128) if in_features % size == 0]
+        choices = " or ".join([*fitting, "'row'"])
         return (
-            f"in_features {in_features} is not a multiple of group_size {grid.group_size}; choose "
-            f"{' or '.join([*fitting, repr('row')])}"
+            f"in_features {in_features} is not a multiple of group_size {grid.group_size}; "
+            f"choose {choices}"
         )
     return None
 
 
 def pack(module: str, layer: QuantizedLinear) -> Packed:
-    """Make weight_packed, weight_scale, weight_shape, perhaps weight_zero_point, and the layer.
+    """Make the tensors of a layer, and the layer as these tensors hold it.
 
-    Symmetric grids have no zero points; the layer is the one that the tensors hold. Words are
-    little-endian bit streams along the inputs for codes and along the outputs for zero points.
+    They are weight_packed, weight_scale and weight_shape, and weight_zero_point on grids that are
+    not symmetric. Words are little-endian bit streams, along the inputs for codes and along the
+    outputs for zero points.
 
     Shapes: codes (out, in) -> weight_packed (out, ceil(in * bits / 32)), weight_scale (out,
-    groups), weight_zero_point (ceil(out * bits / 32), groups). Raises: BadInput if a scale is too
-    large for the grid's scale_dtype.
+    groups), weight_zero_point (ceil(out * bits / 32), groups).
+    Raises: BadInput if a scale is too large for the grid's scale_dtype.
     """
     grid = layer.grid
     with np.errstate(over="ignore"):
         scales = layer.scales.astype(NUMPY[grid.scale_dtype])
     if not np.isfinite(scales).all():
+        largest = np.abs(layer.scales).max()
         raise BadInput(
-            f"tensor '{module}.weight': a scale of "
-            f"{np.abs(layer.scales).max():.6g} exceeds {grid.scale_dtype};"
-            " use scale_dtype bfloat16 or float32"
+            f"tensor '{module}.weight': a scale of {largest:.6g} exceeds {grid.scale_dtype}; "
+            "use scale_dtype bfloat16 or float32"
         )
     tensors = {
         f"{module}.weight_packed": pack_words(layer.codes, grid.bits).view("<i4"),
@@ -110,28 +117,31 @@ def pack(module: str, layer: QuantizedLinear) -> Packed:
 
 
 def layer_bytes(shape: Shape, grid: Grid) -> int:
-    """Count the bytes of a layer: codes and zero points in whole words, scales, its shape.
+    """Count the bytes of a packed layer: codes and zero points in whole words, scales, its shape.
 
     Shapes: (out, in).
     """
     rows, columns = shape
     groups = grid.group_count(columns)
-    codes = 4 * rows * -(-columns * grid.bits // WORD_BITS)
-    zeros = 4 * groups * -(-rows * grid.bits // WORD_BITS) if grid.zeros == "integer" else 0
-    two_sizes = 16  # int64
-    return codes + zeros + rows * groups * NUMPY[grid.scale_dtype].itemsize + two_sizes
+    codes = WORD_BYTES * rows * -(-columns * grid.bits // WORD_BITS)
+    zeros = WORD_BYTES * groups * -(-rows * grid.bits // WORD_BITS)
+    if grid.zeros != "integer":
+        zeros = 0
+    scales = rows * groups * NUMPY[grid.scale_dtype].itemsize
+    two_sizes = 16  # weight_shape: two int64
+    return codes + zeros + scales + two_sizes
 
 
 def settings(linear: Shapes) -> Mapping[str, Any]:
-    """Make the quantization_config: every Linear where there is one grid, else by pattern."""
+    """Make the quantization_config: for every Linear where there is one grid, else by pattern."""
     modules = dict(layers_by_grid(linear))
     dense = modules.pop(None, [])
     groups = {}
     for number, (grid, names) in enumerate(modules.items()):
         assert grid is not None
-        targets = (
-            ["Linear"] if len(modules) == 1 else [f"re:{pattern}" for pattern in patterns_of(names)]
-        )
+        targets = ["Linear"]
+        if len(modules) > 1:
+            targets = [f"re:{pattern}" for pattern in patterns_of(names)]
         groups[f"group_{number}"] = {
             "targets": targets,
             "weights": _arguments(grid),

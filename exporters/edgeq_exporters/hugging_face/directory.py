@@ -1,4 +1,7 @@
-"""Directories of transformers and vLLM: linear layers packed, embedding and head dense."""
+"""Write directories for transformers and vLLM: linear layers packed, all other tensors dense.
+
+How a layer is packed is left to the two formats, each a `LinearFormat`.
+"""
 
 import re
 from collections import Counter, defaultdict
@@ -30,7 +33,8 @@ from edgeq_exporters.common.safetensors_directory import (
     write_directory,
 )
 
-FUSED = {  # what vLLM computes as one matrix: its name, by the first of the layers
+# What vLLM computes as one matrix: the first of its layers -> the matrix.
+FUSED = {
     "self_attn.q_proj": "self_attn.qkv_proj",
     "mlp.gate_proj": "mlp.gate_up_proj",
 }
@@ -43,8 +47,8 @@ Packed = tuple[Mapping[str, NumpyArray], QuantizedLinear]
 class LinearFormat:
     """Says what two formats of this kind do differently.
 
-    pack gives the tensors of a weight named P.weight and the layer as they hold it; layer_bytes
-    counts these tensors; settings gives the quantization_config of a model from the grids of its
+    `pack` gives the tensors of a module's weight, and the layer as they hold it. `layer_bytes`
+    counts their bytes. `settings` makes the quantization_config of a model from the grids of its
     linear layers.
     """
 
@@ -57,32 +61,31 @@ class LinearFormat:
 
 
 def reject_reason(kind: LinearFormat, record: ModelRecord, grids: Shapes) -> str | None:
-    """Say why a model cannot be written and what to change, or None."""
+    """Say what keeps a model out of the format and what to change, or None."""
     linear = linear_tensors(record.decoder)
 
     def why_not(name: str, shape: Shape, grid: Grid) -> str | None:
         return kind.why_not_grid(shape, grid) if name in linear else None
 
-    return why_not_tensors(record.decoder, grids, why_not, runtime="transformers") or why_not_fused(
-        record.decoder, grids
-    )
+    decoder = record.decoder
+    reason = why_not_tensors(decoder, grids, why_not, runtime="transformers")
+    return reason or why_not_fused(decoder, grids)
 
 
 def linear_tensors(decoder: Decoder) -> set[str]:
-    """Name the weights of linear layers inside of blocks; no other tensor is packed."""
+    """List the weights of linear layers inside of blocks; no other tensor is packed."""
     return {linear.tensor for linear in decoder.linears()}
 
 
 def why_not_fused(decoder: Decoder, grids: Shapes) -> str | None:
-    """Find layers that runtimes compute as one matrix but that lie on different grids."""
+    """Say which layers vLLM computes as one matrix but lie on different grids; None if none do."""
     for index, layer in enumerate(decoder.layers):
         block = decoder.block_name(index)
         for site in (site for site in layer.sites if site[0].name in FUSED):
             found = [grids.get(each.inside(block).tensor, ((), None))[1] for each in site]
             if len(set(found)) > 1:
-                kinds = ", ".join(
-                    "dense" if grid is None else describe_grid(grid) for grid in found
-                )
+                described = ["dense" if grid is None else describe_grid(grid) for grid in found]
+                kinds = ", ".join(described)
                 names = ", ".join(linear.name.rsplit(".", 1)[-1] for linear in site)
                 return (
                     f"layer '{block}': vLLM fuses {names}, which have {kinds}; give them one grid"
@@ -93,15 +96,19 @@ def why_not_fused(decoder: Decoder, grids: Shapes) -> str | None:
 def planned_bytes(kind: LinearFormat, record: ModelRecord, grids: Shapes) -> int:
     """Count the bytes of all tensors in the shards; dense ones are in the type of the scales."""
     packed = linear_tensors(record.decoder)
-    item = NUMPY[dense_dtype({name: grids[name] for name in grids if name in packed})].itemsize
-    return sum(
-        prod(shape) * item if grid is None or name not in packed else kind.layer_bytes(shape, grid)
-        for name, (shape, grid) in grids.items()
-    )
+    linear = {name: grids[name] for name in grids if name in packed}
+    item_bytes = NUMPY[dense_dtype(linear)].itemsize
+    total = 0
+    for name, (shape, grid) in grids.items():
+        if grid is None or name not in packed:
+            total += prod(shape) * item_bytes
+        else:
+            total += kind.layer_bytes(shape, grid)
+    return total
 
 
 def write(kind: LinearFormat, model: QuantizedModel, destination: Path) -> list[Path]:
-    """Write the directory; `destination` itself, which runtimes are given, is the first result.
+    """Write the directory and list what was written, first the directory that runtimes are given.
 
     The tensors of one shard are in memory at a time. The same model gives the same bytes.
 
@@ -133,8 +140,7 @@ def _config(
 ) -> dict[str, Any]:
     written = {key: value for key, value in record.config().items() if key not in NOT_COPIED}
     written["architectures"] = [record.decoder.names.transformers]
-    # What this file leaves out, transformers fills with its own default, which for a llama is an
-    # untied head.
+    # transformers fills in what this file leaves out; for a llama its default is an untied head.
     written["tie_word_embeddings"] = record.decoder.tied_head
     written["torch_dtype"] = dense
     if any(grid is not None for _, grid in linear.values()):
@@ -143,10 +149,14 @@ def _config(
 
 
 def _bytes_of(shape: Shape, grid: Grid | None, dense: ScaleDtype) -> int:
-    """Bound the size of a tensor in the file, to plan shards with."""
+    """Estimate the size of a tensor in the file, to plan shards with."""
     if grid is None:
         return prod(shape) * NUMPY[dense].itemsize
-    return prod(shape) * grid.bits // 8 + 6 * shape[0] * grid.group_count(shape[1]) + 4 * shape[1]
+    codes = prod(shape) * grid.bits // 8
+    groups = shape[0] * grid.group_count(shape[1])
+    # A group has a scale of 2 or 4 bytes and a zero point of at most one; GPTQ also stores the
+    # group of each input in 4 bytes.
+    return codes + 6 * groups + 4 * shape[1]
 
 
 def _tensor(
@@ -157,7 +167,7 @@ def _tensor(
     dense: ScaleDtype,
     name: str,
 ) -> tuple[Mapping[str, NumpyArray], Entry]:
-    """Make what is stored of one tensor, and the entry that says what became of it."""
+    """Make what is stored of one tensor, and its entry in the manifest."""
     shape, grid = grids[name]
     if grid is None:
         array = model.dense(name)
@@ -177,7 +187,7 @@ def _tensor(
 
 
 def commonest_grid(linear: Shapes) -> Grid:
-    """Find the grid of most weights."""
+    """Find the grid of most weights, which becomes the default of a config."""
     weights: Counter[Grid] = Counter()
     for (rows, *columns), grid in linear.values():
         if grid is not None:
@@ -186,7 +196,7 @@ def commonest_grid(linear: Shapes) -> Grid:
 
 
 def layers_by_grid(linear: Shapes) -> Mapping[Grid | None, Sequence[str]]:
-    """List module paths of linear layers by grid, None for dense ones."""
+    """List the module paths of linear layers by grid; dense ones are under None."""
     modules: defaultdict[Grid | None, list[str]] = defaultdict(list)
     for name, (_, grid) in linear.items():
         modules[grid].append(name.removesuffix(".weight"))
@@ -196,8 +206,8 @@ def layers_by_grid(linear: Shapes) -> Mapping[Grid | None, Sequence[str]]:
 def patterns_of(modules: Iterable[str]) -> list[str]:
     """Make regular expressions that match these modules, and what vLLM fuses them into.
 
-    They match at the start of a tensor's name. onnxruntime-genai matches whole tensor names, other
-    readers module paths: a pattern ends at a dot or the end.
+    Readers match from the start of a name. onnxruntime-genai matches whole tensor names, other
+    readers module paths: so a pattern ends at a dot or at the end.
     """
     blocks: defaultdict[str, set[int]] = defaultdict(set)
     for module in modules:

@@ -1,4 +1,4 @@
-"""What the directories of packed linear layers hold: GPTQ and compressed-tensors."""
+"""Describe the two directories of packed linear layers: GPTQ and compressed-tensors."""
 
 from edgeq.protocols import Format, GroupSizes
 

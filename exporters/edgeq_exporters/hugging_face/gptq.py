@@ -1,4 +1,4 @@
-"""GPTQ directories (checkpoint_format gptq, also called v1) for transformers, vLLM, GPTQModel."""
+"""Write GPTQ directories (checkpoint_format gptq, or v1) for transformers, vLLM, GPTQModel."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +54,10 @@ class GptqExporter:
         return planned_bytes(GPTQ, record, grids)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory. Raises: BadInput before that where there is a `reject_reason`."""
+        """Write the directory, which is the first of the paths that are returned.
+
+        Raises: BadInput, before anything is written, for a model with a `reject_reason`.
+        """
         return write(GPTQ, model, destination)
 
 
@@ -72,14 +75,15 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
         return "GPTQ has no free offsets; use a symmetric grid or zeros = 'integer'"
     if grid.group_size is not None and grid.group_size % 32:
         return (
-            f"group_size {grid.group_size} is not a multiple "
-            "of 32, GPTQ's rule; choose 32, 64, 128 or 'row'"
+            f"group_size {grid.group_size} is not a multiple of 32, GPTQ's rule; "
+            "choose 32, 64, 128 or 'row'"
         )
     if grid.group_size is not None and in_features % grid.group_size:
         fitting = [str(size) for size in (32, 64, 128) if in_features % size == 0]
+        choices = " or ".join([*fitting, "'row'"])
         return (
-            f"in_features {in_features} is not a multiple of group_size {grid.group_size}; choose "
-            f"{' or '.join([*fitting, repr('row')])}"
+            f"in_features {in_features} is not a multiple of group_size {grid.group_size}; "
+            f"choose {choices}"
         )
     return _why_not_words(shape, grid)
 
@@ -98,20 +102,21 @@ def _why_not_words(shape: Shape, grid: Grid) -> str | None:
 def pack(module: str, layer: QuantizedLinear) -> Packed:
     """Make qweight, qzeros, scales and g_idx of a layer, and the layer as they hold it.
 
-    Words are little-endian bit streams along the inputs for codes and along the outputs for zero
-    points, which v1 stores less one; groups with a zero point of 0 are written from their other
-    end. Scales may be negative.
+    Words are little-endian bit streams, along the inputs for codes and along the outputs for zero
+    points. v1 stores zero points less one, so a group with a zero point of 0 is written from its
+    other end. Scales may be negative.
 
     Shapes: codes (out, in) -> qweight (in * bits / 32, out), qzeros (groups, out * bits / 32),
-    scales (groups, out), g_idx (in,). Raises: BadInput if a scale is too large for float16.
+    scales (groups, out), g_idx (in,).
+    Raises: BadInput if a scale is too large for float16.
     """
     with np.errstate(over="ignore"):
         scales = layer.scales.astype(np.float16)
     if not np.isfinite(scales).all():
+        largest = np.abs(layer.scales).max()
         raise BadInput(
-            f"tensor '{module}.weight': a scale of "
-            f"{np.abs(layer.scales).max():.6g} exceeds float16, in which GPTQ "
-            "holds scales; use scale_dtype float16"
+            f"tensor '{module}.weight': a scale of {largest:.6g} exceeds float16, "
+            "in which GPTQ holds scales; use scale_dtype float16"
         )
     zeros = np.float32(layer.grid.middle) if layer.grid.zeros == "symmetric" else layer.zeros
     stored = as_stored(layer, scales, -scales.astype(np.float32) * zeros)
@@ -126,13 +131,16 @@ def pack(module: str, layer: QuantizedLinear) -> Packed:
 
 
 def layer_bytes(shape: Shape, grid: Grid) -> int:
-    """Count the bytes of codes, zero points, float16 scales and the group of each input.
+    """Count the bytes of a packed layer: codes, zero points, scales, the group of each input.
 
     Shapes: (out, in).
     """
     rows, columns = shape
     groups = grid.group_count(columns)
-    return rows * (columns + groups) * grid.bits // 8 + 2 * rows * groups + 4 * columns
+    codes_and_zeros = rows * (columns + groups) * grid.bits // 8
+    scales = 2 * rows * groups  # float16
+    group_of_input = 4 * columns  # int32
+    return codes_and_zeros + scales + group_of_input
 
 
 def _words(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
@@ -140,7 +148,7 @@ def _words(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
 
 
 def settings(linear: Shapes) -> Mapping[str, Any]:
-    """Make the quantization_config: the commonest grid, and by pattern what differs from it."""
+    """Make the quantization_config: the commonest grid, then by pattern what differs from it."""
     default = commonest_grid(linear)
     dynamic: dict[str, Any] = {}
     for grid, modules in layers_by_grid(linear).items():

@@ -1,4 +1,7 @@
-"""Exported compressed-tensors directories, read back; weights by the library where installed."""
+"""Read compressed-tensors directories back; weights by the library where it is installed.
+
+Nothing is shared with the exporter.
+"""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -17,14 +20,16 @@ HELPERS = "compressed_tensors.compressors.pack_quantized.helpers"
 
 
 class CompressedTensorsReader:
-    """An ExportReader."""
+    """Reads a compressed-tensors directory back; it implements ExportReader."""
 
     def __init__(self, directory: Path) -> None:
         self._files = TensorFiles(directory)
         self._helpers: Any = None
         self.library = "edgeq (compressed-tensors is not installed)"
         try:
-            self._helpers, self._torch = import_module(HELPERS), import_module("torch")
+            helpers = import_module(HELPERS)
+            self._torch = import_module("torch")
+            self._helpers = helpers
             self.library = f"compressed-tensors {version('compressed-tensors')}"
         except ImportError:
             pass
@@ -34,32 +39,30 @@ class CompressedTensorsReader:
         return self._files.modules(first="weight_packed", others=others)
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
-        grid, module = grid_of(entry), module_of(entry)
+        grid = grid_of(entry)
+        module = module_of(entry)
         if grid is None:
             return StoredTensor(self._files.array(entry["name"]))
         scales = self._files.array(f"{module}.weight_scale").astype(np.float32)
         rows, columns = (int(size) for size in self._files.array(f"{module}.weight_shape"))
         words = self._files.array(f"{module}.weight_packed")
-        zero_words = (
-            self._files.array(f"{module}.weight_zero_point").T if grid.zeros == "integer" else None
-        )
         codes = codes_in_words(words, grid.bits, columns)
-        middle = np.full(scales.shape, grid.middle, np.uint8)
-        zeros = middle if zero_words is None else codes_in_words(zero_words, grid.bits, rows).T
+        zeros = np.full(scales.shape, grid.middle, np.uint8)
+        zero_words = None
+        if grid.zeros == "integer":
+            zero_words = self._files.array(f"{module}.weight_zero_point").T
+            zeros = codes_in_words(zero_words, grid.bits, rows).T
         layer = QuantizedLinear(codes, scales, -scales * zeros, grid)
         if self._helpers is not None:
             codes = self._unpacked(words, grid, (rows, columns))
-            zeros = (
-                middle
-                if zero_words is None
-                else self._unpacked(zero_words, grid, (len(zero_words), rows)).T
-            )
+            if zero_words is not None:
+                zeros = self._unpacked(zero_words, grid, (len(zero_words), rows)).T
         index = grid.group_index(columns)
         weights = scales[:, index] * (codes.astype(np.float32) - zeros[:, index])
         return StoredTensor(weights, layer)
 
     def _unpacked(self, words: NumpyArray, grid: Grid, shape: tuple[int, int]) -> NumpyArray:
-        """Unpack codes with the library, which gives them less half their range.
+        """Unpack codes with the library, which returns them less half of their range.
 
         Shapes: (rows, words).
         """

@@ -1,4 +1,7 @@
-"""Exported GPTQ directories, read back with NumPy: the format's libraries compile kernels."""
+"""Read GPTQ directories back with NumPy, since the format's libraries compile kernels.
+
+Nothing is shared with the exporter.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +16,10 @@ from edgeq_exporters.common.read_words import codes_in_words
 
 
 class GptqReader:
-    """An ExportReader. A zero point is the stored one plus 1: checkpoint_format gptq says so."""
+    """Reads a GPTQ directory back.
+
+    It implements ExportReader. checkpoint_format gptq stores zero points less one.
+    """
 
     library = "edgeq (no library of this format is needed)"
 
@@ -24,13 +30,14 @@ class GptqReader:
         return self._files.modules(first="qweight", others=("qzeros", "scales", "g_idx"))
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
-        grid, module = grid_of(entry), module_of(entry)
+        grid = grid_of(entry)
+        module = module_of(entry)
         if grid is None:
             return StoredTensor(self._files.array(entry["name"]))
-        words, zero_words, scales, index = (
-            self._files.array(f"{module}.{part}")
-            for part in ("qweight", "qzeros", "scales", "g_idx")
-        )
+        words = self._files.array(f"{module}.qweight")
+        zero_words = self._files.array(f"{module}.qzeros")
+        scales = self._files.array(f"{module}.scales")
+        index = self._files.array(f"{module}.g_idx")
         codes = codes_in_words(words.T, grid.bits, len(index))
         stored_zeros = codes_in_words(zero_words, grid.bits, scales.shape[1])
         zeros = stored_zeros.astype(np.float32) + 1

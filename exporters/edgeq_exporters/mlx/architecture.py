@@ -1,4 +1,7 @@
-"""Llama-like models in mlx-lm: the quantization settings in the config.json it reads."""
+"""Make the config.json that mlx-lm reads: its model, and the quantization settings.
+
+What mlx-lm's models compute is said in `edgeq.architectures.mlx`.
+"""
 
 from collections import Counter
 from typing import Any
@@ -10,7 +13,7 @@ from edgeq_exporters.common.decoder import Shapes
 
 
 def exported_config(record: ModelRecord, grids: Shapes) -> dict[str, Any]:
-    """The config.json that mlx-lm reads: its model, and how its weights are quantized."""
+    """Make the config.json that mlx-lm reads, with the quantization of the weights."""
     written = mlx_config(record)
     if any(grid is not None for _, grid in grids.values()):
         written["quantization"] = written["quantization_config"] = quantization(grids)
@@ -18,28 +21,23 @@ def exported_config(record: ModelRecord, grids: Shapes) -> dict[str, Any]:
 
 
 def quantization(grids: Shapes) -> dict[str, Any]:
-    """The grid of most weights in blocks as the default, then every module that differs; false for
-    dense ones.
+    """Make the quantization settings: a default, then every module that differs from it.
+
+    The default is the grid of most weights in blocks. A dense module is false.
     """
-    settings = {
-        name.removesuffix(".weight"): _settings(grid)
-        for name, (shape, grid) in grids.items()
-        if len(shape) == 2
-    }
-    default = _settings(_commonest_grid(grids))
-    return {
-        **default,
-        **{
-            module: of_module or False
-            for module, of_module in settings.items()
-            if of_module != default
-        },
-    }
+    settings = _settings(_commonest_grid(grids))
+    default = dict(settings)
+    for name, (shape, grid) in grids.items():
+        of_module = _settings(grid)
+        if len(shape) == 2 and of_module != default:
+            settings[name.removesuffix(".weight")] = of_module or False
+    return settings
 
 
 def _commonest_grid(grids: Shapes) -> Grid:
-    """Embedding and head, which often have a grid of their own, count only where nothing else is
-    quantized.
+    """Find the grid of most weights.
+
+    Embedding and head often have a grid of their own; they count only where no block has one.
     """
     everywhere: Counter[Grid] = Counter()
     in_blocks: Counter[Grid] = Counter()
@@ -52,6 +50,6 @@ def _commonest_grid(grids: Shapes) -> Grid:
 
 
 def _settings(grid: Grid | None) -> dict[str, Any]:
-    return (
-        {} if grid is None else {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
-    )
+    if grid is None:
+        return {}
+    return {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}

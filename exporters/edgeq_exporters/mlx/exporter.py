@@ -1,4 +1,4 @@
-"""MLX directories for mlx-lm: Llama-like models in MLX's affine quantization."""
+"""Write MLX directories for mlx-lm: Llama-like models in MLX's affine quantization."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -43,9 +43,10 @@ class MlxExporter:
 
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
         """
-        return why_not_mlx(record) or why_not_tensors(
-            record.decoder, grids, _why_not_tensor, runtime="mlx-lm"
-        )
+        reason = why_not_mlx(record)
+        if reason is not None:
+            return reason
+        return why_not_tensors(record.decoder, grids, _why_not_tensor, runtime="mlx-lm")
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""
@@ -59,7 +60,7 @@ class MlxExporter:
         return sum(stored_bytes(shape, grid, dense) for shape, grid in grids.values())
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory; `destination` itself, which mlx-lm is given, is the first result.
+        """Write the directory and list what was written, first the directory that mlx-lm is given.
 
         The tensors of one shard are in memory at a time. The same model gives the same bytes.
 
@@ -89,7 +90,7 @@ def _why_not_tensor(_: str, shape: Shape, grid: Grid) -> str | None:
 def _tensor(
     model: QuantizedModel, grids: Shapes, dense: ScaleDtype, name: str
 ) -> tuple[Mapping[str, NumpyArray], Entry]:
-    """Make what is stored of one tensor, and the entry that says what became of it."""
+    """Make what is stored of one tensor, and its entry in the manifest."""
     shape, grid = grids[name]
     if grid is None:
         array = model.dense(name)

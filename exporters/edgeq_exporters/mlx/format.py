@@ -1,4 +1,4 @@
-"""What MLX directories hold: the affine quantization that mlx-lm loads."""
+"""Describe MLX directories: the affine quantization that mlx-lm loads."""
 
 from edgeq.protocols import Format, GroupSizes
 

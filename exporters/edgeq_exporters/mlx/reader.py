@@ -1,4 +1,7 @@
-"""Exported MLX directories, read back: codes unpacked here, weights by MLX where installed."""
+"""Read MLX directories back: codes are unpacked here, weights by MLX where it is installed.
+
+Nothing is shared with the exporter.
+"""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -12,11 +15,11 @@ import numpy as np
 from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
 from edgeq_exporters.common.read_safetensors import TensorFiles, module_of
-from edgeq_exporters.common.read_words import codes_in_words
+from edgeq_exporters.common.read_words import WORD_BITS, codes_in_words
 
 
 class MlxReader:
-    """An ExportReader."""
+    """Reads an MLX directory back; it implements ExportReader."""
 
     def __init__(self, directory: Path) -> None:
         self._files = TensorFiles(directory)
@@ -27,15 +30,15 @@ class MlxReader:
         return self._files.modules(first="scales", others=("biases", "weight"))
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
-        grid, module = grid_of(entry), module_of(entry)
+        grid = grid_of(entry)
+        module = module_of(entry)
         words = self._files.array(entry["name"])
         if grid is None:
             return StoredTensor(words)
-        scales, offsets = (
-            self._files.array(f"{module}.{part}").astype(np.float32)
-            for part in ("scales", "biases")
-        )
-        codes = codes_in_words(words, grid.bits, words.shape[1] * 32 // grid.bits)
+        scales = self._files.array(f"{module}.scales").astype(np.float32)
+        offsets = self._files.array(f"{module}.biases").astype(np.float32)
+        columns = words.shape[1] * WORD_BITS // grid.bits
+        codes = codes_in_words(words, grid.bits, columns)
         layer = QuantizedLinear(codes, scales, offsets, grid)
         if self._mlx is None:
             return StoredTensor(layer.dequantized(), layer)

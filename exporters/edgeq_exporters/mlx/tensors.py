@@ -1,4 +1,4 @@
-"""Tensors as MLX stores them: which grids its affine mode computes, codes, scales, biases."""
+"""Make tensors as MLX stores them, and say which grids its affine mode computes."""
 
 import math
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def why_not_grid(shape: tuple[int, ...], grid: Grid) -> str | None:
 
 
 def stored_bytes(shape: tuple[int, ...], grid: Grid | None, dense: ScaleDtype) -> int:
-    """Count the bytes of a tensor in the file, with scales and biases of a quantized one."""
+    """Count the bytes of a tensor in the file, with its scales and biases where it is quantized."""
     weights = math.prod(shape)
     if grid is None:
         return weights * NUMPY[dense].itemsize
@@ -51,21 +51,21 @@ def quantized_tensors(
 ) -> tuple[Mapping[str, NumpyArray], QuantizedLinear]:
     """Make P.weight, P.scales, P.biases of a weight P.weight, and the layer as they hold it.
 
-    MLX computes w = scale * code + bias for every grid, so biases are stored for symmetric ones
-    too.
+    MLX computes w = scale * code + bias on every grid, so symmetric ones have biases too.
 
     Shapes: codes (out, in) -> words (out, in * bits / 32), scales and biases (out, groups).
     Raises: BadInput if a scale or offset is too large for the grid's scale_dtype.
     """
-    module, kind = name.removesuffix(".weight"), layer.grid.scale_dtype
+    module = name.removesuffix(".weight")
+    kind = layer.grid.scale_dtype
     with np.errstate(over="ignore"):
-        scales, offsets = layer.scales.astype(NUMPY[kind]), layer.offsets.astype(NUMPY[kind])
+        scales = layer.scales.astype(NUMPY[kind])
+        offsets = layer.offsets.astype(NUMPY[kind])
     if not (np.isfinite(scales).all() and np.isfinite(offsets).all()):
         largest = max(np.abs(layer.scales).max(), np.abs(layer.offsets).max())
         raise BadInput(
-            f"tensor '{name}': a scale or offset of {largest:.6g} "
-            f"exceeds {kind}, in which MLX holds both;"
-            " use scale_dtype bfloat16 or float32"
+            f"tensor '{name}': a scale or offset of {largest:.6g} exceeds {kind}, "
+            "in which MLX holds both; use scale_dtype bfloat16 or float32"
         )
     words = pack_words(layer.codes, layer.grid.bits)
     stored = {name: words, f"{module}.scales": scales, f"{module}.biases": offsets}

@@ -1,4 +1,7 @@
-"""Models in ONNX Runtime: what its operators compute, rotary tables, settings for generation."""
+"""Say what ONNX Runtime computes of a model; make rotary tables and settings for generation.
+
+Nodes and tensors of the graph are left to the modules beside this one.
+"""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +19,7 @@ GENERATED_TOKENS = 4096  # onnxruntime-genai reserves a cache this long unless a
 
 
 def why_not_decoder(decoder: Decoder) -> str | None:
-    """Say what of a model ONNX Runtime's operators cannot compute; None when nothing."""
+    """Say what keeps a model from ONNX Runtime's operators and what to change, or None."""
     if decoder.names.genai is None:
         return (
             f"model_type '{decoder.model_type}' is not supported; "
@@ -42,10 +45,10 @@ def why_not_decoder(decoder: Decoder) -> str | None:
 
 
 def rotary_tables(decoder: Decoder) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Cosines and sines of every position up to the model's longest context.
+    """Compute cosines and sines of every position up to the model's longest context.
 
-    Angles are rounded to float32 as transformers rounds them: far positions differ by more than
-    that otherwise.
+    Angles are rounded to float32 as transformers rounds them; the tables of far positions would
+    differ otherwise.
 
     Shapes: (context, head / 2) each.
     """
@@ -60,8 +63,9 @@ def rotary_tables(decoder: Decoder) -> tuple[npt.NDArray[np.float32], npt.NDArra
 def genai_config(
     record: ModelRecord, companions: Mapping[str, bytes], *, file: str
 ) -> dict[str, Any]:
-    """What onnxruntime-genai reads beside the graph: sizes, names of inputs and outputs, special
-    tokens, search.
+    """Make the settings that onnxruntime-genai reads beside the graph.
+
+    They are sizes, names of inputs and outputs, special tokens, and how tokens are chosen.
     """
     decoder = record.decoder
     attention = decoder.layers[0].attention
@@ -96,8 +100,9 @@ def genai_config(
 
 
 def search_settings(decoder: Decoder, companions: Mapping[str, bytes]) -> dict[str, Any]:
-    """How tokens are chosen unless the caller says otherwise: as generation_config.json does, else
-    greedily.
+    """Make the settings by which tokens are chosen, unless a caller gives others.
+
+    generation_config.json wins; without it the likeliest token is taken.
     """
     chosen = _generation_config(companions)
     defaults = {
@@ -107,23 +112,22 @@ def search_settings(decoder: Decoder, companions: Mapping[str, bytes]) -> dict[s
         "top_p": 1.0,
         "repetition_penalty": 1.0,
     }
-    return {
+    settings: dict[str, Any] = {
         "max_length": min(decoder.context or GENERATED_TOKENS, GENERATED_TOKENS),
         "min_length": 0,
         "num_beams": 1,
         "num_return_sequences": 1,
         "past_present_share_buffer": True,
-        **{
-            key: default if chosen.get(key) is None else chosen[key]
-            for key, default in defaults.items()
-        },
     }
+    for key, default in defaults.items():
+        settings[key] = default if chosen.get(key) is None else chosen[key]
+    return settings
 
 
 def special_tokens(tokens: TokenIds, companions: Mapping[str, bytes]) -> dict[str, Any]:
-    """Give the ids of the tokens that begin, end and pad a text.
+    """Find the ids of the tokens that begin, end and pad a text.
 
-    generation_config.json wins, padding falls back to the end.
+    generation_config.json wins. A model without a padding token pads with the end.
     """
     stated = {"bos_token_id": tokens.begin, "eos_token_id": tokens.end, "pad_token_id": tokens.pad}
     settings: dict[str, Any] = {

@@ -1,5 +1,6 @@
-"""Quantized matrices as ONNX Runtime holds them: which grids fit, what each block stores."""
+"""Pack matrices as ONNX Runtime holds them, and say which grids its operators compute."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -21,13 +22,16 @@ Bytes = npt.NDArray[np.uint8]
 Zeros = Literal["middle", "whole", "float"]
 Operator = Literal["MatMulNBits", "GatherBlockQuantized", "DequantizeLinear"]
 
+# How the zero points of a kind of grid are stored.
+ZEROS: Mapping[str, Zeros] = {"symmetric": "middle", "integer": "whole", "offset": "float"}
+
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """How a quantized matrix is stored. zeros "middle": every zero point is 2 ** (bits - 1).
+    """Says how a quantized matrix is stored.
 
-    Blocks run along the columns and are as long as a group or a part of one; the last block may be
-    short.
+    Blocks run along the columns. Each is as long as a group or a part of one; the last may be
+    short. With zeros "middle" every zero point is 2 ** (bits - 1).
     """
 
     operator: Operator
@@ -39,10 +43,7 @@ class Container:
 def container_of(columns: int, grid: Grid, operator: Operator) -> Container:
     """Choose the narrowest codes and longest blocks for a matrix that `why_not_grid` accepts."""
     bits = next(bits for bits in _bits_of(operator) if bits >= grid.bits)
-    zeros: Zeros = (
-        "middle" if grid.zeros == "symmetric" else "float" if grid.zeros == "offset" else "whole"
-    )
-    return Container(operator, bits, _block_size(columns, grid), zeros)
+    return Container(operator, bits, _block_size(columns, grid), ZEROS[grid.zeros])
 
 
 def _bits_of(operator: Operator) -> tuple[int, ...]:
@@ -65,8 +66,8 @@ def why_not_grid(shape: tuple[int, ...], grid: Grid, operator: Operator) -> str 
     columns = shape[-1]
     if grid.group_count(columns) > 1 and grid.columns_per_group(columns) % BLOCK_SIZES[0]:
         return (
-            f"group_size {grid.group_size} is not a multiple of "
-            "16, the shortest block; choose 16, 32, 64 or 128"
+            f"group_size {grid.group_size} is not a multiple of 16, the shortest block; "
+            "choose 16, 32, 64 or 128"
         )
     return _why_not_zeros(grid, operator) if grid.zeros == "offset" else None
 
@@ -74,15 +75,15 @@ def why_not_grid(shape: tuple[int, ...], grid: Grid, operator: Operator) -> str 
 def _why_not_zeros(grid: Grid, operator: Operator) -> str | None:
     if operator == "GatherBlockQuantized":
         return (
-            "an embedding holds no free offsets; use whole "
-            "zero points, a symmetric grid, or leave it dense"
+            "an embedding holds no free offsets; "
+            "use whole zero points, a symmetric grid, or leave it dense"
         )
     if operator == "DequantizeLinear":
         return "DequantizeLinear holds no free offsets; use whole zero points or a symmetric grid"
     if grid.bits > FLOAT_ZERO_BITS[-1]:
         return (
-            f"MatMulNBits holds no free offsets at {grid.bits} "
-            "bits; use whole zero points, or 4 bits and fewer"
+            f"MatMulNBits holds no free offsets at {grid.bits} bits; "
+            "use whole zero points, or 4 bits and fewer"
         )
     return None
 
@@ -90,14 +91,18 @@ def _why_not_zeros(grid: Grid, operator: Operator) -> str | None:
 def matrix_bytes(
     shape: tuple[int, ...], grid: Grid, container: Container, *, state_middle: bool
 ) -> int:
-    """Count the bytes of a matrix: codes, float32 scales, zero points, outlier columns.
+    """Count the bytes of a matrix: codes, scales, zero points, outlier columns.
 
-    Shapes: (out, in). state_middle is that of `stored_zeros`.
+    `state_middle` is that of `stored_zeros`.
+
+    Shapes: (out, in).
     """
     rows, columns = shape
     blocks = -(-columns // container.block_size)
     width = container.bits
-    if container.operator == "DequantizeLinear":  # packed across row ends, short blocks stay short
+    scales = 4 * rows * blocks  # float32
+    if container.operator == "DequantizeLinear":
+        # Codes are packed across the ends of rows, and short blocks stay short.
         codes = -(-prod(shape) * width // 8)
         zeros = 0 if container.zeros == "middle" else -(-rows * blocks * width // 8)
     else:
@@ -105,8 +110,8 @@ def matrix_bytes(
         packed = rows * -(-blocks * width // 8)
         stated = container.zeros == "whole" or state_middle
         zeros = 4 * rows * blocks if container.zeros == "float" else packed * stated
-    outliers = grid.outlier_count(columns) * (8 + rows * NUMPY[grid.scale_dtype].itemsize)
-    return codes + 4 * rows * blocks + zeros + outliers
+    column = 8 + rows * NUMPY[grid.scale_dtype].itemsize  # its int64 number and its values
+    return codes + scales + zeros + grid.outlier_count(columns) * column
 
 
 def is_widened(grid: Grid, container: Container) -> bool:
@@ -115,22 +120,20 @@ def is_widened(grid: Grid, container: Container) -> bool:
 
 
 def held_by_blocks(layer: QuantizedLinear) -> QuantizedLinear:
-    """Give the layer as a container holds it: free offsets become zero points in float32."""
-    return (
-        layer
-        if layer.grid.zeros != "offset"
-        else as_stored(layer, layer.scales, -layer.scales * layer.zeros)
-    )
+    """Give the layer as a container holds it: free offsets become float32 zero points."""
+    if layer.grid.zeros != "offset":
+        return layer
+    return as_stored(layer, layer.scales, -layer.scales * layer.zeros)
 
 
 def stored_codes(layer: QuantizedLinear, container: Container) -> Bytes:
-    """Codes of the container; the middle of a symmetric grid moves to that of the wider codes."""
+    """Shift codes so that the middle of a symmetric grid is that of the container's wider codes."""
     shift = 2 ** (container.bits - 1) - layer.grid.middle if container.zeros == "middle" else 0
     return layer.codes + np.uint8(shift) if shift else layer.codes
 
 
 def per_block(values: NumpyArray, layer: QuantizedLinear, container: Container) -> NumpyArray:
-    """Repeat a value per group for each block of the group.
+    """Repeat the value of a group for each of its blocks.
 
     Shapes: (out, groups) -> (out, blocks).
     """
@@ -138,20 +141,19 @@ def per_block(values: NumpyArray, layer: QuantizedLinear, container: Container) 
 
 
 def pack_blocks(codes: Bytes, container: Container) -> Bytes:
-    """Codes in blocks, lowest bits first; a short last block is filled up with zeros.
+    """Pack codes into blocks, lowest bits first; a short last block is filled up with zeros.
 
     Shapes: codes (out, in) -> bytes (out, blocks, block_size * bits / 8).
     """
     rows, columns = codes.shape
     blocks = -(-columns // container.block_size)
-    packed = pack_rows(
-        np.pad(codes, ((0, 0), (0, blocks * container.block_size - columns))), container.bits
-    )
-    return packed.reshape(rows, blocks, -1)
+    missing = blocks * container.block_size - columns
+    filled = np.pad(codes, ((0, 0), (0, missing)))
+    return pack_rows(filled, container.bits).reshape(rows, blocks, -1)
 
 
 def pack_rows(codes: Bytes, bits: int) -> Bytes:
-    """Pack codes of 2, 4 or 8 bits into bytes, lowest bits first, rows filled up with zeros.
+    """Pack codes of 2, 4 or 8 bits into bytes, lowest bits first; rows are filled up with zeros.
 
     Shapes: codes (rows, n) -> bytes (rows, ceil(n * bits / 8)).
     """
@@ -166,7 +168,9 @@ def pack_rows(codes: Bytes, bits: int) -> Bytes:
 def stored_zeros(
     layer: QuantizedLinear, container: Container, *, state_middle: bool
 ) -> NumpyArray | None:
-    """Make zero points per block: packed like codes, float32, or None for a middle not stated.
+    """Make the zero points of blocks; None where they are the middle and need not be stated.
+
+    They are packed like codes, or float32 where the container says so.
 
     Shapes: (out, ceil(blocks * bits / 8)), float32 (out, blocks).
     """
@@ -175,7 +179,6 @@ def stored_zeros(
     zeros = per_block(layer.zeros, layer, container)
     if container.zeros == "float":
         return zeros
-    middle = np.full_like(zeros, 2 ** (container.bits - 1))
-    return pack_rows(
-        (middle if container.zeros == "middle" else zeros).astype(np.uint8), container.bits
-    )
+    if container.zeros == "middle":
+        zeros = np.full_like(zeros, 2 ** (container.bits - 1))
+    return pack_rows(zeros.astype(np.uint8), container.bits)

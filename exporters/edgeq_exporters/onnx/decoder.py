@@ -1,4 +1,7 @@
-"""The decoder of Llama-like models as an ONNX graph with a key-value cache."""
+"""Build the decoder of Llama-like models as an ONNX graph with a key-value cache.
+
+Single nodes are left to `graph`, the bytes of tensors to `tensors`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +26,10 @@ COSINES, SINES = "cos_cache", "sin_cache"
 
 
 def decoder_model(decoder: Decoder, builder: GraphBuilder, matrices: Matrices) -> ModelProto:
-    """The whole model; the builder already holds the initializers of every tensor.
+    """Build the whole model from a builder that holds the initializers of every tensor.
 
-    Inputs: input_ids, attention_mask over cached and new tokens (1, then 0 for padding on the
-    right) and the cache; outputs: logits and the extended cache, by the names that
+    Inputs are input_ids, attention_mask over cached and new tokens (1, then 0 for padding on the
+    right) and the cache. Outputs are logits and the extended cache. Names are those that
     onnxruntime-genai expects.
     """
     assert decoder.epsilon is not None
@@ -74,9 +77,7 @@ def norm_output(index: int) -> str:
 
 
 def attended_lengths(builder: GraphBuilder) -> tuple[str, str]:
-    """Index of each sequence's last token, and the length of the longest, as GroupQueryAttention
-    takes them.
-    """
+    """Add what GroupQueryAttention takes: each sequence's last index, and the longest length."""
     axes = builder.constant("attention_mask.axes", [1], np.int64)
     one = builder.constant("attention_mask.one", [1], np.int64)
     axis = builder.constant("attention_mask.axis", 1, np.int64)
@@ -94,7 +95,7 @@ def attended_lengths(builder: GraphBuilder) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBlock:
-    """The attention of one block: its module's name, its number, and what it does."""
+    """Describes the attention of one block: its module's name, its number, and its traits."""
 
     module: str
     index: int
@@ -114,8 +115,9 @@ def _attention(
     if traits.head_norms:
         heads = (traits.heads, traits.key_heads)
         for place, (name, count) in enumerate(zip("qk", heads, strict=True)):
+            norm = f"{module}.{name}_norm"
             projected[place] = _head_norm(
-                builder, projected[place], f"{module}.{name}_norm", count, traits.head_size, epsilon
+                builder, projected[place], norm, count, traits.head_size, epsilon
             )
     past = [f"past_key_values.{block.index}.{kind}" for kind in ("key", "value")]
     present = [f"present.{block.index}.{kind}" for kind in ("key", "value")]
@@ -141,7 +143,10 @@ def _attention(
 def _head_norm(
     builder: GraphBuilder, value: str, module: str, heads: int, width: int, epsilon: float
 ) -> str:
-    """Norm each head by itself. Shapes: (batch, tokens, heads * width) -> the same."""
+    """Norm each head by itself.
+
+    Shapes: (batch, tokens, heads * width) -> the same.
+    """
     apart = builder.constant(f"{module}.apart", [0, 0, heads, width], np.int64)
     together = builder.constant(f"{module}.together", [0, 0, heads * width], np.int64)
     by_head = builder.add("Reshape", [value, apart], f"{module}.by_head")
@@ -153,21 +158,18 @@ def _feed_forward(builder: GraphBuilder, matrices: Matrices, index: int, value: 
     module = f"model.layers.{index}.mlp"
     gate = _linear(builder, matrices, f"{module}.gate_proj", value)
     up = _linear(builder, matrices, f"{module}.up_proj", value)
-    gate = builder.add(
-        "Mul", [gate, builder.add("Sigmoid", [gate], f"{module}.sigmoid")], f"{module}.silu"
-    )
-    return _linear(
-        builder, matrices, f"{module}.down_proj", builder.add("Mul", [gate, up], f"{module}.gated")
-    )
+    sigmoid = builder.add("Sigmoid", [gate], f"{module}.sigmoid")
+    silu = builder.add("Mul", [gate, sigmoid], f"{module}.silu")
+    gated = builder.add("Mul", [silu, up], f"{module}.gated")
+    return _linear(builder, matrices, f"{module}.down_proj", gated)
 
 
 def _linear(builder: GraphBuilder, matrices: Matrices, module: str, value: str) -> str:
     bias = f"{module}.bias"
     if bias not in builder.initializers:
         return builder.multiply(matrices[module], value, module)
-    return builder.add(
-        "Add", [builder.multiply(matrices[module], value, f"{module}.product"), bias], module
-    )
+    product = builder.multiply(matrices[module], value, f"{module}.product")
+    return builder.add("Add", [product, bias], module)
 
 
 def _inputs(decoder: Decoder) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""ONNX graphs for ONNX Runtime and onnxruntime-genai: models with blocks of 2, 4 or 8 bits."""
+"""Write ONNX graphs for ONNX Runtime and onnxruntime-genai, with blocks of 2, 4 or 8 bits."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -53,7 +53,7 @@ FILE_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-SHIPPED_LEVEL = 4  # many times faster than 0
+SHIPPED_LEVEL = 4  # rounds activations to 8 bits; many times faster than level 0
 FLOAT32_BYTES = 4
 LOOKED_UP_BITS = 8  # with qdq: Gather has no 4-bit types
 
@@ -61,12 +61,10 @@ LOOKED_UP_BITS = 8  # with qdq: Gather has no 4-bit types
 class OnnxExporter:
     """Writes model.onnx, its external data, genai_config.json and tokenizer files.
 
-    Activations are float32.
-
-    accuracy_level 4 lets ONNX Runtime round activations to 8 bits, which is what makes it fast; 0
-    computes in float32. With qdq, weights are standard DequantizeLinear nodes instead of ONNX
-    Runtime's own quantized operators. Free offsets are accepted up to 4 bits, without qdq, and not
-    for an embedding.
+    Activations are float32. With `accuracy_level` 4 ONNX Runtime rounds them to 8 bits, which is
+    what makes it fast; 0 computes in float32. With `qdq` weights are standard DequantizeLinear
+    nodes instead of ONNX Runtime's own quantized operators. Free offsets are accepted up to
+    4 bits, without `qdq`, and not for an embedding.
     """
 
     format = FORMAT
@@ -74,16 +72,18 @@ class OnnxExporter:
     def __init__(self, *, accuracy_level: int | None = None, qdq: bool = False) -> None:
         if qdq and accuracy_level is not None:
             raise BadInput(
-                "accuracy level: a graph of standard operators (qdq) "
-                "has none; give one to ONNX Runtime when you run it"
+                "accuracy level: a graph of standard operators (qdq) has none; "
+                "give one to ONNX Runtime when you run it"
             )
-        accuracy_level = SHIPPED_LEVEL if accuracy_level is None else accuracy_level
+        if accuracy_level is None:
+            accuracy_level = SHIPPED_LEVEL
         if accuracy_level not in ACCURACY_LEVELS:
             raise BadInput(
                 f"accuracy level {accuracy_level} is not known; "
                 "choose 0 (float32) to 4 (8-bit activations)"
             )
-        self.accuracy_level, self.qdq = accuracy_level, qdq
+        self.accuracy_level = accuracy_level
+        self.qdq = qdq
 
     def reject_reason(
         self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
@@ -92,9 +92,10 @@ class OnnxExporter:
 
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
         """
-        return why_not_decoder(record.decoder) or why_not_tensors(
-            record.decoder, grids, self._why_not_tensor, runtime="the graph"
-        )
+        reason = why_not_decoder(record.decoder)
+        if reason is not None:
+            return reason
+        return why_not_tensors(record.decoder, grids, self._why_not_tensor, runtime="the graph")
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""
@@ -107,16 +108,17 @@ class OnnxExporter:
         total = rotary_bytes(record.decoder)
         for name, (shape, grid) in grids.items():
             if grid is None:
-                total += math.prod(shape) * (FLOAT32_BYTES if len(shape) == 1 else item_bytes[name])
+                item = FLOAT32_BYTES if len(shape) == 1 else item_bytes[name]
+                total += math.prod(shape) * item
                 continue
             computing = [name]
             if self.qdq and name == EMBEDDING and record.decoder.tied_head:
-                computing.append(HEAD)  # a product has a copy of its own of what is looked up
+                computing.append(HEAD)  # the head's product has a copy of the embedding
             total += sum(self._matrix_bytes(module, shape, grid) for module in computing)
         return total
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory; model.onnx, which ONNX Runtime is given, is the first result.
+        """Write the directory and list what was written, first the model.onnx that runtimes load.
 
         One tensor is in memory at a time. The same model gives the same bytes.
 
@@ -126,15 +128,12 @@ class OnnxExporter:
         reason = self.reject_reason(model.record, companions, claimed_grids(model))
         if reason is not None:
             raise BadInput(f"export 'onnx': {reason}")
+        decoder = model.record.decoder
         with new_data_file(destination / DATA_NAME) as data:
-            entries = [
-                self._write_tensor(model, name, data)
-                for name in model.record.decoder.tensor_shapes()
-            ]
-            for name, table in zip(
-                (COSINES, SINES), rotary_tables(model.record.decoder), strict=True
-            ):
-                data.add(dense_part(name, table))
+            entries = [self._write_tensor(model, name, data) for name in decoder.tensor_shapes()]
+            cosines, sines = rotary_tables(decoder)
+            data.add(dense_part(COSINES, cosines))
+            data.add(dense_part(SINES, sines))
         files = {
             FILE_NAME: self._graph(model, data),
             "config.json": json_bytes(model.record.config()),
@@ -155,20 +154,23 @@ class OnnxExporter:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """State the options of the graph; standard operators round as whoever runs them says."""
+        """State the options of the graph, for the manifest.
+
+        A graph with qdq has no accuracy level: the session that runs it has one.
+        """
         level = {} if self.qdq else {"accuracy_level": self.accuracy_level}
         return {**level, "qdq": self.qdq, "activations": "float32"}
 
     def _why_not_tensor(self, name: str, shape: Shape, grid: Grid) -> str | None:
         if name == EMBEDDING and grid.outlier_columns:
             return (
-                "an embedding is looked up and holds no "
-                "outlier columns; keep outlier_columns 0 for it"
+                "an embedding is looked up and holds no outlier columns; "
+                "keep outlier_columns 0 for it"
             )
         return why_not_grid(shape, grid, self._operator(name))
 
     def _operator(self, name: str) -> Operator:
-        """Name what reads a quantized matrix; a tied head computes with its embedding's codes."""
+        """Name the operator that reads a matrix; a tied head reads the codes of its embedding."""
         if self.qdq:
             return "DequantizeLinear"
         return "GatherBlockQuantized" if name == EMBEDDING else "MatMulNBits"
@@ -185,7 +187,8 @@ class OnnxExporter:
 
     def _write_tensor(self, model: QuantizedModel, name: str, data: DataFile) -> Entry:
         """Write the initializers of one tensor and describe what became of it."""
-        grid, expected = model.grid(name), model.record.decoder.tensor_shapes()[name]
+        grid = model.grid(name)
+        expected = model.record.decoder.tensor_shapes()[name]
         if grid is None:
             array = model.dense(name)
             check_shape("onnx", name, array.shape, expected)
@@ -197,10 +200,13 @@ class OnnxExporter:
         container = self._container(name, layer.codes.shape[1], grid)
         for part in self._parts(model, name, layer, container):
             data.add(part)
-        kind, widened = container.operator, is_widened(grid, container)
-        stored = held_by_blocks(layer)
         entry = quantized_entry(
-            name=name, source=name, type_name=kind, layer=layer, stored=stored, widened=widened
+            name=name,
+            source=name,
+            type_name=container.operator,
+            layer=layer,
+            stored=held_by_blocks(layer),
+            widened=is_widened(grid, container),
         )
         held = {} if layer.outliers is None else {"outliers": list(outlier_names(name))}
         return entry | {"file": DATA_NAME} | held
@@ -226,21 +232,19 @@ class OnnxExporter:
 
     def _matrices(self, model: QuantizedModel) -> dict[str, Matrix]:
         """List matrices by the module that computes with them; a tied head is its embedding."""
-        shapes = {
-            name: shape
-            for name, shape in model.record.decoder.tensor_shapes().items()
-            if len(shape) == 2
-        }
+        tensors = model.record.decoder.tensor_shapes()
+        shapes = {name: shape for name, shape in tensors.items() if len(shape) == 2}
         matrices = {}
         for name in {**shapes, HEAD: shapes[EMBEDDING]}:
             held = name if name in shapes else EMBEDDING
-            (rows, columns), grid = shapes[held], model.grid(held)
+            rows, columns = shapes[held]
+            grid = model.grid(held)
             container = None if grid is None else self._container(name, columns, grid)
-            own = self.qdq and grid is not None  # a product wants columns first, a lookup rows
+            # With qdq a tied head has a copy: products want columns first, lookups rows.
+            initializer = name if self.qdq and grid is not None else held
             outliers = grid is not None and bool(grid.outlier_columns)
-            matrices[name.removesuffix(".weight")] = Matrix(
-                name if own else held, rows, columns, container, outliers
-            )
+            module = name.removesuffix(".weight")
+            matrices[module] = Matrix(initializer, rows, columns, container, outliers)
         return matrices
 
 

@@ -1,4 +1,4 @@
-"""What ONNX graphs hold as ONNX Runtime and onnxruntime-genai read them."""
+"""Describe ONNX graphs as ONNX Runtime and onnxruntime-genai read them."""
 
 from edgeq.protocols import Format, FormatOption, GroupSizes
 

@@ -1,5 +1,6 @@
-"""Nodes of an ONNX graph: lookups, products, norms, with matrices dense or quantized. Knows no
-architecture.
+"""Build nodes of an ONNX graph: lookups, products and norms of dense or quantized matrices.
+
+Which nodes a model has is left to `decoder`; this module knows no architecture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,12 @@ CONTRIB = "com.microsoft"
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A matrix by the name of its initializer; container None means dense. Shapes: (rows, columns),
-    as (out, in).
+    """Describes a matrix by the name of its initializer.
 
-    outliers: whether some of its columns have values in full precision beside the codes.
+    A dense one has no `container`. `outliers` says whether some of its columns have values in
+    full precision beside the codes.
+
+    Shapes: (rows, columns), as (out, in).
     """
 
     name: str
@@ -32,10 +35,10 @@ class Matrix:
 
 @dataclass(slots=True)
 class GraphBuilder:
-    """Nodes in execution order. Each is named after its first output, and methods return the name
-    of that.
+    """Collects nodes in execution order.
 
-    accuracy_level is MatMulNBits's: 0 computes in float32, 4 rounds activations to 8 bits.
+    A node is named after its first output, and methods return that name. `accuracy_level` is
+    MatMulNBits's: 0 computes in float32, 4 rounds activations to 8 bits.
     """
 
     initializers: dict[str, TensorProto]
@@ -50,32 +53,26 @@ class GraphBuilder:
         domain: str = "",
         **attributes: Any,
     ) -> str:
-        self.nodes.append(
-            helper.make_node(
-                operator,
-                inputs,
-                outputs,
-                name=outputs[0],
-                domain=domain,
-                **dict(sorted(attributes.items())),
-            )
-        )
-        return outputs[0]
+        ordered = dict(sorted(attributes.items()))  # the same graph has the same bytes
+        name = outputs[0]
+        node = helper.make_node(operator, inputs, outputs, name=name, domain=domain, **ordered)
+        self.nodes.append(node)
+        return name
 
     def constant(self, name: str, values: Any, dtype: type[np.generic]) -> str:
         self.initializers[name] = inline_part(name, values, dtype)
         return name
 
     def lookup(self, matrix: Matrix, ids: str, output: str) -> str:
-        """Rows of a matrix by token id, in float32. Shapes: ids (batch, tokens) -> (batch, tokens,
-        columns).
+        """Look up rows of a matrix by token id, in float32.
+
+        Shapes: ids (batch, tokens) -> (batch, tokens, columns).
         """
         if matrix.container is None:
             if self._is_float(matrix):
                 return self.add("Gather", [matrix.name, ids], output)
-            return self._as_float(
-                self.add("Gather", [matrix.name, ids], f"{output}.stored"), output
-            )
+            stored = self.add("Gather", [matrix.name, ids], f"{output}.stored")
+            return self._as_float(stored, output)
         if matrix.container.operator == "DequantizeLinear":
             return self._lookup_dequantized(matrix, matrix.container, ids, output)
         return self._lookup_blocks(matrix, matrix.container, ids, output)
@@ -96,33 +93,32 @@ class GraphBuilder:
         )
         if not filled:
             return rows
-        bounds = {"first": [0], "end": [matrix.columns], "axis": [2]}
-        return self.add(
-            "Slice",
-            [rows, *(self.constant(f"{output}.{k}", v, np.int64) for k, v in bounds.items())],
-            output,
-        )
+        first = self.constant(f"{output}.first", [0], np.int64)
+        end = self.constant(f"{output}.end", [matrix.columns], np.int64)
+        axis = self.constant(f"{output}.axis", [2], np.int64)
+        return self.add("Slice", [rows, first, end, axis], output)
 
     def _lookup_dequantized(
         self, matrix: Matrix, container: Container, ids: str, output: str
     ) -> str:
-        """Only the rows that are looked up are dequantized."""
+        """Look rows of codes up, and dequantize only these."""
         names = self._numbers(matrix)
         rows = [self.add("Gather", [name, ids], f"{output}.{name}") for name in names]
         return self.add("DequantizeLinear", rows, output, axis=2, block_size=container.block_size)
 
     def multiply(self, matrix: Matrix, value: str, output: str) -> str:
-        """A linear layer without its bias. Shapes: value (..., columns) -> (..., rows)."""
+        """Multiply by a matrix: a linear layer without its bias.
+
+        Shapes: value (..., columns) -> (..., rows).
+        """
         if not matrix.outliers:
             return self._multiply_held(matrix, value, output)
-        parts = [
-            self._multiply_held(matrix, value, f"{output}.codes"),
-            self._multiply_outliers(matrix, value, output),
-        ]
-        return self.add("Add", parts, output)
+        codes = self._multiply_held(matrix, value, f"{output}.codes")
+        outliers = self._multiply_outliers(matrix, value, output)
+        return self.add("Add", [codes, outliers], output)
 
     def _multiply_outliers(self, matrix: Matrix, value: str, output: str) -> str:
-        """The narrow dense product of the outlier columns' inputs."""
+        """Multiply the inputs of the outlier columns by the values of these columns."""
         columns, values = outlier_names(matrix.name)
         if self.initializers[values].data_type != TensorProto.FLOAT:
             values = self._as_float(values, f"{output}.outlier_values")
@@ -131,22 +127,16 @@ class GraphBuilder:
 
     def _multiply_held(self, matrix: Matrix, value: str, output: str) -> str:
         if matrix.container is None:
-            weight = (
-                matrix.name
-                if self._is_float(matrix)
-                else self._as_float(matrix.name, f"{output}.dense")
-            )
+            weight = matrix.name
+            if not self._is_float(matrix):
+                weight = self._as_float(weight, f"{output}.dense")
             transposed = self.add("Transpose", [weight], f"{output}.transposed", perm=[1, 0])
             return self.add("MatMul", [value, transposed], output)
         if matrix.container.operator == "DequantizeLinear":
+            numbers = self._numbers(matrix)
+            name = f"{output}.dequantized"
             block_size = matrix.container.block_size
-            weight = self.add(
-                "DequantizeLinear",
-                self._numbers(matrix),
-                f"{output}.dequantized",
-                axis=0,
-                block_size=block_size,
-            )
+            weight = self.add("DequantizeLinear", numbers, name, axis=0, block_size=block_size)
             return self.add("MatMul", [value, weight], output)
         return self._multiply_blocks(matrix, matrix.container, value, output)
 
@@ -179,39 +169,32 @@ class GraphBuilder:
         return self.add("Cast", [value], output, to=TensorProto.FLOAT)
 
     def norm(self, value: str, weight: str, output: str, *, epsilon: float) -> str:
-        """A root-mean-square norm in standard operators; ONNX Runtime makes one node of them when
-        it loads the graph.
+        """Add a root-mean-square norm in standard operators.
 
-        Its SimplifiedLayerNormalization claims to belong to ONNX's own domain, which does not have
-        it, so that no checker accepts a graph with one.
+        ONNX Runtime makes one node of them when it loads the graph. That node, its
+        SimplifiedLayerNormalization, claims to belong to ONNX's own domain, which does not have
+        it: no checker accepts a graph that contains one.
         """
         two = self.constant(f"{output}.two", 2.0, np.float32)
         axes = self.constant(f"{output}.axes", [-1], np.int64)
         small = self.constant(f"{output}.epsilon", epsilon, np.float32)
         square = self.add("Pow", [value, two], f"{output}.square")
         mean = self.add("ReduceMean", [square, axes], f"{output}.mean", keepdims=1)
-        root = self.add(
-            "Sqrt", [self.add("Add", [mean, small], f"{output}.variance")], f"{output}.root"
-        )
+        variance = self.add("Add", [mean, small], f"{output}.variance")
+        root = self.add("Sqrt", [variance], f"{output}.root")
         normalized = self.add("Div", [value, root], f"{output}.normalized")
         return self.add("Mul", [normalized, weight], output)
 
     def add_and_norm(
         self, residual: str, value: str, weight: str, output: str, *, epsilon: float
     ) -> tuple[str, str]:
-        """The norm of a sum, and the sum."""
+        """Add the norm of a sum, and return the names of the norm and of the sum."""
         total = f"{output}.residual"
+        # The two outputs without a name are a mean and a deviation that nothing needs.
+        outputs = (output, "", "", total)
         inputs = [residual, value, weight]
-        self.add(
-            "SkipSimplifiedLayerNormalization",
-            inputs,
-            output,
-            "",
-            "",
-            total,
-            domain=CONTRIB,
-            epsilon=epsilon,
-        )
+        operator = "SkipSimplifiedLayerNormalization"
+        self.add(operator, inputs, *outputs, domain=CONTRIB, epsilon=epsilon)
         return output, total
 
 

@@ -1,4 +1,4 @@
-"""Exported ONNX graphs, read back: initializers by the onnx library, blocks as operators say.
+"""Read exported ONNX graphs back: initializers by the onnx library, blocks as operators say.
 
 Nothing is shared with the exporter: what an initializer is for is found from the graph.
 """
@@ -56,21 +56,25 @@ class Held:
         return weights
 
     def layer(self, grid: Grid) -> QuantizedLinear:
-        """Give the solution: of a group's blocks the first one speaks.
+        """Give the layer as it was solved.
 
-        Codes of a symmetric grid get its middle back.
+        The blocks of a group repeat its numbers; those of the first block are taken. Codes of a
+        symmetric grid get its middle back.
         """
         first = [low // self.block_size for low, _ in grid.group_bounds(self.codes.shape[1])]
-        scales, zeros = self.scales[:, first], self.zeros[:, first]
+        scales = self.scales[:, first]
+        zeros = self.zeros[:, first]
         shift = self.middle - grid.middle if grid.zeros == "symmetric" else 0
         codes = (self.codes - shift).astype(np.uint8)
-        return QuantizedLinear(
-            codes, scales, -scales * (zeros - np.float32(shift)), grid, self.outliers
-        )
+        offsets = -scales * (zeros - np.float32(shift))
+        return QuantizedLinear(codes, scales, offsets, grid, self.outliers)
 
 
 class OnnxReader:
-    """An ExportReader. Every operator that reads a matrix has to find the same one."""
+    """Reads an ONNX graph back; all operators that read a matrix must find the same one.
+
+    It implements ExportReader.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.library = f"onnx {version('onnx')}"
@@ -117,7 +121,8 @@ class OnnxReader:
         return sorted((external | set(self._readers)) - parts - copies - self._tables)
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
-        grid, name = grid_of(entry), str(entry["name"])
+        grid = grid_of(entry)
+        name = str(entry["name"])
         if grid is None:
             return StoredTensor(self._array(name))
         if name not in self._readers:
@@ -146,16 +151,17 @@ class OnnxReader:
         return replace(self._codes(node), outliers=self._outliers(node))
 
     def _outliers(self, node: NodeProto) -> OutlierColumns | None:
-        """Find what is added to an operator's product: another one, of some of its inputs."""
+        """Find outlier columns: a product of some inputs, added to that of all of them."""
         product = self._consumers[node.output[0]] if node.op_type == "DequantizeLinear" else node
         total = self._sums.get(product.output[0]) if product.op_type in PRODUCTS else None
-        others = (
-            [] if total is None else [name for name in total.input if name != product.output[0]]
-        )
+        if total is None:
+            return None
+        others = [name for name in total.input if name != product.output[0]]
         narrow = self._producers.get(others[0]) if others else None
         if narrow is None or narrow.op_type != "MatMul":
-            return None  # a bias, or nothing
-        picked, values = self._producers[narrow.input[0]], narrow.input[1]
+            return None  # a bias is added, or nothing
+        picked = self._producers[narrow.input[0]]
+        values = narrow.input[1]
         if picked.op_type != "Gather" or picked.input[0] != product.input[0]:
             raise BadInput(f"node {narrow.name!r} multiplies other inputs than {product.name!r}")
         if values not in self._initializers:
@@ -167,33 +173,30 @@ class OnnxReader:
         settings = {each.name: helper.get_attribute_value(each) for each in node.attribute}
         if node.op_type == "DequantizeLinear":
             return self._numbers([self._origin(name) for name in node.input], settings)
-        data, scales, *zeros = [
-            self._origin(name) for name in node.input if self._origin(name) in self._initializers
-        ]
-        bits, block_size = settings["bits"], settings["block_size"]
+        origins = [self._origin(name) for name in node.input]
+        data, scales, *zeros = [name for name in origins if name in self._initializers]
+        bits = settings["bits"]
         of_blocks = self._array(scales)
         codes = _unpacked(self._array(data).reshape(len(of_blocks), -1), bits)
+        columns = codes.shape[1]
         end = self._ends.get(node.output[0])
-        columns = (
-            settings["K"]
-            if "K" in settings
-            else codes.shape[1]
-            if end is None
-            else int(self._array(end)[0])
-        )
+        if "K" in settings:
+            columns = settings["K"]
+        elif end is not None:
+            columns = int(self._array(end)[0])
         middle = 2 ** (bits - 1)
         found = self._array(zeros[0]) if zeros else np.full(of_blocks.shape, middle, np.float32)
         if found.dtype == np.uint8:
             found = _unpacked(found, bits)[:, : of_blocks.shape[1]].astype(np.float32)
-        return Held(codes[:, :columns], of_blocks, found, block_size, middle)
+        return Held(codes[:, :columns], of_blocks, found, settings["block_size"], middle)
 
     def _numbers(self, names: Sequence[str], settings: Mapping[str, Any]) -> Held:
-        """Read weights of DequantizeLinear: rows first where some are looked up, else columns."""
+        """Read weights of DequantizeLinear, which hold columns first unless rows are looked up."""
         kind = self._initializers[names[0]].data_type
-        codes, scales, *zeros = (
-            array if settings["axis"] == LOOKED_UP_AXIS else array.T
-            for array in map(self._array, names)
-        )
+        arrays = [self._array(name) for name in names]
+        if settings["axis"] != LOOKED_UP_AXIS:
+            arrays = [array.T for array in arrays]
+        codes, scales, *zeros = arrays
         found = zeros[0].astype(np.float32) if zeros else np.zeros(scales.shape, np.float32)
         middle = 0 if kind in SIGNED else 2 ** (BITS_OF[kind] - 1)
         return Held(codes.astype(np.int16), scales, found, settings["block_size"], middle)
@@ -203,16 +206,18 @@ class OnnxReader:
         return origin
 
     def _array(self, name: str) -> NumpyArray:
-        """Read an initializer. Raises: BadInput for bytes that are missing."""
+        """Read an initializer.
+
+        Raises: BadInput for bytes that are missing.
+        """
         tensor = TensorProto()  # loading changes it
         tensor.CopyFrom(self._initializers[name])
         try:
             array: NumpyArray = numpy_helper.to_array(tensor, base_dir=str(self._directory))
         except (OSError, ValidationError) as error:
             raise BadInput(f"its bytes cannot be read ({reason_of(error)})") from error
-        return (
-            array.astype(ml_dtypes.bfloat16) if tensor.data_type == TensorProto.BFLOAT16 else array
-        )
+        is_bfloat16 = tensor.data_type == TensorProto.BFLOAT16
+        return array.astype(ml_dtypes.bfloat16) if is_bfloat16 else array
 
 
 def _unpacked(packed: NumpyArray, bits: int) -> NumpyArray:

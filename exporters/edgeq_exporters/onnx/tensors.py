@@ -1,4 +1,4 @@
-"""Initializers: the bytes of a model's tensors in one file beside the graph."""
+"""Write initializers: the bytes of a model's tensors, in one file beside the graph."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,15 +22,16 @@ from edgeq_exporters.onnx.blocks import (
     stored_zeros,
 )
 
-SMALL_ALIGNMENT = 64
-LARGE_ALIGNMENT = 65536  # what Windows maps into memory from; Linux and macOS need less
-LARGE_BYTES = 1_000_000
+SMALL_ALIGNMENT = 64  # a line of the processor's cache
+LARGE_ALIGNMENT = 65536  # Windows maps files into memory from such offsets; others need less
+LARGE_BYTES = 1_000_000  # from here on the gap before a tensor is small beside the tensor
 DENSE_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
 }
-WHOLE_TYPES = {  # (bits, signed)
+# Types of whole numbers, by (bits, signed).
+WHOLE_TYPES = {
     (4, False): TensorProto.UINT4,
     (4, True): TensorProto.INT4,
     (8, False): TensorProto.UINT8,
@@ -40,9 +41,9 @@ WHOLE_TYPES = {  # (bits, signed)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Describes one initializer; several values of `data` share a byte below 8 bits.
+    """Describes one initializer.
 
-    Shapes: `shape` is that of the graph.
+    `shape` is that in the graph. Below 8 bits several of its values share a byte of `data`.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Part:
 
 @dataclass(slots=True)
 class DataFile:
-    """An external data file being written: what is in it so far, by name."""
+    """Describes an external data file that is being written: what is in it so far, by name."""
 
     name: str
     file: BinaryIO
@@ -66,9 +67,7 @@ class DataFile:
         self.file.write(bytes(-self.file.tell() % alignment))
         place = {"location": self.name, "offset": self.file.tell(), "length": content.nbytes}
         self.file.write(_little_endian(content).view(np.uint8).data)
-        entries = [
-            StringStringEntryProto(key=key, value=str(value)) for key, value in place.items()
-        ]
+        entries = [StringStringEntryProto(key=key, value=str(place[key])) for key in place]
         self.initializers[part.name] = TensorProto(
             name=part.name,
             data_type=part.kind,
@@ -85,7 +84,7 @@ def _little_endian(array: NumpyArray) -> NumpyArray:
 
 @contextmanager
 def new_data_file(path: Path) -> Iterator[DataFile]:
-    """Open a data file that appears under its name when the context ends well, else not at all."""
+    """Open a data file that appears under its name only when the context ends without error."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -96,7 +95,7 @@ def new_data_file(path: Path) -> Iterator[DataFile]:
 
 
 def dense_part(name: str, array: NumpyArray) -> Part:
-    """A tensor as it is; the graph converts matrices to float32. Vectors are stored in float32."""
+    """Describe a dense tensor: vectors in float32, matrices as they are, which the graph casts."""
     stored = array.astype(np.float32) if array.ndim == 1 else array
     return Part(name, DENSE_TYPES[str(stored.dtype)], stored.shape, stored)
 
@@ -106,15 +105,12 @@ def block_parts(
 ) -> Iterator[Part]:
     """Make codes, scales and zero points as MatMulNBits reads them.
 
-    GatherBlockQuantized does with a row's blocks joined.
-
-    state_middle also stores zero points that MatMulNBits would assume.
+    GatherBlockQuantized reads the same with the blocks of a row joined. With `state_middle` the
+    zero points that MatMulNBits would assume are stored too.
     """
     codes = pack_blocks(stored_codes(layer, container), container)
-    scales, zeros = (
-        per_block(layer.scales, layer, container),
-        stored_zeros(layer, container, state_middle=state_middle),
-    )
+    scales = per_block(layer.scales, layer, container)
+    zeros = stored_zeros(layer, container, state_middle=state_middle)
     yield Part(name, TensorProto.UINT8, codes.shape, codes)
     yield Part(f"{name}.scales", TensorProto.FLOAT, scales.shape, scales)
     if zeros is not None:
@@ -125,19 +121,16 @@ def block_parts(
 def whole_number_parts(
     name: str, layer: QuantizedLinear, container: Container, *, rows_first: bool
 ) -> Iterator[Part]:
-    """Make codes, scales and zero points of DequantizeLinear.
+    """Make codes, scales and zero points as DequantizeLinear reads them.
 
     Codes of a symmetric grid are signed and have no zero points.
 
-    Shapes: codes (in, out), scales and zero points (blocks, out); turned around with rows_first.
+    Shapes: codes (in, out), scales and zero points (blocks, out); transposed with rows_first.
     """
     signed = container.zeros == "middle"
     kind = WHOLE_TYPES[container.bits, signed]
-    codes, scales = (
-        layer.codes - np.uint8(layer.grid.middle) if signed else layer.codes,
-        layer.scales,
-    )
-    numbers = {name: codes, f"{name}.scales": per_block(scales, layer, container)}
+    codes = layer.codes - np.uint8(layer.grid.middle) if signed else layer.codes
+    numbers = {name: codes, f"{name}.scales": per_block(layer.scales, layer, container)}
     if not signed:
         numbers[f"{name}.zero_points"] = per_block(layer.zeros.astype(np.uint8), layer, container)
     for part, values in numbers.items():
@@ -149,26 +142,28 @@ def whole_number_parts(
 
 
 def outlier_names(name: str) -> tuple[str, str]:
-    """Name the initializers of outlier columns: which inputs, and what multiplies them."""
+    """Name the two initializers of outlier columns: which inputs, and what multiplies them."""
     return f"{name}.outlier_columns", f"{name}.outlier_values"
 
 
 def outlier_parts(name: str, outliers: OutlierColumns, grid: Grid) -> Iterator[Part]:
-    """Shapes: columns (count,), values (count, out) in the type that they were rounded to."""
+    """Make the columns and values of outliers, in the type that the values were rounded to.
+
+    Shapes: columns (count,), values (count, out).
+    """
     columns, values = outlier_names(name)
-    yield Part(
-        columns, TensorProto.INT64, outliers.columns.shape, outliers.columns.astype(np.int64)
-    )
+    numbers = outliers.columns.astype(np.int64)
+    yield Part(columns, TensorProto.INT64, numbers.shape, numbers)
     yield dense_part(values, outliers.values.T.astype(NUMPY[grid.scale_dtype]))
 
 
 def _packed_flat(values: Bytes, bits: int) -> Bytes:
-    """Two 4-bit numbers per byte across row ends, as ONNX stores them."""
+    """Pack two 4-bit numbers into a byte, across the ends of rows, as ONNX stores them."""
     return values if bits == 8 else pack_rows(values.reshape(1, -1) & np.uint8(0x0F), 4)
 
 
 def inline_part(name: str, values: Any, dtype: type[np.generic]) -> TensorProto:
-    """A few numbers inside of the graph itself."""
+    """Make an initializer of a few numbers that lies inside of the graph itself."""
     array = np.asarray(values, dtype=np.dtype(dtype).newbyteorder("<"))
     kind = {np.float32: TensorProto.FLOAT, np.int64: TensorProto.INT64}[dtype]  # type: ignore[index]
     return TensorProto(name=name, data_type=kind, dims=array.shape, raw_data=array.tobytes())
