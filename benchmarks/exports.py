@@ -1,4 +1,4 @@
-"""Check one solution in every format: the same hashes, bytes each time, and predictions when run.
+"""Check one solution in every format: equal hashes, equal bytes, and predictions when it is run.
 
     uv run python -m benchmarks.exports                     the demo at 4 bits (a few minutes)
     uv run python -m benchmarks.exports --checkpoint DIR    a checkpoint that is there already
@@ -33,6 +33,7 @@ from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 
 RESULT = Path(__file__).parent / "results" / "exports.md"
+# Rounding to nearest is quick, and all formats hold 4 bits in groups of 32 without loss.
 SOLVE = {
     "bits": 4,
     "group_size": 32,
@@ -61,7 +62,7 @@ HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One check: what was found, and whether it is as it must be."""
+    """Holds what one check found, and whether it is as it must be."""
 
     text: str
     holds: bool
@@ -76,16 +77,13 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeq-exports-") as folder:
-        checkpoint = (
-            Checkpoint(arguments.checkpoint)
-            if arguments.checkpoint
-            else solve(Path(folder) / "checkpoint")
-        )
+        if arguments.checkpoint:
+            checkpoint = Checkpoint(arguments.checkpoint)
+        else:
+            checkpoint = solve(Path(folder) / "checkpoint")
         lines = [*format_lines(checkpoint, Path(folder)), *onnx_lines(checkpoint, Path(folder))]
-    text = (
-        "Written by `python -m benchmarks.exports`: "
-        f"{checkpoint.name}, {described(checkpoint)}.\n\n"
-    )
+    made = f"{checkpoint.name}, {described(checkpoint)}"
+    text = f"Written by `python -m benchmarks.exports`: {made}.\n\n"
     text += "\n".join(line.text for line in lines) + "\n"
     RESULT.write_text(text, encoding="utf-8")
     print(text, end="")
@@ -93,22 +91,20 @@ def main() -> None:
 
 
 def solve(folder: Path) -> Checkpoint:
-    """The demo model, plainly rounded: what is checked here does not depend on how codes were
-    chosen.
-    """
+    """Quantize the demo model by plain rounding, as these checks ask not how codes were chosen."""
     return quantize(make_job(open_source("demo"), SOLVE, backend="cpu"), folder, Silent())
 
 
 def described(checkpoint: Checkpoint) -> str:
     recipe = checkpoint.head["recipe"]
     return (
-        f"{recipe['bits']} bits {recipe['zeros']}, groups of "
-        f"{recipe['group_size']}, solver {recipe['solver']}"
+        f"{recipe['bits']} bits {recipe['zeros']}, "
+        f"groups of {recipe['group_size']}, solver {recipe['solver']}"
     )
 
 
 def format_lines(checkpoint: Checkpoint, folder: Path) -> Iterator[Line]:
-    """A table row per format."""
+    """Export to every format twice, and make a row of the table for each."""
     yield Line(row(HEADER), True)
     yield Line(row(["---"] * len(HEADER)), True)
     solved: Mapping[str, str] | None = None
@@ -122,25 +118,22 @@ def format_lines(checkpoint: Checkpoint, folder: Path) -> Iterator[Line]:
         found = verify(exported, against=checkpoint.path)
         exact, dense = (found["statuses"].get(status, 0) for status in ("exact", "dense"))
         run, runs = run_cells(exported, checkpoint)
+        differences = found["differences"]
         cells = [f"`{name}`", exact, dense, "equal" if hashes == solved else "DIFFERENT"]
-        cells += [
-            "equal" if again else "DIFFERENT",
-            len(found["differences"]),
-            found["library"],
-            *run,
-        ]
-        whole = exact_layers(exported) and hashes == solved and again and not found["differences"]
+        cells.append("equal" if again else "DIFFERENT")
+        cells += [len(differences), found["library"], *run]
+        whole = exact_layers(exported) and hashes == solved and again and not differences
         yield Line(row(cells), whole and runs)
     assert solved is not None
     yield Line(
-        f"\nhashes: of the {len(solved)} quantized linear "
-        "layers, compared with those of the first format.",
+        f"\nhashes: of the {len(solved)} quantized linear layers, "
+        "compared with those of the first format.",
         True,
     )
 
 
 def run_cells(exported: Path, checkpoint: Checkpoint) -> tuple[list[str], bool]:
-    """Predictions in the format's runtime beside torch on the dequantized weights."""
+    """Compare predictions in the format's runtime with those of torch on the same weights."""
     try:
         run = run_export(exported, against=checkpoint.path, backend="cpu", sequence_length=TOKENS)
     except NotInstalled as error:
@@ -155,17 +148,12 @@ def run_cells(exported: Path, checkpoint: Checkpoint) -> tuple[list[str], bool]:
 
 
 def onnx_lines(checkpoint: Checkpoint, folder: Path) -> Iterator[Line]:
-    """ONNX Runtime at once and step by step, then what onnxruntime-genai generates, at accuracy
-    level 0.
-    """
+    """Compare ONNX at level 0 with torch: all tokens at once, one by one, and when it generates."""
     level_0 = folder / "level 0"
     export(checkpoint, load_exporter("onnx", {"accuracy_level": 0}), level_0)
     torch = model_logits(checkpoint, "cpu")
-    ids = first_windows(
-        tokenize(checkpoint, read_text(None, default=EVALUATION_TEXT)),
-        windows=1,
-        sequence_length=TOKENS,
-    )
+    tokens = tokenize(checkpoint, read_text(None, default=EVALUATION_TEXT))
+    ids = first_windows(tokens, windows=1, sequence_length=TOKENS)
     reference = next(iter(torch.logits(ids)))
     for how, found in onnx_logits(level_0, ids):
         difference = float(np.abs(found - reference).max() / np.abs(reference).max())
@@ -173,10 +161,9 @@ def onnx_lines(checkpoint: Checkpoint, folder: Path) -> Iterator[Line]:
         text = (
             f"- ONNX Runtime at level 0, {TOKENS} tokens {how}: "
             f"logits within {difference:.1e} of the largest, "
+            f"top token equal in {same:.1%}"
         )
-        yield Line(
-            f"{text}top token equal in {same:.1%}", difference < LARGEST_DIFFERENCE and same == 1.0
-        )
+        yield Line(text, difference < LARGEST_DIFFERENCE and same == 1.0)
     prompt, generated = genai_tokens(level_0)
     expected = list(prompt)
     for _ in range(GENERATED):
@@ -184,14 +171,17 @@ def onnx_lines(checkpoint: Checkpoint, folder: Path) -> Iterator[Line]:
     equal = sum(a == b for a, b in zip(generated, expected[len(prompt) :], strict=True))
     said = json.dumps(decoded(checkpoint, [*prompt, *generated]))
     text = (
-        f"- onnxruntime-genai, greedy: {equal} of {GENERATED} "
-        "tokens equal to torch's on the dequantized weights"
+        f"- onnxruntime-genai, greedy: {equal} of {GENERATED} tokens equal to torch's "
+        f"on the dequantized weights; {said}"
     )
-    yield Line(f"{text}; {said}", equal == GENERATED)
+    yield Line(text, equal == GENERATED)
 
 
 def onnx_logits(exported: Path, ids: NumpyArray) -> Iterator[tuple[str, NumpyArray]]:
-    """Shapes: (tokens, vocabulary)."""
+    """Compute logits in ONNX Runtime, all tokens at once and then one by one with the cache.
+
+    Shapes: ids (1, tokens) -> (tokens, vocabulary).
+    """
     from edgeq_backends.onnx_runtime import open_session  # noqa: PLC0415
 
     session = open_session(exported / "model.onnx")
@@ -211,13 +201,8 @@ def onnx_logits(exported: Path, ids: NumpyArray) -> Iterator[tuple[str, NumpyArr
                 **cache,
             }
             logits, *present = session.run(names, feeds)
-            cache = dict(
-                zip(
-                    (name.replace("present", "past_key_values") for name in names[1:]),
-                    present,
-                    strict=True,
-                )
-            )
+            past = [name.replace("present", "past_key_values") for name in names[1:]]
+            cache = dict(zip(past, present, strict=True))
             yield logits[0]
 
     yield "at once", np.concatenate(list(steps(ids.shape[1])))
@@ -225,7 +210,7 @@ def onnx_logits(exported: Path, ids: NumpyArray) -> Iterator[tuple[str, NumpyArr
 
 
 def genai_tokens(exported: Path) -> tuple[list[int], list[int]]:
-    """The prompt's tokens and those that follow."""
+    """Generate greedily in onnxruntime-genai; give the prompt's tokens and those that follow."""
     import onnxruntime_genai as genai  # noqa: PLC0415
 
     model = genai.Model(str(exported))
@@ -257,7 +242,7 @@ def is_layer(entry: Mapping[str, Any]) -> bool:
 
 
 def layer_hashes(exported: Path) -> dict[str, str]:
-    """Of the quantized linear layers."""
+    """Read the hashes of the quantized linear layers from the manifest."""
     return {entry["source"]: entry["sha256"] for entry in manifest_of(exported) if is_layer(entry)}
 
 

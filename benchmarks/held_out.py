@@ -38,10 +38,12 @@ PER_BATCH = CALIBRATION_BATCH // 512
 
 
 class Part:
-    """Show some of a site's batches, the full-precision stream on a share of them."""
+    """Shows some of a site's batches, with the full-precision stream on a share of them."""
 
     def __init__(self, site: Site, start: int, stop: int, share: float = 1.0) -> None:
-        self.name, self._site, self._bounds = site.name, site, (start, stop)
+        self.name = site.name
+        self._site = site
+        self._bounds = (start, stop)
         self._both = math.ceil(share * (stop - start))
 
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
@@ -50,36 +52,40 @@ class Part:
 
 
 class TrueLoss:
-    """Measure ||X W.T - X_hat Q.T||^2 / ||X W.T||^2 on the tokens of one part of a site.
+    """Measures ||X W.T - X_hat Q.T||^2 / ||X W.T||^2 on the tokens of one part of a site.
 
     Products are in float32.
     """
 
     def __init__(self, part: Part, backend: TorchBackend) -> None:
         self._backend = backend
-        self._pairs = [
-            tuple(x.reshape(-1, x.shape[-1]) for x in map(backend.activations, p))
-            for p in part.batches()
-        ]
+        self._pairs = []
+        for batch in part.batches():
+            streams = map(backend.activations, batch)
+            self._pairs.append(tuple(x.reshape(-1, x.shape[-1]) for x in streams))
 
     def __call__(self, W: NumpyArray, solutions: Mapping[str, NumpyArray]) -> dict[str, float]:
-        """Give the loss of each solution. Shapes: W and the solutions (out, in)."""
-        lost, energy = dict.fromkeys(solutions, 0.0), 0.0
+        """Give the loss of each solution.
+
+        Shapes: W and the solutions (out, in).
+        """
+        lost = dict.fromkeys(solutions, 0.0)
+        energy = 0.0
         for X, X_hat in self._pairs:
             wanted = X @ self._backend.activations(W).T
             energy += float((wanted.double() ** 2).sum())
             for name, Q in solutions.items():
-                lost[name] += float(
-                    ((wanted - X_hat @ self._backend.activations(Q).T).double() ** 2).sum()
-                )
+                found = X_hat @ self._backend.activations(Q).T
+                lost[name] += float(((wanted - found).double() ** 2).sum())
         return {name: loss / energy for name, loss in lost.items()}
 
 
 class Solver:
-    """Solve the layers of a site from the statistics of one of its parts."""
+    """Solves the layers of a site from the statistics of one of its parts."""
 
     def __init__(self, part: Part, recipe: Recipe, backend: TorchBackend) -> None:
-        self._recipe, split = recipe, None
+        self._recipe = recipe
+        split = None
         if recipe.chooses_propagation:
             statistics, split = accumulate_split(part, backend)
         else:
@@ -87,7 +93,10 @@ class Solver:
         self._factors = prepare_site(statistics, recipe, backend, split=split)
 
     def __call__(self, name: str, W: Array) -> NumpyArray:
-        """Give the dequantized weight. Shapes: (out, in)."""
+        """Solve a layer, and give its dequantized weight.
+
+        Shapes: (out, in).
+        """
         grid = self._recipe.grid_of(name)
         assert grid is not None
         layer = Layer(name, W, grid, self._factors, self._recipe)
@@ -95,7 +104,7 @@ class Solver:
 
 
 def judge(quality: str) -> list[dict[str, Any]]:
-    """Give, layer by layer, the held-out losses of the preset and of plain GPTQ."""
+    """Measure, layer by layer, the held-out losses of the preset and of plain GPTQ."""
     source, backend = open_source("demo"), TorchBackend("cpu")
     settings = {**COMMON, "bits": 3}
     chosen = {"preset": PRESETS[quality], "plain": INGREDIENTS[GPTQ]}
@@ -108,7 +117,8 @@ def judge(quality: str) -> list[dict[str, Any]]:
         first_windows(tokenize(source, TEXTS[name][0]()), windows=PER_BATCH, sequence_length=512)
         for name in JUDGES
     ]
-    count, found = len(fit) // PER_BATCH, []
+    count = len(fit) // PER_BATCH
+    found = []
     streams = TorchActivations(source, np.concatenate([both, quantized, *others]))
     for block in source.blocks():
         for site in streams.sites(block):
@@ -131,12 +141,11 @@ def judge(quality: str) -> list[dict[str, Any]]:
 
 
 def format_table(found: Sequence[dict[str, Any]], quality: str) -> str:
-    """Write in Markdown how the preset's ratios to plain GPTQ are spread, and the worst layers."""
+    """Make the Markdown table of the preset's ratios to plain GPTQ, with the worst layers."""
     lines = [
         f"`python -m benchmarks.held_out --quality {quality}`: "
-        "SmolLM2-135M-Instruct, 3 bits symmetric, groups of 64, "
-        f"calibrated on 64 x 512 tokens; {len(found)} layers, "
-        "held-out loss of the preset as a share of plain GPTQ's.",
+        "SmolLM2-135M-Instruct, 3 bits symmetric, groups of 64, calibrated on 64 x 512 tokens; "
+        f"{len(found)} layers, held-out loss of the preset as a share of plain GPTQ's.",
         "",
         "| text | mean | median | worst | layers that are worse |",
         "|---|---|---|---|---|",
@@ -144,10 +153,10 @@ def format_table(found: Sequence[dict[str, Any]], quality: str) -> str:
     for text in JUDGES:
         ratios = np.array([row[text]["preset"] / row[text]["plain"] for row in found])
         worst = found[int(ratios.argmax())]["layer"]
+        worse = int((ratios > 1).sum())
         lines.append(
-            f"| {text} | {ratios.mean():.3f} | "
-            f"{np.median(ratios):.3f} | {ratios.max():.3f} ({worst}) | "
-            f"{int((ratios > 1).sum())} |"
+            f"| {text} | {ratios.mean():.3f} | {np.median(ratios):.3f} | "
+            f"{ratios.max():.3f} ({worst}) | {worse} |"
         )
     return "\n".join(lines) + "\n"
 

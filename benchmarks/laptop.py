@@ -32,7 +32,7 @@ def edgeq(*words: Any) -> list[str]:
 
 
 def plan(model: Path, *words: Any) -> dict[str, Any]:
-    """What `edgeq plan` says, or the line with which it refuses."""
+    """Run `edgeq plan`, and give what it says or the line with which it refuses."""
     run = subprocess.run(
         edgeq("plan", model, "--json", *words), capture_output=True, text=True, check=False
     )
@@ -40,11 +40,14 @@ def plan(model: Path, *words: Any) -> dict[str, Any]:
 
 
 def limited_run(command: list[str], limit: int) -> dict[str, Any]:
-    """Run a command that may not have more than `limit` bytes of data; times of its progress lines
-    and its peak.
-    """
+    """Run a command that may not have more than `limit` bytes of data.
 
-    start, lines = time.monotonic(), []
+    The result has its progress lines with their times, and its peak memory.
+
+    Units: seconds, bytes.
+    """
+    start = time.monotonic()
+    lines = []
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     ) as process:
@@ -66,13 +69,13 @@ def limited_run(command: list[str], limit: int) -> dict[str, Any]:
 def plan_row(name: str, found: dict[str, Any]) -> str:
     if "refused" in found:
         return f"| {name} | | | | {found['refused'].removeprefix('edgeq: ')} |"
-    hours, way = found["seconds"]["total"] / 3600, found["way"]
-    how = (
-        f"{way['schedule']}, batches of {way['batch_tokens']}, "
-        f"{way['rows_at_once'] or 'all'} rows at once"
-    )
-    memory, disk = found["memory"], sum(found["disk"].values())
-    return f"| {name} | {show_size(memory['peak'])} | {show_size(disk)} | {hours:.1f} | {how} |"
+    hours = found["seconds"]["total"] / 3600
+    way = found["way"]
+    rows = way["rows_at_once"] or "all"
+    how = f"{way['schedule']}, batches of {way['batch_tokens']}, {rows} rows at once"
+    peak = show_size(found["memory"]["peak"])
+    disk = show_size(sum(found["disk"].values()))
+    return f"| {name} | {peak} | {disk} | {hours:.1f} | {how} |"
 
 
 def write_results(
@@ -81,18 +84,17 @@ def write_results(
     times = [moment for moment, line in run["lines"] if line.startswith("block ")]
     each = [f"{after - before:.0f}" for before, after in zip([0.0, *times], times, strict=False)]
     peak = planned.get("memory", {}).get("peak", 0)
+    ratio = f" (measured / planned {run['peak'] / peak:.2f})" if peak else ""
     text = [
         "# Llama-2-7B's shapes in 8 GB",
         "",
         f"`edgeq quantize MODEL {' '.join(words)}` on {os.cpu_count()} cores, in a process",
-        "limited by RLIMIT_DATA; random weights, bfloat16, "
-        "sharded. Made by `uv run python -m benchmarks.laptop`.",
+        "limited by RLIMIT_DATA; random weights, bfloat16, sharded. "
+        "Made by `uv run python -m benchmarks.laptop`.",
         "",
-        f"- {blocks} blocks: exit status {run['status']}, "
-        f"{run['seconds']:.0f} s; seconds by block {', '.join(each)}"
-        " (the first with the start)",
-        f"- peak resident set {show_size(run['peak'])}, planned {show_size(peak)}"
-        + (f" (measured / planned {run['peak'] / peak:.2f})" if peak else ""),
+        f"- {blocks} blocks: exit status {run['status']}, {run['seconds']:.0f} s; "
+        f"seconds by block {', '.join(each)} (the first with the start)",
+        f"- peak resident set {show_size(run['peak'])}, planned {show_size(peak)}{ratio}",
         "",
         "| plan | peak memory | disk | hours | how |",
         "|---|---|---|---|---|",
@@ -116,37 +118,25 @@ def main() -> None:
     )
     given = parser.parse_args()
     shapes = SMALL if given.like == "small" else SHAPES[given.like]
-    words = [
-        "--quality",
-        given.quality,
-        "--samples",
-        str(given.samples),
-        "--max-ram",
-        given.max_ram,
-        "--backend",
-        "cpu",
-    ]
+    words = ["--quality", given.quality, "--samples", str(given.samples)]
+    words += ["--max-ram", given.max_ram, "--backend", "cpu"]
+    all_blocks = f"all {shapes['blocks']} blocks"
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
         work = Path(folder)
         whole = write_checkpoint(work / "whole", make_config(**shapes), outline=True)
         giant = write_checkpoint(work / "giant", make_config(**SHAPES["llama-2-70b"]), outline=True)
         model = write_checkpoint(work / "model", make_config(**{**shapes, "blocks": given.blocks}))
-        rows = [
-            plan_row(f"all {shapes['blocks']} blocks, as run here", plan(whole, *words)),
-            plan_row(
-                f"all {shapes['blocks']} blocks, `balanced`, 64 x 512 tokens, no limit", plan(whole)
-            ),
-            plan_row("70B shapes, as run here", plan(giant, *words)),
-            plan_row(
-                "70B shapes, `fast`, 64 x 512 tokens, no limit", plan(giant, "--quality", "fast")
-            ),
-            plan_row("70B shapes, `balanced`, 64 x 512 tokens, no limit", plan(giant)),
-        ]
+        plans = {
+            f"{all_blocks}, as run here": plan(whole, *words),
+            f"{all_blocks}, `balanced`, 64 x 512 tokens, no limit": plan(whole),
+            "70B shapes, as run here": plan(giant, *words),
+            "70B shapes, `fast`, 64 x 512 tokens, no limit": plan(giant, "--quality", "fast"),
+            "70B shapes, `balanced`, 64 x 512 tokens, no limit": plan(giant),
+        }
+        rows = [plan_row(name, found) for name, found in plans.items()]
         planned = plan(model, *words)
-        run = limited_run(
-            edgeq("quantize", model, "-o", work / "out", *words),
-            parse_size(given.max_ram, "--max-ram"),
-        )
+        command = edgeq("quantize", model, "-o", work / "out", *words)
+        run = limited_run(command, parse_size(given.max_ram, "--max-ram"))
     text = write_results(rows, run, planned, words, given.blocks)
     print(text)
     if given.like != "small":

@@ -39,16 +39,12 @@ from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 
 RESULTS = Path(__file__).parent / "results"
-MEASURED = (
-    "cpu_seconds",
-    "wall_seconds",
-    "bits_per_weight",
-    "quality",
-)  # what a run adds to a solve
+# What a run adds to a solve.
+MEASURED = ("cpu_seconds", "wall_seconds", "bits_per_weight", "quality")
 
 
 class Bench:
-    """The model with its logits on every text, about 10 GB in memory; runs one solve at a time."""
+    """Holds the model and its logits on every text, about 10 GB; runs one solve at a time."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.source = open_source("demo")
@@ -65,36 +61,33 @@ class Bench:
         return list(model_logits(source, "cpu").logits(ids))
 
     def run(self, solve: Solve) -> dict[str, Any]:
-        """Quantize and measure. Units: KL in nats per token, seconds of CPU time over all cores."""
-        chosen = {
-            name: value for name, value in solve.items() if name not in ("row", "calibration")
-        }
-        settings = PLAIN | COMMON | chosen
+        """Quantize and measure.
+
+        Units: KL in nats per token, seconds of CPU time over all cores.
+        """
+        chosen = {name: solve[name] for name in solve if name not in ("row", "calibration")}
+        texts = solve.get("calibration", ())
         with tempfile.TemporaryDirectory() as folder:
-            job = make_job(
-                self.source, settings, backend="cpu", calibration=solve.get("calibration", ())
-            )
-            cpu, wall = time.process_time(), time.perf_counter()
+            job = make_job(self.source, PLAIN | COMMON | chosen, backend="cpu", calibration=texts)
+            cpu = time.process_time()
+            wall = time.perf_counter()
             checkpoint = quantize(job, Path(folder) / "run", Silent())
             seconds = {
                 "cpu_seconds": time.process_time() - cpu,
                 "wall_seconds": time.perf_counter() - wall,
             }
-            quality = {
-                name: asdict(
-                    compare(ids, model_logits(checkpoint, "cpu").logits(ids), self.references[name])
-                )
-                for name, ids in self.windows.items()
-            }
+            quality = {}
+            for name, ids in self.windows.items():
+                logits = model_logits(checkpoint, "cpu").logits(ids)
+                quality[name] = asdict(compare(ids, logits, self.references[name]))
             bits_per_weight = read_report(checkpoint).bits_per_weight["linear layers"]
         return {**solve, **seconds, "bits_per_weight": bits_per_weight, "quality": quality}
 
 
 def key(solve: Solve) -> str:
-    """Return what a solve is known by: row and settings, so that one with others is run again."""
-    return json.dumps(
-        {name: value for name, value in solve.items() if name not in MEASURED}, sort_keys=True
-    )
+    """Make the key that a solve is known by: one with another row or settings is run again."""
+    asked = {name: value for name, value in solve.items() if name not in MEASURED}
+    return json.dumps(asked, sort_keys=True)
 
 
 def samples_of(solve: Solve) -> int:
@@ -104,14 +97,12 @@ def samples_of(solve: Solve) -> int:
 def load_results(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
-    return {
-        key(result): result
-        for result in map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    }
+    results = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {key(result): result for result in results}
 
 
 def run_missing(table: Table, path: Path, *, fresh: bool) -> list[dict[str, Any]]:
-    """Run what is missing and return all results in order; each is stored at once."""
+    """Run the solves that have no result, store each at once, and return all results in order."""
     if fresh:
         path.unlink(missing_ok=True)
     known = load_results(path)
@@ -132,44 +123,38 @@ def format_row(result: dict[str, Any], baseline: dict[str, Any] | None = None) -
     bits = result.get("bits_per_weight")
     cells.append(f"{bits:.2f}" if bits else "")
     for name, quality in result["quality"].items():
+        ratio = quality["kl"] / baseline["quality"][name]["kl"] if baseline else None
         cells.append(f"{quality['kl']:.4f}")
-        cells.append(f"{quality['kl'] / baseline['quality'][name]['kl']:.2f}" if baseline else "")
+        cells.append("" if ratio is None else f"{ratio:.2f}")
         cells += [f"{quality['perplexity']:.2f}", f"{quality['top1_agreement']:.1%}"]
     cells.append(f"{result['cpu_seconds']:.0f}")
     return "| " + " | ".join(cells) + " |"
 
 
 def format_table(results: list[dict[str, Any]], table: Table, command: str) -> str:
-    """A Markdown table; ratios are to one of its rows on the same grid."""
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy")
-    )
+    """Make a Markdown table; ratios are to the baseline row on the same grid."""
+    names = ("edgeq", "torch", "transformers", "numpy")
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
     first = samples_of(results[0])
     others = {r["row"]: samples_of(r) for r in results if samples_of(r) != first}
     more = "".join(f", {count} x 512 for {row}" for row, count in others.items())
-    head = [
+    measured = results[0]["quality"]
+    windows = {name: measured[name]["tokens"] // 512 for name in table.texts}
+    texts = " and ".join(f"{windows[name]} windows of 512 tokens of {name}" for name in windows)
+    columns = "".join(f"KL {name} | ratio | perplexity | top-1 | " for name in table.texts)
+    lines = [
         f"`{command}`: SmolLM2-135M-Instruct, groups of 64 unless stated, dense embeddings, "
         f"{first} x 512 calibration tokens{more}, seed 0; {packages}; "
         f"{os.cpu_count()} cores. Bits per weight are those of the linear layers. "
-        "KL divergence to the original in nats per token on "
-        + " and ".join(
-            f"{results[0]['quality'][name]['tokens'] // 512} windows of 512 tokens of {name}"
-            for name in table.texts
-        )
-        + f"; ratio to {table.baseline}; CPU seconds of the solve over all cores.",
+        f"KL divergence to the original in nats per token on {texts}; "
+        f"ratio to {table.baseline}; CPU seconds of the solve over all cores.",
         "",
-        "| grid | solve | bits | "
-        + "".join(f"KL {name} | ratio | perplexity | top-1 | " for name in table.texts)
-        + "CPU s |",
+        f"| grid | solve | bits | {columns}CPU s |",
         "|---|---|---|" + "---|---|---|---|" * len(table.texts) + "---|",
     ]
     baselines = {(r["bits"], r["zeros"]): r for r in results if r["row"] == table.baseline}
-    return (
-        "\n".join(
-            [*head, *(format_row(r, baselines.get((r["bits"], r["zeros"]))) for r in results)]
-        )
-        + "\n"
-    )
+    lines += [format_row(r, baselines.get((r["bits"], r["zeros"]))) for r in results]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

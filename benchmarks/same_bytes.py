@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from benchmarks.synthetic import byte_tokenizer
 
 FORMATS = ("gguf", "mlx", "onnx", "gptq", "compressed-tensors")
+EXPORTS = [f"--export={name}" for name in FORMATS]
 GLASS_LAYERS = {
     "attn.W_Q": "self_attn.q_proj",
     "attn.W_K": "self_attn.k_proj",
@@ -35,14 +36,8 @@ GLASS_LAYERS = {
 ROTATED = ("attn.W_Q", "attn.W_K")
 ON_CPU = ("--backend", "cpu")
 RUNS: dict[str, Sequence[str]] = {
-    # 341 columns fill no container's blocks, so those layers stay dense where everything is
-    # exported
-    "glassllm in five formats": (
-        "glass",
-        "--keep-dense",
-        "*.mlp.*",
-        *(f"--export={name}" for name in FORMATS),
-    ),
+    # The feed-forward is 341 wide, which fills no container's blocks: it stays dense here.
+    "glassllm in five formats": ("glass", "--keep-dense=*.mlp.*", *EXPORTS),
     "glassllm, all layers": (
         "glass",
         "--bits=3",
@@ -57,17 +52,16 @@ RUNS: dict[str, Sequence[str]] = {
         "--recipe=recipe.toml",
         "--propagation-strength=auto",
     ),
-    "demo in five formats": (
-        "demo",
-        "--samples=8",
-        "--sequence-length=128",
-        *(f"--export={name}" for name in FORMATS),
-    ),
+    "demo in five formats": ("demo", "--samples=8", "--sequence-length=128", *EXPORTS),
 }
-RECIPE = (
-    "sweeps = 12\nrelaxed_sweeps = true\nalternations = "
-    "1\nanneal_rounds = 1\nanneal_steps = 20\nsamples = 16\n"
-)
+RECIPE = """\
+sweeps = 12
+relaxed_sweeps = true
+alternations = 1
+anneal_rounds = 1
+anneal_steps = 20
+samples = 16
+"""
 
 
 def main() -> None:
@@ -94,9 +88,8 @@ def main() -> None:
     if arguments.against:
         known = json.loads(arguments.against.read_text(encoding="utf-8"))
         other = [name for name in sorted({*known, *found}) if known.get(name) != found.get(name)]
-        print(
-            "\n".join(f"differs: {name}" for name in other) or f"the same as in {arguments.against}"
-        )
+        differences = "\n".join(f"differs: {name}" for name in other)
+        print(differences or f"the same as in {arguments.against}")
         sys.exit(1 if other else 0)
 
 
@@ -104,21 +97,9 @@ def hashes_of(place: Path, name: str) -> dict[str, str]:
     """Quantize once and hash every file of the output, by run and path."""
     output = place / "output"
     model, *options = RUNS[name]
-    command = [
-        sys.executable,
-        "-m",
-        "edgeq",
-        "quantize",
-        model,
-        "--output",
-        str(output),
-        "--force",
-        *ON_CPU,
-        *options,
-    ]
-    subprocess.run(
-        [*command, *short_windows(model)], cwd=place, check=True, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "edgeq", "quantize", model, "--output", str(output)]
+    command += ["--force", *ON_CPU, *options, *short_windows(model)]
+    subprocess.run(command, cwd=place, check=True, stdout=subprocess.DEVNULL)
     paths = sorted(path for path in output.rglob("*") if path.is_file())
     return {
         f"{name}: {path.relative_to(output)}": hashlib.sha256(path.read_bytes()).hexdigest()
@@ -127,14 +108,14 @@ def hashes_of(place: Path, name: str) -> dict[str, str]:
 
 
 def short_windows(model: str) -> Sequence[str]:
-    """Give options for what a model cannot read more of."""
+    """Shorten the calibration sequences of a model that cannot read more tokens at once."""
     return ("--sequence-length=128",) if model == "glass" else ()
 
 
 def write_glass(folder: Path) -> None:
     """Write glassllm's English model as a Llama of safetensors, with one token per byte."""
-    stored = np.load(files("glassllm") / "weights" / "en.npz")
-    sizes = json.loads(str(stored["__config__"]))
+    glass = np.load(files("glassllm") / "weights" / "en.npz")
+    sizes = json.loads(str(glass["__config__"]))
     heads = {"attn.W_Q": sizes["n_heads"], "attn.W_K": sizes["n_kv_heads"]}
     config = {
         "model_type": "llama",
@@ -155,30 +136,23 @@ def write_glass(folder: Path) -> None:
         "dtype": "float32",
     }
     tensors = {
-        "model.embed_tokens.weight": stored["E"],
-        "model.norm.weight": stored["norm_f.gamma"],
+        "model.embed_tokens.weight": glass["E"],
+        "model.norm.weight": glass["norm_f.gamma"],
     }
     for block in range(sizes["n_layers"]):
         prefix = f"model.layers.{block}."
-        tensors[f"{prefix}input_layernorm.weight"] = stored[f"blocks.{block}.norm1.gamma"]
-        tensors[f"{prefix}post_attention_layernorm.weight"] = stored[f"blocks.{block}.norm2.gamma"]
+        tensors[f"{prefix}input_layernorm.weight"] = glass[f"blocks.{block}.norm1.gamma"]
+        tensors[f"{prefix}post_attention_layernorm.weight"] = glass[f"blocks.{block}.norm2.gamma"]
         for key, name in GLASS_LAYERS.items():
-            weight = stored[f"blocks.{block}.{key}"].T
-            if (
-                key in ROTATED
-            ):  # rotary pairs lie next to each other there, half a head apart in transformers
-                weight = (
-                    weight.reshape(heads[key], -1, 2, weight.shape[1])
-                    .swapaxes(1, 2)
-                    .reshape(weight.shape)
-                )
+            weight = glass[f"blocks.{block}.{key}"].T
+            if key in ROTATED:
+                # Rotary pairs are neighbours in glassllm and half a head apart in transformers.
+                pairs = weight.reshape(heads[key], -1, 2, weight.shape[1])
+                weight = pairs.swapaxes(1, 2).reshape(weight.shape)
             tensors[f"{prefix}{name}.weight"] = weight
     folder.mkdir()
-    save_file(
-        {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    stored = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "tokenizer.json").write_text(byte_tokenizer(), encoding="utf-8")
 

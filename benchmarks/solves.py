@@ -1,4 +1,4 @@
-"""What `benchmarks.quality` solves, table by table: rows of settings, and texts to measure on."""
+"""List what `benchmarks.quality` solves: tables of settings, and the texts to measure on."""
 
 import argparse
 import inspect
@@ -16,12 +16,12 @@ from edgeq.recipe import settings as table
 Solve = dict[str, Any]
 FACTBOOK = str(Path(__file__).parent / "data" / "factbook.txt")
 PLAIN = table.defaults(table.PLAIN)
-"""What a solve has where its row says nothing else."""
+"""The settings of a solve whose row says nothing else."""
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     preset: {name: value for name, value in table.defaults(preset).items() if value != PLAIN[name]}
     for preset in table.PRESETS
 }
-"""What `--quality` stands for beside that."""
+"""What each `--quality` sets otherwise than PLAIN."""
 COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}
 GPTQ, STAGE_1 = "GPTQ, min-max scales", "GPTQ, stage 1"
 INGREDIENTS: Mapping[str, Mapping[str, Any]] = {
@@ -35,15 +35,8 @@ QUALITIES: Mapping[str, Mapping[str, Any]] = {
     f"--quality {name}": settings for name, settings in PRESETS.items()
 }
 GRIDS = ((3, "symmetric"), (2, "offset"), (4, "symmetric"))
-SCAN = (
-    (0.5, 1.0),
-    (0.5, 0.1),
-    (0.5, 0.01),
-    (0.25, 1.0),
-    (0.25, 0.01),
-    (1.0, 1.0),
-    (1.0, 0.01),
-)  # strength, damping
+# Strength and damping of the propagation.
+SCAN = ((0.5, 1.0), (0.5, 0.1), (0.5, 0.01), (0.25, 1.0), (0.25, 0.01), (1.0, 1.0), (1.0, 0.01))
 ORDERED = {"activation_order": True, "scale_weighting": "mean"}
 BALANCED, BEST = PRESETS["balanced"], PRESETS["best"]
 ANNEALED = {"anneal_rounds": 1, "anneal_steps": 100}
@@ -55,12 +48,12 @@ def speeches() -> str:
 
 
 def manual() -> str:
-    """Python's own help on its language, of the interpreter that runs this."""
+    """Read Python's own help on its language, of the interpreter that runs this."""
     return "\n\n".join(text for _, text in sorted(pydoc_topics.items()))
 
 
 def code() -> str:
-    """A module of the interpreter that runs this."""
+    """Read the source code of a module of the interpreter that runs this."""
     return inspect.getsource(argparse)
 
 
@@ -71,15 +64,14 @@ TEXTS: Mapping[str, tuple[Callable[[], str], int]] = {
     "manual": (manual, 12),
     "code": (code, 12),
 }
-"""By name: the text, and how many windows of 512 tokens of it. Values of settings are scanned on
-the factbook alone.
-"""
+"""By name: the text, and how many windows of 512 tokens of it."""
 TUNING_TEXTS = ("factbook",)
+"""Values of settings are scanned on this one alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Solves, the texts they are measured on, and the row that ratios are to."""
+    """Holds solves, the texts they are measured on, and the row that ratios are to."""
 
     solves: Sequence[Solve]
     texts: Sequence[str]
@@ -93,13 +85,13 @@ def on_grid(bits: int, zeros: str, rows: Mapping[str, Mapping[str, Any]]) -> lis
 
 
 def ingredients() -> Table:
-    """Every ingredient on every grid."""
+    """Add ingredient after ingredient, on every grid."""
     solves = [solve for bits, zeros in GRIDS for solve in on_grid(bits, zeros, INGREDIENTS)]
     return Table(solves, ("speeches", "factbook"))
 
 
 def defaults() -> Table:
-    """Propagation strength and damping at 3 bits, then the target of the second stage."""
+    """Scan propagation strength and damping at 3 bits, and the target of the second stage."""
     refits = {
         "second stage, same target": {"propagation_damping": 1.0},
         "second stage, drift at 0.5": {"propagation_damping": 1.0, "refit_strength": 0.5},
@@ -117,21 +109,20 @@ def defaults() -> Table:
 
 
 def presets() -> Table:
-    """What --quality stands for, with the solves that it is held against."""
+    """Solve by each --quality, with the solves that it is compared with."""
     plain = {GPTQ: INGREDIENTS[GPTQ]}
     symmetric = on_grid(3, "symmetric", {**plain, **QUALITIES})
     four = on_grid(4, "symmetric", {STAGE_1: INGREDIENTS[STAGE_1], "--quality balanced": BALANCED})
     two = on_grid(2, "offset", {**plain, "--quality balanced": BALANCED, "--quality best": BEST})
     balanced = {"--quality balanced": BALANCED}
     others = [*on_grid(3, "offset", balanced), *on_grid(2, "symmetric", balanced)]
-    fewer = on_grid(
-        3, "symmetric", {"--quality best, 64 sequences": {**BEST, "samples": COMMON["samples"]}}
-    )
+    best_64 = {"--quality best, 64 sequences": {**BEST, "samples": COMMON["samples"]}}
+    fewer = on_grid(3, "symmetric", best_64)
     return Table([*symmetric, *two, *four, *others, *fewer], ("speeches", "factbook", "manual"))
 
 
 def unseen() -> Table:
-    """The default and the best preset on a text that was looked at after everything was decided."""
+    """Measure two presets on a text that was looked at after everything was decided."""
     rows = {GPTQ: INGREDIENTS[GPTQ], "--quality balanced": BALANCED, "--quality best": BEST}
     return Table(on_grid(3, "symmetric", rows), ("code",))
 
@@ -168,15 +159,13 @@ def ablation() -> Table:
             "propagation_strength": "auto",
         },
     }
-    solves = [
-        {**solve, "samples": 32}
-        for solve in on_grid(3, "symmetric", {**alone, **without, **changed})
-    ]
+    rows = {**alone, **without, **changed}
+    solves = [{**solve, "samples": 32} for solve in on_grid(3, "symmetric", rows)]
     return Table(solves, ("factbook", "manual"), STAGE_1)
 
 
 def grids() -> Table:
-    """All bits, kinds of zero points and group sizes, on a quarter of the calibration tokens."""
+    """Solve on all bits, zero points and group sizes, on a quarter of the calibration tokens."""
     rows = {
         **INGREDIENTS,
         "QuantEase, stage 1": {**INGREDIENTS[STAGE_1], "solver": "quantease"},
@@ -192,21 +181,18 @@ def grids() -> Table:
 
 
 def calibration() -> Table:
-    """Calibrate the default preset at 3 bits on text that ships with edgeq, self-written, both."""
+    """Calibrate `balanced` at 3 bits on edgeq's own text, on self-written text, on both."""
     mixes = (("default",), ("self",), ("default", "self"))
     rows = {
-        f"calibrated on {' + '.join(texts)}": {"calibration": texts, **BALANCED, "samples": 32}
-        for texts in mixes
+        f"calibrated on {' + '.join(mix)}": {"calibration": mix, **BALANCED, "samples": 32}
+        for mix in mixes
     }
-    return Table(
-        on_grid(3, "symmetric", rows),
-        ("few speeches", "factbook", "manual"),
-        "calibrated on default",
-    )
+    texts = ("few speeches", "factbook", "manual")
+    return Table(on_grid(3, "symmetric", rows), texts, "calibrated on default")
 
 
 def outliers() -> Table:
-    """Outlier columns beside groups that cost about as many bits, on half of the tokens."""
+    """Compare outlier columns with groups that cost about as many bits, on half of the tokens."""
     rows = {
         "groups of 128": {"group_size": 128},
         "groups of 128, 1% outlier columns": {"group_size": 128, "outlier_columns": 0.01},

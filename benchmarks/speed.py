@@ -1,13 +1,13 @@
-"""Measure how close a run comes to what it cannot do without: forward passes and inputs' products.
+"""Compare the time of a run with that of what it cannot do without: the floor.
 
     uv run python -m benchmarks.speed               every block of the demo (25 minutes on 2 cores)
     uv run python -m benchmarks.speed --blocks 4    the first blocks only (about 4 minutes)
     uv run python -m benchmarks.speed --blocks 6 --runs "--quality balanced"
 
-The floor is plain forwards of every block on both streams, and the bare products H and D of their
-inputs. All runs take turns block by block in one process, so that whatever else the machine does
-hits all of them alike. Seconds are CPU seconds over all cores. Peak memory is that of a process of
-its own per run. Results go to benchmarks/results/.
+The floor is plain forward passes of every block on both streams, and the bare products H and D of
+their inputs. All runs take turns block by block in one process, so that other load on the machine
+hits all of them alike. Seconds are CPU seconds over all cores. Each run's peak memory is measured
+in a process of its own. Results go to benchmarks/results/.
 """
 
 import argparse
@@ -56,10 +56,11 @@ MEMORY_BLOCKS = 2  # memory does not grow with blocks
 
 
 class FirstBlocks:
-    """A model cut off after some blocks."""
+    """Cuts a model off after some blocks."""
 
     def __init__(self, source: ModelSource, count: int) -> None:
-        self._source, self._blocks = source, source.blocks()[:count]
+        self._source = source
+        self._blocks = source.blocks()[:count]
         config = {**source.record.config(), "num_hidden_layers": len(self._blocks)}
         self.record = read_record(source.record.name, config)
         kept = {name for block in self._blocks for name in block.tensors}
@@ -77,45 +78,44 @@ class FirstBlocks:
 
 
 class InTurn(Silent):
-    """An observer that lets the other runs have their turn after each block."""
+    """Observes a run, and lets the other runs have their turn after each block."""
 
     def finished_block(self, index: int) -> None:
         getcurrent().parent.switch()
 
 
 class Floor:
-    """Both streams through every block in plain forwards, and the products of what its sites
-    get.
-    """
+    """Runs both streams through every block, and multiplies the inputs of its sites."""
 
     def __init__(self, source: ModelSource, clock: Stopwatch) -> None:
-        self._source, self._clock = source, clock
-        self._model, self._backend = StreamedModel(source, "cpu"), TorchBackend("cpu")
+        self._source = source
+        self._clock = clock
+        self._model = StreamedModel(source, "cpu")
+        self._backend = TorchBackend("cpu")
 
     def run(self) -> None:
         tokens = tokenize(self._source, read_text(None))
         windows = sample_windows(tokens, samples=64, sequence_length=512, seed=0)
         full = list(self._model.record(split_windows(windows, CALIBRATION_BATCH)))
-        quantized = [states * 1.001 for states in full]
+        quantized = [states * 1.001 for states in full]  # any stream that is not equal will do
         for block in self._source.blocks():
             with self._model.block(block.index) as module:
-                linears = [
-                    module.get_submodule(name.removeprefix(block.name + "."))
-                    for name in (linear.name for linear in block.linears)
-                ]
+                names = [linear.name.removeprefix(f"{block.name}.") for linear in block.linears]
+                linears = [module.get_submodule(name) for name in names]
                 for batch in range(len(full)):
-                    inputs = [
-                        self._forward(block.index, batch, streams, linears)
-                        for streams in (full, quantized)
-                    ]
+                    X = self._forward(block.index, batch, full, linears)
+                    X_hat = self._forward(block.index, batch, quantized, linears)
                     with self._clock("statistics"):
-                        self._products(*inputs)
+                        self._products(X, X_hat)
             getcurrent().parent.switch()
 
     def _forward(
         self, index: int, batch: int, streams: list[Any], linears: Sequence[Any]
     ) -> list[Any]:
-        """One batch through a block; the inputs of its sites. Shapes: (tokens, in)."""
+        """Run one batch through a block, and give the inputs of its sites.
+
+        Shapes: (tokens, in).
+        """
         seen: dict[int, Any] = {}
         hooks = [
             linear.register_forward_pre_hook(lambda _, args: note(seen, args[0]))
@@ -138,8 +138,9 @@ def note(seen: dict[int, Any], x: Any) -> None:
 
 
 def take_turns(runs: Mapping[str, Callable[[], None]]) -> dict[str, float]:
-    """Run all, each up to the end of its next block, in turn until all are through; CPU seconds of
-    each.
+    """Run each up to the end of its next block, in turn until all are over; time them.
+
+    Units: seconds of CPU time.
     """
     waiting = {name: greenlet(run) for name, run in runs.items()}
     seconds = dict.fromkeys(runs, 0.0)
@@ -156,14 +157,16 @@ def take_turns(runs: Mapping[str, Callable[[], None]]) -> dict[str, float]:
 def job_of(source: ModelSource, name: str) -> Job:
     job = make_job(source, {**PLAIN, **COMMON, "bits": 3, **RUNS[name]}, backend="cpu")
     if name == RECOMPUTING:
-        job = replace(
-            job, make_activations=partial(make_activations, "cpu", flow=Flow("recomputing"))
-        )
+        recomputing = partial(make_activations, "cpu", flow=Flow("recomputing"))
+        job = replace(job, make_activations=recomputing)
     return job
 
 
 def measure(source: ModelSource, names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
-    """CPU seconds in all and by stage of the floor and of named runs."""
+    """Measure the floor and named runs, in all and by stage.
+
+    Units: seconds of CPU time.
+    """
     clocks = {name: Stopwatch(time.process_time) for name in (FLOOR, *names)}
     runs: dict[str, Callable[[], None]] = {FLOOR: Floor(source, clocks[FLOOR]).run}
     for name in names:
@@ -176,18 +179,18 @@ def measure(source: ModelSource, names: Sequence[str], folder: Path) -> dict[str
 
 
 def peak_of(name: str, blocks: int) -> int | None:
-    """Peak resident size of a run alone in a process, in bytes; None where the system does not
-    say.
+    """Measure the peak resident size of a run alone in a process; None if the system has none.
+
+    Units: bytes.
     """
     command = [sys.executable, "-m", "benchmarks.speed", "--only", name, "--blocks", str(blocks)]
-    peak: int | None = json.loads(
-        subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    )["peak"]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    peak: int | None = json.loads(run.stdout)["peak"]
     return peak
 
 
 def run_alone(source: ModelSource, name: str) -> None:
-    """One run in this process; prints its peak memory."""
+    """Do one run in this process, and print its peak memory as JSON."""
     with tempfile.TemporaryDirectory() as folder:
         give_large_arrays_back()
         quantize(job_of(source, name), Path(folder) / "run", Silent())
@@ -195,20 +198,17 @@ def run_alone(source: ModelSource, name: str) -> None:
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
-    """Markdown: seconds, ratios to the floor and to plain GPTQ, peak memory, then seconds by
-    stage.
-    """
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("edgeq", "torch", "transformers", "numpy")
-    )
-    floor, plain = results[FLOOR]["cpu_seconds"], results.get(PLAIN_NAME, {}).get("cpu_seconds")
+    """Make the Markdown table of times, ratios and peak memory, and the list of stages."""
+    libraries = ("edgeq", "torch", "transformers", "numpy")
+    packages = ", ".join(f"{name} {version(name)}" for name in libraries)
+    floor = results[FLOOR]["cpu_seconds"]
+    plain = results.get(PLAIN_NAME, {}).get("cpu_seconds")
     lines = [
-        "`python -m benchmarks.speed`: SmolLM2-135M-Instruct, "
-        f"{blocks} blocks, 3 bits, groups of 64, 64 x 512 "
-        f"calibration tokens, backend cpu; {packages}; "
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} "
-        "of them used; all runs in turn, block by block, `best` "
-        f"on its {PRESETS['best']['samples']} x 512 tokens. "
+        f"`python -m benchmarks.speed`: SmolLM2-135M-Instruct, {blocks} blocks, "
+        f"3 bits, groups of 64, 64 x 512 calibration tokens, backend cpu; {packages}; "
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} of them used; "
+        "all runs in turn, block by block, "
+        f"`best` on its {PRESETS['best']['samples']} x 512 tokens. "
         f"Peak memory: a process of its own, {MEMORY_BLOCKS} blocks.",
         "",
         "| run | CPU s | to the floor | to plain GPTQ | peak memory |",
@@ -222,10 +222,9 @@ def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
     lines += ["", "CPU seconds by stage:", ""]
     for name, result in results.items():
         stages = sorted(result["stages"].items(), key=lambda item: -item[1])
-        lines.append(
-            f"- {name}: "
-            + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in stages if seconds >= 0.05)
-        )
+        # Less would be shown as 0.0.
+        shown = [f"{stage} {seconds:.1f}" for stage, seconds in stages if seconds >= 0.05]
+        lines.append(f"- {name}: {', '.join(shown)}")
     return "\n".join(lines) + "\n"
 
 

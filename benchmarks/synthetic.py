@@ -50,7 +50,7 @@ def make_config(
     key_heads: int | None = None,
     vocabulary: int = 320,
 ) -> Config:
-    """The config.json of a Llama of these sizes."""
+    """Make the config.json of a Llama of these sizes."""
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -69,7 +69,7 @@ def make_config(
 
 
 def shards_of(config: Config) -> dict[str, dict[str, tuple[int, ...]]]:
-    """One file for each block and one for what lies outside of them: tensor names and shapes."""
+    """Divide tensors among files: one for each block, one for what lies outside of them."""
     decoder = read_record("synthetic", config).decoder
     count = len(decoder.layers) + 1
     files = {f"model-{1:05d}-of-{count:05d}.safetensors": decoder.outer_shapes()}
@@ -83,28 +83,26 @@ def shards_of(config: Config) -> dict[str, dict[str, tuple[int, ...]]]:
 def random_tensor(
     rng: np.random.Generator, name: str, shape: tuple[int, ...]
 ) -> np.ndarray[Any, Any]:
-    """Norms of one; matrices that keep the size of their inputs."""
+    """Draw a tensor: norms are ones, matrices keep the size of their inputs."""
     if len(shape) == 1:
         return np.ones(shape, ml_dtypes.bfloat16)
     size = 1.0 if "embed" in name else 1 / math.sqrt(shape[1])
-    return (rng.standard_normal(shape, dtype=np.float32) * np.float32(size)).astype(
-        ml_dtypes.bfloat16
-    )
+    drawn = rng.standard_normal(shape, dtype=np.float32) * np.float32(size)
+    return drawn.astype(ml_dtypes.bfloat16)
 
 
 def byte_tokenizer() -> str:
-    """A tokenizer whose tokens are the 256 bytes."""
+    """Make a tokenizer whose tokens are the 256 bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(
-        models.BPE(vocab={letter: place for place, letter in enumerate(alphabet)}, merges=[])
-    )
+    vocabulary = {letter: place for place, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     return str(tokenizer.to_str())
 
 
 def write_checkpoint(folder: Path, config: Config, *, outline: bool = False, seed: int = 0) -> Path:
-    """Write the checkpoint, or with `outline` all of it but the weights; gives the folder."""
+    """Write the checkpoint, or with `outline` all of it but the weights; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     files = shards_of(config)
@@ -132,9 +130,8 @@ def main() -> None:
     parser.add_argument("--outline", action="store_true", help="no weights")
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     output, like, outline = given.pop("output"), given.pop("like", None), given.pop("outline")
-    write_checkpoint(
-        output, make_config(**{**(SHAPES[like] if like else {}), **given}), outline=outline
-    )
+    sizes = {**SHAPES[like], **given} if like else given
+    write_checkpoint(output, make_config(**sizes), outline=outline)
 
 
 if __name__ == "__main__":
