@@ -1,10 +1,13 @@
-"""SHA-256 of files: what tells a damaged file from one that is as it was written."""
+"""Hash files with SHA-256, to tell a damaged file from one that is as it was written.
+
+What is hashed, and where the hashes are kept, is up to those who write files.
+"""
 
 import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
-CHUNK_BYTES = 1 << 22
+CHUNK_BYTES = 1 << 22  # 4 MiB: reading takes the time then, not the loop
 
 
 def hash_of_file(path: Path) -> str:
@@ -17,7 +20,7 @@ def hash_of_file(path: Path) -> str:
 
 
 def hash_files(folder: Path, *, but: Collection[str]) -> dict[str, str]:
-    """Hash every file below a folder, by its path in it; `but` names those to leave out."""
+    """Hash every file below a folder, by its path in it, but for those that `but` names."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     named = {path.relative_to(folder).as_posix(): path for path in files}
     return {name: hash_of_file(path) for name, path in named.items() if name not in but}

@@ -1,4 +1,7 @@
-"""JSON objects on disk: read with one line for whatever is wrong, written with a fixed layout."""
+"""Read and write JSON objects on disk: errors in one line, a fixed layout.
+
+What keys a file has, and what they mean, is up to whoever reads it.
+"""
 
 import json
 from pathlib import Path
@@ -15,10 +18,11 @@ MAKE_AGAIN = "make the directory again"
 def read_json(
     path: Path, *, missing: str = NOT_A_CHECKPOINT, mend: str = MAKE_AGAIN
 ) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object, and say in one line what is wrong where there is none.
 
     `missing` says what a directory without the file lacks, `mend` what to do about a damaged one.
-    Raises: BadInput when the file is missing or something else.
+
+    Raises: BadInput when the file is missing, cannot be read or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -41,7 +45,7 @@ def read_json(
 
 
 def json_bytes(content: Any, *, indent: int = 2) -> bytes:
-    """Write JSON as edgeq lays it out, so that equal content gives equal bytes."""
+    """Lay JSON out as edgeq does everywhere, so that equal content gives equal bytes."""
     return (json.dumps(content, indent=indent, ensure_ascii=False) + "\n").encode("utf-8")
 
 

@@ -1,12 +1,13 @@
-"""One process at a time: a lock on a file that the system lets go of when its holder ends, however
-it ends.
+"""Keep a directory to one process at a time, by a lock on a file in it.
+
+The system lets go of the lock when its holder ends, however it ends.
 """
 
 import os
 import sys
 from pathlib import Path
 
-ATTEMPTS = 100
+ATTEMPTS = 100  # each fails only where a holder removes the directory at that very moment
 
 if sys.platform == "win32":
     import msvcrt
@@ -32,8 +33,9 @@ else:
 
 
 def acquire(folder: Path, name: str) -> int | None:
-    """Make a directory with the file `name` in it and lock that; a handle to close, None when it is
-    locked already.
+    """Make a directory with the file `name` in it, and lock that file for this process.
+
+    Returns a handle to close, or None when another process holds the lock.
     """
     path = folder / name
     for _ in range(ATTEMPTS):
@@ -52,8 +54,9 @@ def acquire(folder: Path, name: str) -> int | None:
 
 
 def _is_still(path: Path, handle: int) -> bool:
-    """Whether a file that was opened has its name still: its holder removes it before it lets
-    go.
+    """Say whether a file that was opened has its name still.
+
+    Its holder removes it before it lets go.
     """
     try:
         return os.path.samestat(os.stat(path), os.fstat(handle))

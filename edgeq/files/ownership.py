@@ -1,4 +1,7 @@
-"""Which directories edgeq wrote, entry by entry: only these may be replaced or cleared away."""
+"""Tell which directories edgeq wrote, entry by entry: only these may be replaced or cleared away.
+
+Writing them so that nothing is half-written is left to `edgeq.files.storage`.
+"""
 
 import json
 import shutil
@@ -17,13 +20,14 @@ MANIFEST_KEYS = {"format", "file", "files", "tensors"}
 
 
 def temporary_of(destination: Path) -> Path:
-    """The directory beside an output in which it is made."""
+    """Name the directory beside an output in which the output is made."""
     return destination.with_name(f".{destination.name}{TEMPORARY_SUFFIX}")
 
 
 def foreign_entry(folder: Path) -> str | None:
-    """The first entry of a directory that edgeq did not write, relative to it; None when all are
-    its own.
+    """Find the first entry of a directory that edgeq did not write, as a path inside of it.
+
+    Returns None where edgeq wrote all of them, "." where it did not write the directory.
     """
     written = written_files(folder)
     return _first_foreign(folder, PurePosixPath(), written) if written else "."
@@ -49,45 +53,49 @@ def _first_foreign(folder: Path, inside: PurePosixPath, written: set[str]) -> st
 
 
 def written_files(folder: Path) -> set[str]:
-    """The files that a checkpoint's edgeq.json or an export's manifest.json lists; none for other
-    directories.
+    """List the files that a checkpoint's edgeq.json or an export's manifest.json names.
+
+    The list is empty for other directories.
     """
-    head, manifest = _read(folder / HEAD_FILE), _read(folder / MANIFEST_FILE)
+    head = _read(folder / HEAD_FILE)
     if set(head) >= HEAD_KEYS:
-        return {
-            HEAD_FILE,
-            REPORT_FILE,
-            "config.json",
-            *(name for key in HEAD_LISTS for name in _names(head[key])),
-        }
-    return {MANIFEST_FILE, *_names(manifest["files"])} if set(manifest) >= MANIFEST_KEYS else set()
+        listed = {name for key in HEAD_LISTS for name in _names(head[key])}
+        return {HEAD_FILE, REPORT_FILE, "config.json"} | listed
+    manifest = _read(folder / MANIFEST_FILE)
+    if set(manifest) >= MANIFEST_KEYS:
+        return {MANIFEST_FILE, *_names(manifest["files"])}
+    return set()
 
 
 def leads_out(name: str) -> bool:
-    """Whether a name is absolute or climbs, by the rules of any operating system. Symlinks are not
-    followed.
+    """Say whether a name is absolute or climbs out, by the rules of any operating system.
+
+    Symlinks are not followed.
     """
     paths = (PurePosixPath(name), PureWindowsPath(name))
     return "\0" in name or any(path.root or path.drive or ".." in path.parts for path in paths)
 
 
 def is_temporary(folder: Path) -> bool:
-    """Whether edgeq made a temporary directory: name and marker say so, or nothing but the name is
-    there yet.
+    """Say whether a directory is a temporary one that edgeq made.
+
+    Name and marker say so, or the name alone while nothing is in it.
     """
     named = folder.name.startswith(".") and folder.name.endswith(TEMPORARY_SUFFIX)
-    return (
-        named
-        and folder.is_dir()
-        and ((folder / MARKER_FILE).is_file() or not any(folder.iterdir()))
-    )
+    if not named or not folder.is_dir():
+        return False
+    return (folder / MARKER_FILE).is_file() or not any(folder.iterdir())
 
 
 def clear_contents(folder: Path) -> None:
     """Empty a temporary directory down to its marker."""
     for entry in folder.iterdir():
-        if entry.name != MARKER_FILE:
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        if entry.name == MARKER_FILE:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def remove_empty(folder: Path) -> None:
@@ -99,12 +107,10 @@ def remove_empty(folder: Path) -> None:
 
 
 def _names(listed: Any) -> list[str]:
-    """The names in a list, or those that an object has hashes for."""
-    return (
-        [name for name in listed if isinstance(name, str)]
-        if isinstance(listed, list | dict)
-        else []
-    )
+    """List the names in a list, or those that an object has hashes for."""
+    if not isinstance(listed, list | dict):
+        return []
+    return [name for name in listed if isinstance(name, str)]
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -1,9 +1,12 @@
-"""Writing so that nothing is ever half-written: a temporary name, fsync, rename."""
+"""Write files and directories so that nothing is ever half-written: temporary name, fsync, rename.
+
+Which directories may be replaced is left to `edgeq.files.ownership`.
+"""
 
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,7 +24,9 @@ from edgeq.files.ownership import (
 )
 from edgeq.types import NumpyArray
 
-MADE, REPLACED = "new", "replaced"  # in a temporary directory
+# names in a temporary directory
+MADE = "new"
+REPLACED = "replaced"
 NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -30,8 +35,9 @@ NO_ROOM = {
 
 
 def check_destination(path: Path, *, force: bool, source: Path | None = None) -> None:
-    """Raises: BadInput when the output exists (and force is off), holds its own source, or cannot
-    be made.
+    """Refuse an output that cannot be made, before any work starts.
+
+    Raises: BadInput when it exists (and force is off), holds its own source, or cannot be made.
     """
     with explaining(path):
         if path.exists() and not force:
@@ -54,7 +60,10 @@ def check_destination(path: Path, *, force: bool, source: Path | None = None) ->
 
 
 def check_own(path: Path) -> None:
-    """Raises: BadInput naming the first thing in an output that edgeq did not write."""
+    """Refuse to replace an output that holds anything which edgeq did not write.
+
+    Raises: BadInput naming the first such entry.
+    """
     foreign = foreign_entry(path) if path.is_dir() else "."
     if foreign == ".":
         raise BadInput(
@@ -63,14 +72,16 @@ def check_own(path: Path) -> None:
         )
     if foreign is not None:
         raise BadInput(
-            f"output {str(path)!r} holds {foreign!r}, which edgeq "
-            "did not write; move it away or choose another name, "
-            "--force replaces only what edgeq wrote"
+            f"output {str(path)!r} holds {foreign!r}, which edgeq did not write; "
+            "move it away or choose another name, --force replaces only what edgeq wrote"
         )
 
 
 def check_temporary(path: Path) -> None:
-    """Raises: BadInput when something else has the name under which an output is made."""
+    """Refuse an output whose temporary name is taken by something else.
+
+    Raises: BadInput.
+    """
     temporary = temporary_of(path)
     try:
         os.lstat(temporary)
@@ -78,19 +89,17 @@ def check_temporary(path: Path) -> None:
         return
     if not is_temporary(temporary):
         raise BadInput(
-            f"output {str(path)!r} is made under the name "
-            f"{temporary.name!r}, which exists and is not edgeq's; "
-            "move that away or choose another name"
+            f"output {str(path)!r} is made under the name {temporary.name!r}, "
+            "which exists and is not edgeq's; move that away or choose another name"
         )
 
 
 @contextmanager
 def new_directory(destination: Path, *, force: bool = False) -> Iterator[Path]:
-    """A directory that appears under its name, complete, when the context ends well, and not at all
-    when it fails.
+    """Make a directory that appears under its name once it is complete, and not at all on failure.
 
-    It is made in a temporary directory beside it, which also keeps what it replaces until it is in
-    place.
+    It is made in a temporary directory beside it. That one also keeps what it replaces until the
+    new directory is in place.
     """
     with claimed(destination) as temporary, explaining(destination, temporary):
         check_destination(destination, force=force)
@@ -107,8 +116,9 @@ def new_directory(destination: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def claimed(destination: Path) -> Iterator[Path]:
-    """The temporary directory of an output, for this process alone; removed at the end if nothing
-    is in it.
+    """Claim the temporary directory of an output for this process.
+
+    It is removed at the end if nothing is in it.
 
     Raises: BadInput when another process works on the output, or something else has the directory's
     name.
@@ -119,8 +129,8 @@ def claimed(destination: Path) -> Iterator[Path]:
         lock = acquire(temporary, MARKER_FILE)
     if lock is None:
         raise BadInput(
-            f"output {str(destination)!r} is being written by "
-            "another edgeq process; wait for it or choose another name"
+            f"output {str(destination)!r} is being written by another edgeq process; "
+            "wait for it or choose another name"
         )
     try:
         with explaining(destination):
@@ -155,11 +165,12 @@ def bring_back(destination: Path) -> None:
 
 @contextmanager
 def explaining(destination: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Turn the system's refusals to write an output, also those that libraries pass on, into one
-    clear line.
+    """Turn the system's refusals to write an output into one clear line.
 
-    With a temporary directory only errors about it and the directories above it count; other files
-    are not the output. Raises: BadInput.
+    Those that libraries pass on count too. With a temporary directory only errors about it and the
+    directories above it count: other files are not the output.
+
+    Raises: BadInput.
     """
     try:
         yield
@@ -169,13 +180,13 @@ def explaining(destination: Path, temporary: Path | None = None) -> Iterator[Non
         no_room = NO_ROOM.get(system_error(error) or 0)
         if no_room is not None:
             raise BadInput(
-                f"output {str(destination)!r} cannot be written: "
-                f"{no_room}; make room or choose another place"
+                f"output {str(destination)!r} cannot be written: {no_room}; "
+                "make room or choose another place"
             ) from error
         if isinstance(error, OSError) and (temporary is None or _is_about(error, temporary)):
             raise BadInput(
-                f"output {str(destination)!r} cannot be written "
-                f"({error.strerror}); choose another place or name"
+                f"output {str(destination)!r} cannot be written ({error.strerror}); "
+                "choose another place or name"
             ) from error
         raise
 
@@ -186,8 +197,9 @@ def _is_about(error: OSError, folder: Path) -> bool:
 
 
 def system_error(error: Exception) -> int | None:
-    """The number of the system's error behind an exception, as Python or a library in Rust states
-    it.
+    """Read the number of the system's error behind an exception.
+
+    Python states it in errno, libraries in Rust in their text.
     """
     if isinstance(error, OSError):
         return error.errno
@@ -230,8 +242,9 @@ def write_array(path: Path, array: NumpyArray) -> None:
 
 
 def rename_when_stored(partial: Path, path: Path) -> None:
-    """Give a finished file the mode that new files have, and its name after its bytes have reached
-    the disk.
+    """Give a finished file its name once its bytes have reached the disk.
+
+    It gets the mode that new files have.
     """
     mask = os.umask(0)
     os.umask(mask)
@@ -241,5 +254,6 @@ def rename_when_stored(partial: Path, path: Path) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a directory."""
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")))
+    """Count the bytes of a file, or of all files in a directory."""
+    files: Iterable[Path] = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files)
