@@ -1,4 +1,8 @@
-"""Calibration streams and plain predictions of a model that a framework runs block by block."""
+"""Run a model block by block: streams of calibration tokens, and plain predictions.
+
+Frameworks contribute a `BlockwiseModel`; which flow fits into memory is up to
+`edgeq.planning.memory`.
+"""
 
 import itertools
 import math
@@ -18,62 +22,64 @@ from edgeq.streams.recomputing import RecomputedStreams
 from edgeq.streams.schedule import Forward, Streams
 from edgeq.types import Array, BlockSpec, NumpyArray
 
-CALIBRATION_BATCH = (
-    8192  # tokens: wide products run best, and all of a block's batches are in memory anyway
-)
-PREDICTION_BATCH = 2048  # tokens: logits take vocabulary-many floats for each
+# tokens: wide products run best, and all of a block's batches are in memory anyway
+CALIBRATION_BATCH = 8192
+# tokens: logits take vocabulary-many floats for each
+PREDICTION_BATCH = 2048
 
 
 class BlockwiseModel(Protocol):
-    """A framework's own model code, of which one block has weights at a time. Shapes: ids (windows,
-    tokens).
+    """A framework's own model code, of which one block has weights at a time.
+
+    Shapes: ids (windows, tokens).
     """
 
     @property
     def places(self) -> Sequence["Place"]:
-        """Where the blocks stood, in execution order."""
+        """Give the places of the blocks, in execution order."""
 
     def record(self, batches: Sequence[NumpyArray]) -> Iterator[Array]:
-        """Note what every block gets besides hidden states; gives the hidden states before block 0,
-        per batch.
+        """Note what every block gets besides hidden states.
+
+        Yields the hidden states before block 0, per batch.
         """
 
     def block(self, index: int) -> AbstractContextManager[object]:
-        """A block with its weights, freed on leaving."""
+        """Fill a block with its weights, and free them on leaving."""
 
     def halting_block(
         self, block: BlockSpec
     ) -> AbstractContextManager[Callable[[str, Array], Array]]:
-        """The same, standing still at each linear layer; gives what exchanges a layer's weight."""
+        """Fill a block whose forwards halt at each linear layer.
+
+        Gives a function that exchanges a layer's weight.
+        """
 
     def run_block(self, index: int, batch: int, hidden: Array) -> Array:
-        """One recorded batch through a block that has its weights."""
+        """Run one recorded batch through a block that has its weights."""
 
     def to_numpy(self, hidden: Array) -> NumpyArray:
-        """Hidden states in the precision that they run in."""
+        """Copy hidden states to NumPy, in the precision that they run in."""
 
     def from_numpy(self, hidden: NumpyArray) -> Array:
-        """The inverse of `to_numpy`, in memory of the framework's own."""
+        """Undo `to_numpy`, in memory that the framework allocated."""
 
     def logits(
         self, batches: Sequence[NumpyArray], hidden: Sequence[Array]
     ) -> Iterator[Iterator[NumpyArray]]:
-        """Per batch and window, the logits of finished hidden states. Shapes: (tokens, vocabulary)
-        float32.
+        """Compute the logits of finished hidden states, per batch and window.
+
+        Shapes: (tokens, vocabulary) float32.
         """
 
 
 class EndOfRecording(Exception):
-    """Raised by the last place: what the model does after its blocks is not needed while
-    recording.
-    """
+    """Ends a pass at the last place: while recording nothing behind the blocks is needed."""
 
 
 @dataclass(slots=True)
 class Call:
-    """What a model hands to a block besides the hidden states: masks, rotary tables and the
-    like.
-    """
+    """What a model hands to a block besides hidden states: masks, rotary tables and the like."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -81,16 +87,14 @@ class Call:
 
 @dataclass(slots=True)
 class Place:
-    """Where a block stood in its model: notes each call while recording, else passes hidden states
-    on.
-    """
+    """The place of a block: notes calls while recording, else passes hidden states on."""
 
     last: bool
     recording: bool = False
     calls: list[Call] = field(default_factory=list)
     inputs: list[Array] = field(default_factory=list)
     result: Array | None = None
-    """What comes out instead of the hidden states that went in."""
+    """Hidden states that come out instead of those that went in, where there are any."""
 
     def pass_on(self, hidden: Array, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array:
         if self.recording:
@@ -104,8 +108,9 @@ class Place:
 def record_calls(
     places: Sequence[Place], run: Callable[[NumpyArray], object], batches: Sequence[NumpyArray]
 ) -> Iterator[Array]:
-    """Run each batch through a model whose blocks are places; gives the hidden states before block
-    0.
+    """Run each batch through a model whose blocks are places.
+
+    Yields the hidden states before block 0, per batch.
     """
     for place in places:
         place.recording, place.calls = True, []
@@ -123,16 +128,18 @@ def record_calls(
 
 
 def split_windows(windows: NumpyArray, tokens_per_batch: int) -> list[NumpyArray]:
-    """Whole windows grouped so that a batch has about tokens_per_batch tokens. Shapes: (windows,
-    length).
+    """Group whole windows into batches of about so many tokens.
+
+    Shapes: windows (windows, length).
     """
     per_batch = max(1, tokens_per_batch // windows.shape[1])
     return [windows[start : start + per_batch] for start in range(0, len(windows), per_batch)]
 
 
 def share_windows(windows: NumpyArray, share: float) -> tuple[NumpyArray, NumpyArray]:
-    """A share of the windows (at least one unless it is 0), evenly spread over them, and the
-    others.
+    """Split off a share of the windows, evenly spread over them, from the others.
+
+    The share has at least one window unless it is 0.
     """
     count = min(len(windows), math.ceil(share * len(windows)))
     chosen = np.zeros(len(windows), bool)
@@ -142,11 +149,11 @@ def share_windows(windows: NumpyArray, share: float) -> tuple[NumpyArray, NumpyA
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """How calibration tokens go through a model: what `edgeq.planning.memory` chooses.
+    """How calibration tokens go through a model, as `edgeq.planning.memory` chooses it.
 
-    "standing": all batches stand at each layer, every operation runs once. "recomputing": one batch
-    at a time, a block's layers run about three times. Hidden states between blocks lie in memory,
-    or on disk in states_folder.
+    "standing": hold all batches at each layer (fast), every operation runs once.
+    "recomputing": recompute batch by batch (small), a block's layers run about three times.
+    Hidden states between blocks lie in memory, or on disk in states_folder.
     """
 
     schedule: Literal["standing", "recomputing"] = "standing"
@@ -155,18 +162,21 @@ class Flow:
 
 
 def saved_windows(folder: Path, name: str) -> Iterator[NumpyArray]:
-    """Window after window of a stream that was saved in batches of any size. Shapes: (tokens,
-    hidden).
+    """Read a stream that was saved in batches of any size, window after window.
+
+    Shapes: (tokens, hidden).
     """
     for path in sorted(folder.glob(f"{name}-*.npy")):
         yield from np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 class CalibrationStreams:
-    """Both streams of hidden states, and blocks whose forwards stand still at each linear layer.
+    """Both streams of hidden states, and blocks whose forwards halt at each linear layer.
 
     The full-precision stream runs on the share `drift` of the windows, evenly chosen; a run without
-    it costs half. Shapes: windows (count, tokens) of token ids.
+    it costs half.
+
+    Shapes: windows (count, tokens) of token ids.
     """
 
     def __init__(
@@ -182,30 +192,27 @@ class CalibrationStreams:
         tokens = self._flow.batch_tokens or CALIBRATION_BATCH
         paired, single = (split_windows(part, tokens) for part in share_windows(windows, drift))
         for batch, hidden in enumerate(model.record([*paired, *single])):
-            for states in (
-                (self._full, self._quantized) if batch < len(paired) else (self._quantized,)
-            ):
-                states.append(hidden)
+            if batch < len(paired):
+                self._full.append(hidden)
+            self._quantized.append(hidden)
 
     def sites(self, block: BlockSpec) -> Iterator[Site]:
-        """Load a block, stand still at each of its sites, then keep what both streams came out
-        with.
-        """
+        """Load a block, halt at each of its sites, then keep the hidden states behind it."""
         schedule = self._stand if self._flow.schedule == "standing" else self._recompute
         with self._model.halting_block(block) as set_weight:
             yield from schedule(block.index, set_weight)
 
     def save(self, folder: Path) -> None:
-        """Write what both streams came to, a file per batch."""
+        """Write the hidden states of both streams, a file per batch."""
         for name, stream in (("full", self._full), ("quantized", self._quantized)):
             for batch in range(len(stream)):
-                write_array(
-                    folder / f"{name}-{batch:05d}.npy", self._model.to_numpy(stream.read(batch))
-                )
+                path = folder / f"{name}-{batch:05d}.npy"
+                write_array(path, self._model.to_numpy(stream.read(batch)))
 
     def restore(self, folder: Path) -> None:
-        """Go on with what `save` wrote, on this or another framework, in batches of this or another
-        size.
+        """Go on with the states that `save` wrote, in batches of this or another size.
+
+        Another framework may have written them.
 
         Raises: OSError, ValueError or EOFError.
         """
@@ -228,9 +235,11 @@ class CalibrationStreams:
 
     def _recompute(self, index: int, set_weight: Callable[[str, Array], Array]) -> Iterator[Site]:
         def keep(is_quantized: bool, batch: int, hidden: Array) -> None:
-            (self._quantized if is_quantized else self._full).replace(batch, hidden)
+            states = self._quantized if is_quantized else self._full
+            states.replace(batch, hidden)
 
-        full, quantized = self._runs(index, self._full), self._runs(index, self._quantized)
+        full = self._runs(index, self._full)
+        quantized = self._runs(index, self._quantized)
         yield from RecomputedStreams(full, quantized, set_weight, keep).sites()
 
     def _runs(self, index: int, states: HiddenStates) -> list[Callable[[], Array]]:
@@ -246,16 +255,14 @@ class CalibrationStreams:
 
 
 class BlockwiseLogits:
-    """Predictions of any ModelSource, computed block by block: only one block's weights are in
-    memory.
-    """
+    """Predictions of any ModelSource, block by block: one block has weights at a time."""
 
     def __init__(self, model: BlockwiseModel) -> None:
         self._model = model
 
     @staticmethod
     def check_installed() -> None:
-        """Importing the model's module needed everything."""
+        """Do nothing: importing the model's module needed everything."""
 
     def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
         batches = split_windows(windows, PREDICTION_BATCH)

@@ -1,5 +1,6 @@
-"""Where the hidden states of a stream lie between two blocks: in memory, or in a file that is never
-left behind.
+"""Keep the hidden states of a stream between two blocks: in memory, or in an unnamed file.
+
+Which of the two is up to `edgeq.planning.memory`.
 """
 
 import tempfile
@@ -15,7 +16,7 @@ from edgeq.types import Array, NumpyArray
 
 
 class HiddenStates(Protocol):
-    """One array per batch, in the batches' order."""
+    """Hidden states of a stream: one array per batch, in the batches' order."""
 
     def __len__(self) -> int: ...
 
@@ -24,11 +25,11 @@ class HiddenStates(Protocol):
     def read(self, batch: int) -> Array: ...
 
     def replace(self, batch: int, hidden: Array) -> None:
-        """What comes out of a block instead of what went in; of equal shape."""
+        """Put the states behind a block in the place of those before it; their shapes are equal."""
 
 
 class StatesInMemory:
-    """Arrays of the framework, kept as they are."""
+    """Hidden states as arrays of the framework, kept as they are."""
 
     def __init__(self) -> None:
         self._states: list[Array] = []
@@ -47,7 +48,7 @@ class StatesInMemory:
 
 
 class StatesOnDisk:
-    """Arrays in one file without a name, which the system removes however the process ends.
+    """Hidden states in one file without a name, which the system removes however the process ends.
 
     The file is read and written, not mapped: pages of a map count as resident memory of the
     process.
@@ -61,8 +62,7 @@ class StatesOnDisk:
     ) -> None:
         self._folder = folder
         try:
-            # without a buffer, which would be written once more, and fail again, when the file is
-            # closed
+            # no buffer: it would be written once more, and fail again, when the file is closed
             self._file = tempfile.TemporaryFile(dir=folder, prefix=".edgeq-states-", buffering=0)
         except OSError as error:
             raise self._not_written(error) from error
@@ -89,8 +89,8 @@ class StatesOnDisk:
             count = self._file.readinto(left)
             if not count:
                 raise BadInput(
-                    "the temporary file of hidden states became "
-                    "shorter while in use; run the command again"
+                    "the temporary file of hidden states became shorter while in use; "
+                    "run the command again"
                 )
             left = left[count:]
         return self._from_numpy(values)
@@ -98,9 +98,8 @@ class StatesOnDisk:
     def replace(self, batch: int, hidden: Array) -> None:
         offset, shape, dtype = self._places[batch]
         values = np.ascontiguousarray(self._to_numpy(hidden))
-        assert (values.shape, values.dtype) == (shape, dtype), (
-            "a block gives back the shape that it got"
-        )
+        is_alike = (values.shape, values.dtype) == (shape, dtype)
+        assert is_alike, "a block gives back the shape that it got"
         self._write(offset, values)
 
     def _write(self, offset: int, values: NumpyArray) -> None:
@@ -114,7 +113,6 @@ class StatesOnDisk:
 
     def _not_written(self, error: OSError) -> BadInput:
         return BadInput(
-            f"hidden states cannot be written in {str(self._folder)!r} "
-            f"({reason_of(error)}); make room there, or raise "
-            "--max-ram so that they stay in memory"
+            f"hidden states cannot be written in {str(self._folder)!r} ({reason_of(error)}); "
+            "make room there, or raise --max-ram so that they stay in memory"
         )

@@ -1,8 +1,7 @@
-"""The schedule for little memory: at each site both streams run anew from the block's start, one
-batch at a time.
+"""Recompute batch by batch (small): at each site both streams run anew from the block's start.
 
-Nothing but one batch is held while a layer is solved; in exchange a block is run about three times.
-Sites, inputs and results are those of `edgeq.streams.schedule.Streams`.
+Only one batch is held while a layer is solved; in exchange a block is run about three times. Sites,
+inputs and results are those of `edgeq.streams.schedule.Streams`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +11,15 @@ from edgeq.streams.schedule import Forward
 from edgeq.types import Array, NumpyArray
 
 Run = Callable[[], Array]
-"""One batch's pass through the block, from its start."""
+"""Runs one batch through the block, from its start."""
 
 
 class RecomputedStreams:
-    """Both streams' passes through one block: full precision (may be fewer, or none) and quantized,
-    paired by batch.
+    """Both streams' passes through one block, recomputed for each site and batch.
 
-    set_weight changes what a layer computes with and gives back what it computed with before; keep
-    gets each output of the block, by stream (True is the quantized one) and batch.
+    The full-precision ones are paired with the quantized ones by batch; there may be fewer, or
+    none. set_weight changes what a layer computes with and gives back what it computed with before.
+    keep gets each output of the block, by stream (True is the quantized one) and batch.
     """
 
     def __init__(
@@ -32,13 +31,12 @@ class RecomputedStreams:
     ) -> None:
         self._full, self._quantized = full, quantized
         self._set_weight, self._keep = set_weight, keep
-        self._spare: dict[
-            str, Array
-        ] = {}  # weights of solved layers that the stream now running does not use
+        # weights of solved layers that the stream now running does not use
+        self._spare: dict[str, Array] = {}
         self._replaced = False
 
     def sites(self) -> Iterator["RecomputedSite"]:
-        """One site after the other; both streams are through the block when this is exhausted."""
+        """Yield one site after the other; when exhausted, both streams are through the block."""
         layers = self._site_layers()
         route = [name for names in layers for name in names]
         for names in layers:
@@ -58,7 +56,7 @@ class RecomputedStreams:
             self._set_weight(layer, weight)
 
     def inputs(self, route: Sequence[str], layer: str) -> Iterator[tuple[Array | None, Array]]:
-        """(X, X_hat) per batch of a layer that stands behind others."""
+        """Compute (X, X_hat) of a layer behind those of a route, batch by batch."""
         for batch, run in enumerate(self._quantized):
             X = None
             if batch < len(self._full):
@@ -68,10 +66,10 @@ class RecomputedStreams:
             yield X, input_at(Forward(run), route, layer)
 
     def _site_layers(self) -> list[list[str]]:
-        """The layers in execution order, those that read one input together: seen in the pass of
-        one batch.
-        """
-        forward, found, last = Forward(self._quantized[0]), list[list[str]](), None
+        """Group the layers that read one input, in execution order, by the pass of one batch."""
+        forward = Forward(self._quantized[0])
+        found: list[list[str]] = []
+        last = None
         forward.resume()
         while forward.stop is not None:
             if last is not None and forward.stop.input is last:
@@ -83,9 +81,7 @@ class RecomputedStreams:
         return found
 
     def _use(self, *, replaced: bool) -> None:
-        """Let the layers that are solved compute with their new weights, or with the original
-        ones.
-        """
+        """Let the solved layers compute with their new weights, or with the original ones."""
         if replaced != self._replaced:
             self._spare = {
                 layer: self._set_weight(layer, weight) for layer, weight in self._spare.items()
@@ -94,7 +90,7 @@ class RecomputedStreams:
 
 
 class RecomputedSite:
-    """The layers that read one input. Layers that the caller leaves unsolved keep their weights."""
+    """The layers that read one input; those that the caller leaves unsolved keep their weights."""
 
     def __init__(
         self, streams: RecomputedStreams, layers: Sequence[str], route: Sequence[str]
@@ -103,8 +99,9 @@ class RecomputedSite:
         self._streams, self._layers, self._route = streams, layers, route
 
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
-        """(X, X_hat) per batch, computed when asked for; X is None when no full-precision stream
-        runs.
+        """Compute (X, X_hat) per batch when asked for.
+
+        X is None where no full-precision stream runs.
         """
         return self._streams.inputs(self._route, self.name)
 
@@ -116,7 +113,7 @@ class RecomputedSite:
 
 
 def input_at(forward: Forward, route: Sequence[str], layer: str) -> Array:
-    """What a layer behind others gets in a pass that ends there."""
+    """Run a pass up to a layer behind others, and give the input it gets there."""
     follow(forward, route)
     if forward.stop is None or forward.stop.layer != layer:
         raise _another_way(forward, layer)
@@ -126,8 +123,9 @@ def input_at(forward: Forward, route: Sequence[str], layer: str) -> Array:
 
 
 def follow(forward: Forward, route: Sequence[str]) -> None:
-    """Run a pass through layers in order, up to whatever comes after them. Raises:
-    UnsupportedModel.
+    """Run a pass through layers in order, up to whatever comes after them.
+
+    Raises: UnsupportedModel when the pass takes another way.
     """
     forward.resume()
     for layer in route:
@@ -139,7 +137,6 @@ def follow(forward: Forward, route: Sequence[str]) -> None:
 def _another_way(forward: Forward, layer: str) -> UnsupportedModel:
     here = f"layer {forward.stop.layer!r}" if forward.stop else "the end of the block"
     return UnsupportedModel(
-        f"one batch stands at layer {layer!r} and another at "
-        f"{here}; edgeq needs models that run the same layers for "
-        "every batch"
+        f"one batch stands at layer {layer!r} and another at {here}; "
+        "edgeq needs models that run the same layers for every batch"
     )

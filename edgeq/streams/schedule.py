@@ -1,10 +1,9 @@
-"""Forward passes that stand still at each linear layer until it is solved, so that every operation
-runs once.
+"""Hold all batches at each layer (fast): forward passes halt there until it is solved.
 
 Each batch's pass through a block runs in a greenlet of its own. Hooks on the linear layers hand
 control back with the layer's name and input; when all passes of both streams stand at the same
-layer it can be solved, replaced, and all passes go on. No framework is known here: an activation
-source contributes the hooks and the weights.
+layer it can be solved, replaced, and all passes go on. So every operation runs once. No framework
+is known here: an activation source contributes the hooks and the weights.
 """
 
 import itertools
@@ -26,8 +25,9 @@ class Stop:
 
 
 class Forward:
-    """One batch's pass through a block. After `resume`, `stop` is where it stands, or None once
-    `output` is there.
+    """One batch's pass through a block, which halts at each linear layer.
+
+    After `resume`, `stop` is where it stands, or None once `output` is there.
     """
 
     def __init__(self, run: Callable[[], Array]) -> None:
@@ -49,14 +49,13 @@ class Forward:
         self.stop = None
 
     def finished(self) -> Array:
-        """The hidden states behind the block."""
+        """Give the hidden states behind the block, once the pass has come to its end."""
         assert self._pass.dead, "the pass has not come to its end"
         return self.output
 
 
 def stand_still(layer: str, x: Array) -> None:
-    """Called by a hook just before a linear layer runs: hand control to the scheduler until it
-    resumes this pass.
+    """Hand control to the scheduler until it resumes this pass; for a hook before a linear layer.
 
     Outside of a scheduled pass (an ordinary forward) it does nothing.
     """
@@ -66,8 +65,10 @@ def stand_still(layer: str, x: Array) -> None:
 
 
 class Streams:
-    """Both streams' passes through one block: full precision (may be fewer, or none) and quantized,
-    paired by batch.
+    """Both streams' passes through one block, held at one layer after the other.
+
+    The full-precision ones are paired with the quantized ones by batch; there may be fewer, or
+    none.
     """
 
     def __init__(
@@ -81,9 +82,7 @@ class Streams:
         self._replacements: dict[str, NumpyArray] = {}
 
     def sites(self) -> Iterator["StandingSite"]:
-        """Stand still at one site after the other; both streams are through the block when this is
-        exhausted.
-        """
+        """Hold all passes at one site after the other; when exhausted, they are through."""
         self._resume(self.full)
         self._resume(self.quantized)
         while (layer := self._common_layer()) is not None:
@@ -96,8 +95,10 @@ class Streams:
         self._replacements[layer] = weight
 
     def pass_layer(self) -> None:
-        """Run every pass through the layer it stands at: original weight first, then the
-        replacement.
+        """Run every pass through the layer it stands at.
+
+        The full-precision stream goes first, with the original weight; the replacement is put in
+        after it.
         """
         layer = self._common_layer()
         assert layer is not None
@@ -108,8 +109,9 @@ class Streams:
         self._resume(self.quantized)
 
     def _common_layer(self) -> str | None:
-        """The layer at which all passes stand, None once all are through the block. Raises:
-        UnsupportedModel.
+        """Name the layer at which all passes stand; None once all are through the block.
+
+        Raises: UnsupportedModel when they stand at different layers.
         """
         layers = [
             None if forward.stop is None else forward.stop.layer
@@ -117,14 +119,9 @@ class Streams:
         ]
         for layer in layers:
             if layer != layers[0]:
-                here, there = (
-                    f"layer {name!r}" if name else "the end of the block"
-                    for name in (layers[0], layer)
-                )
                 raise UnsupportedModel(
-                    f"one batch stands at {here} and another at {there}; "
-                    "edgeq needs models that run the same layers "
-                    "for every batch"
+                    f"one batch stands at {_place(layers[0])} and another at {_place(layer)}; "
+                    "edgeq needs models that run the same layers for every batch"
                 )
         return layers[0]
 
@@ -144,11 +141,11 @@ class StandingSite:
         self._layers = self._walk(first)
 
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
-        """(X, X_hat) per batch; X is None where no full-precision stream runs."""
+        """Give (X, X_hat) per batch; X is None where no full-precision stream runs."""
         yield from itertools.zip_longest(self._full_inputs, self._inputs)
 
     def layers(self) -> Iterator[str]:
-        """The site's layers; asking for the next runs both streams through the one before."""
+        """Give the site's layers; asking for the next runs both streams through the one before."""
         return self._layers
 
     def replace(self, layer: str, W: NumpyArray) -> None:
@@ -170,6 +167,10 @@ class StandingSite:
                     f"layer {stops[0].layer!r}: only some batches give it the input of {layer!r}"
                 )
             layer = stops[0].layer
+
+
+def _place(layer: str | None) -> str:
+    return f"layer {layer!r}" if layer else "the end of the block"
 
 
 def _input_of(forward: Forward) -> Array:
