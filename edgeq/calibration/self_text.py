@@ -1,4 +1,7 @@
-"""Text that a model writes itself, kept in the user's cache so that no run writes it again."""
+"""Let a model write its own calibration text, and keep it in the user's cache for later runs.
+
+How a token is drawn is up to the writer, which a backend contributes.
+"""
 
 import hashlib
 import io
@@ -21,9 +24,9 @@ METHOD = 1  # part of what cached text is found by; raise it when the way of wri
 
 Windows = npt.NDArray[np.int64]
 MakeWriter = Callable[[ModelSource, Windows, int], TextWriter]
-"""Source, the ids that may be written and a seed to what writes them."""
+"""Makes a writer from a source, the ids that it may write, and a seed."""
 Wrote = Callable[[int, int], None]
-"""Told how many tokens are written, and of how many."""
+"""Is told how many tokens are written, and how many there will be."""
 
 
 def written_windows(
@@ -36,11 +39,13 @@ def written_windows(
     length: int,
     seed: int,
 ) -> Windows:
-    """Windows that the model wrote before under the same conditions, else what it writes now.
+    """Read windows that the model wrote before under the same conditions, or have it write them.
 
-    framework names what computes: the same seed need not give the same text elsewhere. Shapes:
-    (count, length). Raises: BadInput for a model without tokenizer or with broken predictions, or a
-    cache that cannot be written to.
+    framework names what computes: the same seed need not give the same text elsewhere.
+
+    Shapes: (count, length).
+    Raises: BadInput for a model without tokenizer or with broken predictions, or a cache that
+    cannot be written to.
     """
     allowed, first = tokens_to_write(source)
     tokenizer = hashlib.sha256(source.companions()["tokenizer.json"]).hexdigest()
@@ -57,10 +62,11 @@ def written_windows(
 
 
 def tokens_to_write(source: ModelDescription) -> tuple[Windows, Windows]:
-    """Ids that text may hold (rows of the embedding that have a token), and those of them that it
-    may start with.
+    """List the ids that text may hold, and those of them that it may start with.
 
-    Text starts with no special token. Raises: BadInput when nothing is left.
+    Text may hold those rows of the embedding that have a token, and starts with no special one.
+
+    Raises: BadInput when nothing is left.
     """
     tokenizer = load_tokenizer(source)
     rows = source.record.vocabulary
@@ -72,8 +78,8 @@ def tokens_to_write(source: ModelDescription) -> tuple[Windows, Windows]:
     first = np.setdiff1d(allowed, special)
     if not len(first):
         raise BadInput(
-            f"model {source.record.name!r}: its tokenizer has only "
-            "special tokens; calibrate on a text instead"
+            f"model {source.record.name!r}: its tokenizer has only special tokens; "
+            "calibrate on a text instead"
         )
     return allowed, first
 
@@ -81,8 +87,9 @@ def tokens_to_write(source: ModelDescription) -> tuple[Windows, Windows]:
 def write_windows(
     source: ModelDescription, writer: TextWriter, wrote: Wrote, first: Windows, length: int
 ) -> Windows:
-    """Continue first tokens to whole windows, as many together as their keys and values have room
-    for.
+    """Continue first tokens to whole windows, as many together as the cache has room for.
+
+    Shapes: first (count,) -> (count, length).
     """
     windows = np.empty((len(first), length), np.int64)
     windows[:, 0] = first
@@ -90,9 +97,8 @@ def write_windows(
     for start in range(0, len(first), together):
         batch = windows[start : start + together]
         tokens = writer.continue_text(batch[:, 0])
-        for position, column in zip(
-            range(1, length), tokens, strict=False
-        ):  # the writer never ends
+        # not strict: the writer never ends
+        for position, column in zip(range(1, length), tokens, strict=False):
             batch[:, position] = column
             wrote(start * length + len(batch) * (position + 1), windows.size)
     return windows
@@ -106,8 +112,9 @@ def bytes_per_token(decoder: Decoder) -> int:
 
 
 def cache_directory() -> Path:
-    """Where this system keeps what a user's programs can make again; XDG_CACHE_HOME wins
-    everywhere.
+    """Name the directory where this system keeps what a user's programs can make again.
+
+    XDG_CACHE_HOME wins everywhere.
 
     Raises: BadInput for a user without a home directory.
     """
@@ -126,8 +133,9 @@ def cache_directory() -> Path:
 
 
 def make_cache(folder: Path) -> None:
-    """Raises: BadInput when it cannot be made or written to; asked before the model starts to
-    write.
+    """Make the cache before the model starts to write.
+
+    Raises: BadInput when it cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,26 +144,28 @@ def make_cache(folder: Path) -> None:
         reason = reason_of(error)
     if reason:
         raise BadInput(
-            f"cache {str(folder)!r}: self-written text cannot be "
-            f"kept there ({reason}); set XDG_CACHE_HOME to another "
-            "directory"
+            f"cache {str(folder)!r}: self-written text cannot be kept there ({reason}); "
+            "set XDG_CACHE_HOME to another directory"
         )
 
 
 def read_cached(file: Path, shape: tuple[int, int], largest: int) -> Windows | None:
-    """The tokens in a file; None where it is missing or damaged."""
+    """Read the tokens in a file; None where it is missing or damaged."""
     try:
         found: Windows = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     if not isinstance(found, np.ndarray) or found.shape != shape or found.dtype != np.dtype("<i4"):
         return None
-    return found.astype(np.int64) if found.min() >= 0 and found.max() <= largest else None
+    if found.min() < 0 or found.max() > largest:
+        return None
+    return found.astype(np.int64)
 
 
 def write_cached(file: Path, windows: Windows) -> None:
-    """Under a temporary name of this process's own: others may write the same text at the same
-    time.
+    """Write tokens into a file, under a temporary name of this process's own until they are stored.
+
+    Others may write the same text at the same time.
     """
     content = io.BytesIO()
     np.save(content, windows.astype("<i4"), allow_pickle=False)
