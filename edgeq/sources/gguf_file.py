@@ -1,4 +1,7 @@
-"""A GGUF file of a Llama model as if it were the Hugging Face checkpoint it was converted from."""
+"""Read a GGUF file of a Llama model as if it were the checkpoint that it was converted from.
+
+Its header is checked by `edgeq.sources.gguf_header` before the gguf library reads it.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -31,10 +34,9 @@ INTEGER_TYPES = frozenset(
 
 
 class GgufFile:
-    """A Llama GGUF as a ModelSource: Hugging Face names, row order and config; quantized tensors
-    become float32.
+    """A Llama GGUF as a ModelSource, with the names, row order and config of Hugging Face.
 
-    The file is memory-mapped; tensors are read one at a time.
+    Quantized tensors become float32. The file is memory-mapped; tensors are read one at a time.
 
     Raises: BadInput or UnsupportedModel, each with one line.
     """
@@ -51,9 +53,8 @@ class GgufFile:
             tied="output.weight" not in stored,
             rope_factors=None if factors is None else decode(factors),
         )
-        self.record = read_record(
-            name or str(self.metadata.get("general.name") or path.stem), config
-        )
+        own_name = str(self.metadata.get("general.name") or path.stem)
+        self.record = read_record(name or own_name, config)
         names = checkpoint_names(self.record.decoder)
         self.stored = {checkpoint_name(tensor, names): stored[tensor] for tensor in stored}
         check_types(stored)
@@ -77,8 +78,9 @@ class GgufFile:
         return self.stored[tensor_name]
 
     def read(self, tensor_name: str) -> NumpyArray:
-        """One tensor with Hugging Face row order; float16 and bfloat16 stay, all other types become
-        float32.
+        """Read one tensor with the rows in Hugging Face's order.
+
+        float16 and bfloat16 stay, all other types become float32.
         """
         weights = decode(self.tensor(tensor_name))
         attention = self.record.decoder.layers[0].attention
@@ -105,8 +107,9 @@ class GgufFile:
         return tokenizer_files(self.metadata)
 
     def companions(self) -> Mapping[str, bytes]:
-        """Tokenizer and generation settings, rebuilt from the GGUF's vocabulary. Raises:
-        UnsupportedModel, BadInput.
+        """Rebuild tokenizer and generation settings from the GGUF's vocabulary.
+
+        Raises: UnsupportedModel, BadInput.
         """
         return self.files
 
@@ -115,7 +118,10 @@ class GgufFile:
 
 
 def open_reader(path: Path) -> gguf.GGUFReader:
-    """Map a file and read its header. Raises: BadInput for a damaged file."""
+    """Map a file and read its header.
+
+    Raises: BadInput for a damaged file.
+    """
     try:
         check_header(path)
         return gguf.GGUFReader(path)
@@ -157,7 +163,10 @@ def vocabulary_size(stored: Mapping[str, gguf.ReaderTensor], path: Path) -> int:
 
 
 def check_types(stored: Mapping[str, gguf.ReaderTensor]) -> None:
-    """Raises: BadInput naming the first tensor of whole numbers."""
+    """Refuse tensors of whole numbers.
+
+    Raises: BadInput naming the first one.
+    """
     for name, tensor in stored.items():
         if tensor.tensor_type in INTEGER_TYPES:
             kind = tensor.tensor_type.name
@@ -170,9 +179,8 @@ def checkpoint_names(decoder: Decoder) -> dict[str, str]:
     """Map GGUF's names of a model's tensors to those of its checkpoint, by the library's table."""
     names = decoder.names.gguf
     assert names is not None
-    architecture = next(
-        key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == names.architecture
-    )
+    known = gguf.MODEL_ARCH_NAMES
+    architecture = next(key for key in known if known[key] == names.architecture)
     table = gguf.get_tensor_name_map(architecture, len(decoder.layers))
     of_tensor = {
         table.get_name(tensor, try_suffixes=(".weight", ".bias")): tensor
@@ -182,7 +190,10 @@ def checkpoint_names(decoder: Decoder) -> dict[str, str]:
 
 
 def checkpoint_name(tensor: str, names: Mapping[str, str]) -> str:
-    """Name a GGUF tensor as its checkpoint does. Raises: UnsupportedModel for unknown ones."""
+    """Name a GGUF tensor as its checkpoint does.
+
+    Raises: UnsupportedModel for unknown ones.
+    """
     if tensor not in names:
         raise UnsupportedModel(
             f"GGUF tensor {tensor!r} is no part of a plain Llama model; give its safetensors"
@@ -191,14 +202,14 @@ def checkpoint_name(tensor: str, names: Mapping[str, str]) -> str:
 
 
 def decode(tensor: gguf.ReaderTensor) -> NumpyArray:
-    """A tensor's values as a new array; types that only store numbers keep their dtype, float64
-    becomes float32.
+    """Read a tensor's values into a new array.
+
+    Types that only store numbers keep their dtype, but float64 becomes float32.
 
     Raises: BadInput naming tensor and type if the library cannot decode it.
     """
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # infinity and NaN are found, and named, by who reads
+    # infinity and NaN are found, and named, by who reads
+    with np.errstate(over="ignore", invalid="ignore"):
         return _decode(tensor)
 
 
@@ -214,8 +225,8 @@ def _decode(tensor: gguf.ReaderTensor) -> NumpyArray:
         return gguf.quants.dequantize(tensor.data, kind)
     except NotImplementedError:
         raise BadInput(
-            f"GGUF tensor {tensor.name!r} is of type {kind.name}, which cannot be decoded;"
-            " give a GGUF of another type, best F16"
+            f"GGUF tensor {tensor.name!r} is of type {kind.name}, which cannot be decoded; "
+            "give a GGUF of another type, best F16"
         ) from None
 
 
@@ -228,6 +239,5 @@ def restore_rotary_rows(weights: NumpyArray, *, heads: int) -> NumpyArray:
     Shapes: (heads * d, in) -> the same.
     """
     rows, columns = weights.shape
-    return (
-        weights.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-    )
+    pairs = weights.reshape(heads, rows // heads // 2, 2, columns)
+    return pairs.swapaxes(1, 2).reshape(rows, columns)

@@ -1,4 +1,4 @@
-"""A walk over a GGUF header that only checks that every count and length stays inside the file.
+"""Check that every count and length in a GGUF header stays inside the file.
 
 The gguf library trusts them: a damaged count makes it loop and allocate until memory is gone.
 """
@@ -7,27 +7,19 @@ import mmap
 import struct
 from pathlib import Path
 
-SCALAR_BYTES = {
-    0: 1,
-    1: 1,
-    2: 2,
-    3: 2,
-    4: 4,
-    5: 4,
-    6: 4,
-    7: 1,
-    10: 8,
-    11: 8,
-    12: 8,
-}  # by GGUF value type
+# by GGUF value type
+SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY = 8, 9
 VERSIONS = (2, 3)
-MOST_DIMENSIONS = 4
+MOST_DIMENSIONS = 4  # ggml has no tensors of more
 SMALLEST_ENTRY = 12  # bytes of a key-value or tensor entry whose texts are empty; bounds the counts
 
 
 def check_header(path: Path) -> None:
-    """Walk over key-values and tensor infos. Raises: ValueError saying what is wrong; OSError."""
+    """Walk over key-values and tensor infos, before the gguf library reads the file.
+
+    Raises: ValueError saying what is wrong; OSError.
+    """
     with (
         path.open("rb") as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
@@ -94,9 +86,8 @@ class HeaderWalk:
         if kind in SCALAR_BYTES:
             self.skip(count * SCALAR_BYTES[kind])
         elif kind == STRING:
-            for _ in range(
-                count
-            ):  # ends with the file at the latest: every text takes eight bytes or more
+            # ends with the file at the latest: every text takes eight bytes or more
+            for _ in range(count):
                 self.skip_text()
         else:
             raise ValueError(

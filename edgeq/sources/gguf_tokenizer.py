@@ -1,4 +1,4 @@
-"""The byte-level BPE tokenizer inside a GGUF file, rebuilt as tokenizer.json and its companions."""
+"""Rebuild the byte-level BPE tokenizer inside a GGUF file as tokenizer.json and its companions."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -68,25 +68,20 @@ PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {
     "gpt-2": split_by_gpt2,
     "default": split_like_default,
 }
-LLAMA3_NAMES = (
-    "llama-bpe",
-    "llama3",
-)  # whole words before merges, and a text begins with the bos token
+# whole words before merges, and a text begins with the bos token
+LLAMA3_NAMES = ("llama-bpe", "llama3")
 
 
 def tokenizer_files(metadata: Metadata) -> dict[str, bytes]:
-    """tokenizer.json, tokenizer_config.json and generation_config.json of a GGUF's vocabulary.
+    """Write the tokenizer files and generation_config.json of a GGUF's vocabulary.
 
     Raises: UnsupportedModel for other tokenizers than byte-level BPE; BadInput for a damaged
     vocabulary.
     """
     tokens = read_tokens(metadata)
     tokenizer = build_tokenizer(metadata, tokens)
-    generation = {
-        f"{name}_token_id": index
-        for name, index in special_ids(metadata, tokens).items()
-        if name != "unk"
-    }
+    ids = special_ids(metadata, tokens)
+    generation = {f"{name}_token_id": ids[name] for name in ids if name != "unk"}
     return {
         "tokenizer.json": tokenizer.to_str(pretty=False).encode(),
         "tokenizer_config.json": as_json(tokenizer_config(metadata, tokens)),
@@ -99,7 +94,10 @@ def as_json(content: Mapping[str, Any]) -> bytes:
 
 
 def read_tokens(metadata: Metadata) -> Sequence[str]:
-    """The vocabulary, in order of ids. Raises: UnsupportedModel, BadInput."""
+    """Read the vocabulary, in order of ids.
+
+    Raises: UnsupportedModel, BadInput.
+    """
     model = metadata.get("tokenizer.ggml.model")
     if model != "gpt2":
         raise UnsupportedModel(
@@ -121,16 +119,14 @@ def token_types(metadata: Metadata, tokens: Sequence[str]) -> Sequence[int]:
     types = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
     if len(types) != len(tokens):
         raise BadInput(
-            f"the GGUF has {len(tokens)} tokens but "
-            f"{len(types)} token types; convert the model again"
+            f"the GGUF has {len(tokens)} tokens but {len(types)} token types; "
+            "convert the model again"
         )
     return [int(kind) for kind in types]
 
 
 def build_tokenizer(metadata: Metadata, tokens: Sequence[str]) -> Tokenizer:
-    """The tokenizer: vocabulary, merges, special tokens, and how a text is cut up before
-    merging.
-    """
+    """Build the tokenizer: vocabulary, merges, special tokens, and the cuts before merging."""
     name = pre_tokenizer_name(metadata)
     types = token_types(metadata, tokens)
     vocabulary = build_vocabulary(tokens, types)
@@ -149,8 +145,9 @@ def build_tokenizer(metadata: Metadata, tokens: Sequence[str]) -> Tokenizer:
 
 
 def pre_tokenizer_name(metadata: Metadata) -> str:
-    """Which rule cuts a text into words. Raises: UnsupportedModel naming a rule that is not
-    known.
+    """Read which rule cuts a text into words.
+
+    Raises: UnsupportedModel naming a rule that is not known.
     """
     name = str(metadata.get("tokenizer.ggml.pre", "default"))
     if name not in PRE_TOKENIZERS:
@@ -162,25 +159,30 @@ def pre_tokenizer_name(metadata: Metadata) -> str:
 
 
 def build_vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
-    """Token -> id, without the fillers [PAD7] that converters put at ids which no token has."""
-    used = [
+    """Map tokens to ids, without the fillers [PAD7] that converters put at ids which no token has.
+
+    Raises: BadInput for a token that is named twice.
+    """
+    fillers = {
         index
         for index, kind in enumerate(types)
-        if kind != UNUSED or tokens[index] != f"[PAD{index}]"
-    ]
+        if kind == UNUSED and tokens[index] == f"[PAD{index}]"
+    }
+    used = [index for index in range(len(types)) if index not in fillers]
     vocabulary = {tokens[index]: index for index in used}
     if len(vocabulary) != len(used):
         twice = next(tokens[index] for index in used if vocabulary[tokens[index]] != index)
         raise BadInput(
-            "the GGUF's vocabulary names the token "
-            f"{twice!r} twice; convert the model to GGUF again"
+            f"the GGUF's vocabulary names the token {twice!r} twice; "
+            "convert the model to GGUF again"
         )
     return vocabulary
 
 
 def read_merges(metadata: Metadata, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The pairs that BPE joins, most urgent first. Raises: BadInput if one is no pair of known
-    tokens.
+    """Read the pairs that BPE joins, most urgent first.
+
+    Raises: BadInput if one is no pair of known tokens.
     """
     pairs = []
     for merge in metadata.get("tokenizer.ggml.merges", []):
@@ -188,15 +190,15 @@ def read_merges(metadata: Metadata, vocabulary: Mapping[str, int]) -> list[tuple
         left, right = merge[:space], merge[space + 1 :]
         if space < 0 or not {left, right, left + right} <= vocabulary.keys():
             raise BadInput(
-                f"the GGUF's merge {merge!r} is not a pair of "
-                "known tokens; convert the model to GGUF again"
+                f"the GGUF's merge {merge!r} is not a pair of known tokens; "
+                "convert the model to GGUF again"
             )
         pairs.append((left, right))
     return pairs
 
 
 def added_tokens(tokens: Sequence[str], types: Sequence[int], kind: int) -> list[AddedToken]:
-    """Tokens that are found in a text before anything else happens to it."""
+    """List the tokens of a kind, which are found in a text before anything else happens to it."""
     return [
         AddedToken(token, special=kind == CONTROL, normalized=False)
         for token, token_kind in zip(tokens, types, strict=True)
@@ -205,36 +207,35 @@ def added_tokens(tokens: Sequence[str], types: Sequence[int], kind: int) -> list
 
 
 def special_ids(metadata: Metadata, tokens: Sequence[str]) -> dict[str, int]:
-    """Ids of bos, eos, unk and pad, where the GGUF states them. Raises: BadInput for an id beyond
-    the vocabulary.
+    """Read the ids of bos, eos, unk and pad, where the GGUF states them.
+
+    Raises: BadInput for an id beyond the vocabulary.
     """
     keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     found = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
     for name, index in found.items():
         if index is not None and not 0 <= index < len(tokens):
             raise BadInput(
-                f"the GGUF's {name} token has id {index} in a "
-                f"vocabulary of {len(tokens)}; convert it again"
+                f"the GGUF's {name} token has id {index} in a vocabulary of {len(tokens)}; "
+                "convert it again"
             )
     return {name: int(index) for name, index in found.items() if index is not None}
 
 
 def adds_token(metadata: Metadata, name: str) -> bool:
-    """Whether a text is given a bos or eos token; where the GGUF is silent, only Llama 3 adds one,
-    at the beginning.
+    """Say whether a text is given a bos or eos token.
+
+    Where the GGUF is silent, only Llama 3 adds one, at the beginning.
     """
     default = name == "bos" and pre_tokenizer_name(metadata) in LLAMA3_NAMES
     return bool(metadata.get(f"tokenizer.ggml.add_{name}_token", default))
 
 
 def build_post_processor(metadata: Metadata, tokens: Sequence[str]) -> Any:
-    """Puts bos and eos around a text where the GGUF asks for it."""
+    """Put bos and eos around a text where the GGUF asks for it."""
     ids = special_ids(metadata, tokens)
-    ends = {
-        name: tokens[ids[name]]
-        for name in ("bos", "eos")
-        if name in ids and adds_token(metadata, name)
-    }
+    added = [name for name in ("bos", "eos") if name in ids and adds_token(metadata, name)]
+    ends = {name: tokens[ids[name]] for name in added}
     byte_level = processors.ByteLevel(trim_offsets=False)
     if not ends:
         return byte_level
@@ -253,16 +254,16 @@ def build_post_processor(metadata: Metadata, tokens: Sequence[str]) -> Any:
 
 
 def tokenizer_config(metadata: Metadata, tokens: Sequence[str]) -> dict[str, Any]:
-    """What tokenizer_config.json says beside tokenizer.json: special tokens by name, chat
-    template.
+    """Write what tokenizer_config.json says beside tokenizer.json.
+
+    That is special tokens by name, and the chat template.
     """
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
-    config |= {
-        f"{name}_token": tokens[index] for name, index in special_ids(metadata, tokens).items()
-    }
+    for name, index in special_ids(metadata, tokens).items():
+        config[f"{name}_token"] = tokens[index]
     for name in ("bos", "eos"):
         if f"tokenizer.ggml.add_{name}_token" in metadata or adds_token(metadata, name):
             config[f"add_{name}_token"] = adds_token(metadata, name)

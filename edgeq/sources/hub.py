@@ -1,4 +1,7 @@
-"""Checkpoints by name from the Hugging Face hub."""
+"""Fetch checkpoints by name from the Hugging Face hub.
+
+What they hold is read by `edgeq.sources.safetensors_directory`.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A model of which only config.json and perhaps the shard index are there.
+"""Describe a model of which only config.json and perhaps the shard index are there.
 
 That is enough to plan a run, and not to make one.
 """
@@ -25,6 +25,7 @@ class ModelOutline:
     """Names and shapes of all tensors as the config implies them.
 
     They are compared with the shard index where there is one.
+
     Raises: BadInput or UnsupportedModel, each with one line.
     """
 
@@ -40,8 +41,8 @@ class ModelOutline:
         for name in listed:
             if name not in self._shapes and not self.record.decoder.is_redundant(name):
                 raise BadInput(
-                    f"{self.directory / SHARD_INDEX} lists "
-                    f"{name!r}, which the config has no place for"
+                    f"{self.directory / SHARD_INDEX} lists {name!r}, "
+                    "which the config has no place for"
                 )
         for name in self._shapes:
             if name not in listed:

@@ -1,4 +1,4 @@
-"""Reading tensors so that damage is found, and named, where it enters."""
+"""Read tensors so that damage is found, and named, where it enters."""
 
 import numpy as np
 
@@ -8,7 +8,10 @@ from edgeq.types import LinearSpec, NumpyArray
 
 
 def read_tensor(source: ModelSource, name: str) -> NumpyArray:
-    """Read a tensor as the source stores it. Raises: DamagedModel when it holds NaN or infinity."""
+    """Read a tensor as the source stores it.
+
+    Raises: DamagedModel when it holds NaN or infinity.
+    """
     tensor = source.read(name)
     if not np.isfinite(tensor).all():
         raise DamagedModel(
@@ -19,7 +22,10 @@ def read_tensor(source: ModelSource, name: str) -> NumpyArray:
 
 
 def read_weight(source: ModelSource, name: str) -> NumpyArray:
-    """Read a tensor in float32. Raises: DamagedModel when it holds NaN or infinity."""
+    """Read a tensor in float32.
+
+    Raises: DamagedModel when it holds NaN or infinity.
+    """
     return read_tensor(source, name).astype(np.float32, copy=False)
 
 

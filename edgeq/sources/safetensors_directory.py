@@ -1,5 +1,6 @@
-"""A Hugging Face checkpoint directory: config.json, one or more safetensors files, tokenizer
-files.
+"""Read a Hugging Face checkpoint directory: config.json, safetensors files, tokenizer files.
+
+Which tensors a model has to have is checked by `edgeq.architectures.blocks`.
 """
 
 import json
@@ -46,9 +47,7 @@ STORED_DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies: its file, the offset of its first byte there, its dtype as safetensors
-    names it.
-    """
+    """The place of a tensor: its file, its first byte there, its dtype as safetensors names it."""
 
     file: Path
     offset: int
@@ -57,8 +56,9 @@ class StoredTensor:
 
 
 class SafetensorsDirectory:
-    """A checkpoint directory as a ModelSource. Opening reads headers only; tensors are read one at
-    a time.
+    """A checkpoint directory as a ModelSource.
+
+    Opening reads headers only; tensors are read one at a time.
 
     Raises: BadInput or UnsupportedModel, each with one line.
     """
@@ -96,7 +96,7 @@ class SafetensorsDirectory:
         return self.stored[tensor_name]
 
     def read(self, tensor_name: str) -> NumpyArray:
-        """One tensor in the dtype it is stored in; float64 becomes float32."""
+        """Read one tensor in the dtype it is stored in; float64 becomes float32."""
         place = self.place(tensor_name)
         count = math.prod(place.shape)
         values = np.fromfile(
@@ -129,14 +129,18 @@ class SafetensorsDirectory:
 
 
 def read_model_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint that somebody else wrote. Raises: BadInput."""
+    """Read a JSON object of a checkpoint that somebody else wrote.
+
+    Raises: BadInput.
+    """
     missing = "a checkpoint directory needs it"
     return read_json(path, missing=missing, mend="fetch the checkpoint again")
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in a fixed order. Raises: BadInput if there are none
-    or one is missing.
+    """List the safetensors files of a checkpoint, in a fixed order.
+
+    Raises: BadInput if there are none or one is missing.
     """
     if (path / SINGLE_FILE).is_file():
         return [path / SINGLE_FILE]
@@ -160,8 +164,8 @@ def explain_no_weights(path: Path) -> str:
     for pattern in PICKLE_PATTERNS:
         for found in sorted(path.glob(pattern)):
             return (
-                f"{path} holds only pickles ({found.name}), which "
-                "edgeq never loads; convert it to safetensors"
+                f"{path} holds only pickles ({found.name}), which edgeq never loads; "
+                "convert it to safetensors"
             )
     for found in sorted(path.glob("*.gguf")):
         return f"{path} holds no {SINGLE_FILE}; to use the GGUF file in it give {found}"
@@ -169,8 +173,9 @@ def explain_no_weights(path: Path) -> str:
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """Tensor name -> file name of a sharded checkpoint; names may not lead out of the directory.
-    Raises: BadInput.
+    """Map the tensors of a sharded checkpoint to the files that hold them.
+
+    Raises: BadInput, also for names that lead out of the directory.
     """
     index = path / SHARD_INDEX
     weight_map = read_model_json(index).get("weight_map")
@@ -181,14 +186,17 @@ def read_weight_map(path: Path) -> dict[str, str]:
     for name in weight_map.values():
         if not isinstance(name, str) or not name or leads_out(name):
             raise BadInput(
-                f"{index} names the file {name!r}; shards "
-                "must lie inside the checkpoint's directory"
+                f"{index} names the file {name!r}; "
+                "shards must lie inside the checkpoint's directory"
             )
     return weight_map
 
 
 def check_dtypes(stored: Mapping[str, StoredTensor]) -> None:
-    """Raises: BadInput naming the first tensor whose type is not one that weights are read from."""
+    """Refuse tensors of types that weights are not read from.
+
+    Raises: BadInput naming the first one.
+    """
     for name, place in stored.items():
         if place.dtype not in STORED_DTYPES:
             raise BadInput(
@@ -197,19 +205,23 @@ def check_dtypes(stored: Mapping[str, StoredTensor]) -> None:
 
 
 def check_index(path: Path, stored: Mapping[str, StoredTensor]) -> None:
-    """Every tensor that the shard index names must be in the shard it names. Raises: BadInput."""
+    """Refuse a shard index that names another shard for a tensor than the one that holds it.
+
+    Raises: BadInput.
+    """
     if (path / SINGLE_FILE).is_file():
         return
     for tensor, name in read_weight_map(path).items():
         if tensor not in stored or stored[tensor].file != path / name:
             raise BadInput(
-                f"{path / SHARD_INDEX} says {tensor!r} is in {name}, "
-                "which does not hold it; fetch the checkpoint again"
+                f"{path / SHARD_INDEX} says {tensor!r} is in {name}, which does not hold it; "
+                "fetch the checkpoint again"
             )
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Where each tensor of a file lies, after the library has checked header, offsets and length.
+    """Find the place of each tensor of a file, once the library has checked header and length.
+
     Raises: BadInput.
     """
     try:
@@ -236,6 +248,6 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def read_companions(directory: Path) -> Mapping[str, bytes]:
-    """The files beside the weights that belong to a model."""
+    """Read the files beside the weights that belong to a model."""
     paths = (directory / name for name in COMPANION_FILES)
     return {path.name: path.read_bytes() for path in paths if path.is_file()}
