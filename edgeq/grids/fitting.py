@@ -14,9 +14,8 @@ def store_scales(scales: Array, grid: Grid, backend: Backend) -> Array:
     They keep their sign and never reach zero or infinity.
     """
     smallest, largest = SMALLEST[grid.scale_dtype], LARGEST[grid.scale_dtype]
-    bounded = backend.where(
-        scales > largest, largest, backend.where(scales < -largest, -largest, scales)
-    )
+    bounded = backend.where(scales < -largest, -largest, scales)
+    bounded = backend.where(scales > largest, largest, bounded)
     stored = backend.round_to(bounded, grid.scale_dtype)
     too_small = abs(stored) < smallest
     return backend.where(too_small, backend.where(scales < 0, -smallest, smallest), stored)
@@ -32,7 +31,11 @@ def offsets_for(scales: Array, zeros: Array | float, grid: Grid, backend: Backen
 
 
 def zero_points(solution: Solution, backend: Backend) -> Array:
-    """Give the whole zero points of a symmetric or integer grid. Shapes: (out, groups)."""
+    """Give the whole zero points of a symmetric or integer grid.
+
+    Shapes: (out, groups).
+    """
+    # 255 is the largest zero point of the widest grid, of 8 bits
     return backend.round_clip(-solution.offsets / solution.scales, 0, 255)
 
 
@@ -50,7 +53,10 @@ def grouped(A: Array, grid: Grid, backend: Backend) -> Array:
 
 
 def expand(per_group: Array, grid: Grid, in_features: int, backend: Backend) -> Array:
-    """Repeat a value per group for each of its columns. Shapes: (out, groups) -> (out, in)."""
+    """Repeat a value per group for each of its columns.
+
+    Shapes: (out, groups) -> (out, in).
+    """
     return backend.take(per_group, grid.group_index(in_features), axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Find where the numbers of a solved layer reach the ends of the type that stores them."""
+"""Check whether the numbers of a solved layer fit into the type that stores them."""
 
 import numpy as np
 
@@ -20,15 +20,13 @@ def clamped_groups(name: str, weight: NumpyArray, layer: QuantizedLinear) -> int
     kind = layer.grid.scale_dtype
     if not (np.isfinite(layer.scales).all() and np.isfinite(layer.offsets).all()):
         raise BadInput(
-            f"tensor {name!r}: a scale or offset of its grid "
-            f"exceeds {kind}; choose scale_dtype bfloat16 or float32,"
-            " or keep it dense"
+            f"tensor {name!r}: a scale or offset of its grid exceeds {kind}; "
+            "choose scale_dtype bfloat16 or float32, or keep it dense"
         )
     if layer.outliers is not None and not np.isfinite(layer.outliers.values).all():
         raise BadInput(
-            f"tensor {name!r}: a value of its outlier columns "
-            f"exceeds {kind}; choose scale_dtype bfloat16 or float32,"
-            " or --outlier-columns 0"
+            f"tensor {name!r}: a value of its outlier columns exceeds {kind}; "
+            "choose scale_dtype bfloat16 or float32, or --outlier-columns 0"
         )
     sizes = np.abs(layer.scales)
     at_limit = (sizes <= SMALLEST[kind]) | (sizes >= NEARLY * LARGEST[kind])
