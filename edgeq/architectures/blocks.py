@@ -1,4 +1,4 @@
-"""Where a checkpoint keeps its decoder blocks, and whether its tensors are those of the model."""
+"""Find the decoder blocks of a checkpoint, and check that its tensors are those of the model."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,10 @@ def make_block(decoder: Decoder, index: int, tensors: Sequence[str]) -> BlockSpe
 
 
 def check_block_count(indices: Sequence[int], expected: int) -> None:
-    """Refuse a gap between blocks, and more or fewer than the config says. Raises: BadInput."""
+    """Refuse a gap between blocks, and more or fewer than the config says.
+
+    Raises: BadInput.
+    """
     first_gap = next((place for place, index in enumerate(indices) if place != index), len(indices))
     if first_gap < expected:
         raise BadInput(
@@ -42,13 +45,16 @@ def check_block_count(indices: Sequence[int], expected: int) -> None:
         )
     if indices[-1] >= expected:
         raise BadInput(
-            f"the checkpoint holds {len(indices)} blocks but config says num_hidden_layers "
-            f"{expected}; correct config.json"
+            f"the checkpoint holds {len(indices)} blocks "
+            f"but config says num_hidden_layers {expected}; correct config.json"
         )
 
 
 def check_shapes(decoder: Decoder, shapes: Shapes) -> None:
-    """Compare all tensors with the model's. Raises: BadInput naming the first that differs."""
+    """Compare all tensors with the model's.
+
+    Raises: BadInput naming the first that differs.
+    """
     expected = decoder.tensor_shapes()
     for name, shape in expected.items():
         if name not in shapes:
@@ -67,8 +73,9 @@ def check_shapes(decoder: Decoder, shapes: Shapes) -> None:
 
 def _no_place(name: str, decoder: Decoder) -> str:
     return (
-        f"tensor {name!r} has no place in a {decoder.model_type} model with this config, whose "
-        f"blocks hold {', '.join(decoder.layers[0].tensor_shapes())}; {advice_for(name, decoder)}"
+        f"tensor {name!r} has no place in a {decoder.model_type} model with this config, "
+        f"whose blocks hold {', '.join(decoder.layers[0].tensor_shapes())}; "
+        f"{advice_for(name, decoder)}"
     )
 
 

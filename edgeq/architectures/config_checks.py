@@ -1,4 +1,7 @@
-"""Rules for the values of a config, whatever the family, and the sizes that they imply."""
+"""Check the values of a config, whatever the family, and read the sizes that they imply.
+
+Rotary embedding has rules of its own in `edgeq.architectures.rope`.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,7 +10,7 @@ from typing import Any, TypeGuard
 from edgeq.architectures.rope import check_rope
 from edgeq.errors import BadInput
 
-LARGEST_SIZE = 2**31 - 1
+LARGEST_SIZE = 2**31 - 1  # of signed 32-bit numbers, with which libraries count
 
 Config = Mapping[str, Any]
 
@@ -25,14 +28,17 @@ def check_values(config: Config) -> None:
     heads, key_heads = positive_integer(config, "num_attention_heads"), key_value_heads(config)
     if heads % key_heads:
         raise BadInput(
-            f"config: num_attention_heads {heads} is not a "
-            f"multiple of num_key_value_heads {key_heads}; use the"
-            " config.json that belongs to these weights"
+            f"config: num_attention_heads {heads} "
+            f"is not a multiple of num_key_value_heads {key_heads}; "
+            "use the config.json that belongs to these weights"
         )
 
 
 def positive_integer(values: Mapping[str, Any], key: str) -> int:
-    """Read a size that the config must state. Raises: BadInput naming the key."""
+    """Read a size that the config must state.
+
+    Raises: BadInput naming the key.
+    """
     value = values.get(key)
     if not is_positive_integer(value):
         raise BadInput(f"config: {key} is {value!r}; it must be a positive whole number")
@@ -53,15 +59,15 @@ def head_dimension(config: Config) -> int:
         hidden_size = positive_integer(config, "hidden_size")
         if hidden_size % heads:
             raise BadInput(
-                f"config: hidden_size {hidden_size} is not "
-                f"a multiple of num_attention_heads {heads};"
-                " correct one or state head_dim"
+                f"config: hidden_size {hidden_size} "
+                f"is not a multiple of num_attention_heads {heads}; "
+                "correct one or state head_dim"
             )
         width = hidden_size // heads
     if width % 2:
         raise BadInput(
-            f"config: heads are {width} wide; rotary embedding "
-            "needs an even head_dim, give another model"
+            f"config: heads are {width} wide; "
+            "rotary embedding needs an even head_dim, give another model"
         )
     return width
 
@@ -93,7 +99,8 @@ Rule = tuple[str, Callable[[Any], bool]]
 SIZE: Rule = ("a positive whole number", is_positive_integer)
 FLAG: Rule = ("true or false", _is_flag)
 TOKEN: Rule = ("a token id or a list of them", _are_token_ids)
-OPTIONAL: Mapping[str, Rule] = {  # keys that may be absent or null
+# keys that may be absent or null
+OPTIONAL: Mapping[str, Rule] = {
     "max_position_embeddings": SIZE,
     "rms_norm_eps": ("a positive number", _is_positive),
     "hidden_act": ("the name of a function", lambda value: isinstance(value, str)),

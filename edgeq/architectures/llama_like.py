@@ -1,6 +1,7 @@
-"""Decoders built like Llama: gated feed-forward, RMS norms before both halves, rotary embedding.
+"""Describe decoders built like Llama: gated feed-forward, RMS norms, rotary embedding.
 
-Most families are such a decoder with small differences; their files say only those.
+The norms come before both halves of a block. Most families are such a decoder with small
+differences; their files say only those.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,9 @@ ATTENTION = (*QUERIES_KEYS_VALUES, "self_attn.o_proj")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 NORMS = ("input_layernorm", "post_attention_layernorm")
-SLIDING_WINDOW, FIRST_SLIDING = 4096, 28  # what transformers takes where Qwen's configs are silent
+# what transformers takes where Qwen's configs are silent
+SLIDING_WINDOW = 4096
+FIRST_SLIDING = 28
 MOST_BLOCKS = 10_000  # more than any model has; a damaged config must not ask for memory
 
 Config = Mapping[str, Any]
@@ -26,7 +29,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What a family does in its own way.
+    """The differences of a family from Llama.
 
     biased are the linear layers that have a bias, bias_keys the config keys that decide it; windows
     has the window of every block, or of all; head_norms: norms of queries and keys, head by head.
@@ -39,7 +42,10 @@ class Differences:
 
 
 def block_count(config: Config) -> int:
-    """Read the number of blocks. Raises: BadInput, also for more than any model has."""
+    """Read the number of blocks.
+
+    Raises: BadInput, also for more than any model has.
+    """
     count = positive_integer(config, "num_hidden_layers")
     if count > MOST_BLOCKS:
         raise BadInput(f"config: num_hidden_layers is {count}; it must be {MOST_BLOCKS} or less")
@@ -47,12 +53,16 @@ def block_count(config: Config) -> int:
 
 
 def llama_like(config: Config, names: RuntimeNames, own: Differences = Differences()) -> Decoder:
-    """Describe a decoder of this kind from its config. Raises: BadInput naming the key."""
+    """Describe a decoder of this kind from its config; `own` says where the family differs.
+
+    Raises: BadInput naming the key.
+    """
     hidden, blocks = positive_integer(config, "hidden_size"), block_count(config)
     windows = own.windows
     of_blocks = [windows] * blocks if windows is None or isinstance(windows, int) else windows
     kinds = {window: make_layer(config, window, own) for window in set(of_blocks)}
-    longest, epsilon = config.get("max_position_embeddings"), config.get("rms_norm_eps")
+    longest = config.get("max_position_embeddings")
+    epsilon = config.get("rms_norm_eps")
     return Decoder(
         model_type=str(config["model_type"]),
         hidden=hidden,
@@ -67,7 +77,7 @@ def llama_like(config: Config, names: RuntimeNames, own: Differences = Differenc
 
 
 def make_layer(config: Config, window: int | None, own: Differences) -> Layer:
-    """Describe one block that attends to so many tokens."""
+    """Describe one block whose tokens attend to a window of so many tokens, or to all."""
     hidden, inner = (positive_integer(config, key) for key in ("hidden_size", "intermediate_size"))
     width = head_dimension(config)
     heads, key_heads = positive_integer(config, "num_attention_heads"), key_value_heads(config)
@@ -80,10 +90,9 @@ def make_layer(config: Config, window: int | None, own: Differences) -> Layer:
         "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
     }
+    biases = {name: f"{name}.bias" for name in own.biased}
     specs = {
-        name: LinearSpec(
-            name, f"{name}.weight", shape, f"{name}.bias" if name in own.biased else None
-        )
+        name: LinearSpec(name, f"{name}.weight", shape, biases.get(name))
         for name, shape in shapes.items()
     }
     sites = (QUERIES_KEYS_VALUES, ATTENTION[3:], MLP[:2], MLP[2:])

@@ -1,4 +1,4 @@
-"""What mlx-lm takes: its config keys, and the models that it computes as torch does.
+"""Say what mlx-lm takes: its config keys, and the models that it computes as torch does.
 
 Both the mlx backend and the MLX exporter go by this.
 """
@@ -37,15 +37,15 @@ def why_not_mlx(record: ModelRecord) -> str | None:
 def _why_not_attention(decoder: Decoder, names: MlxNames) -> str | None:
     if names.windows == "refused" and any(layer.attention.window for layer in decoder.layers):
         return (
-            "use_sliding_window is not supported; mlx-lm's "
-            f"{decoder.model_type} attends to everything, set it to false"
+            "use_sliding_window is not supported; "
+            f"mlx-lm's {decoder.model_type} attends to everything, set it to false"
         )
     attention = decoder.layers[0].attention
     if names.plain_heads and attention.head_size * attention.heads != decoder.hidden:
         return (
-            f"head_dim {attention.head_size} of a {decoder.model_type} model is not hidden_size "
-            f"{decoder.hidden} / {attention.heads} heads; mlx-lm's {decoder.model_type} knows no "
-            "other, use another backend or format"
+            f"head_dim {attention.head_size} of a {decoder.model_type} model "
+            f"is not hidden_size {decoder.hidden} / {attention.heads} heads; "
+            f"mlx-lm's {decoder.model_type} knows no other, use another backend or format"
         )
     return None
 

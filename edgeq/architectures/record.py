@@ -1,4 +1,4 @@
-"""The one reading of a model's config: checks, then the record that everything else uses.
+"""Read a model's config once: checks, then the record that everything else uses.
 
 Nothing outside of this room looks into a config.
 """

@@ -1,4 +1,7 @@
-"""Rotary embedding: what a config says of it, and the frequencies that follow."""
+"""Read what a config says of rotary embedding, and compute the frequencies that follow.
+
+What each runtime makes of them is up to that runtime; `why_not_rope` compares.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +13,8 @@ import numpy.typing as npt
 from edgeq.decoder import Decoder, Rope
 from edgeq.errors import BadInput
 
-NEEDED = {  # by rope type: what it cannot be computed without
+# by rope type: what it cannot be computed without
+NEEDED = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
@@ -27,8 +31,8 @@ def rope_of(config: Mapping[str, Any]) -> Rope:
     settings = config.get(key) or {}
     if not isinstance(settings, Mapping):
         raise BadInput(
-            f"config: {key} is {settings!r}; it must be "
-            f"an object such as {{'rope_type': 'default'}}"
+            f"config: {key} is {settings!r}; "
+            f"it must be an object such as {{'rope_type': 'default'}}"
         )
     kind = settings.get("rope_type", settings.get("type", "default"))
     if not isinstance(kind, str):
@@ -65,9 +69,8 @@ def llama3_factors(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:
     Source: Llama 3.1 reference code, apply_scaling.
     """
     low, high = (float(rope.settings[key]) for key in ("low_freq_factor", "high_freq_factor"))
-    wavelengths = (
-        2 * math.pi * rope.theta ** (np.arange(0, head_size, 2, dtype=np.float64) / head_size)
-    )
+    exponents = np.arange(0, head_size, 2, dtype=np.float64) / head_size
+    wavelengths = 2 * math.pi * rope.theta**exponents
     turns = float(rope.settings["original_max_position_embeddings"]) / wavelengths
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return np.asarray(1 / (kept + (1 - kept) / float(rope.settings["factor"])))
@@ -78,9 +81,8 @@ def why_not_rope(decoder: Decoder, runtime: str, kinds: Sequence[str] = KINDS) -
 
     None where it computes the same.
     """
-    for rope in {
-        id(layer.attention.rope): layer.attention.rope for layer in decoder.layers
-    }.values():
+    ropes = {id(layer.attention.rope): layer.attention.rope for layer in decoder.layers}
+    for rope in ropes.values():
         if rope.kind not in kinds:
             return (
                 f"rope type '{rope.kind}' of a {decoder.model_type} model is not supported; "
@@ -109,14 +111,14 @@ def check_rope(config: Mapping[str, Any]) -> None:
     missing = [name for name in NEEDED.get(rope.kind, ()) if name not in rope.settings]
     if missing:
         raise BadInput(
-            f"config: rope type {rope.kind!r} lacks "
-            f"{', '.join(missing)}; state them in the rope settings"
+            f"config: rope type {rope.kind!r} lacks {', '.join(missing)}; "
+            "state them in the rope settings"
         )
     low, high = (rope.settings.get(f"{end}_freq_factor") for end in ("low", "high"))
     if rope.kind == "llama3" and low == high:
         raise BadInput(
-            "config: low_freq_factor and high_freq_factor "
-            f"are both {low}; the high one must be larger"
+            f"config: low_freq_factor and high_freq_factor are both {low}; "
+            "the high one must be larger"
         )
 
 

@@ -12,12 +12,14 @@ from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("mistral",)
 WINDOW = 4096  # what transformers takes where the key is absent; null means no window
+# mlx-lm computes a Mistral as a Llama, and obeys Llama's keys
+MLX = MlxNames(
+    "llama", foreign_keys=("layer_types", "attention_bias", "mlp_bias"), windows="ignored"
+)
 NAMES = RuntimeNames(
     transformers="MistralForCausalLM",
     gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=("default", "llama3")),
-    mlx=MlxNames(  # computed as a Llama, with Llama's keys
-        "llama", foreign_keys=("layer_types", "attention_bias", "mlp_bias"), windows="ignored"
-    ),
+    mlx=MLX,
     genai="mistral",
 )
 

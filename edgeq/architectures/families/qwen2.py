@@ -24,6 +24,6 @@ NAMES = RuntimeNames(
 
 
 def describe(config: Mapping[str, Any]) -> Decoder:
-    """Describe a Qwen 2."""
+    """Describe a Qwen 2: biases of queries, keys and values, windows as the config states them."""
     own = Differences(biased=QUERIES_KEYS_VALUES, windows=sliding_windows(config))
     return llama_like(config, NAMES, own)
