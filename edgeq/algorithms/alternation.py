@@ -1,4 +1,4 @@
-"""Codes and scales by turns: sweeps over the codes at fixed scales, refits at fixed codes."""
+"""Refine codes and scales by turns: sweeps over the codes, then a refit of the scales."""
 
 from dataclasses import dataclass
 
@@ -26,10 +26,10 @@ def alternate(problem: Problem, solution: Solution, turns: Turns) -> Solution:
     codes chosen for B may raise the loss towards it; each row then keeps its best turn.
     """
     for _ in range(turns.count):
-        turned = refit_scales(problem, descend_codes(problem, solution, turns.sweeps), turns.refit)
-        solution = (
-            turned
-            if problem.truth is None
-            else better_rows(problem.towards_truth(), solution, turned)
-        )
+        swept = descend_codes(problem, solution, turns.sweeps)
+        turned = refit_scales(problem, swept, turns.refit)
+        if problem.truth is None:
+            solution = turned
+        else:
+            solution = better_rows(problem.towards_truth(), solution, turned)
     return solution

@@ -1,4 +1,7 @@
-"""The one place where lambda is chosen, and inputs that calibration never saw are made harmless."""
+"""Choose lambda, in this one place, and make inputs that calibration never saw harmless.
+
+What is solved with the factors is up to the other algorithms.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +30,10 @@ class DampedFactor:
 
 
 def damped(H: Array, damping: float, backend: Backend) -> Array:
-    """Give H + lambda I with lambda = damping * mean(diag H). Shapes: (in, in)."""
+    """Give H + lambda I with lambda = damping * mean(diag H).
+
+    Shapes: (in, in).
+    """
     return backend.add_diagonal(H, damping * backend.diagonal(H).mean())
 
 
@@ -69,8 +75,7 @@ def inverse_upper_factor(A: Array, backend: Backend) -> Array:
     """
     backwards = np.arange(A.shape[0])[::-1]
     flipped = in_order(A, backwards, backend)
-    # where the caller holds no reference, at most three matrices of this size are in memory at a
-    # time
+    # at most three matrices of this size are in memory then, unless the caller holds a reference
     del A
     return in_order(inverse_lower(backend.cholesky(flipped), flipped, backend), backwards, backend)
 
@@ -107,10 +112,11 @@ def settle_dead_columns(
     count = int(backend.to_numpy(dead).sum())
     if count == 0:
         return statistics, 0
-    D = None if statistics.D is None else backend.where(dead.reshape(1, -1), 0.0, statistics.D)
-    paired_H = (
-        None if statistics.paired_H is None else decoupled(statistics.paired_H, dead, mean, backend)
-    )
+    D, paired_H = statistics.D, statistics.paired_H
+    if D is not None:
+        D = backend.where(dead.reshape(1, -1), 0.0, D)
+    if paired_H is not None:
+        paired_H = decoupled(paired_H, dead, mean, backend)
     H = decoupled(statistics.H, dead, mean, backend)
     return LayerStatistics(H, D, statistics.n_tokens, paired_H, statistics.paired_tokens), count
 

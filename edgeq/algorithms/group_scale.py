@@ -20,11 +20,10 @@ from edgeq.grids.fitting import (
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, NumpyArray, ScaleWeighting, Solution
 
-# Relative: a scale and its mirror image often lose the same, and rounding noise must not choose
-# between them.
+# Relative: a scale and its mirror image often lose the same, and noise must not choose.
 TIE = 1e-5
 SHRINK_TO = 0.4  # of the full range: where the search ends
-# of one chunk of rows: the search passes over it a few hundred times, best in a cache
+# Of one chunk of rows: the search passes over it a few hundred times, best in a cache.
 ELEMENTS_AT_ONCE = 2**17
 
 
@@ -119,7 +118,10 @@ def _candidates(low: Array, high: Array, grid: Grid, backend: Backend) -> list[S
 
 
 def rounding_loss(groups: Groups, fitted: Solution) -> Array:
-    """Give the weighted squared rounding error per row and group. Shapes: (out, groups)."""
+    """Give the weighted squared rounding error per row and group.
+
+    Shapes: (out, groups).
+    """
     inverse = 1 / fitted.scales
     # in steps: one division per group, not per weight
     steps = groups.values * inverse[:, :, None] - (fitted.offsets * inverse)[:, :, None]
@@ -142,9 +144,8 @@ def _keep_better(
 def _least_squares(groups: Groups, fitted: Solution) -> Solution:
     """Fit the scales (and free offsets) best to the weights with their codes held fixed."""
     values, weights, grid, backend = groups.values, groups.weights, groups.grid, groups.backend
-    codes = round_to_codes(
-        values, fitted.scales[:, :, None], fitted.offsets[:, :, None], grid, backend
-    )
+    old_scales, old_offsets = fitted.scales[:, :, None], fitted.offsets[:, :, None]
+    codes = round_to_codes(values, old_scales, old_offsets, grid, backend)
     if grid.zeros == "offset":
         total = weights.sum(axis=-1)[:, :, None]
         centre = (weights * codes).sum(axis=-1)[:, :, None] / total

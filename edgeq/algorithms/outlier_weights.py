@@ -24,7 +24,9 @@ def refine_with_weights(
 
     min tr((Q+E) H (Q+E)^T) - 2 <B, Q+E>,   E with `count` weights other than zero
 
-    E is where to start, such as zeros. Shapes: E and the one returned (out, in).
+    E is where to start, such as zeros.
+
+    Shapes: E and the one returned (out, in).
     Source: Behdin et al., QuantEase, 2023, section 4 (algorithm 3).
     """
     B = problem.linear_term()
@@ -50,8 +52,9 @@ def threshold_step(problem: Problem, Q: Array, E: Array, *, eigenvalue: float, c
 def fit_weights(problem: Problem, Q: Array, E: Array, *, steps: int = 30) -> Array:
     """Fit the values on the support of E beside Q, by conjugate gradients in every row at a time.
 
-    Exact after as many steps as the largest support of a row has weights. Shapes: E and Q (out,
-    in).
+    Exact after as many steps as the largest support of a row has weights.
+
+    Shapes: E and Q (out, in).
     """
     H, backend = problem.H, problem.backend
     support = backend.where(abs(E) > 0, 1.0, 0.0)

@@ -27,10 +27,12 @@ def choose_columns(V: Array, importance: Array, backend: Backend, *, count: int)
 def fit_columns(problem: Problem, Q: Array, columns: NumpyArray) -> OutlierColumns:
     """Fit the values of a set of columns beside a quantized weight: least squares on the support.
 
-    E = (B - Q H)_C (H_CC)^-1,   one factor for all rows; the minimum of tr((Q+E) H (Q+E)^T) - 2 <B,
-    Q+E>, rounded to the grid's scale_dtype
+    E = (B - Q H)_C (H_CC)^-1,   one factor for all rows
 
-    Shapes: Q (out, in). Raises: NotPositiveDefinite where H_CC is singular; damp H.
+    That is the minimum of tr((Q+E) H (Q+E)^T) - 2 <B, Q+E>, rounded to the grid's scale_dtype.
+
+    Shapes: Q (out, in).
+    Raises: NotPositiveDefinite where H_CC is singular; damp H.
     """
     backend = problem.backend
     if not columns.size:
@@ -43,7 +45,10 @@ def fit_columns(problem: Problem, Q: Array, columns: NumpyArray) -> OutlierColum
 
 
 def add_columns(Q: Array, outliers: OutlierColumns, backend: Backend) -> Array:
-    """Add outlier columns to the weight that codes stand for. Shapes: (out, in)."""
+    """Add outlier columns to the weight that codes stand for.
+
+    Shapes: (out, in).
+    """
     if not outliers.columns.size:
         return Q
     placing = np.zeros((outliers.columns.size, Q.shape[1]))
@@ -93,7 +98,10 @@ def eliminate_columns(problem: Problem) -> Problem:
 
 
 def _kept(size: int, columns: NumpyArray) -> NumpyArray:
-    """Mark all columns but some with ones. Shapes: (1, size)."""
+    """Mark all columns but some with ones.
+
+    Shapes: (1, size).
+    """
     kept = np.ones((1, size))
     kept[0, columns] = 0
     return kept

@@ -18,6 +18,7 @@ Rows = TypeVar("Rows", Solution, QuantizedLinear)
 
 
 def no_columns() -> NumpyArray:
+    """Give the empty set of columns."""
     return np.zeros(0, dtype=np.int64)
 
 
@@ -56,11 +57,17 @@ class Problem:
     """The problem that this one is left of once its outlier columns were eliminated."""
 
     def linear_term(self) -> Array:
-        """Give B, as a product with H where it was not stated. Shapes: (out, in)."""
+        """Give B, as a product with H where it was not stated.
+
+        Shapes: (out, in).
+        """
         return self.V @ self.H if self.B is None else self.B
 
     def slack(self, Q: Array) -> Array:
-        """Give B - Q H, half of the loss's fall in each weight. Shapes: (out, in)."""
+        """Give B - Q H, half of the loss's fall in each weight.
+
+        Shapes: (out, in).
+        """
         if self.V is None:
             return self.B - Q @ self.H
         return (self.V - Q) @ self.H  # no large numbers that cancel: a float32 backend needs that
@@ -71,7 +78,10 @@ class Problem:
 
 
 def dequantize(problem: Problem, solution: Solution) -> Array:
-    """Give the weights that codes stand for, without outliers. Shapes: (out, in)."""
+    """Give the weights that codes stand for, without outliers.
+
+    Shapes: (out, in).
+    """
     in_features, grid, backend = solution.codes.shape[1], problem.grid, problem.backend
     scales = expand(solution.scales, grid, in_features, backend)
     return scales * solution.codes + expand(solution.offsets, grid, in_features, backend)

@@ -1,4 +1,7 @@
-"""How far to propagate: strength and damping of the correction, chosen on tokens kept out of it."""
+"""Choose how far to propagate: strength and damping, by tokens kept out of the correction.
+
+The correction itself is `edgeq.algorithms.qep`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,21 +67,20 @@ def choose_propagation(
 
     The first term is the same for all and left out. Ties go to the smaller strength, then to the
     larger damping. Rounding adds tr(E H' E.T), whose size does not depend on the strength, and a
-    product of E with V that averages out.
+    product of E with V that averages out. Several layers of a site may be stacked along `out` to
+    get one choice for all.
 
-    Shapes: W (out, in). Several layers of a site may be stacked along `out` to get one choice for
-    all.
+    Shapes: W (out, in).
     """
+    # 1e-30 for a layer without output on these tokens, whose errors are zero as well
     energy = max(float(((W @ held_out.H) * W).sum()), 1e-30)
     trials = []
     for corrector in correctors:
         linear, curved = 0.0, 0.0
         if fit.D is not None and held_out.D is not None:
             K = backend.solve_product(W, fit.D, corrector.L)
-            linear, curved = (
-                float(((W @ held_out.D) * K).sum()),
-                float(((K @ held_out.H) * K).sum()),
-            )
+            linear = float(((W @ held_out.D) * K).sum())
+            curved = float(((K @ held_out.H) * K).sum())
         for strength in STRENGTHS:
             error = strength * (strength * curved - 2 * linear) / energy
             trials.append(Trial(strength, corrector.damping, error))

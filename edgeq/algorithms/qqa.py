@@ -14,7 +14,7 @@ import numpy as np
 from edgeq.protocols import Backend
 from edgeq.types import Array
 
-# of the Adam step, its usual ones; no weight decay, it would favour zeros
+# Of the Adam step, its usual ones. No weight decay: it would favour zeros.
 FIRST_DECAY = 0.9
 SECOND_DECAY = 0.999
 EPSILON = 1e-8
@@ -44,7 +44,7 @@ class Annealing:
 class TraceEntry:
     """Note where a run stands after a step.
 
-    By the mean value of the rounded replicas, the best so far, and the replicas' diversity.
+    That is the mean value of the rounded replicas, the best so far, and the replicas' diversity.
     """
 
     step: int
@@ -98,11 +98,11 @@ def anneal(
 ) -> tuple[Array, Array, list[TraceEntry]]:
     """Minimise over discrete choices: the best decoded point of each problem, its value, a trace.
 
-    (1 - c) mean_r [f(x_r) + g(t) Phi(x_r)] - c sum_i std_r(x_i),   g rising linearly, r over
-    replicas, c the communication
+    (1 - c) mean_r [f(x_r) + g(t) Phi(x_r)] - c sum_i std_r(x_i)
 
-    The spread is not multiplied by the number of replicas, so that c means the same for any number
-    of them. Each step is an Adam step, noise of variance 2 lr temperature, and a clip to the box.
+    with g rising linearly, r over replicas, c the communication. The spread is not multiplied by
+    the number of replicas, so that c means the same for any number of them. Each step is an Adam
+    step, noise of variance 2 lr temperature, and a clip to the box.
 
     Shapes: start (replicas, ..., choices); the best point (..., choices), its values (...).
     Source: Ichikawa and Arai, Optimization by Parallel Quasi-Quantum Annealing, ICLR 2025,
@@ -112,10 +112,9 @@ def anneal(
     x, first, second = start, 0 * start, 0 * start
     best = best_value = None
     trace = []
+    rise = settings.last_pull - settings.first_pull
     for step in range(1, settings.steps + 1):
-        pull = (
-            settings.first_pull + (settings.last_pull - settings.first_pull) * step / settings.steps
-        )
+        pull = settings.first_pull + rise * step / settings.steps
         gradient = full_gradient(objective, relaxation, x, pull, settings)
         first = FIRST_DECAY * first + (1 - FIRST_DECAY) * gradient
         second = SECOND_DECAY * second + (1 - SECOND_DECAY) * (gradient * gradient)
@@ -146,9 +145,8 @@ def full_gradient(
     if c > 0 and replicas > 1:
         apart = point - point.mean(axis=0)
         spread = ((apart * apart).sum(axis=0) / (replicas - 1)) ** 0.5
-        gradient = (1 - c) * gradient - (c * replicas / (replicas - 1)) * (
-            apart / (spread + EPSILON)
-        )
+        direction = apart / (spread + EPSILON)
+        gradient = (1 - c) * gradient - (c * replicas / (replicas - 1)) * direction
     return relaxation.pull_back(x, gradient)
 
 
@@ -180,12 +178,13 @@ def keep_best(
             continue
         better = value < best_value
         mask = better.reshape(tuple(better.shape) + (1,) * (len(new.shape) - len(better.shape)))
-        best, best_value = backend.where(mask, new, best), backend.where(better, value, best_value)
+        best = backend.where(mask, new, best)
+        best_value = backend.where(better, value, best_value)
     return best, best_value
 
 
 def trace_entry(step: int, pull: float, x: Array, values: Array, best_value: Array) -> TraceEntry:
-    """Sum over independent problems, averaging replicas."""
+    """Note a step of the run, summed over independent problems and averaged over replicas."""
     replicas = x.shape[0]
     apart = x - x.mean(axis=0)
     diversity = ((apart * apart).sum(axis=0) / max(1, replicas - 1)) ** 0.5

@@ -116,6 +116,7 @@ def anneal_window(window: Window, settings: Annealing, replicas: int, backend: B
     for start in range(0, window.scales.shape[0], rows):
         chunk = slice(start, start + rows)
         part = Window(window.H, window.scales[chunk], window.R[chunk], window.pull[chunk])
+        # around the middle of the box, to which the first steps pull
         drawn = rng.uniform(0.25, 0.75, (replicas, *part.scales.shape))
         x = backend.activations(backend.asarray(drawn))
         parts.append(backend.asarray(anneal(part, Binary(), x, settings, backend)[0]))

@@ -9,8 +9,7 @@ from edgeq.algorithms.problem import Problem, better_rows, dequantize
 from edgeq.protocols import Backend
 from edgeq.types import Array, NumpyArray, Solution
 
-# of a step: a code moves only if that gains more than rounding noise, so that ties keep the old
-# code
+# Of a step: a code moves only if that gains more than rounding noise; ties keep the old code.
 TIE = 1e-5
 RELAXED_EVERY = 3  # as in the paper's heuristic
 LAST_RELAXED = 25  # its last sweeps round, so that they settle
@@ -50,12 +49,11 @@ class ColumnProblem:
 def descend_codes(problem: Problem, solution: Solution, sweeps: Sweeps = ONE_SWEEP) -> Solution:
     """Lower tr(Q H Q^T) - 2 <B, Q> over the codes at fixed scales: refines what a solver left.
 
-    u_j = q_j + (B - Q H)_j / H_jj,   q_j <- the grid's point nearest u_j,   column after column in
-    the problem's order
+    u_j = q_j + (B - Q H)_j / H_jj,   q_j <- the grid's point nearest u_j
 
-    No rounding sweep raises the loss of any row. Where they are relaxed, every third sweep but the
-    last writes u_j unrounded to leave local minima; each row then keeps the best codes it came
-    across.
+    goes through column after column in the problem's order. No rounding sweep raises the loss of
+    any row. Where they are relaxed, every third sweep but the last writes u_j unrounded to leave
+    local minima; each row then keeps the best codes it came across.
 
     Source: Behdin et al., QuantEase, 2023, algorithm 1 and its relaxation heuristic.
     """
@@ -71,10 +69,8 @@ def descend_codes(problem: Problem, solution: Solution, sweeps: Sweeps = ONE_SWE
 
     moved: Array | None = None
     best = solution
-    leaving = [
-        relaxed and i % RELAXED_EVERY == 1 and i < min(count - 1, LAST_RELAXED)
-        for i in range(count)
-    ]
+    rounded_from = min(count - 1, LAST_RELAXED)
+    leaving = [relaxed and i % RELAXED_EVERY == 1 and i < rounded_from for i in range(count)]
     for index in range(count):
         rounding = not leaving[index]
         swept, moved = sweep(columns, work, moved, rounding=rounding)
@@ -154,7 +150,9 @@ def sweep_block(of_block: ColumnProblem, codes: Array, wanted: Array, *, roundin
     """
     moves = of_block.backend.copy(codes)
     for j in range(codes.shape[0]):
-        new = wanted[j] - (of_block.H[j, :j] @ moves[:j]) * of_block.pull[j] if j else wanted[j]
+        new = wanted[j]
+        if j:
+            new = new - (of_block.H[j, :j] @ moves[:j]) * of_block.pull[j]
         if rounding:
             new = of_block.backend.round_clip(new, 0, of_block.max_code)
         moves[j] = (new - codes[j]) * of_block.scales[j]

@@ -26,7 +26,10 @@ class Binary:
         return x
 
     def penalty(self, point: Array, power: int) -> Array:
-        """Give Phi. Shapes: (..., choices) -> (...)."""
+        """Give Phi.
+
+        Shapes: (..., choices) -> (...).
+        """
         return (1 - (2 * point - 1) ** power).sum(axis=-1)
 
     def penalty_gradient(self, point: Array, power: int) -> Array:
@@ -54,11 +57,13 @@ class Categorical:
         return x / x.sum(axis=-1)[..., None]
 
     def penalty(self, point: Array, power: int) -> Array:
-        """Give Phi. Shapes: (..., choices, options) -> (...)."""
+        """Give Phi.
+
+        Shapes: (..., choices, options) -> (...).
+        """
         options = point.shape[-1]
-        return (1 - ((options * point - 1) ** power).sum(axis=-1) / corner(options, power)).sum(
-            axis=-1
-        )
+        outward = ((options * point - 1) ** power).sum(axis=-1)
+        return (1 - outward / corner(options, power)).sum(axis=-1)
 
     def penalty_gradient(self, point: Array, power: int) -> Array:
         options = point.shape[-1]
@@ -70,7 +75,10 @@ class Categorical:
         return (gradient - (gradient * x).sum(axis=-1)[..., None] / total) / total
 
     def decode(self, x: Array, backend: Backend) -> Array:
-        """Put one in the place of the largest share, the first of equal ones. Shapes: as x."""
+        """Put one in the place of the largest share, the first of equal ones.
+
+        Shapes: as x.
+        """
         options = x.shape[-1]
         return backend.asarray(np.eye(options)[np.argmax(backend.to_numpy(x), axis=-1)])
 

@@ -17,7 +17,7 @@ from edgeq.algorithms.scale_system import (
 from edgeq.grids.fitting import expand, offsets_for, store_scales, zero_points
 from edgeq.types import Array, Solution
 
-SYSTEM_ELEMENTS = 2**25  # of one chunk of rows' normal equations
+SYSTEM_ELEMENTS = 2**25  # of one chunk of rows' normal equations: 256 MiB in float64
 ROWS_AT_ONCE = 128  # what is made of them on the way fits a cache
 
 
@@ -72,7 +72,9 @@ def _refit_rows(problem: Problem, solution: Solution, refit: Refit) -> Solution:
 def descend(system: ScaleSystem, start: Array, refit: Refit) -> Array:
     """Sweep over the groups, each set to its best storable values given the others.
 
-    Rows whose loss that does not lower keep their start. Shapes: start and result (out, unknowns).
+    Rows whose loss that does not lower keep their start.
+
+    Shapes: start and result (out, unknowns).
     """
     backend, with_offsets = system.backend, system.grid.zeros == "offset"
     unknowns = backend.copy(solve_exactly(system, start) if refit.exact else start)
@@ -109,9 +111,8 @@ def _improve_pair(system: ScaleSystem, unknowns: Array, scale: int, offset: int)
     r_s, r_o = residual(system, unknowns, scale), residual(system, unknowns, offset)
     determinant = A_s * A_o - A_so * A_so
     solvable = determinant > RIDGE * A_s * A_o
-    step_s = backend.where(
-        solvable, (r_s * A_o - r_o * A_so) / backend.where(solvable, determinant, 1.0), 0.0
-    )
+    joint = (r_s * A_o - r_o * A_so) / backend.where(solvable, determinant, 1.0)
+    step_s = backend.where(solvable, joint, 0.0)
     step_s = store_scales(unknowns[:, scale] + step_s, system.grid, backend) - unknowns[:, scale]
     step_o = (r_o - A_so * step_s) / backend.where(A_o > 0, A_o, 1.0)
     step_o = backend.round_to(unknowns[:, offset] + step_o, dtype) - unknowns[:, offset]

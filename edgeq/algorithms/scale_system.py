@@ -1,4 +1,4 @@
-"""The loss of a layer as a parabola in its group scales and free offsets: equations and solution.
+"""State the loss of a layer as a parabola in its group scales and free offsets, and solve it.
 
 `edgeq.algorithms.scale_refit` descends on it with steps that the container can store.
 """
@@ -20,7 +20,9 @@ class ScaleSystem:
     """Hold, for each row, the loss of the unknowns x: x^T A x - 2 c^T x.
 
     The unknowns are the scales of all groups, on an offset grid followed by the offsets of all
-    groups. Shapes: A (out, unknowns, unknowns); c (out, unknowns).
+    groups.
+
+    Shapes: A (out, unknowns, unknowns); c (out, unknowns).
     """
 
     A: Array
@@ -32,10 +34,10 @@ class ScaleSystem:
 def scale_system(problem: Problem, feature: Array, *, with_offsets: bool = False) -> ScaleSystem:
     """Make the normal equations A_gk = f_g^T H_gk f_k, c_g = f_g^T b_g of each row.
 
-    With offsets, a second feature of ones follows: its products need sums of H over groups only.
+    feature is what a scale multiplies: codes, less zero points where those are fixed. With offsets,
+    a second feature of ones follows: its products need sums of H over groups only.
 
-    Shapes: feature (out, in), what a scale multiplies: codes, less zero points where those are
-    fixed.
+    Shapes: feature (out, in).
     """
     B, H, grid, backend = problem.linear_term(), problem.H, problem.grid, problem.backend
     A = scale_products(problem, feature)
@@ -85,20 +87,28 @@ def group_sums(A: Array, width: int, backend: Backend) -> Array:
 
 
 def system_loss(system: ScaleSystem, unknowns: Array) -> Array:
-    """Give x^T A x - 2 c^T x of every row. Shapes: unknowns (out, unknowns) -> (out,)."""
+    """Give x^T A x - 2 c^T x of every row.
+
+    Shapes: unknowns (out, unknowns) -> (out,).
+    """
     curved = (system.A * unknowns[:, None, :]).sum(axis=-1)
     return ((curved - 2 * system.c) * unknowns).sum(axis=-1)
 
 
 def residual(system: ScaleSystem, unknowns: Array, at: int) -> Array:
-    """Give (c - A x) of one unknown in every row. Shapes: (out,)."""
+    """Give (c - A x) of one unknown in every row.
+
+    Shapes: (out,).
+    """
     return system.c[:, at] - (system.A[:, at] * unknowns).sum(axis=-1)
 
 
 def solve_exactly(system: ScaleSystem, start: Array) -> Array:
     """Find the joint minimum over all unknowns of a row, rounded to storage.
 
-    Groups without features keep their value. Shapes: start and result (out, unknowns).
+    Groups without features keep their value.
+
+    Shapes: start and result (out, unknowns).
     """
     grid, backend, count = system.grid, system.backend, start.shape[1]
     eye = backend.asarray(np.eye(count))
