@@ -22,7 +22,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Types come with NumPy, which takes longer to import than --help may take."""
+    """Import types when they are asked for.
+
+    They come with NumPy, which takes longer to import than --help may take.
+    """
     if name not in __all__:
         raise AttributeError(f"module 'edgeq' has no attribute {name!r}")
     from edgeq import types  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""`python -m edgeq`."""
+"""Run the command line as `python -m edgeq`."""
 
 from edgeq.commands.main import main
 

@@ -1,4 +1,4 @@
-"""What a model is, as plain data: the description that everything reads instead of a config.
+"""Say what a model is, as plain data: the description that everything reads instead of a config.
 
 `edgeq.architectures` makes it from a config, once, when a model is opened. Nothing here computes.
 """
@@ -28,7 +28,7 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention of one block.
+    """Attention of one block: heads, rotary embedding, window.
 
     window: how many tokens, itself included, a token attends to; None for all. head_norms: queries
     and keys pass a norm of their own, head by head, before they are rotated.
@@ -60,7 +60,7 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder block. Names are those inside of the block.
+    """One decoder block; names are those inside of the block.
 
     sites are the linear layers in execution order, those that read one input together.
     """
@@ -72,7 +72,7 @@ class Layer:
 
     @property
     def linears(self) -> tuple[LinearSpec, ...]:
-        """All linear layers in execution order."""
+        """List all linear layers in execution order."""
         return tuple(linear for site in self.sites for linear in site)
 
     def tensor_shapes(self) -> dict[str, Shape]:
@@ -87,7 +87,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class GgufNames:
-    """What llama.cpp calls a family, and how it computes it.
+    """The name of a family in llama.cpp, and how that computes it.
 
     adjacent_rotary: it rotates neighbouring rows of queries and keys, so that a file has these rows
     in another order than the checkpoint. rope_kinds are the kinds of rotary embedding it knows.
@@ -100,7 +100,7 @@ class GgufNames:
 
 @dataclass(frozen=True, slots=True)
 class MlxNames:
-    """What mlx-lm calls a family, and where it computes something else than transformers.
+    """The name of a family in mlx-lm, and where that computes something else than transformers.
 
     module is the one of mlx_lm.models; foreign_keys are config keys that it obeys and transformers
     does not; plain_heads: it knows no head size but hidden size / heads; windows: what it does with
@@ -115,7 +115,7 @@ class MlxNames:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeNames:
-    """What runtimes call a family; None for those that do not know it."""
+    """The names of a family in each runtime; None for those that do not know it."""
 
     transformers: str
     gguf: GgufNames | None = None
@@ -150,7 +150,7 @@ class Decoder:
         return f"{self.blocks}.{index}"
 
     def linears(self) -> Iterator[LinearSpec]:
-        """All linear layers of all blocks in execution order, by their complete names."""
+        """Yield all linear layers of all blocks in execution order, by their complete names."""
         for index, layer in enumerate(self.layers):
             for linear in layer.linears:
                 yield linear.inside(self.block_name(index))
@@ -171,7 +171,7 @@ class Decoder:
         return shapes | outer
 
     def is_redundant(self, tensor: str) -> bool:
-        """Whether runtimes compute a stored tensor anew: a tied head's copy, rotary tables."""
+        """Say whether runtimes compute a stored tensor anew: a tied head's copy, rotary tables."""
         copied = self.tied_head and tensor == self.head
         return copied or tensor.endswith(".rotary_emb.inv_freq")
 
@@ -188,7 +188,7 @@ class TokenIds:
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """What is known of a model once it is open, and never changes again.
+    """The facts of a model once it is open, which never change again.
 
     dtype is the number type that its config states, stated the config as the user gave it: nothing
     reads it or writes into it, whoever needs it gets a copy by `config`.
@@ -202,12 +202,12 @@ class ModelRecord:
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the embedding."""
+        """Give the rows of the embedding."""
         return self.decoder.vocabulary
 
     @property
     def context(self) -> int | None:
-        """Tokens that the model was made for; None where its config is silent."""
+        """Count the tokens that the model was made for; None where its config is silent."""
         return self.decoder.context
 
     def config(self) -> dict[str, Any]:

@@ -32,3 +32,4 @@ SMALLEST: Mapping[str, float] = {
 }
 """The smallest scale that a container is trusted with: bfloat16 and float32 without subnormals."""
 LARGEST: Mapping[str, float] = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38}
+"""The largest scale that is stored: just below the type's end, so that rounding stays finite."""

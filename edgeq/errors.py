@@ -1,9 +1,13 @@
-"""The errors a user can meet. Every text says what was received, the rule, and what to change."""
+"""The errors a user can meet.
+
+Every text says what was received, the rule, and what to change.
+"""
 
 
 class EdgeqError(Exception):
-    """Base of all errors that edgeq raises on purpose; the command line prints it as one line and
-    exits 1.
+    """Base of all errors that edgeq raises on purpose.
+
+    The command line prints it as one line and exits 1.
     """
 
 
@@ -12,8 +16,9 @@ class BadInput(EdgeqError):
 
 
 class DamagedModel(BadInput):
-    """Weights that cannot be right: a run on them cannot be continued, whatever it has done so
-    far.
+    """Weights that cannot be right: a run on them cannot be continued.
+
+    That holds whatever the run has done so far.
     """
 
 
@@ -37,13 +42,14 @@ class NotPositiveDefinite(EdgeqError):
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception of Python or a library says, in one line of a readable length."""
+    """Say in one line of a readable length what an exception of Python or a library states."""
     stated = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    # 300 characters: some libraries state whole tracebacks
     return " ".join(stated.split())[:300] or type(error).__name__
 
 
 def install(extra: str = "") -> str:
-    """What to do about a missing package; without an extra, one that edgeq always needs."""
+    """Say what to do about a missing package; without an extra, one that edgeq always needs."""
     if not extra:
         return "install edgeq again (README, Installing)"
     return f"install edgeq with its extra '{extra}' (README, Installing)"

@@ -42,15 +42,15 @@ class Backend(Protocol):
         """
 
     def activations(self, x: Any) -> Array:
-        """Inputs of a layer in the precision that `gram` multiplies in: float32 or wider."""
+        """Take inputs of a layer over in the precision of `gram`: float32 or wider."""
 
     def to_numpy(self, x: Array) -> NumpyArray: ...
 
     def copy(self, x: Array) -> Array:
-        """A contiguous copy that slices may be assigned to."""
+        """Copy into a contiguous array whose slices may be assigned to."""
 
     def gram(self, X: Array, Y: Array) -> Array:
-        """X.T @ Y of activations, in working precision; half the work where X is Y."""
+        """Compute X.T @ Y of activations, in working precision; half the work where X is Y."""
 
     def diagonal(self, A: Array) -> Array: ...
 
@@ -59,9 +59,8 @@ class Backend(Protocol):
     def cholesky(self, A: Array) -> Array:
         """Factorise A into a lower factor, in the widest precision the device has.
 
-        Raises: NotPositiveDefinite, also for NaN.
-
         Shapes: (..., n, n).
+        Raises: NotPositiveDefinite, also for NaN.
         """
 
     def solve_triangular(self, L: Array, B: Array, *, transposed: bool = False) -> Array:
@@ -74,17 +73,19 @@ class Backend(Protocol):
         """Compute A B (L L^T)^-1 for a factor of `cholesky`, in the widest precision of the device.
 
         Small pivots of L amplify whatever rounding happens on the way. The result is in working
-        precision. Shapes: A (m, n), B and L (n, n).
+        precision.
+
+        Shapes: A (m, n), B and L (n, n).
         """
 
     def round_clip(self, x: Array, low: float, high: float) -> Array:
-        """Nearest whole number, half to even, then clipped."""
+        """Round to the nearest whole number, half to even, then clip."""
 
     def clip(self, x: Array, low: float, high: float) -> Array:
         """Raise values below low to low, lower those above high to high; x keeps its precision."""
 
     def round_to(self, x: Array, dtype: ScaleDtype) -> Array:
-        """The nearest value that dtype can store, still in working precision."""
+        """Round to the nearest value that dtype can store, still in working precision."""
 
     def min_max(self, x: Array, axis: int) -> tuple[Array, Array]: ...
 
@@ -112,24 +113,24 @@ class TextSizes(Protocol):
 
 
 class TextModel(Protocol):
-    """What texts are tokenized and measured for."""
+    """A model as far as texts are tokenized and measured for it."""
 
     @property
     def record(self) -> TextSizes: ...
 
     def companions(self) -> Mapping[str, bytes]:
-        """Files of the model: tokenizer.json, tokenizer_config.json, generation_config.json ..."""
+        """Read the model's files: tokenizer.json, generation_config.json and the like."""
 
 
 class ModelDescription(Protocol):
-    """What is known of a model without its tensors."""
+    """A model as far as it is known without its tensors."""
 
     @property
     def record(self) -> ModelRecord:
-        """What the model is, read once when it was opened."""
+        """Give what the model is, read once when it was opened."""
 
     def companions(self) -> Mapping[str, bytes]:
-        """Files of the model: tokenizer.json, tokenizer_config.json, generation_config.json ..."""
+        """Read the model's files: tokenizer.json, generation_config.json and the like."""
 
 
 class ModelSource(ModelDescription, Protocol):
@@ -140,39 +141,41 @@ class ModelSource(ModelDescription, Protocol):
     def shape(self, tensor_name: str) -> tuple[int, ...]: ...
 
     def read(self, tensor_name: str) -> NumpyArray:
-        """One tensor as float32, or as float16 or ml_dtypes.bfloat16 where it is stored so."""
+        """Read one tensor: float32, or float16 or ml_dtypes.bfloat16 where it is stored so."""
 
     def stored_as(self, tensor_name: str) -> str:
-        """How the tensor lies on disk, for people: "F16", "Q4_1", "4 bits, group 32, symmetric"."""
+        """Say how the tensor lies on disk: "F16", "Q4_1", "4 bits, group 32, symmetric"."""
 
     def tensor_bytes(self, tensor_name: str) -> int:
-        """What the tensor takes on disk, with everything that belongs to it."""
+        """Count the bytes of the tensor on disk, with everything that belongs to it."""
 
     def stored_bytes(self) -> int:
-        """Size of the files that hold the weights."""
+        """Count the bytes of the files that hold the weights."""
 
     def blocks(self) -> Sequence[BlockSpec]:
-        """Decoder blocks in execution order."""
+        """List the decoder blocks in execution order."""
 
     def fingerprint(self) -> str:
         """Hash what changes with weights or config; cheap, it need not read all weights."""
 
 
 class QuantizedModel(Protocol):
-    """Stands for a solved model as exporters see it, under the tensor names of its source
-    ("model.layers.0.mlp.up_proj.weight").
+    """A solved model as exporters see it, under the tensor names of its source.
+
+    These are names such as "model.layers.0.mlp.up_proj.weight".
     """
 
     @property
     def record(self) -> ModelRecord: ...
 
     def tensor_names(self) -> Sequence[str]:
-        """Every tensor, quantized or dense, in a fixed order. A tied head has no tensor of its
-        own.
+        """List every tensor, quantized or dense, in a fixed order.
+
+        A tied head has no tensor of its own.
         """
 
     def grid(self, tensor_name: str) -> Grid | None:
-        """The grid of a quantized tensor; None for a dense one."""
+        """Give the grid of a quantized tensor; None for a dense one."""
 
     def quantized(self, tensor_name: str) -> QuantizedLinear: ...
 
@@ -188,26 +191,29 @@ class Site(Protocol):
     """The first layer that reads the input."""
 
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
-        """(X, X_hat) per batch, tokens x in; X is None when no full-precision stream runs."""
+        """Give (X, X_hat) per batch, tokens x in; X is None when no full-precision stream runs."""
 
     def layers(self) -> Iterator[str]:
         """Give the layers in order; asking for the next lets both streams run through the last."""
 
     def replace(self, layer: str, W: NumpyArray) -> None:
-        """What the quantized stream computes with from here on."""
+        """Set the weight that the quantized stream computes with from here on."""
 
 
 class ActivationSource(Protocol):
     """Forward passes over the calibration tokens; separate from linear algebra on purpose."""
 
     def sites(self, block: BlockSpec) -> Iterator[Site]:
-        """Load a block and stand still at each of its sites; then both streams have passed it."""
+        """Load a block and halt at each of its sites; both streams have passed it at the end."""
 
     def save(self, folder: Path) -> None:
         """Write both streams' hidden states into an empty directory, and flush them to disk."""
 
     def restore(self, folder: Path) -> None:
-        """Go on with the states that `save` wrote. Raises: OSError, ValueError or EOFError."""
+        """Go on with the states that `save` wrote.
+
+        Raises: OSError, ValueError or EOFError.
+        """
 
 
 class TextWriter(Protocol):
@@ -221,17 +227,20 @@ class TextWriter(Protocol):
 
         first holds the token that each text starts with.
 
-        Shapes: first and every item (texts,) of token ids. Raises: BadInput when a prediction is
-        not finite.
+        Shapes: first and every item (texts,) of token ids.
+        Raises: BadInput when a prediction is not finite.
         """
 
 
 class LogitSource(Protocol):
-    """Something that predicts: a model in a framework or in a runtime."""
+    """A model that predicts, in a framework or in a runtime."""
 
     @staticmethod
     def check_installed() -> None:
-        """Raises: NotInstalled when the runtime is missing; asked before any work starts."""
+        """Refuse a runtime that is missing, before any work starts.
+
+        Raises: NotInstalled.
+        """
 
     def logits(self, windows: np.ndarray[Any, Any]) -> Iterator[NumpyArray]:
         """Predict every token of each window.
@@ -313,13 +322,13 @@ class Format:
 
 
 class Exporter(Protocol):
-    """Writes one file format. Nothing is written unless `reject_reason` is None."""
+    """Writes one file format, and nothing unless `reject_reason` is None."""
 
     format: Format
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What the exporter was made with, as the manifest states it."""
+        """Give what the exporter was made with, as the manifest states it."""
 
     def reject_reason(
         self,
@@ -327,7 +336,7 @@ class Exporter(Protocol):
         companions: Mapping[str, bytes],
         grids: Mapping[str, tuple[tuple[int, ...], Grid | None]],
     ) -> str | None:
-        """Why this model on these grids cannot be written, naming what to change; None when it can.
+        """Say why this model on these grids cannot be written and what to change; None when it can.
 
         grids maps each tensor name to its shape and its grid (None: dense).
         """
@@ -375,7 +384,7 @@ class ExportReader(Protocol):
     def __init__(self, directory: Path) -> None: ...
 
     def tensor_names(self) -> Sequence[str]:
-        """Every tensor in the files that a manifest has to name, under the `name` of its entry."""
+        """List every tensor in the files that a manifest has to name, as its entries do."""
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
         """Read the tensor of a manifest's entry, with the grid it was solved on."""

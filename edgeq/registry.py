@@ -85,7 +85,10 @@ FORMATS = {
 
 
 def load(entry: Entry, what: str) -> Any:
-    """Import what an entry names. Raises: NotInstalled with the extra when that fails."""
+    """Import what an entry names.
+
+    Raises: NotInstalled with the extra when that fails.
+    """
     module, _, attribute = entry.target.partition(":")
     try:
         return getattr(import_module(module), attribute)
@@ -100,7 +103,10 @@ def load(entry: Entry, what: str) -> Any:
 
 
 def find(table: Mapping[str, T], name: str, what: str) -> T:
-    """Look an entry up by name. Raises: BadInput listing the known names."""
+    """Look an entry up by name.
+
+    Raises: BadInput listing the known names.
+    """
     if name not in table:
         raise BadInput(f"{what} {name!r} is not known; choose one of {', '.join(table)}")
     return table[name]
@@ -110,6 +116,8 @@ def choose_backend(name: str) -> str:
     """Say what "auto" stands for on this machine; any other name stands for itself.
 
     That is MLX on Apple silicon or where torch is missing, else CUDA if there is some, else cpu.
+
+    Raises: BadInput for a name that is not known.
     """
     if name != "auto":
         find({"auto": None, **BACKENDS}, name, "backend")
@@ -135,7 +143,10 @@ def load_backend(name: str) -> Backend:
 
 
 def find_format(name: str) -> Format:
-    """Look a format up by name. Raises: BadInput listing the known ones."""
+    """Look a format up by name.
+
+    Raises: BadInput listing the known ones.
+    """
     described: Format = load(Entry(find(FORMATS, name, "format")), f"format {name!r}")
     return described
 
@@ -182,7 +193,10 @@ def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_format_options(names: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Refuse an option that was given and that no format among these has. Raises: BadInput."""
+    """Refuse an option that was given and that no format among these has.
+
+    Raises: BadInput.
+    """
     for option, value in options.items():
         if value is None or any(option in options_of(name, options) for name in names):
             continue

@@ -1,4 +1,4 @@
-"""Seconds per stage of a run."""
+"""Add up seconds per stage of a run."""
 
 import time
 from collections import defaultdict
@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up seconds under names: `with clock("solve"): ...`; wall-clock seconds unless another
-    timer counts.
+    """A clock that adds up seconds under names: `with clock("solve"): ...`.
+
+    They are wall-clock seconds unless another timer counts.
     """
 
     def __init__(self, timer: Callable[[], float] = time.perf_counter) -> None:

@@ -20,14 +20,14 @@ LARGEST_OUTLIER_SHARE = 0.5  # of a layer's input columns: beyond it more bits a
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Which values a code may stand for: w = scale * code + offset, one scale and offset per row
-    and group.
+    """The values that a code may stand for: w = scale * code + offset.
 
-    zeros says where offsets may lie: "symmetric" -scale * 2 ** (bits - 1), "integer" -scale * z
-    with an integer z in [0, 2 ** bits - 1], "offset" anywhere. Scales (and free offsets) are
-    rounded to scale_dtype. group_size None means one group per row. A group size that does not
-    divide in_features leaves a short last group. outlier_columns is the share of input columns that
-    have values in scale_dtype beside their codes.
+    There is one scale and offset per row and group. zeros says where offsets may lie: "symmetric"
+    -scale * 2 ** (bits - 1), "integer" -scale * z with an integer z in [0, 2 ** bits - 1], "offset"
+    anywhere. Scales (and free offsets) are rounded to scale_dtype. group_size None means one group
+    per row. A group size that does not divide in_features leaves a short last group.
+    outlier_columns is the share of input columns that have values in scale_dtype beside their
+    codes.
     """
 
     bits: int
@@ -42,7 +42,7 @@ class Grid:
 
     @property
     def middle(self) -> int:
-        """The code that stands for zero on a symmetric grid."""
+        """Give the code that stands for zero on a symmetric grid."""
         return int(2 ** (self.bits - 1))
 
     def columns_per_group(self, in_features: int) -> int:
@@ -52,18 +52,22 @@ class Grid:
         return -(-in_features // self.columns_per_group(in_features))
 
     def group_bounds(self, in_features: int) -> Iterator[tuple[int, int]]:
-        """First and one-past-last column of each group, in order."""
+        """Yield the first and one-past-last column of each group, in order."""
         width = self.columns_per_group(in_features)
         for start in range(0, in_features, width):
             yield start, min(start + width, in_features)
 
     def group_index(self, in_features: int) -> npt.NDArray[np.int64]:
-        """The group of every column. Shapes: (in,)."""
+        """Give the group of every column.
+
+        Shapes: (in,).
+        """
         return np.arange(in_features, dtype=np.int64) // self.columns_per_group(in_features)
 
     def outlier_count(self, in_features: int) -> int:
-        """How many columns have values beside their codes: the nearest whole number, at least one
-        where any are.
+        """Count the columns that have values beside their codes.
+
+        It is the nearest whole number, and at least one where there are any.
         """
         return max(1, round(self.outlier_columns * in_features)) if self.outlier_columns else 0
 
@@ -73,10 +77,11 @@ class LayerStatistics:
     """Second moments of a layer's inputs over calibration tokens.
 
     X is the input in the full-precision model, X_hat the input after earlier layers were quantized.
-    Shapes: H = X_hat.T @ X_hat / n_tokens (in, in); D = (X - X_hat).T @ X_hat / n_tokens (in, in),
-    None where no layer before this one was quantized or the recipe does not need it. Where D is of
-    fewer tokens than H, paired_H is the H of those paired_tokens: X - X_hat is explained by X_hat
-    of the same tokens only.
+    D is None where no layer before this one was quantized or the recipe does not need it. Where D
+    is of fewer tokens than H, paired_H is the H of those paired_tokens: X - X_hat is explained by
+    X_hat of the same tokens only.
+
+    Shapes: H = X_hat.T @ X_hat / n_tokens (in, in); D = (X - X_hat).T @ X_hat / n_tokens (in, in).
     """
 
     H: Array
@@ -117,8 +122,7 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedLinear:
-    """A solved layer: w = scales * codes + offsets, with the scale and offset of the column's
-    group.
+    """A solved layer: w = scales * codes + offsets, by the scale and offset of the column's group.
 
     Outliers, where the grid has outlier columns, are added to that. Codes of these columns stand
     for zero, or as near as the grid comes: exactly zero unless grid.zeros is "offset".
@@ -137,14 +141,18 @@ class QuantizedLinear:
 
     @property
     def zeros(self) -> npt.NDArray[np.float32]:
-        """Zero points in code units, z = -offset / scale; whole numbers unless grid.zeros is
-        "offset".
+        """Give the zero points in code units, z = -offset / scale.
+
+        They are whole numbers unless grid.zeros is "offset".
         """
         zeros = -self.offsets / self.scales
         return zeros if self.grid.zeros == "offset" else np.rint(zeros)
 
     def dequantized(self) -> npt.NDArray[np.float32]:
-        """The weights that codes and outliers stand for. Shapes: (out, in)."""
+        """Compute the weights that codes and outliers stand for.
+
+        Shapes: (out, in).
+        """
         index = self.grid.group_index(self.codes.shape[1])
         weights = self.codes.astype(np.float32)
         weights *= self.scales[:, index]
@@ -160,7 +168,9 @@ class StoredTensor:
 
     layer is the solution that the file holds, recovered from its bytes, None for a dense tensor.
     weights are what the container's own library makes of the same bytes; of a dense tensor they are
-    in the type it is stored in. Shapes: weights (out, in), or that of the dense tensor.
+    in the type it is stored in.
+
+    Shapes: weights (out, in), or that of the dense tensor.
     """
 
     weights: NumpyArray

@@ -1,4 +1,4 @@
-"""How sizes, times and grids are written for people, and how sizes are read from them."""
+"""Write sizes, times and grids for people, and read sizes that people wrote."""
 
 import math
 import re
@@ -8,13 +8,17 @@ from edgeq.types import Grid
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)
 LARGEST_SIZE = 2.0**60  # an exabyte: beyond it a typing error is likelier than a machine
-FEW_SECONDS = 120
-FEW_HOURS = 2 * 3600
+FEW_SECONDS = 120  # up to here times are shown in seconds
+FEW_HOURS = 2 * 3600  # up to here in minutes
 
 
 def parse_size(text: str, option: str) -> int:
-    """Read the bytes of "8GB", "7.5 GiB" or "500MB". Raises: BadInput."""
-    found, size = SIZE.fullmatch(text), 0
+    """Read the bytes of "8GB", "7.5 GiB" or "500MB".
+
+    Raises: BadInput.
+    """
+    found = SIZE.fullmatch(text)
+    size = 0
     if found:
         power = " KMGT".index((found[2] or " ").upper())
         stated = float(found[1]) * (1024 if found[3] else 1000) ** power
@@ -31,7 +35,7 @@ def show_size(size: float, *, up: bool = False) -> str:
     name, unit = ("GB", 10**9) if size >= 10**9 else ("MB", 10**6)
     digits = 1 if unit == 10**9 else 0
     if up:
-        size += unit / 10**digits * 0.999
+        size += unit / 10**digits * 0.999  # not a whole step: what is even already stays
         return f"{int(size / unit * 10**digits) / 10**digits:.{digits}f} {name}".replace(".0 ", " ")
     return f"{size / unit:.{digits}f} {name}"
 
