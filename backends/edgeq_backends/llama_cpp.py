@@ -1,6 +1,4 @@
-"""Logits of a GGUF file in llama.cpp, for checking exported models in the runtime that users
-run.
-"""
+"""Compute logits of a GGUF file in llama.cpp, to check exports in the runtime that users run."""
 
 import os
 from collections.abc import Iterator
@@ -16,8 +14,7 @@ from edgeq.types import NumpyArray
 
 
 class LlamaCppLogits:
-    """A LogitSource over a GGUF file. The model runs on the CPU; every window starts from an empty
-    cache.
+    """A LogitSource over a GGUF file, on the CPU; every window starts from an empty cache.
 
     llama.cpp quantizes activations to 8 bits, so its logits differ from those of a float32 model
     with equal weights.
@@ -34,13 +31,17 @@ class LlamaCppLogits:
 
     @staticmethod
     def check_installed() -> None:
-        """Raises: NotInstalled."""
+        """Refuse to go on without llama.cpp.
+
+        Raises: NotInstalled.
+        """
         load_cyllama()
 
     def logits(self, windows: np.ndarray[Any, Any]) -> Iterator[NumpyArray]:
-        """Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per
-        window.
+        """Predict every token of each window.
 
+        Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per
+        window.
         Raises: BadInput for token ids outside the vocabulary.
         """
         self._check(windows)
@@ -57,9 +58,7 @@ class LlamaCppLogits:
             )
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Token ids of a text as llama.cpp's own tokenizer sees it, without tokens added at its
-        ends.
-        """
+        """Turn a text into token ids by llama.cpp's own tokenizer; none are added at its ends."""
         ids = self._model.get_vocab().tokenize(text, add_special=False, parse_special=parse_special)
         return [int(token) for token in ids]
 
@@ -68,9 +67,8 @@ class LlamaCppLogits:
         parameters.n_gpu_layers = 0
         try:
             return _model_class(self._llama)(str(path), parameters)
-        except (
-            Exception
-        ) as failure:  # the binding raises a different type for each way a file can be wrong
+        # the binding raises a different type for each way a file can be wrong
+        except Exception as failure:
             reason = " ".join(str(failure).split())
             raise BadInput(
                 f"llama.cpp cannot load '{path}': {reason}; export it again or check the path"
@@ -89,15 +87,18 @@ class LlamaCppLogits:
             )
         if windows.size and not 0 <= windows.min() <= windows.max() < self.vocabulary:
             raise BadInput(
-                f"token ids reach from {windows.min()} to "
-                f"{windows.max()}, but the model's vocabulary has "
-                f"{self.vocabulary} tokens; use the tokenizer of this model"
+                f"token ids reach from {windows.min()} to {windows.max()}, "
+                f"but the model's vocabulary has {self.vocabulary} tokens; "
+                "use the tokenizer of this model"
             )
 
 
 @cache
 def load_cyllama() -> Any:
-    """The binding, started and silenced once per process. Raises: NotInstalled."""
+    """Load the binding, started and silenced once per process.
+
+    Raises: NotInstalled.
+    """
     try:
         llama_cpp: Any = import_module("cyllama.llama.llama_cpp")
     except ImportError as missing:
@@ -113,10 +114,9 @@ def load_cyllama() -> Any:
 @cache
 def _model_class(llama_cpp: Any) -> Any:
     class Model(llama_cpp.LlamaModel):  # type: ignore[misc]
+        # reading logits asks the model for this, and cyllama 0.2 does not define it
         @property
-        def n_vocab(
-            self,
-        ) -> int:  # reading logits asks the model for this, and cyllama 0.2 does not define it
+        def n_vocab(self) -> int:
             return int(self.get_vocab().n_vocab)
 
     return Model

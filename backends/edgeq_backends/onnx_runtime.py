@@ -1,6 +1,4 @@
-"""Logits of an exported ONNX graph in ONNX Runtime, for checking exported models in the runtime
-that users run.
-"""
+"""Compute logits of an exported ONNX graph in ONNX Runtime, to check exports as users run them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +17,12 @@ EXACT = 0  # the accuracy level at which ONNX Runtime computes in float32
 
 
 class OnnxRuntimeLogits:
-    """A LogitSource over an exported directory or its model.onnx, on the CPU; every window starts
-    with an empty cache.
+    """A LogitSource over an exported directory or its model.onnx, on the CPU.
 
-    The graph runs at accuracy level 0, whatever level it was exported with: activations stay in
-    float32, so that the logits are those of the weights in the file. At level 4, which exports ship
-    with, ONNX Runtime rounds activations to 8 bits. The file is not changed.
+    Every window starts with an empty cache. The graph runs at accuracy level 0, whatever level it
+    was exported with: activations stay in float32, so that the logits are those of the weights in
+    the file. At level 4, which exports ship with, ONNX Runtime rounds activations to 8 bits. The
+    file is not changed.
 
     Raises: BadInput for a file that ONNX Runtime cannot load.
     """
@@ -44,26 +42,27 @@ class OnnxRuntimeLogits:
         outputs = {value.name: value.shape for value in self._session.get_outputs()}
         if not {"input_ids", "attention_mask"} <= set(self._inputs) or "logits" not in outputs:
             raise BadInput(
-                f"'{file}' is not a decoder with a cache, "
-                "as edgeq writes it; give an export of edgeq"
+                f"'{file}' is not a decoder with a cache, as edgeq writes it; "
+                "give an export of edgeq"
             )
         self.vocabulary = int(outputs["logits"][-1])
 
     @staticmethod
     def check_installed() -> None:
-        """Importing this module needed everything."""
+        """Do nothing: importing this module needed everything."""
 
     def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
-        """Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per
-        window.
+        """Predict every token of each window.
 
+        Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per
+        window.
         Raises: BadInput for token ids outside the vocabulary.
         """
         if windows.size and not 0 <= windows.min() <= windows.max() < self.vocabulary:
             raise BadInput(
-                f"token ids reach from {windows.min()} to "
-                f"{windows.max()}, but the model's vocabulary has "
-                f"{self.vocabulary} tokens; use the tokenizer of this model"
+                f"token ids reach from {windows.min()} to {windows.max()}, "
+                f"but the model's vocabulary has {self.vocabulary} tokens; "
+                "use the tokenizer of this model"
             )
         for ids in windows:
             (found,) = self._session.run(["logits"], self._feeds(ids[np.newaxis].astype(np.int64)))
@@ -79,8 +78,9 @@ class OnnxRuntimeLogits:
 
 
 def open_session(file: Path, *, threads: int = 0, accuracy_level: int = EXACT) -> Any:
-    """A session on the CPU with every product at one accuracy level, also those that qdq graphs are
-    fused into.
+    """Open a session on the CPU with every product at one accuracy level.
+
+    That includes the products that qdq graphs are fused into.
     """
     graph = onnx.load(str(file), load_external_data=False)
     for node in graph.graph.node:
@@ -89,7 +89,7 @@ def open_session(file: Path, *, threads: int = 0, accuracy_level: int = EXACT) -
                 attribute.i = accuracy_level
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors only
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(file.parent.resolve())

@@ -1,4 +1,4 @@
-"""NumPy float64: the executable specification of the `Backend` protocol."""
+"""Compute in NumPy float64: the executable specification of the `Backend` protocol."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -75,4 +75,4 @@ class ReferenceBackend:
         return np.concatenate(parts, axis=axis)
 
     def evaluate(self, *arrays: NumpyArray) -> None:
-        """NumPy is eager."""
+        """Do nothing: NumPy is eager."""

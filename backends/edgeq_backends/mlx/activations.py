@@ -1,4 +1,4 @@
-"""Calibration streams and plain predictions of mlx-lm models in MLX."""
+"""Run calibration streams and plain predictions of mlx-lm models in MLX."""
 
 from edgeq.protocols import ModelSource
 from edgeq.streams.blockwise import BlockwiseLogits, CalibrationStreams, Flow
@@ -7,7 +7,10 @@ from edgeq_backends.mlx.model import StreamedModel
 
 
 class MlxActivations(CalibrationStreams):
-    """Shapes: windows (count, tokens) of token ids."""
+    """Calibration streams of an mlx-lm model.
+
+    Shapes: windows (count, tokens) of token ids.
+    """
 
     def __init__(
         self,
@@ -21,7 +24,7 @@ class MlxActivations(CalibrationStreams):
 
 
 class MlxLogits(BlockwiseLogits):
-    """Predictions of a ModelSource."""
+    """Predictions of a ModelSource in MLX, block by block."""
 
     def __init__(self, source: ModelSource) -> None:
         super().__init__(StreamedModel(source))

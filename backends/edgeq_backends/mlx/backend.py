@@ -1,6 +1,4 @@
-"""Apple MLX: products in float32 on its default device, factors and their solves in float64 on the
-CPU.
-"""
+"""Compute in Apple MLX: products in float32 on its default device, solves in float64 on the CPU."""
 
 import itertools
 import os
@@ -12,9 +10,8 @@ import numpy as np
 from edgeq.errors import NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
 
-os.environ.setdefault(
-    "MLX_ENABLE_TF32", "0"
-)  # MLX reads it once; its products would have 10 bits on newer GPUs
+# MLX reads it once, at import; its products would have 10 bits on newer GPUs
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 import mlx.core as mx
 
@@ -24,18 +21,17 @@ CONSISTENT = 1e-9  # relative; float64 rounding is far below it, the row of a fa
 
 
 class MlxBackend:
-    """Working precision is float32, which GPUs have; what amplifies rounding runs in float64 on the
-    CPU's stream.
+    """The verbs of `Backend` in MLX: in float32, and in float64 where rounding would be amplified.
 
-    Memory is shared between both, so that nothing is copied on the way.
+    GPUs have float32 only: float64 runs on the CPU's stream. Memory is shared between both, so that
+    nothing is copied on the way.
     """
 
     name = "mlx"
 
     def asarray(self, x: Any) -> mx.array:
-        if not isinstance(
-            x, mx.array
-        ):  # MLX takes no ml_dtypes, and its own float64 exists on the CPU only
+        # MLX takes no ml_dtypes, and its own float64 exists on the CPU only
+        if not isinstance(x, mx.array):
             x = mx.array(np.asarray(x, dtype=np.float32))
         array: mx.array = x.astype(mx.float32)
         return array
@@ -71,9 +67,8 @@ class MlxBackend:
         return narrowed(solved)
 
     def solve_product(self, A: mx.array, B: mx.array, L: mx.array) -> mx.array:
-        inverse = mx.linalg.tri_inv(
-            L, stream=mx.cpu
-        )  # MLX solves with it as well, once for each call
+        # MLX solves by the inverse as well, computed anew in each call
+        inverse = mx.linalg.tri_inv(L, stream=mx.cpu)
         product = mx.matmul(widened(A), widened(B), stream=mx.cpu)
         half_solved = mx.matmul(product, mx.swapaxes(inverse, -1, -2, stream=mx.cpu), stream=mx.cpu)
         return narrowed(mx.matmul(half_solved, inverse, stream=mx.cpu))
@@ -104,17 +99,17 @@ class MlxBackend:
 
 
 def widened(A: mx.array) -> mx.array:
-    """The same numbers in float64, which MLX has on the CPU only."""
+    """Convert to float64, which MLX has on the CPU only."""
     return A.astype(mx.float64, stream=mx.cpu)
 
 
 def narrowed(A: mx.array) -> mx.array:
-    """Back in working precision."""
+    """Convert back to working precision."""
     return A.astype(mx.float32, stream=mx.cpu)
 
 
 def is_factor(L: mx.array, A: mx.array) -> mx.array:
-    """Whether L is a Cholesky factor of A; MLX returns a meaningless matrix where there is none.
+    """Say whether L is a Cholesky factor of A; MLX gives a meaningless matrix where there is none.
 
     At the first bad pivot the rows before it are right, so that either its pivot is not positive or
     its row's squares do not sum up to A's diagonal. The diagonal of L alone can look sound: of a
@@ -131,8 +126,9 @@ def is_factor(L: mx.array, A: mx.array) -> mx.array:
 
 
 def symmetric_product(X: mx.array) -> mx.array:
-    """X.T @ X from k lower strips, mirrored: (k + 1) / 2k of the work of the plain product, and
-    exactly symmetric.
+    """Compute X.T @ X, exactly symmetric, in little more than half the work of the plain product.
+
+    k lower strips are multiplied and mirrored: (k + 1) / 2k of the work.
 
     Shapes: (tokens, in) -> (in, in).
     """

@@ -1,5 +1,7 @@
-"""An mlx-lm model whose parameters exist only while they are in use, fed tensor by tensor from a
-ModelSource.
+"""Run an mlx-lm model whose parameters exist only while they are in use.
+
+They are read tensor by tensor from a ModelSource; the schedule of a calibration is up to
+`edgeq.streams`.
 """
 
 import sys
@@ -31,8 +33,9 @@ EMBEDDING = "model.embed_tokens."  # all that runs before the blocks
 
 
 class PassThrough:
-    """Stands where a block was. Not a module, so that the block's parameters are not among its
-    model's.
+    """Stands where a block was.
+
+    It is no module, so that the block's parameters are not among its model's.
     """
 
     def __init__(self, block: Module, place: Place) -> None:
@@ -47,8 +50,9 @@ class PassThrough:
 
 
 class Halting(Module):
-    """Stands in for a linear layer: its input is computed, then control goes to the scheduler
-    before it runs.
+    """Stands in for a linear layer, and hands control to the scheduler before the layer runs.
+
+    Its input is computed by then.
     """
 
     def __init__(self, name: str, linear: Module) -> None:
@@ -63,8 +67,9 @@ class Halting(Module):
 
 
 class StreamedModel:
-    """The model's own code, in float32 on MLX's default device, with parameters only where they are
-    in use.
+    """The model's own code, in float32 on MLX's default device.
+
+    Parameters are there only where they are in use.
     """
 
     def __init__(self, source: ModelSource) -> None:
@@ -81,8 +86,9 @@ class StreamedModel:
         self._shapes[""] = empty(self.model)
 
     def record(self, batches: Sequence[NumpyArray]) -> Iterator[mx.array]:
-        """Note what every block gets besides hidden states; gives the hidden states before block 0,
-        per batch.
+        """Note what every block gets besides hidden states.
+
+        Yields the hidden states before block 0, per batch.
         """
         with self._filled(self.model, "", only=EMBEDDING):
             for embedded in record_calls(self.places, self._run, batches):
@@ -95,14 +101,15 @@ class StreamedModel:
 
     @contextmanager
     def block(self, index: int) -> Iterator[Module]:
-        """A block with its weights, freed on leaving."""
+        """Fill a block with its weights, and free them on leaving."""
         with self._filled(self.blocks[index], self.specs[index].name):
             yield self.blocks[index]
 
     @contextmanager
     def halting_block(self, block: BlockSpec) -> Iterator[Callable[[str, Any], mx.array]]:
-        """A block with its weights whose forwards stand still at each linear layer; gives what
-        replaces a weight.
+        """Fill a block whose forwards halt at each linear layer.
+
+        Gives a function that exchanges a layer's weight.
         """
         with self.block(block.index) as module:
             names = [linear.name for linear in block.linears]
@@ -117,7 +124,7 @@ class StreamedModel:
                     set_submodule(module, path, linears[name])
 
     def run_block(self, index: int, batch: int, hidden: mx.array) -> mx.array:
-        """One recorded batch through a filled block."""
+        """Run one recorded batch through a filled block."""
         call = self.places[index].calls[batch]
         output: mx.array = self.blocks[index](hidden, *call.args, **call.kwargs)
         mx.eval(output)
@@ -132,9 +139,7 @@ class StreamedModel:
     def logits(
         self, batches: Sequence[NumpyArray], hidden: Sequence[mx.array]
     ) -> Iterator[Iterator[NumpyArray]]:
-        """Final norm and head by the model's own code, its blocks passing the finished hidden
-        states on.
-        """
+        """Run final norm and head by the model's own code, its blocks passing states on."""
         with self._filled(self.model, ""):
             for ids, states in zip(batches, hidden, strict=True):
                 self.places[-1].result = states
@@ -143,17 +148,13 @@ class StreamedModel:
 
     @contextmanager
     def _filled(self, module: Module, prefix: str, *, only: str = "") -> Iterator[None]:
-        """Parameters from the source, or those whose path starts with `only`; freed on leaving."""
-        shapes = {
-            path: shape for path, shape in self._shapes[prefix].items() if path.startswith(only)
-        }
+        """Fill a module from the source, where a path starts with `only`; free it on leaving."""
+        of_module = self._shapes[prefix]
+        shapes = {path: of_module[path] for path in of_module if path.startswith(only)}
         try:
             for path, shape in shapes.items():
-                set_submodule(
-                    module,
-                    path,
-                    read_parameter(self.source, f"{prefix}.{path}" if prefix else path, shape),
-                )
+                name = f"{prefix}.{path}" if prefix else path
+                set_submodule(module, path, read_parameter(self.source, name, shape))
             yield
         finally:
             empty(module)
@@ -161,21 +162,21 @@ class StreamedModel:
 
 
 def read_parameter(source: ModelSource, name: str, shape: tuple[int, ...]) -> mx.array:
-    """A parameter's values in float32. Raises: BadInput when the source's tensor has another
-    shape.
+    """Read a parameter's values in float32.
+
+    Raises: BadInput when the source's tensor has another shape.
     """
     weight = read_weight(source, name)
     if weight.shape != shape:
         raise BadInput(
-            f"tensor {name!r}: shape {list(weight.shape)}, but "
-            f"config.json asks for {list(shape)}; the two do not "
-            "belong together"
+            f"tensor {name!r}: shape {list(weight.shape)}, but config.json asks for {list(shape)}; "
+            "the two do not belong together"
         )
     return mx.array(weight)
 
 
 def whole_model(source: ModelSource) -> Module:
-    """The complete model with all its weights in float32."""
+    """Make the complete model with all its weights in float32."""
     model = empty_model(source)
     for path, shape in empty(model).items():
         set_submodule(model, path, read_parameter(source, path, shape))
@@ -183,8 +184,9 @@ def whole_model(source: ModelSource) -> Module:
 
 
 def empty_model(source: ModelSource) -> Module:
-    """The mlx-lm model of a config. Raises: UnsupportedModel when mlx-lm would compute something
-    else.
+    """Make the mlx-lm model of a config.
+
+    Raises: UnsupportedModel when mlx-lm would compute something else.
     """
     reason = why_not_mlx(source.record)
     if reason is not None:
@@ -198,8 +200,9 @@ def empty_model(source: ModelSource) -> Module:
 
 
 def model_definition(name: str) -> ModuleType:
-    """A module of mlx_lm.models, imported without its package's own start: that one imports
-    transformers and torch.
+    """Import a module of mlx_lm.models without its package's own start.
+
+    That one would import transformers and torch.
     """
     with bare_package("mlx_lm"):
         return import_module(f"mlx_lm.models.{name}")
@@ -221,7 +224,7 @@ def bare_package(name: str) -> Iterator[None]:
 
 
 def submodule(root: Any, path: str) -> Any:
-    """What a dotted path leads to; numbers index lists."""
+    """Find what a dotted path leads to; numbers index lists."""
     for part in path.split("."):
         root = root[int(part)] if part.isdigit() else getattr(root, part)
     return root
@@ -238,7 +241,7 @@ def set_submodule(root: Any, path: str, value: Any) -> None:
 
 
 def empty(module: Module) -> dict[str, tuple[int, ...]]:
-    """Let go of every parameter; gives the shapes they had."""
+    """Let go of every parameter, and give the shapes they had."""
     parameters = dict(tree_flatten(module.parameters()))
     for path in parameters:
         set_submodule(module, path, mx.zeros((0,)))
@@ -246,8 +249,9 @@ def empty(module: Module) -> dict[str, tuple[int, ...]]:
 
 
 def set_weight(linears: dict[str, Module], layer: str, W: Any) -> mx.array:
-    """What the layer computes with from here on, of NumPy or MLX; gives what it computed with
-    before.
+    """Set the weight, NumPy's or MLX's, that a layer computes with from here on.
+
+    Gives the weight that it had before.
     """
     old: mx.array = linears[layer].weight
     linears[layer].weight = W if isinstance(W, mx.array) else mx.array(W)

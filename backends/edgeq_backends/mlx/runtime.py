@@ -1,4 +1,4 @@
-"""Predictions of an exported directory in its runtime, mlx-lm."""
+"""Compute predictions of an exported directory in its runtime, mlx-lm."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +12,11 @@ from edgeq.types import NumpyArray
 
 
 class MlxLmLogits:
-    """The model as mlx-lm loads it, with activations in float32: on the CPU half precision is many
-    times slower.
+    """The model as mlx-lm loads it, with activations in float32.
+
+    On the CPU half precision is many times slower.
+
+    Raises: BadInput when mlx-lm cannot load the directory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,7 +30,7 @@ class MlxLmLogits:
 
     @staticmethod
     def check_installed() -> None:
-        """Importing this module needed everything."""
+        """Do nothing: importing this module needed everything."""
 
     def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
         for ids in windows:

@@ -1,4 +1,4 @@
-"""Text that an mlx-lm model writes itself, in MLX."""
+"""Let an mlx-lm model write text, in MLX."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Calibration streams and plain predictions of transformers models in torch."""
+"""Run calibration streams and plain predictions of transformers models in torch."""
 
 from edgeq.protocols import ModelSource
 from edgeq.streams.blockwise import BlockwiseLogits, CalibrationStreams, Flow
@@ -7,7 +7,10 @@ from edgeq_backends.torch.model import StreamedModel
 
 
 class TorchActivations(CalibrationStreams):
-    """Shapes: windows (count, tokens) of token ids."""
+    """Calibration streams of a transformers model.
+
+    Shapes: windows (count, tokens) of token ids.
+    """
 
     def __init__(
         self,
@@ -22,7 +25,7 @@ class TorchActivations(CalibrationStreams):
 
 
 class TorchLogits(BlockwiseLogits):
-    """Predictions of a ModelSource."""
+    """Predictions of a ModelSource in torch, block by block."""
 
     def __init__(self, source: ModelSource, *, device: str = "cpu") -> None:
         super().__init__(StreamedModel(source, device))

@@ -1,5 +1,6 @@
-"""torch on CUDA, CPU or MPS: products of activations in float32, solves in float64 where the device
-has it.
+"""Compute in torch on CUDA, CPU or MPS: products of activations in float32, solves in float64.
+
+MPS has no float64; factors and their solves move to the CPU there.
 """
 
 import itertools
@@ -17,11 +18,11 @@ STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry s
 
 
 class TorchBackend:
-    """Working precision is float64, on MPS float32. TF32 and other reduced-precision products stay
-    off.
+    """The verbs of `Backend` in torch, in float64, or float32 on MPS.
 
-    Float32 solves differ from exact ones: (H + lambda I)^-1 amplifies their rounding, ties fall the
-    other way, and GPTQ carries each difference along its row.
+    TF32 and other reduced-precision products stay off. Float32 solves differ from exact ones: (H +
+    lambda I)^-1 amplifies their rounding, ties fall the other way, and GPTQ carries each difference
+    along its row.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -69,8 +70,8 @@ class TorchBackend:
             return self.cholesky(A.cpu())
         L: torch.Tensor
         L, info = torch.linalg.cholesky_ex(A.double())
-        # Whatever is not finite in a row also is on its diagonal; looking at all of L would take as
-        # much memory again.
+        # what is not finite in a row also is on its diagonal; a look at all of L would take as much
+        # memory again
         if bool((info != 0).any()) or not bool(torch.isfinite(L.diagonal(dim1=-2, dim2=-1)).all()):
             raise NotPositiveDefinite(size=A.shape[-1])
         return L
@@ -79,9 +80,8 @@ class TorchBackend:
         self, L: torch.Tensor, B: torch.Tensor, *, transposed: bool = False
     ) -> torch.Tensor:
         right = B.to(L.device, L.dtype)
-        solved: torch.Tensor = torch.linalg.solve_triangular(
-            L.mT if transposed else L, right, upper=transposed
-        )
+        left = L.mT if transposed else L
+        solved: torch.Tensor = torch.linalg.solve_triangular(left, right, upper=transposed)
         return solved.to(self.device, self.precision)
 
     def solve_product(self, A: torch.Tensor, B: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
@@ -112,7 +112,7 @@ class TorchBackend:
         return torch.cat(list(parts), dim=axis)
 
     def evaluate(self, *arrays: torch.Tensor) -> None:
-        """torch is eager on the CPU; elsewhere results are awaited when they are read."""
+        """Do nothing: torch is eager on the CPU, and elsewhere waits for results that are read."""
 
 
 def aligned(array: NumpyArray, dtype: type[np.generic] | None = None) -> torch.Tensor:
@@ -130,7 +130,7 @@ def aligned(array: NumpyArray, dtype: type[np.generic] | None = None) -> torch.T
 
 
 def symmetric_product(X: torch.Tensor) -> torch.Tensor:
-    """X.T @ X from k lower strips, mirrored: (k + 1) / 2k of the work of the plain product.
+    """Compute X.T @ X from k lower strips, mirrored: (k + 1) / 2k of the work of the plain product.
 
     Exactly symmetric: what is above the diagonal is copied from below it, since a product need not
     be symmetric by itself: on some processors its tiles sum up in another order on either side of

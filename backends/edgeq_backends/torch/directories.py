@@ -1,4 +1,4 @@
-"""Predictions of exported directories in transformers, with the library that reads their format."""
+"""Compute predictions of exported directories in transformers, each with its format's library."""
 
 import json
 import warnings
@@ -18,8 +18,9 @@ from edgeq.types import NumpyArray
 
 
 class GptqModelLogits:
-    """A GPTQ directory in GPTQModel's kernels. Weights stay packed; activations are in the kernel's
-    precision.
+    """A GPTQ directory in GPTQModel's kernels.
+
+    Weights stay packed; activations are in the kernel's precision.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,7 +28,10 @@ class GptqModelLogits:
 
     @staticmethod
     def check_installed() -> None:
-        """Raises: NotInstalled. GPTQModel compiles parts of itself, so it is no extra."""
+        """Refuse to go on without GPTQModel, which compiles parts of itself and so is no extra.
+
+        Raises: NotInstalled.
+        """
         missing = [name for name in ("gptqmodel", "optimum") if find_spec(name) is None]
         if missing:
             raise NotInstalled(
@@ -40,34 +44,37 @@ class GptqModelLogits:
 
 
 class CompressedTensorsLogits:
-    """A compressed-tensors directory, dequantized by that library as transformers loads it."""
+    """A compressed-tensors directory, dequantized by that library as transformers loads it.
+
+    Raises: BadInput for several grids with zero points.
+    """
 
     def __init__(self, path: Path) -> None:
-        groups = json.loads((path / "config.json").read_bytes())["quantization_config"][
-            "config_groups"
-        ].values()
+        config = json.loads((path / "config.json").read_bytes())
+        groups = config["quantization_config"]["config_groups"].values()
         if all(group["weights"]["symmetric"] for group in groups):
             self._model = load_model(path)
             return
-        # compressed-tensors 0.20 expects unpacked zero points unless it dequantizes, and then knows
-        # one group only.
+        # compressed-tensors 0.20 expects unpacked zero points unless it dequantizes, and knows one
+        # group only then
         if len(groups) > 1:
             raise BadInput(
                 f"{str(path)!r}: transformers cannot load several grids with zero points; vLLM can"
             )
         from transformers import CompressedTensorsConfig  # noqa: PLC0415
 
-        with (
-            warnings.catch_warnings()
-        ):  # that the model has a quantization_config too, which is meant here
+        dequantizing = CompressedTensorsConfig(dequantize=True)
+        with warnings.catch_warnings():
+            # that the model has a quantization_config too, which is meant here
             warnings.simplefilter("ignore", UserWarning)
-            self._model = load_model(
-                path, quantization_config=CompressedTensorsConfig(dequantize=True)
-            )
+            self._model = load_model(path, quantization_config=dequantizing)
 
     @staticmethod
     def check_installed() -> None:
-        """Raises: NotInstalled."""
+        """Refuse to go on without compressed-tensors.
+
+        Raises: NotInstalled.
+        """
         if find_spec("compressed_tensors") is None:
             advice = install("compressed-tensors")
             raise NotInstalled(f"runtime 'compressed-tensors' needs compressed-tensors; {advice}")
@@ -77,7 +84,10 @@ class CompressedTensorsLogits:
 
 
 def load_model(path: Path, **options: Any) -> Any:
-    """Raises: BadInput when transformers cannot load the directory."""
+    """Load a directory in transformers, with activations in float32.
+
+    Raises: BadInput when transformers cannot load it.
+    """
     try:
         with redirect_stderr(StringIO()):  # progress bars
             return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options).eval()
@@ -89,11 +99,8 @@ def load_model(path: Path, **options: Any) -> Any:
 
 def model_logits(model: Any, windows: NumpyArray) -> Iterator[NumpyArray]:
     for ids in windows:
-        with (
-            torch.no_grad(),
-            redirect_stderr(StringIO()),
-        ):  # some weights are unpacked at the first use, with a bar
-            found = model(
-                input_ids=torch.from_numpy(ids[None].astype(np.int64)), use_cache=False
-            ).logits[0]
+        tokens = torch.from_numpy(ids[None].astype(np.int64))
+        # some weights are unpacked at the first use, with a bar
+        with torch.no_grad(), redirect_stderr(StringIO()):
+            found = model(input_ids=tokens, use_cache=False).logits[0]
         yield found.float().numpy()

@@ -1,5 +1,7 @@
-"""A transformers model whose parameters exist only while they are in use, fed tensor by tensor from
-a ModelSource.
+"""Run a transformers model whose parameters exist only while they are in use.
+
+They are read tensor by tensor from a ModelSource; the schedule of a calibration is up to
+`edgeq.streams`.
 """
 
 import logging
@@ -38,9 +40,8 @@ class PassThrough(torch.nn.Module):
 
     def __init__(self, block: torch.nn.Module, place: Place) -> None:
         super().__init__()
-        object.__setattr__(
-            self, "block", block
-        )  # not a child module: the block's parameters are filled apart
+        # not a child module: the block's parameters are filled apart
+        object.__setattr__(self, "block", block)
         self.place = place
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -55,8 +56,9 @@ class PassThrough(torch.nn.Module):
 
 
 class StreamedModel:
-    """The model's own code, in float32 on one device, with parameters only where they are in
-    use.
+    """The model's own code, in float32 on one device.
+
+    Parameters are there only where they are in use.
     """
 
     def __init__(self, source: ModelSource, device: str) -> None:
@@ -80,8 +82,9 @@ class StreamedModel:
             move_buffers(module, self.device)
 
     def record(self, batches: Sequence[NumpyArray]) -> Iterator[torch.Tensor]:
-        """Note what every block gets besides hidden states; gives the hidden states before block 0,
-        per batch.
+        """Note what every block gets besides hidden states.
+
+        Yields the hidden states before block 0, per batch.
         """
         with self._filled(self._embedding):
             yield from record_calls(self.places, self._run, batches)
@@ -93,14 +96,15 @@ class StreamedModel:
 
     @contextmanager
     def block(self, index: int) -> Iterator[torch.nn.Module]:
-        """A block with its weights, freed on leaving."""
+        """Fill a block with its weights, and free them on leaving."""
         with self._filled(self._of_block[index]):
             yield self.blocks[index]
 
     @contextmanager
     def halting_block(self, block: BlockSpec) -> Iterator[Callable[[str, Any], torch.Tensor]]:
-        """A block with its weights whose forwards stand still at each linear layer; gives what
-        replaces a weight.
+        """Fill a block whose forwards halt at each linear layer.
+
+        Gives a function that exchanges a layer's weight.
         """
         with self.block(block.index) as module:
             linears = {
@@ -118,7 +122,7 @@ class StreamedModel:
                     hook.remove()
 
     def run_block(self, index: int, batch: int, hidden_states: torch.Tensor) -> torch.Tensor:
-        """One recorded batch through a filled block."""
+        """Run one recorded batch through a filled block."""
         call = self.places[index].calls[batch]
         output = self.blocks[index](hidden_states, *call.args, **call.kwargs)
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
@@ -134,9 +138,7 @@ class StreamedModel:
     def logits(
         self, batches: Sequence[NumpyArray], hidden: Sequence[torch.Tensor]
     ) -> Iterator[Iterator[NumpyArray]]:
-        """Final norm and head by the model's own code, its blocks passing the finished hidden
-        states on.
-        """
+        """Run final norm and head by the model's own code, its blocks passing states on."""
         with self._filled(self._outer):
             for ids, states in zip(batches, hidden, strict=True):
                 self.places[-1].result = states
@@ -159,26 +161,27 @@ class StreamedModel:
 
 
 def embedding_of(model: Any) -> torch.nn.Module:
-    """All that runs before the blocks."""
+    """Find the embedding: all that runs before the blocks."""
     embedding: torch.nn.Module = model.get_input_embeddings()
     return embedding
 
 
 def read_parameter(source: ModelSource, parameter: Parameter, device: torch.device) -> torch.Tensor:
-    """A parameter's values in float32. Raises: BadInput when the source's tensor has another
-    shape.
+    """Read a parameter's values in float32.
+
+    Raises: BadInput when the source's tensor has another shape.
     """
     weight = read_weight(source, parameter.name)
     if weight.shape != parameter.shape:
         raise BadInput(
-            f"tensor {parameter.name!r}: shape {list(weight.shape)}, but config.json asks for "
-            f"{list(parameter.shape)}; the two do not belong together"
+            f"tensor {parameter.name!r}: shape {list(weight.shape)}, "
+            f"but config.json asks for {list(parameter.shape)}; the two do not belong together"
         )
     return aligned(weight).to(device)
 
 
 def whole_model(source: ModelSource, device: str) -> torch.nn.Module:
-    """The complete model with all its weights in float32."""
+    """Make the complete model with all its weights in float32."""
     model, place = empty_model(source), torch.device(device)
     for parameter in parameters_of(model, ""):
         weight = read_parameter(source, parameter, place)
@@ -189,26 +192,24 @@ def whole_model(source: ModelSource, device: str) -> torch.nn.Module:
 
 
 def empty_model(source: ModelSource) -> torch.nn.Module:
-    """The transformers model of a config, without parameters; its buffers (rotary tables) are real.
+    """Make the transformers model of a config, without parameters but with its rotary tables.
 
     Raises: BadInput for a config that transformers refuses.
     """
     verbosity = library.get_verbosity()
-    library.set_verbosity(
-        logging.CRITICAL
-    )  # what is wrong becomes an error; what is odd does not concern edgeq
+    # what is wrong becomes an error; what is odd does not concern edgeq
+    library.set_verbosity(logging.CRITICAL)
     try:
         config = AutoConfig.for_model(**source.record.config())
         with init_empty_weights(include_buffers=False):
             model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.tie_weights()
-    except (
-        Exception
-    ) as error:  # the library checks configs in many places, each with an exception of its own
+    # the library checks configs in many places, each with an exception of its own
+    except Exception as error:
         raise BadInput(
             f"config.json of model {source.record.name!r}: "
-            f"transformers refuses it ({type(error).__name__}: "
-            f"{reason_of(error)}); use the config.json that belongs to these weights"
+            f"transformers refuses it ({type(error).__name__}: {reason_of(error)}); "
+            "use the config.json that belongs to these weights"
         ) from error
     finally:
         library.set_verbosity(verbosity)
@@ -217,7 +218,7 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
 
 
 def parameters_of(module: torch.nn.Module, prefix: str) -> list[Parameter]:
-    """Every parameter once, under the name that checkpoints use, with all places that share it."""
+    """List every parameter once, by its name in checkpoints, with all places that share it."""
     found: dict[int, Parameter] = {}
     for path, owner in module.named_modules():
         for leaf, parameter in owner._parameters.items():
@@ -230,7 +231,7 @@ def parameters_of(module: torch.nn.Module, prefix: str) -> list[Parameter]:
 
 
 def move_buffers(module: torch.nn.Module, device: torch.device) -> None:
-    """Rotary tables and the like; parameters stay where they are."""
+    """Move rotary tables and the like to a device; parameters stay where they are."""
     for child in module.modules():
         for name, buffer in child._buffers.items():
             if buffer is not None:
@@ -238,16 +239,18 @@ def move_buffers(module: torch.nn.Module, device: torch.device) -> None:
 
 
 def halt(name: str, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-    """The hook that runs just before a linear layer."""
+    """Halt a pass: the hook that runs just before a linear layer."""
     stand_still(name, args[0])
 
 
 def set_weight(linears: dict[str, torch.nn.Module], layer: str, W: Any) -> torch.Tensor:
-    """What the layer computes with from here on, a NumPy array or a tensor; gives what it computed
-    with before.
+    """Set the weight, a NumPy array or a tensor, that a layer computes with from here on.
+
+    Gives the weight that it had before.
     """
     old = linears[layer]._parameters["weight"]
     assert old is not None
-    weight = (aligned(W) if isinstance(W, np.ndarray) else W).to(device=old.device, dtype=old.dtype)
+    new = aligned(W) if isinstance(W, np.ndarray) else W
+    weight = new.to(device=old.device, dtype=old.dtype)
     linears[layer].weight = torch.nn.Parameter(weight, requires_grad=False)
     return old

@@ -1,4 +1,4 @@
-"""Text that a transformers model writes itself, in torch."""
+"""Let a transformers model write text, in torch."""
 
 from collections.abc import Iterator
 from inspect import signature
@@ -16,8 +16,9 @@ ROOM = 256  # tokens by which keys and values grow
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values of a block in buffers with room to spare: the library's own layer copies all
-    of them every step.
+    """Keys and values of a block in buffers with room to spare.
+
+    The library's own layer copies all of them every step.
 
     Shapes: keys and values (texts, heads, tokens, width) are views of what the buffers hold.
     """
@@ -45,8 +46,9 @@ class GrowingLayer(DynamicLayer):
 
 
 def cache_name(model: torch.nn.Module) -> str:
-    """Tell the argument that takes keys and values: `cache` from transformers 5.24 on,
-    `past_key_values` before.
+    """Name the argument that takes keys and values.
+
+    That is `cache` from transformers 5.24 on, `past_key_values` before.
     """
     return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
