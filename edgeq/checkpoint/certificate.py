@@ -1,5 +1,7 @@
-"""What certifies an export: a hash per solution in whatever container it lies, one per file, and
-its checkpoint.
+"""What certifies an export: a hash of every solution, a hash of every file, and its checkpoint.
+
+A solution has the same hash in every container. Exporters write the hashes into their manifests,
+and `edgeq.measuring.verify` compares them with what lies on disk.
 """
 
 import hashlib
@@ -19,36 +21,31 @@ from edgeq.types import NumpyArray, QuantizedLinear
 
 
 def sha256_of(*arrays: NumpyArray) -> str:
-    """One hash over arrays in row-major little-endian bytes, the same on every machine."""
+    """Hash arrays by their row-major little-endian bytes, equally on every machine."""
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(
-            np.ascontiguousarray(array, dtype=_little_endian(array.dtype))
-            .reshape(-1)
-            .view(np.uint8)
-            .data
-        )
+        stored = np.ascontiguousarray(array, dtype=_little_endian(array.dtype))
+        digest.update(stored.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def _little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return dtype if dtype.kind == "V" else dtype.newbyteorder("<")  # bfloat16 has no other order
+    # bfloat16 (kind V) has no other order
+    return dtype if dtype.kind == "V" else dtype.newbyteorder("<")
 
 
 def hash_of_layer(layer: QuantizedLinear) -> str:
-    """The hash of a solution, the same for every container that holds its codes, scales, offsets
-    and outliers.
-    """
+    """Hash a solution by its codes, scales, offsets and outliers, equally in every container."""
     same = without_zero_at_zero(layer)
     outliers = () if same.outliers is None else (same.outliers.columns, same.outliers.values)
     return sha256_of(same.codes, same.scales, same.offsets, *outliers)
 
 
 def without_zero_at_zero(layer: QuantizedLinear) -> QuantizedLinear:
-    """The same weights without whole zero points of 0, which some containers cannot carry.
+    """Write the same weights without whole zero points of 0, which some containers cannot carry.
 
-    Such a group is written from its other end: s q = -s ((max - q) - max), with zero point max = 2
-    ** bits - 1.
+    Such a group is written from its other end: s q = -s ((max - q) - max). Its zero point becomes
+    max = 2 ** bits - 1.
     """
     if layer.grid.zeros != "integer":
         return layer
@@ -72,20 +69,19 @@ def seal(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def is_sealed(folder: Path, checkpoint: Checkpoint) -> bool:
-    """Whether an export is there that was made from this very checkpoint."""
+    """Say whether an export is there that was made from this very checkpoint."""
     path = folder / MANIFEST_FILE
     return path.is_file() and read_json(path).get("checkpoint") == _seal_of(checkpoint)
 
 
 def why_not_as_written(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """What is not as an export of these settings was written; None when everything is."""
+    """Name what differs from an export written with these settings; None when nothing does."""
     manifest = read_json(folder / MANIFEST_FILE)
     stated = dict(manifest.get("settings", {}))
     if stated != settings:
-        names = [
-            name for name in sorted({*stated, *settings}) if stated.get(name) != settings.get(name)
-        ]
-        was = ", ".join(f"{name} {json.dumps(stated.get(name))}" for name in names)
+        names = sorted({*stated, *settings})
+        others = [name for name in names if stated.get(name) != settings.get(name)]
+        was = ", ".join(f"{name} {json.dumps(stated.get(name))}" for name in others)
         return f"it was made with other options ({was})"
     for name, digest in manifest["files"].items():
         if not (folder / name).is_file():

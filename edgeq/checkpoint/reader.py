@@ -1,8 +1,8 @@
-"""The quantized checkpoint: one directory that every exporter, evaluation and a later run can read.
+"""The quantized checkpoint: one directory that exporters, evaluation and later runs can read.
 
-edgeq.json (recipe, source, tool version), config.json and tokenizer files, blocks/NNNN.safetensors
-with codes, scales and untouched tensors of each block, outer.safetensors with everything else,
-report.json.
+It holds edgeq.json (recipe, source, tool version), report.json, config.json and tokenizer files,
+blocks/NNNN.safetensors (codes, scales and untouched tensors of each block) and outer.safetensors
+(everything else). What lies in one of these tensor files is read by `edgeq.checkpoint.tensor_file`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,21 +26,23 @@ FORMAT_VERSION = 1
 
 
 class Checkpoint:
-    """A quantized checkpoint, read tensor by tensor; a QuantizedModel for exporters and a
-    ModelSource for forwards.
+    """A quantized checkpoint on disk, read tensor by tensor.
 
-    Opening reads headers only, and checks that files, grids and config belong together.
+    Exporters use it as a QuantizedModel, forward passes as a ModelSource. Opening reads headers
+    only, and checks that files, grids and config belong together.
+
     Raises: BadInput for a damaged or incomplete checkpoint.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.head = read_json(self.path / HEAD_FILE)
-        if self.head.get("format_version") != FORMAT_VERSION:
+        version = self.head.get("format_version")
+        if version != FORMAT_VERSION:
             raise BadInput(
-                f"checkpoint {str(path)!r}: format version "
-                f"{self.head.get('format_version')!r}, this edgeq reads "
-                f"{FORMAT_VERSION}; quantize again or use the edgeq that wrote it"
+                f"checkpoint {str(path)!r}: format version {version!r}, "
+                f"this edgeq reads {FORMAT_VERSION}; "
+                "quantize again or use the edgeq that wrote it"
             )
         self._check_head()
         config = read_json(self.path / "config.json")
@@ -54,9 +56,8 @@ class Checkpoint:
             if key not in self.head or not holds(self.head[key]):
                 found = f"{self.head[key]!r:.100}" if key in self.head else "missing"
                 raise BadInput(
-                    f"checkpoint {str(self.path)!r}: {key!r} in "
-                    f"{HEAD_FILE} is {found}; it must be {rule}, the "
-                    "checkpoint is damaged, quantize again"
+                    f"checkpoint {str(self.path)!r}: {key!r} in {HEAD_FILE} is {found}; "
+                    f"it must be {rule}, the checkpoint is damaged, quantize again"
                 )
 
     def _read_record(self, config: Mapping[str, Any]) -> ModelRecord:
@@ -65,7 +66,7 @@ class Checkpoint:
 
     @contextmanager
     def _damaged(self) -> Iterator[None]:
-        """Say of what is wrong inside that it is the checkpoint's."""
+        """Report errors raised inside as damage of this checkpoint."""
         try:
             yield
         except (BadInput, UnsupportedModel) as error:
@@ -74,8 +75,8 @@ class Checkpoint:
     def _check_tensors(self, files: Sequence[TensorFile]) -> Sequence[BlockSpec]:
         if sum(len(file.names) for file in files) != len(self._of_tensor):
             raise BadInput(
-                f"checkpoint {str(self.path)!r}: two of its "
-                "files hold a tensor of one name; quantize again"
+                f"checkpoint {str(self.path)!r}: two of its files hold a tensor of one name; "
+                "quantize again"
             )
         shapes = {name: self.shape(name) for name in self.tensor_names()}
         with self._damaged():
@@ -103,11 +104,9 @@ class Checkpoint:
 
     def stored_as(self, tensor_name: str) -> str:
         grid = self.grid(tensor_name)
-        return (
-            self._file(tensor_name).dense_dtype(tensor_name)
-            if grid is None
-            else describe_grid(grid)
-        )
+        if grid is None:
+            return self._file(tensor_name).dense_dtype(tensor_name)
+        return describe_grid(grid)
 
     def tensor_bytes(self, tensor_name: str) -> int:
         return self._file(tensor_name).tensor_bytes(tensor_name)
@@ -127,26 +126,23 @@ class Checkpoint:
         except OSError as error:
             raise BadInput(
                 f"checkpoint {str(self.path)!r}: its file {name!r} "
-                f"cannot be read ({reason_of(error)}); copy it from "
-                "the original model or quantize again"
+                f"cannot be read ({reason_of(error)}); "
+                "copy it from the original model or quantize again"
             ) from error
 
     def fingerprint(self) -> str:
         return str(self.head["source"]["fingerprint"])
 
     def solution_fingerprint(self) -> str:
-        """A hash of what was solved, as `fingerprint` is one of what it was solved from."""
-        return hash_model(
-            self.record.config(),
-            {},
-            [self.path / name for name in (HEAD_FILE, *self.head["files"])],
-        )
+        """Hash what was solved; `fingerprint` is the hash of the model it was solved from."""
+        files = [self.path / name for name in (HEAD_FILE, *self.head["files"])]
+        return hash_model(self.record.config(), {}, files)
 
     def _file(self, tensor_name: str) -> TensorFile:
         if tensor_name not in self._of_tensor:
             raise BadInput(
-                f"checkpoint {str(self.path)!r} has no tensor "
-                f"{tensor_name!r}; it does not fit its config"
+                f"checkpoint {str(self.path)!r} has no tensor {tensor_name!r}; "
+                "it does not fit its config"
             )
         return self._of_tensor[tensor_name]
 

@@ -1,5 +1,7 @@
-"""The safetensors files of a quantized checkpoint: solved and untouched tensors, checked against
-their grids.
+"""The safetensors files of a quantized checkpoint, written whole and checked as they are read.
+
+A file holds the parts of solved tensors and untouched tensors; the grids lie in its metadata. How
+codes are packed into words is said by `edgeq.grids.packing`.
 """
 
 import json
@@ -32,10 +34,10 @@ Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 def write_tensors(
     path: Path, quantized: Mapping[str, QuantizedLinear], dense: Mapping[str, NumpyArray]
 ) -> None:
-    """One safetensors file with solved and untouched tensors; the grids lie in its metadata."""
-    tensors: dict[str, NumpyArray] = {
-        name: np.ascontiguousarray(array) for name, array in dense.items()
-    }
+    """Write one safetensors file of solved and untouched tensors, with the grids as metadata."""
+    tensors: dict[str, NumpyArray] = {}
+    for name, array in dense.items():
+        tensors[name] = np.ascontiguousarray(array)
     grids = {}
     for name, layer in quantized.items():
         stored = NUMPY[layer.grid.scale_dtype]
@@ -50,27 +52,24 @@ def write_tensors(
             tensors[f"{name}.outlier_values"] = layer.outliers.values.astype(stored)
         grids[name] = [*layer.codes.shape, *stored_grid(layer.grid)]
     temporary = path.with_name(f".{path.name}.partial")
-    save_file(
-        tensors, temporary, metadata={"edgeq": json.dumps(grids)}
-    )  # one key: more would be in random order
+    # one key of metadata: more would be written in random order
+    save_file(tensors, temporary, metadata={"edgeq": json.dumps(grids)})
     rename_when_stored(temporary, path)
 
 
 def stored_grid(grid: Grid) -> list[Any]:
-    """A grid as the metadata have it; the share of outlier columns stands only where there are
-    some.
-    """
+    """Write a grid as metadata hold it, the share of outlier columns only where there are some."""
     outliers = [grid.outlier_columns] if grid.outlier_columns else []
     return [grid.bits, grid.group_size, grid.zeros, grid.scale_dtype, *outliers]
 
 
 def stored_parts(name: str, shape: tuple[int, int], grid: Grid) -> Layout:
-    """What a file holds of a solved tensor."""
+    """List the parts that a file holds of a solved tensor, with their types and shapes."""
     rows, columns = shape
+    words = -(-columns * grid.bits // WORD_BITS)
     per_group = (rows, grid.group_count(columns))
-    parts: dict[str, tuple[str, tuple[int, ...]]] = {
-        "codes": ("U32", (rows, -(-columns * grid.bits // WORD_BITS)))
-    }
+    parts: dict[str, tuple[str, tuple[int, ...]]] = {}
+    parts["codes"] = ("U32", (rows, words))
     parts["scales"] = (CODE_NAMES[grid.scale_dtype], per_group)
     if grid.zeros == "integer":
         parts["zeros"] = ("U8", per_group)
@@ -84,10 +83,11 @@ def stored_parts(name: str, shape: tuple[int, int], grid: Grid) -> Layout:
 
 
 class TensorFile:
-    """One safetensors file of a checkpoint. Solved tensors appear under the name of the weight they
-    stand for.
+    """One safetensors file of a checkpoint, opened for reading.
 
-    Opening reads the header and compares it with the grids; values are checked when they are read.
+    Solved tensors have the name of the weight that they stand for. Opening reads the header and
+    compares it with the grids; values are checked when they are read.
+
     Raises: BadInput.
     """
 
@@ -116,20 +116,19 @@ class TensorFile:
         return self._layout[name][0]
 
     def tensor_bytes(self, name: str) -> int:
-        """Bytes of a tensor with everything that its grid needs."""
+        """Count the bytes of a tensor with everything that its grid needs."""
         parts = stored_parts(name, *self.grids[name]) if name in self.grids else [name]
-        return sum(
-            int(np.prod(shape)) * ITEM_BYTES[dtype]
-            for dtype, shape in map(self._layout.__getitem__, parts)
-        )
+        layouts = [self._layout[part] for part in parts]
+        return sum(int(np.prod(shape)) * ITEM_BYTES[dtype] for dtype, shape in layouts)
 
     def dense(self, name: str) -> NumpyArray:
-        """An untouched tensor. Raises: BadInput when it holds NaN or infinity."""
+        """Read an untouched tensor. Raises: BadInput when it holds NaN or infinity."""
         return self._finite(name)
 
     def quantized(self, name: str) -> QuantizedLinear:
-        """A solved tensor. Raises: BadInput when scales or offsets cannot be those of a solved
-        tensor.
+        """Read a solved tensor.
+
+        Raises: BadInput when scales or offsets cannot be those of a solved tensor.
         """
         (_, columns), grid = self.grids[name]
         codes = unpack_words(self._handle.get_tensor(f"{name}.codes"), grid.bits, columns)
@@ -183,9 +182,7 @@ class TensorFile:
             if name not in self._layout:
                 raise self._damaged(f"lacks {name!r}, which its grid needs")
             if self._layout[name] != layout:
-                found, expected = (
-                    f"{dtype} {list(shape)}" for dtype, shape in (self._layout[name], layout)
-                )
+                found, expected = _shown(self._layout[name]), _shown(layout)
                 raise self._damaged(f"holds {name!r} as {found}, but its grid asks for {expected}")
         for name, (dtype, _) in self._layout.items():
             if name not in parts and dtype not in CODE_NAMES.values():
@@ -195,6 +192,11 @@ class TensorFile:
 
     def _damaged(self, what: str) -> BadInput:
         return BadInput(f"checkpoint file {str(self.path)!r} {what}; it is damaged, quantize again")
+
+
+def _shown(layout: tuple[str, tuple[int, ...]]) -> str:
+    dtype, shape = layout
+    return f"{dtype} {list(shape)}"
 
 
 def _is_size(value: Any) -> bool:
