@@ -1,4 +1,7 @@
-"""One layer to codes: the loop that runs, times and measures the steps that its recipe asks for."""
+"""One layer to codes: the loop that runs, times and measures the steps that its recipe asks for.
+
+What each step does is said by `edgeq.solving.steps`; tensors without statistics are rounded here.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +20,8 @@ from edgeq.solving.steps import STEPS, Posed, Step, first_scales
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import Array, Grid, NumpyArray, QuantizedLinear, Solution
 
-ROWS_AT_ONCE = 4096  # of a matrix solved without statistics: embeddings have many rows
+# of a matrix solved without statistics: embeddings have many rows, and temporaries of each
+ROWS_AT_ONCE = 4096
 
 
 def solve_layer(
@@ -31,7 +35,8 @@ def solve_layer(
         "dead_columns": site.dead_columns,
     }
     losses: dict[Stage, float] = {}
-    problem, solution = layer.problem(), Solution()
+    problem = layer.problem()
+    solution = Solution()
     with clock("measure"):
         unit = output_energy(layer.W, H) or 1.0  # a layer without output has losses of 0
     for step in steps:
@@ -72,12 +77,12 @@ def solve_without_statistics(
 
 
 def output_energy(W: Array, H: Array) -> float:
-    """Give tr(W H W.T), the unit of losses in reports."""
+    """Compute tr(W H W.T), the unit of losses in reports."""
     return float(((W @ H) * W).sum())
 
 
 def layer_loss(problem: Problem, solution: Solution, H: Array) -> float:
-    """Give tr(E H E.T) of the error E that a solution leaves of the corrected weight.
+    """Compute tr(E H E.T) of the error E that a solution leaves of the corrected weight.
 
     Outlier columns, where the layer has any, are fitted beside its codes. Shapes: H (in, in), not
     damped.
@@ -88,7 +93,7 @@ def layer_loss(problem: Problem, solution: Solution, H: Array) -> float:
 
 
 def quantized_linear(problem: Problem, solution: Solution) -> QuantizedLinear:
-    """Turn a solution in backend arrays into plain data."""
+    """Turn a solution in backend arrays into plain data, as checkpoints store it."""
     backend = problem.backend
     layer = QuantizedLinear(
         backend.to_numpy(solution.codes).astype(np.uint8),

@@ -1,4 +1,7 @@
-"""Outlier columns of a layer: what solver and refinements see beside them, and their values."""
+"""Outlier columns of a layer: what solver and refinements see beside them, and their values.
+
+The choice and the fit themselves are `edgeq.algorithms.outliers`.
+"""
 
 from dataclasses import replace
 
@@ -19,11 +22,14 @@ NEXT_TO_NOTHING = 1e-6
 def solve_around(
     problem: Problem, columns: NumpyArray, site: SiteFactors
 ) -> tuple[Problem, DampedFactor]:
-    """State the problem of a layer whose outlier columns the others do not make up for.
+    """State the problem of a layer's other columns, and factor its second moment for the solver.
+
+    In that problem the outlier columns are refitted exactly, whatever the other columns hold.
 
     Raises: NotPositiveDefinite.
     """
-    H, backend = site.statistics.H, problem.backend
+    H = site.statistics.H
+    backend = problem.backend
     order, inverse = factor_around(H, columns, site.order, site.damping, backend)
     around = replace(
         problem,
@@ -65,7 +71,10 @@ def factor_around(
 
 
 def importance_around(importance: Array, columns: NumpyArray, backend: Backend) -> Array:
-    """Weigh columns for the search of scales, outlier columns next to nothing. Shapes: (in,)."""
+    """Weigh columns for the search of scales, outlier columns next to nothing.
+
+    Shapes: (in,).
+    """
     kept = np.ones(importance.shape[0])
     kept[columns] = 0
     mask = backend.asarray(kept)
@@ -73,12 +82,14 @@ def importance_around(importance: Array, columns: NumpyArray, backend: Backend) 
 
 
 def fit_outliers(problem: Problem, solution: Solution) -> Solution:
-    """Fit the best values of the outlier columns, for codes there that stand for zero.
+    """Fit the values of the outlier columns, with the codes there as near to zero as they can be.
 
-    Or as near to zero as the grid comes. A runtime that rounds activations then rounds none of
-    these columns: their products are those of the values alone.
+    A runtime that rounds activations then rounds none of these columns: their products are those of
+    the values alone.
     """
-    grid, backend, columns = problem.grid, problem.backend, problem.outlier_columns
+    grid = problem.grid
+    backend = problem.backend
+    columns = problem.outlier_columns
     in_features = solution.codes.shape[1]
     scales = expand(solution.scales, grid, in_features, backend)
     offsets = expand(solution.offsets, grid, in_features, backend)
@@ -92,7 +103,7 @@ def fit_outliers(problem: Problem, solution: Solution) -> Solution:
 
 
 def weight_of(problem: Problem, solution: Solution) -> Array:
-    """Give the weight that codes stand for, outlier columns, if any, fitted beside them to V.
+    """Dequantize a solution, with outlier columns, where there are any, fitted to V beside it.
 
     Shapes: (out, in).
     """
@@ -104,7 +115,6 @@ def weight_of(problem: Problem, solution: Solution) -> Array:
 
 
 def plain_outliers(outliers: OutlierColumns, backend: Backend) -> OutlierColumns:
-    """Turn backend arrays into plain data."""
-    return OutlierColumns(
-        outliers.columns.astype(np.int32), backend.to_numpy(outliers.values).astype(np.float32)
-    )
+    """Turn outlier columns in backend arrays into plain data, as checkpoints store them."""
+    values = backend.to_numpy(outliers.values).astype(np.float32)
+    return OutlierColumns(outliers.columns.astype(np.int32), values)

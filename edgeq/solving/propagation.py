@@ -1,4 +1,8 @@
-"""How far each layer makes up for inherited error: as the recipe or held-out tokens say."""
+"""How far each layer makes up for inherited error: as the recipe or held-out tokens say.
+
+The correction itself is `edgeq.algorithms.qep`, the choice by held-out tokens
+`edgeq.algorithms.propagation_choice`.
+"""
 
 from dataclasses import dataclass
 
@@ -13,16 +17,17 @@ from edgeq.solving.statistics import Split
 from edgeq.types import Array, LayerStatistics
 
 FEW_TOKENS = 2  # for each input: with fewer, a correction follows the noise of its tokens
+# the least damping then, which is safe: measured with 8 x 512 tokens on the demo
 FEW_TOKENS_DAMPING = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Propagation:
-    """Hold what corrections of a site's layers need; nothing where none is corrected.
+    """What corrections of a site's layers need; nothing where none is corrected.
 
-    factor is of H + lambda I at the recipe's damping, for layers of a stated strength; split and
-    correctors, of its fitted part, are for layers whose strength is chosen. few_tokens: the
-    recipe's damping was too little for them.
+    factor is that of H + lambda I, for layers of a stated strength. split and correctors, which are
+    made of its fitted part, are for layers whose strength is chosen. few_tokens says that there
+    were too few tokens for the recipe's damping.
     """
 
     H: Array | None = None
@@ -34,10 +39,12 @@ class Propagation:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """Hold a corrected weight and how it came about.
+    """A corrected weight and how it came about.
 
-    held_out_gain is the share of output energy that it saves on held-out tokens. few_tokens: damped
-    more than the recipe says. Shapes: V (out, in).
+    held_out_gain is the share of output energy that it saves on held-out tokens. few_tokens says
+    that it was damped more than the recipe says, for lack of tokens.
+
+    Shapes: V (out, in).
     """
 
     V: Array
@@ -51,11 +58,15 @@ class Correction:
 def prepare_propagation(
     statistics: LayerStatistics, split: Split | None, recipe: Recipe, backend: Backend
 ) -> Propagation:
-    """Factor what the corrections of a site's layers share. Raises: NotPositiveDefinite."""
+    """Factor what the corrections of a site's layers share.
+
+    Raises: NotPositiveDefinite.
+    """
     if statistics.D is None or not recipe.propagates:
         return Propagation()
     H = statistics.H if statistics.paired_H is None else statistics.paired_H
-    factor, damping = None, damping_for(statistics, recipe)
+    factor = None
+    damping = damping_for(statistics, recipe)
     if recipe.states_propagation:
         factor = factorise(H, damping, backend, lower_factor)
     correctors = () if split is None else make_correctors(split.fit, backend)
@@ -63,32 +74,34 @@ def prepare_propagation(
 
 
 def damping_for(statistics: LayerStatistics, recipe: Recipe) -> float:
-    """Take the recipe's damping, or what is safe where both streams ran on few tokens.
-
-    Measured with 8 x 512 tokens on the demo.
-    """
+    """Take the recipe's damping, or more where both streams ran on too few tokens for it."""
     tokens = statistics.n_tokens if statistics.paired_tokens is None else statistics.paired_tokens
-    few = tokens < FEW_TOKENS * statistics.H.shape[0]
-    return (
-        max(recipe.propagation_damping, FEW_TOKENS_DAMPING) if few else recipe.propagation_damping
-    )
+    if tokens < FEW_TOKENS * statistics.H.shape[0]:
+        return max(recipe.propagation_damping, FEW_TOKENS_DAMPING)
+    return recipe.propagation_damping
 
 
 def correct(name: str, problem: Problem, propagation: Propagation, recipe: Recipe) -> Correction:
     """Move the weight of a layer against inherited error, where there is any."""
-    strength, backend = recipe.strength_of(name), problem.backend
+    strength = recipe.strength_of(name)
+    backend = problem.backend
     if problem.D is None or strength == 0:
         return Correction(problem.V)
-    factor, gain, few = propagation.factor, None, propagation.few_tokens
+    factor = propagation.factor
+    gain = None
+    few = propagation.few_tokens
     if strength == AUTOMATIC:
         split = propagation.split
         assert split is not None
-        best = choose_propagation(
+        choice = choose_propagation(
             problem.V, split.fit, split.held_out, propagation.correctors, backend
-        ).best
+        )
+        best = choice.best
         if best.strength == 0:
             return Correction(problem.V, held_out_gain=0.0)
-        strength, gain, few = best.strength, -best.error, False
+        strength = best.strength
+        gain = -best.error
+        few = False  # the damping was chosen with the strength
         factor = factorise(propagation.H, best.damping, backend, lower_factor)
     assert factor is not None
     V = correct_weight(

@@ -1,4 +1,7 @@
-"""How a layer came out: its loss after each stage, and everything that was not done as usual."""
+"""How a layer came out: its loss after each stage, and everything that was not done as usual.
+
+The report of a whole run, which holds these, is `edgeq.run.report`.
+"""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,7 +24,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """Hold how a layer came out.
+    """The outcome of one layer, as report.json stores it.
 
     Losses are tr(E H E.T) / tr(W H W.T), with E the dequantized minus the corrected weight.
     """
@@ -43,5 +46,5 @@ class LayerReport:
 
     @property
     def final_loss(self) -> float:
-        """Give the loss after the last stage; 0 where none was measured."""
+        """Return the loss after the last stage; 0 where none was measured."""
         return next(reversed(self.losses.values()), 0.0)

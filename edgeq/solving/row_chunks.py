@@ -1,6 +1,7 @@
-"""A layer solved some rows at a time: temporaries take many times the weight.
+"""A layer solved some rows at a time, since temporaries take many times the weight.
 
-Rows do not depend on one another, so any number of them may go together.
+Rows do not depend on one another, so any number of them may go together. How many go together is
+chosen by `edgeq.planning.memory`.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ def solve_rows(
 
     Annealing draws its start for each chunk, so there the chunks take part in the result.
     """
-    out_features, H = layer.W.shape[0], layer.site.statistics.H
+    out_features, in_features = layer.W.shape
+    H = layer.site.statistics.H
     if rows is None or rows >= out_features:
         return solve_layer(layer, clock)
     solved, reports, energies = [], [], []
@@ -34,12 +36,13 @@ def solve_rows(
         reports.append(report)
         with clock("measure"):
             energies.append(output_energy(chunk.W, H))
-    shape, losses = (out_features, layer.W.shape[1]), join_losses(reports, energies)
-    return join_rows(solved, np.concatenate), replace(reports[0], shape=shape, losses=losses)
+    losses = join_losses(reports, energies)
+    whole = replace(reports[0], shape=(out_features, in_features), losses=losses)
+    return join_rows(solved, np.concatenate), whole
 
 
 def join_losses(reports: Sequence[LayerReport], energies: Sequence[float]) -> dict[Stage, float]:
-    """Give the losses of the whole layer: each chunk's is a share of its own output energy."""
+    """Combine losses of chunks, each a share of its own output energy, into the whole layer's."""
     total = sum(energies)
     joined = dict.fromkeys(reports[0].losses, 0.0)
     if total > 0:

@@ -1,4 +1,8 @@
-"""What the layers of one site share, factored once, and one of these layers with what is asked."""
+"""What the layers of one site share, factored once, and one of these layers to solve.
+
+Where the statistics come from is said by `edgeq.solving.statistics`, how a layer is solved by
+`edgeq.solving.layer`.
+"""
 
 from dataclasses import dataclass
 
@@ -21,7 +25,7 @@ from edgeq.types import Array, Grid, LayerStatistics, NumpyArray
 
 @dataclass(frozen=True, slots=True)
 class SiteFactors:
-    """Hold what the layers of a site share: settled statistics and their factors.
+    """What the layers of a site share: settled statistics and their factors.
 
     U factors the inverse of H + lambda I of the solver, in `order`; None where none asks for it.
     importance weighs each column's error in the search for scales.
@@ -41,7 +45,7 @@ class SiteFactors:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """State one linear layer to solve, the site that it reads from and the recipe that it follows.
+    """One linear layer to solve, the site that it reads from and the recipe that it follows.
 
     Shapes: W (out, in).
     """
@@ -53,7 +57,7 @@ class Layer:
     recipe: Recipe
 
     def problem(self) -> Problem:
-        """State the problem as it is before any step: to come near W itself."""
+        """State the problem as it is before any step: to come near the weight itself."""
         site = self.site
         return Problem(
             self.W,
@@ -75,9 +79,11 @@ def prepare_site(
     split is needed where the recipe chooses the strength of the propagation.
     """
     settled, dead_columns = settle_dead_columns(statistics, backend)
-    H, order = settled.H, None
+    H = settled.H
+    order = None
     inverse = DampedFactor(None, recipe.damping, 0)
-    if recipe.solver != "rtn":  # before the other factor: this one takes more memory on its way
+    # before the factor of the propagation: this one takes more memory on its way
+    if recipe.solver != "rtn":
         if recipe.activation_order:
             order = activation_order(H, backend)
         inverse = factorise(H, recipe.damping, backend, inverse_upper_factor, order=order)

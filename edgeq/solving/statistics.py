@@ -15,7 +15,7 @@ HELD_OUT = 0.25  # of each window, its last tokens: enough to judge by, most lef
 
 @dataclass(slots=True)
 class Moments:
-    """Sum H and D up over tokens; D stays None while the streams are equal."""
+    """Sums of H and D over tokens; D stays None while the streams are equal."""
 
     H: Array | None = None
     D: Array | None = None
@@ -44,15 +44,15 @@ class Moments:
 
 
 def united(one: Moments, other: Moments) -> Moments:
-    """Add the moments of two sets of tokens, in arrays of their own."""
+    """Add the moments of two sets of tokens, in new arrays."""
     return Moments(_sum(one.H, other.H), _sum(one.D, other.D), one.n_tokens + other.n_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Hold statistics of two parts of the tokens that both streams run on.
+    """Statistics of two parts of the tokens that both streams run on.
 
-    A correction is fitted to one and judged on the other.
+    A correction is fitted to one part and judged on the other.
     """
 
     fit: LayerStatistics
@@ -62,24 +62,24 @@ class Split:
 def accumulate(site: Site, backend: Backend, *, drift: bool) -> LayerStatistics:
     """Accumulate H and D over all batches of a site.
 
-    D comes from the difference of the streams, never as a difference of moments. It is None when
-    drift is not asked for, or when both streams are equal (nothing before was quantized). It is the
-    mean over the tokens that both streams run on; where these are fewer than those of H, paired_H
-    is their H.
+    D comes from the difference of the streams, never as a difference of moments. It is the mean
+    over the tokens that both streams run on; where these are fewer than those of H, paired_H is
+    their H. D is None when drift is not asked for, or when both streams are equal (nothing before
+    was quantized).
 
     Raises: BadInput when the model overflows.
     """
     paired, single = Moments(), Moments()
     for X, X_hat in site.batches():
-        both = drift and X is not None
-        (paired if both else single).add(
-            _rows(X, backend) if both else None, _rows(X_hat, backend), backend
-        )
+        if drift and X is not None:
+            paired.add(_rows(X, backend), _rows(X_hat, backend), backend)
+        else:
+            single.add(None, _rows(X_hat, backend), backend)
     return combined(site, paired, single, backend)
 
 
 def accumulate_split(site: Site, backend: Backend) -> tuple[LayerStatistics, Split]:
-    """Accumulate the same, and that of two parts of the tokens of both streams.
+    """Accumulate as `accumulate` does, and over two parts of the tokens of both streams as well.
 
     The last quarter of each window is held out, not of each batch: what is chosen must not depend
     on how many windows run together.
@@ -91,9 +91,8 @@ def accumulate_split(site: Site, backend: Backend) -> tuple[LayerStatistics, Spl
             continue
         cut = X_hat.shape[-2] - math.ceil(HELD_OUT * X_hat.shape[-2])
         for part, tokens in ((fit, slice(cut)), (held_out, slice(cut, None))):
-            part.add(
-                _rows(X[..., tokens, :], backend), _rows(X_hat[..., tokens, :], backend), backend
-            )
+            x = _rows(X[..., tokens, :], backend)
+            part.add(x, _rows(X_hat[..., tokens, :], backend), backend)
     total = combined(site, united(fit, held_out), single, backend)
     return total, Split(fit.mean(), held_out.mean())
 
@@ -103,16 +102,16 @@ def combined(site: Site, paired: Moments, single: Moments, backend: Backend) -> 
 
     Raises: BadInput for NaN and infinity.
     """
-    both = paired.n_tokens and single.n_tokens
-    total = (
-        Moments(_sum(paired.H, single.H), None, paired.n_tokens + single.n_tokens) if both else None
-    )
-    statistics = (total or (paired if paired.n_tokens else single)).mean()
+    total = paired if paired.n_tokens else single
+    mixed = paired.n_tokens > 0 and single.n_tokens > 0
+    if mixed:
+        total = Moments(_sum(paired.H, single.H), None, paired.n_tokens + single.n_tokens)
+    statistics = total.mean()
     if not math.isfinite(float(backend.diagonal(statistics.H).sum())):
         raise BadInput(
             f"inputs of layer {site.name!r} hold NaN or infinity; the model overflows on this text"
         )
-    if total is None or paired.D is None:
+    if not mixed or paired.D is None:
         return statistics
     of_paired = paired.mean()
     return LayerStatistics(
@@ -126,7 +125,7 @@ def _rows(x: Array, backend: Backend) -> Array:
 
 
 def _added(total: Array | None, term: Array | None) -> Array | None:
-    """Add to the first, in its place: of a wide layer each of these takes a gigabyte."""
+    """Add a term to a total, in its place: of a wide layer each of these takes a gigabyte."""
     if total is None or term is None:
         return term if total is None else total
     total += term

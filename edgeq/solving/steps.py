@@ -32,23 +32,23 @@ from edgeq.types import Array, Solution
 
 @dataclass(frozen=True, slots=True)
 class Posed:
-    """Hold the problem that the steps after this one solve, and fields for the layer's report."""
+    """The problem that the steps after this one solve, with fields for the layer's report."""
 
     problem: Problem
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 Run = Callable[[Problem, Solution], Solution | Posed]
-"""A step with all its settings: it gives a better solution or, where it changes what is to be
-solved, the new problem."""
+"""A step with all its settings: gives a better solution or, where it changes the problem, that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Count the operations of a step, for each weight of a layer.
+    """The operations of a step.
 
-    products and annealing, for each input column as well, are done in the precision of the solve
-    and of activations; candidates are those of the search for scales.
+    products and annealing are counted for each weight and input column; products run in the
+    precision of the solve, annealing in that of activations. candidates are those of the search for
+    scales, counted for each weight.
     """
 
     products: float = 0.0
@@ -56,16 +56,19 @@ class Cost:
     annealing: float = 0.0
 
 
-LOSS = 4.0  # products: the error, and the energy of its output
+# Counts of products: a matrix product of a weight with a square takes 2 operations for each weight
+# and input column, one to multiply and one to add.
+LOSS = 4.0  # at most: E H takes 2, and the passes over the weight around it are counted as much
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """State one row of the table.
+    """A row of the table.
 
     clock is the name that its time is booked under. bind gives it the settings of the recipe and
-    what the layer's site knows. stage names the loss after it in reports; None: none is measured.
-    is_asked says whether a recipe asks for it, cost what it then takes for the plan of time.
+    what the layer's site knows. stage names the loss after it in reports; with None, no loss is
+    measured. is_asked says whether a recipe asks for it, cost what it then takes for the plan of
+    time.
     """
 
     clock: str
@@ -95,7 +98,7 @@ def correction(layer: Layer) -> Run:
 def correction_cost(recipe: Recipe) -> Cost:
     """Count the correction, and one on a part of the tokens for each damping that is tried."""
     trials = len(DAMPINGS) if recipe.chooses_propagation else 0
-    return Cost(4.0 * (1 + trials))
+    return Cost(4.0 * (1 + trials))  # for each: the product with D, and two triangular solves
 
 
 def plain_rounding(problem: Problem, solution: Solution) -> Solution:
@@ -156,7 +159,7 @@ def refined_problem(layer: Layer) -> Run:
 
 
 def truth_of(layer: Layer, problem: Problem) -> Array:
-    """Give the linear term of stage 2 where it has a drift of its own, else None.
+    """Compute the linear term of stage 2 where it has a drift of its own, else return None.
 
     Shapes: (out, in).
     """
@@ -173,34 +176,35 @@ def refines(recipe: Recipe) -> bool:
 
 def refined_cost(recipe: Recipe) -> Cost:
     """Count the drift of the refit's own target, unless the correction's count has drift."""
-    return Cost(4.0 if recipe.needs_drift and not recipe.propagates else 0.0)
+    own_drift = recipe.needs_drift and not recipe.propagates
+    return Cost(4.0 if own_drift else 0.0)  # the products of the weight with H and with D
 
 
 def sweeps(layer: Layer) -> Run:
-    """Bind QuantEase's sweeps over the codes."""
+    """Bind QuantEase's sweeps over the codes to what the recipe says of them."""
     recipe = layer.recipe
     return partial(descend_codes, sweeps=Sweeps(recipe.sweep_count, recipe.relaxed_sweeps))
 
 
 def annealing(layer: Layer) -> Run:
-    """Bind quasi-quantum annealing of the codes."""
+    """Bind quasi-quantum annealing of the codes to what the recipe says of it."""
     settings = Annealing(steps=layer.recipe.anneal_steps, seed=layer.recipe.seed)
     return partial(anneal_codes, settings=settings, rounds=layer.recipe.anneal_rounds)
 
 
 def cost_of_annealing(recipe: Recipe) -> Cost:
-    """Count the steps of all rounds."""
+    """Count the annealing steps of all rounds."""
     settings = Annealing(steps=recipe.anneal_steps)
     return Cost(LOSS, annealing=annealing_cost(settings, rounds=recipe.anneal_rounds))
 
 
 def scale_refit(layer: Layer) -> Run:
-    """Bind stage 2 of the scales."""
+    """Bind stage 2 of the scales to what the recipe says of it."""
     return partial(refit_scales, refit=Refit(exact=layer.recipe.refit_exactly))
 
 
 def alternation(layer: Layer) -> Run:
-    """Bind further turns of sweeps and refits."""
+    """Bind further turns of sweeps and refits to what the recipe says of them."""
     recipe = layer.recipe
     turns = Turns(
         recipe.alternations,
