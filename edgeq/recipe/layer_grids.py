@@ -18,16 +18,17 @@ Grids = Mapping[str, tuple[tuple[int, ...], Grid | None]]
 def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
     """Give every tensor to be written its shape and grid, None where it stays as it is.
 
-    A tied head is not written. Raises: BadInput when an override matches no layer.
+    A tied head is not written.
+
+    Raises: BadInput when an override matches no layer.
     """
     specs = [linear for block in source.blocks() for linear in block.linears]
     linears = [linear.name for linear in specs]
     for override in recipe.overrides:
         if not fnmatch.filter(linears, override.layers):
             raise BadInput(
-                f"pattern {override.layers!r} of --keep-dense or an "
-                "override matches no layer; layers are named like "
-                f"{linears[0]!r}"
+                f"pattern {override.layers!r} of --keep-dense or an override matches no layer; "
+                f"layers are named like {linears[0]!r}"
             )
     weights = {linear.tensor: linear.name for linear in specs}
     decoder = source.record.decoder
@@ -63,20 +64,19 @@ def asymmetric_zeros(exporters: Sequence[Exporter]) -> str:
     common = [kind for kind in kinds if all(kind in each.zero_kinds for each in formats)]
     if common:
         return common[0]
-    held = ", ".join(
-        f"{each.name} {' or '.join(kind for kind in kinds if kind in each.zero_kinds) or 'none'}"
-        for each in formats
-    )
+    held = []
+    for each in formats:
+        of_format = " or ".join(kind for kind in kinds if kind in each.zero_kinds)
+        held.append(f"{each.name} {of_format or 'none'}")
     raise BadInput(
-        "--asymmetric: the exports hold different kinds of zero "
-        f"point without loss ({held}); leave out --asymmetric, "
-        "or set zeros = 'integer' in a recipe to have whole zero "
-        "points and rounded offsets where a format needs them"
+        "--asymmetric: the exports hold different kinds of zero point without loss "
+        f"({', '.join(held)}); leave out --asymmetric, or set zeros = 'integer' in a recipe "
+        "to have whole zero points and rounded offsets where a format needs them"
     )
 
 
 def bits_per_weight(stored: Mapping[str, tuple[tuple[int, ...], int]]) -> dict[str, float]:
-    """Count bits per weight, scales and offsets included, of the linear layers and the model.
+    """Count bits per weight of the linear layers and of the model, scales and offsets included.
 
     stored has each tensor's shape and the bytes that it takes.
     """

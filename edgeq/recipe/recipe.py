@@ -30,7 +30,7 @@ QUANTEASE_SWEEPS = 5  # of the solver of that name where the recipe asks for no 
 class Override:
     """Other settings for the layers whose name matches a shell-style pattern.
 
-    Only settings that the table allows overrides for; bits 16 keeps the layers dense.
+    It has only settings that the table allows overrides for; bits 16 keeps the layers dense.
     """
 
     layers: str
@@ -39,13 +39,14 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Recipe(Settings):
-    """Every choice of a run. `Recipe()` is the preset balanced."""
+    """Every choice of a run; `Recipe()` is the preset balanced."""
 
     overrides: tuple[Override, ...] = ()
 
     def grid_of(self, layer: str) -> Grid | None:
         """Return the grid of a linear layer; None when an override keeps it dense."""
-        bits, group_size = self._setting_of("bits", layer), self._setting_of("group_size", layer)
+        bits = self._setting_of("bits", layer)
+        group_size = self._setting_of("group_size", layer)
         if bits == DENSE_BITS:
             return None
         return Grid(
@@ -75,56 +76,59 @@ class Recipe(Settings):
 
     @property
     def propagates(self) -> bool:
-        """Whether any layer makes up for inherited error."""
+        """Say whether any layer makes up for inherited error."""
         return any(strength != 0 for strength in self._everywhere("propagation_strength"))
 
     @property
     def chooses_propagation(self) -> bool:
-        """Whether any layer's strength is chosen on tokens kept out of the fit."""
+        """Say whether any layer's strength is chosen on tokens kept out of the fit."""
         return AUTOMATIC in self._everywhere("propagation_strength")
 
     @property
     def states_propagation(self) -> bool:
-        """Whether any layer makes up for inherited error by a strength that the recipe states."""
+        """Say whether any layer makes up for inherited error by a strength that is stated."""
         strengths = self._everywhere("propagation_strength")
         return any(strength not in (0, AUTOMATIC) for strength in strengths)
 
     @property
     def chooses_by_layer(self) -> bool:
-        """Whether rows of a layer share a choice, so that it cannot be solved in parts."""
+        """Say whether rows of a layer share a choice, so that it cannot be solved in parts."""
         return self.chooses_propagation or self.keeps_columns
 
     @property
     def keeps_columns(self) -> bool:
-        """Whether any layer has outlier columns."""
+        """Say whether any layer has outlier columns."""
         return any(self._everywhere("outlier_columns"))
 
     @property
     def sweep_count(self) -> int:
-        """Sweeps over the codes after the solver: as stated, else what its name asks for."""
+        """Return the number of sweeps after the solver: as stated, else as its name asks for."""
         return self.sweeps or (QUANTEASE_SWEEPS if self.solver == "quantease" else 0)
 
     @property
     def embedding_grid(self) -> Grid | None:
-        """The grid of embedding and head: symmetric, in groups of 32; None when dense."""
+        """Return the grid of embedding and head: symmetric, groups of 32; None when dense."""
         if self.embedding_bits == DENSE_BITS:
             return None
         return Grid(self.embedding_bits, 32, "symmetric", self.scale_dtype)
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether any step looks at activations; plain rounding does not."""
+        """Say whether any step looks at activations; plain rounding does not."""
         refines = self.sweeps + self.alternations + self.anneal_rounds > 0
         return self.solver != "rtn" or self.scales != "none" or self.propagates or refines
 
     @property
     def needs_drift(self) -> bool:
-        """Whether the full-precision stream has to run beside the quantized one."""
+        """Say whether the full-precision stream has to run beside the quantized one."""
         return self.propagates or (self.scales == "both" and bool(self.refit_strength))
 
 
 def read_recipe(path: str) -> dict[str, Any]:
-    """Read settings from a TOML file. Raises: BadInput for a missing or malformed file."""
+    """Read settings from a TOML file.
+
+    Raises: BadInput for a missing or malformed file.
+    """
     file = Path(path)
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
@@ -140,17 +144,20 @@ def read_recipe(path: str) -> dict[str, Any]:
 def make_recipe(settings: Mapping[str, Any]) -> Recipe:
     """Make a validated recipe from plain settings, on top of the preset that "quality" names.
 
-    Plain rounding takes nothing from a preset. Raises: BadInput with the setting and its rule.
+    Plain rounding takes nothing from a preset.
+
+    Raises: BadInput with the setting and its rule.
     """
     column = column_of(settings)
     given = {name: value for name, value in settings.items() if name != "quality"}
     overrides = given.pop("overrides", [])
-    if not isinstance(overrides, list | tuple) or not all(
+    are_tables = isinstance(overrides, list | tuple) and all(
         isinstance(item, Mapping) for item in overrides
-    ):
+    )
+    if not are_tables:
         raise BadInput(
-            "recipe setting 'overrides': expected [[overrides]] "
-            "tables, each with 'layers' and settings"
+            "recipe setting 'overrides': expected [[overrides]] tables, "
+            "each with 'layers' and settings"
         )
     _check_names("recipe setting", given, TABLE, listed=("quality", *TABLE, "overrides"))
     values = {**defaults(column), **given}

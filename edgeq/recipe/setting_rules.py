@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Rule(Generic[T]):
-    """What a setting of type T may be.
+    """A rule for a setting of type T: what its value may be.
 
     text completes the sentence "expected ...". kind is how words of a command line are read: int,
     float, bool or str; words are allowed beside numbers, or all that is allowed.

@@ -40,7 +40,7 @@ FEWEST_RELAXED = 10  # sweeps that pay for every third one's leaving codes unrou
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How a setting is given on the command line: as --its-name VALUE, or by a switch.
+    """The option of a setting on the command line: --its-name VALUE, or a switch.
 
     switch has click's two flags, "--symmetric/--asymmetric", and values what they set; what is true
     or false has --its-name/--no-its-name without saying so. metavar stands for the value in --help;
@@ -54,7 +54,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A row of the table.
+    """A row of the table: everything that is said of one setting.
 
     defaults has the value of "plain" and of every preset. help is the line in --help, more what
     docs/cli.md adds to it. cost says in words what a larger value costs; stage names the time of
@@ -75,12 +75,12 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """The name as an option."""
+        """Write the name as an option."""
         return f"--{self.name.replace('_', '-')}"
 
     @property
     def switch(self) -> str:
-        """The two flags of an option that takes no value; empty where it takes one."""
+        """Write the two flags of an option that takes no value; empty where it takes one."""
         if self.option is None:
             return ""
         if self.option.switch or self.rule.kind is not bool:
@@ -89,10 +89,11 @@ class Setting:
 
 
 def setting(default: T, rule: Rule[T], help: str, **rest: Any) -> T:
-    """Make a row. `default` is that of the preset balanced and of all that is not stated.
+    """Make a row of the table, as the field of a dataclass.
 
-    rest may state `plain`, `fast` and `best`, else it has the columns of `Setting`. To type
-    checkers the result is the default, so that the field is an ordinary one of a dataclass.
+    `default` is the value in the preset balanced, and in every column that is not stated. rest may
+    state `plain`, `fast` and `best`; what else it has are the columns of `Setting`. To type
+    checkers the result is the default, so that the field is an ordinary one.
     """
     stated = {column: rest.pop(column, default) for column in (PLAIN, *PRESETS)}
     row = Setting(rule, help, stated, **rest)
@@ -125,9 +126,10 @@ def _fits_no_columns(chosen: Settings) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every choice of a run but its overrides. What propagates was chosen by `benchmarks.quality`.
+    """Every choice of a run but its overrides.
 
-    The order is that of --help, of docs/cli.md and of what a checkpoint states.
+    The order is that of --help, of docs/cli.md and of what a checkpoint states. Defaults of what
+    propagates were chosen by `benchmarks.quality`.
     """
 
     bits: int = setting(
@@ -344,12 +346,12 @@ TABLE: Mapping[str, Setting] = {
 
 
 def defaults(column: str = DEFAULT_QUALITY) -> dict[str, Any]:
-    """Return all settings of a preset, or of "plain": those of plain rounding."""
+    """Return the defaults of all settings in a preset, or in "plain": those of plain rounding."""
     return {name: row.defaults[column] for name, row in TABLE.items()}
 
 
 def column_of(settings: Mapping[str, Any]) -> str:
-    """Return the column that gives what settings leave open: a preset, or that of plain rounding.
+    """Name the column that gives what settings leave open: a preset, or that of plain rounding.
 
     Raises: BadInput for an unknown preset.
     """
