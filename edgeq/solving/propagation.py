@@ -23,7 +23,7 @@ FEW_TOKENS_DAMPING = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Propagation:
-    """What corrections of a site's layers need; nothing where none is corrected.
+    """Everything that corrections of a site's layers need; empty where none is corrected.
 
     factor is that of H + lambda I, for layers of a stated strength. split and correctors, which are
     made of its fitted part, are for layers whose strength is chosen. few_tokens says that there

@@ -25,7 +25,7 @@ from edgeq.types import Array, Grid, LayerStatistics, NumpyArray
 
 @dataclass(frozen=True, slots=True)
 class SiteFactors:
-    """What the layers of a site share: settled statistics and their factors.
+    """The settled statistics of a site and their factors, which its layers share.
 
     U factors the inverse of H + lambda I of the solver, in `order`; None where none asks for it.
     importance weighs each column's error in the search for scales.

@@ -91,8 +91,10 @@ def accumulate_split(site: Site, backend: Backend) -> tuple[LayerStatistics, Spl
             continue
         cut = X_hat.shape[-2] - math.ceil(HELD_OUT * X_hat.shape[-2])
         for part, tokens in ((fit, slice(cut)), (held_out, slice(cut, None))):
-            x = _rows(X[..., tokens, :], backend)
-            part.add(x, _rows(X_hat[..., tokens, :], backend), backend)
+            # no names for the rows: they would stay in memory while the next batch is computed
+            part.add(
+                _rows(X[..., tokens, :], backend), _rows(X_hat[..., tokens, :], backend), backend
+            )
     total = combined(site, united(fit, held_out), single, backend)
     return total, Split(fit.mean(), held_out.mean())
 

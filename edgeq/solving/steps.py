@@ -44,7 +44,7 @@ Run = Callable[[Problem, Solution], Solution | Posed]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The operations of a step.
+    """The operations of a step, for the plan of time.
 
     products and annealing are counted for each weight and input column; products run in the
     precision of the solve, annealing in that of activations. candidates are those of the search for
@@ -63,7 +63,7 @@ LOSS = 4.0  # at most: E H takes 2, and the passes over the weight around it are
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A row of the table.
+    """One step of a solve, as a row of the table.
 
     clock is the name that its time is booked under. bind gives it the settings of the recipe and
     what the layer's site knows. stage names the loss after it in reports; with None, no loss is
