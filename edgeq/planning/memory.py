@@ -1,9 +1,11 @@
-"""How much memory a run takes at its worst moment, and which way of running it fits into a
-limit.
+"""How much memory a run takes at its worst moment, and which way of running it fits into a limit.
+
+Sizes are counted from the model's description and the recipe; nothing is run. What the process
+itself takes is asked of `edgeq.planning.process_memory`.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,8 +22,9 @@ from edgeq.words import show_size
 
 FLOAT = 4  # bytes of weights and activations in forward passes
 ENOUGH = 1.01  # what the process takes by itself differs a little from start to start
-ROWS_AT_ONCE = 1024
-FEWEST_ROWS = 256
+ROWS_AT_ONCE = 1024  # temporaries of more rows would outweigh the factors of a site
+FEWEST_ROWS = 256  # fewer save little: the squares of a site decide the peak then
+EMBEDDING_BYTES = 14  # at most, of each number: three copies in float32, codes and packed codes
 WRITING = "the text that the model writes"
 SPLIT_MOMENTS = 4  # H and D of what a correction is fitted to and of what it is judged on
 AROUND_OUTLIERS = 4  # matrices of a layer's own factors and target beside those of its site
@@ -29,8 +32,9 @@ AROUND_OUTLIERS = 4  # matrices of a layer's own factors and target beside those
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way of running: the schedule, tokens of a batch, where hidden states lie, rows solved at
-    once (None: all).
+    """A way of running: schedule, tokens of a batch, place of hidden states, rows solved at once.
+
+    rows_at_once is None where all rows of a layer are solved together.
     """
 
     schedule: Literal["standing", "recomputing"]
@@ -39,7 +43,7 @@ class Way:
     rows_at_once: int | None
 
     def flow(self, folder: Path) -> Flow:
-        """How the calibration streams run; hidden states on disk lie in `folder`."""
+        """Say how the calibration streams run; hidden states on disk lie in `folder`."""
         return Flow(self.schedule, self.batch_tokens, folder if self.states_on_disk else None)
 
 
@@ -57,29 +61,35 @@ WAYS = (
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What a process takes whatever the model's size, and the bytes of a number that its backend
-    solves in.
+    """The memory that a process takes whatever the model's size, and the precision of its solve.
+
+    Units: bytes; precision is those of one number.
     """
 
     resident: int
     precision: int
 
 
+USUAL_RESIDENT = 700 * 10**6  # bytes, with a framework imported: where the system does not say
 MODEL_CODE = 170 * 10**6  # bytes: what frameworks import when the first model is built
 TEXT_CHARACTER = 100  # bytes of text, tokens and what the tokenizer keeps of them
 
 
 def measure_process(characters: int, precision: int) -> Process:
-    """This process, in which the framework has been imported; where the system does not tell, a
-    usual size.
+    """Measure this process, in which the framework has been imported.
+
+    Where the system does not say how large it is, a usual size is taken.
     """
-    resident = resident_bytes() or 700 * 10**6
+    resident = resident_bytes() or USUAL_RESIDENT
     return Process(resident + MODEL_CODE + TEXT_CHARACTER * characters, precision)
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One moment of a run and what is in memory then, by part. Units: bytes."""
+    """A moment of a run and what is in memory then, by part.
+
+    Units: bytes.
+    """
 
     name: str
     parts: Mapping[str, int]
@@ -91,7 +101,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """How a run goes and the moment at which it takes most."""
+    """The way a run goes and the moment at which it takes most."""
 
     way: Way
     peak: Moment
@@ -105,48 +115,51 @@ def choose_way(
     *,
     writes_text: bool = False,
 ) -> MemoryPlan:
-    """The fastest way that fits, where the model also writes its calibration text if it
-    `writes_text`.
+    """Choose the fastest way that stays within a limit; without one, the fastest of all.
+
+    writes_text says that the model also writes its calibration text.
 
     Raises: BadInput with the smallest limit that would do.
     """
-    ways = [replace(way, rows_at_once=None) for way in WAYS] if recipe.chooses_by_layer else WAYS
-    plans = [
-        MemoryPlan(way, peak_moment(decoder, recipe, process, way, writes_text)) for way in ways
-    ]
+    ways: Sequence[Way] = WAYS
+    if recipe.chooses_by_layer:
+        ways = [replace(way, rows_at_once=None) for way in WAYS]
+    plans = []
+    for way in ways:
+        peak = peak_moment(decoder, recipe, process, way, writes_text)
+        plans.append(MemoryPlan(way, peak))
     if limit is None:
         return plans[0]
     for plan in plans:
         if plan.peak.total <= limit:
             return plan
     least = min(plans, key=lambda plan: plan.peak.total)
-    simpler = (
-        "choose --quality fast or a smaller model"
-        if recipe.needs_drift
-        else "choose a smaller model"
-    )
-    advice = "calibrate on a text file" if least.peak.name == WRITING else simpler
+    advice = "choose a smaller model"
+    if recipe.needs_drift:
+        advice = "choose --quality fast or a smaller model"
+    if least.peak.name == WRITING:
+        advice = "calibrate on a text file"
     enough = show_size(ENOUGH * least.peak.total, up=True)
     raise BadInput(
-        f"--max-ram {show_size(limit)}: this run needs at least "
-        f"{enough} (while it is at {least.peak.name}); give that "
-        f"much, or {advice}"
+        f"--max-ram {show_size(limit)}: this run needs at least {enough} "
+        f"(while it is at {least.peak.name}); give that much, or {advice}"
     )
 
 
 def peak_moment(
     decoder: Decoder, recipe: Recipe, process: Process, way: Way, writes_text: bool = False
 ) -> Moment:
+    """Find the moment at which a run takes most."""
     return max(moments(decoder, recipe, process, way, writes_text), key=lambda moment: moment.total)
 
 
 def moments(
     decoder: Decoder, recipe: Recipe, process: Process, way: Way, writes_text: bool
 ) -> Iterator[Moment]:
-    """The moments of a run that may take most."""
+    """Count what is in memory at each moment of a run that may take most."""
     base = {"framework and program": process.resident}
     table = decoder.vocabulary * decoder.hidden
-    yield Moment("the embedding", {**base, "embedding": 14 * table})
+    yield Moment("the embedding", {**base, "embedding": EMBEDDING_BYTES * table})
     if recipe.needs_calibration and writes_text:
         yield Moment(WRITING, base | writing_parts(decoder, recipe))
     if recipe.needs_calibration:
@@ -159,6 +172,7 @@ def moments(
 def writing_parts(decoder: Decoder, recipe: Recipe) -> dict[str, int]:
     """Count the whole model, keys and values of what is written together, and predictions."""
     text = recipe.samples * recipe.sequence_length * bytes_per_token(decoder)
+    # predictions: logits in float32, and three arrays of their size while tokens are drawn
     return {
         "whole model": FLOAT * sum(map(math.prod, decoder.tensor_shapes().values())),
         "keys and values": min(CACHE_BYTES, text),
@@ -171,8 +185,12 @@ class _Run:
 
     def __init__(self, decoder: Decoder, recipe: Recipe, precision: int, way: Way) -> None:
         layer = decoder.layers[0]
-        self.recipe, self.way, self.precision = recipe, way, precision
-        self.sites, self.hidden, self.inner = layer.sites, decoder.hidden, layer.mlp.inner
+        self.recipe = recipe
+        self.way = way
+        self.precision = precision
+        self.sites = layer.sites
+        self.hidden = decoder.hidden
+        self.inner = layer.mlp.inner
         self.queries = layer.attention.heads * layer.attention.head_size
         self.keys = layer.attention.key_heads * layer.attention.head_size
         self.block = sum(map(math.prod, layer.tensor_shapes().values()))
@@ -182,94 +200,97 @@ class _Run:
         self.split = SPLIT_MOMENTS * recipe.chooses_propagation
         self.correctors = len(DAMPINGS) * recipe.chooses_propagation
         self.tokens = recipe.samples * recipe.sequence_length
-        self.batch = min(
-            self.tokens, max(1, way.batch_tokens // recipe.sequence_length) * recipe.sequence_length
-        )
+        windows = max(1, way.batch_tokens // recipe.sequence_length)
+        self.batch = min(self.tokens, windows * recipe.sequence_length)
 
     def site_moments(self, site: int) -> Iterator[tuple[str, dict[str, int]]]:
+        """Count what is in memory while a site is worked on, by moment and part."""
         layers = self.sites[site]
-        first, columns = layers[0].name, layers[0].shape[1]
-        square, inputs = columns * columns * self.precision, self.batch * columns * FLOAT
+        first = layers[0].name
+        columns = layers[0].shape[1]
+        square = columns * columns * self.precision
         held = self._common(site) | {"standing passes": self._standing(site)}
-        kept = (3 + 2 * self.drift + self.paired + self.split + self.correctors) * square
         standing = self.way.schedule == "standing"
-        yield (
-            f"the statistics of {first}",
-            held
-            | {
-                "running pass": 2 * self.drift * inputs
-                if standing
-                else self._transient() + (2 + 2 * self.drift) * inputs,
-                "second moments": (2 + self.drift + self.paired + self.split) * square
-                + columns * columns * FLOAT,
-            },
-        )
+        yield f"the statistics of {first}", held | self._statistics(columns)
+        # three matrices of the factorisation beside H, then D and what else is kept of moments
         factors = (4 + self.drift + self.paired + self.split + self.correctors) * square
-        factors += 4 * INVERTED_COLUMNS * columns * self.precision
+        factors += 4 * INVERTED_COLUMNS * columns * self.precision  # strips of the inverse
         yield f"the factors of {first}", held | {"second moments and factors": factors}
+        # H, H + lambda I and U, then D and the factor of its correction, and what else is kept
+        kept = (3 + 2 * self.drift + self.paired + self.split + self.correctors) * square
         if standing:
             passing = {"running pass": self._transient(), "second moments and factors": kept}
             yield f"the way on from {first}", held | passing
         rows = max(layer.shape[0] for layer in layers)
         rows = min(rows, self.way.rows_at_once or rows)
-        sweeps = 2 * bool(self.recipe.sweeps) * square
+        sweeps = 2 * bool(self.recipe.sweeps) * square  # H in the order of the sweeps, and scaled
         around = AROUND_OUTLIERS * self.recipe.keeps_columns * square
         annealed = columns * columns * FLOAT * bool(self.recipe.anneal_rounds)
-        yield (
-            f"the solve of {first}",
-            held
-            | {
-                "second moments and factors": kept + sweeps + annealed + around,
-                "weights in the solve": self._temporaries(rows * columns) + self._layer(site),
-            },
-        )
+        solve = {
+            "second moments and factors": kept + sweeps + annealed + around,
+            "weights in the solve": self._temporaries(rows * columns) + self._layer(site),
+        }
+        yield f"the solve of {first}", held | solve
+
+    def _statistics(self, columns: int) -> dict[str, int]:
+        """Count a batch on its way into the moments, and the moments of both streams."""
+        square = columns * columns * self.precision
+        inputs = self.batch * columns * FLOAT
+        # where both streams are compared, rows of each are copied; standing passes hold the rest
+        running = 2 * self.drift * inputs
+        if self.way.schedule == "recomputing":
+            running = self._transient() + (2 + 2 * self.drift) * inputs
+        # H and a batch's part of it, then D and those of other tokens; the part first in float32
+        moments = (2 + self.drift + self.paired + self.split) * square + columns * columns * FLOAT
+        return {"running pass": running, "second moments": moments}
 
     def _common(self, site: int) -> dict[str, int]:
-        """The block, what its solved layers compute with, their codes, and hidden states."""
+        """Count the block, what its solved layers compute with, their codes, and hidden states."""
         before = [layer for layers in self.sites[: site + 1] for layer in layers]
         solved = sum(math.prod(layer.shape) for layer in before)
+        # recomputing, the full-precision stream needs the original weights again
         copies = solved if self.drift and self.way.schedule == "recomputing" else 0
-        in_memory = (
-            0 if self.way.states_on_disk else int(self.streams * self.tokens) * self.hidden * FLOAT
-        )
+        states = int(self.streams * self.tokens) * self.hidden * FLOAT
         return {
             "weights of a block": FLOAT * (self.block + copies),
+            # a byte each, and a scale and an offset of 4 bytes for groups of 32
             "codes of a block": solved + 2 * solved // 8,
-            "hidden states": in_memory,
+            "hidden states": 0 if self.way.states_on_disk else states,
         }
 
     def _standing(self, site: int) -> int:
-        """What passes hold while they stand at a site, by what the model's own code keeps in its
-        frames.
-        """
+        """Count what passes hold while they stand at a site: what the model's own code keeps."""
         if self.way.schedule == "recomputing":
             return 0
-        wide: int = (
+        # numbers a token at each site of a block: inputs of attention, of its output, of the MLP,
+        # of its output
+        widths = (
             self.hidden,
             self.hidden + 2 * self.queries + 2 * self.keys,
             2 * self.hidden + self.inner,
             2 * self.hidden + self.inner,
-        )[site]
-        return (
-            int(self.streams * self.tokens)
-            * FLOAT
-            * (wide + (self.hidden if self.way.states_on_disk else 0))
         )
+        wide: int = widths[site]
+        if self.way.states_on_disk:
+            wide += self.hidden
+        return int(self.streams * self.tokens) * FLOAT * wide
 
     def _transient(self) -> int:
-        """What one batch takes on its way through a block."""
+        """Count what one batch takes on its way through a block, at its widest place."""
+        # gate, up and their product; or queries, keys and values with their rotated copies
         widest: int = max(3 * self.inner, 4 * self.queries + 4 * self.keys)
         return self.batch * FLOAT * (2 * self.hidden + widest)
 
     def _temporaries(self, elements: int) -> int:
-        arrays = (
-            8
-            + 4 * bool(self.recipe.sweeps or self.recipe.scales == "both")
-            + 3 * bool(self.recipe.anneal_rounds)
-        )
+        """Count the arrays as large as the rows in the solve: an upper bound for every step."""
+        arrays = 8  # weight, corrected weight, codes, errors and their temporaries
+        if self.recipe.sweeps or self.recipe.scales == "both":
+            arrays += 4  # linear terms and what refinements move
+        if self.recipe.anneal_rounds:
+            arrays += 3  # in float32: annealed variables, their gradient and Adam's two moments
         return arrays * self.precision * elements
 
     def _layer(self, site: int) -> int:
-        """A layer as it is read, in the precision of the solve, and dequantized."""
+        """Count a layer as it is read, in the precision of the solve, and dequantized."""
         largest = max(math.prod(layer.shape) for layer in self.sites[site])
         return largest * (2 * FLOAT + self.precision)

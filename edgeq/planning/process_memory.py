@@ -1,5 +1,6 @@
-"""What this process takes of the machine's memory, and keeping the C library from taking more than
-it needs.
+"""What this process takes of the machine's memory, and how the C library is kept from hoarding it.
+
+On other systems than Linux nothing is known and nothing is changed.
 """
 
 import ctypes
@@ -7,17 +8,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-MAPPED_FROM = (
-    4 * 2**20
-)  # bytes: arrays of this size and more go back to the system when they are freed
+# bytes: arrays of this size and more go back to the system when they are freed
+MAPPED_FROM = 4 * 2**20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def give_large_arrays_back() -> None:
-    """Fix the size from which glibc maps memory anew.
+    """Let glibc give large arrays back to the system when they are freed.
 
-    By itself it raises that size to 32 MB as arrays come and go, and then keeps holes between them:
-    the resident set of a long run grows for many blocks.
+    By itself it raises the size from which it maps memory anew to 32 MB as arrays come and go. Then
+    it keeps holes between them, and the resident set of a long run grows for many blocks.
     """
     mallopt = _c_function("mallopt")
     if mallopt is not None:
@@ -26,20 +26,21 @@ def give_large_arrays_back() -> None:
 
 
 def trim() -> None:
-    """Give back what is free inside the heap."""
+    """Give back to the system what is free inside the heap."""
     malloc_trim = _c_function("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 def resident_bytes() -> int | None:
-    """The resident set of this process now; None where the system does not say."""
+    """Read the resident set of this process now; None where the system does not say."""
     return _status_bytes("VmRSS")
 
 
 def peak_resident_bytes() -> int | None:
-    """Its largest one so far. Not by getrusage, which goes on from that of the process that started
-    this one.
+    """Read the largest resident set of this process so far; None where the system does not say.
+
+    getrusage would not do: it goes on from the peak of the process that started this one.
     """
     return _status_bytes("VmHWM")
 
@@ -54,7 +55,7 @@ def _status_bytes(name: str) -> int | None:
 
 
 def _c_function(name: str) -> Callable[..., Any] | None:
-    """A function of glibc; None with another C library."""
+    """Find a function of glibc; None with another C library."""
     if not sys.platform.startswith("linux"):
         return None
     function: Callable[..., Any] | None = getattr(ctypes.CDLL(None), name, None)

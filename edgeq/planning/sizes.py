@@ -22,12 +22,12 @@ def tensor_bytes(name: str, shape: tuple[int, ...], grid: Grid | None, source: M
 
 
 def item_bytes(source: ModelSource, name: str) -> int:
-    """Say what a number of a tensor takes as it is read: float32 unless stored in 16 bits."""
+    """Return the bytes of a number of a tensor as it is read: 4 unless it is stored in 16 bits."""
     return ITEM_BYTES.get(source.stored_as(name), 4)
 
 
 def format_row(exporter: Exporter, grids: Grids, source: ModelSource) -> dict[str, Any]:
-    """Say about how large an export becomes, what keeps the model out of it, and who reads it.
+    """Estimate the size of an export, and say what keeps the model out of it and who reads it.
 
     A tensor on a grid that the format refuses counts as a dense one.
     """

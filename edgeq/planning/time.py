@@ -1,4 +1,7 @@
-"""How long a run takes: operations counted from its shapes, at the rates of this machine now."""
+"""How long a run takes: operations counted from its shapes, at the rates of this machine now.
+
+What the steps of a layer cost is said by the table in `edgeq.solving.steps`.
+"""
 
 import math
 import time
@@ -14,25 +17,26 @@ from edgeq.solving.steps import STEPS
 from edgeq.types import Array
 
 PROBE = 768  # rows and columns of the products that measure this machine
-PROBES = 3
-SEARCH_SECONDS = (
-    3e-8  # per weight and candidate: passes over arrays in the cache, measured on one slow core
-)
+PROBES = 3  # the shortest counts: others were disturbed
+# per weight and candidate: passes over arrays in the cache, measured on one slow core
+SEARCH_SECONDS = 3e-8
+RECOMPUTED = 2.6  # passes through a block that is recomputed: two to three, by its sites
+SYMMETRIC = 1.1  # operations of H for each token and square: half of a product, and its sum
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def measure_rates(backend: Backend) -> dict[str, float]:
-    """Operations per second of this machine now: products in float32 and of the solve, and a
-    factorisation.
+    """Measure the operations per second of this machine now, as the time plan needs them.
+
+    They are those of products in float32, of products of the solve, and of a factorisation.
     """
     rng = np.random.default_rng(0)
     values = rng.standard_normal((PROBE, PROBE))
-    X, A = backend.activations(values), backend.asarray(values)
-    Y, H = (
-        backend.activations(values + 1),
-        backend.asarray(values @ values.T + PROBE * np.eye(PROBE)),
-    )
+    X = backend.activations(values)
+    A = backend.asarray(values)
+    Y = backend.activations(values + 1)
+    H = backend.asarray(values @ values.T + PROBE * np.eye(PROBE))
     cube = float(PROBE) ** 3
     return {
         "forward": 2 * cube / _seconds(lambda: backend.gram(X, Y), backend),
@@ -42,7 +46,7 @@ def measure_rates(backend: Backend) -> dict[str, float]:
 
 
 def _seconds(work: Callable[[], Array], backend: Backend) -> float:
-    """The shortest of a few runs, after one that warms up."""
+    """Measure the shortest of a few runs, after one that warms up."""
     taken = []
     for _ in range(1 + PROBES):
         start = time.perf_counter()
@@ -50,7 +54,7 @@ def _seconds(work: Callable[[], Array], backend: Backend) -> float:
         backend.evaluate(result)
         backend.to_numpy(result[:1])  # waits for devices that work on by themselves
         taken.append(time.perf_counter() - start)
-    return max(min(taken[1:]), 1e-6)
+    return max(min(taken[1:]), 1e-6)  # rates divide by it, and clocks may stand still
 
 
 def block_seconds(
@@ -60,25 +64,24 @@ def block_seconds(
     recomputing: bool,
     solved: Shapes,
 ) -> dict[str, float]:
-    """Seconds of a block by stage, the mean over all blocks; solved are the shapes of all layers to
-    be solved.
+    """Estimate the seconds of a block by stage, the mean over all blocks.
+
+    solved has the shapes of all layers to be solved. Units: rates in operations per second.
     """
     blocks = len(decoder.layers)
     weights = sum(map(math.prod, solved.values())) / blocks
     if not recipe.needs_calibration or not solved:
         return {"round": weights * SEARCH_SECONDS}
-    squared = (
-        sum(math.prod(shape) * shape[1] for shape in solved.values()) / blocks
-    )  # out x in x in
-    drift = recipe.needs_drift
-    trials = len(DAMPINGS) * recipe.chooses_propagation  # fitted to a part of the tokens first
+    # out x in x in
+    squared = sum(math.prod(shape) * shape[1] for shape in solved.values()) / blocks
+    widths = site_widths(decoder, solved)
+    # two for the solver's inverse; of the propagation one, after trials on a part of the tokens
+    trials = len(DAMPINGS) * recipe.chooses_propagation
+    factors = 2 + recipe.needs_drift * (1 + trials)
+    factored = sum(factors * n**3 / 3 for n in widths) / blocks
     costs = [step.cost(recipe) for step in STEPS if step.is_asked(recipe)]
-    return of_tokens(
-        decoder, recipe, rates["forward"], recomputing, site_widths(decoder, solved)
-    ) | {
-        "factors": sum((2 + drift * (1 + trials)) * n**3 / 3 for n in site_widths(decoder, solved))
-        / blocks
-        / rates["factor"],
+    return of_tokens(decoder, recipe, rates["forward"], recomputing, widths) | {
+        "factors": factored / rates["factor"],
         "search scales": weights * sum(cost.candidates for cost in costs) * SEARCH_SECONDS,
         "solve": sum(cost.products for cost in costs) * squared / rates["solve"],
         "annealing": sum(cost.annealing for cost in costs) * squared / rates["forward"],
@@ -88,24 +91,20 @@ def block_seconds(
 def of_tokens(
     decoder: Decoder, recipe: Recipe, rate: float, recomputing: bool, widths: Sequence[int]
 ) -> dict[str, float]:
-    """What grows with the calibration tokens: both streams' passes, and H and D of every input."""
+    """Estimate what grows with calibration tokens: passes of both streams, H and D of inputs."""
     tokens = recipe.samples * recipe.sequence_length
     both = recipe.propagation_share if recipe.needs_drift else 0.0
     weights = sum(math.prod(linear.shape) for linear in decoder.layers[0].linears)
-    passes = (2.6 if recomputing else 1.0) * (1 + both)
-    statistics = sum((1.1 + 2 * both) * tokens * n**2 for n in widths) / len(decoder.layers)
-    return {
-        "forward passes": passes
-        * tokens
-        * 2
-        * (weights + decoder.hidden * recipe.sequence_length)
-        / rate,
-        "statistics": statistics / rate,
-    }
+    passes = (RECOMPUTED if recomputing else 1.0) * (1 + both)
+    # scores and their products with values, each over the half of a window that a token sees
+    attention = decoder.hidden * recipe.sequence_length
+    forward = passes * tokens * 2 * (weights + attention)
+    statistics = sum((SYMMETRIC + 2 * both) * tokens * n**2 for n in widths) / len(decoder.layers)
+    return {"forward passes": forward / rate, "statistics": statistics / rate}
 
 
 def site_widths(decoder: Decoder, solved: Shapes) -> list[int]:
-    """Give the columns of every input that layers are solved for; one input counts once."""
+    """List the columns of every input that layers are solved for; one input counts once."""
     return [
         site[0].shape[1]
         for index, layer in enumerate(decoder.layers)
