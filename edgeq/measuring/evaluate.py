@@ -1,4 +1,7 @@
-"""`edgeq evaluate`: which runtime runs a target, and how far it predicts from the original."""
+"""`edgeq evaluate`: which runtime runs a target, and how far it predicts from the original.
+
+The arithmetic is `edgeq.measuring.quality`; runtimes are backends, found by the registry.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,13 +38,13 @@ from edgeq.types import NumpyArray
 
 EVALUATION_TEXT = "evaluation.txt"
 SEQUENCE_LENGTH = 512  # tokens per window, unless the model reads fewer
-SHORTEST = 8
-WINDOWS = 16
+SHORTEST = 8  # tokens: of shorter windows most predictions would have next to no context
+WINDOWS = 16  # a short measurement; more windows make it steadier
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """Says the format of an exported model and what its runtime opens."""
+    """The format of an exported model and what its runtime opens."""
 
     kind: str
     path: Path
@@ -49,7 +52,7 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class StatedSizes:
-    """What a text has to fit in a model that somebody's runtime runs: as its config states it."""
+    """The sizes that a text has to fit in a model of which only the config is read."""
 
     name: str
     vocabulary: int | None
@@ -58,17 +61,16 @@ class StatedSizes:
 
 @dataclass(frozen=True, slots=True)
 class DescribedDirectory:
-    """Stands for a model directory of which only config and tokenizer are read."""
+    """A model directory of which only config and tokenizer are read."""
 
     path: Path
 
     @property
     def record(self) -> StatedSizes:
         config = read_json(self.path / "config.json")
-        sizes = (config.get(key) for key in ("vocab_size", "max_position_embeddings"))
-        return StatedSizes(
-            self.path.name, *(size if isinstance(size, int) else None for size in sizes)
-        )
+        stated = [config.get(key) for key in ("vocab_size", "max_position_embeddings")]
+        vocabulary, context = (size if isinstance(size, int) else None for size in stated)
+        return StatedSizes(self.path.name, vocabulary, context)
 
     def companions(self) -> Mapping[str, bytes]:
         file = self.path / "tokenizer.json"
@@ -85,10 +87,10 @@ def evaluate(
     runtime: str | None = None,
     backend: str = "auto",
 ) -> dict[str, Any]:
-    """Measure a checkpoint, model or exported file; gives its quality and runtime as plain data.
+    """Measure a checkpoint, model or exported file, and return its quality as plain data.
 
-    An exported file runs in the runtime it is for unless another one is named; everything else in
-    the framework of the backend, and so does the reference.
+    An exported file runs in the runtime it is for unless another one is named. Everything else runs
+    in the framework of the backend, and so does the reference.
     """
     backend, exported = choose_backend(backend), find_export(target)
     chosen = choose_runtime(target, exported, runtime, backend)
@@ -103,12 +105,9 @@ def evaluate(
     else:
         assert exported is not None
         logits = load(LOGITS[chosen], f"runtime {chosen!r}")(exported.path)
-    references = model_logits(original, backend).logits(ids) if original is not None else None
-    return {
-        "target": target,
-        "runtime": chosen,
-        **asdict(compare(ids, logits.logits(ids), references)),
-    }
+    references = None if original is None else model_logits(original, backend).logits(ids)
+    quality = compare(ids, logits.logits(ids), references)
+    return {"target": target, "runtime": chosen, **asdict(quality)}
 
 
 def check_evaluation(source: ModelSource, formats: Sequence[str], backend: str) -> None:
@@ -134,10 +133,9 @@ def evaluation_windows(
     Shapes: (windows, tokens).
     Raises: BadInput when the text is too short or a model cannot read such windows.
     """
-    longest = [model.record.context for model in models]
-    length = sequence_length or min(
-        [SEQUENCE_LENGTH, *(size for size in longest if size is not None)]
-    )
+    contexts = [model.record.context for model in models]
+    longest = min([SEQUENCE_LENGTH, *(size for size in contexts if size is not None)])
+    length = sequence_length or longest
     if length < SHORTEST:
         raise BadInput(
             f"the model reads at most {length} tokens; "
@@ -193,7 +191,10 @@ def find_export(name: str) -> Exported | None:
 def choose_runtime(
     target: str, exported: Exported | None, runtime: str | None, backend: str
 ) -> str:
-    """Choose what runs a target. Raises: BadInput when the named runtime cannot."""
+    """Choose what runs a target: the named runtime, else the one that goes with it.
+
+    Raises: BadInput when the named runtime cannot.
+    """
     if runtime is None:
         return runtime_of([exported.kind] if exported else [], backend)
     find(LOGITS, runtime, "runtime")
@@ -205,9 +206,8 @@ def choose_runtime(
         )
     if runtime in ACTIVATIONS and exported is not None and not find_format(exported.kind).is_model:
         raise BadInput(
-            f"runtime {runtime!r} cannot read {target!r}, an "
-            f"export of format {exported.kind!r}; leave out "
-            f"--runtime, or give the checkpoint it was made from"
+            f"runtime {runtime!r} cannot read {target!r}, an export of format {exported.kind!r}; "
+            f"leave out --runtime, or give the checkpoint it was made from"
         )
     return runtime
 
@@ -233,18 +233,21 @@ def runnable_names() -> str:
 
 
 def check_runtime(name: str) -> None:
-    """Check a runtime before work starts. Raises: BadInput if unknown, NotInstalled if missing."""
+    """Check a runtime by its name before work starts.
+
+    Raises: BadInput if it is unknown, NotInstalled if it is missing.
+    """
     load(find(LOGITS, name, "runtime"), f"runtime {name!r}").check_installed()
 
 
 def model_logits(source: ModelSource, backend: str) -> LogitSource:
-    """Predict in the framework of a backend."""
+    """Open a model that predicts in the framework of a backend."""
     backend = choose_backend(backend)
     return forward_logits(source, BACKENDS[backend].framework, backend)
 
 
 def forward_logits(source: ModelSource, framework: str, backend: str) -> LogitSource:
-    """Predict in a framework: on the backend's device where it is the backend's own."""
+    """Open a model that predicts in a framework, on the backend's device if it has that one."""
     options = device_of(backend) if BACKENDS[backend].framework == framework else {}
     logits: LogitSource = load(LOGITS[framework], "evaluation")(source, **options)
     return logits

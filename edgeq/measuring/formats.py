@@ -15,7 +15,7 @@ ZEROS: tuple[ZeroKind, ...] = ("symmetric", "integer", "offset")
 
 
 def formats(checkpoint: Checkpoint | None = None) -> list[dict[str, Any]]:
-    """List every format, with a checkpoint also whether it fits and what keeps it out or is lost.
+    """List every format; with a checkpoint, say whether it fits and what keeps it out or is lost.
 
     "missing" says what has to be installed before the format can be written.
     """
@@ -32,7 +32,7 @@ def _row(described: Format, checkpoint: Checkpoint | None) -> dict[str, Any]:
 
 
 def held_by(described: Format) -> dict[str, Any]:
-    """Say what a format holds, of the bits, groups and zero points that a solution may have."""
+    """List what a format holds of the bits, groups and zero points that a solution may have."""
     kinds = (*described.zero_kinds, *described.rounded_zero_kinds)
     zeros = [kind for kind in ZEROS if kind in kinds]
     groups = [size for size in GROUPS if described.groups.holds(size)]

@@ -1,4 +1,4 @@
-"""What lies in a model, a quantized checkpoint or a GGUF file, without running it."""
+"""`edgeq inspect`: what lies in a model, a checkpoint or a GGUF file, without running it."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ from edgeq.recipe.layer_grids import bits_per_weight
 
 
 def inspect_model(name: str) -> dict[str, Any]:
-    """Tensors, sizes and bits per weight of whatever a user can name."""
+    """List tensors, sizes and bits per weight of whatever a user can name."""
     exported = find_export(name)
     source = open_model(name if exported is None else str(exported.path))
     result = {
@@ -24,7 +24,9 @@ def inspect_model(name: str) -> dict[str, Any]:
         "bits_per_weight": bits_per_weight(stored_tensors(source))["model"],
         "tensors": tensor_rows(source),
     }
-    return result | ({"recipe": source.head["recipe"]} if isinstance(source, Checkpoint) else {})
+    if isinstance(source, Checkpoint):
+        result["recipe"] = source.head["recipe"]
+    return result
 
 
 def parameter_count(source: ModelSource) -> int:
@@ -32,12 +34,12 @@ def parameter_count(source: ModelSource) -> int:
 
 
 def stored_tensors(source: ModelSource) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Shape of every tensor and the bytes that it takes; tokenizers and headers count nowhere."""
+    """Find the shape and the bytes of every tensor; tokenizers and headers do not count."""
     return {name: (source.shape(name), source.tensor_bytes(name)) for name in source.tensor_names()}
 
 
 def tensor_rows(source: ModelSource) -> list[dict[str, Any]]:
-    """Tensors of equal name, shape and storage across blocks, counted together."""
+    """Count tensors of equal name, shape and storage across blocks together."""
     rows: Counter[tuple[str, tuple[int, ...], str]] = Counter()
     for name in source.tensor_names():
         without_index = ".".join("*" if part.isdigit() else part for part in name.split("."))

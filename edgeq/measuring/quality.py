@@ -1,4 +1,7 @@
-"""How close a quantized model stays to its original: perplexity, KL divergence, top-1 agreement."""
+"""How close a quantized model stays to its original: perplexity, KL divergence, top-1 agreement.
+
+Where the logits come from is up to the caller.
+"""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +13,7 @@ import numpy.typing as npt
 from edgeq.errors import BadInput
 from edgeq.types import NumpyArray
 
-LARGEST_LOGIT = 1e30
+LARGEST_LOGIT = 1e30  # differences of two such are still numbers of float32
 LARGEST_LOSS = 700.0  # nats; exp of it is still a number
 
 
@@ -30,15 +33,16 @@ class Quality:
 
 
 class Meter:
-    """Adds up the sums behind `Quality`, window by window, in float64."""
+    """The sums behind `Quality`, added up window by window in float64."""
 
     def __init__(self) -> None:
         self.tokens = self.predicted = self.compared = self.agreed = 0
         self.loss = self.reference_loss = self.kl = 0.0
 
     def add(self, ids: NumpyArray, target: NumpyArray, reference: NumpyArray | None) -> None:
-        """Shapes: ids (tokens,); target and reference logits (tokens, vocabulary).
+        """Add one window, compared with a reference where one is given.
 
+        Shapes: ids (tokens,); target and reference logits (tokens, vocabulary).
         Raises: BadInput for logits that are not finite, and for models of different vocabularies.
         """
         check_logits(target, "target")
@@ -50,9 +54,8 @@ class Meter:
             return
         if reference.shape != target.shape:
             raise BadInput(
-                f"target and reference predict {target.shape[1]} "
-                f"and {reference.shape[1]} tokens; give the model "
-                "that the target was made from"
+                f"target and reference predict {target.shape[1]} and {reference.shape[1]} tokens; "
+                "give the model that the target was made from"
             )
         check_logits(reference, "reference")
         reference = log_softmax(reference)
@@ -77,42 +80,46 @@ class Meter:
 
 
 def check_logits(logits: NumpyArray, whose: str) -> None:
-    """Raises: BadInput when a model did not predict numbers, or such that their differences may be
-    none.
+    """Check that logits are numbers, and that their differences will be.
+
+    Raises: BadInput.
     """
     if not (logits.max() < LARGEST_LOGIT and logits.min() > -LARGEST_LOGIT):
         raise BadInput(
-            f"the {whose} predicts NaN or infinity instead of "
-            "numbers: its weights are damaged or overflow in this "
-            "runtime; try another --runtime, or make the model again"
+            f"the {whose} predicts NaN or infinity instead of numbers: "
+            "its weights are damaged or overflow in this runtime; "
+            "try another --runtime, or make the model again"
         )
 
 
 def perplexity_of(loss: float, whose: str) -> float:
-    """Raises: BadInput when it is too large for a number: the model rules out what the text
-    says.
+    """Turn the mean loss of a token into a perplexity.
+
+    Units: loss in nats.
+    Raises: BadInput when it is too large for a number: the model rules out what the text says.
     """
     if not loss < LARGEST_LOSS:
         raise BadInput(
-            f"the {whose}'s perplexity is beyond all numbers (a "
-            f"loss of {loss:.3g} nats per token): its weights are "
-            "damaged; make the model again"
+            f"the {whose}'s perplexity is beyond all numbers "
+            f"(a loss of {loss:.3g} nats per token): its weights are damaged; make the model again"
         )
     return math.exp(loss)
 
 
 def log_softmax(logits: NumpyArray) -> npt.NDArray[np.float32]:
-    """Shapes: (tokens, vocabulary)."""
-    shifted: npt.NDArray[np.float32] = (logits - logits.max(axis=1, keepdims=True)).astype(
-        np.float32, copy=False
-    )
+    """Turn logits into log probabilities, with sums in float64.
+
+    Shapes: (tokens, vocabulary).
+    """
+    shifted: npt.NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
+    shifted = shifted.astype(np.float32, copy=False)
     total = np.exp(shifted).sum(axis=1, dtype=np.float64, keepdims=True)
     shifted -= np.log(total).astype(np.float32)
     return shifted
 
 
 def next_token_loss(log_probabilities: NumpyArray, ids: NumpyArray) -> float:
-    """Summed negative log probability of each token given those before it."""
+    """Sum the negative log probabilities of each token given those before it."""
     picked = log_probabilities[np.arange(len(ids) - 1), ids[1:]]
     return -float(picked.sum(dtype=np.float64))
 
@@ -120,8 +127,9 @@ def next_token_loss(log_probabilities: NumpyArray, ids: NumpyArray) -> float:
 def compare(
     windows: NumpyArray, target: Iterable[NumpyArray], reference: Iterable[NumpyArray] | None = None
 ) -> Quality:
-    """The quality of a target's logits, against a reference's where given. Shapes: windows (count,
-    tokens).
+    """Measure the quality of a target's logits, against a reference's where given.
+
+    Shapes: windows (count, tokens).
     """
     meter = Meter()
     references = reference if reference is not None else (None for _ in windows)

@@ -1,4 +1,7 @@
-"""`edgeq verify`: whether an export on disk still holds what its manifest says."""
+"""`edgeq verify`: whether an export on disk still holds what its manifest says.
+
+Files are read by the format's own reader, which shares nothing with the writer.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +39,7 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """Says what was found of one tensor; deviation is None where there was no checkpoint."""
+    """The findings of one tensor; deviation is None where there was no checkpoint."""
 
     name: str
     status: str
@@ -55,9 +58,8 @@ def verify(folder: Path, *, against: Path | None = None) -> dict[str, Any]:
     differences = [*changed_files(folder, manifest), *other_checkpoint(manifest, checkpoint)]
     differences += other_names(reader, manifest["tensors"])
     reports = [check_tensor(reader, entry, checkpoint) for entry in manifest["tensors"]]
-    differences += [
-        f"tensor '{report.name}': {text}" for report in reports for text in report.differences
-    ]
+    for report in reports:
+        differences += [f"tensor '{report.name}': {text}" for text in report.differences]
     statuses = [report.status for report in reports]
     deviations = [report.deviation for report in reports if report.deviation is not None]
     return {
@@ -73,7 +75,10 @@ def verify(folder: Path, *, against: Path | None = None) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read manifest.json. Raises: BadInput when there is none that edgeq wrote."""
+    """Read the manifest of an export.
+
+    Raises: BadInput when there is none that edgeq wrote.
+    """
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise BadInput(
@@ -98,7 +103,7 @@ def is_entry(entry: Any) -> bool:
 
 
 def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Name files that are not as they were written."""
+    """Describe files that are not as they were written."""
     claimed, found = manifest["files"], hash_files(folder, but=(MANIFEST_FILE,))
     for name in sorted({*claimed, *found}):
         if name not in found:
@@ -110,7 +115,7 @@ def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def other_checkpoint(manifest: Mapping[str, Any], checkpoint: Checkpoint | None) -> Iterator[str]:
-    """Notice a checkpoint other than `edgeq.checkpoint.certificate.seal` names."""
+    """Describe a checkpoint other than the one that the export's manifest names."""
     claimed = manifest.get("checkpoint")
     if checkpoint is None or not isinstance(claimed, dict):
         return
@@ -119,13 +124,15 @@ def other_checkpoint(manifest: Mapping[str, Any], checkpoint: Checkpoint | None)
 
 
 def other_names(reader: ExportReader, entries: Sequence[Entry]) -> Iterator[str]:
+    """Describe tensors of an export that its manifest does not name."""
     named = {entry["name"] for entry in entries}
     for name in sorted(set(reader.tensor_names()) - named):
         yield f"tensor '{name}': the manifest does not name it"
 
 
 def check_tensor(reader: ExportReader, entry: Entry, checkpoint: Checkpoint | None) -> TensorReport:
-    """Compare one tensor in the file with its entry, and with the checkpoint's."""
+    """Compare one tensor of an export with its manifest's entry, and with the checkpoint's."""
+    name, status = entry["name"], entry["status"]
     deviation = None
     try:
         with np.errstate(all="ignore"):  # damaged scales may be zero, infinite or NaN
@@ -135,16 +142,13 @@ def check_tensor(reader: ExportReader, entry: Entry, checkpoint: Checkpoint | No
                 deviation = largest_deviation(stored.weights, checkpoint.read(entry["source"]))
                 found += differences_from_checkpoint(stored, entry, checkpoint, deviation)
     except UNREADABLE as error:
-        return TensorReport(
-            entry["name"],
-            entry["status"],
-            None,
-            [f"cannot be read ({' '.join(str(error).split())})"],
-        )
-    return TensorReport(entry["name"], entry["status"], deviation, found)
+        reason = " ".join(str(error).split())
+        return TensorReport(name, status, None, [f"cannot be read ({reason})"])
+    return TensorReport(name, status, deviation, found)
 
 
 def differences_from_entry(stored: StoredTensor, entry: Entry) -> Iterator[str]:
+    """Describe how a tensor as it is read differs from the manifest's entry."""
     found = sha256_of(stored.weights) if stored.layer is None else hash_of_layer(stored.layer)
     claimed = entry.get("stored_sha256")
     if claimed is not None and found != claimed:
@@ -169,18 +173,18 @@ def computes(weights: NumpyArray, layer: QuantizedLinear) -> bool:
 def differences_from_checkpoint(
     stored: StoredTensor, entry: Entry, checkpoint: Checkpoint, deviation: float
 ) -> Iterator[str]:
+    """Describe how a tensor as it is read differs from the checkpoint's."""
     name = entry["source"]
-    solved = checkpoint.grid(name) is not None
-    expected = (
-        hash_of_layer(checkpoint.quantized(name)) if solved else sha256_of(checkpoint.dense(name))
-    )
+    if checkpoint.grid(name) is None:
+        expected = sha256_of(checkpoint.dense(name))
+    else:
+        expected = hash_of_layer(checkpoint.quantized(name))
     if expected != entry["sha256"]:
         yield (
             f"hash {entry['sha256'][:12]} of the manifest is not {expected[:12]} of the checkpoint"
         )
-    allowed = entry["largest_deviation"] * (1 + 1e-6) + ROUNDING * float(
-        np.abs(stored.weights).max(initial=0.0)
-    )
+    rounding = ROUNDING * float(np.abs(stored.weights).max(initial=0.0))
+    allowed = entry["largest_deviation"] * (1 + 1e-6) + rounding  # decimals of JSON
     if not deviation <= allowed:
         yield (
             f"deviates by {deviation:.3g} from the checkpoint, "
@@ -189,7 +193,10 @@ def differences_from_checkpoint(
 
 
 def largest_deviation(found: NumpyArray, expected: NumpyArray) -> float:
-    """Find the largest absolute difference. Raises: ValueError for other shapes."""
+    """Find the largest absolute difference of two tensors.
+
+    Raises: ValueError for other shapes.
+    """
     if found.shape != expected.shape:
         raise ValueError(f"shape {found.shape} is not {expected.shape} of the checkpoint")
     return float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
@@ -218,10 +225,11 @@ def run_export(
     tokens = tokenize(checkpoint, read_text(None, default=EVALUATION_TEXT))
     ids = first_windows(tokens, windows=windows, sequence_length=min(sequence_length, longest))
     found = load(LOGITS[runtime], f"runtime {runtime!r}")(exported.path).logits(ids)
-    meter, difference, scale = Meter(), 0.0, 0.0
-    for window, got, expected in zip(
-        ids, found, model_logits(checkpoint, backend).logits(ids), strict=True
-    ):
+    original = model_logits(checkpoint, backend).logits(ids)
+    meter = Meter()
+    difference = 0.0
+    scale = 0.0
+    for window, got, expected in zip(ids, found, original, strict=True):
         meter.add(window, got, expected)
         difference = max(difference, float(np.abs(got - expected).max()))
         scale = max(scale, float(np.abs(expected).max()))
@@ -230,7 +238,7 @@ def run_export(
     result = {"runtime": runtime, "tokens": quality.tokens, "logit_difference": difference / scale}
     result |= {"kl": quality.kl, "top1_agreement": quality.top1_agreement}
     text = (
-        f"runtime '{runtime}': KL divergence {quality.kl:.4f} "
-        f"to the dequantized weights, allowed is {LARGEST_KL}"
+        f"runtime '{runtime}': KL divergence {quality.kl:.4f} to the dequantized weights, "
+        f"allowed is {LARGEST_KL}"
     )
     return result | {"differences": [] if quality.kl <= LARGEST_KL else [text]}
