@@ -69,8 +69,12 @@ def make_job(
 def with_kind_of_zeros(
     settings: Mapping[str, Any], exporters: Sequence[Exporter]
 ) -> dict[str, Any]:
-    """Replace "asymmetric" by what it stands for, in overrides too. Raises: BadInput."""
-    settled, overrides = dict(settings), settings.get("overrides")
+    """Replace "asymmetric" by the kind of zero points it stands for, in overrides too.
+
+    Raises: BadInput when the exports have no such kind in common.
+    """
+    settled = dict(settings)
+    overrides = settings.get("overrides")
     if settled.get("zeros") == "asymmetric":
         settled["zeros"] = asymmetric_zeros(exporters)
     if isinstance(overrides, list | tuple):
@@ -85,12 +89,12 @@ def calibration_windows(
     backend: str, texts: Sequence[Text], source: ModelSource, recipe: Recipe, wrote: Wrote
 ) -> Calibration:
     """Draw a recipe's token windows; the model's own text is written by the backend's framework."""
-    framework, device = BACKENDS[backend].framework, device_of(backend)
+    framework = BACKENDS[backend].framework
+    device = device_of(backend)
 
     def make_writer(source: ModelSource, allowed: Windows, seed: int) -> TextWriter:
-        writer: TextWriter = load(WRITERS[framework], "self-written text")(
-            source, allowed, seed, **device
-        )
+        make = load(WRITERS[framework], "self-written text")
+        writer: TextWriter = make(source, allowed, seed, **device)
         return writer
 
     def write(count: int, length: int, seed: int) -> Windows:
@@ -110,23 +114,25 @@ def calibration_windows(
 
 
 def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPlan]:
-    """Choose the fastest way for a job that stays within a size of memory ("8GB"), with its plan.
+    """Fit a job into a size of memory ("8GB"), in the fastest way that does, and return its plan.
 
     Hidden states that must lie on disk do so in `folder`, or in the nearest folder above it that
-    exists. Raises: BadInput for what is no size, and with the smallest one that would do.
+    exists.
+
+    Raises: BadInput for what is no size, and with the smallest one that would do.
     """
     limit = None if max_ram is None else parse_size(max_ram, "--max-ram")
     give_large_arrays_back()
     if job.recipe.needs_calibration:
-        load(
-            ACTIVATIONS[BACKENDS[job.backend.name].framework], "calibration"
-        )  # imports what the process will hold
+        # imports what the process will hold, before the process is measured
+        load(ACTIVATIONS[BACKENDS[job.backend.name].framework], "calibration")
     precision = job.backend.to_numpy(job.backend.asarray(np.zeros(1))).itemsize
     process = measure_process(job.characters, precision)
     memory = choose_way(
         job.source.record.decoder, job.recipe, process, limit, writes_text=job.writes_text
     )
-    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.is_dir())
+    place = folder.resolve()
+    existing = next(path for path in (place, *place.parents) if path.is_dir())
     activations = partial(make_activations, job.backend.name, flow=memory.way.flow(existing))
     return replace(job, make_activations=activations, rows_at_once=memory.way.rows_at_once), memory
 

@@ -1,4 +1,7 @@
-"""`edgeq plan`: what a run will take, found without running it."""
+"""`edgeq plan`: what a run will take, found without running it.
+
+Memory, time and sizes are counted in `edgeq.planning`; here they become one plan of a job.
+"""
 
 import shutil
 from dataclasses import asdict
@@ -29,32 +32,28 @@ def open_outline(model: str) -> ModelSource | None:
         except BadInput:  # of whatever is wrong: the outline reads the same files and says so
             return ModelOutline(path)
         return None
-    return (
-        None if any(path.glob("*.safetensors")) or any(path.glob("*.gguf")) else ModelOutline(path)
-    )
+    if any(path.glob("*.safetensors")) or any(path.glob("*.gguf")):
+        return None
+    return ModelOutline(path)
 
 
 def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
     """Say what a run that writes in a folder takes: memory by part, disk, time, size by format.
 
-    Units: bytes, seconds. Raises: BadInput for sequences that the model is too short for.
+    Units: bytes, seconds.
+    Raises: BadInput for sequences that the model is too short for.
     """
     grids = plan_grids(job.source, job.recipe)
     if needs_calibration(job, grids):
         check_length(job.source, job.recipe.sequence_length)
+    blocks = len(job.source.blocks())
     checkpoint = sum(tensor_bytes(name, *grid, job.source) for name, grid in grids.items())
-    way, recipe = memory.way, job.recipe
-    streams = 1 + (recipe.propagation_share if recipe.needs_drift else 0)
-    states = (
-        streams * recipe.samples * recipe.sequence_length * job.source.record.decoder.hidden * 4
-    )
     exports = [format_row(exporter, grids, job.source) for exporter in job.exporters]
     disk = {"checkpoint": checkpoint} | {row["format"]: row["bytes"] for row in exports}
-    copies = (
-        2 * (len(job.source.blocks()) > 1) + way.states_on_disk
-    )  # two while a block is committed
+    # two while a block is committed, and the one that streams run on
+    copies = 2 * (blocks > 1) + memory.way.states_on_disk
     if needs_calibration(job, grids) and copies:
-        disk["hidden states, while it runs"] = int(copies * states)
+        disk["hidden states, while it runs"] = int(copies * states_bytes(job))
     seconds = stage_seconds(job, memory, grids)
     per_block = sum(seconds.values())
     return {
@@ -65,18 +64,26 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
             "at": memory.peak.name,
             "parts": dict(memory.peak.parts),
         },
-        "way": asdict(way),
+        "way": asdict(memory.way),
         "disk": disk,
         "disk free": shutil.disk_usage(folder).free,
         "seconds": {
             "block": per_block,
-            "blocks": len(job.source.blocks()),
-            "total": per_block * len(job.source.blocks()),
+            "blocks": blocks,
+            "total": per_block * blocks,
             "by stage of a block": seconds,
         },
         "original": job.source.stored_bytes(),
         "formats": exports,
     }
+
+
+def states_bytes(job: Job) -> float:
+    """Count the bytes of both streams' hidden states between two blocks, in float32."""
+    recipe = job.recipe
+    streams = 1 + (recipe.propagation_share if recipe.needs_drift else 0)
+    tokens = streams * recipe.samples * recipe.sequence_length
+    return tokens * job.source.record.decoder.hidden * 4
 
 
 def stage_seconds(job: Job, memory: MemoryPlan, grids: Grids) -> dict[str, float]:
@@ -86,9 +93,8 @@ def stage_seconds(job: Job, memory: MemoryPlan, grids: Grids) -> dict[str, float
         name: shape for name, (shape, grid) in grids.items() if grid is not None and name in linears
     }
     recomputing = memory.way.schedule == "recomputing"
-    return block_seconds(
-        job.source.record.decoder, job.recipe, measure_rates(job.backend), recomputing, solved
-    )
+    rates = measure_rates(job.backend)
+    return block_seconds(job.source.record.decoder, job.recipe, rates, recomputing, solved)
 
 
 def annealing_note(job: Job, memory: MemoryPlan) -> str | None:
@@ -96,9 +102,10 @@ def annealing_note(job: Job, memory: MemoryPlan) -> str | None:
     if not job.recipe.anneal_rounds:
         return None
     seconds = stage_seconds(job, memory, plan_grids(job.source, job.recipe))
-    blocks, annealing = len(job.source.blocks()), seconds.get("annealing", 0.0)
+    blocks = len(job.source.blocks())
+    annealing = show_time(blocks * seconds.get("annealing", 0.0))
+    total = show_time(blocks * sum(seconds.values()))
     return (
-        f"annealing, {job.recipe.anneal_rounds} x "
-        f"{job.recipe.anneal_steps} steps: {show_time(blocks * annealing)} "
-        f"of about {show_time(blocks * sum(seconds.values()))} on this machine"
+        f"annealing, {job.recipe.anneal_rounds} x {job.recipe.anneal_steps} steps: "
+        f"{annealing} of about {total} on this machine"
     )

@@ -1,4 +1,7 @@
-"""What makes two runs the same, on whatever machine and backend: only the same can be continued."""
+"""What makes two runs the same, on whatever machine and backend: only the same can be continued.
+
+How a run is continued is said by `edgeq.run.resume`.
+"""
 
 import hashlib
 import json
@@ -52,18 +55,16 @@ def hash_companions(companions: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def differences(before: Identity, now: Identity) -> list[str]:
-    """Name what is not the same, in the words of a user."""
+    """Describe how two runs differ, in the words of a user; empty where they do not."""
     plain = {"edgeq": "edgeq version", "format_version": "checkpoint format", "model": "model"}
-    found = [
-        _changed(what, before.get(key), now[key])
-        for key, what in plain.items()
-        if before.get(key) != now[key]
-    ]
+    found = []
+    for key, what in plain.items():
+        if before.get(key) != now[key]:
+            found.append(_changed(what, before.get(key), now[key]))
     if before.get("model") == now["model"] and before.get("source") != now["source"]:
         found.append("model: its weights or config are others")
-    found += [
-        f"model: its file {name} is another" for name in _differing(before, now, "companions")
-    ]
+    for name in _differing(before, now, "companions"):
+        found.append(f"model: its file {name} is another")
     old = before.get("recipe") or {}
     for name in _differing(before, now, "recipe"):
         found.append(_changed(f"recipe setting {name}", old.get(name), now["recipe"].get(name)))
@@ -74,13 +75,14 @@ def differences(before: Identity, now: Identity) -> list[str]:
 
 def _changed_texts(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Name texts and shares where these are others, else say that the texts are."""
-    old, new = (
-        ", ".join(f"{text['name']}={text['share']:g}" for text in record.get("texts", ()))
-        for record in (before, now)
-    )
+    old, new = _text_shares(before), _text_shares(now)
     if old != new:
         return f"calibration text: was {old or 'none'}, now {new or 'none'}"
     return "calibration text: it is another" + (WRITTEN if f"{SELF}=" in new else "")
+
+
+def _text_shares(record: Mapping[str, Any]) -> str:
+    return ", ".join(f"{text['name']}={text['share']:g}" for text in record.get("texts", ()))
 
 
 def _differing(before: Identity, now: Identity, key: str) -> Iterator[str]:
@@ -89,8 +91,8 @@ def _differing(before: Identity, now: Identity, key: str) -> Iterator[str]:
 
 
 def _changed(what: str, before: Any, now: Any) -> str:
-    old, new = (
-        "unset" if value is None else json.dumps(value, ensure_ascii=False)
-        for value in (before, now)
-    )
-    return f"{what}: was {old}, now {new}"
+    return f"{what}: was {_shown(before)}, now {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value, ensure_ascii=False)

@@ -40,17 +40,19 @@ MakeCalibration = Callable[[ModelSource, Recipe, Callable[[int, int], None]], Ca
 
 
 class Observer(Protocol):
-    """Who watches a run: the screen, a log, nobody."""
+    """Whoever watches a run: the screen, a log, nobody."""
 
     def wrote(self, tokens: int, total: int) -> None:
-        """The model writes text to calibrate on, and has come this far."""
+        """Note how far the model has come that writes text to calibrate on."""
 
     def begin(self, blocks: int, done: int) -> None:
-        """A run of so many blocks starts; `done` of them were there already."""
+        """Note that a run of so many blocks starts; `done` of them were there already."""
 
-    def solved(self, report: LayerReport) -> None: ...
+    def solved(self, report: LayerReport) -> None:
+        """Note that a layer is solved, and how it came out."""
 
-    def finished_block(self, index: int) -> None: ...
+    def finished_block(self, index: int) -> None:
+        """Note that a block is solved and on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,10 @@ class Job:
     """Everything a run needs.
 
     `make_activations` gets the source, the token windows and on which share of them both streams
-    run, `make_calibration` the source, the recipe, and whom to tell how much text the model has
-    written. For the plan of memory, characters is the size of all texts and writes_text says
-    whether the model writes one. rows_at_once bounds the memory of a layer's solve, None solves all
-    together.
+    run. `make_calibration` gets the source, the recipe, and whom to tell how much text the model
+    has written. For the plan of memory, characters is the size of all texts and writes_text says
+    whether the model writes one. rows_at_once bounds the memory of a layer's solve; None solves all
+    rows together.
     """
 
     source: ModelSource
@@ -85,11 +87,11 @@ def quantize(
     resume: bool = False,
     again: str = "the same call with resume=True",
 ) -> Checkpoint:
-    """Solve every linear layer and write a quantized checkpoint.
+    """Solve every linear layer of a model and write a quantized checkpoint.
 
     Nothing is computed for what cannot be written. A run that stops keeps its finished blocks
-    beside the destination; with `resume` it goes on behind them, and an output that is complete is
-    left as it is. `again` is what the error then names to continue.
+    beside the destination. With `resume` it goes on behind them, and an output that is complete is
+    left as it is. `again` is what the error of a stopped run names to continue.
 
     Raises: BadInput and the other errors of `edgeq.errors`; the destination then is as it was.
     """
@@ -103,9 +105,8 @@ def quantize(
         name: data for name, data in job.source.companions().items() if name != "config.json"
     }
     calibration = start_calibration(job, observer) if needs_calibration(job, grids) else None
-    identity = identify(
-        job.source, job.recipe, None if calibration is None else calibration.record(), companions
-    )
+    texts = None if calibration is None else calibration.record()
+    identity = identify(job.source, job.recipe, texts, companions)
     files = [block_file(block.index) for block in job.source.blocks()]
     with working_on(destination, identity, files, ask) as run:
         if run is not None:
@@ -122,9 +123,9 @@ def solves(grids: Grids, block: BlockSpec) -> bool:
 
 def needs_calibration(job: Job, grids: Grids) -> bool:
     """Say whether any layer is solved with a look at activations."""
-    return job.recipe.needs_calibration and any(
-        solves(grids, block) for block in job.source.blocks()
-    )
+    if not job.recipe.needs_calibration:
+        return False
+    return any(solves(grids, block) for block in job.source.blocks())
 
 
 def start_calibration(job: Job, observer: Observer) -> Calibration:
@@ -145,10 +146,12 @@ def write_model(
     job: Job, grids: Grids, calibration: Calibration | None, run: Run, observer: Observer
 ) -> None:
     """Solve, write and commit block after block, then what lies outside of the blocks."""
-    blocks, findings = job.source.blocks(), run.report
+    blocks = job.source.blocks()
+    findings = run.report
     inside = {name for block in blocks for name in block.tensors}
     outside = [name for name in grids if name not in inside]
-    for name in outside:  # found damaged at the end, they would have cost the whole run
+    # read at once: found damaged at the end, they would have cost the whole run
+    for name in outside:
         read_tensor(job.source, name)
     left = blocks[run.done :]
     activations = None
@@ -160,9 +163,8 @@ def write_model(
     observer.begin(len(blocks), run.done)
     for block in left:
         if activations is None:
-            solved = round_tensors(
-                job, grids, [linear.tensor for linear in block.linears], findings
-            )
+            tensors = [linear.tensor for linear in block.linears]
+            solved = round_tensors(job, grids, tensors, findings)
         else:
             solved = solve_block(job, grids, block, activations, observer, findings)
         names = [name for name in block.tensors if name in grids]
@@ -171,9 +173,8 @@ def write_model(
             run.commit(activations)
         trim()
         observer.finished_block(block.index)
-    write_part(
-        job, run.made / "outer.safetensors", outside, round_tensors(job, grids, outside, findings)
-    )
+    rounded = round_tensors(job, grids, outside, findings)
+    write_part(job, run.made / "outer.safetensors", outside, rounded)
 
 
 def block_file(index: int) -> str:
@@ -208,7 +209,8 @@ def solve_site(
         if job.recipe.chooses_propagation:
             statistics, split = accumulate_split(site, backend)
         else:
-            statistics, split = accumulate(site, backend, drift=job.recipe.needs_drift), None
+            statistics = accumulate(site, backend, drift=job.recipe.needs_drift)
+            split = None
     try:
         with clock("factor"):
             factors = prepare_site(statistics, job.recipe, backend, split=split)
@@ -256,7 +258,7 @@ def round_tensors(
 def write_part(
     job: Job, path: Path, names: Sequence[str], solved: Mapping[str, QuantizedLinear]
 ) -> None:
-    """Write one file with the solved tensors among `names`, the others as the source has them."""
+    """Write one file with the named tensors: those that are solved, and others as they are."""
     with job.clock("write"):
         dense = {name: read_tensor(job.source, name) for name in names if name not in solved}
         write_tensors(path, solved, dense)
@@ -265,12 +267,14 @@ def write_part(
 def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
     """Write edgeq.json, config.json, the tokenizer files and report.json, edgeq.json last.
 
-    Nothing in them depends on time or place. Raises: BadInput when the model was changed meanwhile.
+    Nothing in them depends on time or place.
+
+    Raises: BadInput when the model was changed meanwhile.
     """
     if job.source.fingerprint() != run.identity["source"]["fingerprint"]:
         raise BadInput(
-            f"model {job.source.record.name!r} was changed while "
-            "it was quantized; bring it back or start over"
+            f"model {job.source.record.name!r} was changed while it was quantized; "
+            "bring it back or start over"
         )
     for name, data in companions.items():
         write_bytes(run.made / name, data)
@@ -290,11 +294,14 @@ def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
 def export(
     checkpoint: Checkpoint, exporter: Exporter, destination: Path, *, force: bool = False
 ) -> list[Path]:
-    """Write a checkpoint in one format into a new directory. Raises: BadInput where it cannot."""
+    """Write a checkpoint in one format into a new directory, and return the files written.
+
+    Raises: BadInput where the format cannot hold it, or the directory may not be replaced.
+    """
     check_destination(destination, force=force, source=checkpoint.path)
-    grids: dict[str, Any] = {
-        n: (checkpoint.shape(n), checkpoint.grid(n)) for n in checkpoint.tensor_names()
-    }
+    grids: dict[str, Any] = {}
+    for name in checkpoint.tensor_names():
+        grids[name] = (checkpoint.shape(name), checkpoint.grid(name))
     reason = exporter.reject_reason(checkpoint.record, checkpoint.companions(), grids)
     if reason is not None:
         raise BadInput(f"format {exporter.format.name!r}: {reason}")

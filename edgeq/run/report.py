@@ -22,10 +22,10 @@ VERSION = 1
 
 @dataclass(slots=True)
 class RunReport:
-    """What is known of a run; filled block by block, and complete when the run is over.
+    """The findings of a run, filled block by block and complete when the run is over.
 
-    bits_per_weight is by part ("linear layers", "model"), clamped the number of scales by tensor
-    that hit a limit of their type. calibration_tokens is None where nothing was calibrated.
+    bits_per_weight is by part ("linear layers", "model"). clamped has, by tensor, the number of
+    scales that hit a limit of their type. calibration_tokens is None where nothing was calibrated.
     """
 
     bits_per_weight: dict[str, float] = field(default_factory=dict)
@@ -69,8 +69,8 @@ def report_from(stored: Mapping[str, Any], called: str) -> RunReport:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
-            f"{called}: not the report of a run ({type(error).__name__}: {error}); it is damaged, "
-            f"{MAKE_AGAIN}"
+            f"{called}: not the report of a run ({type(error).__name__}: {error}); "
+            f"it is damaged, {MAKE_AGAIN}"
         ) from error
 
 
@@ -81,6 +81,9 @@ def layer_from(stored: Mapping[str, Any]) -> LayerReport:
 
 
 def read_report(checkpoint: Checkpoint) -> RunReport:
-    """Read the report of the run that made a checkpoint. Raises: BadInput."""
+    """Read the report of the run that made a checkpoint.
+
+    Raises: BadInput when it is missing or damaged.
+    """
     path = checkpoint.path / REPORT_FILE
     return report_from(read_json(path), f"{str(path)!r}")

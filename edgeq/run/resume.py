@@ -1,10 +1,9 @@
 """A run that can be stopped at any moment and continued: what it has on disk until it is done.
 
 In the output's temporary directory lie new/ (what becomes the checkpoint), states/NNNN/ (both
-streams' hidden states behind NNNN blocks) and run.json, which says what the run is, how far it
-came, and the hash of every file that it goes on with. A block counts when run.json counts it: that
-file is replaced after the block's files and states are on disk, and whatever it does not know of is
-removed.
+streams' hidden states behind NNNN blocks) and run.json. run.json says what the run is, how far it
+came, and the hash of every file that it goes on with. It is replaced after a block's file and
+states are on disk; only then the block counts, and whatever run.json does not know of is removed.
 """
 
 import hashlib
@@ -40,7 +39,7 @@ BLOCKS = "blocks"
 
 
 class Damaged(BadInput):
-    """An unfinished run of which something is missing or unreadable: it cannot be continued."""
+    """Raised for an unfinished run that cannot be continued: part of it is lost or damaged."""
 
     def __init__(self, folder: Path, what: str) -> None:
         super().__init__(
@@ -50,7 +49,11 @@ class Damaged(BadInput):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the caller of a run asks for; `again` continues it, for the error that stops it."""
+    """The caller's choice between refusing, replacing and continuing what is there.
+
+    force replaces it, resume continues it. again says how to continue, for the error of a run that
+    stops.
+    """
 
     force: bool = False
     resume: bool = False
@@ -78,7 +81,7 @@ class Run:
         return self.folder / MADE
 
     def record(self, backend: str) -> None:
-        """Note a backend that works on the run."""
+        """Note that a backend works on the run."""
         if backend not in self.backends:
             self.backends.append(backend)
 
@@ -108,28 +111,28 @@ class Run:
             shutil.rmtree(self._states(done - 1))
 
     def restore(self, activations: ActivationSource) -> None:
-        """Let streams go on behind the blocks that are done. Raises: BadInput."""
+        """Let streams go on behind the blocks that are done.
+
+        Raises: BadInput when their hidden states cannot be read.
+        """
         if not self.done:
             return
         try:
             activations.restore(self._states(self.done))
         except (OSError, ValueError, EOFError) as error:
-            raise Damaged(
-                self.folder, f"its hidden states cannot be read ({reason_of(error)})"
-            ) from error
+            what = f"its hidden states cannot be read ({reason_of(error)})"
+            raise Damaged(self.folder, what) from error
 
     def _hash(self, done: int) -> None:
-        """Note the file of the block done last, and the hidden states behind it alone."""
+        """Hash the file of the block done last, and of hidden states those behind it alone."""
         states = [file for file in sorted(self._states(done).glob("*")) if file.is_file()]
-        kept = {
-            name: digest
-            for name, digest in self.hashes.items()
-            if not name.startswith(f"{STATES}/")
-        }
-        new = [self.made / self.files[done - 1], *states]
-        self.hashes = kept | {
-            file.relative_to(self.folder).as_posix(): hash_of_file(file) for file in new
-        }
+        hashes = {}
+        for name, digest in self.hashes.items():
+            if not name.startswith(f"{STATES}/"):
+                hashes[name] = digest
+        for file in (self.made / self.files[done - 1], *states):
+            hashes[file.relative_to(self.folder).as_posix()] = hash_of_file(file)
+        self.hashes = hashes
 
     def check_files(self) -> None:
         """Raise BadInput when a file to go on with is not as it was written; touch nothing."""
@@ -140,7 +143,10 @@ class Run:
                 raise Damaged(self.folder, f"{name} was changed or damaged")
 
     def prepare(self) -> None:
-        """Make what the next block needs, remove what no committed one has. Raises: BadInput."""
+        """Make the folders that the next block needs, and remove what no committed block has.
+
+        Raises: BadInput when a file to go on with is not as it was written.
+        """
         self.check_files()
         for folder in (self.made / BLOCKS, self.folder / STATES):
             folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +175,9 @@ def working_on(
     """Open a run that becomes the output when the context ends well; None where it is that already.
 
     When it fails, or the process ends, the blocks that were committed stay, unless the model itself
-    is damaged. Raises: BadInput when nothing may be continued, started over or replaced.
+    is damaged.
+
+    Raises: BadInput when nothing may be continued, started over or replaced.
     """
     with claimed(destination) as folder:
         run = open_run(destination, folder, Run(folder, identity, files), ask)
@@ -197,7 +205,7 @@ def working_on(
 
 
 def discard(folder: Path) -> None:
-    """Remove a run, its claim to be one first."""
+    """Remove a run, first the file that makes it one."""
     (folder / RUN_FILE).unlink(missing_ok=True)
     clear_contents(folder)
 
@@ -227,17 +235,21 @@ def refuse_unfinished(destination: Path, folder: Path, ask: Ask) -> None:
     if is_unfinished(folder) and not ask.resume and not ask.force:
         found = stored_run(folder)
         raise BadInput(
-            f"output {str(destination)!r}: an unfinished run "
-            f"({found.done} of {len(found.files)} blocks) is there; add "
-            "--resume to continue it or --force to start over"
+            f"output {str(destination)!r}: "
+            f"an unfinished run ({found.done} of {len(found.files)} blocks) is there; "
+            "add --resume to continue it or --force to start over"
         )
 
 
 def stored_run(folder: Path) -> Run:
-    """Read the run that is there, with the identity it was started with. Raises: BadInput."""
+    """Read the run that is there, with the identity it was started with.
+
+    Raises: BadInput when its file is damaged.
+    """
     try:
         content = read_json(folder / RUN_FILE)
-        progress, identity = content["progress"], content["run"]
+        progress = content["progress"]
+        identity = content["run"]
         if content["sha256"] != hash_of_content({"run": identity, "progress": progress}):
             raise ValueError("it was changed")
         return Run(
@@ -254,7 +266,7 @@ def stored_run(folder: Path) -> Run:
 
 
 def hash_of_content(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of plain data, the same before it is written and after it was read."""
+    """Hash plain data by SHA-256, equally before it is written and after it was read."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -263,9 +275,10 @@ def check_same(destination: Path, before: Identity, now: Identity) -> None:
     found = differences(before, now)
     if found:
         raise BadInput(
-            f"output {str(destination)!r}: its unfinished run is "
-            f"another one ({'; '.join(found)}); continue it with "
-            "what it was started with, or start over with --force and without --resume"
+            f"output {str(destination)!r}: "
+            f"its unfinished run is another one ({'; '.join(found)}); "
+            "continue it with what it was started with, "
+            "or start over with --force and without --resume"
         )
 
 
@@ -284,8 +297,8 @@ def is_complete(destination: Path, identity: Identity, *, force: bool) -> bool:
         raise
     if found and not force:
         raise BadInput(
-            f"output {str(destination)!r} is complete, but of "
-            f"another run ({'; '.join(found)}); choose another name "
-            "or pass --force to replace it"
+            f"output {str(destination)!r} is complete, "
+            f"but of another run ({'; '.join(found)}); "
+            "choose another name or pass --force to replace it"
         )
     return not found
