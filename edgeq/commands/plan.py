@@ -17,6 +17,11 @@ from edgeq.commands.quantize import quantize_command
 if TYPE_CHECKING:
     from rich.console import Console
 
+SCHEDULES = {
+    "standing": "all batches held at each layer (fast)",
+    "recomputing": "batch by batch, recomputed (small)",
+}
+"""What people see of the schedules of `edgeq.streams.blockwise.Flow`; JSON has their names."""
 ONLY_OF_RUNS = ("force", "evaluated", "resume", "log_file")
 """Options that a plan takes, so that a command line can stay as it is, and does not look at."""
 OUTPUT_OPTION = click.Option(
@@ -94,26 +99,21 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     from edgeq.commands.screen import facts_table  # noqa: PLC0415
     from edgeq.words import show_size, show_time  # noqa: PLC0415
 
-    table, memory, way, seconds = facts_table(), plan["memory"], plan["way"], plan["seconds"]
-    table.add_row(
-        "model", f"{plan['model']}, {seconds['blocks']} blocks, {show_size(plan['original'])}"
-    )
-    parts = "\n".join(
-        f"{show_size(size):>8}  {part}" for part, size in memory["parts"].items() if size
-    )
-    table.add_row("memory", f"{show_size(memory['peak'])} at most, at {memory['at']}\n{parts}")
-    table.add_row("schedule", describe_way(way))
+    table = facts_table()
+    memory = plan["memory"]
+    seconds = plan["seconds"]
+    size = show_size(plan["original"])
+    table.add_row("model", f"{plan['model']}, {seconds['blocks']} blocks, {size}")
+    lines = [f"{show_size(memory['peak'])} at most, at {memory['at']}"]
+    lines += [f"{show_size(size):>8}  {part}" for part, size in memory["parts"].items() if size]
+    table.add_row("memory", "\n".join(lines))
+    table.add_row("schedule", describe_way(plan["way"]))
     disk = ", ".join(f"{part} {show_size(size)}" for part, size in plan["disk"].items())
     table.add_row("disk", f"{disk}; {show_size(plan['disk free'])} free")
-    stages = ", ".join(
-        f"{stage} {show_time(value)}"
-        for stage, value in seconds["by stage of a block"].items()
-        if value
-    )
-    table.add_row(
-        "time",
-        f"about {show_time(seconds['total'])}, {show_time(seconds['block'])} a block ({stages})",
-    )
+    by_stage = seconds["by stage of a block"]
+    stages = ", ".join(f"{stage} {show_time(taken)}" for stage, taken in by_stage.items() if taken)
+    total = show_time(seconds["total"])
+    table.add_row("time", f"about {total}, {show_time(seconds['block'])} a block ({stages})")
     for row in plan["formats"]:
         fits = f"does not fit: {row['refused']}" if row["refused"] else f"loads in {row['read_by']}"
         table.add_row(row["format"], f"{show_size(row['bytes'])}, {fits}")
@@ -121,10 +121,10 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
 
 
 def describe_way(way: Mapping[str, Any]) -> str:
-    """Write the way that a run fits into its memory in words."""
+    """Say in words in which way a run fits into its memory."""
     rows = "all rows" if way["rows_at_once"] is None else f"{way['rows_at_once']} rows"
     states = "on disk" if way["states_on_disk"] else "in memory"
     return (
-        f"{way['schedule']}, batches of {way['batch_tokens']} "
-        f"tokens, hidden states {states}, {rows} solved at once"
+        f"{SCHEDULES[way['schedule']]}, batches of {way['batch_tokens']} tokens, "
+        f"hidden states {states}, {rows} solved at once"
     )

@@ -35,7 +35,7 @@ def test_a_plan_on_the_screen_names_memory_time_and_disk(edgeq, saved_model, qui
     for word in (
         "memory",
         "framework and program",
-        "standing",
+        "all batches held at each layer (fast)",
         "disk",
         "checkpoint",
         "time",
