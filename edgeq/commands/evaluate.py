@@ -1,4 +1,7 @@
-"""`edgeq evaluate`. Heavy imports stand inside of the command."""
+"""`edgeq evaluate`: the options of a measurement.
+
+Heavy imports stand inside of the command.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""`edgeq export`. Heavy imports stand inside of the command."""
+"""`edgeq export`: one format written from a checkpoint.
+
+Heavy imports stand inside of the command.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,7 +66,10 @@ def write_export(
     *,
     force: bool,
 ) -> dict[str, Any]:
-    """Write a format and say what was written. Units: bytes."""
+    """Write a checkpoint in one format, and return the files written with their sizes.
+
+    Units: bytes.
+    """
     from edgeq.checkpoint.reader import Checkpoint  # noqa: PLC0415
     from edgeq.files.storage import size_of  # noqa: PLC0415
     from edgeq.registry import load_exporter  # noqa: PLC0415

@@ -10,7 +10,7 @@ from edgeq.commands.signals import Stopped
 from edgeq.errors import EdgeqError, reason_of
 
 TRACEBACK_VARIABLE = "EDGEQ_TRACEBACK"
-INTERRUPTED = 130
+INTERRUPTED = 130  # as shells say it of Ctrl-C: 128 + SIGINT
 # What torch and MLX say of it: mere RuntimeErrors.
 NO_MEMORY = re.compile(r"out of memory|can't allocate|unable to allocate", re.IGNORECASE)
 LOST_DEVICE = re.compile(
@@ -19,7 +19,7 @@ LOST_DEVICE = re.compile(
 
 
 def report_failure(error: BaseException) -> int:
-    """Print one line on standard error, for usage what click prints; return the exit status."""
+    """Print one line on standard error, or what click prints of usage; return the exit status."""
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code
@@ -45,14 +45,13 @@ def describe(error: BaseException) -> str:
             "check the path, its permissions and the disk"
         )
     first_line = str(error).strip().partition("\n")[0]
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))
-    ):
+    of_framework = isinstance(error, RuntimeError)
+    if isinstance(error, MemoryError) or (of_framework and NO_MEMORY.search(str(error))):
         return (
             f"memory ran out ({first_line or 'no more is said'}); "
             "close other programs or use another --backend"
         )
-    if isinstance(error, RuntimeError) and LOST_DEVICE.search(first_line):
+    if of_framework and LOST_DEVICE.search(first_line):
         return f"the device failed ({first_line}); try again or use another --backend"
     advice = f"please report it, with {TRACEBACK_VARIABLE}=1 set for details"
     return f"unexpected {type(error).__name__}: {first_line}; {advice}"

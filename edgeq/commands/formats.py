@@ -26,7 +26,7 @@ FITS = {
 
 
 class OptionsOfFormats(click.Option):
-    """Stands where a `FormatCommand` takes the options of all formats."""
+    """The place where a `FormatCommand` takes the options of all formats."""
 
 
 format_options = click.option("--export-options", COLLECTED, cls=OptionsOfFormats, hidden=True)
@@ -34,10 +34,10 @@ format_options = click.option("--export-options", COLLECTED, cls=OptionsOfFormat
 
 
 class FormatCommand(click.Command):
-    """Takes the options that formats describe, and passes them on as one mapping by name."""
+    """A command that takes the options formats describe, and passes them on as one mapping."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """List the options with those of the formats; each value None where it was not given."""
+        """List the options with those of the formats, whose values are None where not given."""
         params: list[click.Parameter] = []
         for param in super().get_params(ctx):
             params += _format_params() if isinstance(param, OptionsOfFormats) else [param]
@@ -106,7 +106,7 @@ def list_formats(checkpoint: Path | None) -> dict[str, Any]:
 
 
 def show_formats(console: "Console", result: Mapping[str, Any]) -> None:
-    """Print a line for each format, and one for what a checkpoint is to it."""
+    """Print a line for each format, and one that says whether a checkpoint fits it."""
     for row in result["formats"]:
         console.print(f"{row['name']}: {_held_text(row)}", highlight=False, soft_wrap=True)
         if "missing" in row:

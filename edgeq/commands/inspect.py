@@ -1,4 +1,7 @@
-"""`edgeq inspect`. Heavy imports stand inside of the command."""
+"""`edgeq inspect`: what lies in a model or a checkpoint.
+
+Heavy imports stand inside of the command.
+"""
 
 import click
 

@@ -23,7 +23,7 @@ def user_path(text: str) -> Path:
 
 
 def user_text(value: str) -> str:
-    """Read a path that may have something behind it; a `Path` would lose ./ in front (./self)."""
+    """Read a path that may have a share behind it; a `Path` would lose ./ in front (./self)."""
     return os.path.expanduser(value)
 
 
@@ -57,7 +57,7 @@ BACKEND_OPTION = click.option(
 
 
 def setting_options(command: Command) -> Command:
-    """Add an option for every setting that is one, the preset before and --keep-dense behind."""
+    """Add an option for every setting that has one, after --quality and before --keep-dense."""
     dense = click.option(
         "--keep-dense",
         multiple=True,
@@ -72,7 +72,8 @@ def setting_options(command: Command) -> Command:
     )
     rows = [row for row in TABLE.values() if row.option is not None]
     decorators: list[Callable[[Command], Command]] = [quality, *map(setting_option, rows), dense]
-    for decorator in reversed(decorators):  # click shows the one applied last first
+    # click shows the one applied last first
+    for decorator in reversed(decorators):
         command = decorator(command)
     return command
 
@@ -93,7 +94,7 @@ def setting_option(row: Setting) -> Callable[[Command], Command]:
 
 
 def option_type(rule: Rule[Any]) -> "click.ParamType[Any]":
-    """Return how click reads a value; where words are allowed the setting's rule judges them."""
+    """Choose how click reads a value; where words are allowed, the setting's rule judges them."""
     if not rule.words:
         return TYPES[rule.kind]
 
@@ -137,8 +138,11 @@ def option_words(options: Mapping[str, Any]) -> list[str]:
     """Write options with the values they were given as words of a command line."""
     words = []
     for name, value in options.items():
-        if value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        if value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(str(value))
     return words
 
 
@@ -160,13 +164,17 @@ def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[st
     dense = [{"layers": name, "bits": DENSE_BITS} for name in given.pop("keep_dense", ())]
     chosen = {name: setting_value(name, value) for name, value in given.items()}
     stated = settings.get("overrides", [])
-    if dense and isinstance(stated, list):  # else whoever reads them refuses them
+    # what is no list is refused by whoever makes a recipe of it
+    if dense and isinstance(stated, list):
         chosen["overrides"] = [*stated, *dense]
     return settings | chosen
 
 
 def setting_value(name: str, value: Any) -> Any:
-    """Return what an option sets. Raises: BadInput by the name of the option."""
+    """Return what an option sets.
+
+    Raises: BadInput by the name of the option.
+    """
     if name == "quality":
         return value
     row = TABLE[name]

@@ -24,7 +24,7 @@ from edgeq.solving.report import LayerReport, Stage
 
 
 class Silent:
-    """Nobody watches."""
+    """An observer that shows nothing, for runs that nobody watches."""
 
     def wrote(self, tokens: int, total: int) -> None:
         pass
@@ -43,7 +43,10 @@ class Lines:
     """One plain line per block, with the time left and the memory in use, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._blocks, self._before, self._start = console, 0, 0, 0.0
+        self._console = console
+        self._blocks = 0
+        self._before = 0
+        self._start = 0.0
         self._layers: list[LayerReport] = []
         self._written = 0
 
@@ -55,7 +58,9 @@ class Lines:
         self._written = tenths
 
     def begin(self, blocks: int, done: int) -> None:
-        self._blocks, self._before, self._start = blocks, done, time.monotonic()
+        self._blocks = blocks
+        self._before = done
+        self._start = time.monotonic()
         if done:
             self._print(f"{done} of {blocks} blocks are there")
 
@@ -128,30 +133,22 @@ class Log:
         self._write(f"{blocks} blocks, {done} of them there already")
 
     def solved(self, report: LayerReport) -> None:
-        self._write(
-            ", ".join(
-                [
-                    report.name,
-                    f"error {report.final_loss:.3g}",
-                    *against_rounding([report]),
-                    *memory(),
-                ]
-            )
-        )
+        error = f"error {report.final_loss:.3g}"
+        self._write(", ".join([report.name, error, *against_rounding([report]), *memory()]))
 
     def finished_block(self, index: int) -> None:
         self._write(f"block {index + 1} is done")
 
     def _write(self, text: str) -> None:
-        line = f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n"
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
         try:
-            self._file.write(line.encode())
+            self._file.write(f"{now} {text}\n".encode())
         except OSError as error:
             raise unwritable(self._path, error) from error
 
 
 class Both:
-    """Two who watch."""
+    """Two observers that watch the same run."""
 
     def __init__(self, one: Observer, other: Observer) -> None:
         self._watching = (one, other)
@@ -179,8 +176,9 @@ def watching(
 ) -> Iterator[Observer]:
     """Watch a run: a bar in a terminal unless plain lines are wanted, beside it a log file.
 
-    The log file is appended to. Raises: BadInput when the log file cannot be written, or lies among
-    what the run itself writes.
+    The log file is appended to.
+
+    Raises: BadInput when the log file cannot be written, or lies among what the run itself writes.
     """
     check_log_file(log_file, output)
     with ExitStack() as stack:
@@ -200,12 +198,13 @@ def check_log_file(log_file: Path | None, output: Path) -> None:
     """Raise BadInput for a log file among what the run itself writes."""
     if log_file is not None and log_file.resolve().is_relative_to(output.resolve()):
         raise BadInput(
-            f"--log-file {str(log_file)!r} lies in the "
-            f"output; choose a place outside of {str(output)!r}"
+            f"--log-file {str(log_file)!r} lies in the output; "
+            f"choose a place outside of {str(output)!r}"
         )
 
 
 def unwritable(log_file: Path, error: OSError) -> BadInput:
+    """Make the error for a log file that cannot be written."""
     return BadInput(
         f"--log-file {str(log_file)!r}: {reason_of(error).lower()}; "
         "choose a file that can be written"
@@ -215,11 +214,10 @@ def unwritable(log_file: Path, error: OSError) -> BadInput:
 def against_rounding(layers: Sequence[LayerReport]) -> list[str]:
     """Compare the loss of layers with that of plain rounding, in words, where there is one."""
     plain = sum(report.losses.get(Stage.NEAREST, 0.0) for report in layers)
-    return (
-        [f"layer error {sum(report.final_loss for report in layers) / plain:.0%} of plain rounding"]
-        if plain
-        else []
-    )
+    if not plain:
+        return []
+    share = sum(report.final_loss for report in layers) / plain
+    return [f"layer error {share:.0%} of plain rounding"]
 
 
 def memory() -> list[str]:

@@ -1,4 +1,7 @@
-"""`edgeq quantize`. Heavy imports stand inside of the command."""
+"""`edgeq quantize`: from a model's name and settings to a checkpoint.
+
+Heavy imports stand inside of the command.
+"""
 
 import shlex
 import sys

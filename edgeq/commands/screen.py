@@ -60,7 +60,7 @@ def facts_table() -> Table:
 
 
 def show_run(console: Console, finished: FinishedRun) -> None:
-    """Print the last screen of `edgeq quantize`: sizes, errors, times and what was unusual."""
+    """Print the result of `edgeq quantize`: sizes, errors, times and what was unusual."""
     table = facts_table()
     table.add_row("model", finished.model)
     table.add_row("written to", str(finished.output))
@@ -132,14 +132,11 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
     table = facts_table()
     table.add_row("runtime", f"{quality['runtime']}, {quality['tokens']} tokens")
     original = quality["reference_perplexity"]
-    table.add_row(
-        "perplexity",
-        f"{quality['perplexity']:.3f}" + (f" (original {original:.3f})" if original else ""),
-    )
+    beside = f" (original {original:.3f})" if original else ""
+    table.add_row("perplexity", f"{quality['perplexity']:.3f}{beside}")
     if quality["kl"] is not None:
-        table.add_row(
-            "KL divergence", f"{quality['kl']:.4f} nats per token (0 is equal, lower is better)"
-        )
+        divergence = f"{quality['kl']:.4f} nats per token (0 is equal, lower is better)"
+        table.add_row("KL divergence", divergence)
         table.add_row("same top token", f"{quality['top1_agreement']:.1%}")
     console.print(table, highlight=False)
 
@@ -154,8 +151,5 @@ def show_inspection(console: Console, result: Mapping[str, Any]) -> None:
     console.print(", ".join(facts), highlight=False, soft_wrap=True)
     for row in result["tensors"]:
         shape = " x ".join(map(str, row["shape"]))
-        console.print(
-            f"{row['count']:5}  {row['name']:48} {shape:14} {row['stored_as']}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        line = f"{row['count']:5}  {row['name']:48} {shape:14} {row['stored_as']}"
+        console.print(line, highlight=False, soft_wrap=True)

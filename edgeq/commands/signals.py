@@ -12,7 +12,7 @@ CLEANUP_SECONDS = 5.0  # more than removing a temporary directory takes
 
 
 class Stopped(BaseException):
-    """A signal asked to stop; no Exception, so that nothing handles it as an error."""
+    """Raised when a signal asks to stop; no Exception, so that nothing handles it as an error."""
 
     def __init__(self, number: int) -> None:
         super().__init__("stopped")
@@ -20,14 +20,15 @@ class Stopped(BaseException):
 
     @property
     def status(self) -> int:
-        """The exit status by which shells know the signal."""
+        """Return the exit status by which shells know the signal."""
         return 128 + self.number
 
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
     """Let signals that stop raise `Stopped` inside; those ignored before (nohup) stay ignored."""
-    if threading.current_thread() is not threading.main_thread():  # no other may handle signals
+    # only the main thread may handle signals
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]

@@ -35,8 +35,10 @@ LARGE_ERROR = 0.5  # of a layer's output energy: rounding well loses a few hundr
 class FinishedRun:
     """A finished run as the last screen shows it.
 
-    original is the model as the user named it; exports are by format what a runtime is given; notes
-    say what was not done as usual; quality is what `evaluate` measured, where it was asked for.
+    original is the model as the user named it. exports are, by format, what a runtime is given.
+    notes say what was not done as usual. quality is what `evaluate` measured, where it was asked
+    for.
+
     Units: sizes in bytes, seconds of wall-clock time by stage.
     """
 
@@ -52,17 +54,17 @@ class FinishedRun:
 
     @property
     def result(self) -> str:
-        """What `evaluate` is given: the first export, or the checkpoint where there is none."""
+        """Return what `evaluate` is given: the first export, or the checkpoint without one."""
         return next(iter(self.exports.values()), str(self.output))
 
     @property
     def worst_layers(self) -> list[LayerReport]:
-        """The few layers with the largest errors."""
+        """Return the few layers with the largest errors, the worst first."""
         return self.report.worst_layers(WORST_LAYERS)
 
     @property
     def total_seconds(self) -> float:
-        """The time of all stages together."""
+        """Add up the time of all stages."""
         return sum(self.seconds.values())
 
     def plain(self) -> dict[str, Any]:
@@ -84,15 +86,18 @@ class FinishedRun:
 
 
 def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
-    """Write the exports and gather sizes, errors, times and what was not done as usual.
+    """Write the exports, and gather sizes, errors, times and what was not done as usual.
 
     Raises: BadInput for an export that is there and not what this run would write.
     """
-    exports, stored, kept = {}, {}, []
+    exports = {}
+    stored = {}
+    kept = []
     for exporter in job.exporters:
         name = exporter.format.name
         folder = checkpoint.path / name
-        if is_sealed(folder, checkpoint):  # of a run continued when its checkpoint was complete
+        # there already: the run was continued when its checkpoint was complete
+        if is_sealed(folder, checkpoint):
             check_kept(folder, exporter)
             path = runnable(folder, exporter.format)
             kept.append(f"format {name!r} was there already and stays as it is")
@@ -133,7 +138,9 @@ def check_kept(folder: Path, exporter: Exporter) -> None:
 
 def runnable(folder: Path, described: Format) -> Path:
     """Find what a runtime is given of an export: its one file, or the directory."""
-    return folder / str(read_json(folder / MANIFEST_FILE)["file"]) if described.suffix else folder
+    if not described.suffix:
+        return folder
+    return folder / str(read_json(folder / MANIFEST_FILE)["file"])
 
 
 def stored_size(path: Path, described: Format) -> int:
@@ -147,7 +154,7 @@ def stored_size(path: Path, described: Format) -> int:
 def keeping(
     checkpoint: Checkpoint, exports: Mapping[str, Sequence[str]], *, evaluated_against: str | None
 ) -> Iterator[None]:
-    """Tell whatever stops the commands inside that the checkpoint stays, and how to continue.
+    """Note on whatever stops the commands inside that the checkpoint stays, and how to continue.
 
     exports has the options of each format as words of the command line.
     """
@@ -170,12 +177,13 @@ def keeping(
 
 def short_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[str]:
     """Note each calibration text whose sequences repeat tokens."""
+    if calibration is None:
+        return []
     length = recipe.sequence_length
     return [
-        f"calibration text {text['name']!r}: {text['samples']} "
-        f"sequences of {length} overlap in its {text['tokens']} "
-        "tokens; more text is better"
-        for text in (calibration["texts"] if calibration is not None else ())
+        f"calibration text {text['name']!r}: {text['samples']} sequences of {length} overlap "
+        f"in its {text['tokens']} tokens; more text is better"
+        for text in calibration["texts"]
         if text["samples"] * length > text["tokens"]
     ]
 
@@ -191,8 +199,8 @@ def notes(report: RunReport, grids: Grids) -> list[str]:
     if few:
         found.append(
             f"error propagation is damped {few[0].propagation_damping:g} in {len(few)} layers, "
-            f"such as {few[0].name}: fewer than {FEW_TOKENS} tokens for each input; more --samples "
-            "allow less"
+            f"such as {few[0].name}: fewer than {FEW_TOKENS} tokens for each input; "
+            "more --samples allow less"
         )
     for layer in report.layers:
         found += layer_notes(layer)

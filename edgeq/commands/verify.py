@@ -1,4 +1,7 @@
-"""`edgeq verify`. Heavy imports stand inside of the command."""
+"""`edgeq verify`: an export read back and compared.
+
+Heavy imports stand inside of the command.
+"""
 
 import sys
 from collections.abc import Mapping
@@ -67,17 +70,13 @@ def show_verified(console: "Console", result: Mapping[str, Any]) -> None:
     console.print(text, highlight=False, soft_wrap=True)
     if "run" in result:
         run = result["run"]
-        console.print(
-            f"{run['runtime']}, {run['tokens']} tokens: KL "
-            f"divergence {run['kl']:.5f}, same top token "
-            f"{run['top1_agreement']:.1%}, largest logit difference "
-            f"{run['logit_difference']:.2g} of the largest logit",
-            highlight=False,
-            soft_wrap=True,
+        measured = (
+            f"{run['runtime']}, {run['tokens']} tokens: "
+            f"KL divergence {run['kl']:.5f}, same top token {run['top1_agreement']:.1%}, "
+            f"largest logit difference {run['logit_difference']:.2g} of the largest logit"
         )
-    verdict = (
-        f"{len(result['differences'])} differences"
-        if result["differences"]
-        else "everything as it was written"
-    )
+        console.print(measured, highlight=False, soft_wrap=True)
+    verdict = "everything as it was written"
+    if result["differences"]:
+        verdict = f"{len(result['differences'])} differences"
     console.print(verdict, highlight=False, soft_wrap=True)
