@@ -1,4 +1,4 @@
-"""Who may import whom, and how long files and functions may be: read from the syntax trees.
+"""Who may import whom, how long files and functions may be, how they read: from syntax trees.
 
 ALLOWED is the table of rooms. An import inside of a function counts as one at the top.
 """
@@ -218,6 +218,48 @@ def test_files_and_functions_stay_short(name):
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno + 1 <= 60, f"{name}.{node.name}"
+
+
+def nested_conditionals(tree):
+    """Lines of the conditional expressions that stand inside of another."""
+    conditionals = [node for node in ast.walk(tree) if isinstance(node, ast.IfExp)]
+    inner = [node for outer in conditionals for node in ast.walk(outer) if node is not outer]
+    return sorted({node.lineno for node in inner if isinstance(node, ast.IfExp)})
+
+
+def first_lines(tree):
+    """Name of every function and class with a docstring, and its first line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            text = ast.get_docstring(node)
+            if text is not None:
+                yield node.name, text.partition("\n")[0]
+
+
+@pytest.mark.parametrize("name", in_package("edgeq") + in_package("edgeq_backends"))
+def test_no_conditional_expression_stands_inside_of_another(name):
+    assert nested_conditionals(TREES[name]) == []
+
+
+def test_a_nested_conditional_expression_is_found_wherever_it_stands():
+    assert nested_conditionals(ast.parse("x = a if b else c")) == []
+    assert nested_conditionals(ast.parse("x = a if b else c if d else e")) == [1]
+    assert nested_conditionals(ast.parse("x = f([\n1 if a else 2]) if b else c")) == [2]
+
+
+SENTENCES = ("checkpoint", "commands", "measuring", "planning", "recipe", "run", "solving")
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) in SENTENCES])
+def test_the_first_line_of_a_docstring_is_a_whole_sentence(name):
+    torn = [of for of, line in first_lines(TREES[name]) if not line.endswith(".")]
+    assert torn == []
+
+
+def test_a_sentence_that_goes_on_in_a_second_line_is_found():
+    whole = 'def f():\n    """Do it.\n\n    More.\n    """\n'
+    torn = 'class C:\n    def g(self):\n        """Do it\n        now."""\n'
+    assert dict(first_lines(ast.parse(whole + torn))) == {"f": "Do it.", "g": "Do it"}
 
 
 @pytest.mark.parametrize(
