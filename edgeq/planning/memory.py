@@ -163,7 +163,7 @@ def moments(
     if recipe.needs_calibration and writes_text:
         yield Moment(WRITING, base | writing_parts(decoder, recipe))
     if recipe.needs_calibration:
-        run = _Run(decoder, recipe, process.precision, way)
+        run = _RunSizes(decoder, recipe, process.precision, way)
         for site in range(len(decoder.layers[0].sites)):
             for name, parts in run.site_moments(site):
                 yield Moment(name, base | parts)
@@ -180,7 +180,7 @@ def writing_parts(decoder: Decoder, recipe: Recipe) -> dict[str, int]:
     }
 
 
-class _Run:
+class _RunSizes:
     """The sizes that the moments of one run are made of."""
 
     def __init__(self, decoder: Decoder, recipe: Recipe, precision: int, way: Way) -> None:

@@ -38,7 +38,7 @@ class Posed:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Run = Callable[[Problem, Solution], Solution | Posed]
+BoundStep = Callable[[Problem, Solution], Solution | Posed]
 """A step with all its settings: gives a better solution or, where it changes the problem, that."""
 
 
@@ -72,13 +72,13 @@ class Step:
     """
 
     clock: str
-    bind: Callable[[Layer], Run]
+    bind: Callable[[Layer], BoundStep]
     stage: Stage | None = None
     is_asked: Callable[[Recipe], bool] = lambda recipe: True
     cost: Callable[[Recipe], Cost] = lambda recipe: Cost()
 
 
-def correction(layer: Layer) -> Run:
+def correction(layer: Layer) -> BoundStep:
     """Move the weight that is to be solved for against inherited error, as QEP does."""
 
     def run(problem: Problem, solution: Solution) -> Posed:
@@ -106,7 +106,7 @@ def plain_rounding(problem: Problem, solution: Solution) -> Solution:
     return round_to_nearest(problem, fit_min_max(problem.V, problem.grid, problem.backend))
 
 
-def outlier_choice(layer: Layer) -> Run:
+def outlier_choice(layer: Layer) -> BoundStep:
     """Choose outlier columns, and solve the layer around them."""
     site = layer.site
 
@@ -138,7 +138,7 @@ def first_scales(problem: Problem, recipe: Recipe) -> Solution:
     return search_scales(problem, ScaleSearch(recipe.scale_candidates, recipe.scale_refits))
 
 
-def scale_search(layer: Layer) -> Run:
+def scale_search(layer: Layer) -> BoundStep:
     """Choose the scales that codes are solved on."""
     return lambda problem, solution: first_scales(problem, layer.recipe)
 
@@ -148,7 +148,7 @@ def search_cost(recipe: Recipe) -> Cost:
     return Cost(candidates=0 if recipe.scales == "none" else recipe.scale_candidates)
 
 
-def refined_problem(layer: Layer) -> Run:
+def refined_problem(layer: Layer) -> BoundStep:
     """State what all refinements lower: linear terms, outlier columns eliminated from them."""
 
     def run(problem: Problem, solution: Solution) -> Posed:
@@ -180,13 +180,13 @@ def refined_cost(recipe: Recipe) -> Cost:
     return Cost(4.0 if own_drift else 0.0)  # the products of the weight with H and with D
 
 
-def sweeps(layer: Layer) -> Run:
+def sweeps(layer: Layer) -> BoundStep:
     """Bind QuantEase's sweeps over the codes to what the recipe says of them."""
     recipe = layer.recipe
     return partial(descend_codes, sweeps=Sweeps(recipe.sweep_count, recipe.relaxed_sweeps))
 
 
-def annealing(layer: Layer) -> Run:
+def annealing(layer: Layer) -> BoundStep:
     """Bind quasi-quantum annealing of the codes to what the recipe says of it."""
     settings = Annealing(steps=layer.recipe.anneal_steps, seed=layer.recipe.seed)
     return partial(anneal_codes, settings=settings, rounds=layer.recipe.anneal_rounds)
@@ -198,12 +198,12 @@ def cost_of_annealing(recipe: Recipe) -> Cost:
     return Cost(LOSS, annealing=annealing_cost(settings, rounds=recipe.anneal_rounds))
 
 
-def scale_refit(layer: Layer) -> Run:
+def scale_refit(layer: Layer) -> BoundStep:
     """Bind stage 2 of the scales to what the recipe says of it."""
     return partial(refit_scales, refit=Refit(exact=layer.recipe.refit_exactly))
 
 
-def alternation(layer: Layer) -> Run:
+def alternation(layer: Layer) -> BoundStep:
     """Bind further turns of sweeps and refits to what the recipe says of them."""
     recipe = layer.recipe
     turns = Turns(

@@ -10,7 +10,7 @@ from edgeq.errors import UnsupportedModel
 from edgeq.streams.schedule import Forward
 from edgeq.types import Array, NumpyArray
 
-Run = Callable[[], Array]
+Pass = Callable[[], Array]
 """Runs one batch through the block, from its start."""
 
 
@@ -24,8 +24,8 @@ class RecomputedStreams:
 
     def __init__(
         self,
-        full: Sequence[Run],
-        quantized: Sequence[Run],
+        full: Sequence[Pass],
+        quantized: Sequence[Pass],
         set_weight: Callable[[str, Array], Array],
         keep: Callable[[bool, int, Array], None],
     ) -> None:
