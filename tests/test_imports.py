@@ -236,7 +236,7 @@ def first_lines(tree):
                 yield node.name, text.partition("\n")[0]
 
 
-@pytest.mark.parametrize("name", in_package("edgeq") + in_package("edgeq_backends"))
+@pytest.mark.parametrize("name", MODULES)
 def test_no_conditional_expression_stands_inside_of_another(name):
     assert nested_conditionals(TREES[name]) == []
 
@@ -247,10 +247,7 @@ def test_a_nested_conditional_expression_is_found_wherever_it_stands():
     assert nested_conditionals(ast.parse("x = f([\n1 if a else 2]) if b else c")) == [2]
 
 
-SENTENCES = ("checkpoint", "commands", "measuring", "planning", "recipe", "run", "solving")
-
-
-@pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) in SENTENCES])
+@pytest.mark.parametrize("name", MODULES)
 def test_the_first_line_of_a_docstring_is_a_whole_sentence(name):
     torn = [of for of, line in first_lines(TREES[name]) if not line.endswith(".")]
     assert torn == []
