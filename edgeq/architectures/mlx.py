@@ -6,7 +6,7 @@ Both the mlx backend and the MLX exporter go by this.
 from collections.abc import Mapping
 from typing import Any
 
-from edgeq.architectures.families import families
+from edgeq.architectures.requirements import why_not_activation, why_not_named, why_not_stated
 from edgeq.architectures.rope import why_not_rope
 from edgeq.decoder import Decoder, MlxNames, ModelRecord
 
@@ -18,23 +18,17 @@ def why_not_mlx(record: ModelRecord) -> str | None:
     decoder, names = record.decoder, record.decoder.names.mlx
     if record.stated.get("model_file") is not None:
         return "config.json names a model_file, code that mlx-lm would run; remove the key"
-    if names is None:
-        return (
-            f"model_type '{decoder.model_type}' is not supported; "
-            f"mlx-lm computes as torch does: {', '.join(families())}"
-        )
-    if decoder.epsilon is None:
-        return "config.json lacks rms_norm_eps, which mlx-lm needs; add it"
-    activation = decoder.layers[0].mlp.activation
-    if activation != "silu":
-        return (
-            f"hidden_act '{activation}' is not supported; "
-            f"mlx-lm computes {decoder.model_type} with silu"
-        )
-    return _why_not_attention(decoder, names) or why_not_rope(decoder, "mlx-lm")
+    return (
+        why_not_named(decoder, names, "mlx-lm computes as torch does:")
+        or why_not_stated(decoder, "mlx-lm", context=False)
+        or why_not_activation(decoder, "mlx-lm")
+        or _why_not_attention(decoder, names)
+        or why_not_rope(decoder, "mlx-lm")
+    )
 
 
-def _why_not_attention(decoder: Decoder, names: MlxNames) -> str | None:
+def _why_not_attention(decoder: Decoder, names: MlxNames | None) -> str | None:
+    assert names is not None
     if names.windows == "refused" and any(layer.attention.window for layer in decoder.layers):
         return (
             "use_sliding_window is not supported; "

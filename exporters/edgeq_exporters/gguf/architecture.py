@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.architectures.families import families
+from edgeq.architectures.requirements import why_not_activation, why_not_named, why_not_stated
 from edgeq.architectures.rope import llama3_factors, why_not_rope
 from edgeq.decoder import Decoder, GgufNames
 
@@ -23,22 +23,12 @@ def names_of(decoder: Decoder) -> GgufNames:
 
 def why_not_architecture(decoder: Decoder) -> str | None:
     """Say what keeps a model out of llama.cpp's architectures and what to change, or None."""
-    if decoder.names.gguf is None:
-        return (
-            f"model_type '{decoder.model_type}' is not supported; "
-            f"GGUF export knows {', '.join(families())}"
-        )
-    stated = {"max_position_embeddings": decoder.context, "rms_norm_eps": decoder.epsilon}
-    missing = [key for key, value in stated.items() if value is None]
-    if missing:
-        return f"config.json lacks {', '.join(missing)}, which GGUF needs; add it"
-    activation = decoder.layers[0].mlp.activation
-    if activation != "silu":
-        return (
-            f"hidden_act '{activation}' is not supported; "
-            f"llama.cpp computes {decoder.model_type} with silu"
-        )
-    return why_not_rope(decoder, "llama.cpp", names_of(decoder).rope_kinds)
+    return (
+        why_not_named(decoder, decoder.names.gguf, "GGUF export knows")
+        or why_not_stated(decoder, "GGUF")
+        or why_not_activation(decoder, "llama.cpp")
+        or why_not_rope(decoder, "llama.cpp", names_of(decoder).rope_kinds)
+    )
 
 
 def gguf_names(decoder: Decoder) -> dict[str, str]:

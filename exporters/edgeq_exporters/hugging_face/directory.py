@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edgeq.decoder import Decoder, ModelRecord, Shape
 from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput
-from edgeq.protocols import QuantizedModel
+from edgeq.protocols import Format, QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
 from edgeq.words import describe_grid
 from edgeq_exporters.common.decoder import (
@@ -58,6 +59,40 @@ class LinearFormat:
     layer_bytes: Callable[[Shape, Grid], int]
     pack: Callable[[str, QuantizedLinear], Packed]
     settings: Callable[[Shapes], Mapping[str, Any]]
+
+
+class LinearExporter:
+    """Writes linear layers as a `LinearFormat` packs them; embedding and head are dense.
+
+    A format of this kind is a subclass that names its description and its `LinearFormat`.
+    """
+
+    format: Format
+    kind: LinearFormat
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+    def reject_reason(
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
+    ) -> str | None:
+        """Say why this model on these grids cannot be written and what to change, or None."""
+        return reject_reason(self.kind, record, grids)
+
+    def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
+        """Say what keeps a matrix on this grid out of the format and what to change, or None."""
+        return self.kind.why_not_grid(shape, grid)
+
+    def planned_bytes(
+        self, record: ModelRecord, grids: Shapes, item_bytes: Mapping[str, int]
+    ) -> int:
+        """Count the bytes of all tensors in the shards; see `edgeq.protocols.Exporter`."""
+        return planned_bytes(self.kind, record, grids)
+
+    def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
+        """Write the directory, which is the first of the paths that are returned.
+
+        Raises: BadInput, before anything is written, for a model with a `reject_reason`.
+        """
+        return write(self.kind, model, destination)
 
 
 def reject_reason(kind: LinearFormat, record: ModelRecord, grids: Shapes) -> str | None:

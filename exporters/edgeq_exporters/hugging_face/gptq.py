@@ -1,64 +1,29 @@
 """Write GPTQ directories (checkpoint_format gptq, or v1) for transformers, vLLM, GPTQModel."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from edgeq.checkpoint.certificate import without_zero_at_zero
-from edgeq.decoder import ModelRecord, Shape
+from edgeq.decoder import Shape
 from edgeq.errors import BadInput
 from edgeq.grids.packing import pack_words
-from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, QuantizedLinear
 from edgeq.version import __version__
 from edgeq_exporters.common.decoder import Shapes, why_not_outliers
 from edgeq_exporters.common.deviation import as_stored
 from edgeq_exporters.hugging_face import formats
 from edgeq_exporters.hugging_face.directory import (
+    LinearExporter,
     LinearFormat,
     Packed,
     commonest_grid,
     layers_by_grid,
     patterns_of,
-    planned_bytes,
-    reject_reason,
-    write,
 )
 
 WORD_BITS = 32
-
-
-class GptqExporter:
-    """Writes linear layers as GPTQ packs them; embedding and head are dense, as their codes say."""
-
-    format = formats.GPTQ
-    settings: Mapping[str, Any] = MappingProxyType({})
-
-    def reject_reason(
-        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
-    ) -> str | None:
-        """Say why this model on these grids cannot be written and what to change, or None."""
-        return reject_reason(GPTQ, record, grids)
-
-    def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
-        """Say what keeps a matrix on this grid out of the format and what to change, or None."""
-        return why_not_grid(shape, grid)
-
-    def planned_bytes(
-        self, record: ModelRecord, grids: Shapes, item_bytes: Mapping[str, int]
-    ) -> int:
-        """Count the bytes of all tensors in the shards; see `edgeq.protocols.Exporter`."""
-        return planned_bytes(GPTQ, record, grids)
-
-    def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the directory, which is the first of the paths that are returned.
-
-        Raises: BadInput, before anything is written, for a model with a `reject_reason`.
-        """
-        return write(GPTQ, model, destination)
 
 
 def why_not_grid(shape: Shape, grid: Grid) -> str | None:
@@ -182,3 +147,10 @@ GPTQ = LinearFormat(
     pack=pack,
     settings=settings,
 )
+
+
+class GptqExporter(LinearExporter):
+    """Writes linear layers as GPTQ packs them."""
+
+    format = formats.GPTQ
+    kind = GPTQ

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.architectures.families import families
+from edgeq.architectures.requirements import why_not_activation, why_not_named, why_not_stated
 from edgeq.architectures.rope import frequencies, why_not_rope
 from edgeq.decoder import Decoder, ModelRecord, TokenIds
 
@@ -20,28 +20,23 @@ GENERATED_TOKENS = 4096  # onnxruntime-genai reserves a cache this long unless a
 
 def why_not_decoder(decoder: Decoder) -> str | None:
     """Say what keeps a model from ONNX Runtime's operators and what to change, or None."""
-    if decoder.names.genai is None:
-        return (
-            f"model_type '{decoder.model_type}' is not supported; "
-            f"ONNX export knows {', '.join(families())}"
-        )
-    stated = {"max_position_embeddings": decoder.context, "rms_norm_eps": decoder.epsilon}
-    missing = [key for key, value in stated.items() if value is None]
-    if missing:
-        return f"config.json lacks {', '.join(missing)}, which the graph needs; add it"
-    activation = decoder.layers[0].mlp.activation
-    if activation != "silu":
-        return (
-            f"hidden_act '{activation}' is not supported; "
-            f"the graph computes {decoder.model_type} with silu"
-        )
+    return (
+        why_not_named(decoder, decoder.names.genai, "ONNX export knows")
+        or why_not_stated(decoder, "the graph")
+        or why_not_activation(decoder, "the graph")
+        or _why_not_heads(decoder)
+        or why_not_rope(decoder, "the graph")
+    )
+
+
+def _why_not_heads(decoder: Decoder) -> str | None:
     head_size = decoder.layers[0].attention.head_size
-    if head_size % HEAD_MULTIPLE:
-        return (
-            f"heads of {head_size} are not a multiple of {HEAD_MULTIPLE}, "
-            "as GroupQueryAttention needs; use another format"
-        )
-    return why_not_rope(decoder, "the graph")
+    if head_size % HEAD_MULTIPLE == 0:
+        return None
+    return (
+        f"heads of {head_size} are not a multiple of {HEAD_MULTIPLE}, "
+        "as GroupQueryAttention needs; use another format"
+    )
 
 
 def rotary_tables(decoder: Decoder) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
