@@ -10,8 +10,8 @@ import pytest
 
 from edgeq.registry import load_backend
 
-BACKENDS = ("reference", "cpu", "mlx")
 TOLERANCES = {"reference": 1e-10, "cpu": 1e-5, "mlx": 1e-4}
+"""Every backend that tests run on, and how closely it must come to exact answers."""
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -47,7 +47,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=TOLERANCES)
 def backend(request, one_thread):
     if request.param == "mlx":
         pytest.importorskip("mlx.core", reason="MLX has no build for this system")

@@ -61,6 +61,6 @@ def test_the_page_on_the_architecture_names_rooms_and_files_that_are_there():
     assert all((ROOT / path).exists() for path in paths), paths
     rooms = {name.split("/")[0] for name in re.findall(r"`([a-z]+/)", text)}
     packages = {path.name for path in (ROOT / "edgeq").iterdir() if path.is_dir()}
-    assert rooms <= packages | {"edgeq", "exporters", "backends", "tests", "blocks"}
+    assert rooms <= packages | {"edgeq", "exporters", "backends", "tests", "blocks", "common"}
     named = set(re.findall(r"\b([a-z]+)/", text))
     assert packages - {"data", "__pycache__"} <= named

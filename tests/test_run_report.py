@@ -43,7 +43,7 @@ def test_a_report_of_the_first_release_has_no_version_and_is_read():
     assert report_from(old, "it") == report_of_two_layers()
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 2, "1", None, True])
 def test_a_report_of_another_version_is_refused_with_both(version):
     with pytest.raises(BadInput, match=rf"^it: a report of version {version!r}, .* reads 1"):
         report_from({**stored(report_of_two_layers()), "version": version}, "it")
@@ -58,6 +58,25 @@ def test_a_report_of_another_version_is_refused_with_both(version):
         {"layers": [{"name": "up", "shape": [1, 1], "losses": {"melted": 1.0}}]},
         {"clamped": 3},
         {"bits_per_weight": 4.5},
+        {"bits_per_weight": {"model": None}},
+        {"clamped": {"up.weight": "three"}},
+        {"calibration_tokens": "many"},
+        {
+            "layers": [
+                {
+                    "name": "a",
+                    "shape": [1, 1],
+                    "bits": 4,
+                    "group_size": None,
+                    "losses": {"solved": None},
+                }
+            ]
+        },
+        {
+            "layers": [
+                {"name": "a", "shape": [1, 1], "bits": 4, "group_size": None, "few_tokens": True}
+            ]
+        },
     ],
 )
 def test_what_is_no_report_is_refused_in_one_line(damage):

@@ -3,7 +3,7 @@
 Rotary embedding has rules of its own in `edgeq.architectures.rope`.
 """
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
@@ -22,7 +22,7 @@ def check_values(config: Config) -> None:
     """
     for key, (rule, holds) in OPTIONAL.items():
         if config.get(key) is not None and not holds(config[key]):
-            raise BadInput(f"config: {key} is {config[key]!r}; it must be {rule}")
+            raise BadInput(f"config: {key} is {config[key]!r:.60}; it must be {rule}")
     check_rope(config)
     head_dimension(config)
     heads, key_heads = positive_integer(config, "num_attention_heads"), key_value_heads(config)
@@ -83,7 +83,16 @@ def is_positive_integer(value: Any) -> TypeGuard[int]:
 
 
 def _is_positive(value: Any) -> bool:
-    return (isinstance(value, float) and 0 < value < math.inf) or is_positive_integer(value)
+    number = isinstance(value, float) or is_positive_integer(value)
+    return number and 0 < value <= sys.float_info.max
+
+
+def _is_count(value: Any) -> bool:
+    return value == 0 or (is_positive_integer(value) and value <= LARGEST_SIZE)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _is_flag(value: Any) -> bool:
@@ -106,6 +115,10 @@ OPTIONAL: Mapping[str, Rule] = {
     "hidden_act": ("the name of a function", lambda value: isinstance(value, str)),
     "tie_word_embeddings": FLAG,
     "attention_bias": FLAG,
+    "use_sliding_window": FLAG,
+    "sliding_window": SIZE,
+    "max_window_layers": ("a whole number of 0 or more", _is_count),
+    "layer_types": ("a list of names", _are_names),
     "mlp_bias": FLAG,
     "bos_token_id": TOKEN,
     "eos_token_id": TOKEN,

@@ -111,6 +111,7 @@ def sliding_windows(config: Config) -> list[int | None]:
     """Read the windows of all blocks as Qwen's configs state them: which slide, and how wide.
 
     As transformers does: by layer_types where it is stated, else from max_window_layers on.
+    Raises: BadInput naming the key.
     """
     count, kinds = block_count(config), config.get("layer_types")
     if not config.get("use_sliding_window"):
@@ -118,7 +119,13 @@ def sliding_windows(config: Config) -> list[int | None]:
     window = SLIDING_WINDOW
     if config.get("sliding_window") is not None:
         window = positive_integer(config, "sliding_window")
-    if isinstance(kinds, list) and len(kinds) == count:
-        return [window if kind == "sliding_attention" else None for kind in kinds]
-    first = int(config.get("max_window_layers", FIRST_SLIDING))
-    return [window if index >= first else None for index in range(count)]
+    if kinds is None:
+        first = config.get("max_window_layers")
+        first = FIRST_SLIDING if first is None else first
+        return [window if index >= first else None for index in range(count)]
+    if len(kinds) != count:
+        raise BadInput(
+            f"config: layer_types names {len(kinds)} blocks, but num_hidden_layers is {count}; "
+            "use the config.json that belongs to these weights"
+        )
+    return [window if kind == "sliding_attention" else None for kind in kinds]

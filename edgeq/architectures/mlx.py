@@ -19,7 +19,7 @@ def why_not_mlx(record: ModelRecord) -> str | None:
     if record.stated.get("model_file") is not None:
         return "config.json names a model_file, code that mlx-lm would run; remove the key"
     return (
-        why_not_named(decoder, names, "mlx-lm computes as torch does:")
+        why_not_named(decoder, "mlx", "mlx-lm computes as torch does:")
         or why_not_stated(decoder, "mlx-lm", context=False)
         or why_not_activation(decoder, "mlx-lm")
         or _why_not_attention(decoder, names)

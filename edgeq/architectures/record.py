@@ -1,6 +1,6 @@
 """Read a model's config once: checks, then the record that everything else uses.
 
-Nothing outside of this room looks into a config.
+Forward passes, plans and exporters go by the record: none looks into a source's config.
 """
 
 from collections.abc import Mapping

@@ -3,17 +3,20 @@
 Each function gives the reason why a runtime cannot take the model, in one line, or None.
 """
 
-from edgeq.architectures.families import families
+from edgeq.architectures.families import families_named
 from edgeq.decoder import Decoder
 
 KNOWN_ACTIVATION = "silu"
 
 
-def why_not_named(decoder: Decoder, names: object | None, knows: str) -> str | None:
-    """Refuse a model that a runtime has no names for; `knows` begins the list of those it has."""
-    if names is not None:
+def why_not_named(decoder: Decoder, runtime: str, knows: str) -> str | None:
+    """Refuse a model that a runtime, a field of `RuntimeNames`, has no names for.
+
+    `knows` begins the list of the model types that it has names for.
+    """
+    if getattr(decoder.names, runtime) is not None:
         return None
-    known = ", ".join(families())
+    known = ", ".join(families_named(runtime))
     return f"model_type '{decoder.model_type}' is not supported; {knows} {known}"
 
 

@@ -4,6 +4,7 @@ What each runtime makes of them is up to that runtime; `why_not_rope` compares.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def rope_of(config: Mapping[str, Any]) -> Rope:
     kind = settings.get("rope_type", settings.get("type", "default"))
     if not isinstance(kind, str):
         raise BadInput(f"config: rope_type is {kind!r}; it must be a name such as 'default'")
-    for name in NEEDED["llama3"]:
+    for name in NEEDED["llama3"]:  # the factor of linear scaling is among them
         if name in settings:
             _check_positive(f"{key}.{name}", settings[name])
     theta = settings.get("rope_theta", config.get("rope_theta", 10000.0))
@@ -115,14 +116,14 @@ def check_rope(config: Mapping[str, Any]) -> None:
             "state them in the rope settings"
         )
     low, high = (rope.settings.get(f"{end}_freq_factor") for end in ("low", "high"))
-    if rope.kind == "llama3" and low == high:
+    if rope.kind == "llama3" and low is not None and high is not None and low >= high:
         raise BadInput(
-            f"config: low_freq_factor and high_freq_factor are both {low}; "
+            f"config: low_freq_factor is {low} and high_freq_factor {high}; "
             "the high one must be larger"
         )
 
 
 def _check_positive(name: str, value: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
-        raise BadInput(f"config: {name} is {value!r}; it must be a positive number")
+    if not number or not 0 < value <= sys.float_info.max:
+        raise BadInput(f"config: {name} is {value!r:.60}; it must be a positive number")

@@ -77,13 +77,15 @@ def is_sealed(folder: Path, checkpoint: Checkpoint) -> bool:
 def why_not_as_written(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """Name what differs from an export written with these settings; None when nothing does."""
     manifest = read_json(folder / MANIFEST_FILE)
-    stated = dict(manifest.get("settings", {}))
+    stated, files = manifest.get("settings", {}), manifest.get("files")
+    if not isinstance(stated, dict) or not isinstance(files, dict):
+        return f"its {MANIFEST_FILE} is damaged"
     if stated != settings:
         names = sorted({*stated, *settings})
         others = [name for name in names if stated.get(name) != settings.get(name)]
         was = ", ".join(f"{name} {json.dumps(stated.get(name))}" for name in others)
         return f"it was made with other options ({was})"
-    for name, digest in manifest["files"].items():
+    for name, digest in files.items():
         if not (folder / name).is_file():
             return f"its file {name} is missing"
         if hash_of_file(folder / name) != digest:

@@ -23,6 +23,7 @@ from edgeq.types import BlockSpec, Grid, NumpyArray, QuantizedLinear
 from edgeq.words import describe_grid
 
 FORMAT_VERSION = 1
+MOST_TOKENS = 2**53  # beyond it no number of anything is whole in JSON
 
 
 class Checkpoint:
@@ -53,7 +54,7 @@ class Checkpoint:
 
     def _check_head(self) -> None:
         for key, (rule, holds) in HEAD_RULES.items():
-            if key not in self.head or not holds(self.head[key]):
+            if not holds(self.head.get(key)):
                 found = f"{self.head[key]!r:.100}" if key in self.head else "missing"
                 raise BadInput(
                     f"checkpoint {str(self.path)!r}: {key!r} in {HEAD_FILE} is {found}; "
@@ -153,6 +154,22 @@ def _are_inside(value: Any) -> bool:
     )
 
 
+def _is_calibration(value: Any) -> bool:
+    texts = value.get("texts") if isinstance(value, dict) else None
+    return value is None or (isinstance(texts, list) and all(map(_is_text, texts)))
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return False
+    return all(_is_amount(value.get(key)) for key in ("share", "samples", "tokens"))
+
+
+def _is_amount(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value <= MOST_TOKENS
+
+
 HEAD_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "model": ("a name", lambda value: isinstance(value, str)),
     "files": ("a list of files inside the checkpoint", _are_inside),
@@ -165,4 +182,5 @@ HEAD_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, dict) and isinstance(value.get("fingerprint"), str),
     ),
     "recipe": ("an object", lambda value: isinstance(value, dict)),
+    "calibration": ("null, or an object with texts", _is_calibration),
 }

@@ -37,7 +37,7 @@ from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION, PATH
 @click.option(
     "--runtime",
     metavar="NAME",
-    help="Run it in torch, mlx, llama.cpp, mlx-lm or onnxruntime.  "
+    help="Run it in torch, mlx, llama.cpp, mlx-lm, onnxruntime, gptqmodel or compressed-tensors.  "
     "[default: an export's own, else the backend's]",
 )
 @BACKEND_OPTION

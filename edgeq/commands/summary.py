@@ -15,7 +15,7 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.commands.options import option_words
 from edgeq.errors import BadInput
 from edgeq.files.json_files import read_json
-from edgeq.files.ownership import MANIFEST_FILE
+from edgeq.files.ownership import MANIFEST_FILE, REPORT_FILE
 from edgeq.files.storage import size_of
 from edgeq.measuring.inspection import parameter_count
 from edgeq.protocols import Exporter, Format
@@ -111,7 +111,7 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
         "checkpoint": checkpoint.stored_bytes(),
     }
     report, grids = read_report(checkpoint), plan_grids(job.source, job.recipe)
-    short = short_texts(job.recipe, checkpoint.head["calibration"])
+    short = short_texts(job.recipe, checkpoint.head.get("calibration"))
     return FinishedRun(
         model=job.source.record.name,
         original=model,
@@ -205,8 +205,12 @@ def notes(report: RunReport, grids: Grids) -> list[str]:
     for layer in report.layers:
         found += layer_notes(layer)
     for name, groups in report.clamped.items():
-        grid = grids[name][1]
-        assert grid is not None
+        grid = grids[name][1] if name in grids else None
+        if grid is None:
+            raise BadInput(
+                f"{REPORT_FILE} counts scales of {name!r}, which has none; "
+                "it is damaged, make the directory again"
+            )
         found.append(
             f"{name}: {groups} scales are at the limit of {grid.scale_dtype}, "
             "its weights do not fit the grid"

@@ -3,10 +3,11 @@
 Files are read by the format's own reader, which shares nothing with the writer.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -27,11 +28,13 @@ from edgeq.measuring.evaluate import (
 from edgeq.measuring.quality import Meter
 from edgeq.protocols import ExportReader
 from edgeq.registry import LOGITS, find_format, load, load_reader
-from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor
+from edgeq.types import NumpyArray, QuantizedLinear, ScaleDtype, StoredTensor, ZeroKind
 
 UNREADABLE = (EdgeqError, ValueError, KeyError, IndexError, TypeError, RuntimeError)
 ROUNDING = 2.0**-22  # of float32 sums and products, relative to their terms
 NAMED_IN_ENTRY = ("name", "source", "status", "sha256")
+CODE_BITS = range(2, 9)
+LARGEST_GROUP = 2**31 - 1  # columns: what shapes of tensors count with
 LARGEST_KL = 0.01  # llama.cpp quantizes activations to 8 bits, which costs up to 0.004
 
 Entry = Mapping[str, Any]
@@ -87,19 +90,40 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path)
     entries, files = manifest.get("tensors"), manifest.get("files")
     whole = isinstance(entries, list) and all(map(is_entry, entries))
-    if not isinstance(manifest.get("format"), str) or not isinstance(files, dict) or not whole:
+    named = all(isinstance(manifest.get(key), str) for key in ("format", "file"))
+    if not named or not isinstance(files, dict) or not whole:
         raise BadInput(f"{str(path)!r} is not a manifest of edgeq's, or damaged; export again")
     return manifest
 
 
 def is_entry(entry: Any) -> bool:
     """Say whether something in a manifest is about a tensor."""
-    keys = {"bits", "largest_deviation", *NAMED_IN_ENTRY}
+    if not isinstance(entry, dict):
+        return False
+    named = all(isinstance(entry.get(key), str) for key in NAMED_IN_ENTRY)
+    return named and is_finite(entry.get("largest_deviation")) and is_grid(entry)
+
+
+def is_grid(entry: Mapping[str, Any]) -> bool:
+    """Say whether an entry states a grid that edgeq solves on, or none, for a dense tensor."""
+    if entry.get("bits", 0) is None:
+        return True
+    stated = (entry.get(key) for key in ("bits", "group_size", "zeros", "scale_dtype"))
+    bits, group_size, zeros, scale_dtype = stated
+    sizes = [size for size in (bits, group_size) if size is not None]
     return (
-        isinstance(entry, dict)
-        and keys <= set(entry)
-        and all(isinstance(entry[k], str) for k in NAMED_IN_ENTRY)
+        all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+        and bits in CODE_BITS
+        and (group_size is None or 0 < group_size <= LARGEST_GROUP)
+        and zeros in get_args(ZeroKind)
+        and scale_dtype in get_args(ScaleDtype)
     )
+
+
+def is_finite(value: Any) -> bool:
+    """Say whether a value of JSON is a number that float64 holds."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:

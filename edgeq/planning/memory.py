@@ -26,6 +26,7 @@ ROWS_AT_ONCE = 1024  # temporaries of more rows would outweigh the factors of a 
 FEWEST_ROWS = 256  # fewer save little: the squares of a site decide the peak then
 EMBEDDING_BYTES = 14  # at most, of each number: three copies in float32, codes and packed codes
 WRITING = "the text that the model writes"
+EMBEDDING_MOMENT = "the embedding"
 SPLIT_MOMENTS = 4  # H and D of what a correction is fitted to and of what it is judged on
 AROUND_OUTLIERS = 4  # matrices of a layer's own factors and target beside those of its site
 
@@ -135,7 +136,7 @@ def choose_way(
             return plan
     least = min(plans, key=lambda plan: plan.peak.total)
     advice = "choose a smaller model"
-    if recipe.needs_drift:
+    if recipe.needs_drift and least.peak.name != EMBEDDING_MOMENT:
         advice = "choose --quality fast or a smaller model"
     if least.peak.name == WRITING:
         advice = "calibrate on a text file"
@@ -159,7 +160,7 @@ def moments(
     """Count what is in memory at each moment of a run that may take most."""
     base = {"framework and program": process.resident}
     table = decoder.vocabulary * decoder.hidden
-    yield Moment("the embedding", {**base, "embedding": EMBEDDING_BYTES * table})
+    yield Moment(EMBEDDING_MOMENT, {**base, "embedding": EMBEDDING_BYTES * table})
     if recipe.needs_calibration and writes_text:
         yield Moment(WRITING, base | writing_parts(decoder, recipe))
     if recipe.needs_calibration:

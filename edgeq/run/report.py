@@ -4,6 +4,7 @@ Nothing here depends on time or place, so that equal runs write equal bytes; sec
 beside it, in `edgeq.commands.summary`. How one layer came out is `edgeq.solving.report`.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,6 +19,19 @@ from edgeq.types import NumpyArray, QuantizedLinear
 
 VERSION = 1
 """Of the content of report.json; reports without one, of the first release, have the same."""
+
+NUMBERS = (
+    "bits",
+    "propagation_strength",
+    "held_out_gain",
+    "damping",
+    "damping_retries",
+    "propagation_damping",
+    "propagation_retries",
+    "dead_columns",
+    "outlier_columns",
+)
+"""Fields of a layer's report that are numbers, where they are stated."""
 
 
 @dataclass(slots=True)
@@ -55,18 +69,16 @@ def report_from(stored: Mapping[str, Any], called: str) -> RunReport:
     Raises: BadInput, with what the data is called, for an unknown version and for no report.
     """
     version = stored.get("version", VERSION)
-    if version != VERSION:
+    if isinstance(version, bool) or version != VERSION:
         raise BadInput(
             f"{called}: a report of version {version!r}, where this edgeq reads {VERSION}; "
             "use the edgeq that wrote it"
         )
     try:
-        return RunReport(
-            dict(stored.get("bits_per_weight", {})),
-            stored["calibration_tokens"],
-            [layer_from(layer) for layer in stored["layers"]],
-            dict(stored["clamped"]),
-        )
+        bits, clamped = dict(stored.get("bits_per_weight", {})), dict(stored["clamped"])
+        check_numbers({**bits, **clamped, "calibration_tokens": stored["calibration_tokens"] or 0})
+        layers = [layer_from(layer) for layer in stored["layers"]]
+        return RunReport(bits, stored["calibration_tokens"], layers, clamped)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{called}: not the report of a run ({type(error).__name__}: {error}); "
@@ -77,7 +89,24 @@ def report_from(stored: Mapping[str, Any], called: str) -> RunReport:
 def layer_from(stored: Mapping[str, Any]) -> LayerReport:
     """Read the report of a layer from plain data, which keeps every float."""
     losses = {Stage(name): loss for name, loss in stored["losses"].items()}
-    return LayerReport(**{**stored, "shape": tuple(stored["shape"]), "losses": losses})
+    layer = LayerReport(**{**stored, "shape": tuple(stored["shape"]), "losses": losses})
+    check_numbers(stored["losses"])
+    plain = {key: value for key, value in stored.items() if key in NUMBERS}
+    check_numbers({key: value for key, value in plain.items() if value is not None})
+    if layer.damping_retries and layer.damping is None:
+        raise ValueError("damping was raised, and is not stated")
+    raised = layer.propagation_retries or layer.few_tokens
+    if raised and layer.propagation_damping is None:
+        raise ValueError("propagation_damping was raised, and is not stated")
+    return layer
+
+
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Refuse what is no number, or one that no float holds. Raises: ValueError naming it."""
+    for name, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or (isinstance(value, int) and abs(value) > sys.float_info.max):
+            raise ValueError(f"{name} is {value!r:.40} and no number")
 
 
 def read_report(checkpoint: Checkpoint) -> RunReport:

@@ -211,3 +211,38 @@ def test_asymmetric_becomes_the_kind_that_all_exports_hold(edgeq, saved_model, q
         result = edgeq("verify", tmp_path / "out" / name, "--against", tmp_path / "out", "--json")
         statuses = json.loads(result.out)["statuses"]
         assert result.status == 0 and set(statuses) == {"exact", "dense"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("bits", 10**400),
+        ("bits", 9),
+        ("bits", True),
+        ("group_size", -1),
+        ("zeros", "both"),
+        ("scale_dtype", 5),
+        ("largest_deviation", 10**400),
+        ("largest_deviation", None),
+    ],
+)
+def test_an_entry_of_a_manifest_that_states_no_grid_is_refused_in_one_line(
+    edgeq, copy_of, field, value
+):
+    folder = copy_of("gguf")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = next(entry for entry in manifest["tensors"] if entry["bits"] is not None)
+    entry[field] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    result = edgeq("verify", folder)
+    assert (result.status, result.out) == (1, "")
+    assert "is not a manifest of edgeq's, or damaged; export again" in result.err
+
+
+def test_a_missing_device_is_named_where_predictions_are_made(edgeq, solved):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    result = edgeq("evaluate", solved, "--backend", "cuda", "--windows", 1)
+    assert result.status == 1
+    assert result.err == "edgeq: backend 'cuda': torch finds no CUDA device; use --backend cpu\n"

@@ -26,12 +26,8 @@ class TorchBackend:
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise NotInstalled("backend 'cuda': torch finds no CUDA device; use --backend cpu")
-        if device == "mps" and not torch.backends.mps.is_available():
-            raise NotInstalled("backend 'mps': torch finds no Apple GPU; use --backend cpu")
         self.name = device
-        self.device = torch.device(device)
+        self.device = find_device(device)
         self.precision = torch.float32 if device == "mps" else torch.float64
         torch.set_float32_matmul_precision("highest")
 
@@ -113,6 +109,15 @@ class TorchBackend:
 
     def evaluate(self, *arrays: torch.Tensor) -> None:
         """Do nothing: torch is eager on the CPU, and elsewhere waits for results that are read."""
+
+
+def find_device(name: str) -> torch.device:
+    """Give the device of a backend by its name. Raises: NotInstalled where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise NotInstalled("backend 'cuda': torch finds no CUDA device; use --backend cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise NotInstalled("backend 'mps': torch finds no Apple GPU; use --backend cpu")
+    return torch.device(name)
 
 
 def aligned(array: NumpyArray, dtype: type[np.generic] | None = None) -> torch.Tensor:

@@ -23,7 +23,7 @@ from edgeq.sources.reading import read_weight
 from edgeq.streams.blockwise import Place, record_calls
 from edgeq.streams.schedule import stand_still
 from edgeq.types import BlockSpec, NumpyArray
-from edgeq_backends.torch.backend import aligned
+from edgeq_backends.torch.backend import aligned, find_device
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class StreamedModel:
     """
 
     def __init__(self, source: ModelSource, device: str) -> None:
-        self.source, self.device = source, torch.device(device)
+        self.source, self.device = source, find_device(device)
         self.specs = source.blocks()
         self.model = empty_model(source)
         self.blocks = [self.model.get_submodule(spec.name) for spec in self.specs]
@@ -182,7 +182,7 @@ def read_parameter(source: ModelSource, parameter: Parameter, device: torch.devi
 
 def whole_model(source: ModelSource, device: str) -> torch.nn.Module:
     """Make the complete model with all its weights in float32."""
-    model, place = empty_model(source), torch.device(device)
+    model, place = empty_model(source), find_device(device)
     for parameter in parameters_of(model, ""):
         weight = read_parameter(source, parameter, place)
         for module, leaf in parameter.places:

@@ -1,6 +1,7 @@
 """One file per family of models; a file in this folder is all that makes a family known.
 
-Each has MODEL_TYPES, the `model_type`s of configs that it reads, and `describe(config) -> Decoder`.
+Each has MODEL_TYPES, the `model_type`s of configs that it reads, NAMES, what runtimes call it, and
+`describe(config) -> Decoder`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,18 @@ Describe = Callable[[Mapping[str, Any]], Decoder]
 
 
 @cache
+def _modules() -> Mapping[str, Any]:
+    """Import every module of this folder; gives them by the model types that they read."""
+    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
+    return {kind: module for module in modules for kind in module.MODEL_TYPES}
+
+
+@cache
 def families() -> Mapping[str, Describe]:
     """Find every family in this folder, by the model types that it reads."""
-    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
-    return {kind: module.describe for module in modules for kind in module.MODEL_TYPES}
+    return {kind: module.describe for kind, module in _modules().items()}
+
+
+def families_named(runtime: str) -> list[str]:
+    """List the model types that a runtime, a field of `RuntimeNames`, has names for."""
+    return [kind for kind, module in _modules().items() if getattr(module.NAMES, runtime)]

@@ -24,7 +24,7 @@ def names_of(decoder: Decoder) -> GgufNames:
 def why_not_architecture(decoder: Decoder) -> str | None:
     """Say what keeps a model out of llama.cpp's architectures and what to change, or None."""
     return (
-        why_not_named(decoder, decoder.names.gguf, "GGUF export knows")
+        why_not_named(decoder, "gguf", "GGUF export knows")
         or why_not_stated(decoder, "GGUF")
         or why_not_activation(decoder, "llama.cpp")
         or why_not_rope(decoder, "llama.cpp", names_of(decoder).rope_kinds)

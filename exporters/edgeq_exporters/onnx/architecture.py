@@ -21,7 +21,7 @@ GENERATED_TOKENS = 4096  # onnxruntime-genai reserves a cache this long unless a
 def why_not_decoder(decoder: Decoder) -> str | None:
     """Say what keeps a model from ONNX Runtime's operators and what to change, or None."""
     return (
-        why_not_named(decoder, decoder.names.genai, "ONNX export knows")
+        why_not_named(decoder, "genai", "ONNX export knows")
         or why_not_stated(decoder, "the graph")
         or why_not_activation(decoder, "the graph")
         or _why_not_heads(decoder)
