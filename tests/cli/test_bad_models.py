@@ -84,6 +84,7 @@ def test_a_weight_that_is_not_finite_is_named(refuse, model, name, value):
         {"rope_parameters": None, "rope_theta": None},
         {"rope_parameters": {"rope_type": "linear", "factor": "2"}},
         {"pad_token_id": "x"},
+        {"layer_types": 5},
         {"num_key_value_heads": 3},
         {"head_dim": 1},
         {"model_type": None},
@@ -101,7 +102,6 @@ def test_a_config_value_that_edgeq_cannot_work_with_is_named_at_once(refuse, mod
     "changes",
     [
         {"layer_types": ["x", "y"]},
-        {"layer_types": 5},
         {"pad_token_id": 99999999},
         {"hidden_act": "nope"},
         {"initializer_range": "x"},
