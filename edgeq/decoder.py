@@ -190,8 +190,8 @@ class TokenIds:
 class ModelRecord:
     """The facts of a model once it is open, which never change again.
 
-    dtype is the number type that its config states, stated the config as the user gave it: nothing
-    reads it or writes into it, whoever needs it gets a copy by `config`.
+    dtype is the number type that its config states. stated is the config as the user gave it; only
+    `edgeq.architectures` reads it, nothing writes into it, and others get a copy by `config`.
     """
 
     name: str

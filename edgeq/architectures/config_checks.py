@@ -88,7 +88,8 @@ def _is_positive(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return value == 0 or (is_positive_integer(value) and value <= LARGEST_SIZE)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and 0 <= value <= LARGEST_SIZE
 
 
 def _are_names(value: Any) -> bool:

@@ -83,6 +83,9 @@ class GgufFile:
         float16 and bfloat16 stay, all other types become float32.
         """
         weights = decode(self.tensor(tensor_name))
+        names = self.record.decoder.names.gguf
+        if names is None or not names.adjacent_rotary:
+            return weights
         attention = self.record.decoder.layers[0].attention
         if tensor_name.endswith("self_attn.q_proj.weight"):
             return restore_rotary_rows(weights, heads=attention.heads)

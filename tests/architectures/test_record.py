@@ -94,6 +94,7 @@ def test_rope_settings_that_say_too_little_are_refused(rope, words):
         ({"max_window_layers": "abc"}, "max_window_layers is 'abc'; it must be a whole number"),
         ({"max_window_layers": -1}, "max_window_layers is -1"),
         ({"max_window_layers": 2.5}, "max_window_layers is 2.5"),
+        ({"max_window_layers": False}, "max_window_layers is False"),
         ({"max_window_layers": float("inf")}, "max_window_layers is inf"),
         ({"sliding_window": "8"}, "sliding_window is '8'"),
         ({"use_sliding_window": "yes"}, "use_sliding_window is 'yes'; it must be true or false"),

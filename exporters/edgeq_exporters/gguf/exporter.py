@@ -48,7 +48,6 @@ except ModuleNotFoundError as missing:
     raise NotInstalled(f"export 'gguf' needs the package gguf; {install('gguf')}") from missing
 
 FILE_NAME = "model.gguf"
-EMBEDDING = "model.embed_tokens.weight"
 ROPE_FACTORS = "rope_freqs.weight"
 # llama.cpp's numbers (llama_ftype) for a file that is mostly of a type.
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7}
@@ -82,10 +81,11 @@ class GgufExporter:
         """
         decoder = record.decoder
         reason = why_not_architecture(decoder)
-        if reason is None and EMBEDDING not in grids:
-            reason = f"the model has no tensor '{EMBEDDING}', which GGUF needs"
+        if reason is None and decoder.embedding not in grids:
+            reason = f"the model has no tensor '{decoder.embedding}', which GGUF needs"
         if reason is None:
-            reason = why_not_tokenizer(companions, record.tokens, vocab_size=grids[EMBEDDING][0][0])
+            rows = grids[decoder.embedding][0][0]
+            reason = why_not_tokenizer(companions, record.tokens, vocab_size=rows)
         return reason or why_not_tensors(decoder, grids)
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
@@ -184,7 +184,8 @@ def write_gguf(model: QuantizedModel, plan: Sequence[PlannedTensor], path: Path)
 def _add_keys(
     writer: gguf.GGUFWriter, model: QuantizedModel, plan: Sequence[PlannedTensor]
 ) -> None:
-    vocab_size = next(tensor.shape[0] for tensor in plan if tensor.source == EMBEDDING)
+    embedding = model.record.decoder.embedding
+    vocab_size = next(tensor.shape[0] for tensor in plan if tensor.source == embedding)
     writer.add_type("model")
     writer.add_name(model.record.name)
     for key, number in architecture_keys(model.record.decoder, vocab_size=vocab_size):

@@ -34,27 +34,27 @@ def decoder_model(decoder: Decoder, builder: GraphBuilder, matrices: Matrices) -
     """
     assert decoder.epsilon is not None
     attended = attended_lengths(builder)
-    hidden = builder.lookup(matrices["model.embed_tokens"], "input_ids", "model.embed_tokens")
-    normed = builder.norm(
-        hidden, norm_weight(0, "input_layernorm"), norm_output(0), epsilon=decoder.epsilon
+    embedding, final, head = (
+        tensor.removesuffix(".weight")
+        for tensor in (decoder.embedding, decoder.final_norm, decoder.head)
     )
-    residual = hidden
-    for index, layer in enumerate(decoder.layers):
-        block = AttentionBlock(f"{decoder.block_name(index)}.self_attn", index, layer.attention)
-        attention = _attention(builder, block, matrices, normed, attended, decoder.epsilon)
-        after = norm_weight(index, "post_attention_layernorm")
-        output = after.removesuffix(".weight")
+    blocks = [decoder.block_name(index) for index in range(len(decoder.layers))]
+    norms = [*(f"{block}.input_layernorm" for block in blocks), final]  # the last is after them all
+    residual = builder.lookup(matrices[embedding], "input_ids", embedding)
+    normed = builder.norm(residual, f"{norms[0]}.weight", norms[0], epsilon=decoder.epsilon)
+    for index, (block, layer) in enumerate(zip(blocks, decoder.layers, strict=True)):
+        attention = AttentionBlock(f"{block}.self_attn", index, layer.attention)
+        value = _attention(builder, attention, matrices, normed, attended, decoder.epsilon)
+        norm = f"{block}.post_attention_layernorm"
         normed, residual = builder.add_and_norm(
-            residual, attention, after, output, epsilon=decoder.epsilon
+            residual, value, f"{norm}.weight", norm, epsilon=decoder.epsilon
         )
-        inner = _feed_forward(builder, matrices, index, normed)
-        last = index + 1 == len(decoder.layers)
-        weight = "model.norm.weight" if last else norm_weight(index + 1, "input_layernorm")
-        output = "model.norm" if last else norm_output(index + 1)
+        value = _feed_forward(builder, matrices, f"{block}.mlp", normed)
+        norm = norms[index + 1]
         normed, residual = builder.add_and_norm(
-            residual, inner, weight, output, epsilon=decoder.epsilon
+            residual, value, f"{norm}.weight", norm, epsilon=decoder.epsilon
         )
-    builder.multiply(matrices["lm_head"], normed, "logits")
+    builder.multiply(matrices[head], normed, "logits")
     graph = helper.make_graph(
         builder.nodes,
         "decoder",
@@ -66,14 +66,6 @@ def decoder_model(decoder: Decoder, builder: GraphBuilder, matrices: Matrices) -
     return helper.make_model(
         graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="edgeq"
     )
-
-
-def norm_weight(index: int, name: str) -> str:
-    return f"model.layers.{index}.{name}.weight"
-
-
-def norm_output(index: int) -> str:
-    return f"model.layers.{index}.input_layernorm"
 
 
 def attended_lengths(builder: GraphBuilder) -> tuple[str, str]:
@@ -154,8 +146,7 @@ def _head_norm(
     return builder.add("Reshape", [normed, together], module)
 
 
-def _feed_forward(builder: GraphBuilder, matrices: Matrices, index: int, value: str) -> str:
-    module = f"model.layers.{index}.mlp"
+def _feed_forward(builder: GraphBuilder, matrices: Matrices, module: str, value: str) -> str:
     gate = _linear(builder, matrices, f"{module}.gate_proj", value)
     up = _linear(builder, matrices, f"{module}.up_proj", value)
     sigmoid = builder.add("Sigmoid", [gate], f"{module}.sigmoid")
