@@ -190,8 +190,10 @@ class TokenIds:
 class ModelRecord:
     """The facts of a model once it is open, which never change again.
 
-    dtype is the number type that its config states. stated is the config as the user gave it; only
-    `edgeq.architectures` reads it, nothing writes into it, and others get a copy by `config`.
+    dtype is the number type that its config states. template is its chat template, in Jinja. notes
+    say which contradictions in its files were settled, and how. stated is the config as the user
+    gave it; only `edgeq.architectures` reads it, nothing writes into it, and others get a copy by
+    `config`.
     """
 
     name: str
@@ -199,6 +201,8 @@ class ModelRecord:
     tokens: TokenIds
     dtype: str
     stated: Mapping[str, Any] = field(repr=False)
+    template: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def vocabulary(self) -> int:
