@@ -95,7 +95,7 @@ class GgufNames:
 
     architecture: str
     adjacent_rotary: bool = False
-    rope_kinds: tuple[str, ...] = ("default",)
+    rope_kinds: tuple[str, ...] = ("default", "linear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +103,13 @@ class MlxNames:
     """The name of a family in mlx-lm, and where that computes something else than transformers.
 
     module is the one of mlx_lm.models; foreign_keys are config keys that it obeys and transformers
-    does not; plain_heads: it knows no head size but hidden size / heads; windows: what it does with
-    layers that attend to a window ("ignored" or "refused").
+    does not; plain_heads: it knows no head size but hidden size / heads. All its layers attend to
+    everything.
     """
 
     module: str
     foreign_keys: tuple[str, ...] = ()
     plain_heads: bool = False
-    windows: str = "refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +144,20 @@ class Decoder:
     final_norm: str = "model.norm.weight"
     head: str = "lm_head.weight"
 
+    @property
+    def whole_context(self) -> int | None:
+        """Count the tokens within which every token attends to all before it; None if unknown."""
+        return self.context if self.window is None else self.window
+
+    @property
+    def window(self) -> int | None:
+        """Give the shortest window of all blocks that is shorter than the context, or None."""
+        windows = [layer.attention.window for layer in self.layers]
+        shortest = min((window for window in windows if window is not None), default=None)
+        if shortest is None or (self.context is not None and shortest >= self.context):
+            return None
+        return shortest
+
     def block_name(self, index: int) -> str:
         """Name the module of a block: "model.layers.3"."""
         return f"{self.blocks}.{index}"
@@ -178,7 +191,7 @@ class Decoder:
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
-    """Ids of special tokens, as config.json states them: none, one or several."""
+    """Ids of special tokens: none, one or several; end has all that a text or a turn ends with."""
 
     begin: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
@@ -190,10 +203,10 @@ class TokenIds:
 class ModelRecord:
     """The facts of a model once it is open, which never change again.
 
-    dtype is the number type that its config states. template is its chat template, in Jinja. notes
+    dtype is the number type that it is computed in. template is its chat template, in Jinja. notes
     say which contradictions in its files were settled, and how. stated is the config as the user
-    gave it; only `edgeq.architectures` reads it, nothing writes into it, and others get a copy by
-    `config`.
+    gave it, settled the keys of it that were decided anew; only `edgeq.architectures` reads them,
+    nothing writes into them, and others get copies by `config` and `settled_config`.
     """
 
     name: str
@@ -201,7 +214,8 @@ class ModelRecord:
     tokens: TokenIds
     dtype: str
     stated: Mapping[str, Any] = field(repr=False)
-    template: str | None = None
+    settled: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    template: str | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
     @property
@@ -217,3 +231,7 @@ class ModelRecord:
     def config(self) -> dict[str, Any]:
         """Give a copy of config.json that its receiver may change: libraries write into theirs."""
         return deepcopy(dict(self.stated))
+
+    def settled_config(self) -> dict[str, Any]:
+        """Give a copy of the config in which nothing contradicts the weights or another file."""
+        return deepcopy({**self.stated, **self.settled})

@@ -341,6 +341,12 @@ class Exporter(Protocol):
         grids maps each tensor name to its shape and its grid (None: dense).
         """
 
+    def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> Sequence[str]:
+        """Say what the files will not hold of the model as it is, such as a longer context.
+
+        Asked for models without a `reject_reason`.
+        """
+
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
         """Say what keeps a linear layer on this grid out of the format and what to change, or None.
 

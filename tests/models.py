@@ -12,7 +12,7 @@ from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeq.architectures.blocks import find_blocks
-from edgeq.architectures.record import read_record
+from edgeq.architectures.record import Evidence, read_record
 from edgeq.calibration.windows import read_text
 
 TINY = {
@@ -32,7 +32,7 @@ class MemorySource:
     """
 
     def __init__(self, model, changed=None, companions=None):
-        self.record = read_record("in memory", model.config.to_dict())
+        self.record = read_record("in memory", model.config.to_dict(), Evidence(companions or {}))
         self._tensors = {
             name: tensor.numpy().copy() for name, tensor in model.state_dict().items()
         } | (changed or {})

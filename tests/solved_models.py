@@ -7,6 +7,8 @@ from itertools import cycle
 import numpy as np
 import torch
 from tiny_models import MemoryModel, random_layer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -44,7 +46,7 @@ LLAMA_3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 FILES = {
-    "tokenizer.json": b"{}",
+    "tokenizer.json": Tokenizer(BPE()).to_str().encode(),
     "generation_config.json": b'{"eos_token_id": 1}',
     "config.json": b"the source's own",
 }
@@ -57,7 +59,7 @@ def tiny(kind="llama", **changes):
 
 def solved(model, rng, grids, *, dense=np.float32):
     """A model of random weights whose matrices lie on the grids, in turn; None leaves one dense."""
-    result = MemoryModel(model.config.to_dict(), files=dict(FILES))
+    result = MemoryModel(model.config.to_dict() | {"dtype": "float16"}, files=dict(FILES))
     in_turn = cycle(grids)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:

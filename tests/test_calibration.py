@@ -161,4 +161,4 @@ def test_a_token_that_the_embedding_has_no_row_for_is_refused():
 
 def test_a_model_without_a_readable_tokenizer_is_refused():
     assert "no tokenizer.json" in refusal(load_tokenizer, source_with({}))
-    assert "cannot be read" in refusal(load_tokenizer, source_with({"tokenizer.json": b"{}"}))
+    assert "cannot be read" in refusal(source_with, {"tokenizer.json": b"{}"})

@@ -19,7 +19,7 @@ from tokenizers import (
     trainers,
 )
 
-from edgeq.architectures.record import read_record
+from edgeq.architectures.record import Evidence, read_record
 from edgeq.decoder import ModelRecord
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear
 
@@ -44,7 +44,7 @@ class MemoryModel:
 
     @property
     def record(self) -> ModelRecord:
-        return read_record(self.name, self.config)
+        return read_record(self.name, self.config, Evidence(self.files))
 
     def tensor_names(self) -> list[str]:
         return sorted([*self.layers, *self.arrays])
@@ -177,6 +177,15 @@ ONE_BLOCK: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "vocab_size": VOCAB_SIZE,
     "tie_word_embeddings": True,
+}
+
+SMALL_LLAMA: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCAB_SIZE,
 }
 
 

@@ -29,11 +29,6 @@ def why_not_mlx(record: ModelRecord) -> str | None:
 
 def _why_not_attention(decoder: Decoder, names: MlxNames | None) -> str | None:
     assert names is not None
-    if names.windows == "refused" and any(layer.attention.window for layer in decoder.layers):
-        return (
-            "use_sliding_window is not supported; "
-            f"mlx-lm's {decoder.model_type} attends to everything, set it to false"
-        )
     attention = decoder.layers[0].attention
     if names.plain_heads and attention.head_size * attention.heads != decoder.hidden:
         return (
@@ -47,19 +42,20 @@ def _why_not_attention(decoder: Decoder, names: MlxNames | None) -> str | None:
 def mlx_config(record: ModelRecord) -> dict[str, Any]:
     """Write a config with what mlx-lm must not guess: rotary embedding, tied head, key heads.
 
-    mlx-lm ignores rope_parameters and ties the head where the config is silent. The model must have
-    no `why_not_mlx`.
+    mlx-lm ignores rope_parameters and ties the head where the config is silent. Its layers attend
+    to everything: the context is cut to a window. The model must have no `why_not_mlx`.
     """
     decoder = record.decoder
     attention, names = decoder.layers[0].attention, decoder.names.mlx
     assert names is not None
     dropped = (*NOT_COPIED, *names.foreign_keys)
-    written = {key: value for key, value in record.config().items() if key not in dropped}
+    written = {key: value for key, value in record.settled_config().items() if key not in dropped}
     written["rope_theta"] = attention.rope.theta
     written["rope_scaling"] = None
     if attention.rope.kind != "default":
         written["rope_scaling"] = _rope_scaling(attention.rope.kind, attention.rope.settings)
-    written["tie_word_embeddings"] = decoder.tied_head
+    if decoder.window is not None:
+        written["max_position_embeddings"] = decoder.window
     if written.get("num_key_value_heads") is None:
         written["num_key_value_heads"] = attention.key_heads
     return written

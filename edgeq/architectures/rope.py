@@ -5,7 +5,7 @@ What each runtime makes of them is up to that runtime; `why_not_rope` compares.
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ NEEDED = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
+PRETRAINED = ("llama3", "yarn", "longrope")
+"""Rope types that go by the length which a model was trained for first."""
+DEFAULT_THETA = 10000.0
 KINDS = ("default", "linear", "llama3")
 """Rope types that `frequencies` computes."""
 
@@ -26,26 +29,83 @@ KINDS = ("default", "linear", "llama3")
 def rope_of(config: Mapping[str, Any]) -> Rope:
     """Read top-level rope_theta and rope_scaling, or rope_parameters as transformers 5 nests them.
 
+    As in transformers, rope_scaling wins over rope_parameters, what is nested over what is not.
+
     Raises: BadInput for settings of a wrong type or range.
     """
-    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    return _rope_by(config, "rope_scaling" if config.get("rope_scaling") else "rope_parameters")
+
+
+def _rope_by(config: Mapping[str, Any], key: str) -> Rope:
+    """Read the settings under a key, completed by what stands at the top of the config."""
     settings = config.get(key) or {}
     if not isinstance(settings, Mapping):
         raise BadInput(
-            f"config: {key} is {settings!r}; "
+            f"config: {key} is {settings!r:.60}; "
             f"it must be an object such as {{'rope_type': 'default'}}"
+        )
+    if any(isinstance(value, Mapping) for value in settings.values()):
+        raise BadInput(
+            f"config: {key} has settings by kind of layer, which {config.get('model_type')} "
+            "models do not have; use the config.json that belongs to these weights"
         )
     kind = settings.get("rope_type", settings.get("type", "default"))
     if not isinstance(kind, str):
         raise BadInput(f"config: rope_type is {kind!r}; it must be a name such as 'default'")
+    if kind in PRETRAINED:
+        settings = _with_pretrained_length(settings, config)
     for name in NEEDED["llama3"]:  # the factor of linear scaling is among them
         if name in settings:
             _check_positive(f"{key}.{name}", settings[name])
-    theta = settings.get("rope_theta", config.get("rope_theta", 10000.0))
+    theta = settings.get("rope_theta", config.get("rope_theta", DEFAULT_THETA))
     _check_positive("rope_theta", theta)
     part = settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     _check_positive("partial_rotary_factor", part)
     return Rope(kind, float(theta), settings, float(part))
+
+
+def _with_pretrained_length(
+    settings: Mapping[str, Any], config: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Complete settings by the length that the model was trained for first, as transformers does.
+
+    At the top of the config it wins; where nothing states it, it is the longest text.
+    """
+    key = "original_max_position_embeddings"
+    if config.get(key) is not None:
+        return {**settings, key: config[key]}
+    length = config.get("max_position_embeddings")
+    return settings if key in settings or length is None else {**settings, key: length}
+
+
+def contradicting_rope(config: Mapping[str, Any]) -> Iterator[str]:
+    """Say which settings of rotary embedding contradict others of the same config, and which count.
+
+    Raises: BadInput for settings of a wrong type or range.
+    """
+    used = rope_of(config)
+    if config.get("rope_scaling") and config.get("rope_parameters"):
+        if _rope_by(config, "rope_parameters") != used:
+            yield (
+                "config.json has rope_scaling and other settings in rope_parameters; "
+                f"rope_scaling ({used.kind}) is used, as in transformers"
+            )
+    top = config.get("rope_theta")
+    if top is not None:
+        _check_positive("rope_theta", top)
+    if top is not None and float(top) != used.theta:
+        yield (
+            f"config.json has rope_theta {top} and {used.theta} in its rope settings; "
+            f"{used.theta} is used, as in transformers"
+        )
+
+
+def rope_keys(rope: Rope) -> dict[str, Any]:
+    """Write rotary embedding in the keys of a config, old and new ones alike."""
+    settings = {key: value for key, value in rope.settings.items() if key != "type"}
+    parameters = {**settings, "rope_type": rope.kind, "rope_theta": rope.theta}
+    scaling = None if rope.kind == "default" else dict(parameters)
+    return {"rope_theta": rope.theta, "rope_scaling": scaling, "rope_parameters": parameters}
 
 
 def frequencies(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:

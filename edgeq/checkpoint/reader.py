@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.architectures.blocks import find_blocks
-from edgeq.architectures.record import read_record
+from edgeq.architectures.record import Evidence, read_record
 from edgeq.checkpoint.tensor_file import TensorFile
 from edgeq.decoder import ModelRecord
+from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, leads_out
@@ -63,7 +64,12 @@ class Checkpoint:
 
     def _read_record(self, config: Mapping[str, Any]) -> ModelRecord:
         with self._damaged():
-            return read_record(self.head["model"], config)
+            evidence = Evidence(
+                {name: self._companion(name) for name in self.head["companions"]},
+                lambda decoder: decoder.head in self._of_tensor,
+                self.head["source"].get("dtype"),
+            )
+            return read_record(self.head["model"], config, evidence)
 
     @contextmanager
     def _damaged(self) -> Iterator[None]:
@@ -178,8 +184,12 @@ HEAD_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, list) and all(name in COMPANION_FILES for name in value),
     ),
     "source": (
-        "an object with a fingerprint",
-        lambda value: isinstance(value, dict) and isinstance(value.get("fingerprint"), str),
+        "an object with a fingerprint, and perhaps a dtype",
+        lambda value: (
+            isinstance(value, dict)
+            and isinstance(value.get("fingerprint"), str)
+            and value.get("dtype") in (None, *CODE_NAMES)
+        ),
     ),
     "recipe": ("an object", lambda value: isinstance(value, dict)),
     "calibration": ("null, or an object with texts", _is_calibration),

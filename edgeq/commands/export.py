@@ -66,17 +66,25 @@ def write_export(
     *,
     force: bool,
 ) -> dict[str, Any]:
-    """Write a checkpoint in one format, and return the files written with their sizes.
+    """Write a checkpoint in one format, and return the files with their sizes, and notes.
 
     Units: bytes.
     """
     from edgeq.checkpoint.reader import Checkpoint  # noqa: PLC0415
+    from edgeq.commands.summary import export_notes  # noqa: PLC0415
     from edgeq.files.storage import size_of  # noqa: PLC0415
     from edgeq.registry import load_exporter  # noqa: PLC0415
     from edgeq.run.pipeline import export  # noqa: PLC0415
 
     exporter = load_exporter(format_name, options)
     destination = output if output is not None else checkpoint / format_name
-    written = export(Checkpoint(checkpoint), exporter, destination, force=force)
+    opened = Checkpoint(checkpoint)
+    written = export(opened, exporter, destination, force=force)
     files = {str(path): size_of(path) for path in written}
-    return {"format": exporter.format.name, "result": str(written[0]), "files": files}
+    notes = [*opened.record.notes, *export_notes([exporter], opened)]
+    return {
+        "format": exporter.format.name,
+        "result": str(written[0]),
+        "files": files,
+        "notes": notes,
+    }

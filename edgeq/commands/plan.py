@@ -117,6 +117,10 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     for row in plan["formats"]:
         fits = f"does not fit: {row['refused']}" if row["refused"] else f"loads in {row['read_by']}"
         table.add_row(row["format"], f"{show_size(row['bytes'])}, {fits}")
+        for note in row["notes"]:
+            table.add_row("note", f"format {row['format']!r}: {note}")
+    for note in plan["notes"]:
+        table.add_row("note", note)
     console.print(table, highlight=False, soft_wrap=True)
 
 

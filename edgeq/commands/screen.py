@@ -107,6 +107,8 @@ def show_exported(console: Console, result: Mapping[str, Any]) -> None:
     """Print the result of `edgeq export`."""
     for path, size in result["files"].items():
         console.print(f"{path}  {size / MEGABYTE:.1f} MB", highlight=False, soft_wrap=True)
+    for note in result["notes"]:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     show_runtime(console, result["format"], result["result"])
 
 

@@ -119,9 +119,25 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
         exports={name: str(path) for name, path in exports.items()},
         sizes=sizes | stored,
         report=report,
-        notes=[*kept, *short, *notes(report, grids)],
+        notes=[
+            *checkpoint.record.notes,
+            *export_notes(job.exporters, checkpoint),
+            *kept,
+            *short,
+            *notes(report, grids),
+        ],
         seconds=dict(job.clock.seconds),
     )
+
+
+def export_notes(exporters: Sequence[Exporter], checkpoint: Checkpoint) -> Iterator[str]:
+    """Note what exports do not hold of the model as it is."""
+    companions = checkpoint.companions()
+    if exporters and checkpoint.record.template is None:
+        yield "the model has no chat template, so none goes into its exports"
+    for exporter in exporters:
+        for note in exporter.notes(checkpoint.record, companions):
+            yield f"format {exporter.format.name!r}: {note}"
 
 
 def check_kept(folder: Path, exporter: Exporter) -> None:

@@ -37,9 +37,12 @@ def format_row(exporter: Exporter, grids: Grids, source: ModelSource) -> dict[st
         if not source.record.decoder.is_redundant(name)
     }
     items = {name: item_bytes(source, name) for name in grids}
+    companions = source.companions()
+    refused = exporter.reject_reason(source.record, companions, grids)
     return {
         "format": exporter.format.name,
         "bytes": exporter.planned_bytes(source.record, held, items),
         "read_by": exporter.format.read_by,
-        "refused": exporter.reject_reason(source.record, source.companions(), grids),
+        "refused": refused,
+        "notes": [] if refused else list(exporter.notes(source.record, companions)),
     }

@@ -161,6 +161,7 @@ class Settings:
         "float16",
         one_of("float16", "bfloat16", "float32"),
         "Round scales to this type before codes are chosen.",
+        more="for a model in bfloat16 the commands take bfloat16 unless this is set",
     )
     solver: Solver = setting(
         "gptq",

@@ -46,10 +46,12 @@ def make_job(
 
     settings are those of `make_recipe`, export_options those of the formats. calibration names
     texts as `edgeq.calibration.texts.read_texts` takes them; without any, the one that ships with
-    edgeq. zeros "asymmetric" becomes the kind of zero point that all exports hold without loss.
+    edgeq. zeros "asymmetric" becomes the kind of zero point that all exports hold without loss,
+    and scales are in bfloat16 where the model is, unless settings choose a type.
     """
     exporters = load_exporters(exports, export_options or {})
-    recipe = make_recipe(with_kind_of_zeros(settings, exporters))
+    settled = with_kind_of_zeros(with_scale_dtype(settings, source), exporters)
+    recipe = make_recipe(settled)
     loaded = load_backend(backend)
     texts = read_texts(calibration)
     windows = partial(calibration_windows, loaded.name, texts)
@@ -64,6 +66,16 @@ def make_job(
         characters=characters,
         writes_text=any(text.content is None for text in texts),
     )
+
+
+def with_scale_dtype(settings: Mapping[str, Any], source: ModelSource) -> dict[str, Any]:
+    """Have scales in bfloat16 where the model is, unless the settings choose a type.
+
+    Runtimes that compute in bfloat16 round scales to it when they load a file; float16 holds all
+    but the smallest and largest of them.
+    """
+    chosen = {} if source.record.dtype != "bfloat16" else {"scale_dtype": source.record.dtype}
+    return {**chosen, **settings}
 
 
 def with_kind_of_zeros(

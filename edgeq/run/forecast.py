@@ -75,6 +75,7 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
         },
         "original": job.source.stored_bytes(),
         "formats": exports,
+        "notes": list(job.source.record.notes),
     }
 
 

@@ -34,7 +34,7 @@ def identify(
         "format_version": FORMAT_VERSION,
         "edgeq": __version__,
         "model": source.record.name,
-        "source": {"fingerprint": source.fingerprint()},
+        "source": {"fingerprint": source.fingerprint(), "dtype": source.record.dtype},
         "recipe": recipe_settings(recipe),
         "calibration": calibration,
         "companions": hash_companions(companions),

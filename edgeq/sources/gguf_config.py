@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.architectures.config_checks import positive_integer
+from edgeq.architectures.llama_cpp import END_KEYS, KNOWN_ENDS
 from edgeq.architectures.rope import llama3_factors
 from edgeq.decoder import Rope
 from edgeq.errors import BadInput, UnsupportedModel
@@ -26,7 +27,12 @@ Metadata = Mapping[str, Any]
 
 
 def build_config(
-    metadata: Metadata, *, vocab_size: int, tied: bool, rope_factors: NumpyArray | None
+    metadata: Metadata,
+    *,
+    vocab_size: int,
+    tied: bool,
+    rope_factors: NumpyArray | None,
+    dtype: str = "float16",
 ) -> dict[str, Any]:
     """Write what config.json of the same model says.
 
@@ -57,7 +63,7 @@ def build_config(
         "rope_theta": decimal(metadata, "llama.rope.freq_base", default=10000.0),
         "tie_word_embeddings": tied,
         "vocab_size": vocab_size,
-        "torch_dtype": "float16",
+        "torch_dtype": dtype,
     }
     scaling = rope_scaling(metadata, config, rope_factors)
     if scaling:
@@ -120,11 +126,26 @@ def decimal(metadata: Metadata, key: str, *, default: float) -> float:
     return float(str(np.float32(value)))
 
 
-def special_ids(metadata: Metadata) -> dict[str, int]:
-    """Read the ids of the tokens that begin, end and pad a text, where the GGUF states them."""
-    keys = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+def special_ids(metadata: Metadata) -> dict[str, Any]:
+    """Read the ids of the tokens that begin, end and pad a text, where the GGUF states them.
+
+    Ends are all at which llama.cpp stops.
+    """
+    keys = {"bos_token_id": "bos", "pad_token_id": "padding", "unk_token_id": "unknown"}
     found = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
-    return {name: int(value) for name, value in found.items() if value is not None}
+    stated: dict[str, Any] = {name: int(id) for name, id in found.items() if id is not None}
+    ends = end_ids(metadata)
+    if ends:
+        stated["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    return stated
+
+
+def end_ids(metadata: Metadata) -> list[int]:
+    """List the ids of the tokens that end a text or a turn, those with keys of their own first."""
+    keyed = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in END_KEYS]
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    known = [index for index, token in enumerate(tokens or ()) if token in KNOWN_ENDS]
+    return list(dict.fromkeys([int(id) for id in keyed if id is not None] + known))
 
 
 def rope_scaling(

@@ -3,6 +3,7 @@
 Its header is checked by `edgeq.sources.gguf_header` before the gguf library reads it.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,8 @@ import ml_dtypes
 import numpy as np
 
 from edgeq.architectures.blocks import find_blocks
-from edgeq.architectures.record import read_record
+from edgeq.architectures.chat_template import TEMPLATE_FILE
+from edgeq.architectures.record import Evidence, read_record
 from edgeq.decoder import Decoder
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.sources.fingerprint import hash_model
@@ -52,9 +54,12 @@ class GgufFile:
             vocab_size=vocabulary_size(stored, path),
             tied="output.weight" not in stored,
             rope_factors=None if factors is None else decode(factors),
+            dtype=computed_dtype(reader.tensors),
         )
         own_name = str(self.metadata.get("general.name") or path.stem)
-        self.record = read_record(name or own_name, config)
+        template = self.metadata.get("tokenizer.chat_template")
+        files = {} if template is None else {TEMPLATE_FILE: str(template).encode()}
+        self.record = read_record(name or own_name, config, Evidence(files))
         names = checkpoint_names(self.record.decoder)
         self.stored = {checkpoint_name(tensor, names): stored[tensor] for tensor in stored}
         check_types(stored)
@@ -155,6 +160,18 @@ def unreadable(path: Path, error: BaseException) -> BadInput:
         f"{path} is not a readable GGUF file ({reason}); "
         "it is damaged or incomplete, fetch it again"
     )
+
+
+def computed_dtype(tensors: Sequence[gguf.ReaderTensor]) -> str:
+    """Choose the type to compute in: bfloat16 for a file that is mostly of it, whose range it has.
+
+    float16 for all others: numbers of blocks are in float16.
+    """
+    counts: Counter[gguf.GGMLQuantizationType] = Counter()
+    for tensor in tensors:
+        counts[tensor.tensor_type] += int(tensor.n_elements)
+    commonest = counts.most_common(1)[0][0] if counts else None
+    return "bfloat16" if commonest == gguf.GGMLQuantizationType.BF16 else "float16"
 
 
 def vocabulary_size(stored: Mapping[str, gguf.ReaderTensor], path: Path) -> int:

@@ -16,6 +16,7 @@ from tokenizers import (
 )
 
 from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.sources.gguf_config import end_ids
 
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # GGUF token types
 
@@ -81,7 +82,12 @@ def tokenizer_files(metadata: Metadata) -> dict[str, bytes]:
     tokens = read_tokens(metadata)
     tokenizer = build_tokenizer(metadata, tokens)
     ids = special_ids(metadata, tokens)
-    generation = {f"{name}_token_id": ids[name] for name in ids if name != "unk"}
+    generation: dict[str, Any] = {
+        f"{name}_token_id": ids[name] for name in ids if name not in ("eos", "unk")
+    }
+    ends = end_ids(metadata)
+    if ends:
+        generation["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     return {
         "tokenizer.json": tokenizer.to_str(pretty=False).encode(),
         "tokenizer_config.json": as_json(tokenizer_config(metadata, tokens)),

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgeq.architectures.blocks import find_blocks
-from edgeq.architectures.record import read_record
+from edgeq.architectures.record import Evidence, read_record
+from edgeq.architectures.tokenizer_file import unite
 from edgeq.dtypes import CODE_NAMES, ITEM_BYTES
 from edgeq.errors import BadInput
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.safetensors_directory import (
     SHARD_INDEX,
+    model_name,
     read_companions,
     read_model_json,
     read_weight_map,
@@ -31,7 +33,10 @@ class ModelOutline:
 
     def __init__(self, path: Path) -> None:
         self.directory = path
-        self.record = read_record(path.resolve().name, read_model_json(path / "config.json"))
+        companions = read_companions(path)
+        config = read_model_json(path / "config.json")
+        self.record = read_record(model_name(path), config, Evidence(companions))
+        self._companions, _ = unite(companions, self.record.vocabulary)
         self._shapes = self.record.decoder.tensor_shapes()
         if (path / SHARD_INDEX).is_file():
             self._check_names(read_weight_map(path))
@@ -74,7 +79,7 @@ class ModelOutline:
         return self.decoder_blocks
 
     def companions(self) -> Mapping[str, bytes]:
-        return read_companions(self.directory)
+        return self._companions
 
     def fingerprint(self) -> str:
         return hash_model(self.record.config(), self._shapes, [])

@@ -5,8 +5,11 @@ Which tensors a model has to have is checked by `edgeq.architectures.blocks`.
 
 import json
 import math
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from edgeq.architectures.blocks import find_blocks
-from edgeq.architectures.record import read_record
+from edgeq.architectures.record import Evidence, read_record
+from edgeq.architectures.tokenizer_file import unite
+from edgeq.decoder import Decoder
+from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, leads_out
@@ -36,6 +42,7 @@ COMPANION_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+COMPARED_NUMBERS = 1 << 20  # at a time: a few megabytes, however large an embedding is
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 STORED_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -66,11 +73,17 @@ class SafetensorsDirectory:
     def __init__(self, path: Path, *, name: str | None = None) -> None:
         files = weight_files(path)
         config = read_model_json(path / "config.json")
-        self.record = read_record(name or path.resolve().name, config)
         self.directory = path
         self.files = tuple(files)
         stored = {tensor: place for file in files for tensor, place in read_header(file).items()}
         check_index(path, stored)
+        companions = read_companions(path)
+        evidence = Evidence(companions, partial(holds_own_head, stored), commonest_dtype(stored))
+        self.record = read_record(name or model_name(path), config, evidence)
+        self._companions, _ = unite(companions, self.record.vocabulary)
+        decoder = self.record.decoder
+        if decoder.tied_head and decoder.embedding not in stored and decoder.head in stored:
+            stored[decoder.embedding] = stored[decoder.head]  # either of the two may be saved
         self.stored = {
             tensor: place
             for tensor, place in stored.items()
@@ -122,10 +135,61 @@ class SafetensorsDirectory:
         return self.decoder_blocks
 
     def companions(self) -> Mapping[str, bytes]:
-        return read_companions(self.directory)
+        return self._companions
 
     def fingerprint(self) -> str:
         return hash_model(self.record.config(), self.shapes(), self.files)
+
+
+def model_name(path: Path) -> str:
+    """Name a model after its directory, or the link that leads there.
+
+    One in the hub's cache, where directories are named by hashes, has the name of its repository.
+    """
+    given = Path(os.path.abspath(path))  # not resolved: a link's name is the one that people see
+    places = [given] if given.is_symlink() else [given, given.resolve()]
+    for place in places:
+        repository = place.parent.parent.name
+        if place.parent.name == "snapshots" and repository.startswith("models--"):
+            return repository.split("--")[-1]
+    return given.name or "model"
+
+
+def commonest_dtype(stored: Mapping[str, StoredTensor]) -> str | None:
+    """Find the type of most numbers, by the name that a config has for it."""
+    counts: Counter[str] = Counter()
+    for place in stored.values():
+        counts[place.dtype] += math.prod(place.shape)
+    names = {code: name for name, code in CODE_NAMES.items()}
+    return names.get(counts.most_common(1)[0][0], "float32") if counts else None
+
+
+def holds_own_head(stored: Mapping[str, StoredTensor], decoder: Decoder) -> bool:
+    """Say whether weights hold a head that is no copy of the embedding.
+
+    As in transformers, only equal numbers are a copy.
+    """
+    head, embedding = stored.get(decoder.head), stored.get(decoder.embedding)
+    if head is None or embedding is None:
+        return False
+    if head.shape != embedding.shape:
+        return True
+    if {head.dtype, embedding.dtype} - STORED_DTYPES.keys():
+        return False  # of a type that is refused anyway
+    count = math.prod(head.shape)
+    for start in range(0, count, COMPARED_NUMBERS):
+        ours, theirs = (numbers_from(place, start) for place in (head, embedding))
+        if not np.array_equal(ours, theirs):
+            return True
+    return False
+
+
+def numbers_from(place: StoredTensor, start: int) -> NumpyArray:
+    """Read some numbers of a tensor in float32, from one of them on."""
+    dtype = STORED_DTYPES[place.dtype]
+    count = min(COMPARED_NUMBERS, math.prod(place.shape) - start)
+    offset = place.offset + start * dtype.itemsize
+    return np.fromfile(place.file, dtype, count=count, offset=offset).astype(np.float32)
 
 
 def read_model_json(path: Path) -> dict[str, Any]:

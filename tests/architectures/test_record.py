@@ -78,7 +78,7 @@ def test_more_blocks_than_any_model_has_are_refused():
         ({"rope_type": "linear"}, "rope type 'linear' lacks factor"),
         (
             {"rope_type": "llama3", "factor": 8.0},
-            "lacks low_freq_factor, high_freq_factor, original_max_position",
+            "lacks low_freq_factor, high_freq_factor; ",
         ),
         ({"partial_rotary_factor": "half"}, "partial_rotary_factor is 'half'"),
     ],

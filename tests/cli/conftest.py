@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from command_line import run_edgeq
-from tiny_models import TEXT, tokenizer_files
+from tiny_models import SMALL_LLAMA, TEXT, tokenizer_files
 from transformers import AutoConfig, AutoModelForCausalLM
 
 QUICK = ["--samples", "4", "--sequence-length", "32", "--backend", "cpu"]
@@ -24,15 +24,7 @@ def text_file(tmp_path_factory):
     return path
 
 
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 320,
-    "max_position_embeddings": 128,
-}
+SIZES = {**SMALL_LLAMA, "max_position_embeddings": 128}
 
 
 @pytest.fixture(scope="session")

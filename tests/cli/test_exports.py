@@ -45,7 +45,7 @@ def test_one_solution_has_the_same_hashes_in_every_container(solved):
         assert linear == ["exact"] * 14
     embedding = entries["gptq"]["model.embed_tokens.weight"]
     assert (embedding["status"], embedding["from"]) == ("dense", "8 bits, group 32, symmetric")
-    assert 0 < embedding["largest_deviation"] < 1e-4
+    assert embedding["largest_deviation"] == 0  # the model is in float32, and its export too
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -126,7 +126,7 @@ def test_the_config_names_the_models_class_its_precision_and_nothing_of_older_se
     rng, tmp_path
 ):
     model = solved(tiny(), rng, [Grid(4, 32, "symmetric", "bfloat16")])
-    model.config |= {"quantization": {"bits": 4}, "dtype": "float32", "architectures": None}
+    model.config |= {"quantization": {"bits": 4}, "dtype": "bfloat16", "architectures": None}
     config, tensors = written(model, tmp_path)
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert (config["torch_dtype"], "dtype" in config, "quantization" in config) == (

@@ -177,6 +177,21 @@ def test_stretched_rotary_frequencies_of_llama_3_run_in_llama_cpp(rng, tmp_path)
     assert factors.data.min() == 1.0 < factors.data.max() == 8.0
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_linear_scaling_runs_in_llama_cpp(rng, tmp_path, kind):
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    settings = {key: value for key, value in TINY.items() if key != "head_dim"}
+    settings |= {"rope_parameters": rope}
+    model = llama(**settings)
+    if kind == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**settings))
+    export = solved(model, rng, [None], kind=kind)
+    assert divergence_in_llama_cpp(model, export, rng, tmp_path) < NEARLY_EQUAL
+    keys = keys_of(tmp_path / "model.gguf")
+    scaling = keys[f"{kind}.rope.scaling.type"], keys[f"{kind}.rope.scaling.factor"]
+    assert scaling == ("linear", 4.0)
+
+
 def test_rope_settings_at_the_top_of_the_config_are_the_same_file(rng, tmp_path):
     nested = solved(llama(rope_parameters=LLAMA_3_ROPE), rng, [Grid(4, 32)])
     scaling = {key: value for key, value in LLAMA_3_ROPE.items() if key != "rope_theta"}
@@ -328,10 +343,6 @@ def test_columns_that_do_not_fill_blocks_are_refused(rng, tmp_path):
         (
             {"model_type": "qwen2", "rope_parameters": LLAMA_3_ROPE},
             "rope type 'llama3' of a qwen2 model",
-        ),
-        (
-            {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
-            "rope type 'linear'",
         ),
     ],
 )

@@ -49,7 +49,11 @@ def source():
 
 
 def test_its_tokenizer_comes_back_key_by_key(original, source):
-    written = dict(tokenizer_keys(source.companions(), source.record.tokens, vocab_size=49152))
+    written = dict(
+        tokenizer_keys(
+            source.companions(), source.record.tokens, source.record.template, vocab_size=49152
+        )
+    )
     assert written == {key: original.fields[key].contents() for key in TOKENIZER_KEYS}
 
 

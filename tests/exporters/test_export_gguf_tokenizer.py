@@ -16,7 +16,7 @@ from tiny_models import (
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from edgeq.architectures.record import token_ids
+from edgeq.architectures.record import Evidence, read_record
 from edgeq.errors import BadInput
 from edgeq_backends.llama_cpp import LlamaCppLogits
 from edgeq_exporters.gguf.exporter import GgufExporter
@@ -25,9 +25,23 @@ from edgeq_exporters.gguf.tokenizer import tokenizer_keys, why_not_tokenizer
 FAMILIES = ["llama-bpe", "smaug-bpe", "qwen2", "smollm", "gpt-2"]
 
 
+def record_of(files, config=ONE_BLOCK):
+    return read_record("m", config, Evidence(files))
+
+
+def refusal(files, config=ONE_BLOCK):
+    """Why these files are refused, when the model is opened or when it is exported."""
+    try:
+        tokens = record_of(files, config).tokens
+        return why_not_tokenizer(files, tokens, vocab_size=config["vocab_size"])
+    except BadInput as error:
+        return str(error)
+
+
 def keys_of(files, config=ONE_BLOCK):
-    assert why_not_tokenizer(files, token_ids(config), vocab_size=VOCAB_SIZE) is None
-    return dict(tokenizer_keys(files, token_ids(config), vocab_size=VOCAB_SIZE))
+    assert refusal(files, config) is None
+    record = record_of(files, config)
+    return dict(tokenizer_keys(files, record.tokens, record.template, vocab_size=VOCAB_SIZE))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -198,7 +212,7 @@ REMOVED = {"type": "Split", "pattern": {"Regex": LLAMA_3}, "behavior": "Removed"
     ],
 )
 def test_other_tokenizers_are_refused_and_named(files, words):
-    reason = why_not_tokenizer(files, token_ids(ONE_BLOCK), vocab_size=VOCAB_SIZE)
+    reason = refusal(files)
     assert words in reason
     assert "\n" not in reason and len(reason) < 500
 
@@ -216,42 +230,39 @@ def settings(**changed):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (whole({}), "tokenizer.json is malformed"),
-        (whole({"model": 5}), "tokenizer.json is malformed"),
-        (changed(model={"vocab": "x"}), "tokenizer.json is malformed"),
-        (changed(model={"vocab": {"a": "0"}, "merges": []}), "tokenizer.json is malformed"),
-        (changed(model={"merges": [["no", "such"]]}), "tokenizer.json is malformed"),
-        (changed(pre_tokenizer=5), "tokenizer.json is malformed"),
-        (changed(added_tokens=[{"id": "1"}]), "tokenizer.json is malformed"),
-        (changed(added_tokens=5), "tokenizer.json is malformed"),
+        (whole({}), "tokenizer.json cannot be read"),
+        (whole({"model": 5}), "tokenizer.json cannot be read"),
+        (changed(model={"vocab": "x"}), "tokenizer.json cannot be read"),
+        (changed(model={"vocab": {"a": "0"}, "merges": []}), "tokenizer.json cannot be read"),
+        (changed(model={"merges": [["no", "such"]]}), "tokenizer.json cannot be read"),
+        (changed(pre_tokenizer=5), "tokenizer.json cannot be read"),
+        (changed(added_tokens=[{"id": "1"}]), "tokenizer.json cannot be read"),
+        (changed(added_tokens=5), "tokenizer.json cannot be read"),
         (tokenizer_files() | {"tokenizer.json": b"\xff"}, "tokenizer.json"),
-        (settings(chat_template=[5]), "chat_template in tokenizer_config.json is malformed"),
-        (settings(chat_template=5), "chat_template in tokenizer_config.json is malformed"),
+        (settings(chat_template=[5]), "chat template in tokenizer_config.json is malformed"),
+        (settings(chat_template=5), "chat template in tokenizer_config.json is malformed"),
         (
             settings(chat_template=[{"name": "default"}]),
-            "chat_template in tokenizer_config.json is malformed",
+            "chat template in tokenizer_config.json is malformed",
         ),
         (
             settings(chat_template=[{"name": "default", "template": 5}]),
-            "chat_template in tokenizer_config.json",
+            "chat template in tokenizer_config.json",
         ),
-        (settings(chat_template="\ud800"), "chat_template in tokenizer_config.json is malformed"),
+        (settings(chat_template="\ud800"), "'tokenizer_config.json' of the model is not valid"),
         (
             tokenizer_files() | {"chat_template.jinja": b"\xff\xfe"},
-            "chat_template.jinja is malformed",
+            "chat template in chat_template.jinja is malformed",
         ),
-        (whole([]), "must hold an object"),
-        (whole(None), "must hold an object"),
+        (whole([]), "tokenizer.json cannot be read"),
+        (whole(None), "tokenizer.json cannot be read"),
         (tokenizer_files() | {"tokenizer_config.json": b"[]"}, "must hold an object"),
         (tokenizer_files() | {"special_tokens_map.json": b"5"}, "must hold an object"),
         (tokenizer_files() | {"tokenizer_config.json": b"[" * 100_000}, "not valid JSON"),
     ],
 )
 def test_malformed_files_are_refused_in_one_line(files, words):
-    try:
-        reason = why_not_tokenizer(files, token_ids(ONE_BLOCK), vocab_size=VOCAB_SIZE)
-    except BadInput as error:
-        reason = str(error)
+    reason = refusal(files)
     assert words in reason
     assert "\n" not in reason and len(reason) < 500
 
@@ -263,22 +274,15 @@ def test_a_list_of_templates_without_a_default_gives_no_template():
 
 
 def test_a_special_token_beyond_the_embedding_is_refused():
-    reason = why_not_tokenizer(
-        tokenizer_files(), token_ids({"unk_token_id": 99999}), vocab_size=VOCAB_SIZE
-    )
+    reason = refusal(tokenizer_files(), ONE_BLOCK | {"unk_token_id": 99999})
     assert "unk_token_id 99999 lies outside the 320 rows" in reason
 
 
 def test_a_tokenizer_file_that_is_not_json_is_refused_by_name():
+    files = tokenizer_files() | {"tokenizer_config.json": b"{"}
     with pytest.raises(BadInput, match=r"'tokenizer_config\.json' of the model is not valid JSON"):
-        why_not_tokenizer(
-            tokenizer_files() | {"tokenizer_config.json": b"{"},
-            token_ids(ONE_BLOCK),
-            vocab_size=VOCAB_SIZE,
-        )
+        record_of(files)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused():
-    assert "outside the 200 rows" in why_not_tokenizer(
-        tokenizer_files(), token_ids(ONE_BLOCK), vocab_size=200
-    )
+    assert "outside the 200 rows" in refusal(tokenizer_files(), ONE_BLOCK | {"vocab_size": 200})

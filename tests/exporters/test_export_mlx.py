@@ -1,6 +1,7 @@
 """MLX directories in mlx-lm, compared with torch on the dequantized weights."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import ml_dtypes
@@ -166,6 +167,8 @@ def test_mlx_lm_attends_beyond_the_sliding_window_of_a_mistral(rng, tmp_path, id
         for size in (None, 8)
     )
     found = mlx_logits(export, tmp_path, ids)
+    assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == 8
+    assert any("cut to 8 tokens" in note for note in MlxExporter().notes(export.record, {}))
     assert_alike(found, everything)
     assert_alike(found[:, :8], window[:, :8])
     assert np.abs(found - window).max() > 10 * CLOSE * np.abs(window).max()
@@ -177,6 +180,7 @@ def test_other_scale_types_run_in_mlx_lm_and_give_dense_tensors_their_precision(
 ):
     model = tiny()
     export = solved(model, rng, [None, Grid(4, 32, "offset", scale_dtype)])
+    export.config = {**export.config, "dtype": "bfloat16"}
     found = mlx_logits(export, tmp_path, ids)
     stored = load_file(tmp_path / "model.safetensors")
     kept = np.dtype(ml_dtypes.bfloat16 if scale_dtype == "bfloat16" else np.float32)

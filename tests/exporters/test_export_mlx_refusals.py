@@ -103,10 +103,6 @@ def test_llamas_that_mlx_lm_would_compute_differently_are_refused_by_name(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (
-            {"use_sliding_window": True, "layer_types": None, "max_window_layers": 1},
-            "use_sliding_window is not supported",
-        ),
         ({"head_dim": 64}, "head_dim 64 of a qwen2 model is not hidden_size 128 / 4 heads"),
     ],
 )

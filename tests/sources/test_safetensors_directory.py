@@ -6,7 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
 from edgeq.errors import BadInput, EdgeqError, UnsupportedModel
@@ -124,16 +126,21 @@ def test_blocks_list_the_linear_layers_in_execution_order(config, tmp_path):
 
 
 def test_a_stored_copy_of_a_tied_head_is_hidden(tiny_directory, tiny_llama):
+    file = tiny_directory / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, file)
     edit_config(tiny_directory, tie_word_embeddings=True)
     assert "lm_head.weight" not in SafetensorsDirectory(tiny_directory).tensor_names()
 
 
 def test_tokenizer_and_generation_files_are_companions(tiny_directory):
-    (tiny_directory / "tokenizer.json").write_bytes(b"{}")
+    tokenizer = Tokenizer(BPE()).to_str().encode()
+    (tiny_directory / "tokenizer.json").write_bytes(tokenizer)
     (tiny_directory / "README.md").write_bytes(b"not wanted")
     companions = SafetensorsDirectory(tiny_directory).companions()
     assert set(companions) == {"tokenizer.json", "generation_config.json"}
-    assert companions["tokenizer.json"] == b"{}"
+    assert companions["tokenizer.json"] == tokenizer
 
 
 def test_the_fingerprint_follows_weights_and_config_but_not_the_path(tiny_directory, tiny_llama):

@@ -89,7 +89,9 @@ class StreamedModel:
         """Note what every block gets besides hidden states.
 
         Yields the hidden states before block 0, per batch.
+        Raises: UnsupportedModel for longer windows than mlx-lm computes as torch does.
         """
+        check_window(self.source, max(batch.shape[1] for batch in batches))
         with self._filled(self.model, "", only=EMBEDDING):
             for embedded in record_calls(self.places, self._run, batches):
                 mx.eval(embedded)
@@ -197,6 +199,20 @@ def empty_model(source: ModelSource) -> Module:
     model: Module = module.Model(module.ModelArgs.from_dict(mlx_config(source.record)))
     model.eval()
     return model
+
+
+def check_window(source: ModelSource, tokens: int) -> None:
+    """Refuse texts beyond a window that the model attends to: mlx-lm attends to everything.
+
+    Raises: UnsupportedModel.
+    """
+    window = source.record.decoder.window
+    if window is not None and tokens > window:
+        raise UnsupportedModel(
+            f"backend 'mlx': sequences of {tokens} tokens, but this model attends to a window of "
+            f"{window}, which mlx-lm's {source.record.decoder.model_type} does not know; "
+            f"choose --sequence-length {window} or less, or another --backend"
+        )
 
 
 def model_definition(name: str) -> ModuleType:

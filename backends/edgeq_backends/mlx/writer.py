@@ -1,6 +1,7 @@
 """Let an mlx-lm model write text, in MLX."""
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import mlx.core as mx
@@ -9,14 +10,14 @@ import numpy as np
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
 from edgeq.types import NumpyArray
-from edgeq_backends.mlx.model import model_definition, whole_model
+from edgeq_backends.mlx.model import check_window, model_definition, whole_model
 
 
 class MlxWriter:
     """The whole model in float32, with mlx-lm's cache of keys and values."""
 
     def __init__(self, source: ModelSource, allowed: NumpyArray, seed: int) -> None:
-        self._name = source.record.name
+        self._source, self._name = source, source.record.name
         self._model: Any = whole_model(source)
         self._allowed = mx.array(allowed.astype(np.int32))
         self._key = mx.random.key(seed)
@@ -24,7 +25,8 @@ class MlxWriter:
     def continue_text(self, first: NumpyArray) -> Iterator[NumpyArray]:
         newest = mx.array(first.astype(np.int32))
         cache = model_definition("cache").make_prompt_cache(self._model)
-        while True:
+        for written in count(2):
+            check_window(self._source, written)
             newest = self._next(newest, cache)
             yield np.array(newest).astype(np.int64)
 

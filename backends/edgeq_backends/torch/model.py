@@ -200,7 +200,7 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
     # what is wrong becomes an error; what is odd does not concern edgeq
     library.set_verbosity(logging.CRITICAL)
     try:
-        config = AutoConfig.for_model(**source.record.config())
+        config = AutoConfig.for_model(**source.record.settled_config())
         with init_empty_weights(include_buffers=False):
             model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.tie_weights()

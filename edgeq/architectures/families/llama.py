@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeq.architectures.llama_like import ATTENTION, MLP, Differences, llama_like
+from edgeq.architectures.rope import KINDS
 from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("llama",)
 NAMES = RuntimeNames(
     transformers="LlamaForCausalLM",
-    gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=("default", "llama3")),
+    gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=KINDS),
     mlx=MlxNames("llama", foreign_keys=("layer_types",)),
     genai="llama",
 )

@@ -8,17 +8,16 @@ from typing import Any
 
 from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import Differences, llama_like
+from edgeq.architectures.rope import KINDS
 from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("mistral",)
 WINDOW = 4096  # what transformers takes where the key is absent; null means no window
 # mlx-lm computes a Mistral as a Llama, and obeys Llama's keys
-MLX = MlxNames(
-    "llama", foreign_keys=("layer_types", "attention_bias", "mlp_bias"), windows="ignored"
-)
+MLX = MlxNames("llama", foreign_keys=("layer_types", "attention_bias", "mlp_bias"))
 NAMES = RuntimeNames(
     transformers="MistralForCausalLM",
-    gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=("default", "llama3")),
+    gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=KINDS),
     mlx=MLX,
     genai="mistral",
 )

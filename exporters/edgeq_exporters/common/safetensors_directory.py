@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from edgeq.decoder import ModelRecord
 from edgeq.dtypes import CODE_NAMES, NUMPY
 from edgeq.files.json_files import json_bytes
 from edgeq.files.storage import rename_when_stored, write_bytes
@@ -22,6 +23,13 @@ from edgeq_exporters.common.manifest import Entry, sha256_of, tensor_entry, writ
 # One shard is in memory at a time, so this bounds memory. A larger tensor has a shard of its own.
 SHARD_BYTES = 1_000_000_000
 INDEX_NAME = "model.safetensors.index.json"
+
+HOLDERS: Mapping[ScaleDtype, Sequence[ScaleDtype]] = {
+    "float16": ("float16", "float32"),
+    "bfloat16": ("bfloat16", "float32"),
+    "float32": ("float32",),
+}
+"""The types that hold every number of a type."""
 
 MakeTensor = Callable[[str], tuple[Mapping[str, NumpyArray], Entry]]
 
@@ -139,13 +147,19 @@ def _index(shards: Sequence[WrittenShard]) -> dict[str, Any]:
     }
 
 
-def dense_dtype(grids: Shapes) -> ScaleDtype:
-    """Find the scale type of most quantized weights; float16 where none is quantized."""
+def dense_dtype(record: ModelRecord, grids: Shapes) -> ScaleDtype:
+    """Choose the type of dense tensors, which is the one that runtimes compute in.
+
+    It is the model's: activations of a bfloat16 model may be infinite in float16. Where the scales
+    are of a type that holds all its numbers it is theirs.
+    """
     weights: Counter[ScaleDtype] = Counter()
     for (rows, *columns), grid in grids.values():
         if grid is not None:
             weights[grid.scale_dtype] += rows * columns[0]
-    return weights.most_common(1)[0][0] if weights else "float16"
+    own = next(kind for kind in NUMPY if kind == record.dtype)
+    scales = weights.most_common(1)[0][0] if weights else own
+    return scales if scales in HOLDERS[own] else own
 
 
 def dense_tensor(array: NumpyArray, dense: ScaleDtype) -> tuple[NumpyArray, float]:

@@ -66,7 +66,9 @@ def row_order(source_name: str, decoder: Decoder) -> npt.NDArray[np.intp] | None
     return None
 
 
-def architecture_keys(decoder: Decoder, *, vocab_size: int) -> Iterator[tuple[str, int | float]]:
+def architecture_keys(
+    decoder: Decoder, *, vocab_size: int
+) -> Iterator[tuple[str, int | float | str]]:
     """Make the metadata of the architecture, under the keys that llama.cpp reads.
 
     An int is stored as uint32, a float as float32.
@@ -76,7 +78,8 @@ def architecture_keys(decoder: Decoder, *, vocab_size: int) -> Iterator[tuple[st
     assert decoder.context is not None
     assert decoder.epsilon is not None
     yield f"{arch}.block_count", len(decoder.layers)
-    yield f"{arch}.context_length", decoder.context
+    assert decoder.whole_context is not None
+    yield f"{arch}.context_length", decoder.whole_context
     yield f"{arch}.embedding_length", decoder.hidden
     yield f"{arch}.feed_forward_length", decoder.layers[0].mlp.inner
     yield f"{arch}.attention.head_count", attention.heads
@@ -87,6 +90,9 @@ def architecture_keys(decoder: Decoder, *, vocab_size: int) -> Iterator[tuple[st
     yield f"{arch}.attention.layer_norm_rms_epsilon", decoder.epsilon
     yield f"{arch}.rope.dimension_count", attention.head_size
     yield f"{arch}.rope.freq_base", attention.rope.theta
+    if attention.rope.kind == "linear":
+        yield f"{arch}.rope.scaling.type", "linear"
+        yield f"{arch}.rope.scaling.factor", float(attention.rope.settings["factor"])
     yield f"{arch}.vocab_size", vocab_size
 
 

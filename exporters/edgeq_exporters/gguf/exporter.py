@@ -15,6 +15,7 @@ from edgeq.errors import BadInput, NotInstalled, install
 from edgeq.files.storage import rename_when_stored
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
+from edgeq_exporters.common.companions import window_notes
 from edgeq_exporters.common.manifest import (
     Entry,
     quantized_entry,
@@ -40,7 +41,7 @@ from edgeq_exporters.gguf.blocks import (
     why_not_packable,
 )
 from edgeq_exporters.gguf.format import FORMAT
-from edgeq_exporters.gguf.tokenizer import tokenizer_keys, why_not_tokenizer
+from edgeq_exporters.gguf.tokenizer import end_notes, tokenizer_keys, why_not_tokenizer
 
 try:
     import gguf
@@ -87,6 +88,11 @@ class GgufExporter:
             rows = grids[decoder.embedding][0][0]
             reason = why_not_tokenizer(companions, record.tokens, vocab_size=rows)
         return reason or why_not_tensors(decoder, grids)
+
+    def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
+        """Say what the file will not hold of the model as it is."""
+        ends = end_notes(companions, record.tokens)
+        return [*window_notes(record, "llama.cpp"), *ends]
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""
@@ -192,8 +198,10 @@ def _add_keys(
         _add_key(writer, key, number)
     writer.add_file_type(FILE_TYPES[dominating_type(plan)])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    tokens = model.record.tokens
-    for key, value in tokenizer_keys(model.companions(), tokens, vocab_size=vocab_size):
+    record = model.record
+    for key, value in tokenizer_keys(
+        model.companions(), record.tokens, record.template, vocab_size=vocab_size
+    ):
         _add_key(writer, key, value)
 
 

@@ -1,14 +1,16 @@
 """Translate byte-level BPE tokenizers from a checkpoint's tokenizer.json to GGUF metadata."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from edgeq.architectures.json_objects import json_object
+from edgeq.architectures.llama_cpp import END_KEYS, KNOWN_ENDS
 from edgeq.decoder import TokenIds
-from edgeq.errors import BadInput, reason_of
+from edgeq.errors import reason_of
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of GGUF
 
@@ -19,10 +21,11 @@ LLAMA_3_WORDS = (
 QWEN2_WORDS = LLAMA_3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 WORD_PATTERNS = {LLAMA_3_WORDS: "llama-bpe", QWEN2_WORDS: "qwen2"}
 
-CONFIGURED = {"bos": "begin", "eos": "end", "pad": "pad", "unk": "unknown"}
-"""Hugging Face's names of special tokens -> the field of a model's record with their ids."""
-SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-"""Hugging Face's names of special tokens -> GGUF's."""
+SPECIAL_TOKENS = {"bos": "begin", "unknown": "unknown", "padding": "pad"}
+"""GGUF's names of special tokens -> the field of a model's record with their ids."""
+
+IN_CONFIGS = {"unknown": "unk", "padding": "pad", "eot": "eos", "eom": "eos"}
+"""GGUF's names of special tokens -> those of configs, where they differ."""
 
 Json = Mapping[str, Any]
 
@@ -33,18 +36,14 @@ class TokenizerFiles:
 
     tokenizer: Json
     settings: Json
-    named: Json
     tokens: TokenIds
-    template: bytes | None
 
     @classmethod
     def read(cls, companions: Mapping[str, bytes], tokens: TokenIds) -> "TokenizerFiles":
         return cls(
-            tokenizer=_read(companions, "tokenizer.json"),
-            settings=_read(companions, "tokenizer_config.json"),
-            named=_read(companions, "special_tokens_map.json"),
+            tokenizer=json_object(companions, "tokenizer.json"),
+            settings=json_object(companions, "tokenizer_config.json"),
             tokens=tokens,
-            template=companions.get("chat_template.jinja"),
         )
 
     def ids(self) -> dict[str, int]:
@@ -67,7 +66,7 @@ def why_not_tokenizer(
             "save one next to it with transformers' save_pretrained"
         )
     files = TokenizerFiles.read(companions, tokens)
-    damage = _why_not_readable(companions["tokenizer.json"]) or _why_not_template(files)
+    damage = _why_not_readable(companions["tokenizer.json"])
     if damage is not None:
         return damage
     reason = _why_not_model(files.tokenizer.get("model") or {})
@@ -92,19 +91,19 @@ def _why_not_ids(files: TokenizerFiles, vocab_size: int) -> str | None:
     for name, token_id in special.items():
         if token_id >= vocab_size:
             return (
-                f"{name}_token_id {token_id} lies outside the {vocab_size} rows of the embedding; "
-                "correct it in config.json"
+                f"{IN_CONFIGS.get(name, name)}_token_id {token_id} lies outside the {vocab_size} "
+                "rows of the embedding; correct it in the model's files"
             )
     if "eos" not in special:
         return (
-            "neither tokenizer_config.json nor config.json names an end-of-sequence token; "
-            "set eos_token"
+            "none of the model's files names an end-of-sequence token; "
+            "set eos_token in tokenizer_config.json"
         )
     return None
 
 
 def tokenizer_keys(
-    companions: Mapping[str, bytes], tokens: TokenIds, *, vocab_size: int
+    companions: Mapping[str, bytes], tokens: TokenIds, template: str | None, *, vocab_size: int
 ) -> Iterator[tuple[str, str | bool | int | list[str] | list[int]]]:
     """Make the metadata of a tokenizer that `why_not_tokenizer` accepts; an int is a uint32."""
     files = TokenizerFiles.read(companions, tokens)
@@ -117,14 +116,13 @@ def tokenizer_keys(
     if merges:  # the container has no empty lists
         yield "tokenizer.ggml.merges", merges
     yield from _special_keys(files)
-    template = chat_template(files)
     if template is not None:
         yield "tokenizer.chat_template", template
 
 
 def _special_keys(files: TokenizerFiles) -> Iterator[tuple[str, bool | int]]:
     for name, token_id in special_ids(files).items():
-        yield f"tokenizer.ggml.{SPECIAL_TOKENS[name]}_token_id", token_id
+        yield f"tokenizer.ggml.{name}_token_id", token_id
     # Without its key, llama.cpp decides on bos by the name of the pre-tokenizer, and adds no eos.
     yield "tokenizer.ggml.add_bos_token", adds_token(files, "bos")
     if adds_token(files, "eos"):
@@ -163,17 +161,41 @@ def padded_vocabulary(tokenizer: Json, *, vocab_size: int) -> tuple[list[str], l
 
 
 def special_ids(files: TokenizerFiles) -> dict[str, int]:
-    """Find the ids of the bos, eos, unk and pad tokens in the tokenizer's files or the config."""
-    ids = files.ids()
-    found = {}
-    for name in SPECIAL_TOKENS:
-        named = [_content(source.get(f"{name}_token")) for source in (files.settings, files.named)]
-        configured = getattr(files.tokens, CONFIGURED[name])
-        known = [ids[token] for token in named if token in ids]
-        known += [token for token in configured if token >= 0]
-        if known:
-            found[name] = known[0]
-    return found
+    """Give the ids of special tokens by the names that GGUF's keys have for them."""
+    found = {name: getattr(files.tokens, field) for name, field in SPECIAL_TOKENS.items()}
+    return {name: ids[0] for name, ids in found.items() if ids} | keyed_ends(files)
+
+
+def keyed_ends(files: TokenizerFiles) -> dict[str, int]:
+    """Give ends of text the keys that GGUF has: the usual end, then those of unknown names.
+
+    llama.cpp finds the others by their names, and would mistake them for ends of turns in a key.
+    """
+    if not files.tokens.end:
+        return {}
+    first, *others = files.tokens.end
+    is_known = _is_known(files)
+    unknown = [id for id in others if not is_known(id)]
+    return dict(zip(END_KEYS, [first, *unknown], strict=False))
+
+
+def end_notes(companions: Mapping[str, bytes], tokens: TokenIds) -> Iterator[str]:
+    """Note ends of text for which GGUF has no key left and llama.cpp no name."""
+    if "tokenizer.json" not in companions:
+        return
+    files = TokenizerFiles.read(companions, tokens)
+    keyed, is_known = keyed_ends(files).values(), _is_known(files)
+    for id in files.tokens.end:
+        if id not in keyed and not is_known(id):
+            yield (
+                f"GGUF has keys for {len(END_KEYS)} ends of text: "
+                f"llama.cpp will not stop at token {id}"
+            )
+
+
+def _is_known(files: TokenizerFiles) -> Callable[[int], bool]:
+    known = {id for token, id in files.ids().items() if token in KNOWN_ENDS}
+    return lambda id: id in known
 
 
 def adds_token(files: TokenizerFiles, name: str) -> bool:
@@ -186,38 +208,6 @@ def adds_token(files: TokenizerFiles, name: str) -> bool:
     ends = [piece.get("SpecialToken", {}).get("id") for piece in pieces]
     by_template = token_id in [files.ids().get(token) for token in ends if token is not None]
     return by_template or files.settings.get(f"add_{name}_token") is True
-
-
-def chat_template(files: TokenizerFiles) -> str | None:
-    """Read the default chat template, from its own file or from tokenizer_config.json.
-
-    Raises: ValueError, KeyError or TypeError for templates that `why_not_tokenizer` refuses.
-    """
-    if files.template is not None:
-        return files.template.decode()
-    template = files.settings.get("chat_template")
-    if isinstance(template, list):
-        defaults = (named["template"] for named in template if named["name"] == "default")
-        template = next(defaults, None)
-    if template is None:
-        return None
-    if not isinstance(template, str):
-        raise TypeError(f"a {type(template).__name__}")
-    template.encode()  # JSON can also write halves of surrogate pairs
-    return template
-
-
-def _why_not_template(files: TokenizerFiles) -> str | None:
-    try:
-        chat_template(files)
-    except (ValueError, KeyError, TypeError) as error:
-        own_file = files.template is not None
-        where = "chat_template.jinja" if own_file else "chat_template in tokenizer_config.json"
-        return (
-            f"{where} is malformed ({type(error).__name__}: {reason_of(error)}); "
-            "it must be UTF-8 text, or a list of objects with name and template"
-        )
-    return None
 
 
 def _why_not_readable(tokenizer: bytes) -> str | None:
@@ -299,23 +289,3 @@ def _steps(part: Json | None, *, key: str = "pretokenizers") -> list[Json]:
 
 def _merge_line(merge: str | list[str]) -> str:
     return merge if isinstance(merge, str) else " ".join(merge)
-
-
-def _content(token: Any) -> str | None:
-    """Give the text of a special token, which is named by it or by a description with it."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
-
-
-def _read(companions: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(companions.get(name, b"{}"))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(
-            f"'{name}' of the model is not valid JSON: {reason_of(error)}; download the model again"
-        ) from error
-    if not isinstance(content, dict):
-        raise BadInput(
-            f"'{name}' of the model holds a JSON {type(content).__name__}; it must hold an object"
-        )
-    return content

@@ -13,12 +13,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from edgeq.decoder import Decoder, ModelRecord, Shape
 from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput
 from edgeq.protocols import Format, QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
 from edgeq.words import describe_grid
+from edgeq_exporters.common.companions import exported_companions
 from edgeq_exporters.common.decoder import (
     Shapes,
     check_shape,
@@ -26,6 +29,7 @@ from edgeq_exporters.common.decoder import (
     planned_grids,
     why_not_tensors,
 )
+from edgeq_exporters.common.deviation import as_stored
 from edgeq_exporters.common.manifest import Entry, hash_of_layer, quantized_entry
 from edgeq_exporters.common.safetensors_directory import (
     DirectoryContent,
@@ -76,6 +80,10 @@ class LinearExporter:
     ) -> str | None:
         """Say why this model on these grids cannot be written and what to change, or None."""
         return reject_reason(self.kind, record, grids)
+
+    def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
+        """Say what the files will not hold of the model as it is."""
+        return []
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""
@@ -132,7 +140,7 @@ def planned_bytes(kind: LinearFormat, record: ModelRecord, grids: Shapes) -> int
     """Count the bytes of all tensors in the shards; dense ones are in the type of the scales."""
     packed = linear_tensors(record.decoder)
     linear = {name: grids[name] for name in grids if name in packed}
-    item_bytes = NUMPY[dense_dtype(linear)].itemsize
+    item_bytes = NUMPY[dense_dtype(record, linear)].itemsize
     total = 0
     for name, (shape, grid) in grids.items():
         if grid is None or name not in packed:
@@ -155,7 +163,7 @@ def write(kind: LinearFormat, model: QuantizedModel, destination: Path) -> list[
     grids = planned_grids(model)
     packed = linear_tensors(model.record.decoder)
     linear = {name: grids[name] for name in grids if name in packed}
-    dense = dense_dtype(linear)
+    dense = dense_dtype(model.record, linear)
     content = DirectoryContent(
         format_name=kind.name,
         label="pt",
@@ -165,7 +173,7 @@ def write(kind: LinearFormat, model: QuantizedModel, destination: Path) -> list[
         },
         make=partial(_tensor, kind, model, grids, packed, dense),
         config=_config(kind, model.record, linear, dense),
-        companions=model.companions(),
+        companions=exported_companions(model.record, model.companions()),
     )
     return write_directory(content, destination)
 
@@ -173,10 +181,9 @@ def write(kind: LinearFormat, model: QuantizedModel, destination: Path) -> list[
 def _config(
     kind: LinearFormat, record: ModelRecord, linear: Shapes, dense: ScaleDtype
 ) -> dict[str, Any]:
-    written = {key: value for key, value in record.config().items() if key not in NOT_COPIED}
+    settled = record.settled_config()
+    written = {key: value for key, value in settled.items() if key not in NOT_COPIED}
     written["architectures"] = [record.decoder.names.transformers]
-    # transformers fills in what this file leaves out; for a llama its default is an untied head.
-    written["tie_word_embeddings"] = record.decoder.tied_head
     written["torch_dtype"] = dense
     if any(grid is not None for _, grid in linear.values()):
         written["quantization_config"] = kind.settings(linear)
@@ -214,11 +221,30 @@ def _tensor(
         return make_dense(
             name, layer.dequantized(), dense, digest=hash_of_layer(layer), solved_on=grid
         )
-    tensors, stored = kind.pack(name.removesuffix(".weight"), layer)
+    computed = as_computed(name, layer, dense)
+    tensors, stored = kind.pack(name.removesuffix(".weight"), computed)
     entry = quantized_entry(
         name=name, source=name, type_name=kind.type_name, layer=layer, stored=stored
     )
     return tensors, entry
+
+
+def as_computed(name: str, layer: QuantizedLinear, dense: ScaleDtype) -> QuantizedLinear:
+    """Round scales to the type of the dense tensors, as runtimes do when they load a directory.
+
+    Raises: BadInput for a scale that this type cannot hold.
+    """
+    with np.errstate(over="ignore"):
+        scales = layer.scales.astype(NUMPY[dense]).astype(np.float32)
+    if not np.isfinite(scales).all():
+        raise BadInput(
+            f"tensor {name!r}: a scale of {np.abs(layer.scales).max():.6g} exceeds {dense}, "
+            "in which the model is computed; use scale_dtype float32"
+        )
+    if np.array_equal(scales, layer.scales):
+        return layer
+    zeros = layer.zeros if layer.grid.zeros == "integer" else np.float32(layer.grid.middle)
+    return as_stored(layer, scales, -scales * zeros)
 
 
 def commonest_grid(linear: Shapes) -> Grid:

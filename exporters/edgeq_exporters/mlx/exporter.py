@@ -11,6 +11,10 @@ from edgeq.decoder import ModelRecord, Shape
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, ScaleDtype
+from edgeq_exporters.common.companions import (
+    exported_companions,
+    window_notes,
+)
 from edgeq_exporters.common.decoder import (
     Shapes,
     check_shape,
@@ -48,6 +52,10 @@ class MlxExporter:
             return reason
         return why_not_tensors(record.decoder, grids, _why_not_tensor, runtime="mlx-lm")
 
+    def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
+        """Say what the files will not hold of the model as it is."""
+        return list(window_notes(record, "mlx-lm"))
+
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""
         return why_not_grid(shape, grid)
@@ -56,7 +64,7 @@ class MlxExporter:
         self, record: ModelRecord, grids: Shapes, item_bytes: Mapping[str, int]
     ) -> int:
         """Count the bytes of all tensors in the shards; see `edgeq.protocols.Exporter`."""
-        dense = dense_dtype(grids)
+        dense = dense_dtype(record, grids)
         return sum(stored_bytes(shape, grid, dense) for shape, grid in grids.values())
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
@@ -71,14 +79,14 @@ class MlxExporter:
         if reason is not None:
             raise BadInput(f"export 'mlx': {reason}")
         grids = planned_grids(model)
-        dense = dense_dtype(grids)
+        dense = dense_dtype(model.record, grids)
         content = DirectoryContent(
             format_name=self.format.name,
             label="mlx",
             sizes={name: stored_bytes(shape, grid, dense) for name, (shape, grid) in grids.items()},
             make=partial(_tensor, model, grids, dense),
             config=exported_config(model.record, grids),
-            companions=companions,
+            companions=exported_companions(model.record, companions),
         )
         return write_directory(content, destination)
 

@@ -3,15 +3,16 @@
 Nodes and tensors of the graph are left to the modules beside this one.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeq.architectures.json_objects import json_object
 from edgeq.architectures.requirements import why_not_activation, why_not_named, why_not_stated
 from edgeq.architectures.rope import frequencies, why_not_rope
+from edgeq.architectures.special_tokens import GENERATION_FILE
 from edgeq.decoder import Decoder, ModelRecord, TokenIds
 
 HEAD_MULTIPLE = 16  # GroupQueryAttention rotates no other heads
@@ -88,7 +89,7 @@ def genai_config(
         "type": decoder.names.genai,
         "vocab_size": decoder.vocabulary,
         "context_length": decoder.context,
-        **special_tokens(record.tokens, companions),
+        **special_tokens(record.tokens),
         "decoder": graph,
     }
     return {"model": model, "search": search_settings(decoder, companions)}
@@ -99,7 +100,7 @@ def search_settings(decoder: Decoder, companions: Mapping[str, bytes]) -> dict[s
 
     generation_config.json wins; without it the likeliest token is taken.
     """
-    chosen = _generation_config(companions)
+    chosen = json_object(companions, GENERATION_FILE)
     defaults = {
         "do_sample": False,
         "temperature": 1.0,
@@ -119,24 +120,11 @@ def search_settings(decoder: Decoder, companions: Mapping[str, bytes]) -> dict[s
     return settings
 
 
-def special_tokens(tokens: TokenIds, companions: Mapping[str, bytes]) -> dict[str, Any]:
-    """Find the ids of the tokens that begin, end and pad a text.
+def special_tokens(tokens: TokenIds) -> dict[str, Any]:
+    """Give the ids of the tokens that begin, end and pad a text.
 
-    generation_config.json wins. A model without a padding token pads with the end.
+    A model without a padding token pads with the end.
     """
-    stated = {"bos_token_id": tokens.begin, "eos_token_id": tokens.end, "pad_token_id": tokens.pad}
-    settings: dict[str, Any] = {
-        key: ids[0] if len(ids) == 1 else list(ids) for key, ids in stated.items() if ids
-    }
-    chosen = _generation_config(companions)
-    settings |= {key: chosen[key] for key in stated if chosen.get(key) is not None}
-    if "pad_token_id" not in settings and "eos_token_id" in settings:
-        end = settings["eos_token_id"]
-        settings["pad_token_id"] = end[0] if isinstance(end, list) else end
-    return settings
-
-
-def _generation_config(companions: Mapping[str, bytes]) -> Mapping[str, Any]:
-    content = companions.get("generation_config.json")
-    loaded = json.loads(content) if content else {}
-    return loaded if isinstance(loaded, dict) else {}
+    pad = tokens.pad or tokens.end
+    found = {"bos_token_id": tokens.begin[:1], "eos_token_id": tokens.end, "pad_token_id": pad[:1]}
+    return {key: ids[0] if len(ids) == 1 else list(ids) for key, ids in found.items() if ids}

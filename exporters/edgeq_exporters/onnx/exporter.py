@@ -13,6 +13,7 @@ from edgeq.files.json_files import json_bytes
 from edgeq.files.storage import write_bytes
 from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
+from edgeq_exporters.common.companions import exported_companions
 from edgeq_exporters.common.decoder import Shapes, check_shape, claimed_grids, why_not_tensors
 from edgeq_exporters.common.manifest import (
     Entry,
@@ -97,6 +98,10 @@ class OnnxExporter:
             return reason
         return why_not_tensors(record.decoder, grids, self._why_not_tensor, runtime="the graph")
 
+    def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
+        """Say what the files will not hold of the model as it is."""
+        return []
+
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""
         return self._why_not_tensor("", shape, grid)
@@ -136,10 +141,11 @@ class OnnxExporter:
             data.add(dense_part(SINES, sines))
         files = {
             FILE_NAME: self._graph(model, data),
-            "config.json": json_bytes(model.record.config()),
+            "config.json": json_bytes(model.record.settled_config()),
             "genai_config.json": json_bytes(genai_config(model.record, companions, file=FILE_NAME)),
         }
-        files |= {name: companions[name] for name in sorted(companions) if name not in files}
+        beside = exported_companions(model.record, companions)
+        files |= {name: beside[name] for name in sorted(beside) if name not in files}
         for name, content in files.items():
             write_bytes(destination / name, content)
         manifest = write_manifest(
