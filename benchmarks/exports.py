@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.calibration.windows import first_windows, read_text, tokenize
+from edgeq.calibration.reading import read_text
+from edgeq.calibration.windows import first_windows, tokenize
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.commands.progress import Silent
 from edgeq.errors import NotInstalled

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.solves import COMMON, GPTQ, INGREDIENTS, PLAIN, PRESETS, TEXTS
-from edgeq.calibration.windows import first_windows, read_text, sample_windows, tokenize
+from edgeq.calibration.reading import read_text
+from edgeq.calibration.windows import first_windows, sample_windows, tokenize
 from edgeq.protocols import Site
 from edgeq.recipe.recipe import Recipe, make_recipe
 from edgeq.solving.layer import solve_layer

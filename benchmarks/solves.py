@@ -9,7 +9,7 @@ from pathlib import Path
 from pydoc_data.topics import topics as pydoc_topics
 from typing import Any
 
-from edgeq.calibration.windows import read_text
+from edgeq.calibration.reading import read_text
 from edgeq.measuring.evaluate import EVALUATION_TEXT
 from edgeq.recipe import settings as table
 

@@ -29,7 +29,8 @@ from greenlet import getcurrent, greenlet
 
 from benchmarks.solves import PLAIN, PRESETS
 from edgeq.architectures.record import read_record
-from edgeq.calibration.windows import read_text, sample_windows, tokenize
+from edgeq.calibration.reading import read_text
+from edgeq.calibration.windows import sample_windows, tokenize
 from edgeq.commands.progress import Silent
 from edgeq.planning.process_memory import give_large_arrays_back, peak_resident_bytes
 from edgeq.protocols import ModelSource

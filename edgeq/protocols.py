@@ -100,7 +100,7 @@ class Backend(Protocol):
 
 
 class TextSizes(Protocol):
-    """What a text has to fit: the model's name, the rows of its embedding, its longest text."""
+    """What a text has to fit: the model's name, its embedding's rows, longest text and chat."""
 
     @property
     def name(self) -> str: ...
@@ -110,6 +110,9 @@ class TextSizes(Protocol):
 
     @property
     def context(self) -> int | None: ...
+
+    @property
+    def template(self) -> str | None: ...
 
 
 class TextModel(Protocol):

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeq.architectures.blocks import find_blocks
 from edgeq.architectures.record import Evidence, read_record
-from edgeq.calibration.windows import read_text
+from edgeq.calibration.reading import read_text
 
 TINY = {
     "hidden_size": 64,

@@ -7,10 +7,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from edgeq.calibration.reading import read_text
 from edgeq.calibration.windows import (
     first_windows,
     load_tokenizer,
-    read_text,
     sample_windows,
     tokenize,
 )

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from tiny_models import TEXT, tokenizer_files
 
+from edgeq.calibration.reading import read_text
 from edgeq.calibration.texts import Text, divide, hash_tokens, make_calibration, read_texts
-from edgeq.calibration.windows import read_text, sample_windows, tokenize
+from edgeq.calibration.windows import sample_windows, tokenize
 from edgeq.errors import BadInput
 
 

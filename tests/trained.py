@@ -8,7 +8,8 @@ import models
 import numpy as np
 import plain
 
-from edgeq.calibration.windows import read_text, sample_windows, tokenize
+from edgeq.calibration.reading import read_text
+from edgeq.calibration.windows import sample_windows, tokenize
 from edgeq.registry import load_backend
 from edgeq.solving.statistics import accumulate
 from edgeq.sources import open_source

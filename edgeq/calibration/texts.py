@@ -13,11 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.calibration.windows import read_text, sample_windows, tokenize
+from edgeq.calibration.long_windows import sample_long
+from edgeq.calibration.reading import LongText, open_text, read_text
+from edgeq.calibration.variety import check_variety, repeated_runs
+from edgeq.calibration.windows import sample_windows, tokenize
 from edgeq.errors import BadInput
-from edgeq.protocols import ModelSource
+from edgeq.protocols import ModelSource, TextModel
 
 SELF, SHIPPED = "self", "default"
+PIECE = 2**18
+"""Characters of a long text that are held and tokenized at once: more than sequences need, which
+have about five a token."""
 LARGEST_SHARE = 1e6  # beyond it a typing error is likelier than a wish
 
 Windows = npt.NDArray[np.int64]
@@ -34,15 +40,24 @@ class Text:
 
     name: str
     share: float
-    content: str | None
+    content: str | LongText | None
+
+    @property
+    def at_once(self) -> int:
+        """Count the characters that are tokenized at once."""
+        if isinstance(self.content, LongText):
+            return PIECE
+        return len(self.content or "")
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """The windows that a model is calibrated on, and the record of where they come from.
 
-    texts has one entry per text: name, share, samples, tokens (of the whole text), and sha256 of
-    the text in UTF-8 or, where the model wrote it, of its tokens as little-endian int32.
+    texts has one entry per text: name, share, samples, tokens, and sha256 of the text in UTF-8 or,
+    where the model wrote it, of its tokens as little-endian int32. tokens are those of the whole
+    text; of one that is too long to be tokenized whole, those in its windows. Where the windows
+    repeat themselves, runs are the different runs of `edgeq.calibration.variety.RUN` tokens.
 
     Shapes: windows (samples, length).
     """
@@ -64,11 +79,12 @@ def hash_tokens(windows: Windows) -> str:
     return hashlib.sha256(windows.astype("<i4").tobytes()).hexdigest()
 
 
-def read_texts(values: Sequence[str]) -> tuple[Text, ...]:
+def read_texts(values: Sequence[str], model: TextModel | None = None) -> tuple[Text, ...]:
     """Read texts as `--calibration` names them: TEXT or TEXT=SHARE.
 
     TEXT is a path, "default" or "self"; a share is 1 unless given. What exists as a file under the
-    whole value is that file. Without values, "default".
+    whole value is that file. Without values, "default". Chat messages become text by the template
+    of the model.
 
     Raises: BadInput for a missing or empty file, for shares that are no positive numbers, for a
     text named twice.
@@ -81,7 +97,7 @@ def read_texts(values: Sequence[str]) -> tuple[Text, ...]:
                 f"--calibration {name!r} is given twice; "
                 f"give it once with a larger share ({name}=2)"
             )
-    return tuple(read_one(name, share) for name, share in named)
+    return tuple(read_one(name, share, model) for name, share in named)
 
 
 def name_and_share(value: str) -> tuple[str, float]:
@@ -112,12 +128,17 @@ def name_and_share(value: str) -> tuple[str, float]:
     return name, share
 
 
-def read_one(name: str, share: float) -> Text:
+def read_one(name: str, share: float, model: TextModel | None) -> Text:
     if name == SELF:
         return Text(SELF, share, None)
     if name == SHIPPED:
         return Text(SHIPPED, share, read_text(None))
-    return Text(Path(name).name, share, read_text(name))
+    return Text(Path(name).name, share, open_text(name, model))
+
+
+def most_at_once(texts: Sequence[Text]) -> int:
+    """Count the characters that are tokenized at once, at most: one text follows the other."""
+    return max((text.at_once for text in texts), default=0)
 
 
 def make_calibration(
@@ -147,27 +168,38 @@ def make_calibration(
         text, count = texts[place], counts[place]
         if text.content is None:
             windows = write(count, sequence_length, seed)
-            tokens = windows.size
-            sha256 = hash_tokens(windows)
+            facts: dict[str, Any] = {"tokens": windows.size, "sha256": hash_tokens(windows)}
         else:
-            ids = tokenize(source, text.content)
             options = {"samples": count, "sequence_length": sequence_length, "seed": seed}
-            windows = windows_of(text, ids, **options)
-            tokens = len(ids)
-            sha256 = hashlib.sha256(text.content.encode("utf-8")).hexdigest()
-        facts = {"samples": count, "tokens": tokens, "sha256": sha256}
-        made[place] = windows, {"name": text.name, "share": text.share, **facts}
+            windows, facts = cut(source, text, text.content, **options)
+        entry = {"name": text.name, "share": text.share, "samples": count, **facts}
+        made[place] = windows, entry
     ordered = [made[place] for place in range(len(texts))]
     joined = np.concatenate([windows for windows, _ in ordered])
     return Calibration(joined, [entry for _, entry in ordered])
 
 
-def windows_of(text: Text, tokens: Windows, **options: int) -> Windows:
-    """Call `sample_windows`, with the text's name in what it refuses."""
+def cut(
+    source: ModelSource, text: Text, content: str | LongText, **options: int
+) -> tuple[Windows, dict[str, Any]]:
+    """Cut the windows of one text, and give what is recorded of it.
+
+    Raises: BadInput with the text's name.
+    """
     try:
-        return sample_windows(tokens, **options)
+        if isinstance(content, LongText):
+            windows, tokens = sample_long(source, content, **options)
+            sha256 = content.sha256
+        else:
+            ids = tokenize(source, content)
+            windows, tokens = sample_windows(ids, **options), len(ids)
+            sha256 = hashlib.sha256(content.encode("utf-8")).hexdigest()
+        check_variety(source, windows)
     except BadInput as error:
         raise BadInput(f"--calibration {text.name!r}: {error}") from error
+    facts = {"tokens": tokens, "sha256": sha256}
+    runs = repeated_runs(windows) if windows.size <= tokens else None
+    return windows, facts if runs is None else facts | {"runs": runs}
 
 
 def divide(samples: int, shares: Sequence[float]) -> list[int]:

@@ -1,80 +1,15 @@
-"""Read text, and cut it into seeded windows of tokens of one fixed length."""
+"""Cut a text into seeded windows of tokens of one fixed length.
 
-import json
-from importlib import resources
-from pathlib import Path
+Long texts are left to `edgeq.calibration.long_windows`.
+"""
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from edgeq.errors import BadInput, reason_of
+from edgeq.files.tokenizer_file import encode_text, parse_tokenizer
 from edgeq.protocols import TextModel
-
-CALIBRATION_TEXT = "calibration.txt"
-
-
-def read_text(path: str | None, *, default: str = CALIBRATION_TEXT) -> str:
-    """Read a text file, or JSON lines with a "text" string each.
-
-    None gives a text that ships with edgeq.
-
-    Raises: BadInput when it cannot be read or is empty.
-    """
-    if path is None:
-        return (resources.files("edgeq") / "data" / default).read_text(encoding="utf-8")
-    file = Path(path)
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"text {path!r}: not UTF-8 at byte {error.start}; convert it to UTF-8 text"
-        ) from error
-    except OSError as error:
-        found = "it is a directory" if file.is_dir() else reason_of(error).lower()
-        raise BadInput(
-            f"text {path!r}: {found}; "
-            'give a UTF-8 text file or JSON lines (.jsonl) with a "text" field'
-        ) from error
-    text = _join_json_lines(path, content) if file.suffix in {".jsonl", ".ndjson"} else content
-    if not text.strip():
-        raise BadInput(f"text {path!r}: it is empty; give some pages of text")
-    return text
-
-
-def _join_json_lines(path: str, content: str) -> str:
-    texts = []
-    # not splitlines, which would also cut inside strings, at U+2028
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", "too deeply nested")
-            raise BadInput(
-                f"text {path!r}, line {number}: not JSON ({reason}); one object per line"
-            ) from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise BadInput(
-                f'text {path!r}, line {number}: no "text" string; each line is an object with one'
-            )
-        if not is_unicode(record["text"]):
-            raise BadInput(
-                f"text {path!r}, line {number}: half of a surrogate pair, which is no character; "
-                "escape whole pairs or write UTF-8"
-            )
-        texts.append(record["text"])
-    return "\n\n".join(texts)
-
-
-def is_unicode(text: str) -> bool:
-    """Say whether a text can be encoded: JSON's escapes also write halves of surrogate pairs."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def load_tokenizer(source: TextModel) -> Tokenizer:
@@ -89,8 +24,8 @@ def load_tokenizer(source: TextModel) -> Tokenizer:
             "edgeq needs it to read calibration text"
         )
     try:
-        return Tokenizer.from_str(data.decode("utf-8"))
-    except Exception as error:  # the library raises bare Exception for any malformed file
+        return parse_tokenizer(data)
+    except ValueError as error:
         raise BadInput(
             f"model {source.record.name!r}: tokenizer.json cannot be read ({reason_of(error)}); "
             "fetch it again"
@@ -103,10 +38,24 @@ def tokenize(source: TextModel, text: str) -> npt.NDArray[np.int64]:
     Shapes: (tokens,).
     Raises: BadInput, see `check_ids`.
     """
-    encoded = load_tokenizer(source).encode(text, add_special_tokens=False)
+    encoded = encode(source, load_tokenizer(source), text)
     tokens = np.asarray(encoded.ids, dtype=np.int64)
     check_ids(source, tokens)
     return tokens
+
+
+def encode(source: TextModel, tokenizer: Tokenizer, text: str) -> Encoding:
+    """Turn a text into tokens that know their places in it, by the model's tokenizer.
+
+    Raises: BadInput when the tokenizer fails.
+    """
+    try:
+        return encode_text(tokenizer, text)
+    except ValueError as error:
+        raise BadInput(
+            f"model {source.record.name!r}: its tokenizer fails on the text ({reason_of(error)}); "
+            "fetch tokenizer.json again"
+        ) from error
 
 
 def check_ids(source: TextModel, tokens: npt.NDArray[np.int64]) -> None:

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     type=TEXT,
     multiple=True,
     metavar="TEXT[=SHARE]",
-    help='Calibrate on UTF-8 text or JSON lines with "text"; default, the text that ships with '
-    "edgeq; self, text that the model writes first. May be repeated, mixed by share.  "
-    "[default: default]",
+    help='Calibrate on UTF-8 text, or JSON lines or an array with "text" or chat "messages"; '
+    "default, the text that ships with edgeq; self, text that the model writes first. May be "
+    "repeated, mixed by share.  [default: default]",
 )
 @click.option(
     "--export",

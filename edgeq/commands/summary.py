@@ -192,16 +192,24 @@ def keeping(
 
 
 def short_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[str]:
-    """Note each calibration text whose sequences repeat tokens."""
+    """Note each calibration text whose sequences repeat tokens, or which repeats itself."""
     if calibration is None:
         return []
     length = recipe.sequence_length
-    return [
-        f"calibration text {text['name']!r}: {text['samples']} sequences of {length} overlap "
-        f"in its {text['tokens']} tokens; more text is better"
-        for text in calibration["texts"]
-        if text["samples"] * length > text["tokens"]
-    ]
+    found = []
+    for text in calibration["texts"]:
+        name, samples, tokens = repr(text["name"]), text["samples"], text["tokens"]
+        if samples * length > tokens:
+            found.append(
+                f"calibration text {name}: {samples} sequences of {length} overlap "
+                f"in its {tokens} tokens; more text is better"
+            )
+        if "runs" in text:
+            found.append(
+                f"calibration text {name} repeats itself: its {samples} sequences of {length} "
+                f"hold only {text['runs']} different runs of tokens; text that varies is better"
+            )
+    return found
 
 
 def notes(report: RunReport, grids: Grids) -> list[str]:

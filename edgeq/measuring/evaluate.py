@@ -8,13 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.calibration.windows import (
-    check_ids,
-    check_length,
-    first_windows,
-    read_text,
-    tokenize,
-)
+from edgeq.calibration.long_windows import first_tokens
+from edgeq.calibration.reading import LongText, open_text, read_text
+from edgeq.calibration.variety import check_variety
+from edgeq.calibration.windows import check_ids, check_length, first_windows, tokenize
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
 from edgeq.files.json_files import read_json
@@ -57,6 +54,7 @@ class StatedSizes:
     name: str
     vocabulary: int | None
     context: int | None
+    template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +141,27 @@ def evaluation_windows(
         )
     for model in models:
         check_length(model, length)
-    tokens = tokenize(models[0], read_text(text, default=EVALUATION_TEXT))
+    tokens = evaluation_tokens(models[0], text, windows * length)
     for model in models:
         check_ids(model, tokens)
-    return first_windows(tokens, windows=windows, sequence_length=length)
+    found = first_windows(tokens, windows=windows, sequence_length=length)
+    try:
+        check_variety(models[0], found)
+    except BadInput as error:
+        raise BadInput(f"evaluation text: {error}") from error
+    return found
+
+
+def evaluation_tokens(model: TextModel, text: str | None, count: int) -> NumpyArray:
+    """Tokenize a text for evaluation; of a long one only as much as gives so many tokens."""
+    content: str | LongText
+    if text is None:
+        content = read_text(None, default=EVALUATION_TEXT)
+    else:
+        content = open_text(text, model)
+    if isinstance(content, LongText):
+        return first_tokens(model, content, count)
+    return tokenize(model, content)
 
 
 def described_export(target: str) -> DescribedDirectory:

@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from edgeq.calibration.windows import first_windows, read_text, tokenize
+from edgeq.calibration.reading import read_text
+from edgeq.calibration.windows import first_windows, tokenize
 from edgeq.checkpoint.certificate import hash_of_layer, sha256_of
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput, EdgeqError

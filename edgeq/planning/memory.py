@@ -79,6 +79,8 @@ TEXT_CHARACTER = 100  # bytes of text, tokens and what the tokenizer keeps of th
 def measure_process(characters: int, precision: int) -> Process:
     """Measure this process, in which the framework has been imported.
 
+    characters are those that are tokenized at once.
+
     Where the system does not say how large it is, a usual size is taken.
     """
     resident = resident_bytes() or USUAL_RESIDENT

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from edgeq.calibration.self_text import Wrote, written_windows
-from edgeq.calibration.texts import Calibration, Text, Windows, make_calibration, read_texts
+from edgeq.calibration.texts import (
+    Calibration,
+    Text,
+    Windows,
+    make_calibration,
+    most_at_once,
+    read_texts,
+)
 from edgeq.planning.memory import MemoryPlan, choose_way, measure_process
 from edgeq.planning.process_memory import give_large_arrays_back
 from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
@@ -53,9 +60,8 @@ def make_job(
     settled = with_kind_of_zeros(with_scale_dtype(settings, source), exporters)
     recipe = make_recipe(settled)
     loaded = load_backend(backend)
-    texts = read_texts(calibration)
+    texts = read_texts(calibration, source)
     windows = partial(calibration_windows, loaded.name, texts)
-    characters = sum(len(text.content or "") for text in texts)
     return Job(
         source,
         recipe,
@@ -63,7 +69,7 @@ def make_job(
         partial(make_activations, loaded.name),
         windows,
         exporters,
-        characters=characters,
+        characters=most_at_once(texts),
         writes_text=any(text.content is None for text in texts),
     )
 

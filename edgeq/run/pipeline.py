@@ -61,9 +61,9 @@ class Job:
 
     `make_activations` gets the source, the token windows and on which share of them both streams
     run. `make_calibration` gets the source, the recipe, and whom to tell how much text the model
-    has written. For the plan of memory, characters is the size of all texts and writes_text says
-    whether the model writes one. rows_at_once bounds the memory of a layer's solve; None solves all
-    rows together.
+    has written. For the plan of memory, characters is how many are tokenized at once and
+    writes_text says whether the model writes a text. rows_at_once bounds the memory of a layer's
+    solve; None solves all rows together.
     """
 
     source: ModelSource

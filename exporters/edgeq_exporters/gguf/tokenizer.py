@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from edgeq.architectures.json_objects import json_object
 from edgeq.architectures.llama_cpp import END_KEYS, KNOWN_ENDS
 from edgeq.decoder import TokenIds
 from edgeq.errors import reason_of
+from edgeq.files.tokenizer_file import parse_tokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of GGUF
 
@@ -216,8 +215,8 @@ def _why_not_readable(tokenizer: bytes) -> str | None:
     Reasons are wrong types, unknown parts, merges without tokens.
     """
     try:
-        Tokenizer.from_str(tokenizer.decode())
-    except Exception as error:  # the library raises bare Exception for any malformed file
+        parse_tokenizer(tokenizer)
+    except ValueError as error:
         return f"tokenizer.json is malformed ({reason_of(error)}); use this model's own tokenizer"
     return None
 
