@@ -138,8 +138,8 @@ def _content(content: Any, number: int) -> str | list[dict[str, Any]]:
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
     for part in parts:
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else part
-            raise BadChat(f"message {number} has a part {kind!r} without text; leave it out")
+            named = part.get("type") if isinstance(part, dict) else part
+            raise BadChat(f"message {number} has a part {named!r} without text; leave it out")
     return parts
 
 

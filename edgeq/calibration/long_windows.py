@@ -19,6 +19,7 @@ text, wherever a piece begins."""
 TRAIL = 64  # tokens behind a window that must be there, since the end of a piece cuts a word
 CHARACTERS_PER_TOKEN = 6  # that are read at first; text has about 4 and a half
 MOST_CHARACTERS_PER_TOKEN = 64  # fewer tokens are no text
+SPACE = re.compile(r"\s")
 WORD_START = re.compile(r"(?<=\s)\S")
 LONGEST_WORD = 256  # characters; where no word begins within them, any place will do
 
@@ -123,7 +124,7 @@ class _Cutter:
         while True:
             piece = reader.ahead(characters)
             encoded = encode(self._source, self._tokenizer, piece)
-            start = first_token(encoded, word_start(piece, place - begin))
+            start = first_token(encoded, word_start(piece, place - begin, is_first=begin == 0))
             left = len(encoded.ids) - start
             if len(piece) < characters:
                 break
@@ -146,12 +147,16 @@ class _Cutter:
         return np.asarray(encoded.ids[start:end], np.int64), np.asarray(starts, np.int64)
 
 
-def word_start(piece: str, place: int) -> int:
-    """Find the first word that starts at a place or behind it; the place itself without spaces."""
-    if place == 0:
-        return 0
+def word_start(piece: str, place: int, *, is_first: bool) -> int:
+    """Find the first word that starts at a place or behind it; the place itself without spaces.
+
+    In the first word of the first piece that is where the text begins.
+    """
     found = WORD_START.search(piece, place, place + LONGEST_WORD)
-    return place if found is None else found.start()
+    if found is None:
+        return place
+    begins_text = is_first and SPACE.search(piece, 0, place) is None
+    return 0 if begins_text else found.start()
 
 
 def first_token(encoded: Encoding, place: int) -> int:

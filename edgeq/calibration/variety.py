@@ -12,7 +12,7 @@ from edgeq.protocols import TextModel
 
 FEWEST_DIFFERENT = 8  # tokens in windows of 32 and more; text has hundreds, a byte at a time too
 MOST_SPECIAL = 0.75  # of the tokens; conversations of single words reach half
-MOST_UNKNOWN = 0.5  # of the tokens: more of the text is lost than kept
+MOST_UNKNOWN = 0.4  # of the tokens; where each word is unknown, spaces are the other half
 RUN = 8  # tokens: text hardly repeats so many
 FEWEST_RUNS = 0.25  # of all runs that are different; less is worth a note
 SHOWN = 3  # tokens that a refusal names
