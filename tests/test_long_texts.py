@@ -103,7 +103,7 @@ def test_no_part_of_a_long_text_is_missed(tmp_path):
     source, text = source_with(byte_level_bpe()), numbered(110)
     whole, long = tokenize(source, text), long_text(tmp_path, text)
     seen = np.zeros(len(whole), bool)
-    for seed in range(50):
+    for seed in range(25):
         windows, _ = sample_long(source, long, samples=99, sequence_length=LENGTH, seed=seed)
         for place in places_of(windows, whole):
             seen[place : place + LENGTH] = True

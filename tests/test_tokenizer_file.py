@@ -174,11 +174,11 @@ KNOWN = " ".join(f"w{n}" for n in range(1, 40))
         (None, "x" + "0" * 3000, ["one token over and over", "'0'"]),
         (
             None,
-            f"mice run to{'<|pad|><|eos|><|bos|>' * 12}" * 90,
-            ["% of its sequences are special"],
+            f"the 12 mice{'<|pad|><|eos|><|bos|>' * 24}" * 90,
+            ["% of the tokens in its sequences are special"],
         ),
-        (WORDS, f"{KNOWN} {'b c d e ' * 10}" * 90, ["does not know ('?')"]),
-        (PIECES, f"{'кот и пес ' * 8}abcdefgh " * 50, ["does not know ('?')"]),
+        (WORDS, f"{KNOWN} {'b c d e ' * 10}" * 90, ["unknown to the tokenizer ('?')"]),
+        (PIECES, f"{'кот и пес ' * 8}abcdefgh " * 50, ["unknown to the tokenizer ('?')"]),
     ],
     ids=["one", "two", "spaces", "zeros", "special", "unknown word", "unknown piece"],
 )

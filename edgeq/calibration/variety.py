@@ -38,14 +38,14 @@ def check_variety(source: TextModel, windows: Windows) -> None:
     special = [token for token in most_common if token in added and added[token].special]
     unknown = [token for token in most_common if token in unknown_ids(source, tokenizer)]
     for kind, tokens, most in (
-        ("special tokens", special, MOST_SPECIAL),
-        ("tokens that the tokenizer does not know", unknown, MOST_UNKNOWN),
+        ("special ones", special, MOST_SPECIAL),
+        ("unknown to the tokenizer", unknown, MOST_UNKNOWN),
     ):
         share = float(counts[np.isin(ids, tokens)].sum() / windows.size)
         if share > most:
             raise BadInput(
-                f"{share:.0%} of its sequences are {kind} ({_name(tokenizer, tokens)}); "
-                "give text that this model is made for"
+                f"{share:.0%} of the tokens in its sequences are {kind} "
+                f"({_name(tokenizer, tokens)}); give text that this model is made for"
             )
 
 

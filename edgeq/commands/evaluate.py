@@ -20,7 +20,8 @@ from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION, PATH
 @click.option(
     "--text",
     type=PATH,
-    help="Measure on UTF-8 text or JSON lines.  [default: a text that ships with edgeq]",
+    help='Measure on UTF-8 text, or JSON lines or an array with "text" or chat "messages".  '
+    "[default: a text that ships with edgeq]",
 )
 @click.option(
     "--windows",

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
+from tiny_models import TEXT
 
 SHORT = ["--samples", "6", "--sequence-length", "32"]
 
@@ -123,3 +125,138 @@ def test_what_cannot_be_mixed_is_refused_in_one_line(refuse, saved_model, values
     assert reason in refuse(
         saved_model, *(word for value in values for word in ("--calibration", value))
     )
+
+
+LINES = [
+    f"{number} mice run to the {7 * number} caf\u00e9s, and they don't sleep."
+    for number in range(99)
+]
+QUICKLY = ["--quality", "fast", "--backend", "cpu"]
+
+
+def test_the_same_lines_give_the_same_windows_in_every_form(edgeq, saved_model, tmp_path):
+    items = [{"text": line} for line in LINES]
+    forms = {
+        "plain.txt": "\n\n".join(LINES),
+        "array.json": json.dumps(items),
+        "UPPER.JSONL": "\n".join(map(json.dumps, items)),
+        "array.txt": json.dumps(items),
+        "lines.txt": "\n".join(map(json.dumps, items)),
+        "strings.json": json.dumps(LINES, indent=1),
+    }
+    found = set()
+    for name, content in forms.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        out = tmp_path / f"out-{name}"
+        command = ["quantize", saved_model, "-o", out, *SHORT, *QUICKLY]
+        result = edgeq(*command, "--calibration", tmp_path / name)
+        assert result.status == 0, result.err
+        calibration = calibration_of(out)
+        found.add((calibration["sha256"], calibration["texts"][0]["sha256"]))
+    expected = hashlib.sha256("\n\n".join(LINES).encode()).hexdigest()
+    assert [text for _, text in found] == [expected]
+
+
+def test_a_long_text_is_calibrated_and_evaluated_on(edgeq, saved_model, tmp_path):
+    """Also says nothing of overlapping sequences, since these do not overlap."""
+    text = tmp_path / "corpus.txt"
+    text.write_text("\n".join(LINES * 500), encoding="utf-8")
+    out = tmp_path / "out"
+    result = edgeq("quantize", saved_model, "-o", out, *SHORT, *QUICKLY, "--calibration", text)
+    assert result.status == 0, result.err
+    assert "overlap" not in result.out
+    [entry] = calibration_of(out)["texts"]
+    assert entry["tokens"] == 6 * 32
+    assert entry["sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
+    measured = [
+        edgeq("evaluate", out, "--reference", saved_model, "--text", path, "--backend", "cpu")
+        for path in (text, shortened(text))
+    ]
+    assert measured[0].status == 0, measured[0].err
+    assert measured[0].out == measured[1].out
+
+
+def shortened(path):
+    """The same text, short enough to be held."""
+    short = path.with_name("short.txt")
+    short.write_text("\n".join(LINES * 10), encoding="utf-8")
+    return short
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("only_special.txt", b"<|eos|>" * 3000, ["one token over and over ('<|eos|>')"]),
+        ("two.txt", b"ab" * 3000, ["only 2 different tokens"]),
+        ("a.csv", b"text,label\nhello,1\n", ["it is CSV", "JSON lines"]),
+        ("a.txt.gz", b"\x1f\x8b\x08\x00", ["compressed (gzip)"]),
+        ("a.txt", "text".encode("utf-16"), ["UTF-16", "convert it to UTF-8"]),
+        ("a.txt", b"te\0xt", ["zero byte at byte 2"]),
+        ("a.json", b'[{"text": 3}]', ["item 1", '"text"']),
+        ("a.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}', ["no chat template"]),
+    ],
+)
+def test_texts_that_look_fine_and_are_not_are_refused(
+    refuse, saved_model, tmp_path, name, content, parts
+):
+    (tmp_path / name).write_bytes(content)
+    line = refuse(saved_model, "--calibration", tmp_path / name)
+    assert all(part in line for part in [f"{name}'", *parts])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_as_a_text_is_refused_by_every_command(edgeq, refuse, saved_model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert "it is a pipe" in refuse(saved_model, "--calibration", tmp_path / "pipe.txt")
+    for command in (
+        ["plan", saved_model, "--calibration", tmp_path / "pipe.txt"],
+        ["evaluate", saved_model, "--text", tmp_path / "pipe.txt"],
+    ):
+        result = edgeq(*command)
+        assert result.status == 1
+        assert result.err.count("\n") == 1
+        assert "it is a pipe" in result.err
+
+
+def test_an_evaluation_text_of_one_token_is_refused(edgeq, saved_model, tmp_path):
+    (tmp_path / "eos.txt").write_text("<|eos|>" * 3000)
+    result = edgeq("evaluate", saved_model, "--text", tmp_path / "eos.txt")
+    assert result.status == 1
+    assert "evaluation text: its sequences hold one token over and over" in result.err
+
+
+def test_padding_and_truncation_of_the_tokenizer_file_change_nothing(
+    edgeq, model, saved_model, text_file, tmp_path
+):
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["truncation"] = {
+        "direction": "Right",
+        "max_length": 5,
+        "strategy": "LongestFirst",
+        "stride": 9,
+    }
+    content["padding"] = {
+        "strategy": {"Fixed": 5000},
+        "direction": "Right",
+        "pad_to_multiple_of": 0,
+        "pad_id": 2,
+        "pad_type_id": 0,
+        "pad_token": "<|pad|>",
+    }
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    for name, each in (("plain", saved_model), ("padded", model)):
+        out = tmp_path / name
+        command = ["quantize", each, "-o", out, *SHORT, *QUICKLY, "--calibration", text_file]
+        assert edgeq(*command).status == 0
+    plain, padded = (calibration_of(tmp_path / name) for name in ("plain", "padded"))
+    assert padded == plain
+
+
+def test_a_text_that_repeats_itself_is_noted(edgeq, saved_model, tmp_path):
+    (tmp_path / "line.txt").write_text(TEXT * 200)
+    command = ["quantize", saved_model, "-o", tmp_path / "out", *SHORT, *QUICKLY, "--json"]
+    command += ["--samples", "20"]
+    result = edgeq(*command, "--calibration", tmp_path / "line.txt")
+    assert result.status == 0
+    [note] = json.loads(result.out)["notes"]
+    assert "'line.txt' repeats itself: its 20 sequences of 32 hold only" in note
