@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from edgeq.architectures.json_objects import json_object
+from edgeq.architectures.tokenizer_library import load_tokenizer_file
 from edgeq.errors import BadInput, reason_of
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -31,8 +32,8 @@ def read_tokenizer(files: Files) -> Tokenizer | None:
     if data is None:
         return None
     try:
-        return Tokenizer.from_str(data.decode("utf-8"))
-    except Exception as error:  # the library raises bare Exception for any malformed file
+        return load_tokenizer_file(data)
+    except ValueError as error:
         raise BadInput(
             f"{TOKENIZER_FILE} cannot be read ({reason_of(error)}); fetch it again"
         ) from error

@@ -15,6 +15,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from edgeq.architectures.special_tokens import named_tokens
 from edgeq.errors import reason_of
 from edgeq.protocols import TextModel
 
@@ -22,7 +23,7 @@ KEYS = ("messages", "conversations")
 """What data sets call the messages of an item."""
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 """What ShareGPT calls roles -> the names that templates know."""
-NAMED_TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+NAMED_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 READS_PARTS = re.compile(r"""\bfor\s+\w+\s+in\s+\w+(\.content\b|\[['"]content['"]\])""")
 
@@ -71,7 +72,7 @@ class ChatTemplate:
                 f"model{name} has no chat template to write messages with; "
                 'give text, or JSON lines with "text"'
             )
-        self._tokens = named_tokens(self._model.companions())
+        self._tokens = template_tokens(self._model.companions())
         self._reads_parts = READS_PARTS.search(template) is not None
         try:
             return make_environment().from_string(template)
@@ -143,25 +144,10 @@ def _content(content: Any, number: int) -> str | list[dict[str, Any]]:
     return parts
 
 
-def named_tokens(companions: Mapping[str, bytes]) -> dict[str, str]:
+def template_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     """Read the special tokens that a tokenizer's files name: what templates call bos_token."""
-    found: dict[str, str] = {}
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            settings = json.loads(companions.get(file, b"{}"))
-        except (ValueError, RecursionError):
-            continue  # templates that need a token then say so
-        for name in NAMED_TOKENS if isinstance(settings, dict) else ():
-            token = token_content(settings.get(name))
-            if token is not None:
-                found[name] = token
-    return found
-
-
-def token_content(token: Any) -> str | None:
-    """Give the text of a special token, which is named by it or by a description with it."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
+    named = {kind: named_tokens(files, kind) for kind in NAMED_KINDS}
+    return {f"{kind}_token": tokens[0] for kind, tokens in named.items() if tokens}
 
 
 def make_environment() -> jinja2.Environment:

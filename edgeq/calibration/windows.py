@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
+from edgeq.architectures.tokenizer_library import encode_text, parse_tokenizer
 from edgeq.errors import BadInput, reason_of
-from edgeq.files.tokenizer_file import encode_text, parse_tokenizer
 from edgeq.protocols import TextModel
 
 

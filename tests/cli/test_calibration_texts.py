@@ -258,5 +258,26 @@ def test_a_text_that_repeats_itself_is_noted(edgeq, saved_model, tmp_path):
     command += ["--samples", "20"]
     result = edgeq(*command, "--calibration", tmp_path / "line.txt")
     assert result.status == 0
-    [note] = json.loads(result.out)["notes"]
-    assert "'line.txt' repeats itself: its 20 sequences of 32 hold only" in note
+    notes = json.loads(result.out)["notes"]
+    assert any(
+        "'line.txt' repeats itself: its 20 sequences of 32 hold only" in note for note in notes
+    )
+
+
+def test_messages_become_text_by_the_template_that_lies_with_the_model(edgeq, model, tmp_path):
+    """Against the same text written out."""
+    (model / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    )
+    chats = [{"messages": [{"role": "user", "content": line}]} for line in LINES]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    (tmp_path / "chat.txt").write_text(
+        "".join(f"<|bos|>user: {line}" for line in LINES), encoding="utf-8"
+    )
+    found = []
+    for name in ("chat.jsonl", "chat.txt"):
+        command = ["quantize", model, "-o", tmp_path / f"out-{name}", *SHORT, *QUICKLY]
+        result = edgeq(*command, "--calibration", tmp_path / name)
+        assert result.status == 0, result.err
+        found.append(calibration_of(tmp_path / f"out-{name}")["sha256"])
+    assert found[0] == found[1]

@@ -7,9 +7,9 @@ from typing import Any
 
 from edgeq.architectures.json_objects import json_object
 from edgeq.architectures.llama_cpp import END_KEYS, KNOWN_ENDS
+from edgeq.architectures.tokenizer_library import parse_tokenizer
 from edgeq.decoder import TokenIds
 from edgeq.errors import reason_of
-from edgeq.files.tokenizer_file import parse_tokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of GGUF
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import models
 import numpy as np
@@ -12,14 +13,34 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram, WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from edgeq.architectures.tokenizer_file import read_tokenizer
+from edgeq.architectures.tokenizer_library import parse_tokenizer
 from edgeq.calibration.self_text import tokens_to_write
 from edgeq.calibration.texts import Text, make_calibration
 from edgeq.calibration.windows import load_tokenizer, tokenize
+from edgeq.decoder import TokenIds
 from edgeq.errors import BadInput
-from edgeq.files.tokenizer_file import parse_tokenizer
 from edgeq_exporters.gguf.tokenizer import why_not_tokenizer
 
 PREFIX = "#" * 22
+
+
+@dataclass
+class DescribedModel:
+    """A model of which only the files are known: others are refused when they are opened."""
+
+    files: dict[str, bytes]
+    name: str = "described"
+    vocabulary: int = 320
+    context: int | None = None
+    template: str | None = None
+
+    @property
+    def record(self):
+        return self
+
+    def companions(self):
+        return self.files
 
 
 def source_with(tokenizer: bytes):
@@ -94,14 +115,17 @@ DAMAGED = {
 @pytest.mark.parametrize("tokenizer", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_tokenizer_file_is_refused_in_one_line(tokenizer, capfd):
     """Some make the library panic, some have it end the whole process."""
-    assert "tokenizer.json cannot be read" in refusal(load_tokenizer, source_with(tokenizer))
+    files = {"tokenizer.json": tokenizer}
+    described = DescribedModel(files)
+    assert "tokenizer.json cannot be read" in refusal(load_tokenizer, described)
+    assert "tokenizer.json cannot be read" in refusal(read_tokenizer, files)
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", ["charsmap", "prefix", "half a character"])
 def test_an_export_refuses_what_makes_the_library_panic(name, capfd):
-    source = source_with(DAMAGED[name])
-    reason = why_not_tokenizer(source.companions(), source.record.tokens, vocab_size=320)
+    files = {"tokenizer.json": DAMAGED[name]}
+    reason = why_not_tokenizer(files, TokenIds(), vocab_size=320)
     assert "tokenizer.json is malformed" in str(reason)
     assert capfd.readouterr().err == ""
 
@@ -135,7 +159,8 @@ def test_a_prefix_that_every_merge_goes_onto_is_read():
 def test_standard_error_works_again_and_may_be_closed():
     code = """
 import os, sys
-from edgeq.files.tokenizer_file import silent_standard_error
+from edgeq.architectures.tokenizer_file import read_tokenizer
+from edgeq.architectures.tokenizer_library import silent_standard_error
 with silent_standard_error():
     os.write(2, b"hidden")
 os.write(2, b"shown")

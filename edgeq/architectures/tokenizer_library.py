@@ -19,11 +19,8 @@ RANDOM = ("dropout", "nbest_size", "alpha")  # what has a model cut words at ran
 HAS_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00[4-7]')
 
 
-def parse_tokenizer(data: bytes) -> Tokenizer:
-    """Load a tokenizer from its file, so that it gives all tokens of a text and no others.
-
-    What the file states for batches of texts is switched off: a length to cut texts at, one to fill
-    them up to, and merges that are left out at random.
+def load_tokenizer_file(data: bytes) -> Tokenizer:
+    """Load a tokenizer from its file, with all that the file states.
 
     Raises: ValueError with the library's reason.
     """
@@ -31,7 +28,19 @@ def parse_tokenizer(data: bytes) -> Tokenizer:
     if HAS_PREFIX.search(data):
         _check_prefix(text)
     with tamed():
-        tokenizer = Tokenizer.from_str(text)
+        return Tokenizer.from_str(text)
+
+
+def parse_tokenizer(data: bytes) -> Tokenizer:
+    """Load a tokenizer from its file, so that it gives all tokens of a text and no others.
+
+    What the file states for training is switched off: a length to cut texts at, one to fill them up
+    to, and cuts of words at random.
+
+    Raises: ValueError with the library's reason.
+    """
+    tokenizer = load_tokenizer_file(data)
+    with tamed():
         tokenizer.no_truncation()
         tokenizer.no_padding()
         for name in RANDOM:
