@@ -25,11 +25,13 @@ ITEM_BYTES: Mapping[str, int] = {
     "U8": 1,
 }
 """Bytes of a number by its name in safetensors."""
-SMALLEST: Mapping[str, float] = {
-    "float16": 2.0**-24,
-    "bfloat16": 2.0**-126,
-    "float32": 2.0**-126,
-}
-"""The smallest scale that a container is trusted with: bfloat16 and float32 without subnormals."""
-LARGEST: Mapping[str, float] = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38}
-"""The largest scale that is stored: just below the type's end, so that rounding stays finite."""
+SMALLEST: Mapping[str, float] = {"float16": 2.0**-24, "bfloat16": 2.0**-60, "float32": 2.0**-60}
+"""The smallest scale that a container is trusted with.
+
+bfloat16 and float32 have smaller ones, whose squares float32 does not: losses, which are made of
+them, would vanish, and their inverses overflow beside a second moment that is small too.
+"""
+LARGEST: Mapping[str, float] = {"float16": 65504.0, "bfloat16": 2.0**60, "float32": 2.0**60}
+"""The largest scale that is stored: its square is finite in float32, as is a code times it."""
+LARGEST_WEIGHT = 2.0**48
+"""The largest weight that is quantized: the squares of millions of them add up in float32."""

@@ -60,7 +60,8 @@ class ReferenceBackend:
         return np.clip(x, low, high)
 
     def round_to(self, x: NumpyArray, dtype: ScaleDtype) -> NumpyArray:
-        return x.astype(NUMPY[dtype]).astype(np.float64)
+        with np.errstate(over="ignore"):  # infinity is found, and named, where layers are counted
+            return x.astype(NUMPY[dtype]).astype(np.float64)
 
     def min_max(self, x: NumpyArray, axis: int) -> tuple[NumpyArray, NumpyArray]:
         return x.min(axis=axis), x.max(axis=axis)

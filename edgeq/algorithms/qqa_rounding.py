@@ -6,7 +6,7 @@ import numpy as np
 
 from edgeq.algorithms.problem import Problem, better_rows, dequantize
 from edgeq.algorithms.qqa import Annealing, anneal
-from edgeq.algorithms.quantease import Sweeps, descend_codes
+from edgeq.algorithms.quantease import STEEPEST, Sweeps, descend_codes
 from edgeq.algorithms.relaxations import Binary
 from edgeq.grids.fitting import expand
 from edgeq.protocols import Backend
@@ -102,6 +102,7 @@ def make_window(problem: Problem, base: Solution, H: Array) -> Window:
     residual = -problem.slack(dequantize(problem, base))
     energy = backend.diagonal(problem.H)
     pull = 2 / (scales * backend.where(energy > 0, energy, 1.0))
+    pull = backend.clip(pull, -STEEPEST, STEEPEST)
     return Window(H, *(backend.activations(x) for x in (scales, residual, pull)))
 
 

@@ -13,6 +13,7 @@ from edgeq.types import Array, NumpyArray, Solution
 TIE = 1e-5
 RELAXED_EVERY = 3  # as in the paper's heuristic
 LAST_RELAXED = 25  # its last sweeps round, so that they settle
+STEEPEST = 2.0**120  # of a pull: finite in float32, where no residual times infinity is a number
 BLOCK_SIZE = 64  # columns whose residual is one product: wide enough for that, narrow for a cache
 
 
@@ -94,6 +95,7 @@ def column_problem(problem: Problem, solution: Solution, order: NumpyArray) -> C
     curvature = backend.take(backend.diagonal(problem.H), order, 0).reshape(-1, 1)
     seen = curvature > 0
     pull = backend.where(seen, (1 - TIE) / backend.where(seen, curvature, 1.0), 0.0) / scales
+    pull = backend.clip(pull, -STEEPEST, STEEPEST)
     return ColumnProblem(
         backend.copy(backend.activations(slack).T),
         H,

@@ -2,11 +2,32 @@
 
 import numpy as np
 
-from edgeq.dtypes import LARGEST, SMALLEST
+from edgeq.dtypes import LARGEST, LARGEST_WEIGHT, SMALLEST
 from edgeq.errors import BadInput
 from edgeq.types import NumpyArray, QuantizedLinear
 
 NEARLY = 0.99  # bounds are rounded to the type after they are applied
+
+
+def check_size(name: str, largest: float) -> None:
+    """Refuse a tensor whose largest weight is so large that its losses overflow in float32.
+
+    Raises: BadInput naming the tensor.
+    """
+    if largest > LARGEST_WEIGHT:
+        raise BadInput(
+            f"tensor {name!r} holds a weight of {largest:.3g}, "
+            f"and grids hold none beyond {LARGEST_WEIGHT:.3g}; "
+            "fetch the checkpoint again, or keep the tensor dense"
+        )
+
+
+def are_held(scales: NumpyArray, offsets: NumpyArray) -> NumpyArray:
+    """Say of each row whether its scales and offsets are numbers in the type that stores them.
+
+    Shapes: scales and offsets (out, groups); the result (out,).
+    """
+    return np.asarray(np.isfinite(scales).all(axis=1) & np.isfinite(offsets).all(axis=1))
 
 
 def clamped_groups(name: str, weight: NumpyArray, layer: QuantizedLinear) -> int:
@@ -18,7 +39,7 @@ def clamped_groups(name: str, weight: NumpyArray, layer: QuantizedLinear) -> int
     Raises: BadInput naming the layer when a scale, an offset or an outlier is not finite.
     """
     kind = layer.grid.scale_dtype
-    if not (np.isfinite(layer.scales).all() and np.isfinite(layer.offsets).all()):
+    if not are_held(layer.scales, layer.offsets).all():
         raise BadInput(
             f"tensor {name!r}: a scale or offset of its grid exceeds {kind}; "
             "choose scale_dtype bfloat16 or float32, or keep it dense"

@@ -17,7 +17,8 @@ from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, plan_grids
 from edgeq.run.pipeline import Job, needs_calibration
 from edgeq.sources.outline import ModelOutline
-from edgeq.sources.safetensors_directory import SHARD_INDEX, SINGLE_FILE, weight_files
+from edgeq.sources.refusals import SHARD_INDEX, SINGLE_FILE
+from edgeq.sources.safetensors_directory import weight_files
 from edgeq.words import show_time
 
 

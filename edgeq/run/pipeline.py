@@ -18,6 +18,7 @@ from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
 from edgeq.files.json_files import write_json
 from edgeq.files.ownership import HEAD_FILE, REPORT_FILE
 from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
+from edgeq.grids.limits import check_size
 from edgeq.planning.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
 from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, plan_grids
@@ -30,7 +31,7 @@ from edgeq.solving.report import LayerReport
 from edgeq.solving.row_chunks import solve_rows
 from edgeq.solving.site import Layer, prepare_site
 from edgeq.solving.statistics import accumulate, accumulate_split
-from edgeq.sources.reading import read_linear, read_tensor, read_weight
+from edgeq.sources.reading import largest_magnitude, read_linear, read_tensor, read_weight
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import BlockSpec, LinearSpec, NumpyArray, QuantizedLinear
 
@@ -152,7 +153,9 @@ def write_model(
     outside = [name for name in grids if name not in inside]
     # read at once: found damaged at the end, they would have cost the whole run
     for name in outside:
-        read_tensor(job.source, name)
+        tensor = read_tensor(job.source, name)
+        if grids[name][1] is not None:
+            check_size(name, largest_magnitude(tensor))
     left = blocks[run.done :]
     activations = None
     if calibration is not None:
@@ -222,6 +225,7 @@ def solve_site(
         if grid is None:
             continue
         weight = read_linear(job.source, linear)
+        check_size(linear.tensor, largest_magnitude(weight))
         layer = Layer(linear.name, backend.asarray(weight), grid, factors, job.recipe)
         solved, report = solve_rows(layer, clock, rows=job.rows_at_once)
         findings.layers.append(report)
@@ -250,6 +254,7 @@ def round_tensors(
         if grid is not None:
             with job.clock("round"):
                 weight = read_weight(job.source, name)
+                check_size(name, largest_magnitude(weight))
                 solved[name] = solve_without_statistics(weight, grid, job.recipe, job.backend)
                 findings.note_clamped(name, weight, solved[name])
     return solved

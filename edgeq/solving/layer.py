@@ -3,6 +3,7 @@
 What each step does is said by `edgeq.solving.steps`; tensors without statistics are rounded here.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 
 from edgeq.algorithms.problem import Problem, join_rows
 from edgeq.algorithms.rtn import round_to_nearest
+from edgeq.errors import EdgeqError
+from edgeq.grids.limits import are_held
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
 from edgeq.solving.outlier_columns import plain_outliers, weight_of
@@ -22,6 +25,7 @@ from edgeq.types import Array, Grid, NumpyArray, QuantizedLinear, Solution
 
 # of a matrix solved without statistics: embeddings have many rows, and temporaries of each
 ROWS_AT_ONCE = 4096
+SMALL = 2.0**-32  # the squares of weights from here to its inverse are far from the ends of float32
 
 
 def solve_layer(
@@ -42,7 +46,8 @@ def solve_layer(
     for step in steps:
         if not step.is_asked(layer.recipe):
             continue
-        with clock(step.clock):
+        # what overflows in NumPy is named where codes and groups are checked
+        with clock(step.clock), np.errstate(over="ignore", invalid="ignore"):
             found = step.bind(layer)(problem, solution)
         if isinstance(found, Posed):
             problem = found.problem
@@ -77,8 +82,18 @@ def solve_without_statistics(
 
 
 def output_energy(W: Array, H: Array) -> float:
-    """Compute tr(W H W.T), the unit of losses in reports."""
-    return float(((W @ H) * W).sum())
+    """Compute tr(W H W.T), the unit of losses in reports.
+
+    Weights whose squares float32 does not hold are multiplied by a power of two meanwhile, which
+    rounds nothing.
+    """
+    largest = float(abs(W).max())
+    if not largest or SMALL <= largest <= 1 / SMALL:
+        return float(((W @ H) * W).sum())
+    factor = 2.0 ** -max(-100, min(100, math.frexp(largest)[1]))  # itself a float32
+    W = W * factor
+    with np.errstate(invalid="ignore"):  # infinity times zero, of a layer that is then refused
+        return float(((W @ H) * W).sum()) / factor**2
 
 
 def layer_loss(problem: Problem, solution: Solution, H: Array) -> float:
@@ -88,19 +103,24 @@ def layer_loss(problem: Problem, solution: Solution, H: Array) -> float:
     damped.
     """
     whole = problem.whole or problem
-    E = weight_of(whole, solution) - whole.V
-    return float(((E @ H) * E).sum())
+    return output_energy(weight_of(whole, solution) - whole.V, H)
 
 
 def quantized_linear(problem: Problem, solution: Solution) -> QuantizedLinear:
     """Turn a solution in backend arrays into plain data, as checkpoints store it."""
     backend = problem.backend
-    layer = QuantizedLinear(
-        backend.to_numpy(solution.codes).astype(np.uint8),
-        backend.to_numpy(solution.scales).astype(np.float32),
-        backend.to_numpy(solution.offsets).astype(np.float32),
-        problem.grid,
-    )
+    codes = backend.to_numpy(solution.codes)
+    scales = backend.to_numpy(solution.scales).astype(np.float32)
+    offsets = backend.to_numpy(solution.offsets).astype(np.float32)
+    held = are_held(scales, offsets)
+    if not held.all():  # such a layer is refused, by name, where its groups are counted
+        codes = np.where(held[:, None], codes, 0)
+    if not np.isfinite(codes).all():
+        raise EdgeqError(
+            f"backend {backend.name!r} found codes that are no numbers; "
+            "take another backend or --solver rtn"
+        )
+    layer = QuantizedLinear(codes.astype(np.uint8), scales, offsets, problem.grid)
     if solution.outliers is None:
         return layer
     return replace(layer, outliers=plain_outliers(solution.outliers, backend))

@@ -19,9 +19,11 @@ from edgeq.architectures.record import Evidence, read_record
 from edgeq.decoder import Decoder
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.sources.fingerprint import hash_model
+from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
 from edgeq.sources.gguf_config import build_config
 from edgeq.sources.gguf_header import check_header
 from edgeq.sources.gguf_tokenizer import tokenizer_files
+from edgeq.sources.refusals import check_content
 from edgeq.types import BlockSpec, NumpyArray
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -64,6 +66,7 @@ class GgufFile:
         self.stored = {checkpoint_name(tensor, names): stored[tensor] for tensor in stored}
         check_types(stored)
         self.decoder_blocks = find_blocks(self.record.decoder, self.shapes())
+        check_gaps(self.stored_bytes_of(tensor) for tensor in self.stored)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: self.shape(name) for name in self.stored}
@@ -104,6 +107,12 @@ class GgufFile:
     def tensor_bytes(self, tensor_name: str) -> int:
         return int(self.tensor(tensor_name).n_bytes)
 
+    def stored_bytes_of(self, tensor_name: str) -> StoredBytes:
+        """Say where a tensor's bytes lie."""
+        tensor, size = self.tensor(tensor_name), self.tensor_bytes(tensor_name)
+        row = row_bytes(size, self.shape(tensor_name))
+        return StoredBytes(tensor_name, self.path, int(tensor.data_offset), size, row)
+
     def stored_bytes(self) -> int:
         return self.path.stat().st_size
 
@@ -130,6 +139,7 @@ def open_reader(path: Path) -> gguf.GGUFReader:
 
     Raises: BadInput for a damaged file.
     """
+    check_content(path)
     try:
         check_header(path)
         return gguf.GGUFReader(path)

@@ -13,8 +13,8 @@ from edgeq.architectures.tokenizer_file import unite
 from edgeq.dtypes import CODE_NAMES, ITEM_BYTES
 from edgeq.errors import BadInput
 from edgeq.sources.fingerprint import hash_model
+from edgeq.sources.refusals import SHARD_INDEX
 from edgeq.sources.safetensors_directory import (
-    SHARD_INDEX,
     model_name,
     read_companions,
     read_model_json,

@@ -24,12 +24,19 @@ from edgeq.decoder import Decoder
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
-from edgeq.files.ownership import HEAD_FILE, leads_out
+from edgeq.files.ownership import leads_out
 from edgeq.sources.fingerprint import hash_model
+from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
+from edgeq.sources.refusals import (
+    SHARD_INDEX,
+    SINGLE_FILE,
+    check_content,
+    check_names,
+    explain_dtype,
+    explain_no_weights,
+)
 from edgeq.types import BlockSpec, NumpyArray
 
-SINGLE_FILE = "model.safetensors"
-SHARD_INDEX = "model.safetensors.index.json"
 COMPANION_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -43,7 +50,6 @@ COMPANION_FILES = (
     "generation_config.json",
 )
 COMPARED_NUMBERS = 1 << 20  # at a time: a few megabytes, however large an embedding is
-PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 STORED_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -89,8 +95,10 @@ class SafetensorsDirectory:
             for tensor, place in stored.items()
             if not self.record.decoder.is_redundant(tensor)
         }
+        check_names(self.record.decoder, self.stored)
         check_dtypes(self.stored)
         self.decoder_blocks = find_blocks(self.record.decoder, self.shapes())
+        check_gaps(self.stored_bytes_of(tensor) for tensor in self.stored)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {tensor: place.shape for tensor, place in self.stored.items()}
@@ -127,6 +135,13 @@ class SafetensorsDirectory:
     def tensor_bytes(self, tensor_name: str) -> int:
         place = self.place(tensor_name)
         return math.prod(place.shape) * STORED_DTYPES[place.dtype].itemsize
+
+    def stored_bytes_of(self, tensor_name: str) -> StoredBytes:
+        """Say where a tensor's bytes lie."""
+        place, size = self.place(tensor_name), self.tensor_bytes(tensor_name)
+        return StoredBytes(
+            tensor_name, place.file, place.offset, size, row_bytes(size, place.shape)
+        )
 
     def stored_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
@@ -198,6 +213,7 @@ def read_model_json(path: Path) -> dict[str, Any]:
     Raises: BadInput.
     """
     missing = "a checkpoint directory needs it"
+    check_content(path)
     return read_json(path, missing=missing, mend="fetch the checkpoint again")
 
 
@@ -209,7 +225,7 @@ def weight_files(path: Path) -> list[Path]:
     if (path / SINGLE_FILE).is_file():
         return [path / SINGLE_FILE]
     if not (path / SHARD_INDEX).is_file():
-        raise BadInput(explain_no_weights(path))
+        raise explain_no_weights(path)
     names = sorted(set(read_weight_map(path).values()))
     for name in names:
         if not (path / name).is_file():
@@ -217,23 +233,6 @@ def weight_files(path: Path) -> list[Path]:
                 f"{path / SHARD_INDEX} names {name!r}, which is missing; fetch the checkpoint again"
             )
     return [path / name for name in names]
-
-
-def explain_no_weights(path: Path) -> str:
-    if (path / HEAD_FILE).is_file():
-        return (
-            f"{path} is quantized already, a checkpoint of edgeq; "
-            "give the original model, or export or evaluate it"
-        )
-    for pattern in PICKLE_PATTERNS:
-        for found in sorted(path.glob(pattern)):
-            return (
-                f"{path} holds only pickles ({found.name}), which edgeq never loads; "
-                "convert it to safetensors"
-            )
-    for found in sorted(path.glob("*.gguf")):
-        return f"{path} holds no {SINGLE_FILE}; to use the GGUF file in it give {found}"
-    return f"{path} holds no weights; it needs {SINGLE_FILE} or {SHARD_INDEX}"
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
@@ -263,9 +262,7 @@ def check_dtypes(stored: Mapping[str, StoredTensor]) -> None:
     """
     for name, place in stored.items():
         if place.dtype not in STORED_DTYPES:
-            raise BadInput(
-                f"tensor {name!r} is stored as {place.dtype}; weights must be F32, F16, BF16 or F64"
-            )
+            raise BadInput(explain_dtype(name, place.dtype))
 
 
 def check_index(path: Path, stored: Mapping[str, StoredTensor]) -> None:
@@ -298,6 +295,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             f"{file} cannot be read ({reason_of(error)}); check its permissions"
         ) from None
     except (SafetensorError, ValueError) as error:
+        check_content(file)
         raise BadInput(
             f"{file} is not a readable safetensors file ({reason_of(error)}); fetch it again"
         ) from None
@@ -313,5 +311,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 def read_companions(directory: Path) -> Mapping[str, bytes]:
     """Read the files beside the weights that belong to a model."""
-    paths = (directory / name for name in COMPANION_FILES)
-    return {path.name: path.read_bytes() for path in paths if path.is_file()}
+    paths = [directory / name for name in COMPANION_FILES if (directory / name).is_file()]
+    for path in paths:
+        check_content(path)
+    return {path.name: path.read_bytes() for path in paths}

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
-from edgeq.sources.safetensors_directory import SHARD_INDEX
+from edgeq.sources.refusals import SHARD_INDEX
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
 from edgeq.errors import BadInput, EdgeqError, UnsupportedModel
-from edgeq.sources.safetensors_directory import SHARD_INDEX, SafetensorsDirectory
+from edgeq.sources.refusals import SHARD_INDEX
+from edgeq.sources.safetensors_directory import SafetensorsDirectory
 
 SIZES = {
     "hidden_size": 64,
