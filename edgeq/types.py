@@ -143,9 +143,12 @@ class QuantizedLinear:
     def zeros(self) -> npt.NDArray[np.float32]:
         """Give the zero points in code units, z = -offset / scale.
 
-        They are whole numbers unless grid.zeros is "offset".
+        They are whole numbers unless grid.zeros is "offset". A scale that a container rounded to
+        zero tells nothing of its zero point, which then is the largest code.
         """
-        zeros = -self.offsets / self.scales
+        told = self.scales != 0
+        zeros = np.full_like(self.scales, self.grid.max_code)
+        np.divide(-self.offsets, self.scales, out=zeros, where=told)
         return zeros if self.grid.zeros == "offset" else np.rint(zeros)
 
     def dequantized(self) -> npt.NDArray[np.float32]:

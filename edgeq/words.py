@@ -12,6 +12,11 @@ FEW_SECONDS = 120  # up to here times are shown in seconds
 FEW_HOURS = 2 * 3600  # up to here in minutes
 
 
+def as_text(name: str) -> str:
+    """Give the name of a file as text that files can hold: bytes that are no UTF-8 replaced."""
+    return name.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
 def parse_size(text: str, option: str) -> int:
     """Read the bytes of "8GB", "7.5 GiB" or "500MB".
 

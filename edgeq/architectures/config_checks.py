@@ -11,6 +11,12 @@ from edgeq.architectures.rope import check_rope
 from edgeq.errors import BadInput
 
 LARGEST_SIZE = 2**31 - 1  # of signed 32-bit numbers, with which libraries count
+FUNCTIONS = (
+    "gelu gelu_10 gelu_accurate gelu_fast gelu_new gelu_python gelu_python_tanh "
+    "gelu_pytorch_tanh hardswish laplace leaky_relu linear mish prelu quick_gelu relu "
+    "relu2 relu6 sigmoid silu sqrtsoftplus swish tanh xielu"
+).split()
+"""The activation functions of transformers, by name."""
 
 Config = Mapping[str, Any]
 
@@ -102,7 +108,8 @@ def _is_flag(value: Any) -> bool:
 
 def _are_token_ids(value: Any) -> bool:
     listed = value if isinstance(value, list) else [value]
-    return all(isinstance(item, int) and not isinstance(item, bool) for item in listed)
+    whole = all(isinstance(item, int) and not isinstance(item, bool) for item in listed)
+    return whole and all(abs(item) <= LARGEST_SIZE for item in listed)
 
 
 Rule = tuple[str, Callable[[Any], bool]]
@@ -113,7 +120,8 @@ TOKEN: Rule = ("a token id or a list of them", _are_token_ids)
 OPTIONAL: Mapping[str, Rule] = {
     "max_position_embeddings": SIZE,
     "rms_norm_eps": ("a positive number", _is_positive),
-    "hidden_act": ("the name of a function", lambda value: isinstance(value, str)),
+    "hidden_act": ("the name of a function, such as silu", lambda value: value in FUNCTIONS),
+    "is_causal": ("true, as decoders are", lambda value: value is True),
     "tie_word_embeddings": FLAG,
     "attention_bias": FLAG,
     "use_sliding_window": FLAG,

@@ -18,6 +18,7 @@ from edgeq.architectures.tokenizer_file import read_tokenizer, unite
 from edgeq.decoder import Decoder, ModelRecord, TokenIds
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.words import as_text
 
 Config = Mapping[str, Any]
 
@@ -71,7 +72,7 @@ def read_record(name: str, config: Config, evidence: Evidence = Evidence()) -> M
     tokens = read_tokens(stated, files, id_of)
     notes += [*left_out, *contradictions(stated, files, id_of)]
     return ModelRecord(
-        name,
+        as_text(name),
         decoder,
         tokens,
         dtype,

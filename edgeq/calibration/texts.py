@@ -19,6 +19,7 @@ from edgeq.calibration.variety import check_variety, repeated_runs
 from edgeq.calibration.windows import sample_windows, tokenize
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource, TextModel
+from edgeq.words import as_text
 
 SELF, SHIPPED = "self", "default"
 PIECE = 2**18
@@ -133,7 +134,7 @@ def read_one(name: str, share: float, model: TextModel | None) -> Text:
         return Text(SELF, share, None)
     if name == SHIPPED:
         return Text(SHIPPED, share, read_text(None))
-    return Text(Path(name).name, share, open_text(name, model))
+    return Text(as_text(Path(name).name), share, open_text(name, model))
 
 
 def most_at_once(texts: Sequence[Text]) -> int:

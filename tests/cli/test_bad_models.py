@@ -75,6 +75,13 @@ def test_a_weight_that_is_not_finite_is_named(refuse, model, name, value):
         {"max_position_embeddings": -1},
         {"tie_word_embeddings": "no"},
         {"hidden_act": 5},
+        {"hidden_act": "nope"},
+        {"dtype": "foo"},
+        {"torch_dtype": "float8_e4m3fn"},
+        {"dtype": 16},
+        {"is_causal": False},
+        {"is_causal": "x"},
+        {"eos_token_id": 10**400},
         {"attention_bias": "yes"},
         {"rope_parameters": "x"},
         {"rope_parameters": [1]},
@@ -103,7 +110,6 @@ def test_a_config_value_that_edgeq_cannot_work_with_is_named_at_once(refuse, mod
     [
         {"layer_types": ["x", "y"]},
         {"pad_token_id": 99999999},
-        {"hidden_act": "nope"},
         {"initializer_range": "x"},
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
         {"rms_norm_eps": 1},
@@ -135,6 +141,46 @@ def test_a_tensor_that_the_model_does_not_have_so_is_named(refuse, model, name, 
     line = refuse(model)
     assert name in line
     assert words in line
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '"x": "\\ud800"',
+        '"\\udfff": 1',
+        '"x": NaN',
+        '"x": -Infinity',
+        '"x": 1e999',
+        f'"x": {"[" * 500 + "]" * 500}',
+        f'"x": {"9" * 5000}',
+    ],
+)
+def test_a_config_that_could_not_be_written_again_is_refused_at_once(refuse, model, content):
+    path = model / "config.json"
+    path.write_text(path.read_text().rstrip().removesuffix("}") + f", {content}}}")
+    assert "config.json' cannot be read as JSON" in refuse(model)
+
+
+def test_a_matrix_of_zeros_is_named_like_one_that_is_not_finite(refuse, model):
+    name = "model.layers.1.mlp.up_proj.weight"
+    damage_weight(model, name, 0)
+    assert f"tensor '{name}' of {model}/model.safetensors is all zeros" in refuse(model)
+
+
+def test_a_norm_of_zeros_is_named_where_its_block_is_read(refuse, model):
+    damage_weight(model, "model.layers.0.input_layernorm.weight", 0)
+    assert "input_layernorm.weight' of 'damaged' is all zeros" in refuse(model)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"]
+)
+@pytest.mark.parametrize("value", [1e30, 3.4e38])
+def test_weights_near_the_end_of_float32_are_named(refuse, model, name, value):
+    stored = load_file(model / "model.safetensors")[name]
+    stored[3, 5] = value
+    change_weights(model, **{name: stored})
+    assert f"tensor '{name}' holds a weight of {value:.3g}, and grids hold none" in refuse(model)
 
 
 @pytest.mark.filterwarnings("error")

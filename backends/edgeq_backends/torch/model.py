@@ -5,16 +5,17 @@ They are read tensor by tensor from a ModelSource; the schedule of a calibration
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as library
 
 from edgeq.errors import BadInput, reason_of
@@ -24,6 +25,32 @@ from edgeq.streams.blockwise import Place, record_calls
 from edgeq.streams.schedule import stand_still
 from edgeq.types import BlockSpec, NumpyArray
 from edgeq_backends.torch.backend import aligned, find_device
+
+KEPT_KEYS = {"model_type", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"}
+FORM_KEYS = {
+    "gradient_checkpointing",
+    "attention_dropout",
+    "use_cache",
+    "cache_implementation",
+    "compile_config",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torchscript",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+    "dtype",
+    "torch_dtype",
+    "auto_map",
+    "quantization_config",
+    "watermarking_config",
+    "assistant_ensemble_weight",
+    "max_new_tokens",
+    "mtp_layer_types",
+}
+"""Keys that say nothing of what a model computes, beside those of the library's own class."""
 
 
 @dataclass(slots=True)
@@ -200,7 +227,7 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
     # what is wrong becomes an error; what is odd does not concern edgeq
     library.set_verbosity(logging.CRITICAL)
     try:
-        config = AutoConfig.for_model(**source.record.settled_config())
+        config = AutoConfig.for_model(**computed_keys(source.record.settled_config()))
         with init_empty_weights(include_buffers=False):
             model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.tie_weights()
@@ -215,6 +242,22 @@ def empty_model(source: ModelSource) -> torch.nn.Module:
         library.set_verbosity(verbosity)
     empty: torch.nn.Module = model.eval()
     return empty
+
+
+def computed_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a config what concerns training, saving and the form of outputs.
+
+    A model computes the same without these keys, and forward passes know one form of outputs. A key
+    that has the name of something of the library's own class would take its place.
+    """
+    kind = CONFIG_MAPPING[config["model_type"]]
+    own = {*signature(kind).parameters} - {*signature(PreTrainedConfig).parameters}
+    kept = own.difference(FORM_KEYS) | KEPT_KEYS
+    return {
+        key: value
+        for key, value in config.items()
+        if key in kept or not (key in FORM_KEYS or hasattr(PreTrainedConfig, key))
+    }
 
 
 def parameters_of(module: torch.nn.Module, prefix: str) -> list[Parameter]:
