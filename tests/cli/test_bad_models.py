@@ -77,7 +77,7 @@ def test_a_weight_that_is_not_finite_is_named(refuse, model, name, value):
         {"hidden_act": 5},
         {"hidden_act": "nope"},
         {"dtype": "foo"},
-        {"torch_dtype": "float8_e4m3fn"},
+        {"dtype": None, "torch_dtype": "float8_e4m3fn"},
         {"dtype": 16},
         {"is_causal": False},
         {"is_causal": "x"},
