@@ -1,6 +1,6 @@
 """Read a GGUF file of a Llama model as if it were the checkpoint that it was converted from.
 
-Its header is checked by `edgeq.sources.gguf_header` before the gguf library reads it.
+Its header is checked by `edgeq.files.gguf_header` before the gguf library reads it.
 """
 
 from collections import Counter
@@ -18,10 +18,10 @@ from edgeq.architectures.chat_template import TEMPLATE_FILE
 from edgeq.architectures.record import Evidence, read_record
 from edgeq.decoder import Decoder
 from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.files.gguf_header import check_header
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
 from edgeq.sources.gguf_config import build_config
-from edgeq.sources.gguf_header import check_header
 from edgeq.sources.gguf_tokenizer import tokenizer_files
 from edgeq.sources.refusals import check_content
 from edgeq.types import BlockSpec, NumpyArray
