@@ -1,0 +1,1 @@
+"""Mutate the input of every reader of edgeq, and look for anything but one clear line."""
