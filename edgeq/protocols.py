@@ -383,12 +383,18 @@ class ExportReader(Protocol):
     Made with the export's directory.
 
     Values come from the container's own library where it is installed; codes, scales and offsets
-    are unpacked independently of the exporter. What cannot be read raises BadInput, ValueError,
-    KeyError, IndexError, TypeError or RuntimeError.
+    are unpacked independently of the exporter. What cannot be read raises BadInput, or whatever
+    Python or a library raises, as long as it neither hangs nor takes more memory than the files.
     """
 
     library: str
     """The library that computed the weights, with its version."""
+
+    file: str
+    """The name of the file that a runtime opens first."""
+
+    settings: Mapping[str, Any]
+    """Those settings of the exporter that the files show."""
 
     def __init__(self, directory: Path) -> None: ...
 
@@ -396,4 +402,8 @@ class ExportReader(Protocol):
         """List every tensor in the files that a manifest has to name, as its entries do."""
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
-        """Read the tensor of a manifest's entry, with the grid it was solved on."""
+        """Read the tensor of a manifest's entry, with the grid it was solved on.
+
+        What the manifest states beside the grid is not to be believed: `StoredTensor.stated` has
+        what the files say of it.
+        """

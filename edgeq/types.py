@@ -1,7 +1,7 @@
 """The data that algorithms, backends, sources and exporters exchange."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -171,13 +171,18 @@ class StoredTensor:
 
     layer is the solution that the file holds, recovered from its bytes, None for a dense tensor.
     weights are what the container's own library makes of the same bytes; of a dense tensor they are
-    in the type it is stored in.
+    in the type it is stored in. stated is what a manifest states of the files in the words of the
+    format: "type", and where it states them "file" and "outliers". bits is the width that a code
+    has in the file, scale_dtype the type of scales in a container that has several.
 
     Shapes: weights (out, in), or that of the dense tensor.
     """
 
     weights: NumpyArray
     layer: QuantizedLinear | None = None
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    bits: int | None = None
+    scale_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from edgeq.checkpoint.reader import Checkpoint
-from edgeq.files.hashes import hash_of_file
+from edgeq.files.hashes import hash_of_content, hash_of_file
 from edgeq.files.json_files import read_json, write_json
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.types import NumpyArray, QuantizedLinear
+
+SEAL = "sha256"
+"""The key of a manifest that holds the hash of all that it states otherwise."""
 
 
 def sha256_of(*arrays: NumpyArray) -> str:
@@ -64,14 +67,20 @@ def seal(folder: Path, checkpoint: Checkpoint) -> None:
     """Add to an export's manifest what it was made from."""
     path = folder / MANIFEST_FILE
     manifest = read_json(path)
-    manifest["checkpoint"] = _seal_of(checkpoint)
-    write_json(path, manifest, indent=1)
+    manifest["checkpoint"] = seal_of(checkpoint)
+    write_sealed(path, manifest)
+
+
+def write_sealed(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest with a hash of what it states, so that no change of it goes unseen."""
+    content = {key: value for key, value in manifest.items() if key != SEAL}
+    write_json(path, content | {SEAL: hash_of_content(content)}, indent=1)
 
 
 def is_sealed(folder: Path, checkpoint: Checkpoint) -> bool:
     """Say whether an export is there that was made from this very checkpoint."""
     path = folder / MANIFEST_FILE
-    return path.is_file() and read_json(path).get("checkpoint") == _seal_of(checkpoint)
+    return path.is_file() and read_json(path).get("checkpoint") == seal_of(checkpoint)
 
 
 def why_not_as_written(folder: Path, settings: Mapping[str, Any]) -> str | None:
@@ -93,5 +102,6 @@ def why_not_as_written(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _seal_of(checkpoint: Checkpoint) -> dict[str, str]:
+def seal_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Give the hashes by which a manifest names the checkpoint that an export was made from."""
     return {"source": checkpoint.fingerprint(), "solution": checkpoint.solution_fingerprint()}

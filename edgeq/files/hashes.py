@@ -4,8 +4,10 @@ What is hashed, and where the hashes are kept, is up to those who write files.
 """
 
 import hashlib
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 CHUNK_BYTES = 1 << 22  # 4 MiB: reading takes the time then, not the loop
 
@@ -24,3 +26,8 @@ def hash_files(folder: Path, *, but: Collection[str]) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     named = {path.relative_to(folder).as_posix(): path for path in files}
     return {name: hash_of_file(path) for name, path in named.items() if name not in but}
+
+
+def hash_of_content(content: Mapping[str, Any]) -> str:
+    """Hash plain data by SHA-256, equally before it is written and after it was read."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

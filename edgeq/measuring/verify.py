@@ -3,11 +3,10 @@
 Files are read by the format's own reader, which shares nothing with the writer.
 """
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +14,8 @@ from edgeq.calibration.reading import read_text
 from edgeq.calibration.windows import first_windows, tokenize
 from edgeq.checkpoint.certificate import hash_of_layer, sha256_of
 from edgeq.checkpoint.reader import Checkpoint
-from edgeq.errors import BadInput, EdgeqError
-from edgeq.files.hashes import hash_files
-from edgeq.files.json_files import read_json
-from edgeq.files.ownership import MANIFEST_FILE
+from edgeq.dtypes import NUMPY
+from edgeq.errors import BadInput, EdgeqError, reason_of
 from edgeq.measuring.evaluate import (
     EVALUATION_TEXT,
     check_runtime,
@@ -26,19 +23,27 @@ from edgeq.measuring.evaluate import (
     model_logits,
     runnable_names,
 )
+from edgeq.measuring.manifest import (
+    FOUND_BY_READERS,
+    KEPT,
+    Entry,
+    changed_files,
+    changed_manifest,
+    contradictions,
+    grid_in,
+    other_checkpoint,
+    other_head,
+    other_tensors,
+    read_manifest,
+)
 from edgeq.measuring.quality import Meter
 from edgeq.protocols import ExportReader
 from edgeq.registry import LOGITS, find_format, load, load_reader
-from edgeq.types import NumpyArray, QuantizedLinear, ScaleDtype, StoredTensor, ZeroKind
+from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor
+from edgeq.words import describe_grid
 
-UNREADABLE = (EdgeqError, ValueError, KeyError, IndexError, TypeError, RuntimeError)
 ROUNDING = 2.0**-22  # of float32 sums and products, relative to their terms
-NAMED_IN_ENTRY = ("name", "source", "status", "sha256")
-CODE_BITS = range(2, 9)
-LARGEST_GROUP = 2**31 - 1  # columns: what shapes of tensors count with
 LARGEST_KL = 0.01  # llama.cpp quantizes activations to 8 bits, which costs up to 0.004
-
-Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +62,11 @@ def verify(folder: Path, *, against: Path | None = None) -> dict[str, Any]:
     Raises: BadInput for something that is not an export.
     """
     manifest = read_manifest(folder)
-    reader = load_reader(manifest["format"], folder)
+    reader = open_reader(manifest["format"], folder)
     checkpoint = None if against is None else Checkpoint(against)
-    differences = [*changed_files(folder, manifest), *other_checkpoint(manifest, checkpoint)]
-    differences += other_names(reader, manifest["tensors"])
+    differences = [*changed_files(folder, manifest), *changed_manifest(manifest)]
+    differences += [*other_checkpoint(manifest, checkpoint), *other_head(manifest, reader)]
+    differences += other_tensors(manifest["tensors"], reader, checkpoint)
     reports = [check_tensor(reader, entry, checkpoint) for entry in manifest["tensors"]]
     for report in reports:
         differences += [f"tensor '{report.name}': {text}" for text in report.differences]
@@ -78,110 +84,89 @@ def verify(folder: Path, *, against: Path | None = None) -> dict[str, Any]:
     }
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of an export.
+def open_reader(name: str, folder: Path) -> ExportReader:
+    """Open an export with the reader of its format.
 
-    Raises: BadInput when there is none that edgeq wrote.
+    Raises: BadInput, whatever a library of the format raises for damaged files.
     """
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
+    find_format(name)
+    try:
+        return load_reader(name, folder)
+    except (EdgeqError, MemoryError):
+        raise
+    except Exception as error:
         raise BadInput(
-            f"{str(folder)!r} is not an export; give the directory with {MANIFEST_FILE} in it"
-        )
-    manifest = read_json(path)
-    entries, files = manifest.get("tensors"), manifest.get("files")
-    whole = isinstance(entries, list) and all(map(is_entry, entries))
-    named = all(isinstance(manifest.get(key), str) for key in ("format", "file"))
-    if not named or not isinstance(files, dict) or not whole:
-        raise BadInput(f"{str(path)!r} is not a manifest of edgeq's, or damaged; export again")
-    return manifest
-
-
-def is_entry(entry: Any) -> bool:
-    """Say whether something in a manifest is about a tensor."""
-    if not isinstance(entry, dict):
-        return False
-    named = all(isinstance(entry.get(key), str) for key in NAMED_IN_ENTRY)
-    return named and is_finite(entry.get("largest_deviation")) and is_grid(entry)
-
-
-def is_grid(entry: Mapping[str, Any]) -> bool:
-    """Say whether an entry states a grid that edgeq solves on, or none, for a dense tensor."""
-    if entry.get("bits", 0) is None:
-        return True
-    stated = (entry.get(key) for key in ("bits", "group_size", "zeros", "scale_dtype"))
-    bits, group_size, zeros, scale_dtype = stated
-    sizes = [size for size in (bits, group_size) if size is not None]
-    return (
-        all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
-        and bits in CODE_BITS
-        and (group_size is None or 0 < group_size <= LARGEST_GROUP)
-        and zeros in get_args(ZeroKind)
-        and scale_dtype in get_args(ScaleDtype)
-    )
-
-
-def is_finite(value: Any) -> bool:
-    """Say whether a value of JSON is a number that float64 holds."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max
-
-
-def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Describe files that are not as they were written."""
-    claimed, found = manifest["files"], hash_files(folder, but=(MANIFEST_FILE,))
-    for name in sorted({*claimed, *found}):
-        if name not in found:
-            yield f"file '{name}': missing"
-        elif name not in claimed:
-            yield f"file '{name}': not part of the export"
-        elif found[name] != claimed[name]:
-            yield f"file '{name}': its bytes are not those that were written"
-
-
-def other_checkpoint(manifest: Mapping[str, Any], checkpoint: Checkpoint | None) -> Iterator[str]:
-    """Describe a checkpoint other than the one that the export's manifest names."""
-    claimed = manifest.get("checkpoint")
-    if checkpoint is None or not isinstance(claimed, dict):
-        return
-    if claimed.get("solution") != checkpoint.solution_fingerprint():
-        yield f"checkpoint '{checkpoint.path}': the export was made from another one"
-
-
-def other_names(reader: ExportReader, entries: Sequence[Entry]) -> Iterator[str]:
-    """Describe tensors of an export that its manifest does not name."""
-    named = {entry["name"] for entry in entries}
-    for name in sorted(set(reader.tensor_names()) - named):
-        yield f"tensor '{name}': the manifest does not name it"
+            f"{str(folder)!r} cannot be read ({reason_of(error)}); export again"
+        ) from error
 
 
 def check_tensor(reader: ExportReader, entry: Entry, checkpoint: Checkpoint | None) -> TensorReport:
     """Compare one tensor of an export with its manifest's entry, and with the checkpoint's."""
     name, status = entry["name"], entry["status"]
+    found = list(contradictions(entry))
     deviation = None
     try:
         with np.errstate(all="ignore"):  # damaged scales may be zero, infinite or NaN
             stored = reader.read(entry)
-            found = list(differences_from_entry(stored, entry))
+            found += differences_from_entry(stored, entry)
             if checkpoint is not None:
                 deviation = largest_deviation(stored.weights, checkpoint.read(entry["source"]))
                 found += differences_from_checkpoint(stored, entry, checkpoint, deviation)
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split())
-        return TensorReport(name, status, None, [f"cannot be read ({reason})"])
+    except MemoryError:
+        raise
+    # libraries raise a type of their own for each way that bytes can be wrong
+    except Exception as error:
+        found.append(f"cannot be read ({reason_of(error)})")
+        return TensorReport(name, status, None, found)
     return TensorReport(name, status, deviation, found)
 
 
 def differences_from_entry(stored: StoredTensor, entry: Entry) -> Iterator[str]:
     """Describe how a tensor as it is read differs from the manifest's entry."""
-    found = sha256_of(stored.weights) if stored.layer is None else hash_of_layer(stored.layer)
+    digest = sha256_of(stored.weights) if stored.layer is None else hash_of_layer(stored.layer)
     claimed = entry.get("stored_sha256")
-    if claimed is not None and found != claimed:
-        yield f"hash {found[:12]} is not {claimed[:12]} of the manifest"
-    if entry["status"] in ("exact", "widened") and claimed != entry["sha256"]:
-        yield f"marked {entry['status']}, but the manifest's own hashes differ"
+    if isinstance(claimed, str) and digest != claimed:
+        yield f"hash {digest[:12]} is not {claimed[:12]} of the manifest"
+    else:
+        yield from differences_from_words(stored, entry)
     if stored.layer is not None and not computes(stored.weights, stored.layer):
         yield "its library computes other weights than the codes and scales stand for"
+
+
+def differences_from_words(stored: StoredTensor, entry: Entry) -> Iterator[str]:
+    """Describe what a manifest says of the right numbers that does not fit them."""
+    for key in FOUND_BY_READERS:
+        found, claimed = stored.stated.get(key), entry.get(key)
+        if found != claimed:
+            yield f"{key} is {found!r} in the files, {claimed!r:.80} in the manifest"
+    if stored.layer is not None:
+        yield from differences_from_grid(stored, stored.layer, entry)
+
+
+def differences_from_grid(
+    stored: StoredTensor, layer: QuantizedLinear, entry: Entry
+) -> Iterator[str]:
+    """Describe where codes and scales cannot lie on the grid that the manifest states."""
+    grid, status = layer.grid, entry["status"]
+    is_kept = status in KEPT
+    other_width = stored.bits is not None and (status == "exact") != (stored.bits == grid.bits)
+    if is_kept and other_width:
+        yield f"marked {status}, but codes of {grid.bits} bits lie in {stored.bits} bits"
+    if is_kept and stored.scale_dtype not in (None, grid.scale_dtype):
+        yield f"its scales are {stored.scale_dtype}, {grid.scale_dtype} in the manifest"
+    columns = layer.codes.shape[1]
+    count = 0 if layer.outliers is None else len(layer.outliers.columns)
+    if count != grid.outlier_count(columns):
+        yield f"it has {count} outlier columns, {grid.outlier_count(columns)} by the manifest"
+    if not is_kept:
+        return
+    numbers = [layer.scales] + ([layer.offsets] if grid.zeros == "offset" else [])
+    if any((values.astype(NUMPY[grid.scale_dtype]) != values).any() for values in numbers):
+        yield f"its scales are no numbers of {grid.scale_dtype}, which the manifest states"
+    if grid.zeros == "symmetric" and (layer.offsets != -layer.scales * grid.middle).any():
+        yield "its zero points are not the middle, which the manifest states (symmetric)"
+    if grid.zeros == "integer" and (layer.offsets != -layer.scales * layer.zeros).any():
+        yield "its zero points are not whole, as the manifest states (integer)"
 
 
 def computes(weights: NumpyArray, layer: QuantizedLinear) -> bool:
@@ -200,7 +185,16 @@ def differences_from_checkpoint(
 ) -> Iterator[str]:
     """Describe how a tensor as it is read differs from the checkpoint's."""
     name = entry["source"]
-    if checkpoint.grid(name) is None:
+    solved = checkpoint.grid(name)
+    stated = grid_in(entry)
+    comes_from = None if solved is None or stated is not None else describe_grid(solved)
+    if stated is not None and stated != solved:
+        described = "none" if solved is None else describe_grid(solved)
+        yield f"its grid is {describe_grid(stated)} by the manifest, {described} in the checkpoint"
+    if entry.get("from") != comes_from:
+        claimed = entry.get("from")
+        yield f"comes from {claimed!r:.80} by the manifest, {comes_from!r} in the checkpoint"
+    if solved is None:
         expected = sha256_of(checkpoint.dense(name))
     else:
         expected = hash_of_layer(checkpoint.quantized(name))
@@ -208,13 +202,20 @@ def differences_from_checkpoint(
         yield (
             f"hash {entry['sha256'][:12]} of the manifest is not {expected[:12]} of the checkpoint"
         )
-    rounding = ROUNDING * float(np.abs(stored.weights).max(initial=0.0))
-    allowed = entry["largest_deviation"] * (1 + 1e-6) + rounding  # decimals of JSON
-    if not deviation <= allowed:
-        yield (
-            f"deviates by {deviation:.3g} from the checkpoint, "
-            f"the manifest says {entry['largest_deviation']:.3g}"
-        )
+    deviates = entry["largest_deviation"]
+    # decimals of JSON; sums and products in float32
+    allowed = deviates * 1e-6 + ROUNDING * largest_term(stored)
+    if not abs(deviation - deviates) <= allowed:
+        yield f"deviates by {deviation:.3g} from the checkpoint, the manifest says {deviates:.3g}"
+
+
+def largest_term(stored: StoredTensor) -> float:
+    """Find the largest number that the weights of a tensor are summed from."""
+    if stored.layer is None:
+        return float(np.abs(stored.weights).max(initial=0.0))
+    layer = stored.layer
+    terms = np.abs(layer.scales) * layer.grid.max_code + np.abs(layer.offsets)
+    return float(terms.max(initial=0.0))
 
 
 def largest_deviation(found: NumpyArray, expected: NumpyArray) -> float:

@@ -6,18 +6,15 @@ came, and the hash of every file that it goes on with. It is replaced after a bl
 states are on disk; only then the block counts, and whatever run.json does not know of is removed.
 """
 
-import hashlib
-import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput, DamagedModel, reason_of
-from edgeq.files.hashes import hash_of_file
+from edgeq.files.hashes import hash_of_content, hash_of_file
 from edgeq.files.json_files import read_json, write_json
 from edgeq.files.ownership import clear_contents
 from edgeq.files.storage import (
@@ -263,11 +260,6 @@ def stored_run(folder: Path) -> Run:
         )
     except (BadInput, KeyError, TypeError, ValueError) as error:
         raise Damaged(folder, f"its {RUN_FILE} cannot be read, or was changed") from error
-
-
-def hash_of_content(content: Mapping[str, Any]) -> str:
-    """Hash plain data by SHA-256, equally before it is written and after it was read."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_same(destination: Path, before: Identity, now: Identity) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.checkpoint.certificate import hash_of_layer, sha256_of
+from edgeq.checkpoint.certificate import hash_of_layer, sha256_of, write_sealed
 from edgeq.files.hashes import hash_files
-from edgeq.files.json_files import write_json
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.types import Grid, QuantizedLinear
 from edgeq.words import describe_grid
@@ -108,7 +107,7 @@ def write_manifest(
     entries: Sequence[Entry],
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write manifest.json, after all other files: it lists them with their hashes.
+    """Write manifest.json, after all other files: it lists them with their hashes, and its own.
 
     `file` is what a reader opens first. `settings` are the options of the export.
     """
@@ -117,5 +116,5 @@ def write_manifest(
     content: dict[str, Any] = {"format": format_name, "file": file, "files": files}
     content |= {"settings": settings} if settings else {}
     content["tensors"] = entries
-    write_json(path, content, indent=1)
+    write_sealed(path, content)
     return path

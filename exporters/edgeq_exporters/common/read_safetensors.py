@@ -9,8 +9,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, reason_of
-from edgeq.types import NumpyArray
+from edgeq.types import NumpyArray, StoredTensor
+
+INDEX_NAME = "model.safetensors.index.json"
+READABLE = (*CODE_NAMES.values(), "U32", "I32", "I64")  # weights; words of codes, places, shapes
 
 
 class TensorFiles:
@@ -18,6 +22,7 @@ class TensorFiles:
 
     def __init__(self, directory: Path) -> None:
         self._of_name: dict[str, Any] = {}
+        self._files: dict[str, str] = {}
         for path in sorted(directory.glob("model*.safetensors")):
             try:
                 handle = safe_open(path, framework="np")
@@ -25,7 +30,30 @@ class TensorFiles:
                 raise BadInput(
                     f"{str(path)!r} cannot be read ({reason_of(error)}); export again"
                 ) from error
+            twice = sorted(set(self._of_name) & set(handle.keys()))
+            if twice:
+                raise BadInput(
+                    f"{str(path)!r} holds tensor {twice[0]!r} a second time; export again"
+                )
             self._of_name |= dict.fromkeys(handle.keys(), handle)
+            self._files |= dict.fromkeys(handle.keys(), path.name)
+        names = sorted(set(self._files.values()))
+        self.first_file = names[0] if len(names) == 1 else INDEX_NAME
+
+    def stated(self, type_name: str, *names: str) -> Mapping[str, Any]:
+        """Give what a manifest states of tensors that lie in one file: their type, and the file.
+
+        Raises: BadInput for tensors in several files.
+        """
+        files = {self._files[name] for name in names}
+        if len(files) > 1:
+            raise BadInput(f"its parts lie in several files ({', '.join(sorted(files))})")
+        return {"type": type_name, "file": files.pop()}
+
+    def dense(self, name: str) -> StoredTensor:
+        """Read a tensor that no module packs."""
+        array = self.array(name)
+        return StoredTensor(array, stated=self.stated(CODE_NAMES[str(array.dtype)], name))
 
     def names(self) -> Sequence[str]:
         return sorted(self._of_name)
@@ -37,7 +65,11 @@ class TensorFiles:
         """
         if name not in self._of_name:
             raise BadInput(f"the files hold no tensor {name!r}")
-        array: NumpyArray = self._of_name[name].get_tensor(name)
+        handle = self._of_name[name]
+        kind = handle.get_slice(name).get_dtype()
+        if kind not in READABLE:
+            raise BadInput(f"{name!r} is stored as {kind}, which no export of edgeq is")
+        array: NumpyArray = handle.get_tensor(name)
         return array
 
     def modules(self, *, first: str, others: Sequence[str]) -> Sequence[str]:

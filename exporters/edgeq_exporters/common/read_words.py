@@ -17,6 +17,10 @@ def codes_in_words(words: NumpyArray, bits: int, count: int) -> NumpyArray:
     Shapes: words (rows, n), 32-bit of either sign -> codes (rows, count) uint8.
     Raises: IndexError when the words are too few.
     """
+    if words.ndim != 2 or words.dtype.itemsize * 8 != WORD_BITS:
+        raise IndexError(f"codes lie in {words.dtype} {list(words.shape)}, not in rows of words")
+    if not 0 <= count * bits <= words.shape[1] * WORD_BITS:
+        raise IndexError(f"{words.shape[1]} words do not hold {count} codes of {bits} bits")
     start = np.arange(count) * bits
     word, shift = start // WORD_BITS, (start % WORD_BITS).astype(np.uint64)
     wide = np.ascontiguousarray(words).view(np.uint32).astype(np.uint64)

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from edgeq.errors import BadInput, reason_of
+from edgeq.files.gguf_header import check_header
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
 
@@ -36,10 +37,14 @@ class GgufReader:
 
     def __init__(self, directory: Path) -> None:
         path = next(iter(sorted(directory.glob("*.gguf"))), directory / "model.gguf")
+        self.file = path.name
+        self.settings: Mapping[str, Any] = {}
         try:
+            check_header(path)
             reader = gguf.GGUFReader(path)
             self._rotary = _rotary_of(reader)
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        # the library checks little itself: damage shows as whatever it then stumbles over
+        except Exception as error:
             raise BadInput(
                 f"{str(path)!r} cannot be read ({reason_of(error)}); export again"
             ) from error
@@ -51,18 +56,22 @@ class GgufReader:
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
         grid = grid_of(entry)
+        if entry["name"] not in self._tensors:
+            raise BadInput("the file holds no tensor of this name")
         tensor = self._tensors[entry["name"]]
         kind = tensor.tensor_type.name
         data = np.asarray(tensor.data)
-        if kind != entry["type"]:
-            raise BadInput(f"the file holds type {kind} where the manifest says {entry['type']}")
+        stated = {"type": kind}
         rows = self._rotary.places(tensor.name)
         if grid is None:
             dense = data.view(ml_dtypes.bfloat16) if kind == "BF16" else data
-            return StoredTensor(_taken(dense, rows))
+            return StoredTensor(_taken(dense, rows), stated=stated)
+        if kind not in BITS:
+            raise BadInput(f"the file holds type {kind}, which has no codes of {grid.bits} bits")
         codes, scales, offsets = _taken_apart(_taken(data, rows), kind, grid)
         weights = gguf.dequantize(data, tensor.tensor_type)
-        return StoredTensor(_taken(weights, rows), QuantizedLinear(codes, scales, offsets, grid))
+        layer = QuantizedLinear(codes, scales, offsets, grid)
+        return StoredTensor(_taken(weights, rows), layer, stated, BITS[kind])
 
 
 @dataclass(frozen=True, slots=True)

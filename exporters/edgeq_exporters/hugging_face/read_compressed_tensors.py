@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.errors import BadInput
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
 from edgeq_exporters.common.read_safetensors import TensorFiles, module_of
@@ -24,6 +25,8 @@ class CompressedTensorsReader:
 
     def __init__(self, directory: Path) -> None:
         self._files = TensorFiles(directory)
+        self.file = self._files.first_file
+        self.settings: Mapping[str, Any] = {}
         self._helpers: Any = None
         self.library = "edgeq (compressed-tensors is not installed)"
         try:
@@ -42,15 +45,20 @@ class CompressedTensorsReader:
         grid = grid_of(entry)
         module = module_of(entry)
         if grid is None:
-            return StoredTensor(self._files.array(entry["name"]))
-        scales = self._files.array(f"{module}.weight_scale").astype(np.float32)
+            return self._files.dense(entry["name"])
+        held = self._files.array(f"{module}.weight_scale")
+        scales = held.astype(np.float32)
         rows, columns = (int(size) for size in self._files.array(f"{module}.weight_shape"))
         words = self._files.array(f"{module}.weight_packed")
+        if rows != len(words) or rows != len(scales):
+            raise BadInput(f"its shape states {rows} rows, its codes have {len(words)}")
+        parts = [f"{module}.weight_{part}" for part in ("packed", "scale", "shape")]
         codes = codes_in_words(words, grid.bits, columns)
         zeros = np.full(scales.shape, grid.middle, np.uint8)
         zero_words = None
         if grid.zeros == "integer":
-            zero_words = self._files.array(f"{module}.weight_zero_point").T
+            parts.append(f"{module}.weight_zero_point")
+            zero_words = self._files.array(parts[-1]).T
             zeros = codes_in_words(zero_words, grid.bits, rows).T
         layer = QuantizedLinear(codes, scales, -scales * zeros, grid)
         if self._helpers is not None:
@@ -59,7 +67,8 @@ class CompressedTensorsReader:
                 zeros = self._unpacked(zero_words, grid, (len(zero_words), rows)).T
         index = grid.group_index(columns)
         weights = scales[:, index] * (codes.astype(np.float32) - zeros[:, index])
-        return StoredTensor(weights, layer)
+        stated = self._files.stated("pack-quantized", *parts)
+        return StoredTensor(weights, layer, stated, grid.bits, str(held.dtype))
 
     def _unpacked(self, words: NumpyArray, grid: Grid, shape: tuple[int, int]) -> NumpyArray:
         """Unpack codes with the library, which returns them less half of their range.

@@ -25,6 +25,8 @@ class GptqReader:
 
     def __init__(self, directory: Path) -> None:
         self._files = TensorFiles(directory)
+        self.file = self._files.first_file
+        self.settings: Mapping[str, Any] = {}
 
     def tensor_names(self) -> Sequence[str]:
         return self._files.modules(first="qweight", others=("qzeros", "scales", "g_idx"))
@@ -33,7 +35,7 @@ class GptqReader:
         grid = grid_of(entry)
         module = module_of(entry)
         if grid is None:
-            return StoredTensor(self._files.array(entry["name"]))
+            return self._files.dense(entry["name"])
         words = self._files.array(f"{module}.qweight")
         zero_words = self._files.array(f"{module}.qzeros")
         scales = self._files.array(f"{module}.scales")
@@ -44,4 +46,5 @@ class GptqReader:
         of_group = scales.astype(np.float32)
         layer = QuantizedLinear(codes, of_group.T.copy(), (-of_group * zeros).T.copy(), grid)
         weights = of_group[index].T * (codes - zeros[index].T)
-        return StoredTensor(weights, layer)
+        parts = (f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx"))
+        return StoredTensor(weights, layer, self._files.stated("GPTQ", *parts), bits=grid.bits)

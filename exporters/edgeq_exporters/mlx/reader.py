@@ -23,6 +23,8 @@ class MlxReader:
 
     def __init__(self, directory: Path) -> None:
         self._files = TensorFiles(directory)
+        self.file = self._files.first_file
+        self.settings: Mapping[str, Any] = {}
         self._mlx = import_module("mlx.core") if find_spec("mlx") else None
         self.library = f"mlx {version('mlx')}" if self._mlx else "edgeq (mlx is not installed)"
 
@@ -32,18 +34,25 @@ class MlxReader:
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
         grid = grid_of(entry)
         module = module_of(entry)
-        words = self._files.array(entry["name"])
         if grid is None:
-            return StoredTensor(words)
-        scales = self._files.array(f"{module}.scales").astype(np.float32)
+            return self._files.dense(entry["name"])
+        words = self._files.array(entry["name"])
+        held = self._files.array(f"{module}.scales")
+        scales = held.astype(np.float32)
         offsets = self._files.array(f"{module}.biases").astype(np.float32)
+        parts = (f"{module}.{part}" for part in ("scales", "biases"))
+        facts: dict[str, Any] = {
+            "stated": self._files.stated("affine", entry["name"], *parts),
+            "bits": grid.bits,
+            "scale_dtype": str(held.dtype),
+        }
         columns = words.shape[1] * WORD_BITS // grid.bits
         codes = codes_in_words(words, grid.bits, columns)
         layer = QuantizedLinear(codes, scales, offsets, grid)
         if self._mlx is None:
-            return StoredTensor(layer.dequantized(), layer)
-        parts = [self._mlx.array(part) for part in (words, scales, offsets)]
+            return StoredTensor(layer.dequantized(), layer, **facts)
+        arrays = [self._mlx.array(part) for part in (words, scales, offsets)]
         weights: NumpyArray = np.array(
-            self._mlx.dequantize(*parts, group_size=grid.group_size, bits=grid.bits)
+            self._mlx.dequantize(*arrays, group_size=grid.group_size, bits=grid.bits)
         )
-        return StoredTensor(weights, layer)
+        return StoredTensor(weights, layer, **facts)

@@ -3,6 +3,7 @@
 Nothing is shared with the exporter: what an initializer is for is found from the graph.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -13,11 +14,13 @@ import ml_dtypes
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.checker import ValidationError
 
+from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
+from edgeq.files.ownership import leads_out
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
 
@@ -29,7 +32,8 @@ FORWARDED = ("Reshape", "Gather")  # may stand between an initializer and what t
 ROTARY_INPUTS = slice(7, 9)  # of GroupQueryAttention: cos_cache and sin_cache
 LOOKED_UP_AXIS = 2  # of DequantizeLinear behind a Gather: (batch, tokens, columns)
 SIGNED = (TensorProto.INT4, TensorProto.INT8)
-BITS_OF = {TensorProto.UINT4: 4, TensorProto.UINT8: 8}
+BITS_OF = {TensorProto.UINT4: 4, TensorProto.UINT8: 8, TensorProto.INT4: 4, TensorProto.INT8: 8}
+BLOCK_BITS = (2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,9 @@ class Held:
     middle: int
     """The code that stands for zero where no zero points are stored."""
 
+    bits: int
     outliers: OutlierColumns | None = None
+    outlier_names: tuple[str, ...] = ()
 
     def weights(self) -> NumpyArray:
         of_column = np.arange(self.codes.shape[1]) // self.block_size
@@ -81,34 +87,40 @@ class OnnxReader:
         self._directory = directory
         self._tied = bool(read_json(directory / "config.json").get("tie_word_embeddings", False))
         path = next(iter(sorted(directory.glob("*.onnx"))), directory / "model.onnx")
+        self.file = path.name
+        self._read_from: set[str] = set()
         try:
-            graph = onnx.load(str(path), load_external_data=False).graph
-            self._initializers = {each.name: each for each in graph.initializer}
-            self._producers = {node.output[0]: node for node in graph.node}
-            self._consumers = {name: node for node in graph.node for name in node.input}
-            self._sums = {
-                name: node for node in graph.node if node.op_type == "Add" for name in node.input
-            }
-            self._forwarded = {
-                node.output[0]: node.input[0] for node in graph.node if node.op_type in FORWARDED
-            }
-            self._ends = {
-                node.input[0]: node.input[2] for node in graph.node if node.op_type == "Slice"
-            }
-            self._tables = {
-                name
-                for node in graph.node
-                if node.op_type == "GroupQueryAttention"
-                for name in node.input[ROTARY_INPUTS]
-            }
-            self._readers: dict[str, list[NodeProto]] = {}
-            for node in (node for node in graph.node if node.op_type in WEIGHT_INPUTS):
-                weight = self._origin(node.input[WEIGHT_INPUTS[node.op_type]])
-                self._readers.setdefault(weight, []).append(node)
+            self._index(onnx.load(str(path), load_external_data=False).graph)
         except (OSError, DecodeError, IndexError) as error:
             raise BadInput(
                 f"{str(path)!r} cannot be read ({reason_of(error)}); export again"
             ) from error
+
+    def _index(self, graph: GraphProto) -> None:
+        """Note which node makes, reads and forwards what, and what the graph shows of options."""
+        self._initializers = {each.name: each for each in graph.initializer}
+        self._producers = {node.output[0]: node for node in graph.node}
+        self._consumers = {name: node for node in graph.node for name in node.input}
+        self._sums = {
+            name: node for node in graph.node if node.op_type == "Add" for name in node.input
+        }
+        self._forwarded = {
+            node.output[0]: node.input[0] for node in graph.node if node.op_type in FORWARDED
+        }
+        self._ends = {
+            node.input[0]: node.input[2] for node in graph.node if node.op_type == "Slice"
+        }
+        self._tables = {
+            name
+            for node in graph.node
+            if node.op_type == "GroupQueryAttention"
+            for name in node.input[ROTARY_INPUTS]
+        }
+        self._readers: dict[str, list[NodeProto]] = {}
+        for node in (node for node in graph.node if node.op_type in WEIGHT_INPUTS):
+            weight = self._origin(node.input[WEIGHT_INPUTS[node.op_type]])
+            self._readers.setdefault(weight, []).append(node)
+        self.settings = _settings_of(graph)
 
     def tensor_names(self) -> Sequence[str]:
         external = {
@@ -123,8 +135,10 @@ class OnnxReader:
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
         grid = grid_of(entry)
         name = str(entry["name"])
+        self._read_from = set()
         if grid is None:
-            return StoredTensor(self._array(name))
+            array = self._array(name)
+            return StoredTensor(array, stated=self._stated(CODE_NAMES[str(array.dtype)]))
         if name not in self._readers:
             raise BadInput("no operator of the graph reads it as quantized weights")
         first, *others = self._nodes(name)
@@ -133,7 +147,19 @@ class OnnxReader:
         for node in others:
             if not np.array_equal(self._held(node).weights(), weights):
                 raise BadInput(f"node {node.name!r} reads other weights than {first.name!r}")
-        return StoredTensor(weights, held.layer(grid))
+        stated = self._stated(first.op_type)
+        if held.outliers is not None:
+            stated["outliers"] = list(held.outlier_names)
+        return StoredTensor(weights, held.layer(grid), stated, held.bits)
+
+    def _stated(self, type_name: str) -> dict[str, Any]:
+        """Give the type of the tensor read last, and the file that all its parts lie in.
+
+        Raises: BadInput for parts in several files.
+        """
+        if len(self._read_from) != 1:
+            raise BadInput(f"its parts lie in several files ({', '.join(sorted(self._read_from))})")
+        return {"type": type_name, "file": next(iter(self._read_from))}
 
     def _nodes(self, name: str) -> list[NodeProto]:
         """Find the operators that read a matrix, or a copy of it."""
@@ -148,9 +174,11 @@ class OnnxReader:
         return self._tied and HEAD in self._readers
 
     def _held(self, node: NodeProto) -> Held:
-        return replace(self._codes(node), outliers=self._outliers(node))
+        held = self._codes(node)
+        found = self._outliers(node)
+        return held if found is None else replace(held, outliers=found[0], outlier_names=found[1])
 
-    def _outliers(self, node: NodeProto) -> OutlierColumns | None:
+    def _outliers(self, node: NodeProto) -> tuple[OutlierColumns, tuple[str, str]] | None:
         """Find outlier columns: a product of some inputs, added to that of all of them."""
         product = self._consumers[node.output[0]] if node.op_type == "DequantizeLinear" else node
         total = self._sums.get(product.output[0]) if product.op_type in PRODUCTS else None
@@ -166,8 +194,9 @@ class OnnxReader:
             raise BadInput(f"node {narrow.name!r} multiplies other inputs than {product.name!r}")
         if values not in self._initializers:
             values = self._producers[values].input[0]  # a cast to float32
-        columns = self._array(picked.input[1]).astype(np.int32)
-        return OutlierColumns(columns, self._array(values).T.astype(np.float32))
+        names = (picked.input[1], values)
+        columns = self._array(names[0]).astype(np.int32)
+        return OutlierColumns(columns, self._array(values).T.astype(np.float32)), names
 
     def _codes(self, node: NodeProto) -> Held:
         settings = {each.name: helper.get_attribute_value(each) for each in node.attribute}
@@ -176,6 +205,8 @@ class OnnxReader:
         origins = [self._origin(name) for name in node.input]
         data, scales, *zeros = [name for name in origins if name in self._initializers]
         bits = settings["bits"]
+        if bits not in BLOCK_BITS:
+            raise BadInput(f"node {node.name!r} states {bits!r:.40} bits")
         of_blocks = self._array(scales)
         codes = _unpacked(self._array(data).reshape(len(of_blocks), -1), bits)
         columns = codes.shape[1]
@@ -188,7 +219,7 @@ class OnnxReader:
         found = self._array(zeros[0]) if zeros else np.full(of_blocks.shape, middle, np.float32)
         if found.dtype == np.uint8:
             found = _unpacked(found, bits)[:, : of_blocks.shape[1]].astype(np.float32)
-        return Held(codes[:, :columns], of_blocks, found, settings["block_size"], middle)
+        return Held(codes[:, :columns], of_blocks, found, settings["block_size"], middle, bits)
 
     def _numbers(self, names: Sequence[str], settings: Mapping[str, Any]) -> Held:
         """Read weights of DequantizeLinear, which hold columns first unless rows are looked up."""
@@ -198,8 +229,9 @@ class OnnxReader:
             arrays = [array.T for array in arrays]
         codes, scales, *zeros = arrays
         found = zeros[0].astype(np.float32) if zeros else np.zeros(scales.shape, np.float32)
-        middle = 0 if kind in SIGNED else 2 ** (BITS_OF[kind] - 1)
-        return Held(codes.astype(np.int16), scales, found, settings["block_size"], middle)
+        bits = BITS_OF[kind]
+        middle = 0 if kind in SIGNED else 2 ** (bits - 1)
+        return Held(codes.astype(np.int16), scales, found, settings["block_size"], middle, bits)
 
     def _origin(self, name: str) -> str:
         origin: str = self._forwarded.get(name, name)
@@ -208,16 +240,55 @@ class OnnxReader:
     def _array(self, name: str) -> NumpyArray:
         """Read an initializer.
 
-        Raises: BadInput for bytes that are missing.
+        Raises: BadInput for bytes that are missing, or lie elsewhere.
         """
         tensor = TensorProto()  # loading changes it
         tensor.CopyFrom(self._initializers[name])
+        if tensor.data_location == TensorProto.EXTERNAL:
+            self._check_place(tensor)
         try:
             array: NumpyArray = numpy_helper.to_array(tensor, base_dir=str(self._directory))
         except (OSError, ValidationError) as error:
             raise BadInput(f"its bytes cannot be read ({reason_of(error)})") from error
         is_bfloat16 = tensor.data_type == TensorProto.BFLOAT16
         return array.astype(ml_dtypes.bfloat16) if is_bfloat16 else array
+
+    def _check_place(self, tensor: TensorProto) -> None:
+        """Note the file of a tensor, and refuse more bytes than it has: the library reserves them.
+
+        Raises: BadInput.
+        """
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        location = place.get("location", "")
+        path = self._directory / location
+        if not location or leads_out(location) or path.is_symlink() or not path.is_file():
+            raise BadInput(f"its bytes lie in {location!r}, which is no file of the export")
+        numbers = math.prod(tensor.dims)
+        if min(tensor.dims, default=1) < 0 or numbers > 2 * path.stat().st_size:
+            raise BadInput(
+                f"its shape {list(tensor.dims)} has more numbers than {location!r} holds"
+            )
+        self._read_from.add(location)
+
+
+def _settings_of(graph: GraphProto) -> dict[str, Any]:
+    """Read off a graph what it was exported with; what it does not show is left out."""
+    operators = {node.op_type for node in graph.node}
+    levels = {
+        attribute.i
+        for node in graph.node
+        for attribute in node.attribute
+        if attribute.name == "accuracy_level"
+    }
+    types = {value.type.tensor_type.elem_type for value in graph.output}
+    found: dict[str, Any] = {}
+    if operators & {*WEIGHT_INPUTS}:
+        found["qdq"] = "DequantizeLinear" in operators
+    if levels:
+        found["accuracy_level"] = min(levels) if len(levels) == 1 else sorted(levels)
+    if types == {TensorProto.FLOAT}:
+        found["activations"] = "float32"
+    return found
 
 
 def _unpacked(packed: NumpyArray, bits: int) -> NumpyArray:
