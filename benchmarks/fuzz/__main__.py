@@ -17,15 +17,16 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from difflib import unified_diff
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 RESULT = Path(__file__).parent.parent / "results" / "fuzz.md"
 SLOW_LIBRARIES = ("compressed_tensors", "mlx", "torch")
-PIECE = 1000  # mutants that a process of several takes at a time
+PIECE = 500  # mutants that a process of several takes at a time
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def main() -> None:
     seconds = time.perf_counter() - started
     text = table(readers, found, seconds, arguments.seed)
     arguments.output.write_text(text, encoding="utf-8")
-    escapes = [row for row in found if row[2] not in ("accepted", "refused")]
+    escapes = [row for row in found if row[2] not in QUIET]
     lines = [
         json.dumps(dict(zip(("reader", "index", "kind", "detail"), row, strict=True)))
         for row in escapes
@@ -84,21 +85,31 @@ def main() -> None:
 
 Row = tuple[str, int, str, str]
 """A mutant's reader, index, outcome, and what was said."""
+Piece = tuple[str, int, int]
+"""A reader, and the first and one-past-last of its mutants that one process takes."""
+QUIET = ("accepted", "refused")
 
 
-def run_pieces(
-    pieces: Sequence[tuple[str, int, int]], place: Path, seed: int, jobs: int
-) -> Iterator[Row]:
+def run_pieces(pieces: Sequence[Piece], place: Path, seed: int, jobs: int) -> Iterator[Row]:
     """Run all pieces, several at a time where asked for, and yield every mutant's outcome."""
     run = partial(run_piece, place=place, seed=seed)
     if jobs == 1:
-        yield from chain.from_iterable(map(run, pieces))
+        yield from told(pieces, map(run, pieces))
         return
     with ProcessPoolExecutor(jobs) as pool:
-        yield from chain.from_iterable(pool.map(run, pieces))
+        yield from told(pieces, pool.map(run, pieces))
 
 
-def run_piece(piece: tuple[str, int, int], *, place: Path, seed: int) -> list[Row]:
+def told(pieces: Sequence[Piece], found: Iterable[list[Row]]) -> Iterator[Row]:
+    """Pass rows on, and say of each piece on standard error how it went."""
+    for (reader, start, end), rows in zip(pieces, found, strict=True):
+        escapes = Counter(kind for _, _, kind, _ in rows if kind not in QUIET)
+        shown = ", ".join(f"{kind} ({count})" for kind, count in escapes.items())
+        print(f"{reader} {start} to {end}: {shown or 'no escape'}", file=sys.stderr, flush=True)
+        yield from rows
+
+
+def run_piece(piece: Piece, *, place: Path, seed: int) -> list[Row]:
     """Run the mutants of one reader from one index to another."""
     from benchmarks.fuzz.running import outcomes  # noqa: PLC0415
 
@@ -151,7 +162,14 @@ def show(reader: str, index: int, place: Path, seed: int) -> None:
 
 
 def differing(before: bytes, after: bytes) -> Iterator[str]:
-    """Describe where bytes begin and end to differ."""
+    """Describe where bytes begin and end to differ; of JSON the laid out texts are compared."""
+    with suppress(ValueError, RecursionError):
+        before, after = (
+            json.dumps(json.loads(text), indent=1).encode() for text in (before, after)
+        )
+        lines = (text.decode().splitlines() for text in (before, after))
+        yield from unified_diff(*lines, lineterm="", n=1)
+        return
     start = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
     yield f"{len(before)} bytes, now {len(after)}; from byte {start}:"
     yield f"  was {before[max(start - 60, 0) : start + 100]!r}"
@@ -173,7 +191,7 @@ def table(readers: Sequence[str], rows: Sequence[Row], seconds: float, seed: int
         lines.append(
             f"| {reader} | {total} | {accepted} | {refused} | {total - accepted - refused} |"
         )
-    escapes = Counter((row[0], row[2]) for row in rows if row[2] not in ("accepted", "refused"))
+    escapes = Counter((row[0], row[2]) for row in rows if row[2] not in QUIET)
     first: dict[tuple[str, str], Row] = {}
     for row in rows:
         first.setdefault((row[0], row[2]), row)

@@ -201,7 +201,7 @@ def near(chance: random.Random, value: Any) -> Any:
     elif isinstance(value, int):
         changed = [value + 1, value - 1, value * 2, value // 2, -value, value + 2**32]
     elif isinstance(value, float):
-        changed = [value * (1 + 1e-3), -value, value * 1e30, value / 1e30, value // 1]
+        changed = [value * 1.5, -value, value * 1e30, value / 1e30, value // 1]
     elif isinstance(value, str):
         place = chance.randrange(len(value) + 1)
         letters = ("", "x", "0", ".", "/", "\0", "é", "\ud800")

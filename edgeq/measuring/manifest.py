@@ -3,6 +3,7 @@
 What the files hold is compared with it by `edgeq.measuring.verify`.
 """
 
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, get_args
 
 from edgeq.checkpoint.certificate import SEAL, seal_of
 from edgeq.checkpoint.reader import Checkpoint
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, reason_of
 from edgeq.files.hashes import hash_files, hash_of_content
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE
@@ -30,6 +31,8 @@ ENTRY_KEYS = {
     *(*NAMED_IN_ENTRY, *GRID_KEYS, *FOUND_BY_READERS),
     *("largest_deviation", "stored_sha256", "outlier_columns", "from"),
 }
+OPTIONAL = ("file", "outliers", "outlier_columns")
+"""Keys of an entry that stand there only with a value."""
 KEPT = ("exact", "widened")
 STATUSES = (*KEPT, "rescaled", "dense")
 CODE_BITS = range(2, 9)
@@ -65,6 +68,7 @@ def is_entry(entry: Any) -> bool:
     if not isinstance(entry, dict):
         return False
     named = all(isinstance(entry.get(key), str) for key in NAMED_IN_ENTRY)
+    named = named and all(key in entry for key in GRID_KEYS)
     deviation = entry.get("largest_deviation")
     return named and is_finite(deviation) and float(deviation or 0) >= 0 and is_grid(entry)
 
@@ -73,7 +77,7 @@ def is_grid(entry: Entry) -> bool:
     """Say whether an entry states a grid that edgeq solves on, or none, for a dense tensor."""
     bits, group_size, zeros, scale_dtype = (entry.get(key) for key in GRID_KEYS)
     share = entry.get("outlier_columns", 0.0)
-    if "bits" in entry and bits is None:
+    if bits is None:
         return (group_size, zeros, scale_dtype, share) == (None, None, None, 0.0)
     sizes = [size for size in (bits, group_size) if size is not None]
     return (
@@ -125,6 +129,26 @@ def own_hash(content: Mapping[str, Any]) -> str:
         return ""
 
 
+def check_plain(folder: Path) -> None:
+    """Refuse an export with a pipe, a device, or a link to nothing where a file should be.
+
+    Whoever opens a pipe may wait for ever, and a device may have no end. Links to files are those
+    of a cache of downloads.
+
+    Raises: BadInput naming the first one.
+    """
+    for path in sorted(folder.rglob("*")):
+        try:
+            kind = path.stat().st_mode
+        except OSError as error:
+            reason = reason_of(error)
+        else:
+            if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+                continue
+            reason = "it is a pipe, a device or a socket"
+        raise BadInput(f"{str(path)!r} is no file of an export ({reason}); remove it, export again")
+
+
 def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Describe files that are not as they were written."""
     claimed, found = manifest["files"], hash_files(folder, but=(MANIFEST_FILE,))
@@ -142,8 +166,8 @@ def other_head(manifest: Mapping[str, Any], reader: ExportReader) -> Iterator[st
     if manifest["file"] != reader.file:
         yield f"the manifest names the file {manifest['file']!r}, a runtime opens {reader.file!r}"
     stated = manifest.get("settings", {})
-    if not isinstance(stated, dict):
-        yield "the manifest's settings are no object"
+    if not isinstance(stated, dict) or ("settings" in manifest and not stated):
+        yield "the manifest's settings are none"
         return
     described = find_format(manifest["format"])
     for name in sorted({*stated, *reader.settings}):
@@ -199,6 +223,9 @@ def contradictions(entry: Entry) -> Iterator[str]:
     """Describe what an entry states that cannot be, or not together."""
     for key in sorted(set(entry) - ENTRY_KEYS):
         yield f"the manifest states {key!r}, which edgeq does not write"
+    for key in OPTIONAL:
+        if key in entry and not entry[key]:
+            yield f"the manifest states {key!r} as {entry[key]!r}, which edgeq leaves out"
     status, deviation = entry["status"], entry["largest_deviation"]
     if status not in STATUSES:
         yield f"marked {status!r:.80}, which is none of {', '.join(STATUSES)}"

@@ -29,6 +29,7 @@ from edgeq.measuring.manifest import (
     Entry,
     changed_files,
     changed_manifest,
+    check_plain,
     contradictions,
     grid_in,
     other_checkpoint,
@@ -62,6 +63,7 @@ def verify(folder: Path, *, against: Path | None = None) -> dict[str, Any]:
     Raises: BadInput for something that is not an export.
     """
     manifest = read_manifest(folder)
+    check_plain(folder)
     reader = open_reader(manifest["format"], folder)
     checkpoint = None if against is None else Checkpoint(against)
     differences = [*changed_files(folder, manifest), *changed_manifest(manifest)]
