@@ -1,6 +1,8 @@
 """Compute logits of a GGUF file in llama.cpp, to check exports in the runtime that users run."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -11,6 +13,26 @@ import numpy as np
 
 from edgeq.errors import BadInput, NotInstalled, install
 from edgeq.types import NumpyArray
+
+LOADING = """
+import sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except ImportError:  # Windows, which leaves no core files
+    pass
+from cyllama.llama import llama_cpp
+llama_cpp.disable_logging()
+llama_cpp.llama_backend_init()
+llama_cpp.ggml_backend_load_all()
+parameters = llama_cpp.LlamaModelParams()
+parameters.n_gpu_layers = 0
+model = llama_cpp.LlamaModel(sys.argv[1], parameters)
+sizes = llama_cpp.LlamaContextParams()
+sizes.n_ctx = sizes.n_batch = sizes.n_ubatch = 8
+llama_cpp.LlamaContext(model, sizes)
+"""
+"""What a process runs to load a file; it exits 1 where llama.cpp refuses the file by an error."""
 
 
 class LlamaCppLogits:
@@ -25,6 +47,7 @@ class LlamaCppLogits:
 
     def __init__(self, path: Path | str, *, threads: int | None = None) -> None:
         self._llama = load_cyllama()
+        check_loads(Path(path))
         self._threads = threads or os.cpu_count() or 1
         self._model = self._load(Path(path))
         self.vocabulary = int(self._model.get_vocab().n_vocab)
@@ -91,6 +114,27 @@ class LlamaCppLogits:
                 f"but the model's vocabulary has {self.vocabulary} tokens; "
                 "use the tokenizer of this model"
             )
+
+
+def check_loads(path: Path) -> None:
+    """Have llama.cpp load a file in a process of its own first: on some damage it ends the process.
+
+    Files that it refuses with an error pass: they are refused again, with the reason.
+
+    Raises: BadInput.
+    """
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    nothing = subprocess.DEVNULL
+    command = [sys.executable, "-c", LOADING, str(path)]
+    run = subprocess.run(
+        command, env=environment, stdin=nothing, stdout=nothing, stderr=nothing, check=False
+    )
+    if run.returncode not in (0, 1):
+        ended = f"signal {-run.returncode}" if run.returncode < 0 else f"status {run.returncode}"
+        raise BadInput(
+            f"llama.cpp cannot load '{path}': it ends the process ({ended}), the file is damaged; "
+            "export it again or fetch it again"
+        )
 
 
 @cache

@@ -44,12 +44,20 @@ def main() -> None:
         action="store_true",
         help="as if libraries that take seconds to import were not installed",
     )
+    parser.add_argument(
+        "--planted",
+        type=float,
+        help="share of mutants in which a link, pipe or device stands for a file  [default: 0.04]",
+    )
     arguments = parser.parse_args()
     if arguments.light:
         sys.modules |= dict.fromkeys(SLOW_LIBRARIES)  # type: ignore[arg-type]
     from benchmarks.fuzz.inputs import write_inputs  # noqa: PLC0415
     from benchmarks.fuzz.readers import READERS  # noqa: PLC0415
+    from benchmarks.fuzz.running import Mutants  # noqa: PLC0415
 
+    if arguments.planted is not None:
+        Mutants.planted_share = arguments.planted
     unknown = set(arguments.reader or ()) - set(READERS)
     if unknown:
         parser.error(f"no reader {sorted(unknown)}; there are {', '.join(READERS)}")

@@ -219,13 +219,14 @@ def says_the_same(name: str, before: bytes, after: bytes) -> bool:
         return False
     try:
         return plain(before) == plain(after)
-    except (ValueError, OverflowError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return False
 
 
 def plain(content: bytes) -> str:
-    """Lay JSON out in one way: a number is the same with and without decimals of zero."""
-    return json.dumps(json.loads(content, parse_float=number))
+    """Lay a manifest out in one way, without its hash; 0.0 is the same number as 0."""
+    tree = json.loads(content, parse_float=number)
+    return json.dumps({key: value for key, value in dict(tree).items() if key != "sha256"})
 
 
 def number(text: str) -> float:

@@ -29,7 +29,7 @@ PER_CHILD = 2000  # mutants, so that what libraries leak does not add up
 ACCEPTED, REFUSED = "accepted", "refused"
 SEALED_FILES = ("manifest.json", "run.json")
 SEALED_SHARE = 0.5
-PLANTED_SHARE = 0.04  # of mutants: a file is replaced by something that is none
+PLANTED_SHARE = 0.04  # of mutants by default: a file is replaced by something that is none
 CANARY = "kept.txt"
 # What an event of Python's audit writes to: paths, each with the folder it is relative to or -1.
 WRITING: Mapping[str, Callable[..., list[tuple[Any, int]]]] = {
@@ -62,28 +62,35 @@ class Outcome:
 class Mutants:
     """Makes and reads the mutants of one input, in a work folder of its own.
 
-    A mutant depends on seed, reader and index alone.
+    A mutant depends on seed, reader, index and the share of planted ones alone.
     """
+
+    planted_share = PLANTED_SHARE
 
     def __init__(self, reader: str, inputs: Path, work: Path, seed: int) -> None:
         self.reader, self.inputs, self.work, self.seed = reader, inputs, work, seed
-        self.folder, self.output = work / reader, work / "output"
+        self.folder, self.outputs = work / reader, work / "outputs"
         self.files: Files = read_files(inputs / reader)
         weights = READERS[reader].weights or {"": 1}
         weighted = {name: weight_of(name, weights) for name in self.files}
         self.names = [name for name, weight in weighted.items() if weight]
         self.weights = [weighted[name] for name in self.names]
         self.canary = work / "canary"
-        shutil.rmtree(work, ignore_errors=True)
-        self.canary.mkdir(parents=True)
-        (self.canary / CANARY).write_text("kept", encoding="utf-8")
-        (self.canary / "new").mkdir()
-        (self.canary / "new" / CANARY).write_text("kept", encoding="utf-8")
+        self.start()
+
+    def start(self) -> None:
+        """Make the work folder: the input, a place for outputs, and what nothing may touch."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        (self.canary / "new").mkdir(parents=True)
+        for folder in (self.canary, self.canary / "new"):
+            (folder / CANARY).write_text("kept", encoding="utf-8")
+        self.outputs.mkdir()
         self.restore()
 
     def restore(self) -> None:
         """Bring the input back to what it was."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
         for name, content in self.files.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +113,7 @@ class Mutants:
             self.put_back(case)
         if not self.is_untouched():
             kind, detail = "wrote outside", f"{case.changed}: the canary was changed"
+            self.start()
         return Outcome(self.reader, index, kind, detail)
 
     def make(self, chance: random.Random) -> Case:
@@ -113,7 +121,7 @@ class Mutants:
         [name] = chance.choices(self.names, self.weights)
         path, before = self.folder / name, self.files[name]
         same = is_sealed = False
-        if chance.random() < PLANTED_SHARE:
+        if chance.random() < self.planted_share:
             plant(chance, path, self.canary)
         else:
             mutate = BY_ENDING.get(path.suffix, mutate_bytes)
@@ -122,11 +130,13 @@ class Mutants:
                 is_sealed, after = True, sealed(name, after)
             same = says_the_same(name, before, after)
             path.write_bytes(after)
-        return Case(self.folder, self.output, self.inputs, name, chance, same, is_sealed)
+        output = self.outputs / "out"
+        return Case(self.folder, output, self.inputs, name, chance, same, is_sealed)
 
     def put_back(self, case: Case) -> None:
-        if self.output.exists():
-            shutil.rmtree(self.output)
+        if os.listdir(self.outputs):
+            shutil.rmtree(self.outputs)
+            self.outputs.mkdir()
         if self.reader == "run" or not self.is_plain(case.changed):
             self.restore()
             return
@@ -140,7 +150,7 @@ class Mutants:
         """Say whether canary and work folder hold what they held."""
         kept = (self.canary / CANARY, self.canary / "new" / CANARY)
         alive = all(path.is_file() and path.stat().st_size == len("kept") for path in kept)
-        return alive and sorted(os.listdir(self.work)) == sorted(["canary", self.reader])
+        return alive and set(os.listdir(self.work)) == {"canary", "outputs", self.reader}
 
 
 def weight_of(name: str, weights: Any) -> int:

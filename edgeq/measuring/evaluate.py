@@ -16,6 +16,7 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE
+from edgeq.measuring.manifest import check_as_written
 from edgeq.measuring.quality import compare
 from edgeq.protocols import LogitSource, ModelSource, TextModel
 from edgeq.registry import (
@@ -93,6 +94,8 @@ def evaluate(
     backend, exported = choose_backend(backend), find_export(target)
     chosen = choose_runtime(target, exported, runtime, backend)
     check_runtime(chosen)
+    if exported is not None:
+        check_as_written(Path(target).expanduser())
     original = open_model(reference) if reference is not None else None
     source = open_target(target, exported, chosen, original)
     described: TextModel = original or source or described_export(target)

@@ -161,6 +161,34 @@ def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
             yield f"file '{name}': its bytes are not those that were written"
 
 
+def check_as_written(target: Path) -> None:
+    """Refuse an export that is not as it was written, before a library loads what lies in it.
+
+    Of a single file the files beside it count that its manifest names. One that lies without a
+    manifest of edgeq's is not refused.
+
+    Raises: BadInput with the first difference.
+    """
+    folder = target if target.is_dir() else target.parent
+    try:
+        manifest = read_manifest(folder)
+    except BadInput:
+        if target.is_dir():
+            raise
+        return
+    if target.is_dir():
+        check_plain(folder)
+    elif target.name not in manifest["files"]:
+        return
+    found = [*(changed_manifest(manifest) if SEAL in manifest else ())]
+    named = {f"file '{name}'" for name in manifest["files"]}
+    for line in changed_files(folder, manifest):
+        if target.is_dir() or line.partition(":")[0] in named:
+            found.append(line)
+    if found:
+        raise BadInput(f"{str(folder)!r}: {found[0]}; see edgeq verify, and export again")
+
+
 def other_head(manifest: Mapping[str, Any], reader: ExportReader) -> Iterator[str]:
     """Describe where a manifest states another first file, or other options, than there are."""
     if manifest["file"] != reader.file:

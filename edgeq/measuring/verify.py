@@ -93,7 +93,9 @@ def open_reader(name: str, folder: Path) -> ExportReader:
     """
     find_format(name)
     try:
-        return load_reader(name, folder)
+        reader = load_reader(name, folder)
+        reader.tensor_names()
+        return reader
     except (EdgeqError, MemoryError):
         raise
     except Exception as error:

@@ -10,6 +10,8 @@ from edgeq.errors import BadInput, NotInstalled
 from edgeq_backends.llama_cpp import LlamaCppLogits, load_cyllama
 from edgeq_exporters.gguf.exporter import GgufExporter
 
+UINT32 = 4  # GGUF's number of the type
+
 
 @pytest.fixture
 def file(rng, tmp_path):
@@ -52,6 +54,21 @@ def damaged(file, content):
 def test_a_file_that_llama_cpp_cannot_load_is_refused_in_one_line(file, change):
     with pytest.raises(BadInput, match=r"llama\.cpp cannot load") as refusal:
         LlamaCppLogits(damaged(file, change(file.read_bytes())))
+    assert "\n" not in str(refusal.value)
+
+
+def with_empty_key(whole):
+    """One key-value more, in front of all others, whose key has no letters."""
+    pairs = int.from_bytes(whole[16:24], "little") + 1
+    entry = (0).to_bytes(8, "little") + UINT32.to_bytes(4, "little") + bytes(4)
+    return whole[:16] + pairs.to_bytes(8, "little") + entry + whole[24:]
+
+
+def test_damage_that_ends_the_process_of_llama_cpp_is_refused_in_one_line(file):
+    """llama.cpp asserts that no key is empty; this test would end with it."""
+    damaged(file, with_empty_key(file.read_bytes()))
+    with pytest.raises(BadInput, match="it ends the process") as refusal:
+        LlamaCppLogits(file)
     assert "\n" not in str(refusal.value)
 
 

@@ -1,5 +1,6 @@
 """Compute predictions of an exported directory in its runtime, mlx-lm."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.utils import load_model
 
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, reason_of
 from edgeq.types import NumpyArray
+
+MODEL_FILE = "model_file"  # older releases of mlx-lm run what it names without a question
 
 
 class MlxLmLogits:
@@ -16,10 +19,22 @@ class MlxLmLogits:
 
     On the CPU half precision is many times slower.
 
-    Raises: BadInput when mlx-lm cannot load the directory.
+    Raises: BadInput when mlx-lm cannot load the directory, or would run code that it brings.
     """
 
     def __init__(self, path: Path) -> None:
+        try:
+            asks_for_code = MODEL_FILE in json.loads((path / "config.json").read_bytes())
+        except (OSError, ValueError, RecursionError, TypeError) as error:
+            raise BadInput(
+                f"{str(path)!r}: its config.json cannot be read ({reason_of(error)}); "
+                "export it again"
+            ) from error
+        if asks_for_code:
+            raise BadInput(
+                f"{str(path)!r}: {MODEL_FILE!r} in its config.json is code to run, "
+                "which no export of edgeq brings; export it again"
+            )
         try:
             self._model, _ = load_model(path)
         except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 from edgeq.errors import BadInput, NotInstalled, install, reason_of
 from edgeq.types import NumpyArray
 
+ADAPTER_FILE = "adapter_config.json"  # where it lies, transformers loads the adapter on its own
+
 
 class GptqModelLogits:
     """A GPTQ directory in GPTQModel's kernels.
@@ -86,8 +88,15 @@ class CompressedTensorsLogits:
 def load_model(path: Path, **options: Any) -> Any:
     """Load a directory in transformers, with activations in float32.
 
-    Raises: BadInput when transformers cannot load it.
+    Weights come from its safetensors alone, and code that it brings is not run.
+
+    Raises: BadInput when transformers cannot load it, and for an adapter, which may be a pickle.
     """
+    if (path / ADAPTER_FILE).exists():
+        raise BadInput(
+            f"{str(path)!r} holds {ADAPTER_FILE!r}, which no export of edgeq does; remove it"
+        )
+    options |= {"use_safetensors": True, "trust_remote_code": False}
     try:
         with redirect_stderr(StringIO()):  # progress bars
             return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options).eval()

@@ -14,7 +14,10 @@ from edgeq.architectures.requirements import why_not_activation, why_not_named, 
 from edgeq.architectures.rope import frequencies, why_not_rope
 from edgeq.architectures.special_tokens import GENERATION_FILE
 from edgeq.decoder import Decoder, ModelRecord, TokenIds
+from edgeq.words import show_size
 
+FLOAT32_BYTES = 4
+LARGEST_TABLES = 2**29  # bytes, of a million positions; computing them takes four times as much
 HEAD_MULTIPLE = 16  # GroupQueryAttention rotates no other heads
 GENERATED_TOKENS = 4096  # onnxruntime-genai reserves a cache this long unless asked for more
 
@@ -27,6 +30,19 @@ def why_not_decoder(decoder: Decoder) -> str | None:
         or why_not_activation(decoder, "the graph")
         or _why_not_heads(decoder)
         or why_not_rope(decoder, "the graph")
+        or _why_not_context(decoder)
+    )
+
+
+def _why_not_context(decoder: Decoder) -> str | None:
+    context = decoder.context or 0
+    size = context * decoder.layers[0].attention.head_size * FLOAT32_BYTES
+    if size <= LARGEST_TABLES:
+        return None
+    return (
+        f"the graph holds rotary tables of all {context} positions, {show_size(size)} of them; "
+        f"up to {show_size(LARGEST_TABLES)} are written, "
+        "lower max_position_embeddings in the model's config.json"
     )
 
 

@@ -98,6 +98,7 @@ class OnnxReader:
 
     def _index(self, graph: GraphProto) -> None:
         """Note which node makes, reads and forwards what, and what the graph shows of options."""
+        _check_names(graph)
         self._initializers = {each.name: each for each in graph.initializer}
         self._producers = {node.output[0]: node for node in graph.node}
         self._consumers = {name: node for node in graph.node for name in node.input}
@@ -269,6 +270,16 @@ class OnnxReader:
                 f"its shape {list(tensor.dims)} has more numbers than {location!r} holds"
             )
         self._read_from.add(location)
+
+
+def _check_names(graph: GraphProto) -> None:
+    """Refuse names that are no text, which the library gives as bytes. Raises: BadInput."""
+    names = [each.name for each in graph.initializer]
+    for node in graph.node:
+        names += [node.name, node.op_type, *node.input, *node.output]
+    damaged = next((name for name in names if not isinstance(name, str)), None)
+    if damaged is not None:
+        raise BadInput(f"the graph cannot be read (a name {damaged!r:.80} in it is no UTF-8 text)")
 
 
 def _settings_of(graph: GraphProto) -> dict[str, Any]:
