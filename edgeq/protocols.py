@@ -380,7 +380,8 @@ class Exporter(Protocol):
 class ExportReader(Protocol):
     """Reads an export back from its bytes, one tensor at a time, to verify it.
 
-    Made with the export's directory.
+    Made with the export's directory. library computed the weights, with its version; file is what a
+    runtime opens first; settings are those of the exporter that the files show.
 
     Values come from the container's own library where it is installed; codes, scales and offsets
     are unpacked independently of the exporter. What cannot be read raises BadInput, or whatever
@@ -388,13 +389,8 @@ class ExportReader(Protocol):
     """
 
     library: str
-    """The library that computed the weights, with its version."""
-
     file: str
-    """The name of the file that a runtime opens first."""
-
     settings: Mapping[str, Any]
-    """Those settings of the exporter that the files show."""
 
     def __init__(self, directory: Path) -> None: ...
 
@@ -402,8 +398,4 @@ class ExportReader(Protocol):
         """List every tensor in the files that a manifest has to name, as its entries do."""
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
-        """Read the tensor of a manifest's entry, with the grid it was solved on.
-
-        What the manifest states beside the grid is not to be believed: `StoredTensor.stated` has
-        what the files say of it.
-        """
+        """Read the tensor of a manifest's entry, with the grid it was solved on."""

@@ -223,7 +223,7 @@ def watch(allowed: Path) -> None:
             return
         for path, folder in written:
             whole = place_of(path, folder)
-            if not whole.startswith((inside, "/dev/")):
+            if not (whole + os.sep).startswith((inside, "/dev/")):
                 raise Outside(f"{event} {whole}")
 
     sys.addaudithook(check)
@@ -275,11 +275,15 @@ def tell(writing: int, line: str) -> None:
 
 
 def silence() -> None:
-    """Give the child nothing to print to: libraries in C write to the terminal themselves."""
+    """Give the child nothing to print to, and let it write no more than readers do.
+
+    Libraries in C write to the terminal themselves.
+    """
     nothing = os.open(os.devnull, os.O_RDWR)
     for handle in (0, 1, 2):
         os.dup2(nothing, handle)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.dont_write_bytecode = True  # of modules that are imported late
     os.fsync = os.fstat  # type: ignore[assignment]
 
 
