@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 from edgeq.architectures.rope import check_rope
 from edgeq.errors import BadInput
 
+MOST_LEVELS = 50  # of values inside of values; configs have three or four
 LARGEST_SIZE = 2**31 - 1  # of signed 32-bit numbers, with which libraries count
 FUNCTIONS = (
     "gelu gelu_10 gelu_accurate gelu_fast gelu_new gelu_python gelu_python_tanh "
@@ -19,6 +20,28 @@ FUNCTIONS = (
 """The activation functions of transformers, by name."""
 
 Config = Mapping[str, Any]
+
+
+def check_nesting(config: Config) -> None:
+    """Refuse a config that is nested deeper than Python copies and writes it.
+
+    Raises: BadInput naming the key.
+    """
+    for key, value in config.items():
+        level = [value]
+        for _ in range(MOST_LEVELS):
+            inside: list[Any] = []
+            for each in level:
+                if isinstance(each, Mapping):
+                    inside += each.values()
+                elif isinstance(each, list | tuple):
+                    inside += each
+            level = inside
+        if level:
+            raise BadInput(
+                f"config: {key:.60} is nested more than {MOST_LEVELS} levels deep; "
+                "use the config.json that belongs to these weights"
+            )
 
 
 def check_values(config: Config) -> None:

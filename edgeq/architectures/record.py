@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgeq.architectures.chat_template import read_template
-from edgeq.architectures.config_checks import check_values
+from edgeq.architectures.config_checks import check_nesting, check_values
 from edgeq.architectures.families import families
 from edgeq.architectures.rope import contradicting_rope, rope_keys
 from edgeq.architectures.special_tokens import contradictions, read_tokens
@@ -43,6 +43,7 @@ def read_record(name: str, config: Config, evidence: Evidence = Evidence()) -> M
     Raises: UnsupportedModel for other architectures and models that are quantized already; BadInput
     for values of a wrong type or range, and for damaged files.
     """
+    check_nesting(config)
     stated = deepcopy(dict(config))
     describe = families().get(str(stated.get("model_type")))
     if describe is None:

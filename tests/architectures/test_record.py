@@ -67,6 +67,16 @@ def test_a_size_that_is_none_is_refused_by_name(key, value):
         read_record("m", ONE_BLOCK | {key: value})
 
 
+@pytest.mark.parametrize("make", [lambda inner: [inner], lambda inner: {"a": inner}])
+@pytest.mark.parametrize("levels", [60, 400, 5000])
+def test_a_config_that_is_nested_without_end_is_refused_by_name(make, levels):
+    value = 1
+    for _ in range(levels):
+        value = make(value)
+    with pytest.raises(BadInput, match="config: note is nested more than 50 levels deep"):
+        read_record("m", ONE_BLOCK | {"note": value})
+
+
 def test_more_blocks_than_any_model_has_are_refused():
     with pytest.raises(BadInput, match="num_hidden_layers is 2000000000; it must be 10000 or less"):
         read_record("m", ONE_BLOCK | {"num_hidden_layers": 2_000_000_000})
