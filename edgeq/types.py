@@ -171,7 +171,7 @@ class StoredTensor:
 
     layer is the solution that the file holds, recovered from its bytes, None for a dense tensor.
     weights are what the container's own library makes of the same bytes; of a dense tensor they are
-    in the type it is stored in. stated is what a manifest states of the files in the words of the
+    in the type it is stored in. labels are what a manifest states of the files in the words of the
     format: "type", and where it states them "file" and "outliers". bits is the width that a code
     has in the file, scale_dtype the type of scales in a container that has several.
 
@@ -180,7 +180,7 @@ class StoredTensor:
 
     weights: NumpyArray
     layer: QuantizedLinear | None = None
-    stated: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
     bits: int | None = None
     scale_dtype: str | None = None
 

@@ -70,8 +70,12 @@ def written_files(folder: Path) -> set[str]:
 def leads_out(name: str) -> bool:
     """Say whether a name is absolute or climbs out, by the rules of any operating system.
 
-    Symlinks are not followed.
+    So do names that none of them takes. Symlinks are not followed.
     """
+    try:
+        name.encode("utf-8")  # JSON's escapes also write halves of surrogate pairs
+    except UnicodeEncodeError:
+        return True
     paths = (PurePosixPath(name), PureWindowsPath(name))
     return "\0" in name or any(path.root or path.drive or ".." in path.parts for path in paths)
 

@@ -140,7 +140,7 @@ def differences_from_entry(stored: StoredTensor, entry: Entry) -> Iterator[str]:
 def differences_from_words(stored: StoredTensor, entry: Entry) -> Iterator[str]:
     """Describe what a manifest says of the right numbers that does not fit them."""
     for key in FOUND_BY_READERS:
-        found, claimed = stored.stated.get(key), entry.get(key)
+        found, claimed = stored.labels.get(key), entry.get(key)
         if found != claimed:
             yield f"{key} is {found!r} in the files, {claimed!r:.80} in the manifest"
     if stored.layer is not None:

@@ -35,7 +35,7 @@ class ToyReader:
     def read(self, entry):
         grid, name = grid_of(entry), entry["name"]
         if grid is None:
-            return StoredTensor(self._arrays[name], stated={"type": "F32"})
+            return StoredTensor(self._arrays[name], labels={"type": "F32"})
         codes, *others = self._arrays[f"{name}|codes"]
         if any((codes != other).any() for other in others):
             raise ValueError("copies of the codes differ")

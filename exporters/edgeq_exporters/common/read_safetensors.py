@@ -40,7 +40,7 @@ class TensorFiles:
         names = sorted(set(self._files.values()))
         self.first_file = names[0] if len(names) == 1 else INDEX_NAME
 
-    def stated(self, type_name: str, *names: str) -> Mapping[str, Any]:
+    def labels(self, type_name: str, *names: str) -> Mapping[str, Any]:
         """Give what a manifest states of tensors that lie in one file: their type, and the file.
 
         Raises: BadInput for tensors in several files.
@@ -53,7 +53,7 @@ class TensorFiles:
     def dense(self, name: str) -> StoredTensor:
         """Read a tensor that no module packs."""
         array = self.array(name)
-        return StoredTensor(array, stated=self.stated(CODE_NAMES[str(array.dtype)], name))
+        return StoredTensor(array, labels=self.labels(CODE_NAMES[str(array.dtype)], name))
 
     def names(self) -> Sequence[str]:
         return sorted(self._of_name)

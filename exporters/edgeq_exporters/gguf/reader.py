@@ -61,17 +61,17 @@ class GgufReader:
         tensor = self._tensors[entry["name"]]
         kind = tensor.tensor_type.name
         data = np.asarray(tensor.data)
-        stated = {"type": kind}
+        labels = {"type": kind}
         rows = self._rotary.places(tensor.name)
         if grid is None:
             dense = data.view(ml_dtypes.bfloat16) if kind == "BF16" else data
-            return StoredTensor(_taken(dense, rows), stated=stated)
+            return StoredTensor(_taken(dense, rows), labels=labels)
         if kind not in BITS:
             raise BadInput(f"the file holds type {kind}, which has no codes of {grid.bits} bits")
         codes, scales, offsets = _taken_apart(_taken(data, rows), kind, grid)
         weights = gguf.dequantize(data, tensor.tensor_type)
         layer = QuantizedLinear(codes, scales, offsets, grid)
-        return StoredTensor(_taken(weights, rows), layer, stated, BITS[kind])
+        return StoredTensor(_taken(weights, rows), layer, labels, BITS[kind])
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,8 +67,8 @@ class CompressedTensorsReader:
                 zeros = self._unpacked(zero_words, grid, (len(zero_words), rows)).T
         index = grid.group_index(columns)
         weights = scales[:, index] * (codes.astype(np.float32) - zeros[:, index])
-        stated = self._files.stated("pack-quantized", *parts)
-        return StoredTensor(weights, layer, stated, grid.bits, str(held.dtype))
+        labels = self._files.labels("pack-quantized", *parts)
+        return StoredTensor(weights, layer, labels, grid.bits, str(held.dtype))
 
     def _unpacked(self, words: NumpyArray, grid: Grid, shape: tuple[int, int]) -> NumpyArray:
         """Unpack codes with the library, which returns them less half of their range.

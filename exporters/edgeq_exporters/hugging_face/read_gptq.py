@@ -47,4 +47,4 @@ class GptqReader:
         layer = QuantizedLinear(codes, of_group.T.copy(), (-of_group * zeros).T.copy(), grid)
         weights = of_group[index].T * (codes - zeros[index].T)
         parts = (f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx"))
-        return StoredTensor(weights, layer, self._files.stated("GPTQ", *parts), bits=grid.bits)
+        return StoredTensor(weights, layer, self._files.labels("GPTQ", *parts), bits=grid.bits)

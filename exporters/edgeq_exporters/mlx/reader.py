@@ -42,7 +42,7 @@ class MlxReader:
         offsets = self._files.array(f"{module}.biases").astype(np.float32)
         parts = (f"{module}.{part}" for part in ("scales", "biases"))
         facts: dict[str, Any] = {
-            "stated": self._files.stated("affine", entry["name"], *parts),
+            "labels": self._files.labels("affine", entry["name"], *parts),
             "bits": grid.bits,
             "scale_dtype": str(held.dtype),
         }

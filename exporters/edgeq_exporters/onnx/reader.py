@@ -139,7 +139,7 @@ class OnnxReader:
         self._read_from = set()
         if grid is None:
             array = self._array(name)
-            return StoredTensor(array, stated=self._stated(CODE_NAMES[str(array.dtype)]))
+            return StoredTensor(array, labels=self._labels(CODE_NAMES[str(array.dtype)]))
         if name not in self._readers:
             raise BadInput("no operator of the graph reads it as quantized weights")
         first, *others = self._nodes(name)
@@ -148,12 +148,12 @@ class OnnxReader:
         for node in others:
             if not np.array_equal(self._held(node).weights(), weights):
                 raise BadInput(f"node {node.name!r} reads other weights than {first.name!r}")
-        stated = self._stated(first.op_type)
+        labels = self._labels(first.op_type)
         if held.outliers is not None:
-            stated["outliers"] = list(held.outlier_names)
-        return StoredTensor(weights, held.layer(grid), stated, held.bits)
+            labels["outliers"] = list(held.outlier_names)
+        return StoredTensor(weights, held.layer(grid), labels, held.bits)
 
-    def _stated(self, type_name: str) -> dict[str, Any]:
+    def _labels(self, type_name: str) -> dict[str, Any]:
         """Give the type of the tensor read last, and the file that all its parts lie in.
 
         Raises: BadInput for parts in several files.
