@@ -380,12 +380,11 @@ class Exporter(Protocol):
 class ExportReader(Protocol):
     """Reads an export back from its bytes, one tensor at a time, to verify it.
 
-    Made with the export's directory. library computed the weights, with its version; file is what a
-    runtime opens first; settings are those of the exporter that the files show.
-
-    Values come from the container's own library where it is installed; codes, scales and offsets
-    are unpacked independently of the exporter. What cannot be read raises BadInput, or whatever
-    Python or a library raises, as long as it neither hangs nor takes more memory than the files.
+    Made with a directory. library computed the weights, with its version; file is what a runtime
+    opens first; settings are those of the exporter that the files show. Values come from the
+    container's own library where it is installed; codes, scales and offsets are unpacked
+    independently of the exporter. What cannot be read raises whatever it likes, and neither hangs
+    nor takes more memory than the files.
     """
 
     library: str

@@ -224,9 +224,11 @@ def says_the_same(name: str, before: bytes, after: bytes) -> bool:
 
 
 def plain(content: bytes) -> str:
-    """Lay a manifest out in one way, without its hash; 0.0 is the same number as 0."""
-    tree = json.loads(content, parse_float=number)
-    return json.dumps({key: value for key, value in dict(tree).items() if key != "sha256"})
+    """Lay a manifest out in one way, without its hash; order and decimals of zero are free."""
+    tree = dict(json.loads(content, parse_float=number))
+    if isinstance(tree.get("tensors"), list):
+        tree["tensors"] = sorted(tree["tensors"], key=json.dumps)
+    return json.dumps({key: value for key, value in tree.items() if key != "sha256"})
 
 
 def number(text: str) -> float:

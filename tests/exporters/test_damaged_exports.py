@@ -99,6 +99,19 @@ def test_missing_keys_and_bytes_that_are_no_text_are_refused(copy_of, old, new):
     assert "\n" not in str(refusal.value)
 
 
+def test_heads_that_the_rows_do_not_fill_are_a_difference(copy_of):
+    folder = copy_of("gguf")
+    data = (folder / "model.gguf").read_bytes()
+    key = b"llama.attention.head_count"
+    place = data.index(key + b"\x04") + len(key) + 4
+    (folder / "model.gguf").write_bytes(
+        data[:place] + (2**31 - 1).to_bytes(4, "little") + data[place + 4 :]
+    )
+    lines = lines_about(folder)
+    assert {line.split("'")[1] for line in lines} >= {"blk.0.attn_q.weight"}
+    assert all("rows are not" in line for line in lines)
+
+
 def change_graph(folder, change):
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     change(model.graph)

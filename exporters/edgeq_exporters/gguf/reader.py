@@ -62,7 +62,7 @@ class GgufReader:
         kind = tensor.tensor_type.name
         data = np.asarray(tensor.data)
         labels = {"type": kind}
-        rows = self._rotary.places(tensor.name)
+        rows = self._rotary.places(tensor.name, len(data))
         if grid is None:
             dense = data.view(ml_dtypes.bfloat16) if kind == "BF16" else data
             return StoredTensor(_taken(dense, rows), labels=labels)
@@ -87,19 +87,26 @@ class Rotary:
     size: int
     rotated: int
 
-    def places(self, name: str) -> NumpyArray | None:
+    def places(self, name: str, rows: int) -> NumpyArray | None:
         """Find where the rows of the checkpoint lie in the file; None for rows in their order.
 
         Checkpoints pair row i of a head with row i + rotated / 2. Where llama.cpp pairs neighbours,
         these two are rows 2 i and 2 i + 1 of the file.
+
+        Raises: ValueError for a tensor of other rows than its heads have.
         """
         part = ROTATED_TENSOR.fullmatch(name)
         if part is None or not self.neighbours:
             return None
+        heads = self.heads[part[1]]
+        if heads * self.size != rows or not 0 <= self.rotated <= self.size:
+            raise ValueError(
+                f"{rows} rows are not {heads} heads of {self.size}, {self.rotated} of them rotated"
+            )
         pairs = range(self.rotated // 2)
         first, second = [2 * i for i in pairs], [2 * i + 1 for i in pairs]
         in_head = np.array([*first, *second, *range(self.rotated, self.size)])
-        starts = self.size * np.arange(self.heads[part[1]])
+        starts = self.size * np.arange(heads)
         places: NumpyArray = (starts[:, np.newaxis] + in_head).reshape(-1)
         return places
 
