@@ -144,6 +144,7 @@ OPTIONAL: Mapping[str, Rule] = {
     "max_position_embeddings": SIZE,
     "rms_norm_eps": ("a positive number", _is_positive),
     "hidden_act": ("the name of a function, such as silu", lambda value: value in FUNCTIONS),
+    "per_layer_config": ("left out, all blocks are computed alike", lambda value: not value),
     "is_causal": ("true, as decoders are", lambda value: value is True),
     "tie_word_embeddings": FLAG,
     "attention_bias": FLAG,

@@ -26,7 +26,14 @@ from edgeq.streams.schedule import stand_still
 from edgeq.types import BlockSpec, NumpyArray
 from edgeq_backends.torch.backend import aligned, find_device
 
-KEPT_KEYS = {"model_type", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"}
+KEPT_KEYS = {
+    "model_type",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "rope_scaling",
+}
 FORM_KEYS = {
     "gradient_checkpointing",
     "attention_dropout",
