@@ -23,9 +23,8 @@ from pathlib import Path
 from edgeq.checkpoint.reader import read_json
 from edgeq.errors import BadInput
 from edgeq.files.hashes import hash_of_file
-from edgeq.files.ownership import temporary_of
+from edgeq.files.ownership import RUN_FILE, temporary_of
 from edgeq.files.storage import size_of
-from edgeq.run.resume import RUN_FILE
 
 RESULT = Path(__file__).parent / "results" / "resume.md"
 # glassllm reads 128 tokens. Its down_proj has 341 inputs, which no group size of MLX divides.

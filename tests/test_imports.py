@@ -44,7 +44,7 @@ ALLOWED = {
     "streams": "ground files",
     "algorithms": "ground grids",
     "checkpoint": "ground files architectures sources grids",
-    "recipe": "ground algorithms",
+    "recipe": "ground files algorithms",
     "solving": "ground grids algorithms recipe",
     "measuring": "ground registry files sources calibration checkpoint recipe",
     "planning": "ground architectures calibration streams algorithms checkpoint recipe solving",

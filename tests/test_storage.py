@@ -1,12 +1,15 @@
 import errno
+import hashlib
 import json
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from edgeq.errors import BadInput
 from edgeq.files.ownership import MARKER_FILE, foreign_entry
@@ -28,11 +31,14 @@ HEAD: dict[str, Any] = {
     "files": ["blocks/0000.safetensors", "outer.safetensors"],
     "companions": ["tokenizer.json"],
 }
-OWN = {
-    "edgeq.json": json.dumps(HEAD),
-    "manifest.json": '{"format": "gguf", "file": "model.gguf", '
-    '"files": ["model.gguf"], "tensors": []}',
+WRITTEN = hashlib.sha256(b"written").hexdigest()
+MANIFEST = {
+    "format": "gguf",
+    "file": "model.gguf",
+    "files": {"model.gguf": WRITTEN},
+    "tensors": [],
 }
+OWN = {"edgeq.json": json.dumps(HEAD), "manifest.json": json.dumps(MANIFEST)}
 
 
 def own_output(path, marker="edgeq.json"):
@@ -41,13 +47,19 @@ def own_output(path, marker="edgeq.json"):
     return path
 
 
+def write_tensor_file(path, metadata=("edgeq",)):
+    path.parent.mkdir(exist_ok=True)
+    save_file({"x": np.zeros(3, np.float32)}, path, metadata=dict.fromkeys(metadata, "{}"))
+
+
 def own_checkpoint(path):
     """All that edgeq writes: a checkpoint with an export in it, and the remains of another
     export.
     """
     own_output(path)
-    for name in (*HEAD["files"], *HEAD["companions"], "config.json", "report.json"):
-        (path / name).parent.mkdir(exist_ok=True)
+    for name in HEAD["files"]:
+        write_tensor_file(path / name)
+    for name in (*HEAD["companions"], "config.json", "report.json"):
         (path / name).write_text("written")
     own_output(path / "gguf", "manifest.json")
     (path / "gguf" / "model.gguf").write_text("written")
@@ -178,6 +190,7 @@ def test_a_link_to_an_output_stays_a_link(tmp_path):
         with new_directory(tmp_path / "out", force=True) as folder:
             (folder / "edgeq.json").write_text(OWN["edgeq.json"])
             (folder / "tokenizer.json").write_text(content)
+            write_tensor_file(folder / "outer.safetensors")
     assert (tmp_path / "out").is_symlink()
     assert (tmp_path / "large_disk" / "tokenizer.json").read_text() == "two"
     assert names(tmp_path) == ["large_disk", "out"]

@@ -17,6 +17,7 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.hashes import hash_of_content, hash_of_file
 from edgeq.files.json_files import read_json, write_json
 from edgeq.files.ownership import MANIFEST_FILE
+from edgeq.files.plain_files import is_plain_file
 from edgeq.types import NumpyArray, QuantizedLinear
 
 SEAL = "sha256"
@@ -80,7 +81,7 @@ def write_sealed(path: Path, manifest: Mapping[str, Any]) -> None:
 def is_sealed(folder: Path, checkpoint: Checkpoint) -> bool:
     """Say whether an export is there that was made from this very checkpoint."""
     path = folder / MANIFEST_FILE
-    return path.is_file() and read_json(path).get("checkpoint") == seal_of(checkpoint)
+    return is_plain_file(path) and read_json(path).get("checkpoint") == seal_of(checkpoint)
 
 
 def why_not_as_written(folder: Path, settings: Mapping[str, Any]) -> str | None:

@@ -17,9 +17,9 @@ from edgeq.decoder import ModelRecord
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.files.json_files import read_json
-from edgeq.files.ownership import HEAD_FILE, leads_out
+from edgeq.files.ownership import COMPANION_FILES, HEAD_FILE, leads_out
+from edgeq.files.plain_files import inside, read_file
 from edgeq.sources.fingerprint import hash_model
-from edgeq.sources.safetensors_directory import COMPANION_FILES
 from edgeq.types import BlockSpec, Grid, NumpyArray, QuantizedLinear
 from edgeq.words import describe_grid
 
@@ -38,7 +38,7 @@ class Checkpoint:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.head = read_json(self.path / HEAD_FILE)
+        self.head = read_json(self._inside(HEAD_FILE))
         version = self.head.get("format_version")
         if version != FORMAT_VERSION:
             raise BadInput(
@@ -47,8 +47,8 @@ class Checkpoint:
                 "quantize again or use the edgeq that wrote it"
             )
         self._check_head()
-        config = read_json(self.path / "config.json")
-        files = [TensorFile(self.path / file) for file in self.head["files"]]
+        config = read_json(self._inside("config.json"))
+        files = [TensorFile(self._inside(file)) for file in self.head["files"]]
         self._of_tensor = {name: file for file in files for name in file.names}
         self.record = self._read_record(config)
         self._blocks = self._check_tensors(files)
@@ -129,13 +129,26 @@ class Checkpoint:
 
     def _companion(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_bytes()
+            return read_file(self._inside(name))
         except OSError as error:
             raise BadInput(
                 f"checkpoint {str(self.path)!r}: its file {name!r} "
                 f"cannot be read ({reason_of(error)}); "
                 "copy it from the original model or quantize again"
             ) from error
+
+    def _inside(self, name: str) -> Path:
+        """Return the path of a file; what a link outside of the checkpoint leads to is not its own.
+
+        Raises: BadInput.
+        """
+        path = self.path / name
+        if not inside(path, self.path):
+            raise BadInput(
+                f"checkpoint {str(self.path)!r}: {name!r} is a link that leads out of it; "
+                "put the file itself there"
+            )
+        return path
 
     def fingerprint(self) -> str:
         return str(self.head["source"]["fingerprint"])

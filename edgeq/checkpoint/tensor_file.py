@@ -5,9 +5,10 @@ codes are packed into words is said by `edgeq.grids.packing`.
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 
 from edgeq.dtypes import CODE_NAMES, ITEM_BYTES, NUMPY
 from edgeq.errors import BadInput, reason_of
+from edgeq.files.plain_files import open_file, read_array
 from edgeq.files.storage import rename_when_stored
 from edgeq.grids.packing import WORD_BITS, pack_words, unpack_words
 from edgeq.types import (
@@ -27,6 +29,13 @@ from edgeq.types import (
     ZeroKind,
 )
 
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    **{CODE_NAMES[name]: dtype for name, dtype in NUMPY.items()},
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
+}
+"""How a part is read, by the name that safetensors has for its type."""
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape of stored parts by name."""
 
@@ -52,6 +61,7 @@ def write_tensors(
             tensors[f"{name}.outlier_values"] = layer.outliers.values.astype(stored)
         grids[name] = [*layer.codes.shape, *stored_grid(layer.grid)]
     temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
     # one key of metadata: more would be written in random order
     save_file(tensors, temporary, metadata={"edgeq": json.dumps(grids)})
     rename_when_stored(temporary, path)
@@ -94,14 +104,13 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb"):  # the library says "no such file" of whatever it may not read
-                self._handle = safe_open(path, framework="np")
-        except (OSError, SafetensorError) as error:
+            # the library checks the header; it says "no such file" of whatever it may not read
+            with open_file(path) as file, safe_open(path, framework="np") as handle:
+                self._metadata = handle.metadata() or {}
+                self._layout: Layout = {name: _layout_of(handle, name) for name in handle.keys()}
+                self._offsets = _offsets(file, self._layout)
+        except (OSError, SafetensorError, ValueError) as error:
             raise self._damaged(f"cannot be read: {reason_of(error)}") from error
-        stored = {name: self._handle.get_slice(name) for name in self._handle.keys()}
-        self._layout: Layout = {
-            name: (part.get_dtype(), tuple(part.get_shape())) for name, part in stored.items()
-        }
         self.grids = self._read_grids()
         parts: dict[str, tuple[str, tuple[int, ...]]] = {}
         for name, (shape, grid) in self.grids.items():
@@ -131,14 +140,14 @@ class TensorFile:
         Raises: BadInput when scales or offsets cannot be those of a solved tensor.
         """
         (_, columns), grid = self.grids[name]
-        codes = unpack_words(self._handle.get_tensor(f"{name}.codes"), grid.bits, columns)
+        codes = unpack_words(self._array(f"{name}.codes"), grid.bits, columns)
         scales = self._finite(f"{name}.scales").astype(np.float32)
         if not scales.all():
             raise self._damaged(f"has a scale of zero in '{name}.scales'")
         if grid.zeros == "offset":
             offsets = self._finite(f"{name}.offsets").astype(np.float32)
         elif grid.zeros == "integer":
-            zeros = self._handle.get_tensor(f"{name}.zeros")
+            zeros = self._array(f"{name}.zeros")
             if zeros.max(initial=0) > grid.max_code:
                 raise self._damaged(f"has a zero point above {grid.max_code} in '{name}.zeros'")
             offsets = -scales * zeros.astype(np.float32)
@@ -150,7 +159,7 @@ class TensorFile:
         (_, in_features), grid = self.grids[name]
         if not grid.outlier_columns:
             return None
-        columns = self._handle.get_tensor(f"{name}.outlier_columns")
+        columns = self._array(f"{name}.outlier_columns")
         if columns[0] < 0 or columns[-1] >= in_features or (np.diff(columns) <= 0).any():
             raise self._damaged(
                 f"has other than rising columns below {in_features} in '{name}.outlier_columns'"
@@ -158,14 +167,19 @@ class TensorFile:
         return OutlierColumns(columns, self._finite(f"{name}.outlier_values").astype(np.float32))
 
     def _finite(self, name: str) -> NumpyArray:
-        array: NumpyArray = self._handle.get_tensor(name)
+        array = self._array(name)
         if not np.isfinite(array).all():
             raise self._damaged(f"holds NaN or infinity in {name!r}")
         return array
 
+    def _array(self, name: str) -> NumpyArray:
+        dtype, shape = self._layout[name]
+        count, offset = math.prod(shape), self._offsets[name]
+        return read_array(self.path, DTYPES[dtype], count, offset=offset).reshape(shape)
+
     def _read_grids(self) -> dict[str, tuple[tuple[int, int], Grid]]:
         try:
-            stored = json.loads((self._handle.metadata() or {}).get("edgeq", "{}"))
+            stored = json.loads(self._metadata.get("edgeq", "{}"))
             grids = {
                 name: ((rows, columns), Grid(bits, group_size, zeros, dtype, *share))
                 for name, (rows, columns, bits, group_size, zeros, dtype, *share) in stored.items()
@@ -192,6 +206,18 @@ class TensorFile:
 
     def _damaged(self, what: str) -> BadInput:
         return BadInput(f"checkpoint file {str(self.path)!r} {what}; it is damaged, quantize again")
+
+
+def _layout_of(handle: Any, name: str) -> tuple[str, tuple[int, ...]]:
+    part = handle.get_slice(name)
+    return part.get_dtype(), tuple(part.get_shape())
+
+
+def _offsets(file: BinaryIO, names: Iterable[str]) -> dict[str, int]:
+    """Find where each tensor begins in a file whose header the library has checked."""
+    header_bytes = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(header_bytes))
+    return {name: 8 + header_bytes + int(header[name]["data_offsets"][0]) for name in names}
 
 
 def _shown(layout: tuple[str, tuple[int, ...]]) -> str:

@@ -106,7 +106,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.sources import open_source  # noqa: PLC0415
 
     place = Path(model).expanduser() if model != "demo" else None
-    check_destination(output, force=force or resume, source=place)
+    check_destination(output, force=force or resume, source=place, whole=force)
     job = make_job(
         open_source(model),
         collect_settings(recipe, options),

@@ -23,7 +23,7 @@ from edgeq.recipe.layer_grids import Grids, plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import options_of
 from edgeq.run.pipeline import Job, export
-from edgeq.run.report import RunReport, read_report
+from edgeq.run.report import RunReport, check_findings, read_report
 from edgeq.solving.propagation import FEW_TOKENS
 from edgeq.solving.report import LayerReport
 
@@ -90,6 +90,9 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
 
     Raises: BadInput for an export that is there and not what this run would write.
     """
+    report, grids = read_report(checkpoint), plan_grids(job.source, job.recipe)
+    called = repr(str(checkpoint.path / REPORT_FILE))
+    check_findings(job.source, grids, called, report, len(job.source.blocks()))
     exports = {}
     stored = {}
     kept = []
@@ -110,7 +113,6 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
         "original at 16 bits": 2 * parameter_count(job.source),
         "checkpoint": checkpoint.stored_bytes(),
     }
-    report, grids = read_report(checkpoint), plan_grids(job.source, job.recipe)
     short = short_texts(job.recipe, checkpoint.head.get("calibration"))
     return FinishedRun(
         model=job.source.record.name,

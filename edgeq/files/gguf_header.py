@@ -7,6 +7,8 @@ import mmap
 import struct
 from pathlib import Path
 
+from edgeq.files.plain_files import open_file
+
 # by GGUF value type
 SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY = 8, 9
@@ -21,7 +23,7 @@ def check_header(path: Path) -> None:
     Raises: ValueError saying what is wrong; OSError.
     """
     with (
-        path.open("rb") as stream,
+        open_file(path) as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
         HeaderWalk(content).check()

@@ -9,13 +9,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeq.files.plain_files import open_file
+
 CHUNK_BYTES = 1 << 22  # 4 MiB: reading takes the time then, not the loop
 
 
 def hash_of_file(path: Path) -> str:
     """Hash a file of any size, a chunk at a time."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

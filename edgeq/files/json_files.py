@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeq.errors import BadInput, EdgeqError, reason_of
 from edgeq.files.ownership import HEAD_FILE
+from edgeq.files.plain_files import read_file, what_to_do
 from edgeq.files.storage import write_bytes
 
 NOT_A_CHECKPOINT = f"a quantized checkpoint is a directory with {HEAD_FILE}"
@@ -30,12 +31,12 @@ def read_json(
     Raises: BadInput when the file is missing, cannot be read or holds something else.
     """
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_file(path).decode("utf-8"))
     except FileNotFoundError as error:
         raise BadInput(f"{str(path)!r}: no such file; {missing}") from error
     except OSError as error:
         raise BadInput(
-            f"{str(path)!r} cannot be read ({reason_of(error)}); check its permissions"
+            f"{str(path)!r} cannot be read ({reason_of(error)}); {what_to_do(error)}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise BadInput(

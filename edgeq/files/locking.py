@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from edgeq.files.plain_files import BINARY, NO_LINK
+
 ATTEMPTS = 100  # each fails only where a holder removes the directory at that very moment
 
 if sys.platform == "win32":
@@ -41,7 +43,7 @@ def acquire(folder: Path, name: str) -> int | None:
     for _ in range(ATTEMPTS):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK | BINARY, 0o666)
         except FileNotFoundError:  # whoever held it has just removed the directory
             continue
         if not _lock(handle):

@@ -1,22 +1,75 @@
 """Tell which directories edgeq wrote, entry by entry: only these may be replaced or cleared away.
 
-Writing them so that nothing is half-written is left to `edgeq.files.storage`.
+A head alone proves nothing: anybody can list somebody's files in one. So each file must be what the
+head says.
+
+- A checkpoint (edgeq.json) holds blocks/NNNN.safetensors and outer.safetensors, whose headers carry
+  edgeq's metadata, beside them config.json, report.json and tokenizer files, and exports.
+- An export (manifest.json) holds files called model..., ..._config.json, or like those beside a
+  model's weights, each with the hash that the manifest states.
+- A temporary directory (its name, and a marker in it) holds new/, states/, run.json, and replaced/,
+  which is one of the two above.
+
+Links, FIFOs and devices are never edgeq's, and no link is followed. Who copies a whole checkpoint
+or export into a directory, or writes a manifest with the right hashes of files with such names,
+makes these edgeq's: nothing in a directory can tell them apart.
+
+Writing directories so that nothing is half-written is left to `edgeq.files.storage`.
 """
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from edgeq.files.hashes import hash_of_file
+from edgeq.files.plain_files import (
+    entries_below,
+    first_not_plain,
+    is_plain_directory,
+    is_plain_file,
+    open_file,
+    read_file,
+)
 
 HEAD_FILE = "edgeq.json"
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
+CONFIG_FILE = "config.json"
 TEMPORARY_SUFFIX = ".edgeq-partial"
-MARKER_FILE = "EDGEQ-UNFINISHED"  # lies in every temporary directory
+# names in a temporary directory
+MARKER_FILE = "EDGEQ-UNFINISHED"  # lies in every one
+RUN_FILE = "run.json"
+MADE = "new"
+STATES = "states"
+REPLACED = "replaced"
+
+COMPANION_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+"""The files beside the weights that belong to a model."""
 HEAD_LISTS = ("files", "companions")
 HEAD_KEYS = {"format_version", "edgeq", "model", "source", "recipe", *HEAD_LISTS}
 MANIFEST_KEYS = {"format", "file", "files", "tensors"}
+TENSOR_FILE = re.compile(r"(blocks/\d{4,}|outer)\.safetensors")
+EXPORT_FILE = re.compile(r"model[\w.-]*|(\w+_)?config\.json")
+STATE_FILE = re.compile(r"(\d{4,}|\.\d{4,}\.partial)(/[\w-]+\.npy)?")
+MOST_HEADER_BYTES = 100_000_000  # as the safetensors library has it
+
+IsOwn = Callable[[Path], bool]
+"""Says of a file that a head lists whether it is what edgeq writes under this name."""
 
 
 def temporary_of(destination: Path) -> Path:
@@ -24,47 +77,135 @@ def temporary_of(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}{TEMPORARY_SUFFIX}")
 
 
-def foreign_entry(folder: Path) -> str | None:
+def foreign_entry(folder: Path, *, whole: bool = True) -> str | None:
     """Find the first entry of a directory that edgeq did not write, as a path inside of it.
 
-    Returns None where edgeq wrote all of them, "." where it did not write the directory.
+    `whole` says whether a file of an export that was changed since counts as such. Returns None
+    where edgeq wrote all of them, "." where it did not write the directory.
     """
-    written = written_files(folder)
-    return _first_foreign(folder, PurePosixPath(), written) if written else "."
+    written = written_files(folder, whole=whole)
+    return _first_foreign(folder, PurePosixPath(), written, whole=whole) if written else "."
 
 
-def _first_foreign(folder: Path, inside: PurePosixPath, written: set[str]) -> str | None:
+def _first_foreign(
+    folder: Path, place: PurePosixPath, written: Mapping[str, IsOwn], *, whole: bool
+) -> str | None:
     for entry in sorted(folder.iterdir()):
-        name = inside / entry.name
-        if entry.is_symlink():
-            return str(name)
-        if not entry.is_dir():
-            if str(name) not in written:
-                return str(name)
+        name = place / entry.name
+        found: str | None = None
+        if is_plain_file(entry):
+            is_own = written.get(str(name))
+            found = None if is_own is not None and is_own(entry) else str(name)
+        elif not is_plain_directory(entry):
+            found = str(name)
         elif any(name in PurePosixPath(file).parents for file in written):
-            found = _first_foreign(entry, name, written)
-            if found is not None:
-                return found
-        elif not is_temporary(entry):
-            found = foreign_entry(entry)
-            if found is not None:
-                return str(name / found)
+            found = _first_foreign(entry, name, written, whole=whole)
+        else:
+            temporary = is_temporary(entry)
+            inner = foreign_in_temporary(entry) if temporary else foreign_entry(entry, whole=whole)
+            found = None if inner is None else str(name / inner)
+        if found is not None:
+            return found
     return None
 
 
-def written_files(folder: Path) -> set[str]:
-    """List the files that a checkpoint's edgeq.json or an export's manifest.json names.
+def foreign_in_temporary(folder: Path) -> str | None:
+    """Find the first entry of a temporary directory that edgeq does not make there.
 
-    The list is empty for other directories.
+    new/ may hold whatever an exporter writes; links and the like are nowhere.
+    """
+    odd = first_not_plain(folder)
+    if odd is not None:
+        return odd.relative_to(folder).as_posix()
+    for entry in sorted(folder.iterdir()):
+        if not _belongs_in_temporary(entry):
+            return entry.name
+    return _foreign_in_states(folder) or _foreign_in_replaced(folder)
+
+
+def _belongs_in_temporary(entry: Path) -> bool:
+    if entry.name in {MADE, STATES, REPLACED}:
+        return is_plain_directory(entry)
+    return is_plain_file(entry) and entry.name in {MARKER_FILE, RUN_FILE, f".{RUN_FILE}.partial"}
+
+
+def _foreign_in_states(folder: Path) -> str | None:
+    states = folder / STATES
+    below = entries_below(states) if states.exists() else ()
+    names = (path.relative_to(states).as_posix() for path in below)
+    return next((f"{STATES}/{name}" for name in names if not STATE_FILE.fullmatch(name)), None)
+
+
+def _foreign_in_replaced(folder: Path) -> str | None:
+    replaced = folder / REPLACED
+    found = foreign_entry(replaced) if replaced.exists() else None
+    return None if found is None else (PurePosixPath(REPLACED) / found).as_posix()
+
+
+def written_files(folder: Path, *, whole: bool = True) -> dict[str, IsOwn]:
+    """List the files of a checkpoint or an export, each with what shows that it is edgeq's.
+
+    The list is empty for other directories, and for heads that list what edgeq does not write.
     """
     head = _read(folder / HEAD_FILE)
     if set(head) >= HEAD_KEYS:
-        listed = {name for key in HEAD_LISTS for name in _names(head[key])}
-        return {HEAD_FILE, REPORT_FILE, "config.json"} | listed
+        return _files_of_checkpoint(folder, head)
     manifest = _read(folder / MANIFEST_FILE)
     if set(manifest) >= MANIFEST_KEYS:
-        return {MANIFEST_FILE, *_names(manifest["files"])}
-    return set()
+        return _files_of_export(manifest, whole=whole)
+    return {}
+
+
+def _files_of_checkpoint(folder: Path, head: Mapping[str, Any]) -> dict[str, IsOwn]:
+    tensors, companions = (_names(head[key]) for key in HEAD_LISTS)
+    if not all(map(TENSOR_FILE.fullmatch, tensors)) or not set(companions) <= {*COMPANION_FILES}:
+        return {}
+    beside = {HEAD_FILE, REPORT_FILE, CONFIG_FILE, *companions}
+    # without one tensor file nothing shows that the others are edgeq's, unless no file is left
+    proven = any(_is_tensor_file(folder / name) for name in tensors)
+    if not proven and any((folder / name).exists() for name in beside - {HEAD_FILE}):
+        return {}
+    files: dict[str, IsOwn] = dict.fromkeys(beside, _is_any)
+    return files | dict.fromkeys(tensors, _is_tensor_file)
+
+
+def _files_of_export(manifest: Mapping[str, Any], *, whole: bool) -> dict[str, IsOwn]:
+    stated = manifest["files"] if isinstance(manifest["files"], dict) else {}
+    if not all(EXPORT_FILE.fullmatch(name) or name in COMPANION_FILES for name in stated):
+        return {}
+    files = {name: _has_hash(digest) if whole else _is_any for name, digest in stated.items()}
+    return {MANIFEST_FILE: _is_any, **files}
+
+
+def _is_any(path: Path) -> bool:
+    return True
+
+
+def _has_hash(digest: Any) -> IsOwn:
+    def has_hash(path: Path) -> bool:
+        try:
+            found = path.lstat()
+            return _hash_of(path, found.st_size, found.st_ctime_ns, found.st_ino) == digest
+        except OSError:
+            return False
+
+    return has_hash
+
+
+@lru_cache(maxsize=64)  # an output is checked several times before it is replaced
+def _hash_of(path: Path, _size: int, _changed: int, _inode: int) -> str:
+    return hash_of_file(path)
+
+
+def _is_tensor_file(path: Path) -> bool:
+    """Say whether a file has a safetensors header with edgeq's metadata."""
+    try:
+        with open_file(path, follow=False) as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size)) if size <= MOST_HEADER_BYTES else {}
+        return bool("edgeq" in header["__metadata__"])
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return False
 
 
 def leads_out(name: str) -> bool:
@@ -86,20 +227,44 @@ def is_temporary(folder: Path) -> bool:
     Name and marker say so, or the name alone while nothing is in it.
     """
     named = folder.name.startswith(".") and folder.name.endswith(TEMPORARY_SUFFIX)
-    if not named or not folder.is_dir():
+    if not named or not is_plain_directory(folder):
         return False
-    return (folder / MARKER_FILE).is_file() or not any(folder.iterdir())
+    return is_plain_file(folder / MARKER_FILE) or not any(folder.iterdir())
 
 
 def clear_contents(folder: Path) -> None:
     """Empty a temporary directory down to its marker."""
     for entry in folder.iterdir():
-        if entry.name == MARKER_FILE:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
+        if entry.name == REPLACED and is_plain_directory(entry):
+            _remove_output(entry)
+        elif entry.name != MARKER_FILE:
+            remove_entry(entry)
+
+
+def remove_entry(path: Path) -> None:
+    """Remove a file, a directory with all in it, or a link and not what it leads to."""
+    if is_plain_directory(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _remove_output(folder: Path) -> None:
+    """Remove an output in an order that leaves it edgeq's own wherever that is cut short.
+
+    What shows that other files are edgeq's goes after these: tensor files, then heads.
+    """
+    for entry in sorted(folder.iterdir(), key=_when_removed):
+        if is_plain_directory(entry):
+            _remove_output(entry)
         else:
             entry.unlink()
+    folder.rmdir()
+
+
+def _when_removed(entry: Path) -> tuple[bool, bool]:
+    is_proof = entry.name == "blocks" or entry.suffix == ".safetensors"
+    return entry.name in {HEAD_FILE, MANIFEST_FILE}, is_proof
 
 
 def remove_empty(folder: Path) -> None:
@@ -111,15 +276,12 @@ def remove_empty(folder: Path) -> None:
 
 
 def _names(listed: Any) -> list[str]:
-    """List the names in a list, or those that an object has hashes for."""
-    if not isinstance(listed, list | dict):
-        return []
-    return [name for name in listed if isinstance(name, str)]
+    return [str(name) for name in listed] if isinstance(listed, list) else []
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path, follow=False))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -9,24 +9,28 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from edgeq.errors import BadInput, EdgeqError
 from edgeq.files.locking import acquire
 from edgeq.files.ownership import (
+    MADE,
     MARKER_FILE,
+    REPLACED,
     clear_contents,
     foreign_entry,
+    foreign_in_temporary,
     is_temporary,
     remove_empty,
     temporary_of,
 )
+from edgeq.files.plain_files import is_plain_directory, kind_of
 from edgeq.types import NumpyArray
 
-# names in a temporary directory
-MADE = "new"
-REPLACED = "replaced"
+# the longest name that a format or a run gives a file in a temporary directory, and some more
+LONGEST_INSIDE = Path(MADE, "blocks", "x" * 80)
 NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -34,21 +38,29 @@ NO_ROOM = {
 }
 
 
-def check_destination(path: Path, *, force: bool, source: Path | None = None) -> None:
+def check_destination(
+    path: Path, *, force: bool, source: Path | None = None, whole: bool = True
+) -> None:
     """Refuse an output that cannot be made, before any work starts.
+
+    `whole` says whether exports in it that were changed since stay too.
 
     Raises: BadInput when it exists (and force is off), holds its own source, or cannot be made.
     """
+    if "\0" in str(path):
+        raise BadInput(f"output {str(path)!r} has a null byte in its name; choose another name")
     with explaining(path):
+        _check_name(path)
         if path.exists() and not force:
             raise BadInput(
                 f"output {str(path)!r} exists; choose another name or pass --force to replace it"
             )
         for kept, what in ((Path.cwd(), "the current directory"), (source, "what it is made from")):
-            if kept is not None and path.resolve() in (kept.resolve(), *kept.resolve().parents):
+            real = None if kept is None else Path(os.path.realpath(kept))
+            if real is not None and path.resolve() in (real, *real.parents):
                 raise BadInput(f"output {str(path)!r} would replace {what}; choose another name")
         if path.exists():
-            check_own(path)
+            check_own(path, whole=whole)
         check_temporary(path.resolve())
         parent = path.resolve().parent
         while not parent.exists():
@@ -59,12 +71,19 @@ def check_destination(path: Path, *, force: bool, source: Path | None = None) ->
         )
 
 
-def check_own(path: Path) -> None:
+def _check_name(path: Path) -> None:
+    """Raise OSError for a loop of links, and for names longer than the system takes."""
+    for longest in (path, temporary_of(Path(os.path.realpath(path))) / LONGEST_INSIDE):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            longest.stat()
+
+
+def check_own(path: Path, *, whole: bool = True) -> None:
     """Refuse to replace an output that holds anything which edgeq did not write.
 
     Raises: BadInput naming the first such entry.
     """
-    foreign = foreign_entry(path) if path.is_dir() else "."
+    foreign = foreign_entry(path, whole=whole) if path.is_dir() else "."
     if foreign == ".":
         raise BadInput(
             f"output {str(path)!r} was not written by edgeq; "
@@ -72,8 +91,9 @@ def check_own(path: Path) -> None:
         )
     if foreign is not None:
         raise BadInput(
-            f"output {str(path)!r} holds {foreign!r}, which edgeq did not write; "
-            "move it away or choose another name, --force replaces only what edgeq wrote"
+            f"output {str(path)!r} holds {foreign!r}, which edgeq did not write, "
+            "or not as it is now; move it away or choose another name, "
+            "--force replaces only what edgeq wrote"
         )
 
 
@@ -95,14 +115,14 @@ def check_temporary(path: Path) -> None:
 
 
 @contextmanager
-def new_directory(destination: Path, *, force: bool = False) -> Iterator[Path]:
+def new_directory(destination: Path, *, force: bool = False, whole: bool = True) -> Iterator[Path]:
     """Make a directory that appears under its name once it is complete, and not at all on failure.
 
     It is made in a temporary directory beside it. That one also keeps what it replaces until the
     new directory is in place.
     """
     with claimed(destination) as temporary, explaining(destination, temporary):
-        check_destination(destination, force=force)
+        check_destination(destination, force=force, whole=whole)
         clear_contents(temporary)
         made = temporary / MADE
         try:
@@ -134,6 +154,7 @@ def claimed(destination: Path) -> Iterator[Path]:
         )
     try:
         with explaining(destination):
+            check_inside(destination, temporary)
             bring_back(destination)
         yield temporary
     finally:
@@ -143,6 +164,20 @@ def claimed(destination: Path) -> Iterator[Path]:
             remove_empty(temporary)
         if os.name != "nt":
             os.close(lock)
+
+
+def check_inside(destination: Path, temporary: Path) -> None:
+    """Refuse a temporary directory with anything in it that edgeq does not make there.
+
+    Raises: BadInput naming the first such entry; nothing is touched.
+    """
+    found = foreign_in_temporary(temporary)
+    if found is not None:
+        raise BadInput(
+            f"output {str(destination)!r} is made in {temporary.name!r}, which holds {found!r}, "
+            f"{kind_of(temporary / found)} that edgeq did not put there; "
+            "move it away or choose another name"
+        )
 
 
 def put_in_place(made: Path, destination: Path) -> None:
@@ -159,7 +194,7 @@ def bring_back(destination: Path) -> None:
     """Undo a replacement that was stopped half-way, by an error or long ago with its process."""
     resolved = destination.resolve()
     replaced = temporary_of(resolved) / REPLACED
-    if replaced.exists() and not resolved.exists():
+    if is_plain_directory(replaced) and not resolved.exists():
         os.replace(replaced, resolved)
 
 
@@ -227,14 +262,24 @@ def sync_file(path: Path) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, flush it, and give it its name."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(data)
+    with new_file(temporary) as file:
+        file.write(data)
     rename_when_stored(temporary, path)
+
+
+def new_file(path: Path) -> BinaryIO:
+    """Open a file that is not there yet for writing; what has its name goes, whatever it is.
+
+    Written over, it would change every other file that is linked to it.
+    """
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def write_array(path: Path, array: NumpyArray) -> None:
     """Write a .npy file and flush it; the name is its own from the start."""
     array = np.ascontiguousarray(array)
-    with path.open("wb") as file:
+    with new_file(path) as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.data)  # NumPy's own way to write loses the reason when the disk is full
         file.flush()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeq.errors import BadInput, reason_of
+from edgeq.files.plain_files import read_file
 from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS
 from edgeq.recipe.settings import TABLE, Settings, column_of, defaults
 from edgeq.types import Grid
@@ -131,9 +132,10 @@ def read_recipe(path: str) -> dict[str, Any]:
     """
     file = Path(path)
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_file(file).decode("utf-8"))
     except OSError as error:
-        found = "it is a directory" if file.is_dir() else reason_of(error).lower()
+        reason = reason_of(error)
+        found = reason[:1].lower() + reason[1:]
         raise BadInput(f"recipe {path!r}: {found}; give the path of a TOML file") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(

@@ -6,17 +6,18 @@ No arithmetic here: how a layer is solved is `edgeq.solving`, what is on disk un
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from edgeq.calibration.texts import Calibration
 from edgeq.calibration.windows import check_length
-from edgeq.checkpoint.certificate import seal
+from edgeq.checkpoint.certificate import is_sealed, seal
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
 from edgeq.files.json_files import write_json
-from edgeq.files.ownership import HEAD_FILE, REPORT_FILE
+from edgeq.files.ownership import HEAD_FILE, REPORT_FILE, RUN_FILE
 from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
 from edgeq.grids.limits import check_size
 from edgeq.planning.process_memory import trim
@@ -24,7 +25,7 @@ from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Si
 from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.run.identity import KEYS, identify
-from edgeq.run.report import RunReport
+from edgeq.run.report import RunReport, check_findings
 from edgeq.run.resume import Ask, Run, refuse_unfinished, working_on
 from edgeq.solving.layer import solve_without_statistics
 from edgeq.solving.report import LayerReport
@@ -97,7 +98,7 @@ def quantize(
     Raises: BadInput and the other errors of `edgeq.errors`; the destination then is as it was.
     """
     ask = Ask(force, resume, again)
-    check_destination(destination, force=force or resume)
+    check_destination(destination, force=force or resume, whole=force)
     with claimed(destination) as folder:
         refuse_unfinished(destination, folder, ask)
     grids = plan_grids(job.source, job.recipe)
@@ -109,7 +110,8 @@ def quantize(
     texts = None if calibration is None else calibration.record()
     identity = identify(job.source, job.recipe, texts, companions)
     files = [block_file(block.index) for block in job.source.blocks()]
-    with working_on(destination, identity, files, ask) as run:
+    check_report = partial(check_findings, job.source, grids, RUN_FILE)
+    with working_on(destination, identity, files, ask, check_report) as run:
         if run is not None:
             run.record(job.backend.name)
             write_model(job, grids, calibration, run, observer)
@@ -303,14 +305,16 @@ def export(
 
     Raises: BadInput where the format cannot hold it, or the directory may not be replaced.
     """
-    check_destination(destination, force=force, source=checkpoint.path)
+    # an export of this very checkpoint may be replaced also where it was changed or damaged
+    whole = not (force and is_sealed(destination, checkpoint))
+    check_destination(destination, force=force, source=checkpoint.path, whole=whole)
     grids: dict[str, Any] = {}
     for name in checkpoint.tensor_names():
         grids[name] = (checkpoint.shape(name), checkpoint.grid(name))
     reason = exporter.reject_reason(checkpoint.record, checkpoint.companions(), grids)
     if reason is not None:
         raise BadInput(f"format {exporter.format.name!r}: {reason}")
-    with new_directory(destination, force=force) as folder:
+    with new_directory(destination, force=force, whole=whole) as folder:
         written = [path.relative_to(folder) for path in exporter.write(checkpoint, folder)]
         seal(folder, checkpoint)
     return [destination / path for path in written]

@@ -4,6 +4,7 @@ Nothing here depends on time or place, so that equal runs write equal bytes; sec
 beside it, in `edgeq.commands.summary`. How one layer came out is `edgeq.solving.report`.
 """
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,8 @@ from edgeq.errors import BadInput
 from edgeq.files.json_files import MAKE_AGAIN, read_json
 from edgeq.files.ownership import REPORT_FILE
 from edgeq.grids.limits import clamped_groups
+from edgeq.protocols import ModelSource
+from edgeq.recipe.layer_grids import Grids
 from edgeq.solving.report import LayerReport, Stage
 from edgeq.types import NumpyArray, QuantizedLinear
 
@@ -78,7 +81,10 @@ def report_from(stored: Mapping[str, Any], called: str) -> RunReport:
         bits, clamped = dict(stored.get("bits_per_weight", {})), dict(stored["clamped"])
         check_numbers({**bits, **clamped, "calibration_tokens": stored["calibration_tokens"] or 0})
         layers = [layer_from(layer) for layer in stored["layers"]]
-        return RunReport(bits, stored["calibration_tokens"], layers, clamped)
+        tokens = stored["calibration_tokens"]
+        if not (tokens is None or is_count(tokens)) or not all(map(is_count, clamped.values())):
+            raise ValueError("tokens and scales are counted in whole numbers")
+        return RunReport(bits, tokens, layers, clamped)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{called}: not the report of a run ({type(error).__name__}: {error}); "
@@ -86,11 +92,38 @@ def report_from(stored: Mapping[str, Any], called: str) -> RunReport:
         ) from error
 
 
+def check_findings(
+    source: ModelSource, grids: Grids, called: str, report: RunReport, done: int
+) -> None:
+    """Refuse a report that is none of this model, quantized on these grids with `done` blocks.
+
+    Raises: BadInput, with what the report is called, naming the first layer or tensor that does not
+    fit.
+    """
+
+    def wrong(what: str) -> BadInput:
+        return BadInput(f"{called} states {what}; it is damaged, {MAKE_AGAIN}")
+
+    blocks = source.blocks()[:done]
+    solved = {linear.name: grids[linear.tensor][1] for block in blocks for linear in block.linears}
+    for layer in report.layers:
+        grid = solved.pop(layer.name, None)
+        if grid is None or (layer.bits, layer.group_size) != (grid.bits, grid.group_size):
+            raise wrong(f"layer {layer.name!r:.100}, which this run has not solved like that")
+    for name, groups in report.clamped.items():
+        shape, grid = grids.get(name, ((), None))
+        if grid is None or not 0 < groups <= math.prod(shape):
+            raise wrong(f"clamped scales of {name!r:.100}, which has none, or not so many")
+
+
 def layer_from(stored: Mapping[str, Any]) -> LayerReport:
     """Read the report of a layer from plain data, which keeps every float."""
     losses = {Stage(name): loss for name, loss in stored["losses"].items()}
     layer = LayerReport(**{**stored, "shape": tuple(stored["shape"]), "losses": losses})
     check_numbers(stored["losses"])
+    sizes = (*layer.shape, layer.bits, *([layer.group_size] if layer.group_size else []))
+    if not isinstance(layer.name, str) or len(layer.shape) != 2 or not all(map(is_count, sizes)):
+        raise ValueError("a layer has no name, or sizes that are none")
     plain = {key: value for key, value in stored.items() if key in NUMBERS}
     check_numbers({key: value for key, value in plain.items() if value is not None})
     if layer.damping_retries and layer.damping is None:
@@ -101,11 +134,15 @@ def layer_from(stored: Mapping[str, Any]) -> LayerReport:
     return layer
 
 
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def check_numbers(values: Mapping[str, Any]) -> None:
-    """Refuse what is no number, or one that no float holds. Raises: ValueError naming it."""
+    """Refuse what is no finite number of a float. Raises: ValueError naming it."""
     for name, value in values.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or (isinstance(value, int) and abs(value) > sys.float_info.max):
+        if not number or not abs(value) <= sys.float_info.max:  # also where it is NaN
             raise ValueError(f"{name} is {value!r:.40} and no number")
 
 

@@ -4,10 +4,14 @@ In the output's temporary directory lie new/ (what becomes the checkpoint), stat
 streams' hidden states behind NNNN blocks) and run.json. run.json says what the run is, how far it
 came, and the hash of every file that it goes on with. It is replaced after a block's file and
 states are on disk; only then the block counts, and whatever run.json does not know of is removed.
+
+What lies there may be forged: links are refused by `edgeq.files.ownership` before a run is opened,
+and what run.json states is compared with the model before anything is touched.
 """
 
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +20,8 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput, DamagedModel, reason_of
 from edgeq.files.hashes import hash_of_content, hash_of_file
 from edgeq.files.json_files import read_json, write_json
-from edgeq.files.ownership import clear_contents
+from edgeq.files.ownership import MADE, RUN_FILE, STATES, clear_contents, remove_entry
 from edgeq.files.storage import (
-    MADE,
     bring_back,
     check_destination,
     claimed,
@@ -30,9 +33,11 @@ from edgeq.protocols import ActivationSource
 from edgeq.run.identity import Identity, differences, identity_of
 from edgeq.run.report import RunReport, report_from
 
-RUN_FILE = "run.json"
-STATES = "states"
 BLOCKS = "blocks"
+SHA256 = re.compile(r"[0-9a-f]{64}")
+STATE_NAME = re.compile(r"[\w-]+\.npy")
+CheckReport = Callable[[RunReport, int], None]
+"""Refuses, by a BadInput, a report that is none of this model with so many blocks done."""
 
 
 class Damaged(BadInput):
@@ -158,7 +163,7 @@ class Run:
         for folder in (self.made / BLOCKS, self.made, self.folder / STATES):
             for entry in folder.iterdir():
                 if entry not in kept:
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                    remove_entry(entry)
         path.with_name(f".{RUN_FILE}.partial").unlink(missing_ok=True)
 
     def _states(self, done: int) -> Path:
@@ -167,7 +172,11 @@ class Run:
 
 @contextmanager
 def working_on(
-    destination: Path, identity: Identity, files: Sequence[str], ask: Ask
+    destination: Path,
+    identity: Identity,
+    files: Sequence[str],
+    ask: Ask,
+    check_report: CheckReport,
 ) -> Iterator[Run | None]:
     """Open a run that becomes the output when the context ends well; None where it is that already.
 
@@ -177,7 +186,7 @@ def working_on(
     Raises: BadInput when nothing may be continued, started over or replaced.
     """
     with claimed(destination) as folder:
-        run = open_run(destination, folder, Run(folder, identity, files), ask)
+        run = open_run(destination, Run(folder, identity, files), ask, check_report)
         if run is None:
             yield None
             return
@@ -207,12 +216,14 @@ def discard(folder: Path) -> None:
     clear_contents(folder)
 
 
-def open_run(destination: Path, folder: Path, fresh: Run, ask: Ask) -> Run | None:
+def open_run(destination: Path, fresh: Run, ask: Ask, check_report: CheckReport) -> Run | None:
     """Return the run that is there, or a fresh one; None when its output is complete."""
+    folder = fresh.folder
     if is_unfinished(folder) and ask.resume:
         check_destination(destination, force=ask.force)
         run = stored_run(folder)
         check_same(destination, run.identity, fresh.identity)
+        check_stated(run, fresh, check_report)
         return run
     refuse_unfinished(destination, folder, ask)
     discard(folder)
@@ -249,17 +260,48 @@ def stored_run(folder: Path) -> Run:
         identity = content["run"]
         if content["sha256"] != hash_of_content({"run": identity, "progress": progress}):
             raise ValueError("it was changed")
-        return Run(
+        run = Run(
             folder,
             identity,
             list(progress["files"]),
-            int(progress["done"]),
+            progress["done"],
             report_from(progress, RUN_FILE),
             list(progress["backends"]),
             dict(progress["hashes"]),
         )
+        check_progress(run)
+        return run
     except (BadInput, KeyError, TypeError, ValueError) as error:
         raise Damaged(folder, f"its {RUN_FILE} cannot be read, or was changed") from error
+
+
+def check_progress(run: Run) -> None:
+    """Refuse progress that no run makes. Raises: ValueError, TypeError saying what is wrong."""
+    names = (*run.files, *run.backends)
+    if not all(isinstance(name, str) for name in names) or not isinstance(run.identity, dict):
+        raise TypeError("its names are no texts")
+    if isinstance(run.done, bool) or not isinstance(run.done, int):
+        raise TypeError("the number of its blocks is none")
+    if not 0 < run.done <= len(run.files):
+        raise ValueError("it counts blocks that it has not")
+    states = f"{STATES}/{run.done:04d}/"
+    blocks = {f"{MADE}/{file}" for file in run.files[: run.done]}
+    others = {*run.hashes} - blocks
+    if not blocks <= {*run.hashes} or not all(map(SHA256.fullmatch, run.hashes.values())):
+        raise ValueError("it lacks the hash of a block")
+    for name in others:
+        if not name.startswith(states) or not STATE_NAME.fullmatch(name.removeprefix(states)):
+            raise ValueError("it goes on with a file that is none of its own")
+
+
+def check_stated(run: Run, fresh: Run, check_report: CheckReport) -> None:
+    """Raise BadInput where run.json states blocks or layers that the model has not."""
+    try:
+        if list(run.files) != list(fresh.files):
+            raise BadInput("it has other blocks than the model")
+        check_report(run.report, run.done)
+    except BadInput as error:
+        raise Damaged(run.folder, f"its {RUN_FILE} was changed: {error}") from error
 
 
 def check_same(destination: Path, before: Identity, now: Identity) -> None:

@@ -29,7 +29,7 @@ def open_source(model: str) -> ModelSource:
         return open_demo()
     if os.path.isdir(path):
         return open_directory(Path(path))
-    if os.path.isfile(path):
+    if os.path.lexists(path):
         return open_file(Path(path))
     if HUB_NAME.fullmatch(model):
         return open_hub_model(model)
@@ -52,7 +52,7 @@ def open_directory(path: Path, *, name: str | None = None) -> ModelSource:
 
 
 def open_file(path: Path) -> ModelSource:
-    """Open a single file, which must be GGUF; for others say what to give instead."""
+    """Open what is no directory, which must be a GGUF file; for others say what to give instead."""
     suffix = path.suffix.lower()
     if suffix == ".gguf":
         return open_gguf(path)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeq.files.plain_files import open_file
+
 # 6 MiB in all are read of a file, however large it is: 1 MiB at each end, 4 MiB between them
 EDGE_BYTES = 1 << 20
 SAMPLE_BYTES = 1 << 16
@@ -23,7 +25,7 @@ def hash_model(
     for file in files:
         size = file.stat().st_size
         digest.update(size.to_bytes(8, "little"))
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             for start, count in sampled_ranges(size):
                 stream.seek(start)
                 digest.update(stream.read(count))

@@ -17,8 +17,9 @@ from edgeq.architectures.blocks import find_blocks
 from edgeq.architectures.chat_template import TEMPLATE_FILE
 from edgeq.architectures.record import Evidence, read_record
 from edgeq.decoder import Decoder
-from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.files.gguf_header import check_header
+from edgeq.files.plain_files import read_array
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
 from edgeq.sources.gguf_config import build_config
@@ -40,7 +41,8 @@ INTEGER_TYPES = frozenset(
 class GgufFile:
     """A Llama GGUF as a ModelSource, with the names, row order and config of Hugging Face.
 
-    Quantized tensors become float32. The file is memory-mapped; tensors are read one at a time.
+    Quantized tensors become float32. The library maps the file to read its header; tensors are
+    read one at a time, by ordinary reads.
 
     Raises: BadInput or UnsupportedModel, each with one line.
     """
@@ -55,7 +57,7 @@ class GgufFile:
             self.metadata,
             vocab_size=vocabulary_size(stored, path),
             tied="output.weight" not in stored,
-            rope_factors=None if factors is None else decode(factors),
+            rope_factors=None if factors is None else decode(factors, path),
             dtype=computed_dtype(reader.tensors),
         )
         own_name = str(self.metadata.get("general.name") or path.stem)
@@ -90,7 +92,7 @@ class GgufFile:
 
         float16 and bfloat16 stay, all other types become float32.
         """
-        weights = decode(self.tensor(tensor_name))
+        weights = decode(self.tensor(tensor_name), self.path)
         names = self.record.decoder.names.gguf
         if names is None or not names.adjacent_rotary:
             return weights
@@ -165,9 +167,8 @@ def read_metadata(reader: gguf.GGUFReader, path: Path) -> dict[str, Any]:
 
 
 def unreadable(path: Path, error: BaseException) -> BadInput:
-    reason = " ".join(str(error).split()) or type(error).__name__
     return BadInput(
-        f"{path} is not a readable GGUF file ({reason}); "
+        f"{path} is not a readable GGUF file ({reason_of(error)}); "
         "it is damaged or incomplete, fetch it again"
     )
 
@@ -231,28 +232,31 @@ def checkpoint_name(tensor: str, names: Mapping[str, str]) -> str:
     return names[tensor]
 
 
-def decode(tensor: gguf.ReaderTensor) -> NumpyArray:
-    """Read a tensor's values into a new array.
+def decode(tensor: gguf.ReaderTensor, path: Path) -> NumpyArray:
+    """Read a tensor's values from its file into a new array.
 
     Types that only store numbers keep their dtype, but float64 becomes float32.
 
-    Raises: BadInput naming tensor and type if the library cannot decode it.
+    Raises: BadInput naming tensor and type if the library cannot decode it, or the file if it
+    became shorter.
     """
+    mapped = tensor.data  # only its type and shape: reading it would end the process in that case
+    data = read_array(path, mapped.dtype, mapped.size, offset=tensor.data_offset)
     # infinity and NaN are found, and named, by who reads
     with np.errstate(over="ignore", invalid="ignore"):
-        return _decode(tensor)
+        return _decode(tensor, data.reshape(mapped.shape))
 
 
-def _decode(tensor: gguf.ReaderTensor) -> NumpyArray:
+def _decode(tensor: gguf.ReaderTensor, data: NumpyArray) -> NumpyArray:
     kind = tensor.tensor_type
     if kind == gguf.GGMLQuantizationType.BF16:
-        return np.array(tensor.data).view(ml_dtypes.bfloat16)
+        return data.view(ml_dtypes.bfloat16)
     if kind == gguf.GGMLQuantizationType.F64:
-        return np.asarray(tensor.data, dtype=np.float32)
+        return data.astype(np.float32)
     if kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
-        return np.array(tensor.data)
+        return data
     try:
-        return gguf.quants.dequantize(tensor.data, kind)
+        return gguf.quants.dequantize(data, kind)
     except NotImplementedError:
         raise BadInput(
             f"GGUF tensor {tensor.name!r} is of type {kind.name}, which cannot be decoded; "

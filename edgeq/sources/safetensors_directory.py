@@ -24,7 +24,8 @@ from edgeq.decoder import Decoder
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
-from edgeq.files.ownership import leads_out
+from edgeq.files.ownership import COMPANION_FILES, leads_out
+from edgeq.files.plain_files import open_file, read_array, read_file, what_to_do
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
 from edgeq.sources.refusals import (
@@ -37,18 +38,6 @@ from edgeq.sources.refusals import (
 )
 from edgeq.types import BlockSpec, NumpyArray
 
-COMPANION_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 COMPARED_NUMBERS = 1 << 20  # at a time: a few megabytes, however large an embedding is
 STORED_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -120,12 +109,8 @@ class SafetensorsDirectory:
         """Read one tensor in the dtype it is stored in; float64 becomes float32."""
         place = self.place(tensor_name)
         count = math.prod(place.shape)
-        values = np.fromfile(
-            place.file, dtype=STORED_DTYPES[place.dtype], count=count, offset=place.offset
-        )
-        if values.size != count:
-            raise BadInput(f"{place.file} became shorter while in use; fetch the checkpoint again")
-        values = values.reshape(place.shape)
+        dtype = STORED_DTYPES[place.dtype]
+        values = read_array(place.file, dtype, count, offset=place.offset).reshape(place.shape)
         with np.errstate(over="ignore"):  # infinity is found, and named, by who reads
             return values.astype(np.float32) if place.dtype == "F64" else values
 
@@ -222,13 +207,13 @@ def weight_files(path: Path) -> list[Path]:
 
     Raises: BadInput if there are none or one is missing.
     """
-    if (path / SINGLE_FILE).is_file():
+    if os.path.lexists(path / SINGLE_FILE):
         return [path / SINGLE_FILE]
-    if not (path / SHARD_INDEX).is_file():
+    if not os.path.lexists(path / SHARD_INDEX):
         raise explain_no_weights(path)
     names = sorted(set(read_weight_map(path).values()))
     for name in names:
-        if not (path / name).is_file():
+        if not os.path.lexists(path / name):
             raise BadInput(
                 f"{path / SHARD_INDEX} names {name!r}, which is missing; fetch the checkpoint again"
             )
@@ -270,7 +255,7 @@ def check_index(path: Path, stored: Mapping[str, StoredTensor]) -> None:
 
     Raises: BadInput.
     """
-    if (path / SINGLE_FILE).is_file():
+    if os.path.lexists(path / SINGLE_FILE):
         return
     for tensor, name in read_weight_map(path).items():
         if tensor not in stored or stored[tensor].file != path / name:
@@ -286,14 +271,12 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     Raises: BadInput.
     """
     try:
-        with file.open("rb") as stream, safe_open(file, framework="numpy"):
+        with open_file(file) as stream, safe_open(file, framework="numpy"):
             header_bytes = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(header_bytes))
     # opened by Python first: the library says "no such file" of whatever it may not read
     except OSError as error:
-        raise BadInput(
-            f"{file} cannot be read ({reason_of(error)}); check its permissions"
-        ) from None
+        raise BadInput(f"{file} cannot be read ({reason_of(error)}); {what_to_do(error)}") from None
     except (SafetensorError, ValueError) as error:
         check_content(file)
         raise BadInput(
@@ -310,8 +293,18 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def read_companions(directory: Path) -> Mapping[str, bytes]:
-    """Read the files beside the weights that belong to a model."""
-    paths = [directory / name for name in COMPANION_FILES if (directory / name).is_file()]
-    for path in paths:
-        check_content(path)
-    return {path.name: path.read_bytes() for path in paths}
+    """Read the files beside the weights that belong to a model.
+
+    Raises: BadInput for a name that is there, and is no file that can be read.
+    """
+    found = {}
+    for path in (directory / name for name in COMPANION_FILES):
+        if os.path.lexists(path):
+            try:
+                found[path.name] = read_file(path)
+            except OSError as error:
+                raise BadInput(
+                    f"{path} cannot be read ({reason_of(error)}); {what_to_do(error)}"
+                ) from error
+            check_content(path)
+    return found

@@ -1,6 +1,5 @@
 import json
 import os
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -276,5 +275,5 @@ def test_a_file_that_may_not_be_read_is_not_called_missing(tiny_directory, monke
     def forbidden(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "open", forbidden)
+    monkeypatch.setattr(os, "open", forbidden)
     assert "Permission denied" in refusal(tiny_directory)
