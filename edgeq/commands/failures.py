@@ -3,9 +3,11 @@
 import os
 import re
 import traceback
+from io import StringIO
 
 import click
 
+from edgeq.commands.plain_text import visible
 from edgeq.commands.signals import Stopped
 from edgeq.errors import EdgeqError, reason_of
 
@@ -21,12 +23,14 @@ LOST_DEVICE = re.compile(
 def report_failure(error: BaseException) -> int:
     """Print one line on standard error, or what click prints of usage; return the exit status."""
     if isinstance(error, click.ClickException):
-        error.show()
+        shown = StringIO()
+        error.show(shown)
+        click.echo(visible(shown.getvalue()), err=True, nl=False)
         return error.exit_code
     if os.environ.get(TRACEBACK_VARIABLE):
-        traceback.print_exception(error)
+        click.echo(visible("".join(traceback.format_exception(error))), err=True)
     lines = [describe(error), *getattr(error, "__notes__", ())]
-    click.echo(f"edgeq: {' '.join('; '.join(lines).split())}", err=True)
+    click.echo(visible(f"edgeq: {' '.join('; '.join(lines).split())}"), err=True)
     if isinstance(error, Stopped):
         return error.status
     return INTERRUPTED if isinstance(error, click.Abort | KeyboardInterrupt) else 1

@@ -107,13 +107,15 @@ def list_formats(checkpoint: Path | None) -> dict[str, Any]:
 
 def show_formats(console: "Console", result: Mapping[str, Any]) -> None:
     """Print a line for each format, and one that says whether a checkpoint fits it."""
+    from edgeq.commands.screen import print_line  # noqa: PLC0415
+
     for row in result["formats"]:
-        console.print(f"{row['name']}: {_held_text(row)}", highlight=False, soft_wrap=True)
+        print_line(console, f"{row['name']}: {_held_text(row)}")
         if "missing" in row:
-            console.print(f"  {row['missing']}", highlight=False, soft_wrap=True)
+            print_line(console, f"  {row['missing']}")
         if "fits" in row:
             reason = f": {row['reason']}" if row["reason"] else ""
-            console.print(f"  {FITS[row['fits']]}{reason}", highlight=False, soft_wrap=True)
+            print_line(console, f"  {FITS[row['fits']]}{reason}")
 
 
 def _held_text(row: Mapping[str, Any]) -> str:

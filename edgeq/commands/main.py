@@ -13,6 +13,7 @@ from edgeq.commands.export import export_command
 from edgeq.commands.failures import report_failure
 from edgeq.commands.formats import formats_command
 from edgeq.commands.inspect import inspect_command
+from edgeq.commands.plain_text import write_what_can_be_encoded
 from edgeq.commands.plan import plan_command
 from edgeq.commands.quantize import quantize_command
 from edgeq.commands.signals import stopping_on_signals
@@ -46,6 +47,7 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 one line of an error, 2 usage, 128 + N signal N."""
+    write_what_can_be_encoded()
     try:
         with stopping_on_signals():
             sys.exit(cli.main(standalone_mode=False))

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from edgeq.errors import BadInput
 from edgeq.recipe.setting_rules import DENSE_BITS, Rule
 from edgeq.recipe.settings import DEFAULT_QUALITY, PRESETS, TABLE, Setting
 
@@ -18,12 +19,22 @@ Command = Callable[..., None]
 
 
 def user_path(text: str) -> Path:
-    """Read a path as shells do, with ~ for the home directory, also in --output=~/x."""
+    """Read a path as shells do, with ~ for the home directory, also in --output=~/x.
+
+    Raises: BadInput for an empty one, which would be the current directory.
+    """
+    if not text:
+        raise BadInput("a path is empty; name a directory or file, or leave the option out")
     return Path(os.path.expanduser(text))
 
 
 def user_text(value: str) -> str:
-    """Read a path that may have a share behind it; a `Path` would lose ./ in front (./self)."""
+    """Read a path that may have a share behind it; a `Path` would lose ./ in front (./self).
+
+    Raises: BadInput for an empty one.
+    """
+    if not value:
+        raise BadInput("the name of a text is empty; name a file, or leave the option out")
     return os.path.expanduser(value)
 
 

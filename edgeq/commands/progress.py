@@ -1,10 +1,11 @@
 """What people see while a run goes on: a bar in a terminal, plain lines elsewhere, a log file."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from io import RawIOBase
+from io import FileIO
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from edgeq.errors import BadInput, reason_of
+from edgeq.commands.plain_text import visible_line
+from edgeq.commands.screen import print_line
+from edgeq.errors import BadInput, lower_first, reason_of
+from edgeq.files.plain_files import append_to_file, inside
 from edgeq.planning.process_memory import resident_bytes
 from edgeq.run.pipeline import Observer
 from edgeq.solving.report import LayerReport, Stage
@@ -79,7 +83,7 @@ class Lines:
         self._layers = []
 
     def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        print_line(self._console, text)
 
 
 class Bar:
@@ -114,7 +118,7 @@ class Bar:
 
     def solved(self, report: LayerReport) -> None:
         parts = [report.name, *against_rounding([report]), *memory()]
-        self._bar.update(self._task, description=", ".join(parts))
+        self._bar.update(self._task, description=visible_line(", ".join(parts)))
 
     def finished_block(self, index: int) -> None:
         self._bar.update(self._task, completed=index + 1)
@@ -123,7 +127,7 @@ class Bar:
 class Log:
     """Every layer and block with the time of day, one line each, written through at once."""
 
-    def __init__(self, file: RawIOBase, path: Path) -> None:
+    def __init__(self, file: FileIO, path: Path) -> None:
         self._file, self._path = file, path
 
     def wrote(self, tokens: int, total: int) -> None:
@@ -141,8 +145,10 @@ class Log:
 
     def _write(self, text: str) -> None:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
+        left = f"{now} {visible_line(text)}\n".encode()
         try:
-            self._file.write(f"{now} {text}\n".encode())
+            while left:  # a disk that is nearly full takes a part before it refuses
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise unwritable(self._path, error) from error
 
@@ -186,17 +192,33 @@ def watching(
         if console.is_terminal and not plain:
             shown = stack.enter_context(Bar(console))
         if log_file is not None:
-            try:
-                file = stack.enter_context(log_file.open("ab", buffering=0))
-            except OSError as error:
-                raise unwritable(log_file, error) from error
+            file = stack.enter_context(open_log(log_file))
             shown = Both(shown, Log(file, log_file))
         yield shown
 
 
+@contextmanager
+def open_log(path: Path) -> Iterator[FileIO]:
+    """Open a log file to append to; one that was made and that nothing was written to goes again.
+
+    Raises: BadInput when it cannot be written.
+    """
+    is_new = not os.path.lexists(path)
+    try:
+        file = append_to_file(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with file:
+        try:
+            yield file
+        finally:
+            if is_new and not os.fstat(file.fileno()).st_size:
+                path.unlink(missing_ok=True)
+
+
 def check_log_file(log_file: Path | None, output: Path) -> None:
     """Raise BadInput for a log file among what the run itself writes."""
-    if log_file is not None and log_file.resolve().is_relative_to(output.resolve()):
+    if log_file is not None and inside(log_file, output):
         raise BadInput(
             f"--log-file {str(log_file)!r} lies in the output; "
             f"choose a place outside of {str(output)!r}"
@@ -206,7 +228,7 @@ def check_log_file(log_file: Path | None, output: Path) -> None:
 def unwritable(log_file: Path, error: OSError) -> BadInput:
     """Make the error for a log file that cannot be written."""
     return BadInput(
-        f"--log-file {str(log_file)!r}: {reason_of(error).lower()}; "
+        f"--log-file {str(log_file)!r}: {lower_first(reason_of(error))}; "
         "choose a file that can be written"
     )
 

@@ -25,6 +25,7 @@ from edgeq.commands.options import (
     setting_options,
     with_flag,
 )
+from edgeq.commands.plain_text import visible_line
 
 if TYPE_CHECKING:
     from edgeq.run.pipeline import Job
@@ -141,5 +142,5 @@ def planned(job: "Job", max_ram: str | None, folder: Path) -> "Job":
 
     job, memory = fit_job(job, max_ram, folder)
     if note := annealing_note(job, memory):
-        click.echo(note, err=True)
+        click.echo(visible_line(note), err=True)
     return job

@@ -13,7 +13,9 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from edgeq.commands.plain_text import visible, visible_line
 from edgeq.commands.summary import FinishedRun
 from edgeq.registry import find_format
 
@@ -22,9 +24,21 @@ MOST_NOTES = 10  # on one screen
 LEAST_SHOWN = 0.5  # seconds of a stage: less would be written as 0
 
 
+class PlainConsole(Console):
+    """A console for text with names of somebody else's: it obeys nothing that stands in it."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
 def make_console(*, stderr: bool = False) -> Console:
-    """Make a console that prints text as it is."""
-    return Console(stderr=stderr, markup=False)
+    """Make a console that prints text as it is, without markup, emoji codes and escapes."""
+    return PlainConsole(stderr=stderr, markup=False, emoji=False)
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print one line, however long, also where a name in it has line ends."""
+    console.print(visible_line(text), highlight=False, soft_wrap=True)
 
 
 def print_result(
@@ -106,14 +120,14 @@ def show_runtime(console: Console, format_name: str, path: str) -> None:
 def show_exported(console: Console, result: Mapping[str, Any]) -> None:
     """Print the result of `edgeq export`."""
     for path, size in result["files"].items():
-        console.print(f"{path}  {size / MEGABYTE:.1f} MB", highlight=False, soft_wrap=True)
+        print_line(console, f"{path}  {size / MEGABYTE:.1f} MB")
     for note in result["notes"]:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        print_line(console, f"note: {note}")
     show_runtime(console, result["format"], result["result"])
 
 
 def _show_command(console: Console, when: str, command: Sequence[str]) -> None:
-    console.print(f"{when}: {shlex.join(command)}", highlight=False, soft_wrap=True)
+    print_line(console, f"{when}: {shlex.join(command)}")
 
 
 def _seconds_row(finished: FinishedRun) -> str:
@@ -150,8 +164,8 @@ def show_inspection(console: Console, result: Mapping[str, Any]) -> None:
         f"{result['parameters'] / 1e6:.1f} M parameters, {result['bytes'] / MEGABYTE:.1f} MB",
         f"{result['bits_per_weight']:.2f} bits per weight",
     )
-    console.print(", ".join(facts), highlight=False, soft_wrap=True)
+    print_line(console, ", ".join(facts))
     for row in result["tensors"]:
         shape = " x ".join(map(str, row["shape"]))
         line = f"{row['count']:5}  {row['name']:48} {shape:14} {row['stored_as']}"
-        console.print(line, highlight=False, soft_wrap=True)
+        print_line(console, line)

@@ -61,13 +61,15 @@ def verify_command(
 
 def show_verified(console: "Console", result: Mapping[str, Any]) -> None:
     """Print every difference, then what was compared and the verdict."""
+    from edgeq.commands.screen import print_line  # noqa: PLC0415
+
     for line in result["differences"]:
-        console.print(line, highlight=False, soft_wrap=True)
+        print_line(console, line)
     statuses = ", ".join(f"{count} {status}" for status, count in result["statuses"].items())
     text = f"{result['format']}, read with {result['library']}: {statuses}"
     if result["largest_deviation"] is not None:
         text += f"; largest deviation from the checkpoint {result['largest_deviation']:.3g}"
-    console.print(text, highlight=False, soft_wrap=True)
+    print_line(console, text)
     if "run" in result:
         run = result["run"]
         measured = (
@@ -75,8 +77,8 @@ def show_verified(console: "Console", result: Mapping[str, Any]) -> None:
             f"KL divergence {run['kl']:.5f}, same top token {run['top1_agreement']:.1%}, "
             f"largest logit difference {run['logit_difference']:.2g} of the largest logit"
         )
-        console.print(measured, highlight=False, soft_wrap=True)
+        print_line(console, measured)
     verdict = "everything as it was written"
     if result["differences"]:
         verdict = f"{len(result['differences'])} differences"
-    console.print(verdict, highlight=False, soft_wrap=True)
+    print_line(console, verdict)

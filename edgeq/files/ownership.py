@@ -181,7 +181,7 @@ def _is_any(path: Path) -> bool:
     return True
 
 
-def _has_hash(digest: Any) -> IsOwn:
+def _has_hash(digest: object) -> IsOwn:
     def has_hash(path: Path) -> bool:
         try:
             found = path.lstat()

@@ -8,6 +8,8 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,6 +43,23 @@ def open_file(path: Path, *, follow: bool = True) -> BinaryIO:
     try:
         _check_file(path, os.fstat(handle))
         return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def append_to_file(path: Path) -> FileIO:
+    """Open a file to append to, and make it where there is none; written bytes are not buffered.
+
+    Raises: OSError for what cannot be written, and at once for what is no file.
+    """
+    with suppress(FileNotFoundError):
+        _check_file(path, path.stat())
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | WITHOUT_WAITING | BINARY
+    handle = os.open(path, flags, 0o666)
+    try:
+        _check_file(path, os.fstat(handle))
+        return FileIO(handle, "ab")
     except BaseException:
         os.close(handle)
         raise

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeq.errors import BadInput, reason_of
+from edgeq.errors import BadInput, lower_first, reason_of
 from edgeq.files.plain_files import read_file
 from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS
 from edgeq.recipe.settings import TABLE, Settings, column_of, defaults
@@ -134,8 +134,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(read_file(file).decode("utf-8"))
     except OSError as error:
-        reason = reason_of(error)
-        found = reason[:1].lower() + reason[1:]
+        found = lower_first(reason_of(error))
         raise BadInput(f"recipe {path!r}: {found}; give the path of a TOML file") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(
