@@ -5,19 +5,18 @@ codes are packed into words is said by `edgeq.grids.packing`.
 """
 
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, get_args
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from edgeq.dtypes import CODE_NAMES, ITEM_BYTES, NUMPY
 from edgeq.errors import BadInput, reason_of
-from edgeq.files.plain_files import open_file, read_array
 from edgeq.files.storage import rename_when_stored
+from edgeq.files.tensors import read_places
 from edgeq.grids.packing import WORD_BITS, pack_words, unpack_words
 from edgeq.types import (
     LARGEST_OUTLIER_SHARE,
@@ -29,13 +28,6 @@ from edgeq.types import (
     ZeroKind,
 )
 
-DTYPES: Mapping[str, np.dtype[Any]] = {
-    **{CODE_NAMES[name]: dtype for name, dtype in NUMPY.items()},
-    "U32": np.dtype("<u4"),
-    "I32": np.dtype("<i4"),
-    "U8": np.dtype("u1"),
-}
-"""How a part is read, by the name that safetensors has for its type."""
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape of stored parts by name."""
 
@@ -104,13 +96,12 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            # the library checks the header; it says "no such file" of whatever it may not read
-            with open_file(path) as file, safe_open(path, framework="np") as handle:
-                self._metadata = handle.metadata() or {}
-                self._layout: Layout = {name: _layout_of(handle, name) for name in handle.keys()}
-                self._offsets = _offsets(file, self._layout)
+            self._places, self._metadata = read_places(path)
         except (OSError, SafetensorError, ValueError) as error:
             raise self._damaged(f"cannot be read: {reason_of(error)}") from error
+        self._layout: Layout = {
+            name: (place.dtype, place.shape) for name, place in self._places.items()
+        }
         self.grids = self._read_grids()
         parts: dict[str, tuple[str, tuple[int, ...]]] = {}
         for name, (shape, grid) in self.grids.items():
@@ -173,9 +164,7 @@ class TensorFile:
         return array
 
     def _array(self, name: str) -> NumpyArray:
-        dtype, shape = self._layout[name]
-        count, offset = math.prod(shape), self._offsets[name]
-        return read_array(self.path, DTYPES[dtype], count, offset=offset).reshape(shape)
+        return self._places[name].read()
 
     def _read_grids(self) -> dict[str, tuple[tuple[int, int], Grid]]:
         try:
@@ -206,18 +195,6 @@ class TensorFile:
 
     def _damaged(self, what: str) -> BadInput:
         return BadInput(f"checkpoint file {str(self.path)!r} {what}; it is damaged, quantize again")
-
-
-def _layout_of(handle: Any, name: str) -> tuple[str, tuple[int, ...]]:
-    part = handle.get_slice(name)
-    return part.get_dtype(), tuple(part.get_shape())
-
-
-def _offsets(file: BinaryIO, names: Iterable[str]) -> dict[str, int]:
-    """Find where each tensor begins in a file whose header the library has checked."""
-    header_bytes = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(header_bytes))
-    return {name: 8 + header_bytes + int(header[name]["data_offsets"][0]) for name in names}
 
 
 def _shown(layout: tuple[str, tuple[int, ...]]) -> str:

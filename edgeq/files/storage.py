@@ -47,8 +47,11 @@ def check_destination(
 
     Raises: BadInput when it exists (and force is off), holds its own source, or cannot be made.
     """
-    if "\0" in str(path):
-        raise BadInput(f"output {str(path)!r} has a null byte in its name; choose another name")
+    if not _is_text(path):
+        raise BadInput(
+            f"output {str(path)!r} has bytes in its name that are no text, "
+            "which the libraries of formats cannot open; choose another name"
+        )
     with explaining(path):
         _check_name(path)
         if path.exists() and not force:
@@ -69,6 +72,13 @@ def check_destination(
         raise BadInput(
             f"output {str(path)!r}: {str(parent)!r} is not a directory that can be written to"
         )
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        return b"\0" not in str(path.absolute()).encode("utf-8")
+    except UnicodeEncodeError:  # bytes of a file name that Python could not decode
+        return False
 
 
 def _check_name(path: Path) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, reason_of
+from edgeq.files.tensors import StoredArray, read_places
 from edgeq.types import NumpyArray, StoredTensor
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -21,22 +22,22 @@ class TensorFiles:
     """Reads the tensors of `model*.safetensors`, one at a time."""
 
     def __init__(self, directory: Path) -> None:
-        self._of_name: dict[str, Any] = {}
+        self._of_name: dict[str, StoredArray] = {}
         self._files: dict[str, str] = {}
         for path in sorted(directory.glob("model*.safetensors")):
             try:
-                handle = safe_open(path, framework="np")
-            except (OSError, SafetensorError) as error:
+                places, _ = read_places(path)
+            except (OSError, SafetensorError, ValueError) as error:
                 raise BadInput(
                     f"{str(path)!r} cannot be read ({reason_of(error)}); export again"
                 ) from error
-            twice = sorted(set(self._of_name) & set(handle.keys()))
+            twice = sorted(set(self._of_name) & set(places))
             if twice:
                 raise BadInput(
                     f"{str(path)!r} holds tensor {twice[0]!r} a second time; export again"
                 )
-            self._of_name |= dict.fromkeys(handle.keys(), handle)
-            self._files |= dict.fromkeys(handle.keys(), path.name)
+            self._of_name |= places
+            self._files |= dict.fromkeys(places, path.name)
         names = sorted(set(self._files.values()))
         self.first_file = names[0] if len(names) == 1 else INDEX_NAME
 
@@ -65,12 +66,10 @@ class TensorFiles:
         """
         if name not in self._of_name:
             raise BadInput(f"the files hold no tensor {name!r}")
-        handle = self._of_name[name]
-        kind = handle.get_slice(name).get_dtype()
-        if kind not in READABLE:
-            raise BadInput(f"{name!r} is stored as {kind}, which no export of edgeq is")
-        array: NumpyArray = handle.get_tensor(name)
-        return array
+        place = self._of_name[name]
+        if place.dtype not in READABLE:
+            raise BadInput(f"{name!r} is stored as {place.dtype}, which no export of edgeq is")
+        return place.read()
 
     def modules(self, *, first: str, others: Sequence[str]) -> Sequence[str]:
         """List dense tensors, and P.weight for each module P that has a tensor P.first.

@@ -177,7 +177,7 @@ def write_gguf(model: QuantizedModel, plan: Sequence[PlannedTensor], path: Path)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         if factors is not None:
-            writer.write_tensor_data(factors)
+            append_tensor(writer, factors)
         entries = [_write_tensor(writer, model, tensor) for tensor in plan]
         writer.close()
         rename_when_stored(partial, path)
@@ -238,6 +238,19 @@ def _add_tensor_info(writer: gguf.GGUFWriter, tensor: PlannedTensor) -> None:
     writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
 
 
+class StatedWrite(np.ndarray[Any, Any]):
+    """An array whose own way to a file says why it could not be written: NumPy's loses that."""
+
+    def tofile(self, fid: Any, sep: str = "", format: str = "%s") -> None:
+        """Write the bytes of the array to an open file."""
+        fid.write(np.asarray(self).reshape(-1).view(np.uint8).data)
+
+
+def append_tensor(writer: gguf.GGUFWriter, array: NumpyArray) -> None:
+    """Write the bytes of the next tensor. Raises: OSError with the system's reason."""
+    writer.write_tensor_data(np.ascontiguousarray(array).view(StatedWrite))
+
+
 def _write_tensor(writer: gguf.GGUFWriter, model: QuantizedModel, tensor: PlannedTensor) -> Entry:
     """Write the bytes of one tensor and describe what became of it."""
     rows = row_order(tensor.source, model.record.decoder)
@@ -245,7 +258,7 @@ def _write_tensor(writer: gguf.GGUFWriter, model: QuantizedModel, tensor: Planne
         return _write_dense(writer, model, tensor, rows)
     layer = model.quantized(tensor.source)
     written = layer if rows is None else reordered(layer, rows)
-    writer.write_tensor_data(pack_blocks(written))
+    append_tensor(writer, pack_blocks(written))
     return quantized_entry(
         name=tensor.name,
         source=tensor.source,
@@ -261,7 +274,7 @@ def _write_dense(
 ) -> Entry:
     array = model.dense(tensor.source)
     stored = _stored(array, tensor.type_name)
-    writer.write_tensor_data(stored if rows is None else np.ascontiguousarray(stored[rows]))
+    append_tensor(writer, stored if rows is None else stored[rows])
     return tensor_entry(
         name=tensor.name,
         source=tensor.source,

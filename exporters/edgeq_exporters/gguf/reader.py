@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.gguf_header import check_header
+from edgeq.files.plain_files import read_array
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
 
@@ -48,6 +49,7 @@ class GgufReader:
             raise BadInput(
                 f"{str(path)!r} cannot be read ({reason_of(error)}); export again"
             ) from error
+        self._path = path
         self.library = f"gguf {version('gguf')}"
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
 
@@ -60,7 +62,9 @@ class GgufReader:
             raise BadInput("the file holds no tensor of this name")
         tensor = self._tensors[entry["name"]]
         kind = tensor.tensor_type.name
-        data = np.asarray(tensor.data)
+        mapped = tensor.data  # reading the map would end the process if the file became shorter
+        data = read_array(self._path, mapped.dtype, mapped.size, offset=tensor.data_offset)
+        data = data.reshape(mapped.shape)
         labels = {"type": kind}
         rows = self._rotary.places(tensor.name, len(data))
         if grid is None:
