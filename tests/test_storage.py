@@ -36,7 +36,16 @@ MANIFEST = {
     "format": "gguf",
     "file": "model.gguf",
     "files": {"model.gguf": WRITTEN},
-    "tensors": [],
+    "tensors": [
+        {
+            "name": "a",
+            "source": "a",
+            "type": "Q4_0",
+            "status": "exact",
+            "largest_deviation": 0.0,
+            "sha256": WRITTEN,
+        }
+    ],
 }
 OWN = {"edgeq.json": json.dumps(HEAD), "manifest.json": json.dumps(MANIFEST)}
 

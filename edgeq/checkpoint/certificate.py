@@ -90,6 +90,8 @@ def why_not_as_written(folder: Path, settings: Mapping[str, Any]) -> str | None:
     stated, files = manifest.get("settings", {}), manifest.get("files")
     if not isinstance(stated, dict) or not isinstance(files, dict):
         return f"its {MANIFEST_FILE} is damaged"
+    if manifest.get("file") not in files:
+        return f"its {MANIFEST_FILE} is damaged"
     if stated != settings:
         names = sorted({*stated, *settings})
         others = [name for name in names if stated.get(name) != settings.get(name)]

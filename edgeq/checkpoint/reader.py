@@ -93,7 +93,7 @@ class Checkpoint:
         return list(self._of_tensor)
 
     def grid(self, tensor_name: str) -> Grid | None:
-        return self._file(tensor_name).grids.get(tensor_name, (None, None))[1]
+        return self._file(tensor_name).grid(tensor_name)
 
     def shape(self, tensor_name: str) -> tuple[int, ...]:
         return self._file(tensor_name).shape(tensor_name)

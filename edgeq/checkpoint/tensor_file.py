@@ -112,6 +112,9 @@ class TensorFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.grids[name][0] if name in self.grids else self._layout[name][1]
 
+    def grid(self, name: str) -> Grid | None:
+        return self.grids[name][1] if name in self.grids else None
+
     def dense_dtype(self, name: str) -> str:
         return self._layout[name][0]
 

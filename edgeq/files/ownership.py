@@ -63,6 +63,7 @@ COMPANION_FILES = (
 HEAD_LISTS = ("files", "companions")
 HEAD_KEYS = {"format_version", "edgeq", "model", "source", "recipe", *HEAD_LISTS}
 MANIFEST_KEYS = {"format", "file", "files", "tensors"}
+ENTRY_KEYS = {"name", "source", "type", "status", "largest_deviation", "sha256"}
 TENSOR_FILE = re.compile(r"(blocks/\d{4,}|outer)\.safetensors")
 EXPORT_FILE = re.compile(r"model[\w.-]*|(\w+_)?config\.json")
 STATE_FILE = re.compile(r"(\d{4,}|\.\d{4,}\.partial)(/[\w-]+\.npy)?")
@@ -173,8 +174,15 @@ def _files_of_export(manifest: Mapping[str, Any], *, whole: bool) -> dict[str, I
     stated = manifest["files"] if isinstance(manifest["files"], dict) else {}
     if not all(EXPORT_FILE.fullmatch(name) or name in COMPANION_FILES for name in stated):
         return {}
+    tensors = manifest["tensors"]
+    if not isinstance(tensors, list) or not tensors or not all(map(_is_tensor_entry, tensors)):
+        return {}
     files = {name: _has_hash(digest) if whole else _is_any for name, digest in stated.items()}
     return {MANIFEST_FILE: _is_any, **files}
+
+
+def _is_tensor_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and set(entry) >= ENTRY_KEYS
 
 
 def _is_any(path: Path) -> bool:

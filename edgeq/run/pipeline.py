@@ -110,13 +110,26 @@ def quantize(
     texts = None if calibration is None else calibration.record()
     identity = identify(job.source, job.recipe, texts, companions)
     files = [block_file(block.index) for block in job.source.blocks()]
-    check_report = partial(check_findings, job.source, grids, RUN_FILE)
-    with working_on(destination, identity, files, ask, check_report) as run:
+    check = partial(check_continued, job.source, grids)
+    with working_on(destination, identity, files, ask, check) as run:
         if run is not None:
             run.record(job.backend.name)
             write_model(job, grids, calibration, run, observer)
             write_head(job, run, companions)
     return Checkpoint(destination)
+
+
+def check_continued(source: ModelSource, grids: Grids, run: Run) -> None:
+    """Refuse a run to continue whose blocks or report are none of this model on these grids.
+
+    Raises: BadInput.
+    """
+    check_findings(source, grids, RUN_FILE, run.report, run.done)
+    for block in source.blocks()[: run.done]:
+        file = TensorFile(run.made / block_file(block.index))
+        found = {name: (file.shape(name), file.grid(name)) for name in file.names}
+        if found != {name: grids[name] for name in block.tensors if name in grids}:
+            raise BadInput(f"{block_file(block.index)} holds other tensors than the model's")
 
 
 def solves(grids: Grids, block: BlockSpec) -> bool:

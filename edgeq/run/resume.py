@@ -36,8 +36,6 @@ from edgeq.run.report import RunReport, report_from
 BLOCKS = "blocks"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 STATE_NAME = re.compile(r"[\w-]+\.npy")
-CheckReport = Callable[[RunReport, int], None]
-"""Refuses, by a BadInput, a report that is none of this model with so many blocks done."""
 
 
 class Damaged(BadInput):
@@ -145,11 +143,7 @@ class Run:
                 raise Damaged(self.folder, f"{name} was changed or damaged")
 
     def prepare(self) -> None:
-        """Make the folders that the next block needs, and remove what no committed block has.
-
-        Raises: BadInput when a file to go on with is not as it was written.
-        """
-        self.check_files()
+        """Make the folders that the next block needs, and remove what no committed block has."""
         for folder in (self.made / BLOCKS, self.folder / STATES):
             folder.mkdir(parents=True, exist_ok=True)
         self.trim()
@@ -176,17 +170,17 @@ def working_on(
     identity: Identity,
     files: Sequence[str],
     ask: Ask,
-    check_report: CheckReport,
+    check: Callable[[Run], None],
 ) -> Iterator[Run | None]:
     """Open a run that becomes the output when the context ends well; None where it is that already.
 
-    When it fails, or the process ends, the blocks that were committed stay, unless the model itself
-    is damaged.
+    `check` refuses, by a BadInput, a run to continue that is none of this model. When it fails, or
+    the process ends, the blocks that were committed stay, unless the model itself is damaged.
 
     Raises: BadInput when nothing may be continued, started over or replaced.
     """
     with claimed(destination) as folder:
-        run = open_run(destination, Run(folder, identity, files), ask, check_report)
+        run = open_run(destination, Run(folder, identity, files), ask, check)
         if run is None:
             yield None
             return
@@ -216,14 +210,14 @@ def discard(folder: Path) -> None:
     clear_contents(folder)
 
 
-def open_run(destination: Path, fresh: Run, ask: Ask, check_report: CheckReport) -> Run | None:
+def open_run(destination: Path, fresh: Run, ask: Ask, check: Callable[[Run], None]) -> Run | None:
     """Return the run that is there, or a fresh one; None when its output is complete."""
     folder = fresh.folder
     if is_unfinished(folder) and ask.resume:
         check_destination(destination, force=ask.force)
         run = stored_run(folder)
         check_same(destination, run.identity, fresh.identity)
-        check_stated(run, fresh, check_report)
+        check_stated(run, fresh, check)
         return run
     refuse_unfinished(destination, folder, ask)
     discard(folder)
@@ -294,14 +288,20 @@ def check_progress(run: Run) -> None:
             raise ValueError("it goes on with a file that is none of its own")
 
 
-def check_stated(run: Run, fresh: Run, check_report: CheckReport) -> None:
-    """Raise BadInput where run.json states blocks or layers that the model has not."""
+def check_stated(run: Run, fresh: Run, check: Callable[[Run], None]) -> None:
+    """Raise BadInput where a run is not as it was written, or has what the model has not.
+
+    `check` raises BadInput for the latter; nothing is touched.
+    """
     try:
         if list(run.files) != list(fresh.files):
             raise BadInput("it has other blocks than the model")
-        check_report(run.report, run.done)
+        run.check_files()
+        check(run)
+    except Damaged:
+        raise
     except BadInput as error:
-        raise Damaged(run.folder, f"its {RUN_FILE} was changed: {error}") from error
+        raise Damaged(run.folder, f"it was changed ({error})") from error
 
 
 def check_same(destination: Path, before: Identity, now: Identity) -> None:

@@ -221,8 +221,9 @@ class CalibrationStreams:
             for batch in range(len(stream)):
                 shape = tuple(stream.read(batch).shape)
                 hidden = np.array(list(itertools.islice(windows, shape[0])))
-                if hidden.shape != shape:
-                    raise ValueError(f"hidden states of shape {hidden.shape} instead of {shape}")
+                if hidden.shape != shape or hidden.dtype.kind != "f":
+                    found = f"{hidden.dtype} of shape {hidden.shape}"
+                    raise ValueError(f"hidden states are {found} instead of numbers of {shape}")
                 stream.replace(batch, self._model.from_numpy(hidden))
 
     def _stand(self, index: int, set_weight: Callable[[str, Array], Array]) -> Iterator[Site]:

@@ -53,6 +53,8 @@ def test_it_is_planned_written_and_verified(edgeq, saved_model, tmp_path):
     assert result.status == 0 and f"run it with: toy-runner --file {file}" in result.out
     written = file.stat().st_size
     assert planned["disk"]["toy"] < written < planned["disk"]["toy"] + 20_000  # names, zip entries
+    again = ["export", tmp_path / "out", "--format", "toy", *OPTIONS[1:], "--force"]
+    assert edgeq(*again).status == 0
     verified = edgeq("verify", file.parent, "--against", tmp_path / "out", "--json")
     assert (verified.status, json.loads(verified.out)["differences"]) == (0, [])
     assert json.loads(verified.out)["statuses"] == {"dense": 5, "widened": 14, "exact": 1}

@@ -398,21 +398,6 @@ def test_a_log_file_has_no_place_in_the_output(refuse, saved_model, tmp_path):
     assert "run.log' lies in the output; choose a place outside of" in line
 
 
-@pytest.mark.skipif(
-    not os.path.exists("/dev/full"), reason="this system has no device that is always full"
-)
-def test_a_log_file_that_cannot_be_written_is_named(edgeq, saved_model, quick, tmp_path):
-    result = edgeq(
-        "quantize", saved_model, "-o", tmp_path / "out", *quick, "--log-file", "/dev/full"
-    )
-    assert (result.status, result.err.count("\n")) == (1, 1)
-    assert (
-        "--log-file '/dev/full': no space left on device; choose a file that can be written"
-        in result.err
-    )
-    assert names(tmp_path) == []
-
-
 def test_two_processes_do_not_write_one_output(edgeq, saved_model, quick, tmp_path):
     lock = acquire(tmp_path / ".out.edgeq-partial", MARKER_FILE)
     try:

@@ -72,7 +72,7 @@ class ToyExporter:
         path = destination / "model.toy"
         with path.open("wb") as file:
             (np.savez_compressed if self.deflate else np.savez)(file, **arrays)
-        write_bytes(destination / "numbers.txt", self.numbers.encode())
+        write_bytes(destination / "model.numbers.txt", self.numbers.encode())
         manifest = write_manifest(
             destination,
             format_name="toy",
@@ -80,7 +80,7 @@ class ToyExporter:
             entries=entries,
             settings=self.settings,
         )
-        return [path, destination / "numbers.txt", manifest]
+        return [path, destination / "model.numbers.txt", manifest]
 
 
 def dense_entry(name, array, stored):

@@ -20,7 +20,7 @@ class ToyReader:
         except (OSError, ValueError, BadZipFile) as error:
             raise BadInput(f"{str(path)!r} cannot be read ({error}); export again") from error
         self.file = path.name
-        numbers = (directory / "numbers.txt").read_text()
+        numbers = (directory / "model.numbers.txt").read_text()
         codes = [array for name, array in self._arrays.items() if name.endswith("|codes")]
         with ZipFile(path) as packed:
             deflated = {each.compress_type == ZIP_DEFLATED for each in packed.infolist()}
