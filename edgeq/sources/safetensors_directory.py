@@ -189,7 +189,7 @@ def numbers_from(place: StoredTensor, start: int) -> NumpyArray:
     dtype = STORED_DTYPES[place.dtype]
     count = min(COMPARED_NUMBERS, math.prod(place.shape) - start)
     offset = place.offset + start * dtype.itemsize
-    return np.fromfile(place.file, dtype, count=count, offset=offset).astype(np.float32)
+    return read_array(place.file, dtype, count, offset=offset).astype(np.float32)
 
 
 def read_model_json(path: Path) -> dict[str, Any]:
