@@ -125,6 +125,18 @@ def kind_of(path: Path) -> str:
     return "a link" if _is_junction(found) else KINDS.get(stat.S_IFMT(found.st_mode), "a file")
 
 
+def refuse_odd_files(folder: Path) -> None:
+    """Refuse a directory whose files a library is given, if one of them is no file it could read.
+
+    Libraries would wait for a FIFO for ever. Links to files are followed.
+
+    Raises: BadInput naming the first one.
+    """
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() and not path.is_dir():
+            raise BadInput(f"{str(path)!r} is {kind_of(path)}, not a file; put a file there")
+
+
 def first_not_plain(folder: Path) -> Path | None:
     """Find what is neither file nor directory below a directory, or a directory that is a link.
 

@@ -16,6 +16,7 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE
+from edgeq.files.plain_files import refuse_odd_files
 from edgeq.measuring.manifest import check_as_written
 from edgeq.measuring.quality import compare
 from edgeq.protocols import LogitSource, ModelSource, TextModel
@@ -201,6 +202,7 @@ def find_export(name: str) -> Exported | None:
     kind = read_json(path / MANIFEST_FILE).get("format")
     if not isinstance(kind, str) or kind not in FORMATS:
         return None
+    refuse_odd_files(path)
     suffix = find_format(kind).suffix
     files = sorted(path.glob(f"*{suffix}")) if suffix else [path]
     return Exported(kind, files[0]) if files else None

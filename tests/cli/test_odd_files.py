@@ -186,6 +186,18 @@ def test_what_is_no_file_as_a_manifest_is_refused(edgeq, checkpoint):
             path.touch()
 
 
+@pytest.mark.parametrize(
+    "name", ["gguf/model.gguf", "mlx/model.safetensors", "mlx/config.json", "mlx/tokenizer.json"]
+)
+def test_what_is_no_file_in_an_export_is_refused(edgeq, checkpoint, name):
+    path = checkpoint / name
+    for make in (make_fifo, make_link_to_a_device, make_dangling_link):
+        path.unlink()
+        make(path)
+        for command in (["verify", path.parent], ["evaluate", path.parent, "--windows", "1"]):
+            assert path.name in one_line(edgeq(*command))
+
+
 TOO_LONG = "x" * 300
 DEEP = "/".join(["y" * 200] * 19)  # 3,800 characters: with what is made inside of it, too many
 
