@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgeq.errors import DamagedModel
+from edgeq.files.plain_files import open_file
 
 AT_ONCE = 1 << 20  # bytes that are read together where the first ones are all zeros
 FIRST = 1 << 12  # of a sound tensor no more is read
@@ -47,7 +48,7 @@ def check_gaps(places: Iterable[StoredBytes]) -> None:
             of_file.setdefault(place.file, []).append(place)
     for file, inside in of_file.items():
         ordered = sorted(inside, key=lambda place: place.start)
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             for place in ordered:
                 if is_all_zeros(stream, place):
                     raise unwritten(place, "is all zeros")

@@ -11,6 +11,7 @@ from pathlib import Path
 from edgeq.decoder import Decoder
 from edgeq.errors import BadInput
 from edgeq.files.ownership import HEAD_FILE
+from edgeq.files.plain_files import read_file
 
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
@@ -83,7 +84,7 @@ def adapter(path: Path) -> str | None:
     if not ((path / ADAPTER_CONFIG).is_file() or list(path.glob("adapter_model.*"))):
         return None
     try:
-        base = json.loads((path / ADAPTER_CONFIG).read_bytes())["base_model_name_or_path"]
+        base = json.loads(read_file(path / ADAPTER_CONFIG))["base_model_name_or_path"]
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         base = None
     named = f" {base!r:.100}" if isinstance(base, str) and base else ""

@@ -207,13 +207,13 @@ def weight_files(path: Path) -> list[Path]:
 
     Raises: BadInput if there are none or one is missing.
     """
-    if os.path.lexists(path / SINGLE_FILE):
+    if os.path.exists(path / SINGLE_FILE):
         return [path / SINGLE_FILE]
-    if not os.path.lexists(path / SHARD_INDEX):
+    if not os.path.exists(path / SHARD_INDEX):
         raise explain_no_weights(path)
     names = sorted(set(read_weight_map(path).values()))
     for name in names:
-        if not os.path.lexists(path / name):
+        if not os.path.exists(path / name):
             raise BadInput(
                 f"{path / SHARD_INDEX} names {name!r}, which is missing; fetch the checkpoint again"
             )
