@@ -26,7 +26,8 @@ from edgeq.errors import NotInstalled
 from edgeq.files.hashes import hash_files
 from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.measuring.evaluate import EVALUATION_TEXT, model_logits
-from edgeq.measuring.verify import run_export, verify
+from edgeq.measuring.run_export import run_export
+from edgeq.measuring.verify import verify
 from edgeq.registry import FORMATS, load_exporter
 from edgeq.run.assembly import make_job
 from edgeq.run.pipeline import export, quantize
@@ -134,11 +135,13 @@ def format_lines(checkpoint: Checkpoint, folder: Path) -> Iterator[Line]:
 
 
 def run_cells(exported: Path, checkpoint: Checkpoint) -> tuple[list[str], bool]:
-    """Compare predictions in the format's runtime with those of torch on the same weights."""
+    """Compare predictions in the format's runtime with transformers on the same weights."""
     try:
         run = run_export(exported, against=checkpoint.path, backend="cpu", sequence_length=TOKENS)
     except NotInstalled as error:
         return [f"not run ({str(error).split(';')[0]})", "", "", ""], True
+    if run["kl"] is None:
+        return [run["runtime"], "NaN", "NaN", "NaN"], False
     cells = [
         run["runtime"],
         f"{run['logit_difference']:.1e}",

@@ -161,6 +161,9 @@ class ModelSource(ModelDescription, Protocol):
     def fingerprint(self) -> str:
         """Hash what changes with weights or config; cheap, it need not read all weights."""
 
+    def location(self) -> Path:
+        """Give the file or directory that other programs are given to read the model."""
+
 
 class QuantizedModel(Protocol):
     """A solved model as exporters see it, under the tensor names of its source.

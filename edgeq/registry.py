@@ -74,6 +74,11 @@ LOGITS = {
         "edgeq_backends.torch.directories:CompressedTensorsLogits", "compressed-tensors"
     ),
 }
+REFERENCES = {
+    "transformers": Entry("edgeq_backends.torch.originals:TransformersLogits", "cuda"),
+    "llama.cpp": Entry("edgeq_backends.llama_cpp:LlamaCppLogits", "llama-cpp"),
+}
+"""What reads an original model, so that targets are measured against a reading of its own."""
 FORMATS = {
     "gguf": "edgeq_exporters.gguf.format:FORMAT",
     "mlx": "edgeq_exporters.mlx.format:FORMAT",

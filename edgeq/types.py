@@ -73,6 +73,18 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class Rounding:
+    """The precision that a runtime computes with where it is less than float32.
+
+    "int8" rounds the inputs of linear layers to 8 bits, and as many columns as it says share a
+    scale (None: a whole row); "float16" and "bfloat16" round what every module gets and gives.
+    """
+
+    kind: Literal["int8", "float16", "bfloat16"]
+    columns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LayerStatistics:
     """Second moments of a layer's inputs over calibration tokens.
 

@@ -1,18 +1,30 @@
 """Compute logits of a GGUF file in llama.cpp, to check exports in the runtime that users run."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeq.errors import BadInput, NotInstalled, install
-from edgeq.types import NumpyArray
+from edgeq.errors import BadInput, NotInstalled, install, reason_of
+from edgeq.types import NumpyArray, Rounding
+
+BLOCK_COLUMNS = 32  # of activations that share a scale where llama.cpp rounds them to 8 bits
+# llama.cpp's own numbers
+CACHE_OF_FLOAT32 = 0  # GGML_TYPE_F32
+ALL_FLOAT32 = 0  # LLAMA_FTYPE_ALL_F32
+FLASH_ATTENTION_OFF = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
+FLOAT32_BYTES = 4
+GIGABYTE = 1e9
 
 LOADING = """
 import sys
@@ -38,19 +50,26 @@ llama_cpp.LlamaContext(model, sizes)
 class LlamaCppLogits:
     """A LogitSource over a GGUF file, on the CPU; every window starts from an empty cache.
 
-    llama.cpp quantizes activations to 8 bits, so its logits differ from those of a float32 model
-    with equal weights.
+    llama.cpp rounds activations to 8 bits and keeps a float16 cache, so its logits differ from
+    those of a float32 model with equal weights. With `exact` it computes in float32 instead: on a
+    copy of the file whose weights it has turned into float32 itself, which lies in the temporary
+    directory while logits are asked for.
 
     Raises: NotInstalled without the extra llama-cpp; BadInput for a file that llama.cpp cannot
     load.
     """
 
-    def __init__(self, path: Path | str, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path | str, *, threads: int | None = None, exact: bool = False
+    ) -> None:
         self._llama = load_cyllama()
         check_loads(Path(path))
         self._threads = threads or os.cpu_count() or 1
-        self._model = self._load(Path(path))
+        self._path, self._exact = Path(path), exact
+        self._model = self._load(self._path)
         self.vocabulary = int(self._model.get_vocab().n_vocab)
+        self.library = library_name()
+        self.rounding = None if exact else Rounding("int8", BLOCK_COLUMNS)
 
     @staticmethod
     def check_installed() -> None:
@@ -65,11 +84,19 @@ class LlamaCppLogits:
 
         Shapes: windows (count, tokens) of token ids; yields (tokens, vocabulary) float32 per
         window.
-        Raises: BadInput for token ids outside the vocabulary.
+        Raises: BadInput for token ids outside the vocabulary, and for an exact run without room for
+        the copy.
         """
         self._check(windows)
+        if not self._exact:
+            yield from self._predict(self._model, windows)
+            return
+        with float32_copy(self._path, weights=int(self._model.n_params)) as copy:
+            yield from self._predict(self._load(copy), windows)
+
+    def _predict(self, model: Any, windows: np.ndarray[Any, Any]) -> Iterator[NumpyArray]:
         tokens = windows.shape[1]
-        context = self._context(tokens)
+        context = self._context(model, tokens)
         batch = self._llama.LlamaBatch(n_tokens=tokens, embd=0, n_seq_max=1)
         for window in windows:
             context.kv_cache_clear()
@@ -97,11 +124,14 @@ class LlamaCppLogits:
                 f"llama.cpp cannot load '{path}': {reason}; export it again or check the path"
             ) from failure
 
-    def _context(self, tokens: int) -> Any:
+    def _context(self, model: Any, tokens: int) -> Any:
         parameters = self._llama.LlamaContextParams()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = tokens
         parameters.n_threads = parameters.n_threads_batch = self._threads
-        return self._llama.LlamaContext(self._model, parameters)
+        if self._exact:
+            parameters.type_k = parameters.type_v = CACHE_OF_FLOAT32
+            parameters.flash_attn_type = FLASH_ATTENTION_OFF  # it rounds keys and values
+        return self._llama.LlamaContext(model, parameters)
 
     def _check(self, windows: np.ndarray[Any, Any]) -> None:
         if windows.ndim != 2 or windows.shape[1] == 0:
@@ -135,6 +165,45 @@ def check_loads(path: Path) -> None:
             f"llama.cpp cannot load '{path}': it ends the process ({ended}), the file is damaged; "
             "export it again or fetch it again"
         )
+
+
+@contextmanager
+def float32_copy(path: Path, *, weights: int) -> Iterator[Path]:
+    """Have llama.cpp write a copy of a GGUF file with float32 weights, and remove it afterwards.
+
+    weights is how many there are.
+
+    Raises: BadInput when there is no room for it, or llama.cpp cannot write it.
+    """
+    llama = load_cyllama()
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
+        needed, free = FLOAT32_BYTES * weights, shutil.disk_usage(folder).free
+        if needed > free:
+            raise BadInput(
+                f"llama.cpp computes in float32 on a copy of '{path}' that takes "
+                f"{needed / GIGABYTE:.1f} GB in {tempfile.gettempdir()!r}, where "
+                f"{free / GIGABYTE:.1f} GB are free; set TMPDIR to a directory with more room"
+            )
+        copy = Path(folder, "float32.gguf")
+        parameters = llama.LlamaModelQuantizeParams()
+        parameters.ftype = ALL_FLOAT32
+        parameters.allow_requantize = parameters.pure = True
+        try:
+            llama.model_quantize(str(path), str(copy), parameters)
+        except RuntimeError as failure:
+            raise BadInput(
+                f"llama.cpp cannot turn '{path}' into float32 ({reason_of(failure)}); "
+                "check the file and the room in the temporary directory"
+            ) from failure
+        yield copy
+
+
+def library_name() -> str:
+    """Name llama.cpp with the version of its binding."""
+    try:
+        return f"llama.cpp (cyllama {version('cyllama')})"
+    except PackageNotFoundError:  # a build of one's own
+        return "llama.cpp"
 
 
 @cache

@@ -9,28 +9,33 @@ import onnx
 import onnxruntime
 
 from edgeq.errors import BadInput
-from edgeq.types import NumpyArray
+from edgeq.types import NumpyArray, Rounding
 
 PROVIDER = "CPUExecutionProvider"
 FILE_NAME = "model.onnx"
 EXACT = 0  # the accuracy level at which ONNX Runtime computes in float32
+EIGHT_BITS = 4  # the one at which it rounds activations, and its own choice for qdq graphs
+NUMPY_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # of a cache
 
 
 class OnnxRuntimeLogits:
     """A LogitSource over an exported directory or its model.onnx, on the CPU.
 
-    Every window starts with an empty cache. The graph runs at accuracy level 0, whatever level it
-    was exported with: activations stay in float32, so that the logits are those of the weights in
-    the file. At level 4, which exports ship with, ONNX Runtime rounds activations to 8 bits. The
-    file is not changed.
+    Every window starts with an empty cache. The graph runs as it ships: at accuracy level 4 ONNX
+    Runtime rounds activations to 8 bits. With `exact` it runs at level 0, whatever level it was
+    exported with: activations stay in float32, so that the logits are those of the weights in the
+    file. The file is not changed.
 
     Raises: BadInput for a file that ONNX Runtime cannot load.
     """
 
-    def __init__(self, path: Path | str, *, threads: int = 0) -> None:
+    def __init__(self, path: Path | str, *, threads: int = 0, exact: bool = False) -> None:
         file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
         try:
-            self._session = open_session(file, threads=threads)
+            self._session = open_session(
+                file, threads=threads, accuracy_level=EXACT if exact else None
+            )
+            self.rounding = None if exact else rounding_of(file)
         # protobuf and ONNX Runtime raise a type of their own for each way to be wrong
         except Exception as failure:
             reason = " ".join(str(failure).split())
@@ -38,7 +43,7 @@ class OnnxRuntimeLogits:
                 f"ONNX Runtime cannot load '{file}': {reason}; export it again or check the path"
             ) from failure
         assert self._session.get_providers()[0] == PROVIDER
-        self._inputs = {value.name: value.shape for value in self._session.get_inputs()}
+        self._inputs = {value.name: value for value in self._session.get_inputs()}
         outputs = {value.name: value.shape for value in self._session.get_outputs()}
         if not {"input_ids", "attention_mask"} <= set(self._inputs) or "logits" not in outputs:
             raise BadInput(
@@ -66,32 +71,48 @@ class OnnxRuntimeLogits:
             )
         for ids in windows:
             (found,) = self._session.run(["logits"], self._feeds(ids[np.newaxis].astype(np.int64)))
-            yield found[0]
+            yield found[0].astype(np.float32, copy=False)
 
     def _feeds(self, ids: NumpyArray) -> dict[str, NumpyArray]:
         empty = {
-            name: np.zeros((1, shape[1], 0, shape[3]), np.float32)
-            for name, shape in self._inputs.items()
+            name: np.zeros((1, value.shape[1], 0, value.shape[3]), NUMPY_TYPES[value.type])
+            for name, value in self._inputs.items()
             if name.startswith("past_key_values.")
         }
         return {"input_ids": ids, "attention_mask": np.ones_like(ids), **empty}
 
 
-def open_session(file: Path, *, threads: int = 0, accuracy_level: int = EXACT) -> Any:
-    """Open a session on the CPU with every product at one accuracy level.
+def open_session(file: Path, *, threads: int = 0, accuracy_level: int | None = EXACT) -> Any:
+    """Open a session on the CPU with every product at one accuracy level, or (None) as it ships.
 
     That includes the products that qdq graphs are fused into.
     """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only
+    if accuracy_level is None:
+        return onnxruntime.InferenceSession(str(file), options, providers=[PROVIDER])
     graph = onnx.load(str(file), load_external_data=False)
     for node in graph.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = accuracy_level
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors only
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(file.parent.resolve())
     )
     return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=[PROVIDER])
+
+
+def rounding_of(file: Path) -> Rounding | None:
+    """Say how ONNX Runtime rounds the activations of a graph at the level that it ships with.
+
+    It rounds those that meet a matrix in blocks of the matrix' own; the longest ones cost most.
+    """
+    longest = 0
+    for node in onnx.load(str(file), load_external_data=False).graph.node:
+        stated = {each.name: each.i for each in node.attribute}
+        level = stated.get("accuracy_level", EXACT)
+        if node.op_type == "DequantizeLinear" or level == EIGHT_BITS:
+            longest = max(longest, stated.get("block_size", 0))
+    return Rounding("int8", longest) if longest else None

@@ -121,6 +121,9 @@ class Checkpoint:
     def stored_bytes(self) -> int:
         return sum((self.path / file).stat().st_size for file in self.head["files"])
 
+    def location(self) -> Path:
+        return self.path
+
     def blocks(self) -> Sequence[BlockSpec]:
         return self._blocks
 

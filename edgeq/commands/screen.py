@@ -147,6 +147,8 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
     """Print the result of `edgeq evaluate`."""
     table = facts_table()
     table.add_row("runtime", f"{quality['runtime']}, {quality['tokens']} tokens")
+    if quality["reference"] is not None:
+        table.add_row("reference", quality["reference"])
     original = quality["reference_perplexity"]
     beside = f" (original {original:.3f})" if original else ""
     table.add_row("perplexity", f"{quality['perplexity']:.3f}{beside}")

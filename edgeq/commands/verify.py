@@ -44,7 +44,8 @@ def verify_command(
       edgeq verify smollm2/gguf --against smollm2 --run
     """
     from edgeq.commands.screen import print_result  # noqa: PLC0415
-    from edgeq.measuring.verify import run_export, verify  # noqa: PLC0415
+    from edgeq.measuring.run_export import run_export  # noqa: PLC0415
+    from edgeq.measuring.verify import verify  # noqa: PLC0415
 
     if running and against is None:
         raise click.UsageError(
@@ -71,14 +72,22 @@ def show_verified(console: "Console", result: Mapping[str, Any]) -> None:
         text += f"; largest deviation from the checkpoint {result['largest_deviation']:.3g}"
     print_line(console, text)
     if "run" in result:
-        run = result["run"]
-        measured = (
-            f"{run['runtime']}, {run['tokens']} tokens: "
-            f"KL divergence {run['kl']:.5f}, same top token {run['top1_agreement']:.1%}, "
-            f"largest logit difference {run['logit_difference']:.2g} of the largest logit"
-        )
-        print_line(console, measured)
+        print_line(console, describe_run(result["run"]))
     verdict = "everything as it was written"
     if result["differences"]:
         verdict = f"{len(result['differences'])} differences"
     print_line(console, verdict)
+
+
+def describe_run(run: Mapping[str, Any]) -> str:
+    """Say in one line how an export ran, and what its predictions were measured against."""
+    found = "predicts NaN or infinity"
+    if run["kl"] is not None:
+        found = (
+            f"KL divergence {run['kl']:.5f} to {run['reference']} (allowed {run['allowed_kl']:.5f}"
+            f", {run['activations']} activations), same top token {run['top1_agreement']:.1%}, "
+            f"largest logit difference {run['logit_difference']:.2g} of the largest logit"
+        )
+    exact = "NaN or infinity" if run["exact_kl"] is None else f"{run['exact_kl']:.2g}"
+    exact += f" (allowed {run['allowed_exact_kl']:.2g})"
+    return f"{run['runtime']}, {run['tokens']} tokens: {found}; in float32 KL divergence {exact}"

@@ -13,12 +13,13 @@ from edgeq.calibration.reading import LongText, open_text, read_text
 from edgeq.calibration.variety import check_variety
 from edgeq.calibration.windows import check_ids, check_length, first_windows, tokenize
 from edgeq.checkpoint.reader import Checkpoint
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE
 from edgeq.files.plain_files import refuse_odd_files
 from edgeq.measuring.manifest import check_as_written
-from edgeq.measuring.quality import compare
+from edgeq.measuring.quality import Quality, compare
+from edgeq.measuring.references import check_reference, opened_reference
 from edgeq.protocols import LogitSource, ModelSource, TextModel
 from edgeq.registry import (
     ACTIVATIONS,
@@ -37,6 +38,8 @@ from edgeq.types import NumpyArray
 
 EVALUATION_TEXT = "evaluation.txt"
 SEQUENCE_LENGTH = 512  # tokens per window, unless the model reads fewer
+NO_CONFIG = "an export has one beside its weights"
+EXPORT_AGAIN = "export it again"
 SHORTEST = 8  # tokens: of shorter windows most predictions would have next to no context
 WINDOWS = 16  # a short measurement; more windows make it steadier
 
@@ -67,14 +70,24 @@ class DescribedDirectory:
 
     @property
     def record(self) -> StatedSizes:
-        config = read_json(self.path / "config.json")
+        config = read_json(self.path / "config.json", missing=NO_CONFIG, mend=EXPORT_AGAIN)
         stated = [config.get(key) for key in ("vocab_size", "max_position_embeddings")]
-        vocabulary, context = (size if isinstance(size, int) else None for size in stated)
+        vocabulary, context = (size if is_size(size) else None for size in stated)
         return StatedSizes(self.path.name, vocabulary, context)
 
     def companions(self) -> Mapping[str, bytes]:
         file = self.path / "tokenizer.json"
-        return {file.name: file.read_bytes()} if file.is_file() else {}
+        try:
+            return {file.name: file.read_bytes()} if file.is_file() else {}
+        except OSError as error:
+            raise BadInput(
+                f"{str(file)!r} cannot be read ({reason_of(error)}); check its permissions"
+            ) from error
+
+
+def is_size(value: Any) -> bool:
+    """Say whether a config states a size: JSON's true and numbers below 1 are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def evaluate(
@@ -89,8 +102,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a checkpoint, model or exported file, and return its quality as plain data.
 
-    An exported file runs in the runtime it is for unless another one is named. Everything else runs
-    in the framework of the backend, and so does the reference.
+    An exported file runs in the runtime it is for, as users run it, unless another one is named.
+    Everything else runs in the framework of the backend. The reference is computed by the library
+    of its own format, which the result names.
     """
     backend, exported = choose_backend(backend), find_export(target)
     chosen = choose_runtime(target, exported, runtime, backend)
@@ -98,6 +112,8 @@ def evaluate(
     if exported is not None:
         check_as_written(Path(target).expanduser())
     original = open_model(reference) if reference is not None else None
+    if original is not None:
+        check_reference(original)
     source = open_target(target, exported, chosen, original)
     described: TextModel = original or source or described_export(target)
     models = [model for model in (described, source) if model is not None]
@@ -107,9 +123,18 @@ def evaluate(
     else:
         assert exported is not None
         logits = load(LOGITS[chosen], f"runtime {chosen!r}")(exported.path)
-    references = None if original is None else model_logits(original, backend).logits(ids)
-    quality = compare(ids, logits.logits(ids), references)
-    return {"target": target, "runtime": chosen, **asdict(quality)}
+    library, quality = compared(ids, logits, original, backend)
+    return {"target": target, "runtime": chosen, "reference": library, **asdict(quality)}
+
+
+def compared(
+    ids: NumpyArray, logits: LogitSource, original: ModelSource | None, backend: str
+) -> tuple[str | None, Quality]:
+    """Measure predictions, against an original where there is one; names what computed that."""
+    if original is None:
+        return None, compare(ids, logits.logits(ids))
+    with opened_reference(original, backend) as reference:
+        return reference.library, compare(ids, logits.logits(ids), reference.logits(ids))
 
 
 def check_evaluation(source: ModelSource, formats: Sequence[str], backend: str) -> None:
@@ -118,6 +143,7 @@ def check_evaluation(source: ModelSource, formats: Sequence[str], backend: str) 
     Raises: NotInstalled, BadInput.
     """
     check_runtime(runtime_of(formats, backend))
+    check_reference(source)
     evaluation_windows([source], None)
 
 
@@ -199,7 +225,7 @@ def find_export(name: str) -> Exported | None:
         return Exported(suffixes[path.suffix.lower()], path)
     if not (path / MANIFEST_FILE).is_file():
         return None
-    kind = read_json(path / MANIFEST_FILE).get("format")
+    kind = read_json(path / MANIFEST_FILE, mend=EXPORT_AGAIN).get("format")
     if not isinstance(kind, str) or kind not in FORMATS:
         return None
     refuse_odd_files(path)

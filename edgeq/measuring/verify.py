@@ -10,19 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.calibration.reading import read_text
-from edgeq.calibration.windows import first_windows, tokenize
 from edgeq.checkpoint.certificate import hash_of_layer, sha256_of
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput, EdgeqError, reason_of
-from edgeq.measuring.evaluate import (
-    EVALUATION_TEXT,
-    check_runtime,
-    find_export,
-    model_logits,
-    runnable_names,
-)
 from edgeq.measuring.manifest import (
     FOUND_BY_READERS,
     KEPT,
@@ -37,14 +28,12 @@ from edgeq.measuring.manifest import (
     other_tensors,
     read_manifest,
 )
-from edgeq.measuring.quality import Meter
 from edgeq.protocols import ExportReader
-from edgeq.registry import LOGITS, find_format, load, load_reader
+from edgeq.registry import load_reader
 from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor
 from edgeq.words import describe_grid
 
 ROUNDING = 2.0**-22  # of float32 sums and products, relative to their terms
-LARGEST_KL = 0.01  # llama.cpp quantizes activations to 8 bits, which costs up to 0.004
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,45 +219,3 @@ def largest_deviation(found: NumpyArray, expected: NumpyArray) -> float:
     if found.shape != expected.shape:
         raise ValueError(f"shape {found.shape} is not {expected.shape} of the checkpoint")
     return float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
-
-
-def run_export(
-    folder: Path,
-    *,
-    against: Path,
-    backend: str = "auto",
-    windows: int = 1,
-    sequence_length: int = 128,
-) -> dict[str, Any]:
-    """Run an export in its runtime beside the checkpoint's dequantized weights in the backend.
-
-    Units: logit_difference is the largest one, as a share of the largest logit; kl in nats per
-    token.
-    """
-    exported = find_export(str(folder))
-    runtime = None if exported is None else find_format(exported.kind).runtime
-    if exported is None or not runtime:
-        raise BadInput(f"no runtime for {str(folder)!r}; formats with one: {runnable_names()}")
-    check_runtime(runtime)
-    checkpoint = Checkpoint(against)
-    longest = checkpoint.record.context or sequence_length
-    tokens = tokenize(checkpoint, read_text(None, default=EVALUATION_TEXT))
-    ids = first_windows(tokens, windows=windows, sequence_length=min(sequence_length, longest))
-    found = load(LOGITS[runtime], f"runtime {runtime!r}")(exported.path).logits(ids)
-    original = model_logits(checkpoint, backend).logits(ids)
-    meter = Meter()
-    difference = 0.0
-    scale = 0.0
-    for window, got, expected in zip(ids, found, original, strict=True):
-        meter.add(window, got, expected)
-        difference = max(difference, float(np.abs(got - expected).max()))
-        scale = max(scale, float(np.abs(expected).max()))
-    quality = meter.quality()
-    assert quality.kl is not None
-    result = {"runtime": runtime, "tokens": quality.tokens, "logit_difference": difference / scale}
-    result |= {"kl": quality.kl, "top1_agreement": quality.top1_agreement}
-    text = (
-        f"runtime '{runtime}': KL divergence {quality.kl:.4f} to the dequantized weights, "
-        f"allowed is {LARGEST_KL}"
-    )
-    return result | {"differences": [] if quality.kl <= LARGEST_KL else [text]}

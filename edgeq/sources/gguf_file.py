@@ -118,6 +118,9 @@ class GgufFile:
     def stored_bytes(self) -> int:
         return self.path.stat().st_size
 
+    def location(self) -> Path:
+        return self.path
+
     def blocks(self) -> Sequence[BlockSpec]:
         return self.decoder_blocks
 

@@ -75,6 +75,9 @@ class ModelOutline:
     def stored_bytes(self) -> int:
         return sum(self.tensor_bytes(name) for name in self._shapes)
 
+    def location(self) -> Path:
+        return self.directory
+
     def blocks(self) -> Sequence[BlockSpec]:
         return self.decoder_blocks
 

@@ -131,6 +131,9 @@ class SafetensorsDirectory:
     def stored_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
 
+    def location(self) -> Path:
+        return self.directory
+
     def blocks(self) -> Sequence[BlockSpec]:
         return self.decoder_blocks
 

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper
 from solved_models import FOUR_BITS, solved, tiny, torch_logits
 
 from edgeq.errors import BadInput
+from edgeq.types import Rounding
 from edgeq_exporters.onnx.exporter import OnnxExporter
 
 OnnxRuntimeLogits = pytest.importorskip(
@@ -24,13 +25,13 @@ def export(rng, model):
     return solved(model, rng, [FOUR_BITS])
 
 
-def test_windows_run_in_float32_whatever_level_was_exported(rng, tmp_path, model, export):
+def test_exact_windows_run_in_float32_whatever_level_was_exported(rng, tmp_path, model, export):
     file, data, *_ = OnnxExporter(accuracy_level=4).write(export, tmp_path)
     before = file.read_bytes(), data.read_bytes()
     windows = rng.integers(0, 96, (3, 20))
     reference = torch_logits(model, export.weights(), windows)
     for opened in (tmp_path, file, str(file)):
-        found = list(OnnxRuntimeLogits(opened, threads=1).logits(windows))
+        found = list(OnnxRuntimeLogits(opened, threads=1, exact=True).logits(windows))
         assert all(logits.shape == (20, 96) and logits.dtype == np.float32 for logits in found)
         assert np.abs(np.stack(found) - reference).max() < 1e-5 * np.abs(reference).max()
     assert before == (file.read_bytes(), data.read_bytes())
@@ -39,9 +40,31 @@ def test_windows_run_in_float32_whatever_level_was_exported(rng, tmp_path, model
 def test_a_graph_of_standard_weights_runs_in_float32_too(rng, tmp_path, model, export):
     file, *_ = OnnxExporter(qdq=True).write(export, tmp_path)
     windows = rng.integers(0, 96, (1, 20))
-    found = next(OnnxRuntimeLogits(file, threads=1).logits(windows))
+    found = next(OnnxRuntimeLogits(file, threads=1, exact=True).logits(windows))
     reference = torch_logits(model, export.weights(), windows)[0]
     assert np.abs(found - reference).max() < 1e-5 * np.abs(reference).max()
+
+
+@pytest.mark.parametrize(
+    ("options", "rounding"),
+    [
+        ({"accuracy_level": 4}, Rounding("int8", 64)),
+        ({"qdq": True}, Rounding("int8", 64)),
+        ({"accuracy_level": 0}, None),
+    ],
+)
+def test_a_graph_runs_at_the_level_that_it_ships_with(
+    rng, tmp_path, model, export, options, rounding
+):
+    file, *_ = OnnxExporter(**options).write(export, tmp_path)
+    windows = rng.integers(0, 96, (1, 20))
+    runtime = OnnxRuntimeLogits(file, threads=1)
+    found = next(runtime.logits(windows))
+    reference = torch_logits(model, export.weights(), windows)[0]
+    difference = np.abs(found - reference).max() / np.abs(reference).max()
+    assert runtime.rounding == rounding
+    assert difference < (1e-5 if rounding is None else 0.1)
+    assert rounding is None or difference > 1e-4
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])

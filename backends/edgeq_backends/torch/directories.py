@@ -1,32 +1,31 @@
 """Compute predictions of exported directories in transformers, each with its format's library."""
 
 import json
-import warnings
 from collections.abc import Iterator
-from contextlib import redirect_stderr
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from edgeq.errors import BadInput, NotInstalled, install, reason_of
-from edgeq.types import NumpyArray
+from edgeq.types import NumpyArray, Rounding
+from edgeq_backends.torch.loading import load_directory, quiet
 
-ADAPTER_FILE = "adapter_config.json"  # where it lies, transformers loads the adapter on its own
+EXPORT_AGAIN = "export it again"
+HALVES = {torch.float16: Rounding("float16"), torch.bfloat16: Rounding("bfloat16")}
 
 
 class GptqModelLogits:
-    """A GPTQ directory in GPTQModel's kernels.
+    """A GPTQ directory in GPTQModel's kernels, in the type that its config states.
 
-    Weights stay packed; activations are in the kernel's precision.
+    Weights stay packed; with `exact` what lies between the kernels is float32.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._model = load_model(path)
+    def __init__(self, path: Path, *, exact: bool = False) -> None:
+        self._model = load_model(path, exact=exact)
+        self.rounding = HALVES.get(self._model.dtype)
 
     @staticmethod
     def check_installed() -> None:
@@ -48,28 +47,30 @@ class GptqModelLogits:
 class CompressedTensorsLogits:
     """A compressed-tensors directory, dequantized by that library as transformers loads it.
 
+    Activations are in the type that its config states, with `exact` in float32.
+
     Raises: BadInput for several grids with zero points.
     """
 
-    def __init__(self, path: Path) -> None:
-        config = json.loads((path / "config.json").read_bytes())
-        groups = config["quantization_config"]["config_groups"].values()
-        if all(group["weights"]["symmetric"] for group in groups):
-            self._model = load_model(path)
-            return
+    def __init__(self, path: Path, *, exact: bool = False) -> None:
+        self._model = self._load(path, exact)
+        self.rounding = HALVES.get(self._model.dtype)
+
+    @staticmethod
+    def _load(path: Path, exact: bool) -> Any:
+        symmetric = symmetric_groups(path)
+        if all(symmetric):
+            return load_model(path, exact=exact)
         # compressed-tensors 0.20 expects unpacked zero points unless it dequantizes, and knows one
         # group only then
-        if len(groups) > 1:
+        if len(symmetric) > 1:
             raise BadInput(
                 f"{str(path)!r}: transformers cannot load several grids with zero points; vLLM can"
             )
         from transformers import CompressedTensorsConfig  # noqa: PLC0415
 
         dequantizing = CompressedTensorsConfig(dequantize=True)
-        with warnings.catch_warnings():
-            # that the model has a quantization_config too, which is meant here
-            warnings.simplefilter("ignore", UserWarning)
-            self._model = load_model(path, quantization_config=dequantizing)
+        return load_model(path, exact=exact, quantization_config=dequantizing)
 
     @staticmethod
     def check_installed() -> None:
@@ -85,31 +86,35 @@ class CompressedTensorsLogits:
         yield from model_logits(self._model, windows)
 
 
-def load_model(path: Path, **options: Any) -> Any:
-    """Load a directory in transformers, with activations in float32.
+def symmetric_groups(path: Path) -> list[bool]:
+    """Read which grids of a directory have no zero points.
 
-    Weights come from its safetensors alone, and code that it brings is not run.
-
-    Raises: BadInput when transformers cannot load it, and for an adapter, which may be a pickle.
+    Raises: BadInput for a config without grids.
     """
-    if (path / ADAPTER_FILE).exists():
-        raise BadInput(
-            f"{str(path)!r} holds {ADAPTER_FILE!r}, which no export of edgeq does; remove it"
-        )
-    options |= {"use_safetensors": True, "trust_remote_code": False}
     try:
-        with redirect_stderr(StringIO()):  # progress bars
-            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        config = json.loads((path / "config.json").read_bytes())
+        groups = config["quantization_config"]["config_groups"].values()
+        return [bool(group["weights"]["symmetric"]) for group in groups]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(
-            f"{str(path)!r}: transformers cannot load it ({reason_of(error)}); export it again"
+            f"{str(path / 'config.json')!r} states no grids of compressed-tensors "
+            f"({type(error).__name__}: {reason_of(error)}); {EXPORT_AGAIN}"
         ) from error
+
+
+def load_model(path: Path, *, exact: bool, **options: Any) -> Any:
+    """Load a directory in transformers, in the type that its config states, or in float32.
+
+    Raises: BadInput when transformers cannot load it.
+    """
+    dtype = torch.float32 if exact else "auto"
+    return load_directory(path, mend=EXPORT_AGAIN, dtype=dtype, **options)
 
 
 def model_logits(model: Any, windows: NumpyArray) -> Iterator[NumpyArray]:
     for ids in windows:
         tokens = torch.from_numpy(ids[None].astype(np.int64))
         # some weights are unpacked at the first use, with a bar
-        with torch.no_grad(), redirect_stderr(StringIO()):
+        with torch.no_grad(), quiet():
             found = model(input_ids=tokens, use_cache=False).logits[0]
         yield found.float().numpy()
