@@ -4,6 +4,7 @@ planted, and must show.
 
 import json
 import shutil
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -239,8 +240,12 @@ def wrong_config(monkeypatch, **changes):
     """Have edgeq take other values out of config.json than what it states."""
     read = read_record
 
-    def misread(name, config):
-        return read(name, {**config, **changes})
+    def misread(name, config, *evidence):
+        record = read(name, {**config, **changes}, *evidence)
+        tied = changes.get("tie_word_embeddings", record.decoder.tied_head)
+        settled = {**record.settled, "tie_word_embeddings": tied}
+        decoder = replace(record.decoder, tied_head=tied)
+        return replace(record, decoder=decoder, settled=settled)
 
     for place in ("sources.safetensors_directory", "checkpoint.reader"):
         monkeypatch.setattr(f"edgeq.{place}.read_record", misread)
