@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """Does what frameworks do differently.
-
-    Arrays are in the backend's working precision unless said otherwise.
-    """
+    """Does what frameworks do differently, in its working precision unless said otherwise."""
 
     name: str
 

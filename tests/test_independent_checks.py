@@ -405,3 +405,22 @@ def test_columns_that_fill_no_block_are_rounded_too(rng):
     assert found.shape == x.shape
     torch.testing.assert_close(found[:, :32], to_int8(x[:, :32], 32))
     torch.testing.assert_close(found[:, 32:], to_int8(x[:, 32:], None))
+
+
+# damaged exports
+
+
+@pytest.mark.parametrize("name", ["gguf", "onnx", "mlx"])
+@pytest.mark.parametrize("file", ["config.json", "manifest.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'"\\ud800"', b"\xff\xfe", b"1e999"])
+def test_a_damaged_file_beside_an_export_is_one_line_or_not_needed(
+    solved, tmp_path, name, file, content
+):
+    folder = shutil.copytree(solved / name, tmp_path / name)
+    (folder / file).write_bytes(content)
+    result = run_edgeq("evaluate", folder, *SHORT)
+    if result.status == 0:
+        assert json.loads(result.out)["perplexity"] > 1
+    else:
+        assert result.out == "" and result.err.count("\n") == 1
+        assert result.err.startswith("edgeq: ") and "please report it" not in result.err
