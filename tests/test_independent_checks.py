@@ -16,8 +16,10 @@ from tiny_models import TEXT, tokenizer_files
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgeq.architectures.record import read_record
+from edgeq.checkpoint.certificate import write_sealed
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput, NotInstalled
+from edgeq.files.hashes import hash_files
 from edgeq.measuring.references import check_reference, opened_reference, write_out
 from edgeq.measuring.run_export import run_export
 from edgeq.registry import REFERENCES, Entry
@@ -382,6 +384,9 @@ def in_float16(folder):
         for name, each in tensors.items()
     }
     save_file(halves, file, metadata={"format": "mlx"})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = hash_files(folder, but=("manifest.json",))
+    write_sealed(folder / "manifest.json", manifest)
 
 
 # rounding in the reference

@@ -22,9 +22,9 @@ from edgeq.measuring.evaluate import (
     find_export,
     runnable_names,
 )
+from edgeq.measuring.manifest import read_manifest
 from edgeq.measuring.quality import compare
 from edgeq.measuring.references import check_reference, opened_checkpoint
-from edgeq.measuring.manifest import read_manifest
 from edgeq.protocols import LogitSource
 from edgeq.registry import LOGITS, find_format, load
 from edgeq.types import NumpyArray, Rounding

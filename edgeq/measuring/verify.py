@@ -29,7 +29,7 @@ from edgeq.measuring.manifest import (
     read_manifest,
 )
 from edgeq.protocols import ExportReader
-from edgeq.registry import load_reader
+from edgeq.registry import find_format, load_reader
 from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor
 from edgeq.words import describe_grid
 

@@ -102,7 +102,7 @@ def symmetric_groups(path: Path) -> list[bool]:
         ) from error
 
 
-def load_model(path: Path, *, exact: bool, **options: Any) -> Any:
+def load_model(path: Path, *, exact: bool = False, **options: Any) -> Any:
     """Load a directory in transformers, in the type that its config states, or in float32.
 
     Raises: BadInput when transformers cannot load it.
