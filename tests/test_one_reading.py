@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from edgeq.architectures.record import Evidence, read_record
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
+from edgeq.measuring.evaluate import evaluate
 from edgeq.registry import load_exporter
 from edgeq.run.assembly import make_job
 from edgeq.run.pipeline import export, quantize
@@ -474,6 +475,26 @@ class TestWindows:
             assert "cut to 16 tokens" in note
             assert words in note
         assert load_exporter("onnx").notes(record, {}) == []
+
+    @pytest.mark.usefixtures("one_thread")
+    @pytest.mark.parametrize("name", ["gguf", "mlx"])
+    def test_a_file_is_evaluated_within_its_context(self, folder, name):
+        tensors = load_file(folder / "model.safetensors")
+        for index in range(2):
+            for projection, rows in (("q", 64), ("k", 32), ("v", 32)):
+                name_of_bias = f"model.layers.{index}.self_attn.{projection}_proj.bias"
+                tensors[name_of_bias] = np.full(rows, 0.1, np.float16)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        window = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}
+        edit(folder, model_type="qwen2", architectures=["Qwen2ForCausalLM"], **window)
+        edit(folder, drop_layer_types=1)
+        result = exported(solved(folder, bits=8), name)
+        file = result / "model.gguf" if name == "gguf" else result
+        found = evaluate(str(file), reference=str(folder), windows=4)
+        assert found["tokens"] == 4 * 16
+        assert found["kl"] < 0.05
+        with pytest.raises(BadInput, match="the model reads at most 16 tokens"):
+            evaluate(str(file), reference=str(folder), windows=1, sequence_length=17)
 
     def test_a_window_as_long_as_the_context_cuts_nothing(self):
         config = {**SIZES, "model_type": "mistral", "rms_norm_eps": 1e-5, "sliding_window": 256}

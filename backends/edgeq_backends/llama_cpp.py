@@ -68,6 +68,7 @@ class LlamaCppLogits:
         self._path, self._exact = Path(path), exact
         self._model = self._load(self._path)
         self.vocabulary = int(self._model.get_vocab().n_vocab)
+        self.context = int(self._model.n_ctx_train) or None
         self.library = library_name()
         self.rounding = None if exact else Rounding("int8", BLOCK_COLUMNS)
 

@@ -85,6 +85,16 @@ class DescribedDirectory:
             ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """A file as far as texts are measured for it: the context that its runtime finds in it."""
+
+    record: StatedSizes
+
+    def companions(self) -> Mapping[str, bytes]:
+        return {}
+
+
 def is_size(value: Any) -> bool:
     """Say whether a config states a size: JSON's true and numbers below 1 are none."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
@@ -117,14 +127,27 @@ def evaluate(
     source = open_target(target, exported, chosen, original)
     described: TextModel = original or source or described_export(target)
     models = [model for model in (described, source) if model is not None]
-    ids = evaluation_windows(models, text, windows=windows, sequence_length=sequence_length)
     if source is not None and chosen in ACTIVATIONS:
         logits = forward_logits(source, chosen, backend)
     else:
         assert exported is not None
         logits = load(LOGITS[chosen], f"runtime {chosen!r}")(exported.path)
+        models.append(in_runtime(exported, logits))
+    ids = evaluation_windows(models, text, windows=windows, sequence_length=sequence_length)
     library, quality = compared(ids, logits, original, backend)
     return {"target": target, "runtime": chosen, "reference": library, **asdict(quality)}
+
+
+def in_runtime(exported: Exported, logits: LogitSource) -> TextModel:
+    """Say what an exported file reads: its context may be cut to less than the original's.
+
+    A runtime of single files says so itself, others go by config.json.
+    """
+    folder = exported.path if exported.path.is_dir() else exported.path.parent
+    context = getattr(logits, "context", None)
+    if context is None and (folder / "config.json").is_file():
+        return DescribedDirectory(folder)
+    return ExportedFile(StatedSizes(exported.path.name, None, context))
 
 
 def compared(

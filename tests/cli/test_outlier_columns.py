@@ -106,7 +106,7 @@ def test_the_graph_is_verified_against_the_checkpoint_and_runs_as_torch_does(
     )
     found = json.loads(result.out)
     assert (result.status, found["differences"]) == (0, [])
-    assert found["run"]["logit_difference"] < 1e-3 and found["run"]["top1_agreement"] == 1.0
+    assert found["run"]["exact_kl"] < 1e-7 and found["run"]["top1_agreement"] > 0.9
 
 
 def test_a_changed_column_is_found(edgeq, run, tmp_path):
