@@ -5,6 +5,7 @@ Reading and cutting them is left to `edgeq.calibration.windows`.
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ def read_texts(values: Sequence[str], model: TextModel | None = None) -> tuple[T
     text named twice.
     """
     named = [name_and_share(value) for value in values or (SHIPPED,)]
-    places = [name if name in (SELF, SHIPPED) else Path(name).resolve() for name, _ in named]
+    places = [name if name in (SELF, SHIPPED) else os.path.realpath(name) for name, _ in named]
     for position, (name, _) in enumerate(named):
         if places[position] in places[:position]:
             raise BadInput(

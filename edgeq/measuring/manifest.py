@@ -234,8 +234,12 @@ def other_tensors(
     entries: Sequence[Entry], reader: ExportReader, checkpoint: Checkpoint | None
 ) -> Iterator[str]:
     """Describe tensors of the files, or of the checkpoint, that the manifest does not name."""
-    for name in sorted(set(reader.tensor_names()) - {entry["name"] for entry in entries}):
+    held = set(reader.tensor_names())
+    for name in sorted(held - {entry["name"] for entry in entries}):
         yield f"tensor '{name}': the manifest does not name it"
+    for name, source in ((entry["name"], entry["source"]) for entry in entries):
+        if name != source and source in held:
+            yield f"tensor '{name}': made from {source!r}, which has its own name in the files"
     if checkpoint is None:
         return
     kept = {

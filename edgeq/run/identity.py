@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgeq.calibration.texts import SELF
-from edgeq.checkpoint.reader import FORMAT_VERSION, Checkpoint
+from edgeq.checkpoint.reader import FORMAT_VERSION, HEAD_RULES, Checkpoint
 from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import Recipe, recipe_settings
 from edgeq.version import __version__
@@ -47,6 +47,16 @@ def identity_of(checkpoint: Checkpoint) -> Identity:
     """Read the identity of the run that made a checkpoint."""
     known = {key: checkpoint.head.get(key) for key in KEYS}
     return {**known, "companions": hash_companions(checkpoint.companions())}
+
+
+def check_identity(stored: Any) -> None:
+    """Refuse what is no identity of a run. Raises: KeyError, TypeError saying what is wrong."""
+    for key in (*KEYS, "companions"):
+        value = stored[key]
+        if key in HEAD_RULES and key != "companions" and not HEAD_RULES[key][1](value):
+            raise TypeError(f"its {key} is none")
+    if not isinstance(stored["companions"], dict):
+        raise TypeError("its companions are none")
 
 
 def hash_companions(companions: Mapping[str, bytes]) -> dict[str, str]:

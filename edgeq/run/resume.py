@@ -30,7 +30,7 @@ from edgeq.files.storage import (
     sync_directory,
 )
 from edgeq.protocols import ActivationSource
-from edgeq.run.identity import Identity, differences, identity_of
+from edgeq.run.identity import Identity, check_identity, differences, identity_of
 from edgeq.run.report import RunReport, report_from
 
 BLOCKS = "blocks"
@@ -272,8 +272,9 @@ def stored_run(folder: Path) -> Run:
 def check_progress(run: Run) -> None:
     """Refuse progress that no run makes. Raises: ValueError, TypeError saying what is wrong."""
     names = (*run.files, *run.backends)
-    if not all(isinstance(name, str) for name in names) or not isinstance(run.identity, dict):
+    if not all(isinstance(name, str) for name in names):
         raise TypeError("its names are no texts")
+    check_identity(run.identity)
     if isinstance(run.done, bool) or not isinstance(run.done, int):
         raise TypeError("the number of its blocks is none")
     if not 0 < run.done <= len(run.files):
