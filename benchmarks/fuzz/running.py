@@ -89,7 +89,9 @@ class Mutants:
 
     def restore(self) -> None:
         """Bring the input back to what it was."""
-        if self.folder.exists():
+        if self.folder.is_symlink():  # a planted one that stood in the folder's place
+            self.folder.unlink()
+        elif self.folder.exists():
             shutil.rmtree(self.folder)
         for name, content in self.files.items():
             path = self.folder / name
