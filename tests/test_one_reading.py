@@ -18,6 +18,7 @@ from edgeq.architectures.record import Evidence, read_record
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
 from edgeq.measuring.evaluate import evaluate
+from edgeq.measuring.run_export import run_export
 from edgeq.registry import load_exporter
 from edgeq.run.assembly import make_job
 from edgeq.run.pipeline import export, quantize
@@ -493,6 +494,8 @@ class TestWindows:
         found = evaluate(str(file), reference=str(folder), windows=4)
         assert found["tokens"] == 4 * 16
         assert found["kl"] < 0.05
+        ran = run_export(result, against=folder.with_name("solved"), backend="cpu")
+        assert (ran["tokens"], ran["differences"]) == (16, [])
         with pytest.raises(BadInput, match="the model reads at most 16 tokens"):
             evaluate(str(file), reference=str(folder), windows=1, sequence_length=17)
 

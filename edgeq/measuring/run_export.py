@@ -20,6 +20,7 @@ from edgeq.measuring.evaluate import (
     Exported,
     check_runtime,
     find_export,
+    in_runtime,
     runnable_names,
 )
 from edgeq.measuring.manifest import read_manifest
@@ -71,11 +72,12 @@ def run_export(
     check_runtime(runtime)
     checkpoint = Checkpoint(against)
     check_reference(checkpoint)
-    longest = checkpoint.record.context or sequence_length
     tokens = tokenize(checkpoint, read_text(None, default=EVALUATION_TEXT))
-    ids = first_windows(tokens, windows=windows, sequence_length=min(sequence_length, longest))
     make = load(LOGITS[runtime], f"runtime {runtime!r}")
     used: Runtime = make(exported.path)
+    contexts = (checkpoint.record.context, in_runtime(exported, used).record.context)
+    length = min([sequence_length, *(size for size in contexts if size is not None)])
+    ids = first_windows(tokens, windows=windows, sequence_length=length)
     rounding = used.rounding
     found = list(used.logits(ids))
     del used  # a large model is not in memory twice
