@@ -4,7 +4,7 @@ Heavy imports stand inside of the command.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,22 +72,25 @@ def show_verified(console: "Console", result: Mapping[str, Any]) -> None:
         text += f"; largest deviation from the checkpoint {result['largest_deviation']:.3g}"
     print_line(console, text)
     if "run" in result:
-        print_line(console, describe_run(result["run"]))
+        for line in describe_run(result["run"]):
+            print_line(console, line)
     verdict = "everything as it was written"
     if result["differences"]:
         verdict = f"{len(result['differences'])} differences"
     print_line(console, verdict)
 
 
-def describe_run(run: Mapping[str, Any]) -> str:
-    """Say in one line how an export ran, and what its predictions were measured against."""
-    found = "predicts NaN or infinity"
+def describe_run(run: Mapping[str, Any]) -> Iterator[str]:
+    """Say how an export ran, as users run it and in float32, beside the checkpoint's weights."""
+    yield f"{run['runtime']} on {run['tokens']} tokens, beside its checkpoint in {run['reference']}:"
+    found = "NaN or infinity"
     if run["kl"] is not None:
         found = (
-            f"KL divergence {run['kl']:.5f} to {run['reference']} (allowed {run['allowed_kl']:.5f}"
-            f", {run['activations']} activations), same top token {run['top1_agreement']:.1%}, "
-            f"largest logit difference {run['logit_difference']:.2g} of the largest logit"
+            f"KL divergence {run['kl']:.2g} (allowed {run['allowed_kl']:.2g}), "
+            f"same top token {run['top1_agreement']:.1%}"
         )
-    exact = "NaN or infinity" if run["exact_kl"] is None else f"{run['exact_kl']:.2g}"
-    exact += f" (allowed {run['allowed_exact_kl']:.2g})"
-    return f"{run['runtime']}, {run['tokens']} tokens: {found}; in float32 KL divergence {exact}"
+    yield f"  as users run it, {run['activations']} activations: {found}"
+    exact = "NaN or infinity"
+    if run["exact_kl"] is not None:
+        exact = f"KL divergence {run['exact_kl']:.2g} (allowed {run['allowed_exact_kl']:.2g})"
+    yield f"  in float32: {exact}"

@@ -5,14 +5,21 @@ from collections import Counter
 from typing import Any
 
 from edgeq.checkpoint.reader import Checkpoint
+from edgeq.errors import BadInput
 from edgeq.measuring.evaluate import find_export, open_model
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import bits_per_weight
+from edgeq.registry import find_format
 
 
 def inspect_model(name: str) -> dict[str, Any]:
     """List tensors, sizes and bits per weight of whatever a user can name."""
     exported = find_export(name)
+    if exported is not None and not find_format(exported.kind).is_model:
+        raise BadInput(
+            f"{name!r} is an export of format {exported.kind!r}, which edgeq verify reads back; "
+            "to see tensors give the checkpoint it was made from"
+        )
     source = open_model(name if exported is None else str(exported.path))
     result = {
         "model": source.record.name,

@@ -74,7 +74,7 @@ class Meter:
             self.tokens,
             perplexity,
             perplexity_of(self.reference_loss / self.predicted, "reference"),
-            self.kl / self.compared,
+            max(0.0, self.kl / self.compared),  # below zero only by the rounding of its sums
             self.agreed / self.compared,
         )
 

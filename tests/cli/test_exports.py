@@ -246,3 +246,20 @@ def test_a_missing_device_is_named_where_predictions_are_made(edgeq, solved):
     result = edgeq("evaluate", solved, "--backend", "cuda", "--windows", 1)
     assert result.status == 1
     assert result.err == "edgeq: backend 'cuda': torch finds no CUDA device; use --backend cpu\n"
+
+
+@pytest.mark.parametrize("name", ["mlx", "onnx", "gptq", "compressed-tensors"])
+def test_inspect_says_of_an_export_what_reads_it(edgeq, solved, name):
+    result = edgeq("inspect", solved / name)
+    assert result.status == 1
+    assert f"is an export of format '{name}', which edgeq verify reads back" in result.err
+
+
+def test_a_run_is_told_in_lines_for_users_and_for_float32(edgeq, solved):
+    result = edgeq("verify", solved / "gguf", "--against", solved, "--run")
+    lines = result.out.splitlines()
+    (start,) = (place for place, line in enumerate(lines) if "beside its checkpoint in" in line)
+    assert lines[start].startswith("llama.cpp on 128 tokens")
+    assert "as users run it, int8 activations: KL divergence" in lines[start + 1]
+    assert lines[start + 2].startswith("  in float32: KL divergence ")
+    assert "-" not in lines[start + 2].replace("e-", "")
