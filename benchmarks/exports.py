@@ -84,7 +84,7 @@ def main() -> None:
         else:
             checkpoint = solve(Path(folder) / "checkpoint")
         lines = [*format_lines(checkpoint, Path(folder)), *onnx_lines(checkpoint, Path(folder))]
-    made = f"{checkpoint.name}, {described(checkpoint)}"
+    made = f"{checkpoint.record.name}, {described(checkpoint)}"
     text = f"Written by `python -m benchmarks.exports`: {made}.\n\n"
     text += "\n".join(line.text for line in lines) + "\n"
     RESULT.write_text(text, encoding="utf-8")

@@ -90,10 +90,14 @@ class GgufNames:
     """The name of a family in llama.cpp, and how that computes it.
 
     adjacent_rotary: it rotates neighbouring rows of queries and keys, so that a file has these rows
-    in another order than the checkpoint. rope_kinds are the kinds of rotary embedding it knows.
+    in another order than the checkpoint. rope_kinds are the kinds of rotary embedding it knows,
+    biased the layers whose bias it has a place for. plain_heads: it knows no head size but hidden
+    size / heads.
     """
 
     architecture: str
+    biased: tuple[str, ...] = ()
+    plain_heads: bool = False
     adjacent_rotary: bool = False
     rope_kinds: tuple[str, ...] = ("default", "linear")
 
@@ -103,11 +107,11 @@ class MlxNames:
     """The name of a family in mlx-lm, and where that computes something else than transformers.
 
     module is the one of mlx_lm.models; foreign_keys are config keys that it obeys and transformers
-    does not; plain_heads: it knows no head size but hidden size / heads. All its layers attend to
-    everything.
+    does not; biased and plain_heads are as in `GgufNames`. All its layers attend to everything.
     """
 
     module: str
+    biased: tuple[str, ...] = ()
     foreign_keys: tuple[str, ...] = ()
     plain_heads: bool = False
 

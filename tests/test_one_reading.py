@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tiny_models import SMALL_LLAMA as MODEL
 from tiny_models import byte_level_bpe, tokenizer_files
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from edgeq.architectures.record import Evidence, read_record
@@ -275,10 +275,11 @@ class TestEnds:
     def test_ends_are_those_of_all_files_in_order(self, folder):
         edit(folder, eos_token_id=7)
         edit(folder, "tokenizer_config.json", eos_token="<|pad|>", eot_token="<tool>")
-        edit(folder, "special_tokens_map.json", eos_token={"content": "<|bos|>"})
+        edit(folder, "special_tokens_map.json", eos_token="<|bos|>")
         edit(folder, "generation_config.json", eos_token_id=[9, 7])
         tool = byte_level_bpe().token_to_id("<tool>")
-        assert open_source(str(folder)).record.tokens.end == (2, 0, 9, 7, tool)
+        assert open_source(str(folder)).record.tokens.end == (0, 2, 9, 7, tool)
+        assert AutoTokenizer.from_pretrained(folder).eos_token_id == 0
 
     def test_more_ends_than_gguf_has_keys_for_are_said(self, folder):
         edit(folder, "generation_config.json", eos_token_id=[1, 7, 8, 9])
@@ -320,6 +321,19 @@ def stops_at(file, ids):
     return {id for id in ids if vocabulary.is_eog(id)}
 
 
+def assert_tokens_of_transformers(folder):
+    """Compare the tokens that are added to tokenizer.json, and a text with all of them."""
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ours = Tokenizer.from_str(open_source(str(folder)).companions()["tokenizer.json"].decode())
+    added = theirs.added_tokens_decoder
+    assert {id: repr(token) for id, token in ours.get_added_tokens_decoder().items()} == {
+        id: repr(token) for id, token in added.items()
+    }
+    text = "the mice ".join([" ", *(f" {token} " for token in added.values()), "run"])
+    ids = theirs(text, add_special_tokens=False)["input_ids"]
+    assert ours.encode(text, add_special_tokens=False).ids == ids
+
+
 class TestAddedTokens:
     def declare(self, folder, **tokens):
         """Name tokens in tokenizer_config.json alone."""
@@ -347,16 +361,61 @@ class TestAddedTokens:
         assert keys["tokenizer.ggml.eos_token_id"] == size
         assert LlamaCppLogits(file).tokenize(text, parse_special=True) == ids
 
-    def test_tokens_in_special_tokens_map_and_added_tokens_are_known_too(self, folder):
-        size = byte_level_bpe().get_vocab_size()
-        edit(folder, "special_tokens_map.json", additional_special_tokens=["<x>", "<y>"])
-        edit(folder, "added_tokens.json", **{"<z>": size + 2})
-        ours = Tokenizer.from_str(open_source(str(folder)).companions()["tokenizer.json"].decode())
-        assert [ours.token_to_id(token) for token in ("<x>", "<y>", "<z>")] == [
-            size,
-            size + 1,
-            size + 2,
-        ]
+    @pytest.mark.parametrize(
+        ("file", "changes"),
+        [
+            ("tokenizer_config.json", {"eot_token": "<x>"}),
+            ("tokenizer_config.json", {"boi_token": "<x>", "image_token": "<y>"}),
+            ("tokenizer_config.json", {"model_specific_special_tokens": {"eot_token": "<x>"}}),
+            ("tokenizer_config.json", {"additional_special_tokens": ["<x>", "<y>"]}),
+            ("tokenizer_config.json", {"extra_special_tokens": ["<x>", "<eos>"]}),
+            ("tokenizer_config.json", {"extra_special_tokens": {"image_token": "<x>"}}),
+            (
+                "tokenizer_config.json",
+                {"additional_special_tokens": ["<x>"], "extra_special_tokens": ["<y>"]},
+            ),
+            (
+                "tokenizer_config.json",
+                {"additional_special_tokens": ["<x>"], "extra_special_tokens": {"a_token": "<y>"}},
+            ),
+            ("special_tokens_map.json", {"additional_special_tokens": ["<x>", "<y>"]}),
+            ("special_tokens_map.json", {"eos_token": "<x>", "pad_token": "<y>"}),
+            ("added_tokens.json", {"<z>": 303, "<y>": 302, "<x>": 301}),
+            ("added_tokens.json", {"<|eos|>": 1, "<x>": 305}),
+        ],
+    )
+    def test_tokens_that_only_other_files_have_are_those_of_transformers(
+        self, folder, file, changes
+    ):
+        edit(folder, file, **changes)
+        assert_tokens_of_transformers(folder)
+
+    @pytest.mark.parametrize("in_settings", [True, False])
+    @pytest.mark.parametrize("flag", ["special", "lstrip", "rstrip", "normalized", "single_word"])
+    def test_flags_of_the_settings_win_over_those_of_the_tokenizer(self, folder, flag, in_settings):
+        tokenizer = byte_level_bpe()
+        flags = {"special": False, "normalized": False} | {flag: not in_settings}
+        tokenizer.add_tokens([AddedToken("<|im_end|>", **flags)])
+        (folder / "tokenizer.json").write_text(tokenizer.to_str())
+        entry = {"content": "<|im_end|>", "lstrip": False, "rstrip": False, "normalized": False}
+        entry |= {"single_word": False, "special": False} | {flag: in_settings}
+        place = str(tokenizer.token_to_id("<|im_end|>"))
+        edit(folder, "tokenizer_config.json", added_tokens_decoder={place: entry})
+        assert_tokens_of_transformers(folder)
+
+    @pytest.mark.parametrize("special", [True, False])
+    def test_a_named_token_is_as_special_as_in_transformers(self, folder, special):
+        tokenizer = byte_level_bpe()
+        tokenizer.add_tokens([AddedToken("<|im_end|>", special=special, normalized=False)])
+        (folder / "tokenizer.json").write_text(tokenizer.to_str())
+        edit(folder, "tokenizer_config.json", eos_token="<|im_end|>")
+        assert_tokens_of_transformers(folder)
+
+    def test_an_end_of_turn_that_only_the_settings_name_reaches_llama_cpp(self, folder):
+        edit(folder, "tokenizer_config.json", eot_token="<|stop|>")
+        turn = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|stop|>")
+        file = exported(solved(folder), "gguf") / "model.gguf"
+        assert stops_at(file, range(320)) == {1, turn}
 
     def test_a_token_with_another_id_is_used_as_transformers_does_and_said(self, folder):
         self.declare(folder, **{"<_im_end_>": 315})
@@ -504,6 +563,20 @@ class TestWindows:
         record = read_record("m", config)
         assert record.decoder.window is None
         assert load_exporter("mlx").notes(record, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "qwen3", "attention_bias": True}, "the bias of self_attn.q_proj is not"),
+        ({"model_type": "qwen2", "head_dim": 32}, "head_dim 32 of a qwen2 model is not hidden"),
+    ],
+)
+@pytest.mark.parametrize("name", ["gguf", "mlx"])
+def test_what_a_runtime_has_no_place_for_is_refused_before_the_run(changes, words, name):
+    record = read_record("m", {**SIZES, "rms_norm_eps": 1e-5, **changes})
+    shapes = {key: (shape, None) for key, shape in record.decoder.tensor_shapes().items()}
+    assert words in str(load_exporter(name).reject_reason(record, tokenizer_files(), shapes))
 
 
 class TestNames:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeq.architectures.json_objects import json_object
-from edgeq.architectures.special_tokens import SETTINGS_FILE
+from edgeq.architectures.tokenizer_file import SETTINGS_FILE
 from edgeq.errors import BadInput, reason_of
 
 TEMPLATE_FILE = "chat_template.jinja"

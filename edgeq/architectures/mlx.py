@@ -6,37 +6,32 @@ Both the mlx backend and the MLX exporter go by this.
 from collections.abc import Mapping
 from typing import Any
 
-from edgeq.architectures.requirements import why_not_activation, why_not_named, why_not_stated
+from edgeq.architectures.requirements import (
+    why_not_activation,
+    why_not_biases,
+    why_not_heads,
+    why_not_named,
+    why_not_stated,
+)
 from edgeq.architectures.rope import why_not_rope
-from edgeq.decoder import Decoder, MlxNames, ModelRecord
+from edgeq.decoder import MlxNames, ModelRecord
 
 NOT_COPIED = ("quantization", "quantization_config", "quantize_activations", "rope_traditional")
 
 
 def why_not_mlx(record: ModelRecord) -> str | None:
     """Say what of a model mlx-lm cannot load or computes differently; None when nothing."""
-    decoder, names = record.decoder, record.decoder.names.mlx
+    decoder, names = record.decoder, record.decoder.names.mlx or MlxNames("")
     if record.stated.get("model_file") is not None:
         return "config.json names a model_file, code that mlx-lm would run; remove the key"
     return (
         why_not_named(decoder, "mlx", "mlx-lm computes as torch does:")
         or why_not_stated(decoder, "mlx-lm", context=False)
         or why_not_activation(decoder, "mlx-lm")
-        or _why_not_attention(decoder, names)
+        or why_not_biases(decoder, "mlx-lm", names.biased)
+        or why_not_heads(decoder, "mlx-lm", plain=names.plain_heads)
         or why_not_rope(decoder, "mlx-lm")
     )
-
-
-def _why_not_attention(decoder: Decoder, names: MlxNames | None) -> str | None:
-    assert names is not None
-    attention = decoder.layers[0].attention
-    if names.plain_heads and attention.head_size * attention.heads != decoder.hidden:
-        return (
-            f"head_dim {attention.head_size} of a {decoder.model_type} model "
-            f"is not hidden_size {decoder.hidden} / {attention.heads} heads; "
-            f"mlx-lm's {decoder.model_type} knows no other, use another backend or format"
-        )
-    return None
 
 
 def mlx_config(record: ModelRecord) -> dict[str, Any]:

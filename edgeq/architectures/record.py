@@ -13,8 +13,12 @@ from edgeq.architectures.chat_template import read_template
 from edgeq.architectures.config_checks import check_nesting, check_values
 from edgeq.architectures.families import families
 from edgeq.architectures.rope import contradicting_rope, rope_keys
-from edgeq.architectures.special_tokens import contradictions, read_tokens
-from edgeq.architectures.tokenizer_file import read_tokenizer, unite
+from edgeq.architectures.special_tokens import (
+    contradictions,
+    read_tokens,
+    unheard_settings,
+)
+from edgeq.architectures.tokenizer_file import added_around, read_tokenizer, unite
 from edgeq.decoder import Decoder, ModelRecord, TokenIds
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, UnsupportedModel
@@ -72,6 +76,8 @@ def read_record(name: str, config: Config, evidence: Evidence = Evidence()) -> M
     id_of = (lambda token: None) if tokenizer is None else tokenizer.token_to_id
     tokens = read_tokens(stated, files, id_of)
     notes += [*left_out, *contradictions(stated, files, id_of)]
+    if tokenizer is not None:
+        notes += unheard_settings(files, tokens, added_around(tokenizer))
     return ModelRecord(
         as_text(name),
         decoder,

@@ -3,6 +3,8 @@
 Each function gives the reason why a runtime cannot take the model, in one line, or None.
 """
 
+from collections.abc import Collection
+
 from edgeq.architectures.families import families_named
 from edgeq.decoder import Decoder
 
@@ -38,3 +40,27 @@ def why_not_activation(decoder: Decoder, who: str) -> str | None:
                 f"{who} computes {decoder.model_type} with {KNOWN_ACTIVATION}"
             )
     return None
+
+
+def why_not_biases(decoder: Decoder, who: str, biased: Collection[str]) -> str | None:
+    """Refuse a bias that a runtime's model has no place for; `biased` are those it has."""
+    for layer in decoder.layers:
+        for linear in layer.linears:
+            if linear.bias is not None and linear.name not in biased:
+                return (
+                    f"the bias of {linear.name} is not supported; "
+                    f"{who}'s {decoder.model_type} has none there, use another format"
+                )
+    return None
+
+
+def why_not_heads(decoder: Decoder, who: str, *, plain: bool) -> str | None:
+    """Refuse heads of another size than hidden size / heads, where a runtime knows no other."""
+    attention = decoder.layers[0].attention
+    if not plain or attention.head_size * attention.heads == decoder.hidden:
+        return None
+    return (
+        f"head_dim {attention.head_size} of a {decoder.model_type} model "
+        f"is not hidden_size {decoder.hidden} / {attention.heads} heads; "
+        f"{who}'s {decoder.model_type} knows no other, use another backend or format"
+    )

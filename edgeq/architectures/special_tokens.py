@@ -4,17 +4,20 @@ A model stops at each end that any of its files knows. Which tokens exist is sai
 `edgeq.architectures.tokenizer_file`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgeq.architectures.json_objects import json_object
-from edgeq.architectures.tokenizer_file import IdOf
+from edgeq.architectures.tokenizer_file import (
+    NAMED_FILE,
+    SETTINGS_FILE,
+    IdOf,
+    tokenizer_settings,
+)
 from edgeq.decoder import TokenIds
 from edgeq.errors import BadInput
 
 GENERATION_FILE = "generation_config.json"
-SETTINGS_FILE = "tokenizer_config.json"
-NAMED_FILE = "special_tokens_map.json"
 KINDS = {"bos": "begin", "eos": "end", "pad": "pad", "unk": "unknown"}
 """Hugging Face's names of special tokens -> the field of `TokenIds` with their ids."""
 OTHER_ENDS = ("eot", "eom")
@@ -58,14 +61,31 @@ def contradictions(config: Json, files: Files, id_of: IdOf) -> Iterable[str]:
             )
 
 
+def unheard_settings(files: Files, tokens: TokenIds, around: Sequence[int]) -> Iterable[str]:
+    """Say where settings ask for tokens around a text that tokenizer.json does not add.
+
+    As in transformers, tokenizer.json counts. around are the ids that it adds.
+    """
+    settings = json_object(files, SETTINGS_FILE)
+    for kind, ids in (("bos", tokens.begin), ("eos", tokens.end)):
+        if settings.get(f"add_{kind}_token") is True and not set(ids[:1]) & set(around):
+            yield (
+                f"{SETTINGS_FILE} says add_{kind}_token, but tokenizer.json adds none; "
+                "none is added, as in transformers"
+            )
+
+
 def named_tokens(files: Files, kind: str) -> list[str]:
-    """List the texts of a special token, such as "bos", as tokenizer files name it."""
-    tokens = []
-    for name in (SETTINGS_FILE, NAMED_FILE):
-        content = json_object(files, name)
-        extra = content.get("extra_special_tokens")
-        places = [content, extra if isinstance(extra, dict) else {}]
-        tokens += [token_text(place.get(f"{kind}_token")) for place in places]
+    """List the texts of a special token, such as "bos", as tokenizer files name it.
+
+    The one that transformers takes is the first.
+    """
+    contents = [tokenizer_settings(files)]
+    contents += [json_object(files, name) for name in (SETTINGS_FILE, NAMED_FILE)]
+    inner = ("extra_special_tokens", "model_specific_special_tokens")
+    nested = [content.get(key) for content in contents for key in inner]
+    places = [*contents, *(each for each in nested if isinstance(each, dict))]
+    tokens = [token_text(place.get(f"{kind}_token")) for place in places]
     return [token for token in tokens if token is not None]
 
 

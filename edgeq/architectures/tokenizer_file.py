@@ -4,18 +4,22 @@ Fine-tuning often adds tokens to tokenizer_config.json alone. A runtime that rea
 would not know them, so that a model could never end its turn.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from edgeq.architectures.json_objects import json_object
-from edgeq.architectures.tokenizer_library import load_tokenizer_file
+from edgeq.architectures.tokenizer_library import load_tokenizer_file, tamed
 from edgeq.errors import BadInput, reason_of
 
 TOKENIZER_FILE = "tokenizer.json"
+SETTINGS_FILE = "tokenizer_config.json"
+NAMED_FILE = "special_tokens_map.json"
 ADDED_FILE = "added_tokens.json"
-NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+DECODER = "added_tokens_decoder"
+EXTRA = "extra_special_tokens"
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 Files = Mapping[str, bytes]
@@ -39,6 +43,17 @@ def read_tokenizer(files: Files) -> Tokenizer | None:
         ) from error
 
 
+def added_around(tokenizer: Tokenizer) -> list[int]:
+    """List the ids that a tokenizer puts around every text."""
+    try:
+        with tamed():
+            return list(tokenizer.encode("").ids)
+    except ValueError as error:
+        raise BadInput(
+            f"{TOKENIZER_FILE} cannot be used ({reason_of(error)}); fetch it again"
+        ) from error
+
+
 def unite(files: Files, rows: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """Add to tokenizer.json what the other files know, and say what could not be added.
 
@@ -50,13 +65,9 @@ def unite(files: Files, rows: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
     tokenizer = read_tokenizer(files)
     if tokenizer is None:
         return dict(files), ()
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    before = states_of_added(tokenizer)
     notes = []
-    changed = False
-    for stated, token in added_tokens(files):
-        if token.content in known:
-            continue
-        known.add(token.content)
+    for stated, token in added_tokens(files, tokenizer.get_added_tokens_decoder()):
         found = tokenizer.token_to_id(token.content)
         # the library gives the next id by counting tokens
         new = tokenizer.get_vocab_size() if found is None else found
@@ -71,59 +82,125 @@ def unite(files: Files, rows: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
                 f"its id would be {new}, and the embedding has {rows} rows"
             )
             continue
-        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
-        changed = True
+        tokenizer.add_tokens([token])
         if stated is not None and stated != new:
             notes.append(
                 f"token {token.content!r} has id {stated} in the tokenizer's files, "
                 f"but {new} by its vocabulary; {new} is used, as in transformers"
             )
-    if not changed:
+    if states_of_added(tokenizer) == before:
         return dict(files), tuple(notes)
     return {**files, TOKENIZER_FILE: tokenizer.to_str().encode()}, tuple(notes)
 
 
-def added_tokens(files: Files) -> Iterator[tuple[int | None, AddedToken]]:
-    """List tokens that files beside tokenizer.json state, with their ids, in transformers' order.
+def states_of_added(tokenizer: Tokenizer) -> dict[int, str]:
+    """Describe the tokens that are found in a text before anything else happens to it."""
+    return {id: repr(token) for id, token in tokenizer.get_added_tokens_decoder().items()}
+
+
+def tokenizer_settings(files: Files) -> dict[str, Any]:
+    """Read tokenizer_config.json, and what special_tokens_map.json says instead, as transformers.
+
+    That file counts where the config has no added_tokens_decoder, and wins there.
+
+    Raises: BadInput for a file that is no JSON object.
+    """
+    settings = json_object(files, SETTINGS_FILE)
+    if DECODER in settings:
+        return settings
+    named = json_object(files, NAMED_FILE)
+    first, second = settings.get(EXTRA), named.get(EXTRA)
+    if isinstance(first, list) and isinstance(second, list):
+        named = {**named, EXTRA: [*first, *(each for each in second if each not in first)]}
+    return settings | named
+
+
+def added_tokens(
+    files: Files, own: Mapping[int, AddedToken]
+) -> Iterator[tuple[int | None, AddedToken]]:
+    """List tokens that files beside tokenizer.json add, with their ids, in transformers' order.
+
+    own are those of tokenizer.json. One with other flags in added_tokens_decoder, or with a name
+    and not special, is listed too: so it is in transformers.
 
     Raises: BadInput for entries that are none.
     """
-    settings = json_object(files, "tokenizer_config.json")
-    entries = settings.get("added_tokens_decoder") or {}
+    settings = tokenizer_settings(files)
+    named = named_specials(settings)
+    states = {token.content: repr(token) for token in own.values()}
+    listed = set(states)
+    for id, token in _decoder_entries(files, settings, own):
+        if token.content in named:
+            token.special = True
+        if states.get(token.content) != repr(token):
+            listed.add(token.content)
+            yield id, token
+    for text, token in {**named, **_extra_specials(settings)}.items():
+        if text not in listed:
+            listed.add(text)
+            yield None, token
+
+
+def named_specials(settings: Mapping[str, Any]) -> dict[str, AddedToken]:
+    """List the tokens that settings give a name, such as eos_token, by their texts."""
+    others = [key for key in settings if key.endswith("_token") and key not in NAMED]
+    values = [settings.get(key) for key in (*NAMED, *others)]
+    for key in (EXTRA, "model_specific_special_tokens"):
+        named = settings.get(key)
+        values += list(named.values()) if isinstance(named, dict) else []
+    return _specials(values)
+
+
+def _extra_specials(settings: Mapping[str, Any]) -> dict[str, AddedToken]:
+    """List the special tokens without a name of their own; the newer of two keys counts."""
+    newer = settings.get(EXTRA)
+    is_older = EXTRA not in settings or isinstance(newer, dict)
+    several = settings.get("additional_special_tokens") if is_older else newer
+    return _specials(several if isinstance(several, list) else [])
+
+
+def _specials(values: Sequence[Any]) -> dict[str, AddedToken]:
+    """Read special tokens, each given by its text or by a description with it."""
+    found = {}
+    for value in values:
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str) and text:
+            flags = {}
+            if isinstance(value, dict):
+                flags = {flag: bool(value[flag]) for flag in FLAGS if flag in value}
+            found[text] = AddedToken(text, special=True, **flags)
+    return found
+
+
+def _decoder_entries(
+    files: Files, settings: Mapping[str, Any], own: Mapping[int, AddedToken]
+) -> Iterator[tuple[int, AddedToken]]:
+    """List tokens by their ids: those of tokenizer_config.json.
+
+    Of the time before it had them, those of added_tokens.json and tokenizer.json.
+    """
+    if DECODER not in settings:
+        beside = json_object(files, ADDED_FILE)
+        if not all(isinstance(id, int) and not isinstance(id, bool) for id in beside.values()):
+            raise BadInput(f"{ADDED_FILE} must be an object of tokens and ids; fetch it again")
+        special = {**named_specials(settings), **_extra_specials(settings)}
+        older = {
+            id: AddedToken(text, special=text in special, normalized=text not in special)
+            for text, id in beside.items()
+        }
+        yield from sorted({**older, **own}.items(), key=lambda item: item[0])
+        return
+    entries = settings[DECODER] or {}
     if not isinstance(entries, dict) or not all(map(_is_entry, entries.items())):
         raise BadInput(
-            "tokenizer_config.json: added_tokens_decoder must be an object of ids and tokens; "
-            "fetch it again"
+            f"{SETTINGS_FILE}: {DECODER} must be an object of ids and tokens; fetch it again"
         )
     for id, entry in sorted((int(id), entry) for id, entry in entries.items()):
-        flags = {flag: bool(entry.get(flag, False)) for flag in FLAGS}
+        flags = {flag: bool(entry[flag]) for flag in FLAGS if flag in entry}
         yield id, AddedToken(entry["content"], special=bool(entry.get("special")), **flags)
-    for content in (settings, json_object(files, "special_tokens_map.json")):
-        yield from ((None, token) for token in _named(content))
-    # of the time before tokenizer_config.json had them
-    beside = {} if entries else json_object(files, ADDED_FILE)
-    if not all(isinstance(id, int) and not isinstance(id, bool) for id in beside.values()):
-        raise BadInput(f"{ADDED_FILE} must be an object of tokens and ids; fetch it again")
-    for text, id in sorted(beside.items(), key=lambda item: item[1]):
-        yield id, AddedToken(text, special=False, normalized=False)
 
 
 def _is_entry(item: tuple[str, Any]) -> bool:
     id, entry = item
     named = isinstance(entry, dict) and isinstance(entry.get("content"), str) and entry["content"]
     return id.isascii() and id.isdigit() and len(id) < 10 and bool(named)
-
-
-def _named(content: Mapping[str, Any]) -> Iterator[AddedToken]:
-    """List the special tokens that a file names, each by its text or by a description with it."""
-    several = content.get("additional_special_tokens") or content.get("extra_special_tokens")
-    if isinstance(several, dict):
-        several = list(several.values())
-    listed = several if isinstance(several, list) else []
-    for token in [*(content.get(name) for name in NAMED), *listed]:
-        text = token.get("content") if isinstance(token, dict) else token
-        if isinstance(text, str) and text:
-            flags = {}
-            if isinstance(token, dict):
-                flags = {flag: bool(token.get(flag, False)) for flag in FLAGS}
-            yield AddedToken(text, special=True, **({"normalized": False} | flags))

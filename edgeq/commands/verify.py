@@ -82,7 +82,8 @@ def show_verified(console: "Console", result: Mapping[str, Any]) -> None:
 
 def describe_run(run: Mapping[str, Any]) -> Iterator[str]:
     """Say how an export ran, as users run it and in float32, beside the checkpoint's weights."""
-    yield f"{run['runtime']} on {run['tokens']} tokens, beside its checkpoint in {run['reference']}:"
+    beside = f"beside its checkpoint in {run['reference']}"
+    yield f"{run['runtime']} on {run['tokens']} tokens, {beside}:"
     found = "NaN or infinity"
     if run["kl"] is not None:
         found = (

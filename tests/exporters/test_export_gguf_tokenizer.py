@@ -15,6 +15,7 @@ from tiny_models import (
     tokenizer_files,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer
 
 from edgeq.architectures.record import Evidence, read_record
 from edgeq.errors import BadInput
@@ -102,12 +103,20 @@ def test_special_ids_come_from_the_tokenizer_and_then_from_the_config():
     [
         (tokenizer_files(), False),
         (tokenizer_files(template=True), True),
-        (tokenizer_files(add_bos_token=True), True),
-        (tokenizer_files(add_bos_token=False), False),
+        (tokenizer_files(add_bos_token=True), False),
+        (tokenizer_files(template=True, add_bos_token=False), True),
     ],
 )
-def test_a_template_or_a_setting_that_adds_bos_is_kept(files, expected):
+def test_bos_is_added_where_transformers_adds_it(tmp_path, files, expected):
     assert keys_of(files)["tokenizer.ggml.add_bos_token"] is expected
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    settings = json.loads(files["tokenizer_config.json"])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<|pad|>"}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)("the mice")["input_ids"]
+    assert (theirs[0] == 0) is expected
+    unheard = settings.get("add_bos_token") is True and not expected
+    assert ("add_bos_token" in " ".join(record_of(files).notes)) is unheard
 
 
 def test_a_template_inside_a_sequence_adds_bos_as_well():

@@ -32,8 +32,15 @@ def found_in(folder):
     return {line.split("'")[1] for line in lines}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("changes", [{}, {"head_dim": 48}, {"num_key_value_heads": 4}])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (kind, changes)
+        for kind in KINDS
+        for changes in ({}, {"head_dim": 48}, {"num_key_value_heads": 4})
+        if (kind, changes) != ("qwen2", {"head_dim": 48})  # which llama.cpp does not know
+    ],
+)
 def test_rows_of_a_gguf_file_are_found_by_the_rule_of_llama_cpp(rng, tmp_path, kind, changes):
     assert found_in(exported("gguf", tmp_path, rng, kind=kind, **changes)) == set()
 

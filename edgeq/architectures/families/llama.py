@@ -13,8 +13,8 @@ from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
 MODEL_TYPES = ("llama",)
 NAMES = RuntimeNames(
     transformers="LlamaForCausalLM",
-    gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=KINDS),
-    mlx=MlxNames("llama", foreign_keys=("layer_types",)),
+    gguf=GgufNames("llama", (*ATTENTION, *MLP), adjacent_rotary=True, rope_kinds=KINDS),
+    mlx=MlxNames("llama", (*ATTENTION, *MLP), foreign_keys=("layer_types",)),
     genai="llama",
 )
 

@@ -17,8 +17,8 @@ from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
 MODEL_TYPES = ("qwen2",)
 NAMES = RuntimeNames(
     transformers="Qwen2ForCausalLM",
-    gguf=GgufNames("qwen2"),
-    mlx=MlxNames("qwen2", plain_heads=True),
+    gguf=GgufNames("qwen2", QUERIES_KEYS_VALUES, plain_heads=True),
+    mlx=MlxNames("qwen2", QUERIES_KEYS_VALUES, plain_heads=True),
     genai="qwen2",
 )
 

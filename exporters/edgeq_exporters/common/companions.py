@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from edgeq.architectures.chat_template import TEMPLATE_FILE
 from edgeq.architectures.json_objects import json_object
-from edgeq.architectures.special_tokens import GENERATION_FILE, SETTINGS_FILE
+from edgeq.architectures.special_tokens import GENERATION_FILE
+from edgeq.architectures.tokenizer_file import SETTINGS_FILE
 from edgeq.decoder import ModelRecord
 from edgeq.files.json_files import json_bytes
 

@@ -10,7 +10,13 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.architectures.requirements import why_not_activation, why_not_named, why_not_stated
+from edgeq.architectures.requirements import (
+    why_not_activation,
+    why_not_biases,
+    why_not_heads,
+    why_not_named,
+    why_not_stated,
+)
 from edgeq.architectures.rope import llama3_factors, why_not_rope
 from edgeq.decoder import Decoder, GgufNames
 
@@ -27,6 +33,8 @@ def why_not_architecture(decoder: Decoder) -> str | None:
         why_not_named(decoder, "gguf", "GGUF export knows")
         or why_not_stated(decoder, "GGUF")
         or why_not_activation(decoder, "llama.cpp")
+        or why_not_biases(decoder, "llama.cpp", names_of(decoder).biased)
+        or why_not_heads(decoder, "llama.cpp", plain=names_of(decoder).plain_heads)
         or why_not_rope(decoder, "llama.cpp", names_of(decoder).rope_kinds)
     )
 

@@ -34,14 +34,12 @@ class TokenizerFiles:
     """Holds what a checkpoint says about its tokenizer; a file that it lacks is empty."""
 
     tokenizer: Json
-    settings: Json
     tokens: TokenIds
 
     @classmethod
     def read(cls, companions: Mapping[str, bytes], tokens: TokenIds) -> "TokenizerFiles":
         return cls(
             tokenizer=json_object(companions, "tokenizer.json"),
-            settings=json_object(companions, "tokenizer_config.json"),
             tokens=tokens,
         )
 
@@ -205,8 +203,7 @@ def adds_token(files: TokenizerFiles, name: str) -> bool:
     end = 0 if name == "bos" else -1
     pieces = [template[end] for template in _templates(files.tokenizer)]
     ends = [piece.get("SpecialToken", {}).get("id") for piece in pieces]
-    by_template = token_id in [files.ids().get(token) for token in ends if token is not None]
-    return by_template or files.settings.get(f"add_{name}_token") is True
+    return token_id in [files.ids().get(token) for token in ends if token is not None]
 
 
 def _why_not_readable(tokenizer: bytes) -> str | None:
