@@ -125,7 +125,7 @@ def zipped():
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (gzip.compress(b"text"), "compressed (gzip)"),
+        (gzip.compress(b"text", mtime=0), "compressed (gzip)"),
         (zipped(), "a zip archive"),
         (b"PAR1\x15\x04", "a Parquet table"),
         (b"%PDF-1.7\n", "a PDF"),
