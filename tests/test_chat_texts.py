@@ -1,6 +1,7 @@
 """Chat messages become the text that transformers makes of them, and its tokens."""
 
 import json
+import sys
 from dataclasses import replace
 
 import models
@@ -9,7 +10,10 @@ from tiny_models import tokenizer_files
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from edgeq.calibration.reading import open_text
+from edgeq.architectures.chat_template import read_template
+from edgeq.calibration import chat
+from edgeq.calibration.reading import open_text, read_pieces
+from edgeq.calibration.text_files import TextFile
 from edgeq.calibration.windows import tokenize
 from edgeq.errors import BadInput
 
@@ -161,3 +165,123 @@ def test_messages_that_give_no_text_are_refused_with_their_line(tmp_path, templa
     (tmp_path / "chat.jsonl").write_text(f"{first}\n{json.dumps(item)}\n")
     message = refusal(str(tmp_path / "chat.jsonl"), source_with(template))
     assert all(part in message for part in [*parts, "chat.jsonl"])
+
+
+ENDLESS = [
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{{ 10 ** (10 ** 9) }}",
+    "{% if false %}{{ 10 ** (10 ** 9) }}{% endif %}",
+    "{% macro m() %}{% for a in range(99999) %}{{ [1] | sum }}{% endfor %}{% endmacro %}"
+    "{% for a in range(99999) %}{% set x = m() %}{% endfor %}",
+    "{{ range(100000) | batch(1) | map('tojson') | list | tojson | urlize | length }}" * 9,
+    "{% set n = namespace(x=messages) %}{% for a in range(60) %}{% set n.x = [n.x, n.x] %}"
+    "{% endfor %}{{ n.x | tojson | length }}",
+]
+LARGE = [
+    "{{ '' | center(3 * 10 ** 9) | length }}",
+    "{{ '%3000000000d' % 1 }}",
+    "{{ '{:3000000000}'.format(1) | length }}",
+    "{{ ('a\n' * 10 ** 6) | indent(10 ** 4) | length }}",
+    "{% set n = namespace(x='a') %}{% for a in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{% set n = namespace(x=[1]) %}{% for a in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "{{ 'a'.join('b' * 10 ** 4) | replace('a', 'b' * 10 ** 6) | length }}",
+]
+LONG = [
+    "{{ ('a' * (3 * 10 ** 9)) | length }}",
+    "{{ ((3 * 10 ** 9) * [1]) | length }}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{{ messages }}{% endfor %}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("template", ENDLESS)
+def test_a_template_that_does_not_end_is_refused_with_the_line_of_its_chat(
+    tmp_path, monkeypatch, template
+):
+    monkeypatch.setattr(chat, "SECONDS", 0.3)
+    monkeypatch.setattr(chat, "LONGEST_TEXT", 10**12)
+    path = saved(tmp_path, [{"text": "a"}, {"messages": [USER]}])
+    message = refusal(path, source_with(template))
+    assert "line 2: the model's chat template takes longer than 0.3 s for one chat" in message
+    assert "fetch the model's template again" in message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bound no memory of a process")
+@pytest.mark.parametrize("template", LARGE)
+def test_a_template_that_takes_all_memory_is_refused_with_the_line_of_its_chat(
+    tmp_path, monkeypatch, template
+):
+    monkeypatch.setattr(chat, "MEMORY", 2**27)
+    path = saved(tmp_path, [{"text": "a"}, {"messages": [USER]}])
+    message = refusal(path, source_with(template))
+    assert "line 2: the model's chat template takes more than 0.125 GiB of memory" in message
+
+
+@pytest.mark.parametrize("template", LONG)
+def test_a_template_that_writes_without_end_is_refused_with_the_line_of_its_chat(
+    tmp_path, monkeypatch, template
+):
+    monkeypatch.setattr(chat, "LONGEST_TEXT", 10**5)
+    path = saved(tmp_path, [{"text": "a"}, {"messages": [USER]}])
+    message = refusal(path, source_with(template))
+    assert "line 2: the model's chat template takes more than 100000 characters" in message
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The processes of templates that are started; they are real ones."""
+    processes = []
+    start = chat.start_process
+
+    def start_and_keep():
+        processes.append(start())
+        return processes[-1]
+
+    monkeypatch.setattr(chat, "start_process", start_and_keep)
+    return processes
+
+
+def test_all_chats_of_a_text_share_one_process_that_ends_with_the_text(tmp_path, started):
+    chats = [[USER | {"content": f"{number} \ud7ff🙂\x85"}, ASSISTANT] for number in range(2000)]
+    path = saved(tmp_path, [{"messages": messages} for messages in chats])
+    text = open_text(path, source_with(CHAT_ML))
+    assert text == "".join(text_by_transformers(CHAT_ML, messages) for messages in chats)
+    assert [process.poll() is None for process in started] == [False]
+
+
+def test_a_text_without_chats_starts_no_process(tmp_path, started):
+    assert open_text(saved(tmp_path, [{"text": "a"}]), source_with(CHAT_ML)) == "a"
+    assert started == []
+
+
+def test_a_text_that_is_left_in_the_middle_ends_the_process(tmp_path, started):
+    path = saved(tmp_path, [{"messages": [USER]}] * 3)
+    pieces = read_pieces(TextFile.find(path), source_with(CHAT_ML))
+    assert next(pieces) == text_by_transformers(CHAT_ML, [USER])
+    pieces.close()
+    assert [process.poll() is None for process in started] == [False]
+
+
+def test_python_that_cannot_be_started_is_named(tmp_path, monkeypatch):
+    path = saved(tmp_path, [{"messages": [USER]}])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
+    assert "line 1: Python cannot be started" in refusal(path, source_with(CHAT_ML))
+
+
+def test_tools_that_are_deeply_nested_reach_the_template(tmp_path):
+    nested = "[" * 500 + "]" * 500
+    line = json.dumps({"messages": [USER], "tools": "TOOLS"}).replace('"TOOLS"', nested)
+    (tmp_path / "chat.jsonl").write_text(line)
+    source = source_with("{{ tools | tojson }}")
+    assert open_text(str(tmp_path / "chat.jsonl"), source) == nested
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\n"])
+def test_line_ends_of_a_template_file_are_read_as_transformers_reads_them(tmp_path, end):
+    data = (CHAT_ML + "{{ 'a\n\nb' }}\n\n").replace("\n", end).encode()
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_files()["tokenizer.json"])
+    (tmp_path / "chat_template.jinja").write_bytes(data)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    template = read_template({"chat_template.jinja": data})
+    assert template == tokenizer.chat_template
+    expected = text_by_transformers(tokenizer.chat_template, [USER])
+    assert open_text(saved(tmp_path, [{"messages": [USER]}]), source_with(template)) == expected

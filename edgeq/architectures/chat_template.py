@@ -16,15 +16,17 @@ Files = Mapping[str, bytes]
 def read_template(files: Files) -> str | None:
     """Read the default chat template, in Jinja; None for a model without one.
 
-    A file of its own wins over tokenizer_config.json, as in transformers.
+    A file of its own wins over tokenizer_config.json, as in transformers, which reads it in text
+    mode: line ends of Windows and of old Macs become newlines.
 
     Raises: BadInput for a template that is no text.
     """
     if TEMPLATE_FILE in files:
         try:
-            return files[TEMPLATE_FILE].decode("utf-8")
+            template = files[TEMPLATE_FILE].decode("utf-8")
         except UnicodeDecodeError as error:
             raise _malformed(TEMPLATE_FILE, reason_of(error)) from error
+        return template.replace("\r\n", "\n").replace("\r", "\n")
     for name in (SETTINGS_FILE, OLDER_FILE):
         template = default_of(json_object(files, name).get("chat_template"))
         if template is not None and not isinstance(template, str):

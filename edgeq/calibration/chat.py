@@ -1,19 +1,17 @@
-"""Turn chat messages into text by a model's own template, as transformers does."""
+"""Turn chat messages into text by a model's own template, as transformers does.
+
+A template is a program of whoever made the model, so it runs in a process of its own
+(`edgeq.calibration.chat_process`), one for all chats of a text: only a process can be ended in
+the middle of one long operation, on every system.
+"""
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
-
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.runtime
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from types import TracebackType
+from typing import Any, Self
 
 from edgeq.architectures.special_tokens import named_tokens
 from edgeq.errors import reason_of
@@ -27,44 +25,68 @@ NAMED_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 READS_PARTS = re.compile(r"""\bfor\s+\w+\s+in\s+\w+(\.content\b|\[['"]content['"]\])""")
 
+SECONDS = 10  # for one chat; the longest that can be read, 16 MiB, takes about 1 s
+MEMORY = 2 * 2**30  # bytes above an idle process; the longest chat takes under a quarter
+LONGEST_TEXT = 2**26  # characters that one chat becomes: four times the longest chat
+STARTING = """
+import sys
+seconds, memory, longest, *sys.path[:] = sys.argv[1:]
+from edgeq.calibration.chat_process import serve
+serve(float(seconds), memory=int(memory), longest=int(longest))
+"""
+"""What the process of a template runs: the packages are those of this process."""
+
 
 class BadChat(ValueError):
     """Messages that do not become text, with the reason and what helps."""
 
 
 class ChatTemplate:
-    """Renders conversations by a model's template; without a model or a template, refuses them."""
+    """Renders conversations by a model's template; without a model or a template, refuses them.
+
+    A context: leaving it ends the process in which the template runs.
+    """
 
     def __init__(self, model: TextModel | None) -> None:
         self._model = model
-        self._compiled: jinja2.Template | None = None
-        self._tokens: dict[str, str] = {}
+        self._process: subprocess.Popen[bytes] | None = None
         self._reads_parts = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
     def render(self, item: Mapping[str, Any]) -> str:
         """Write the conversation of an item, with the special tokens of the template.
 
         Raises: BadChat, also when the model has no template that can be read.
         """
-        if self._compiled is None:
-            self._compiled = self._compile()
+        if self._process is None:
+            self._start()
         messages = conversation_of(item, as_parts=self._reads_parts)
-        tools = item.get("tools") or None
-        try:
-            return self._compiled.render(
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=False,
-                **self._tokens,
-            )
-        except Exception as error:  # a template can fail in any way
-            raise BadChat(
-                f"the model's chat template refuses the messages ({reason_of(error)}); "
-                "change them, or leave them out"
-            ) from error
+        answer = self._ask({"messages": messages, "tools": item.get("tools") or None})
+        if "text" in answer:
+            return str(answer["text"])
+        raise BadChat(
+            f"the model's chat template refuses the messages ({answer['reason']}); "
+            "change them, or leave them out"
+        )
 
-    def _compile(self) -> jinja2.Template:
+    def _start(self) -> None:
+        """Start the process, and give it the template.
+
+        Raises: BadChat.
+        """
         template = None if self._model is None else self._model.record.template
         if self._model is None or template is None:
             name = "" if self._model is None else f" {self._model.record.name!r}"
@@ -72,15 +94,87 @@ class ChatTemplate:
                 f"model{name} has no chat template to write messages with; "
                 'give text, or JSON lines with "text"'
             )
-        self._tokens = template_tokens(self._model.companions())
         self._reads_parts = READS_PARTS.search(template) is not None
-        try:
-            return make_environment().from_string(template)
-        except Exception as error:  # a damaged template can fail in any way
+        tokens = template_tokens(self._model.companions())
+        self._process = start_process()
+        answer = self._ask({"template": template, "tokens": tokens})
+        if "reason" in answer:
             raise BadChat(
                 f"the chat template of model {self._model.record.name!r} cannot be read "
-                f"({reason_of(error)}); fetch it again, or give text without messages"
-            ) from error
+                f"({answer['reason']}); fetch it again, or give text without messages"
+            )
+
+    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one line of JSON to the process, and read the one that it answers.
+
+        Raises: BadChat where the process came to its limits.
+        """
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            line = json.dumps(question, ensure_ascii=False)
+        except RecursionError as error:
+            raise BadChat("it is too deeply nested; leave it out") from error
+        answer = b""
+        try:
+            self._process.stdin.write(line.encode("utf-8", "surrogatepass") + b"\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except OSError:  # it ended while it was written to
+            pass
+        if not answer.endswith(b"\n"):
+            raise BadChat(_ending(self._process.wait()))
+        found: dict[str, Any] = json.loads(answer.decode("utf-8", "surrogatepass"))
+        if found.get("limit") == "memory":
+            raise BadChat(_over(f"more than {MEMORY / 2**30:g} GiB of memory"))
+        if found.get("limit") == "text":
+            raise BadChat(_over(f"more than {LONGEST_TEXT} characters"))
+        return found
+
+
+def start_process() -> "subprocess.Popen[bytes]":
+    """Start the process in which a template runs, and wait until it reads questions.
+
+    Raises: BadChat.
+    """
+    limits = (str(SECONDS), str(MEMORY), str(LONGEST_TEXT))
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", STARTING, *limits, *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError as error:
+        raise BadChat(_no_process(reason_of(error))) from error
+    assert process.stdout is not None
+    if not process.stdout.readline():
+        status = process.wait()
+        process.communicate()
+        raise BadChat(_no_process(f"it ended with status {status}"))
+    return process
+
+
+def _no_process(reason: str) -> str:
+    return (
+        f"Python cannot be started to run the model's chat template ({reason}); "
+        "free memory, or give text without messages"
+    )
+
+
+def _ending(status: int) -> str:
+    """Say why the process ended; status 1 is that of its clock."""
+    if status == 1:
+        return _over(f"longer than {SECONDS:g} s")
+    return _over(f"more than its process can give (status {status})")
+
+
+def _over(what: str) -> str:
+    return (
+        f"the model's chat template takes {what} for one chat; "
+        "fetch the model's template again, leave the chat out, or give text without messages"
+    )
 
 
 def conversation_of(item: Mapping[str, Any], *, as_parts: bool = False) -> list[dict[str, Any]]:
@@ -148,91 +242,6 @@ def template_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     """Read the special tokens that a tokenizer's files name: what templates call bos_token."""
     named = {kind: named_tokens(files, kind) for kind in NAMED_KINDS}
     return {f"{kind}_token": tokens[0] for kind, tokens in named.items() if tokens}
-
-
-def make_environment() -> jinja2.Environment:
-    """Make what transformers renders templates in.
-
-    Templates come with models, so they run in jinja's sandbox.
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _format_now
-    environment.globals["dict"] = _PlainDictionary()
-    environment.globals["namespace"] = _Namespace
-    return environment
-
-
-class GenerationTag(jinja2.ext.Extension):
-    """Reads `{% generation %}`, which marks what the assistant says and writes nothing itself."""
-
-    tags = {"generation"}  # noqa: RUF012 (as jinja declares it)
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = self.call_method("_write", [])
-        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-    def _write(self, caller: jinja2.runtime.Macro) -> str:
-        return str(caller())
-
-
-class _PlainDictionary:
-    """Stands for `dict` in templates, without what leads from the class to Python's insides."""
-
-    def __call__(self, *arguments: Any, **named: Any) -> dict[Any, Any]:
-        return dict(*arguments, **named)
-
-    def fromkeys(self, *arguments: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*arguments)
-
-
-class _Namespace(Namespace):
-    """Refuses names that lead to Python's insides."""
-
-    def __init__(*arguments: Any, **named: Any) -> None:  # a template may name one self
-        self, *stated = arguments
-        values = dict(*stated, **named)
-        for name in values:
-            _check_name(name)
-        Namespace.__init__(self, values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
-        Namespace.__setitem__(self, name, value)
-
-
-def _check_name(name: Any) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace holds no {name!r}")
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _format_now(form: str) -> str:
-    return datetime.now().strftime(form)
 
 
 def is_chat(item: Mapping[str, Any]) -> bool:

@@ -4,7 +4,7 @@ Files as streams of characters are `edgeq.calibration.text_files`.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -90,24 +90,26 @@ def read_text(path: str | None, *, default: str = CALIBRATION_TEXT) -> str:
     return text if isinstance(text, str) else "".join(text.read())
 
 
-def read_pieces(file: TextFile, model: TextModel | None) -> Iterator[str]:
+def read_pieces(file: TextFile, model: TextModel | None) -> Generator[str, None, None]:
     """Read a text in pieces that are not empty; those of JSON are its items.
+
+    Closing it ends the process in which a chat template runs.
 
     Raises: BadInput with the line or item that is no text.
     """
     if file.kind == "text":
         yield from file.characters()
         return
-    template = ChatTemplate(model)
     after_text = False
-    for number, item, reader in read_items(file):
-        where = f"item {number}" if file.kind == "array" else f"line {reader.begun}"
-        text = text_of(item, template, f"text {file.path!r}, {where}", file.kind == "array")
-        is_text = isinstance(item, str) or isinstance(item.get("text"), str)
-        piece = BETWEEN_TEXTS + text if after_text and is_text else text
-        after_text = is_text
-        if piece:
-            yield piece
+    with ChatTemplate(model) as template:
+        for number, item, reader in read_items(file):
+            where = f"item {number}" if file.kind == "array" else f"line {reader.begun}"
+            text = text_of(item, template, f"text {file.path!r}, {where}", file.kind == "array")
+            is_text = isinstance(item, str) or isinstance(item.get("text"), str)
+            piece = BETWEEN_TEXTS + text if after_text and is_text else text
+            after_text = is_text
+            if piece:
+                yield piece
 
 
 def read_items(file: TextFile) -> Iterator[tuple[int, Any, JsonReader]]:

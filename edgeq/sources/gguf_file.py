@@ -14,11 +14,12 @@ import ml_dtypes
 import numpy as np
 
 from edgeq.architectures.blocks import find_blocks
-from edgeq.architectures.chat_template import TEMPLATE_FILE
+from edgeq.architectures.chat_template import OLDER_FILE
 from edgeq.architectures.record import Evidence, read_record
 from edgeq.decoder import Decoder
 from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.files.gguf_header import check_header
+from edgeq.files.json_files import json_bytes
 from edgeq.files.plain_files import read_array
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
@@ -62,8 +63,9 @@ class GgufFile:
         )
         own_name = str(self.metadata.get("general.name") or path.stem)
         template = self.metadata.get("tokenizer.chat_template")
-        files = {} if template is None else {TEMPLATE_FILE: str(template).encode()}
-        self.record = read_record(name or own_name, config, Evidence(files))
+        # among JSON, as line ends of a template in a file of its own are those of a text file
+        stated = json_bytes({"chat_template": None if template is None else str(template)})
+        self.record = read_record(name or own_name, config, Evidence({OLDER_FILE: stated}))
         names = checkpoint_names(self.record.decoder)
         self.stored = {checkpoint_name(tensor, names): stored[tensor] for tensor in stored}
         check_types(stored)

@@ -277,3 +277,9 @@ def test_a_token_that_occurs_twice_is_refused_by_name():
     metadata["tokenizer.ggml.tokens"][5] = metadata["tokenizer.ggml.tokens"][6]
     with pytest.raises(BadInput, match="twice"):
         tokenizer_files(metadata)
+
+
+def test_a_template_in_the_metadata_keeps_its_line_ends(make_gguf, tiny_metadata, tiny_tensors):
+    template = "{{ messages }}\r\n\r"
+    path = make_gguf(tiny_metadata | {"tokenizer.chat_template": template}, tiny_tensors)
+    assert open_source(str(path)).record.template == template
