@@ -203,6 +203,15 @@ class TokenIds:
     unknown: tuple[int, ...] = ()
 
 
+OF_ONE_MACHINE = (
+    "attn_implementation",
+    "_attn_implementation",
+    "cache_implementation",
+    "compile_config",
+)
+"""Keys of a config that choose code or memory, and nothing of what a model computes."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
     """The facts of a model once it is open, which never change again.
@@ -237,5 +246,9 @@ class ModelRecord:
         return deepcopy(dict(self.stated))
 
     def settled_config(self) -> dict[str, Any]:
-        """Give a copy of the config in which nothing contradicts the weights or another file."""
-        return deepcopy({**self.stated, **self.settled})
+        """Give a copy of the config in which nothing contradicts the weights or another file.
+
+        Keys of how one machine runs a model are left out: another one may lack what they name.
+        """
+        settled = deepcopy({**self.stated, **self.settled})
+        return {key: value for key, value in settled.items() if key not in OF_ONE_MACHINE}

@@ -3,6 +3,7 @@ import pytest
 
 from edgeq.errors import BadInput
 from edgeq.measuring.quality import compare
+from edgeq.measuring.run_export import measured
 
 
 def log_probabilities(logits):
@@ -97,3 +98,17 @@ def test_a_perplexity_beyond_all_numbers_is_an_error():
     logits[:, :, 7] = 1e6
     with pytest.raises(BadInput, match="perplexity is beyond"):
         compare(np.zeros((1, 8), int), logits)
+
+
+def test_windows_of_one_token_predict_nothing():
+    with pytest.raises(BadInput, match="give windows of 2 tokens or more"):
+        compare(np.zeros((2, 1), np.int64), [np.zeros((1, 8), np.float32)] * 2)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_a_reference_whose_logits_are_all_zero_has_no_scale(value):
+    ids = np.zeros((1, 4), np.int64)
+    zeros, found = np.zeros((4, 8), np.float32), np.full((4, 8), value, np.float32)
+    result = measured(ids, [found], [zeros])
+    assert result["logit_difference"] == value
+    assert result["kl"] == pytest.approx(0.0, abs=1e-7)

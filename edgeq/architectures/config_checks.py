@@ -3,11 +3,10 @@
 Rotary embedding has rules of its own in `edgeq.architectures.rope`.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
-from edgeq.architectures.rope import check_rope
+from edgeq.architectures.rope import check_rope, check_rotated, is_single
 from edgeq.errors import BadInput
 
 MOST_LEVELS = 50  # of values inside of values; configs have three or four
@@ -53,7 +52,7 @@ def check_values(config: Config) -> None:
         if config.get(key) is not None and not holds(config[key]):
             raise BadInput(f"config: {key} is {config[key]!r:.60}; it must be {rule}")
     check_rope(config)
-    head_dimension(config)
+    check_rotated(config, head_dimension(config))
     heads, key_heads = positive_integer(config, "num_attention_heads"), key_value_heads(config)
     if heads % key_heads:
         raise BadInput(
@@ -111,11 +110,6 @@ def is_positive_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _is_positive(value: Any) -> bool:
-    number = isinstance(value, float) or is_positive_integer(value)
-    return number and 0 < value <= sys.float_info.max
-
-
 def _is_count(value: Any) -> bool:
     whole = isinstance(value, int) and not isinstance(value, bool)
     return whole and 0 <= value <= LARGEST_SIZE
@@ -136,21 +130,21 @@ def _are_token_ids(value: Any) -> bool:
 
 
 Rule = tuple[str, Callable[[Any], bool]]
+COUNT: Rule = ("a whole number of 0 or more", _is_count)
 SIZE: Rule = ("a positive whole number", is_positive_integer)
+POSITIVE: Rule = ("a positive number that float32 holds", is_single)
 FLAG: Rule = ("true or false", _is_flag)
 TOKEN: Rule = ("a token id or a list of them", _are_token_ids)
 # keys that may be absent or null
 OPTIONAL: Mapping[str, Rule] = {
     "max_position_embeddings": SIZE,
-    "rms_norm_eps": ("a positive number", _is_positive),
+    "rms_norm_eps": POSITIVE,
     "hidden_act": ("the name of a function, such as silu", lambda value: value in FUNCTIONS),
-    "per_layer_config": ("left out, all blocks are computed alike", lambda value: not value),
     "is_causal": ("true, as decoders are", lambda value: value is True),
-    "tie_word_embeddings": FLAG,
     "attention_bias": FLAG,
     "use_sliding_window": FLAG,
     "sliding_window": SIZE,
-    "max_window_layers": ("a whole number of 0 or more", _is_count),
+    "max_window_layers": COUNT,
     "layer_types": ("a list of names", _are_names),
     "mlp_bias": FLAG,
     "bos_token_id": TOKEN,

@@ -22,6 +22,7 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 # what transformers takes where Qwen's configs are silent
 SLIDING_WINDOW = 4096
 FIRST_SLIDING = 28
+FULL, SLIDING = "full_attention", "sliding_attention"
 MOST_BLOCKS = 10_000  # more than any model has; a damaged config must not ask for memory
 
 Config = Mapping[str, Any]
@@ -59,7 +60,11 @@ def llama_like(config: Config, names: RuntimeNames, own: Differences = Differenc
     """
     hidden, blocks = positive_integer(config, "hidden_size"), block_count(config)
     windows = own.windows
-    of_blocks = [windows] * blocks if windows is None or isinstance(windows, int) else windows
+    if windows is None or isinstance(windows, int):
+        check_layer_types(config, blocks, window=config.get("sliding_window"))
+        of_blocks: Sequence[int | None] = [windows] * blocks
+    else:
+        of_blocks = windows
     kinds = {window: make_layer(config, window, own) for window in set(of_blocks)}
     longest = config.get("max_position_embeddings")
     epsilon = config.get("rms_norm_eps")
@@ -107,6 +112,35 @@ def make_layer(config: Config, window: int | None, own: Differences) -> Layer:
     )
 
 
+def check_layer_types(config: Config, count: int, *, window: int | None) -> None:
+    """Refuse kinds of attention that the blocks of these families do not have, or too few names.
+
+    A block that slides needs a window. Llama goes by it in its cache alone, but cannot be without.
+
+    Raises: BadInput.
+    """
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return
+    if len(kinds) != count:
+        raise BadInput(
+            f"config: layer_types names {len(kinds)} blocks, but num_hidden_layers is {count}; "
+            "use the config.json that belongs to these weights"
+        )
+    foreign = [kind for kind in kinds if kind not in (FULL, SLIDING)]
+    if foreign:
+        raise BadInput(
+            f"config: layer_types has {foreign[0]!r:.60}; a {config['model_type']} model "
+            f"has blocks of {FULL} and {SLIDING}, give another model"
+        )
+    if SLIDING in kinds and window is None:
+        raise BadInput(
+            f"config: layer_types has {SLIDING}, but the config states no window "
+            "(sliding_window, use_sliding_window); "
+            "use the config.json that belongs to these weights"
+        )
+
+
 def sliding_windows(config: Config) -> list[int | None]:
     """Read the windows of all blocks as Qwen's configs state them: which slide, and how wide.
 
@@ -114,7 +148,10 @@ def sliding_windows(config: Config) -> list[int | None]:
     Raises: BadInput naming the key.
     """
     count, kinds = block_count(config), config.get("layer_types")
-    if not config.get("use_sliding_window"):
+    slides = config.get("use_sliding_window")
+    stated = config.get("sliding_window", SLIDING_WINDOW)
+    check_layer_types(config, count, window=stated if slides else None)
+    if not slides:
         return [None] * count
     window = SLIDING_WINDOW
     if config.get("sliding_window") is not None:
@@ -123,9 +160,4 @@ def sliding_windows(config: Config) -> list[int | None]:
         first = config.get("max_window_layers")
         first = FIRST_SLIDING if first is None else first
         return [window if index >= first else None for index in range(count)]
-    if len(kinds) != count:
-        raise BadInput(
-            f"config: layer_types names {len(kinds)} blocks, but num_hidden_layers is {count}; "
-            "use the config.json that belongs to these weights"
-        )
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    return [window if kind == SLIDING else None for kind in kinds]

@@ -12,6 +12,7 @@ from typing import Any
 from edgeq.architectures.chat_template import read_template
 from edgeq.architectures.config_checks import check_nesting, check_values
 from edgeq.architectures.families import families
+from edgeq.architectures.loader_keys import check_loader_keys
 from edgeq.architectures.rope import contradicting_rope, rope_keys
 from edgeq.architectures.special_tokens import (
     contradictions,
@@ -61,6 +62,7 @@ def read_record(name: str, config: Config, evidence: Evidence = Evidence()) -> M
             "the model is quantized already; start from the full-precision checkpoint"
         )
     check_values(stated)
+    check_loader_keys(stated)
     decoder = describe(deepcopy(stated))
     notes = []
     if decoder.tied_head and evidence.own_head(decoder):

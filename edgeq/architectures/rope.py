@@ -4,7 +4,6 @@ What each runtime makes of them is up to that runtime; `why_not_rope` compares.
 """
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,8 @@ NEEDED = {
 PRETRAINED = ("llama3", "yarn", "longrope")
 """Rope types that go by the length which a model was trained for first."""
 DEFAULT_THETA = 10000.0
+SMALLEST = float(np.finfo(np.float32).tiny)
+LARGEST = float(np.finfo(np.float32).max)
 KINDS = ("default", "linear", "llama3")
 """Rope types that `frequencies` computes."""
 
@@ -183,7 +184,34 @@ def check_rope(config: Mapping[str, Any]) -> None:
         )
 
 
+def check_rotated(config: Mapping[str, Any], width: int) -> None:
+    """Refuse heads of so many columns that would be rotated in part by a kind that turns them all.
+
+    Without scaling transformers goes by no such factor, and "proportional" has its own rule: the
+    rest of its columns are rotated by nothing.
+
+    Raises: BadInput.
+    """
+    key, rope = "partial_rotary_factor", rope_of(config)
+    part = rope.settings.get(key, 1.0 if config.get(key) is None else config[key])
+    whole = part is not None and int(width * part) == width
+    if rope.kind == "proportional":
+        whole = part is not None and 0 <= part <= 1
+    if rope.kind != "default" and not whole:
+        raise BadInput(
+            f"config: {key} is {part!r:.60} with rope type {rope.kind!r}, "
+            f"by which all {width} columns of a head must be rotated; leave the key out"
+        )
+
+
 def _check_positive(name: str, value: Any) -> None:
+    if not is_single(value):
+        raise BadInput(
+            f"config: {name} is {value!r:.60}; it must be a positive number that float32 holds"
+        )
+
+
+def is_single(value: Any) -> bool:
+    """Say whether a value is a positive number, and a normal one in float32, as models compute."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= sys.float_info.max:
-        raise BadInput(f"config: {name} is {value!r:.60}; it must be a positive number")
+    return number and SMALLEST <= value <= LARGEST

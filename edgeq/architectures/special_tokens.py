@@ -7,6 +7,7 @@ A model stops at each end that any of its files knows. Which tokens exist is sai
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from edgeq.architectures.generation_settings import check_choices
 from edgeq.architectures.json_objects import json_object
 from edgeq.architectures.tokenizer_file import (
     NAMED_FILE,
@@ -32,10 +33,12 @@ def read_tokens(config: Json, files: Files, id_of: IdOf) -> TokenIds:
 
     id_of finds the id of a token by its text. Ends are all kept; of the others the first counts.
 
-    Raises: BadInput for a file that is no JSON object, or an id that is none.
+    Raises: BadInput for a file that is no JSON object, an id that is none, or a setting of how
+    tokens are chosen that no runtime can follow.
     """
     generation = json_object(files, GENERATION_FILE)
     check_ids(generation)
+    check_choices(generation, GENERATION_FILE)
     found = {}
     for kind, field in KINDS.items():
         known = [id for id in map(id_of, named_tokens(files, kind)) if id is not None]

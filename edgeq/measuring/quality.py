@@ -67,6 +67,15 @@ class Meter:
         self.kl += float(np.einsum("tv,tv->t", reference, target).sum(dtype=np.float64))
 
     def quality(self) -> Quality:
+        """Average what was added.
+
+        Raises: BadInput where no window had a second token to predict.
+        """
+        if not self.predicted:
+            raise BadInput(
+                f"{self.tokens} windows of one token each: nothing follows them to be predicted; "
+                "give windows of 2 tokens or more"
+            )
         perplexity = perplexity_of(self.loss / self.predicted, "target")
         if not self.compared:
             return Quality(self.tokens, perplexity)

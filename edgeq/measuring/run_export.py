@@ -41,6 +41,8 @@ ROUNDED_KL = 1e-3
 SMALLEST_COST = 1e-3  # below it a few roundings that fall the other way are all there is
 ROUNDING_FACTORS = {"int8": 4.0, "float16": 20.0, "bfloat16": 20.0}
 
+SHORTEST_RUN = 2  # tokens: one to read, and one to predict from it
+
 Logits = Sequence[NumpyArray]
 
 
@@ -77,6 +79,9 @@ def run_export(
     used: Runtime = make(exported.path)
     contexts = (checkpoint.record.context, in_runtime(exported, used).record.context)
     length = min([sequence_length, *(size for size in contexts if size is not None)])
+    if length < SHORTEST_RUN:
+        given = "the model reads at most" if length < sequence_length else "sequence length"
+        raise BadInput(f"{given} {length} tokens; at least {SHORTEST_RUN} are needed")
     ids = first_windows(tokens, windows=windows, sequence_length=length)
     rounding = used.rounding
     found = list(used.logits(ids))
@@ -130,7 +135,10 @@ def cost_of_rounding(ids: NumpyArray, expected: Logits, rounded: Logits) -> floa
 
 
 def measured(ids: NumpyArray, found: Logits, expected: Logits) -> dict[str, float | None]:
-    """Compare logits with the reference's; None where one is no number."""
+    """Compare logits with the reference's; None where one is no number.
+
+    Units: logit_difference is a share of the reference's largest logit, unless all of them are 0.
+    """
     if not all(np.isfinite(logits).all() for logits in found):
         return dict.fromkeys(("kl", "top1_agreement", "logit_difference"))
     quality = compare(ids, found, expected)
@@ -140,7 +148,7 @@ def measured(ids: NumpyArray, found: Logits, expected: Logits) -> dict[str, floa
     return {
         "kl": quality.kl,
         "top1_agreement": quality.top1_agreement,
-        "logit_difference": difference / scale,
+        "logit_difference": difference / scale if scale else difference,
     }
 
 

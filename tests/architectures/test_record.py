@@ -150,7 +150,10 @@ def test_windows_are_those_of_transformers():
     assert windows(**QWEN2, max_window_layers=2, sliding_window=8) == [None, None, 8, 8]
     kinds = ["sliding_attention", "full_attention"] * 2
     assert windows(**QWEN2, layer_types=kinds, sliding_window=8) == [8, None, 8, None]
-    assert windows(**QWEN2 | {"use_sliding_window": False}, layer_types=kinds) == [None] * 4
+    full = ["full_attention"] * 4
+    assert windows(**QWEN2 | {"use_sliding_window": False}, layer_types=full) == [None] * 4
+    assert windows(**QWEN2, layer_types=full, sliding_window=None) == [None] * 4
+    assert windows(**QWEN2, layer_types=kinds) == [4096, None, 4096, None]
 
 
 @pytest.mark.parametrize("exporter", [GgufExporter(), MlxExporter(), OnnxExporter()], ids=type)

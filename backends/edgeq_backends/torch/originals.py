@@ -22,6 +22,7 @@ from edgeq_backends.torch.loading import load_directory, quiet
 FETCH_AGAIN = "fetch the checkpoint again"
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED_HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
+ATTENTION = "sdpa"  # whatever code for it a config asks for; that code may not be installed
 LARGEST_CODE = 127  # of signed 8 bits, symmetric around 0
 
 Round = Callable[[torch.Tensor], torch.Tensor]
@@ -40,7 +41,12 @@ class TransformersLogits:
 
     def __init__(self, path: Path, *, device: str = "cpu") -> None:
         self._device = find_device(device)
-        self._model = load_directory(path, mend=FETCH_AGAIN, dtype=stored_dtype(path))
+        self._model = load_directory(
+            path,
+            mend=FETCH_AGAIN,
+            dtype=stored_dtype(path),
+            attn_implementation=ATTENTION,
+        )
         self._owners = [each for each in self._model.modules() if owned(each)]
         for module in self._model.modules():
             for name, buffer in module._buffers.items():

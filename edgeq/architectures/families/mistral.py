@@ -10,6 +10,7 @@ from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import Differences, llama_like
 from edgeq.architectures.rope import KINDS
 from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.errors import UnsupportedModel
 
 MODEL_TYPES = ("mistral",)
 WINDOW = 4096  # what transformers takes where the key is absent; null means no window
@@ -24,7 +25,15 @@ NAMES = RuntimeNames(
 
 
 def describe(config: Mapping[str, Any]) -> Decoder:
-    """Describe a Mistral: no biases, one window for all blocks."""
+    """Describe a Mistral: no biases, one window for all blocks.
+
+    Raises: UnsupportedModel for a Ministral, which transformers takes any with layer_types for.
+    """
+    if "layer_types" in config:
+        raise UnsupportedModel(
+            "config: layer_types makes a Ministral of a model of type mistral, in transformers; "
+            "give another model, or leave the key out where all blocks have one window"
+        )
     window: int | None = WINDOW
     if "sliding_window" in config:
         stated = config["sliding_window"]
