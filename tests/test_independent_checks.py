@@ -107,6 +107,16 @@ def test_a_directory_is_predicted_as_a_plain_float32_load_does(tmp_path, ids, ki
     assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
+def test_a_config_that_asks_for_code_which_is_not_installed_is_computed_all_the_same(tmp_path, ids):
+    folder = save_tiny(tmp_path / "model")
+    expected = plain_logits(folder, ids)
+    config = json.loads((folder / "config.json").read_text())
+    config["attn_implementation"] = "no such code"
+    (folder / "config.json").write_text(json.dumps(config))
+    found = np.stack(list(TransformersLogits(folder).logits(ids)))
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
 def test_weights_stay_in_the_type_that_they_are_stored_in(tmp_path, ids):
     folder = save_tiny(tmp_path / "model")
     as_stored(folder, lambda _, tensor: tensor.astype(ml_dtypes.bfloat16))
@@ -330,6 +340,23 @@ def test_verify_reports_rows_that_lie_in_another_order(solved, monkeypatch, tmp_
     found = run_export(tmp_path / "export", against=solved, backend="cpu")
     assert found["exact_kl"] > 100 * found["allowed_exact_kl"]
     assert len(found["differences"]) == 2
+
+
+def test_a_run_over_too_few_tokens_is_refused_before_it(solved):
+    with pytest.raises(BadInput, match=r"^sequence length 1 tokens; at least 2 are needed$"):
+        run_export(solved / "gguf", against=solved, backend="cpu", sequence_length=1)
+
+
+@pytest.mark.parametrize("name", ["onnx", "mlx"])
+def test_a_run_of_a_model_that_reads_one_token_is_refused(solved, name, tmp_path):
+    """What an export states is the shorter context of the two."""
+    folder = shutil.copytree(solved / name, tmp_path / name)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1}))
+    with pytest.raises(
+        BadInput, match=r"^the model reads at most 1 tokens; at least 2 are needed$"
+    ):
+        run_export(folder, against=solved, backend="cpu")
 
 
 # exports run as users run them

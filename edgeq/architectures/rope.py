@@ -58,6 +58,11 @@ def _rope_by(config: Mapping[str, Any], key: str) -> Rope:
     for name in NEEDED["llama3"]:  # the factor of linear scaling is among them
         if name in settings:
             _check_positive(f"{key}.{name}", settings[name])
+    for name, value in settings.items():
+        if isinstance(value, int | float) and not abs(value) <= LARGEST:
+            raise BadInput(
+                f"config: {key}.{name} is {value!r:.60}; it must be a number that float32 holds"
+            )
     theta = settings.get("rope_theta", config.get("rope_theta", DEFAULT_THETA))
     _check_positive("rope_theta", theta)
     part = settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0

@@ -218,13 +218,20 @@ def test_numbers_beyond_float32_are_named(key, value):
         read_record("m", ONE_BLOCK | {key: value})
 
 
+@pytest.mark.parametrize("value", [1e300, -1e39])
+def test_factors_of_other_kinds_of_rope_beyond_float32_are_named(value):
+    settings = {"rope_type": "yarn", **ROPE["yarn"], "attention_factor": value}
+    with pytest.raises(BadInput, match=r"^config: rope_scaling.attention_factor is .* float32"):
+        read_record("m", ONE_BLOCK | {"rope_scaling": settings})
+
+
 @pytest.mark.parametrize(
     ("kind", "key"), [(kind, key) for kind in ("linear", "llama3") for key in ROPE[kind]]
 )
 @pytest.mark.parametrize("value", [1e300, 1e-60])
 def test_numbers_of_rope_beyond_float32_are_named(kind, key, value):
     settings = {"rope_type": kind, **ROPE[kind], key: value}
-    with pytest.raises(BadInput, match=f"^config: rope_scaling.{key} is .* float32 holds"):
+    with pytest.raises(BadInput, match=rf"^config: rope_scaling.{key} is .* float32 holds"):
         read_record("m", ONE_BLOCK | {"rope_scaling": settings})
 
 
