@@ -95,6 +95,7 @@ def test_a_weight_that_is_not_finite_is_named(refuse, model, name, value):
         {"num_key_value_heads": 3},
         {"head_dim": 1},
         {"model_type": None},
+        {"layer_types": ["x", "y"]},
     ],
 )
 def test_a_config_value_that_edgeq_cannot_work_with_is_named_at_once(refuse, model, changes):
@@ -108,7 +109,6 @@ def test_a_config_value_that_edgeq_cannot_work_with_is_named_at_once(refuse, mod
 @pytest.mark.parametrize(
     "changes",
     [
-        {"layer_types": ["x", "y"]},
         {"pad_token_id": 99999999},
         {"initializer_range": "x"},
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
