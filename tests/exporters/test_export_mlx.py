@@ -155,7 +155,7 @@ def test_settings_of_a_mistral_that_transformers_does_not_know_are_no_settings_i
 ):
     model = tiny("mistral")
     export = solved(model, rng, [FOUR_BITS])
-    foreign = {"layer_types": ["sliding_attention"] * 2, "attention_bias": True, "mlp_bias": True}
+    foreign = {"attention_bias": True, "mlp_bias": True}
     export = dataclasses.replace(export, config=export.config | foreign)
     assert_alike(mlx_logits(export, tmp_path, ids), torch_logits(model, in_float16(export), ids))
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from solved_models import FOUR_BITS, LLAMA_3_ROPE, shapes_of, solved, tiny, with_grid
+from solved_models import FOUR_BITS, shapes_of, solved, tiny, with_grid
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid
@@ -82,7 +82,7 @@ def test_inputs_that_groups_do_not_divide_are_refused(rng, tmp_path, columns, gr
             "rope type 'dynamic'",
         ),
         (
-            {"rope_parameters": LLAMA_3_ROPE | {"partial_rotary_factor": 0.5}},
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
             "partial_rotary_factor 0.5",
         ),
         ({"partial_rotary_factor": 0.25}, "partial_rotary_factor 0.25"),

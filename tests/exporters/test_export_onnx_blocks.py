@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
-from solved_models import FOUR_BITS, LLAMA_3_ROPE, shapes_of, solved, tiny, with_grid
+from solved_models import FOUR_BITS, shapes_of, solved, tiny, with_grid
 from tiny_models import random_layer
 
 from edgeq.errors import BadInput
@@ -206,7 +206,7 @@ def test_a_tensor_that_cannot_be_held_is_refused_by_name(rng, tmp_path, grid, qd
             "rope type 'yarn' of a llama model is not supported",
         ),
         (
-            {"rope_parameters": LLAMA_3_ROPE | {"partial_rotary_factor": 0.5}},
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
             "partial_rotary_factor 0.5",
         ),
         (
