@@ -165,9 +165,12 @@ class Twin(str):
 
 def places_of(tree: Any) -> Iterator[tuple[Any, Any]]:
     """Yield every place of a tree: what holds it, and its key or index there."""
-    stack = [tree]
+    stack, seen = [tree], set()
     while stack:
         holder = stack.pop()
+        if id(holder) in seen:  # a branch was put into itself
+            continue
+        seen.add(id(holder))
         items: Any = ()
         if isinstance(holder, dict):
             items = list(holder.items())
