@@ -216,7 +216,8 @@ OF_ONE_MACHINE = (
 class ModelRecord:
     """The facts of a model once it is open, which never change again.
 
-    dtype is the number type that it is computed in. template is its chat template, in Jinja. notes
+    dtype is the number type that it is computed in. template is its chat template, in Jinja,
+    files the ones beside the weights, tokenizer.json with all tokens that others of them add. notes
     say which contradictions in its files were settled, and how. stated is the config as the user
     gave it, settled the keys of it that were decided anew; only `edgeq.architectures` reads them,
     nothing writes into them, and others get copies by `config` and `settled_config`.
@@ -229,6 +230,7 @@ class ModelRecord:
     stated: Mapping[str, Any] = field(repr=False)
     settled: Mapping[str, Any] = field(default_factory=dict, repr=False)
     template: str | None = field(default=None, repr=False)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     @property

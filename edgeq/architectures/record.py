@@ -19,7 +19,7 @@ from edgeq.architectures.special_tokens import (
     read_tokens,
     unheard_settings,
 )
-from edgeq.architectures.tokenizer_file import added_around, read_tokenizer, unite
+from edgeq.architectures.tokenizer_file import added_around, unite
 from edgeq.decoder import Decoder, ModelRecord, TokenIds
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, UnsupportedModel
@@ -73,8 +73,7 @@ def read_record(name: str, config: Config, evidence: Evidence = Evidence()) -> M
         )
     notes += contradicting_rope(stated)
     dtype = read_dtype(stated, evidence.dtype)
-    files, left_out = unite(evidence.files, decoder.vocabulary)
-    tokenizer = read_tokenizer(files)
+    files, tokenizer, left_out = unite(evidence.files, decoder.vocabulary)
     id_of = (lambda token: None) if tokenizer is None else tokenizer.token_to_id
     tokens = read_tokens(stated, files, id_of)
     notes += [*left_out, *contradictions(stated, files, id_of)]
@@ -88,6 +87,7 @@ def read_record(name: str, config: Config, evidence: Evidence = Evidence()) -> M
         stated,
         settled=settled_keys(stated, decoder, tokens),
         template=read_template(files),
+        files=files,
         notes=tuple(notes),
     )
 

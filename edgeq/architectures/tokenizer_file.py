@@ -54,17 +54,17 @@ def added_around(tokenizer: Tokenizer) -> list[int]:
         ) from error
 
 
-def unite(files: Files, rows: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
+def unite(files: Files, rows: int) -> tuple[dict[str, bytes], Tokenizer | None, tuple[str, ...]]:
     """Add to tokenizer.json what the other files know, and say what could not be added.
 
-    rows are those of the embedding: a token beyond them can be neither read nor written. Files
-    that add nothing keep their bytes.
+    Gives all files, and the tokenizer as it then is. rows are those of the embedding: a token
+    beyond them can be neither read nor written. Files that add nothing keep their bytes.
 
     Raises: BadInput for a damaged file.
     """
     tokenizer = read_tokenizer(files)
     if tokenizer is None:
-        return dict(files), ()
+        return dict(files), None, ()
     before = states_of_added(tokenizer)
     notes = []
     for stated, token in added_tokens(files, tokenizer.get_added_tokens_decoder()):
@@ -89,8 +89,9 @@ def unite(files: Files, rows: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
                 f"but {new} by its vocabulary; {new} is used, as in transformers"
             )
     if states_of_added(tokenizer) == before:
-        return dict(files), tuple(notes)
-    return {**files, TOKENIZER_FILE: tokenizer.to_str().encode()}, tuple(notes)
+        return dict(files), tokenizer, tuple(notes)
+    united = {**files, TOKENIZER_FILE: tokenizer.to_str().encode()}
+    return united, tokenizer, tuple(notes)
 
 
 def states_of_added(tokenizer: Tokenizer) -> dict[int, str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from edgeq.architectures.blocks import find_blocks
 from edgeq.architectures.record import Evidence, read_record
-from edgeq.architectures.tokenizer_file import unite
 from edgeq.dtypes import CODE_NAMES, ITEM_BYTES
 from edgeq.errors import BadInput
 from edgeq.sources.fingerprint import hash_model
@@ -36,7 +35,6 @@ class ModelOutline:
         companions = read_companions(path)
         config = read_model_json(path / "config.json")
         self.record = read_record(model_name(path), config, Evidence(companions))
-        self._companions, _ = unite(companions, self.record.vocabulary)
         self._shapes = self.record.decoder.tensor_shapes()
         if (path / SHARD_INDEX).is_file():
             self._check_names(read_weight_map(path))
@@ -82,7 +80,7 @@ class ModelOutline:
         return self.decoder_blocks
 
     def companions(self) -> Mapping[str, bytes]:
-        return self._companions
+        return self.record.files
 
     def fingerprint(self) -> str:
         return hash_model(self.record.config(), self._shapes, [])

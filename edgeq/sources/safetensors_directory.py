@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 
 from edgeq.architectures.blocks import find_blocks
 from edgeq.architectures.record import Evidence, read_record
-from edgeq.architectures.tokenizer_file import unite
 from edgeq.decoder import Decoder
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, reason_of
@@ -75,7 +74,6 @@ class SafetensorsDirectory:
         companions = read_companions(path)
         evidence = Evidence(companions, partial(holds_own_head, stored), commonest_dtype(stored))
         self.record = read_record(name or model_name(path), config, evidence)
-        self._companions, _ = unite(companions, self.record.vocabulary)
         decoder = self.record.decoder
         if decoder.tied_head and decoder.embedding not in stored and decoder.head in stored:
             stored[decoder.embedding] = stored[decoder.head]  # either of the two may be saved
@@ -138,7 +136,7 @@ class SafetensorsDirectory:
         return self.decoder_blocks
 
     def companions(self) -> Mapping[str, bytes]:
-        return self._companions
+        return self.record.files
 
     def fingerprint(self) -> str:
         return hash_model(self.record.config(), self.shapes(), self.files)

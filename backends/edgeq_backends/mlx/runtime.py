@@ -20,7 +20,7 @@ HALVES = {mx.bfloat16: Rounding("bfloat16"), mx.float16: Rounding("float16")}
 class MlxLmLogits:
     """The model as mlx-lm loads it, with activations in the type of the file.
 
-    On a CPU, where MLX takes a quarter of a minute for a token of a small model in half precision,
+    On a CPU, where MLX is far slower in half precision,
     products are in float32 between activations that are rounded to that type. With `exact` nothing
     is rounded.
 
