@@ -6,8 +6,9 @@
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from edgeq.errors import UnsupportedModel
 from edgeq.types import LinearSpec
 
 Shape = tuple[int, ...]
@@ -17,13 +18,15 @@ Shape = tuple[int, ...]
 class Rope:
     """Rotary embedding: its kind ("default", "linear", "llama3" ...), base, and what scales it.
 
-    part is the share of a head's columns that is rotated.
+    part is the share of a head's columns that is rotated. adjacent: neighbouring columns turn
+    together, not those half a head apart.
     """
 
     kind: str
     theta: float
     settings: Mapping[str, Any] = field(default_factory=dict)
     part: float = 1.0
+    adjacent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,44 +34,86 @@ class Attention:
     """Attention of one block: heads, rotary embedding, window.
 
     window: how many tokens, itself included, a token attends to; None for all. head_norms: queries
-    and keys pass a norm of their own, head by head, before they are rotated.
+    and keys pass a norm of their own, head by head, before they are rotated; whole_norms: all heads
+    together. rope is None where nothing is rotated. scale multiplies scores (None: head size **
+    -1/2), which soft_cap then bends: cap * tanh(scores / cap). sinks: a learned score per head that
+    takes weight from all tokens.
     """
 
     heads: int
     key_heads: int
     head_size: int
-    rope: Rope
+    rope: Rope | None
     window: int | None = None
     head_norms: bool = False
+    whole_norms: bool = False
+    scale: float | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts: how many there are, how many a token reaches, and their inner width.
+
+    shared_inner is the width of what every token passes besides, 0 for none. router turns scores
+    into weights: "softmax" or "sigmoid"; normed: the weights of the chosen ones sum to one; scale
+    multiplies them.
+    """
+
+    count: int
+    per_token: int
+    inner: int
+    shared_inner: int = 0
+    router: Literal["softmax", "sigmoid"] = "softmax"
+    normed: bool = True
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Mlp:
-    """Feed-forward part of one block: down(activation(gate(x)) * up(x))."""
+    """Feed-forward part of one block: down(activation(gate(x)) * up(x)).
+
+    Without a gate it is down(activation(up(x))). experts: several such parts of which a token
+    passes some.
+    """
 
     inner: int
     activation: str
+    gated: bool = True
+    experts: Experts | None = None
+
+
+NormPlace = Literal[
+    "before attention", "after attention", "before mlp", "after mlp", "queries", "keys", "elsewhere"
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A root-mean-square norm: the name of its weight in the block, and its width."""
+    """A norm: the name of its weight in the block, its width, where it sits, its bias if any."""
 
     tensor: str
     width: int
+    place: NormPlace = "elsewhere"
+    bias: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One decoder block; names are those inside of the block.
 
-    sites are the linear layers in execution order, those that read one input together.
+    sites are the linear layers in execution order, those that read one input together. attention
+    is None in a block that mixes tokens in another way, mlp where there is none, and both where
+    nothing but shapes is known of a family. others are the tensors that are neither a linear layer
+    nor a norm, by name: routers, convolutions, tables.
     """
 
-    attention: Attention
-    mlp: Mlp
+    attention: Attention | None
+    mlp: Mlp | None
     sites: tuple[tuple[LinearSpec, ...], ...]
     norms: tuple[Norm, ...]
+    others: Mapping[str, Shape] = field(default_factory=dict)
 
     @property
     def linears(self) -> tuple[LinearSpec, ...]:
@@ -79,10 +124,18 @@ class Layer:
         """Give the shape of every tensor of the block: each weight with its bias, then norms."""
         shapes: dict[str, Shape] = {}
         for linear in self.linears:
-            shapes[linear.tensor] = linear.shape
+            shapes[linear.tensor] = linear.stored_shape
             if linear.bias is not None:
-                shapes[linear.bias] = linear.shape[:1]
-        return shapes | {norm.tensor: (norm.width,) for norm in self.norms}
+                shapes[linear.bias] = linear.stored_bias
+        for norm in self.norms:
+            shapes[norm.tensor] = (norm.width,)
+            if norm.bias is not None:
+                shapes[norm.bias] = (norm.width,)
+        return shapes | dict(self.others)
+
+    def norm_at(self, place: NormPlace) -> Norm | None:
+        """Find the norm that sits at a place, or None."""
+        return next((norm for norm in self.norms if norm.place == place), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +185,13 @@ class Decoder:
 
     context is the longest text it was made for, epsilon that of its norms; None where the config is
     silent. bias_keys are the config keys that give linear layers a bias, for error messages.
+
+    norm is the kind of all norms; norm_offset is added to their weights, as Gemma's 1 is. parallel:
+    attention and feed-forward read one input, and both are added to it. embedding_scale multiplies
+    what the embedding gives, residual_scale what is added to the hidden states, logit_scale the
+    logits, which logit_cap then bends. traits name what else sets the model apart from a Llama, for
+    runtimes to know or to refuse. others are tensors outside of the blocks beside embedding, final
+    norm and head. final_norm is empty where there is none.
     """
 
     model_type: str
@@ -147,6 +207,43 @@ class Decoder:
     blocks: str = "model.layers"
     final_norm: str = "model.norm.weight"
     head: str = "lm_head.weight"
+    norm: Literal["rms", "layer"] = "rms"
+    norm_offset: float = 0.0
+    parallel: bool = False
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
+    traits: tuple[str, ...] = ()
+    others: Mapping[str, Shape] = field(default_factory=dict)
+
+    @property
+    def attention(self) -> Attention:
+        """Give the attention of the first block that has one.
+
+        Raises: UnsupportedModel where none is described.
+        """
+        found = next((layer.attention for layer in self.layers if layer.attention), None)
+        if found is None:
+            raise UnsupportedModel(
+                f"the attention of model_type '{self.model_type}' is not described; "
+                "choose format gptq or compressed-tensors"
+            )
+        return found
+
+    @property
+    def rope(self) -> Rope:
+        """Give the rotary embedding of the first block that has one, else one that turns nothing.
+
+        Models that rotate by other means are told apart by their traits.
+        """
+        found = (layer.attention.rope for layer in self.layers if layer.attention)
+        return next((rope for rope in found if rope is not None), Rope("default", 1.0, part=0.0))
+
+    @property
+    def inner(self) -> int:
+        """Give the inner width of the first feed-forward part, 0 where none is described."""
+        return next((layer.mlp.inner for layer in self.layers if layer.mlp), 0)
 
     @property
     def whole_context(self) -> int | None:
@@ -156,7 +253,7 @@ class Decoder:
     @property
     def window(self) -> int | None:
         """Give the shortest window of all blocks that is shorter than the context, or None."""
-        windows = [layer.attention.window for layer in self.layers]
+        windows = [layer.attention.window for layer in self.layers if layer.attention]
         shortest = min((window for window in windows if window is not None), default=None)
         if shortest is None or (self.context is not None and shortest >= self.context):
             return None
@@ -175,7 +272,10 @@ class Decoder:
     def outer_shapes(self) -> dict[str, Shape]:
         """Give the shapes of the tensors outside of the blocks; a tied head has none."""
         table: Shape = (self.vocabulary, self.hidden)
-        shapes: dict[str, Shape] = {self.embedding: table, self.final_norm: (self.hidden,)}
+        shapes: dict[str, Shape] = {self.embedding: table}
+        if self.final_norm:
+            shapes[self.final_norm] = (self.hidden,)
+        shapes |= dict(self.others)
         return shapes if self.tied_head else shapes | {self.head: table}
 
     def tensor_shapes(self) -> dict[str, Shape]:

@@ -201,11 +201,12 @@ class StoredTensor:
 class LinearSpec:
     """A linear layer and where its weight lies among the tensors of a checkpoint.
 
-    name is the layer's module, tensor what holds its weight, bias what holds its bias, if any. A
-    weight may be a part of its tensor: rows are the first and one-past-last one of a fused matrix,
-    expert is the place in a stack. transposed: the tensor has inputs first.
+    name is the layer's module, tensor what holds its weight, bias what holds its bias, if any.
+    expert is its number in a mixture of experts. A weight may be a part of its tensor: rows are the
+    first and one-past-last one of a fused matrix, and a tensor of three axes is a stack of experts.
+    transposed: the tensor has inputs before outputs.
 
-    Shapes: shape is (out, in), of the layer.
+    Shapes: shape is (out, in), of the layer; stored is that of its tensor where it differs.
     """
 
     name: str
@@ -215,6 +216,27 @@ class LinearSpec:
     rows: tuple[int, int] | None = None
     transposed: bool = False
     expert: int | None = None
+    stored: tuple[int, ...] | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Give the shape of the tensor that holds the weight."""
+        return self.shape if self.stored is None else self.stored
+
+    @property
+    def stored_bias(self) -> tuple[int, ...]:
+        """Give the shape of the tensor that holds the bias: the weight's without its inputs."""
+        *before, first, second = self.stored_shape
+        return (*before, second if self.transposed else first)
+
+    def weight_in(self, tensor: NumpyArray) -> NumpyArray:
+        """Find the layer's weight in its tensor, without a copy.
+
+        Shapes: (out, in).
+        """
+        weight = tensor[self.expert] if tensor.ndim == 3 else tensor
+        weight = weight.T if self.transposed else weight
+        return weight if self.rows is None else weight[slice(*self.rows)]
 
     def inside(self, block: str) -> "LinearSpec":
         """Name the same layer by complete names, in a block such as "model.layers.3"."""

@@ -41,14 +41,14 @@ def mlx_config(record: ModelRecord) -> dict[str, Any]:
     to everything: the context is cut to a window. The model must have no `why_not_mlx`.
     """
     decoder = record.decoder
-    attention, names = decoder.layers[0].attention, decoder.names.mlx
+    attention, names = decoder.attention, decoder.names.mlx
     assert names is not None
     dropped = (*NOT_COPIED, *names.foreign_keys)
     written = {key: value for key, value in record.settled_config().items() if key not in dropped}
-    written["rope_theta"] = attention.rope.theta
+    written["rope_theta"] = decoder.rope.theta
     written["rope_scaling"] = None
-    if attention.rope.kind != "default":
-        written["rope_scaling"] = _rope_scaling(attention.rope.kind, attention.rope.settings)
+    if decoder.rope.kind != "default":
+        written["rope_scaling"] = _rope_scaling(decoder.rope.kind, decoder.rope.settings)
     if decoder.window is not None:
         written["max_position_embeddings"] = decoder.window
     if written.get("num_key_value_heads") is None:

@@ -13,7 +13,7 @@ from edgeq.architectures.chat_template import read_template
 from edgeq.architectures.config_checks import check_nesting, check_values
 from edgeq.architectures.families import families
 from edgeq.architectures.loader_keys import check_loader_keys
-from edgeq.architectures.rope import contradicting_rope, rope_keys
+from edgeq.architectures.rope import contradicting_rope, rope_keys, rope_of
 from edgeq.architectures.special_tokens import (
     contradictions,
     read_tokens,
@@ -117,7 +117,7 @@ def settled_keys(config: Config, decoder: Decoder, tokens: TokenIds) -> dict[str
     """Write what was decided in the keys of a config: head, rotary embedding, all ends of text."""
     settled: dict[str, Any] = {"tie_word_embeddings": decoder.tied_head}
     if any(contradicting_rope(config)):
-        settled |= rope_keys(decoder.layers[0].attention.rope)
+        settled |= rope_keys(rope_of(config))
     if tokens.end:
         settled["eos_token_id"] = tokens.end[0] if len(tokens.end) == 1 else list(tokens.end)
     return settled

@@ -34,7 +34,7 @@ def why_not_stated(decoder: Decoder, who: str, *, context: bool = True) -> str |
 def why_not_activation(decoder: Decoder, who: str) -> str | None:
     """Refuse a model that is computed with another activation than runtimes compute it with."""
     for layer in decoder.layers:
-        if layer.mlp.activation != KNOWN_ACTIVATION:
+        if layer.mlp is not None and layer.mlp.activation != KNOWN_ACTIVATION:
             return (
                 f"hidden_act '{layer.mlp.activation}' is not supported; "
                 f"{who} computes {decoder.model_type} with {KNOWN_ACTIVATION}"
@@ -56,7 +56,7 @@ def why_not_biases(decoder: Decoder, who: str, biased: Collection[str]) -> str |
 
 def why_not_heads(decoder: Decoder, who: str, *, plain: bool) -> str | None:
     """Refuse heads of another size than hidden size / heads, where a runtime knows no other."""
-    attention = decoder.layers[0].attention
+    attention = decoder.attention
     if not plain or attention.head_size * attention.heads == decoder.hidden:
         return None
     return (

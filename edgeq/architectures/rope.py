@@ -143,13 +143,18 @@ def llama3_factors(rope: Rope, head_size: int) -> npt.NDArray[np.float64]:
     return np.asarray(1 / (kept + (1 - kept) / float(rope.settings["factor"])))
 
 
+def distinct_ropes(decoder: Decoder) -> list[Rope]:
+    """List the rotary embeddings of all blocks, each once."""
+    found = [layer.attention.rope for layer in decoder.layers if layer.attention is not None]
+    return list({id(rope): rope for rope in found if rope is not None}.values())
+
+
 def why_not_rope(decoder: Decoder, runtime: str, kinds: Sequence[str] = KINDS) -> str | None:
     """Say what of a model's rotary embedding a runtime that knows these kinds computes otherwise.
 
     None where it computes the same.
     """
-    ropes = {id(layer.attention.rope): layer.attention.rope for layer in decoder.layers}
-    for rope in ropes.values():
+    for rope in distinct_ropes(decoder):
         if rope.kind not in kinds:
             return (
                 f"rope type '{rope.kind}' of a {decoder.model_type} model is not supported; "

@@ -107,7 +107,9 @@ def write_windows(
 def bytes_per_token(decoder: Decoder) -> int:
     """Count the bytes of keys and values in float32, over all blocks."""
     return sum(
-        4 * 2 * layer.attention.key_heads * layer.attention.head_size for layer in decoder.layers
+        4 * 2 * layer.attention.key_heads * layer.attention.head_size
+        for layer in decoder.layers
+        if layer.attention is not None
     )
 
 

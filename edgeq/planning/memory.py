@@ -13,7 +13,7 @@ from typing import Literal
 from edgeq.algorithms.damping import INVERTED_COLUMNS
 from edgeq.algorithms.propagation_choice import DAMPINGS
 from edgeq.calibration.self_text import CACHE_BYTES, bytes_per_token
-from edgeq.decoder import Decoder
+from edgeq.decoder import Decoder, Layer
 from edgeq.errors import BadInput
 from edgeq.planning.process_memory import resident_bytes
 from edgeq.recipe.recipe import Recipe
@@ -166,10 +166,19 @@ def moments(
     if recipe.needs_calibration and writes_text:
         yield Moment(WRITING, base | writing_parts(decoder, recipe))
     if recipe.needs_calibration:
-        run = _RunSizes(decoder, recipe, process.precision, way)
-        for site in range(len(decoder.layers[0].sites)):
-            for name, parts in run.site_moments(site):
-                yield Moment(name, base | parts)
+        for layer in distinct_layers(decoder):
+            run = _RunSizes(decoder, layer, recipe, process.precision, way)
+            for site in range(len(layer.sites)):
+                for name, parts in run.site_moments(site):
+                    yield Moment(name, base | parts)
+
+
+def distinct_layers(decoder: Decoder) -> list[Layer]:
+    """List the kinds of blocks of a model: those whose tensors and attention differ."""
+    found: dict[str, Layer] = {}
+    for layer in decoder.layers:
+        found.setdefault(repr((layer.tensor_shapes(), layer.attention)), layer)
+    return list(found.values())
 
 
 def writing_parts(decoder: Decoder, recipe: Recipe) -> dict[str, int]:
@@ -186,16 +195,21 @@ def writing_parts(decoder: Decoder, recipe: Recipe) -> dict[str, int]:
 class _RunSizes:
     """The sizes that the moments of one run are made of."""
 
-    def __init__(self, decoder: Decoder, recipe: Recipe, precision: int, way: Way) -> None:
-        layer = decoder.layers[0]
+    def __init__(
+        self, decoder: Decoder, layer: Layer, recipe: Recipe, precision: int, way: Way
+    ) -> None:
         self.recipe = recipe
         self.way = way
         self.precision = precision
         self.sites = layer.sites
         self.hidden = decoder.hidden
-        self.inner = layer.mlp.inner
-        self.queries = layer.attention.heads * layer.attention.head_size
-        self.keys = layer.attention.key_heads * layer.attention.head_size
+        # a block whose attention or feed-forward part is not described is as wide as its layers
+        widest = max((max(linear.shape) for linear in layer.linears), default=self.hidden)
+        self.inner = layer.mlp.inner if layer.mlp else widest
+        self.queries = self.keys = widest
+        if layer.attention:
+            self.queries = layer.attention.heads * layer.attention.head_size
+            self.keys = layer.attention.key_heads * layer.attention.head_size
         self.block = sum(map(math.prod, layer.tensor_shapes().values()))
         self.drift = int(recipe.needs_drift)
         self.streams = 1 + (recipe.propagation_share if recipe.needs_drift else 0.0)
@@ -265,15 +279,10 @@ class _RunSizes:
         """Count what passes hold while they stand at a site: what the model's own code keeps."""
         if self.way.schedule == "recomputing":
             return 0
-        # numbers a token at each site of a block: inputs of attention, of its output, of the MLP,
-        # of its output
-        widths = (
-            self.hidden,
-            self.hidden + 2 * self.queries + 2 * self.keys,
-            2 * self.hidden + self.inner,
-            2 * self.hidden + self.inner,
-        )
-        wide: int = widths[site]
+        # numbers a token at each site of a block: inputs of attention, of its output, of all other
+        # layers
+        widths = (self.hidden, self.hidden + 2 * self.queries + 2 * self.keys)
+        wide: int = widths[site] if site < len(widths) else 2 * self.hidden + self.inner
         if self.way.states_on_disk:
             wide += self.hidden
         return int(self.streams * self.tokens) * FLOAT * wide

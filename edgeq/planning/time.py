@@ -94,7 +94,7 @@ def of_tokens(
     """Estimate what grows with calibration tokens: passes of both streams, H and D of inputs."""
     tokens = recipe.samples * recipe.sequence_length
     both = recipe.propagation_share if recipe.needs_drift else 0.0
-    weights = sum(math.prod(linear.shape) for linear in decoder.layers[0].linears)
+    weights = sum(math.prod(linear.shape) for linear in decoder.linears()) / len(decoder.layers)
     passes = (RECOMPUTED if recomputing else 1.0) * (1 + both)
     # scores and their products with values, each over the half of a window that a token sees
     attention = decoder.hidden * recipe.sequence_length

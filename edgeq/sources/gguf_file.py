@@ -98,7 +98,7 @@ class GgufFile:
         names = self.record.decoder.names.gguf
         if names is None or not names.adjacent_rotary:
             return weights
-        attention = self.record.decoder.layers[0].attention
+        attention = self.record.decoder.attention
         if tensor_name.endswith("self_attn.q_proj.weight"):
             return restore_rotary_rows(weights, heads=attention.heads)
         if tensor_name.endswith("self_attn.k_proj.weight"):

@@ -60,9 +60,4 @@ def read_linear(source: ModelSource, linear: LinearSpec) -> NumpyArray:
     Shapes: (out, in).
     Raises: DamagedModel, as `read_tensor` does.
     """
-    tensor = read_weight(source, linear.tensor)
-    if linear.expert is not None:
-        tensor = tensor[linear.expert]
-    if linear.transposed:
-        tensor = tensor.T
-    return tensor if linear.rows is None else tensor[slice(*linear.rows)]
+    return linear.weight_in(read_weight(source, linear.tensor))

@@ -66,7 +66,7 @@ def row_order(source_name: str, decoder: Decoder) -> npt.NDArray[np.intp] | None
     """
     if not names_of(decoder).adjacent_rotary:
         return None
-    attention = decoder.layers[0].attention
+    attention = decoder.attention
     for projection, heads in (("q_proj", attention.heads), ("k_proj", attention.key_heads)):
         if f".self_attn.{projection}." in source_name:
             rows = np.arange(heads * attention.head_size, dtype=np.intp)
@@ -82,14 +82,14 @@ def architecture_keys(
     An int is stored as uint32, a float as float32.
     """
     arch = names_of(decoder).architecture
-    attention = decoder.layers[0].attention
+    attention = decoder.attention
     assert decoder.context is not None
     assert decoder.epsilon is not None
     yield f"{arch}.block_count", len(decoder.layers)
     assert decoder.whole_context is not None
     yield f"{arch}.context_length", decoder.whole_context
     yield f"{arch}.embedding_length", decoder.hidden
-    yield f"{arch}.feed_forward_length", decoder.layers[0].mlp.inner
+    yield f"{arch}.feed_forward_length", decoder.inner
     yield f"{arch}.attention.head_count", attention.heads
     yield f"{arch}.attention.head_count_kv", attention.key_heads
     if attention.head_size * attention.heads != decoder.hidden:
@@ -97,10 +97,10 @@ def architecture_keys(
         yield f"{arch}.attention.value_length", attention.head_size
     yield f"{arch}.attention.layer_norm_rms_epsilon", decoder.epsilon
     yield f"{arch}.rope.dimension_count", attention.head_size
-    yield f"{arch}.rope.freq_base", attention.rope.theta
-    if attention.rope.kind == "linear":
+    yield f"{arch}.rope.freq_base", decoder.rope.theta
+    if decoder.rope.kind == "linear":
         yield f"{arch}.rope.scaling.type", "linear"
-        yield f"{arch}.rope.scaling.factor", float(attention.rope.settings["factor"])
+        yield f"{arch}.rope.scaling.factor", float(decoder.rope.settings["factor"])
     yield f"{arch}.vocab_size", vocab_size
 
 
@@ -109,7 +109,7 @@ def rope_factors(decoder: Decoder) -> npt.NDArray[np.float32] | None:
 
     Shapes: (head / 2,).
     """
-    attention = decoder.layers[0].attention
-    if attention.rope.kind != "llama3":
+    attention = decoder.attention
+    if decoder.rope.kind != "llama3":
         return None
-    return llama3_factors(attention.rope, attention.head_size).astype(np.float32)
+    return llama3_factors(decoder.rope, attention.head_size).astype(np.float32)

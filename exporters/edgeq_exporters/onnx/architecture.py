@@ -36,7 +36,7 @@ def why_not_decoder(decoder: Decoder) -> str | None:
 
 def _why_not_context(decoder: Decoder) -> str | None:
     context = decoder.context or 0
-    size = context * decoder.layers[0].attention.head_size * FLOAT32_BYTES
+    size = context * decoder.attention.head_size * FLOAT32_BYTES
     if size <= LARGEST_TABLES:
         return None
     return (
@@ -47,7 +47,7 @@ def _why_not_context(decoder: Decoder) -> str | None:
 
 
 def _why_not_heads(decoder: Decoder) -> str | None:
-    head_size = decoder.layers[0].attention.head_size
+    head_size = decoder.attention.head_size
     if head_size % HEAD_MULTIPLE == 0:
         return None
     return (
@@ -64,9 +64,9 @@ def rotary_tables(decoder: Decoder) -> tuple[npt.NDArray[np.float32], npt.NDArra
 
     Shapes: (context, head / 2) each.
     """
-    attention = decoder.layers[0].attention
+    attention = decoder.attention
     assert decoder.context is not None
-    per_token = frequencies(attention.rope, attention.head_size).astype(np.float32)
+    per_token = frequencies(decoder.rope, attention.head_size).astype(np.float32)
     angles = np.arange(decoder.context, dtype=np.float32)[:, np.newaxis] * per_token
     wide = angles.astype(np.float64)  # the same table on every machine
     return np.cos(wide).astype(np.float32), np.sin(wide).astype(np.float32)
@@ -80,7 +80,7 @@ def genai_config(
     They are sizes, names of inputs and outputs, special tokens, and how tokens are chosen.
     """
     decoder = record.decoder
-    attention = decoder.layers[0].attention
+    attention = decoder.attention
     graph = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": file,

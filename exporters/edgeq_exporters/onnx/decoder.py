@@ -43,6 +43,7 @@ def decoder_model(decoder: Decoder, builder: GraphBuilder, matrices: Matrices) -
     residual = builder.lookup(matrices[embedding], "input_ids", embedding)
     normed = builder.norm(residual, f"{norms[0]}.weight", norms[0], epsilon=decoder.epsilon)
     for index, (block, layer) in enumerate(zip(blocks, decoder.layers, strict=True)):
+        assert layer.attention is not None
         attention = AttentionBlock(f"{block}.self_attn", index, layer.attention)
         value = _attention(builder, attention, matrices, normed, attended, decoder.epsilon)
         norm = f"{block}.post_attention_layernorm"
@@ -179,7 +180,7 @@ def _outputs(decoder: Decoder) -> Sequence[Any]:
 
 
 def _cache(decoder: Decoder, name: str, length: str) -> Sequence[Any]:
-    attention = decoder.layers[0].attention
+    attention = decoder.attention
     shape: list[str | int] = ["batch", attention.key_heads, length, attention.head_size]
     names = [
         f"{name}.{index}.{kind}"

@@ -256,7 +256,7 @@ class OnnxExporter:
 
 def rotary_bytes(decoder: Decoder) -> int:
     """Count the bytes of the cosines and sines of every position, each half a head in float32."""
-    return (decoder.context or 0) * decoder.layers[0].attention.head_size * FLOAT32_BYTES
+    return (decoder.context or 0) * decoder.attention.head_size * FLOAT32_BYTES
 
 
 def _dense_entry(name: str, array: NumpyArray, part: Part) -> Entry:
