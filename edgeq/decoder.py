@@ -145,11 +145,14 @@ class GgufNames:
     adjacent_rotary: it rotates neighbouring rows of queries and keys, so that a file has these rows
     in another order than the checkpoint. rope_kinds are the kinds of rotary embedding it knows,
     biased the layers whose bias it has a place for. plain_heads: it knows no head size but hidden
-    size / heads.
+    size / heads. computes has the features beyond a Llama's that it computes, in the words of
+    `edgeq.architectures.features`, activations those of the feed-forward part.
     """
 
     architecture: str
     biased: tuple[str, ...] = ()
+    computes: frozenset[str] = frozenset()
+    activations: tuple[str, ...] = ("silu",)
     plain_heads: bool = False
     adjacent_rotary: bool = False
     rope_kinds: tuple[str, ...] = ("default", "linear")
@@ -160,11 +163,14 @@ class MlxNames:
     """The name of a family in mlx-lm, and where that computes something else than transformers.
 
     module is the one of mlx_lm.models; foreign_keys are config keys that it obeys and transformers
-    does not; biased and plain_heads are as in `GgufNames`. All its layers attend to everything.
+    does not; biased, computes, activations and plain_heads are as in `GgufNames`. Where it does not
+    compute windows, all its layers attend to everything.
     """
 
     module: str
     biased: tuple[str, ...] = ()
+    computes: frozenset[str] = frozenset()
+    activations: tuple[str, ...] = ("silu",)
     foreign_keys: tuple[str, ...] = ()
     plain_heads: bool = False
 

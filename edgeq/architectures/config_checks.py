@@ -6,7 +6,12 @@ Rotary embedding has rules of its own in `edgeq.architectures.rope`.
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
-from edgeq.architectures.rope import check_rope, check_rotated, is_single
+from edgeq.architectures.rope import (
+    check_rope,
+    check_rotated,
+    has_nested_rope,
+    is_single,
+)
 from edgeq.errors import BadInput
 
 MOST_LEVELS = 50  # of values inside of values; configs have three or four
@@ -51,8 +56,9 @@ def check_values(config: Config) -> None:
     for key, (rule, holds) in OPTIONAL.items():
         if config.get(key) is not None and not holds(config[key]):
             raise BadInput(f"config: {key} is {config[key]!r:.60}; it must be {rule}")
-    check_rope(config)
-    check_rotated(config, head_dimension(config))
+    if not has_nested_rope(config):
+        check_rope(config)
+        check_rotated(config, head_dimension(config))
     heads, key_heads = positive_integer(config, "num_attention_heads"), key_value_heads(config)
     if heads % key_heads:
         raise BadInput(

@@ -6,9 +6,11 @@ Both the mlx backend and the MLX exporter go by this.
 from collections.abc import Mapping
 from typing import Any
 
+from edgeq.architectures.features import PARTIAL_ROTARY
 from edgeq.architectures.requirements import (
     why_not_activation,
     why_not_biases,
+    why_not_features,
     why_not_heads,
     why_not_named,
     why_not_stated,
@@ -27,10 +29,11 @@ def why_not_mlx(record: ModelRecord) -> str | None:
     return (
         why_not_named(decoder, "mlx", "mlx-lm computes as torch does:")
         or why_not_stated(decoder, "mlx-lm", context=False)
-        or why_not_activation(decoder, "mlx-lm")
+        or why_not_features(decoder, "mlx-lm", names.computes)
+        or why_not_activation(decoder, "mlx-lm", names.activations)
         or why_not_biases(decoder, "mlx-lm", names.biased)
         or why_not_heads(decoder, "mlx-lm", plain=names.plain_heads)
-        or why_not_rope(decoder, "mlx-lm")
+        or why_not_rope(decoder, "mlx-lm", partial=PARTIAL_ROTARY in names.computes)
     )
 
 

@@ -6,9 +6,8 @@ Each function gives the reason why a runtime cannot take the model, in one line,
 from collections.abc import Collection
 
 from edgeq.architectures.families import families_named
+from edgeq.architectures.features import WINDOWS, features_of
 from edgeq.decoder import Decoder
-
-KNOWN_ACTIVATION = "silu"
 
 
 def why_not_named(decoder: Decoder, runtime: str, knows: str) -> str | None:
@@ -31,13 +30,29 @@ def why_not_stated(decoder: Decoder, who: str, *, context: bool = True) -> str |
     return f"config.json lacks {', '.join(missing)}, which {who} needs; add it" if missing else None
 
 
-def why_not_activation(decoder: Decoder, who: str) -> str | None:
-    """Refuse a model that is computed with another activation than runtimes compute it with."""
+def why_not_features(decoder: Decoder, who: str, computes: Collection[str]) -> str | None:
+    """Refuse what a model computes beyond a Llama and a runtime does not compute for its type.
+
+    Windows are up to the runtime: one that attends to everything is given shorter texts.
+    """
+    for feature in features_of(decoder):
+        if feature not in computes and feature != WINDOWS:
+            return (
+                f"{feature} of a {decoder.model_type} model: {who} does not compute that; "
+                "use another format"
+            )
+    return None
+
+
+def why_not_activation(
+    decoder: Decoder, who: str, known: Collection[str] = ("silu",)
+) -> str | None:
+    """Refuse a model that is computed with another activation than a runtime computes it with."""
     for layer in decoder.layers:
-        if layer.mlp is not None and layer.mlp.activation != KNOWN_ACTIVATION:
+        if layer.mlp is not None and layer.mlp.activation not in known:
             return (
                 f"hidden_act '{layer.mlp.activation}' is not supported; "
-                f"{who} computes {decoder.model_type} with {KNOWN_ACTIVATION}"
+                f"{who} computes {decoder.model_type} with {' or '.join(known)}"
             )
     return None
 

@@ -21,23 +21,58 @@ NEEDED = {
 PRETRAINED = ("llama3", "yarn", "longrope")
 """Rope types that go by the length which a model was trained for first."""
 DEFAULT_THETA = 10000.0
+CONTEXT_KEYS = ("model_type", "max_position_embeddings", "original_max_position_embeddings")
 SMALLEST = float(np.finfo(np.float32).tiny)
 LARGEST = float(np.finfo(np.float32).max)
 KINDS = ("default", "linear", "llama3")
 """Rope types that `frequencies` computes."""
 
 
-def rope_of(config: Mapping[str, Any]) -> Rope:
+def rope_of(config: Mapping[str, Any], *, theta: float = DEFAULT_THETA, part: float = 1.0) -> Rope:
     """Read top-level rope_theta and rope_scaling, or rope_parameters as transformers 5 nests them.
 
     As in transformers, rope_scaling wins over rope_parameters, what is nested over what is not.
+    theta and part are those of the family where the config is silent.
 
     Raises: BadInput for settings of a wrong type or range.
     """
-    return _rope_by(config, "rope_scaling" if config.get("rope_scaling") else "rope_parameters")
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    return _rope_by(config, key, theta, part)
 
 
-def _rope_by(config: Mapping[str, Any], key: str) -> Rope:
+def rope_of_kind(config: Mapping[str, Any], kind: str, *, top: str | None, theta: float) -> Rope:
+    """Read the rotary embedding of blocks of one kind ("full_attention", "sliding_attention").
+
+    rope_parameters has settings by kind. Flat ones in rope_scaling are those of full attention;
+    `top` is the key at the top of a config that has the base of this kind, theta the base where
+    nothing states it. As transformers reads Gemma 3 and OLMo 3.
+
+    Raises: BadInput for settings of a wrong type or range.
+    """
+    nested = config.get("rope_parameters") or {}
+    settings = nested.get(kind) if isinstance(nested, Mapping) else None
+    of_kind = dict(settings) if isinstance(settings, Mapping) else {}
+    if kind == "full_attention" and isinstance(config.get("rope_scaling"), Mapping):
+        of_kind |= config["rope_scaling"]
+    stated = None if top is None else config.get(top)
+    rest = {key: config[key] for key in CONTEXT_KEYS if key in config}
+    return _rope_by(
+        {**rest, "rope_parameters": of_kind, "rope_theta": theta if stated is None else stated},
+        "rope_parameters",
+        theta,
+        1.0,
+    )
+
+
+def has_nested_rope(config: Mapping[str, Any]) -> bool:
+    """Say whether rope_parameters has settings by kind of block."""
+    settings = config.get("rope_parameters")
+    return isinstance(settings, Mapping) and any(
+        isinstance(value, Mapping) for value in settings.values()
+    )
+
+
+def _rope_by(config: Mapping[str, Any], key: str, default: float, default_part: float) -> Rope:
     """Read the settings under a key, completed by what stands at the top of the config."""
     settings = config.get(key) or {}
     if not isinstance(settings, Mapping):
@@ -63,9 +98,10 @@ def _rope_by(config: Mapping[str, Any], key: str) -> Rope:
             raise BadInput(
                 f"config: {key}.{name} is {value!r:.60}; it must be a number that float32 holds"
             )
-    theta = settings.get("rope_theta", config.get("rope_theta", DEFAULT_THETA))
+    theta = settings.get("rope_theta", config.get("rope_theta", default))
     _check_positive("rope_theta", theta)
-    part = settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    named = "partial_rotary_factor"
+    part = settings.get(named) or config.get(named) or default_part
     _check_positive("partial_rotary_factor", part)
     return Rope(kind, float(theta), settings, float(part))
 
@@ -89,9 +125,11 @@ def contradicting_rope(config: Mapping[str, Any]) -> Iterator[str]:
 
     Raises: BadInput for settings of a wrong type or range.
     """
+    if has_nested_rope(config):
+        return
     used = rope_of(config)
     if config.get("rope_scaling") and config.get("rope_parameters"):
-        if _rope_by(config, "rope_parameters") != used:
+        if rope_of({**config, "rope_scaling": None}) != used:
             yield (
                 "config.json has rope_scaling and other settings in rope_parameters; "
                 f"rope_scaling ({used.kind}) is used, as in transformers"
@@ -149,10 +187,12 @@ def distinct_ropes(decoder: Decoder) -> list[Rope]:
     return list({id(rope): rope for rope in found if rope is not None}.values())
 
 
-def why_not_rope(decoder: Decoder, runtime: str, kinds: Sequence[str] = KINDS) -> str | None:
+def why_not_rope(
+    decoder: Decoder, runtime: str, kinds: Sequence[str] = KINDS, *, partial: bool = False
+) -> str | None:
     """Say what of a model's rotary embedding a runtime that knows these kinds computes otherwise.
 
-    None where it computes the same.
+    None where it computes the same. partial: it also rotates a part of a head.
     """
     for rope in distinct_ropes(decoder):
         if rope.kind not in kinds:
@@ -166,7 +206,7 @@ def why_not_rope(decoder: Decoder, runtime: str, kinds: Sequence[str] = KINDS) -
                 f"rope type '{rope.kind}' lacks {', '.join(missing)}; "
                 "add it to the rope settings in config.json"
             )
-        if rope.part != 1.0:
+        if rope.part != 1.0 and not partial:
             return (
                 f"partial_rotary_factor {rope.part} is not supported; "
                 f"{runtime} rotates whole heads, only 1.0 can be written"

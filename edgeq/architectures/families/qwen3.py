@@ -6,14 +6,22 @@ Source: transformers, modeling_qwen3.py and configuration_qwen3.py.
 from collections.abc import Mapping
 from typing import Any
 
-from edgeq.architectures.llama_like import ATTENTION, Differences, llama_like, sliding_windows
+from edgeq.architectures import features
+from edgeq.architectures.llama_like import (
+    ATTENTION,
+    HEAD_NORMS,
+    Differences,
+    llama_like,
+    sliding_windows,
+)
 from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("qwen3",)
+COMPUTES = frozenset({features.HEAD_NORMS})
 NAMES = RuntimeNames(
     transformers="Qwen3ForCausalLM",
-    gguf=GgufNames("qwen3"),
-    mlx=MlxNames("qwen3"),
+    gguf=GgufNames("qwen3", computes=COMPUTES),
+    mlx=MlxNames("qwen3", computes=COMPUTES),
     genai="qwen3",
 )
 
@@ -24,6 +32,6 @@ def describe(config: Mapping[str, Any]) -> Decoder:
         biased=ATTENTION if config.get("attention_bias") else (),
         bias_keys=("attention_bias",),
         windows=sliding_windows(config),
-        head_norms=True,
+        head_norms=HEAD_NORMS,
     )
     return llama_like(config, NAMES, own)

@@ -10,9 +10,11 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from edgeq.architectures.features import PARTIAL_ROTARY
 from edgeq.architectures.requirements import (
     why_not_activation,
     why_not_biases,
+    why_not_features,
     why_not_heads,
     why_not_named,
     why_not_stated,
@@ -32,10 +34,16 @@ def why_not_architecture(decoder: Decoder) -> str | None:
     return (
         why_not_named(decoder, "gguf", "GGUF export knows")
         or why_not_stated(decoder, "GGUF")
-        or why_not_activation(decoder, "llama.cpp")
+        or why_not_features(decoder, "llama.cpp", names_of(decoder).computes)
+        or why_not_activation(decoder, "llama.cpp", names_of(decoder).activations)
         or why_not_biases(decoder, "llama.cpp", names_of(decoder).biased)
         or why_not_heads(decoder, "llama.cpp", plain=names_of(decoder).plain_heads)
-        or why_not_rope(decoder, "llama.cpp", names_of(decoder).rope_kinds)
+        or why_not_rope(
+            decoder,
+            "llama.cpp",
+            names_of(decoder).rope_kinds,
+            partial=PARTIAL_ROTARY in names_of(decoder).computes,
+        )
     )
 
 

@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeq.architectures.features import HEAD_NORMS
 from edgeq.architectures.json_objects import json_object
-from edgeq.architectures.requirements import why_not_activation, why_not_named, why_not_stated
+from edgeq.architectures.requirements import (
+    why_not_activation,
+    why_not_features,
+    why_not_named,
+    why_not_stated,
+)
 from edgeq.architectures.rope import frequencies, why_not_rope
 from edgeq.architectures.special_tokens import GENERATION_FILE
 from edgeq.decoder import Decoder, ModelRecord, TokenIds
 from edgeq.words import show_size
 
+COMPUTES = (HEAD_NORMS,)
 FLOAT32_BYTES = 4
 LARGEST_TABLES = 2**29  # bytes, of a million positions; computing them takes four times as much
 HEAD_MULTIPLE = 16  # GroupQueryAttention rotates no other heads
@@ -27,6 +34,7 @@ def why_not_decoder(decoder: Decoder) -> str | None:
     return (
         why_not_named(decoder, "genai", "ONNX export knows")
         or why_not_stated(decoder, "the graph")
+        or why_not_features(decoder, "the graph", COMPUTES)
         or why_not_activation(decoder, "the graph")
         or _why_not_heads(decoder)
         or why_not_rope(decoder, "the graph")
