@@ -64,6 +64,10 @@ def read_record(name: str, config: Config, evidence: Evidence = Evidence()) -> M
     check_values(stated)
     check_loader_keys(stated)
     decoder = describe(deepcopy(stated))
+    if decoder is None:
+        raise UnsupportedModel(
+            f"this kind of {stated['model_type']} model is not supported; give another model"
+        )
     notes = []
     if decoder.tied_head and evidence.own_head(decoder):
         decoder = replace(decoder, tied_head=False)

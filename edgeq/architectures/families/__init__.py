@@ -1,7 +1,8 @@
 """One file per family of models; a file in this folder is all that makes a family known.
 
 Each has MODEL_TYPES, the `model_type`s of configs that it reads, NAMES, what runtimes call it, and
-`describe(config) -> Decoder`.
+`describe(config) -> Decoder`, or None for a config whose
+model the file does not describe.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from edgeq.decoder import Decoder
 
-Describe = Callable[[Mapping[str, Any]], Decoder]
+Describe = Callable[[Mapping[str, Any]], Decoder | None]
 
 
 @cache

@@ -1,0 +1,343 @@
+"""One row per kind of model that edgeq is tried on: a model type and the settings of a tiny one.
+
+Weights are random. `tests/architectures` compares names and shapes with transformers' own, and the
+slow test in `tests/cli/test_architecture_matrix.py` takes every row through every format.
+"""
+
+BASE = dict(
+    vocab_size=320,
+    hidden_size=128,
+    intermediate_size=192,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    bos_token_id=0,
+    eos_token_id=1,
+    pad_token_id=2,
+    tie_word_embeddings=False,
+)
+LLAMA3 = dict(
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+    rope_theta=10000.0,
+)
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, rope_theta=10000.0)
+MOE = dict(
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=64,
+    shared_expert_intermediate_size=64,
+)
+LINEAR_ATTENTION = dict(
+    linear_key_head_dim=32,
+    linear_value_head_dim=32,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+)
+MAMBA = dict(mamba_n_heads=8, mamba_d_head=32, mamba_d_state=16, mamba_n_groups=1)
+HALF_SLIDING = dict(layer_types=["sliding_attention", "full_attention"])
+
+
+def of(kind, *without, **more):
+    kept = {k: v for k, v in BASE.items() if k not in without}
+    return (kind, kept | more)
+
+
+ROWS = {
+    # what edgeq says it knows, and options of these
+    "llama": of("llama"),
+    "llama tied": of("llama", tie_word_embeddings=True),
+    "llama head_dim 48": of("llama", head_dim=48),
+    "llama attention_bias mlp_bias": of("llama", attention_bias=True, mlp_bias=True),
+    "llama rope llama3": of("llama", rope_parameters=LLAMA3),
+    "llama rope linear": of(
+        "llama", rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=10000.0)
+    ),
+    "llama rope dynamic": of(
+        "llama", rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0)
+    ),
+    "llama rope yarn": of("llama", rope_parameters=YARN),
+    "llama gelu": of("llama", hidden_act="gelu"),
+    "llama MQA": of("llama", num_key_value_heads=1),
+    "llama intermediate 344": of("llama", intermediate_size=344),
+    "mistral": of("mistral", sliding_window=None),
+    "mistral head_dim 48": of("mistral", sliding_window=None, head_dim=48),
+    "mistral window 32": of("mistral", sliding_window=32),
+    "mistral rope yarn": of("mistral", sliding_window=None, rope_parameters=YARN),
+    "qwen2": of("qwen2"),
+    "qwen2 tied": of("qwen2", tie_word_embeddings=True),
+    "qwen2 window 32": of("qwen2", use_sliding_window=True, sliding_window=32, max_window_layers=0),
+    "qwen2 head_dim 48": of("qwen2", head_dim=48),
+    "qwen2 window 32, no layer uses it": of(
+        "qwen2", use_sliding_window=True, sliding_window=32, max_window_layers=2
+    ),
+    "qwen2 rope yarn": of("qwen2", rope_parameters=YARN),
+    # dense decoders
+    "ministral": of("ministral", head_dim=32, sliding_window=32, **HALF_SLIDING),
+    "ministral3": of("ministral3"),
+    "qwen3": of("qwen3", head_dim=32),
+    "qwen3 tied": of("qwen3", head_dim=32, tie_word_embeddings=True),
+    "gemma": of("gemma", head_dim=32, tie_word_embeddings=True),
+    "gemma2": of(
+        "gemma2", head_dim=32, sliding_window=32, query_pre_attn_scalar=32, tie_word_embeddings=True
+    ),
+    "gemma3_text": of(
+        "gemma3_text",
+        head_dim=32,
+        sliding_window=32,
+        query_pre_attn_scalar=32,
+        tie_word_embeddings=True,
+        **HALF_SLIDING,
+    ),
+    "gemma3n_text": of(
+        "gemma3n_text",
+        num_hidden_layers=4,
+        head_dim=32,
+        sliding_window=32,
+        hidden_size_per_layer_input=32,
+        vocab_size_per_layer_input=320,
+        laurel_rank=16,
+        num_kv_shared_layers=2,
+        tie_word_embeddings=True,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        activation_sparsity_pattern=[0.0] * 4,
+    ),
+    "gemma4_text": of(
+        "gemma4_text", head_dim=32, sliding_window=32, tie_word_embeddings=True, **HALF_SLIDING
+    ),
+    "phi (2)": of("phi"),
+    "phi3 / phi-4-mini": of("phi3"),
+    "olmo": of("olmo"),
+    "olmo3": of("olmo3", sliding_window=32, **HALF_SLIDING),
+    "gpt2": (
+        "gpt2",
+        dict(
+            vocab_size=320,
+            n_embd=128,
+            n_layer=2,
+            n_head=4,
+            n_positions=256,
+            bos_token_id=0,
+            eos_token_id=1,
+        ),
+    ),
+    "gpt_neox": of("gpt_neox", "num_key_value_heads"),
+    "gptj": (
+        "gptj",
+        dict(
+            vocab_size=320,
+            n_embd=128,
+            n_layer=2,
+            n_head=4,
+            n_positions=256,
+            rotary_dim=16,
+            bos_token_id=0,
+            eos_token_id=1,
+            tie_word_embeddings=False,
+        ),
+    ),
+    "opt": (
+        "opt",
+        dict(
+            vocab_size=320,
+            hidden_size=128,
+            ffn_dim=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            word_embed_proj_dim=128,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
+        ),
+    ),
+    "bloom": (
+        "bloom",
+        dict(
+            vocab_size=320,
+            hidden_size=128,
+            n_layer=2,
+            n_head=4,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
+        ),
+    ),
+    "falcon": (
+        "falcon",
+        dict(
+            vocab_size=320,
+            hidden_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            new_decoder_architecture=True,
+            num_kv_heads=2,
+            bos_token_id=0,
+            eos_token_id=1,
+        ),
+    ),
+    "stablelm": of("stablelm"),
+    "cohere": of("cohere", tie_word_embeddings=True),
+    "cohere2": of("cohere2", sliding_window=32, tie_word_embeddings=True, **HALF_SLIDING),
+    "glm": of("glm", head_dim=32),
+    "glm4": of("glm4", head_dim=32),
+    "starcoder2": of("starcoder2", sliding_window=None),
+    "nemotron": of("nemotron"),
+    "exaone4": of("exaone4", sliding_window=32, **HALF_SLIDING),
+    "ernie4_5": of("ernie4_5", head_dim=32),
+    "hunyuan_v1_dense": of("hunyuan_v1_dense", head_dim=32),
+    "minicpm3": of(
+        "minicpm3",
+        kv_lora_rank=32,
+        q_lora_rank=64,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+    ),
+    "apertus": of("apertus"),
+    "helium": of("helium", head_dim=32),
+    "nanochat": of("nanochat"),
+    "bitnet": of("bitnet"),
+    # mixtures of experts
+    "mixtral": of("mixtral", num_local_experts=4, sliding_window=None),
+    "qwen2_moe": of("qwen2_moe", **MOE),
+    "qwen3_moe": of("qwen3_moe", head_dim=32, **MOE),
+    "olmoe": of("olmoe", num_experts=4, num_experts_per_tok=2),
+    "gpt_oss": of(
+        "gpt_oss",
+        head_dim=32,
+        sliding_window=32,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        **HALF_SLIDING,
+    ),
+    "granitemoe": of("granitemoe", num_local_experts=4, num_experts_per_tok=2),
+    "deepseek_v2": of(
+        "deepseek_v2",
+        kv_lora_rank=32,
+        q_lora_rank=None,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+    ),
+    "deepseek_v3": of(
+        "deepseek_v3",
+        num_key_value_heads=4,
+        kv_lora_rank=32,
+        q_lora_rank=64,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+    ),
+    "glm4_moe": of(
+        "glm4_moe",
+        head_dim=32,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+    ),
+    "ernie4_5_moe": of(
+        "ernie4_5_moe",
+        moe_num_experts=4,
+        moe_k=2,
+        moe_intermediate_size=64,
+        moe_layer_start_index=1,
+    ),
+    # hybrids and state space models
+    "qwen3_next": of(
+        "qwen3_next",
+        head_dim=32,
+        layer_types=["linear_attention", "full_attention"],
+        **MOE,
+        **LINEAR_ATTENTION,
+    ),
+    "qwen3_5_text": of(
+        "qwen3_5_text",
+        head_dim=32,
+        layer_types=["linear_attention", "full_attention"],
+        **LINEAR_ATTENTION,
+    ),
+    "lfm2": of("lfm2", block_auto_adjust_ff_dim=False, layer_types=["conv", "full_attention"]),
+    "falcon_h1": of("falcon_h1", mamba_d_ssm=256, **MAMBA),
+    "granitemoehybrid": of(
+        "granitemoehybrid",
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        shared_intermediate_size=64,
+        layer_types=["mamba", "attention"],
+        **MAMBA,
+    ),
+    "bamba": of("bamba", attn_layer_indices=[1], **MAMBA),
+    "jamba": of(
+        "jamba",
+        attn_layer_offset=1,
+        attn_layer_period=2,
+        expert_layer_offset=1,
+        expert_layer_period=2,
+        num_experts=4,
+        num_experts_per_tok=2,
+        mamba_d_state=16,
+        use_mamba_kernels=False,
+    ),
+    "mamba": (
+        "mamba",
+        dict(
+            vocab_size=320,
+            hidden_size=128,
+            num_hidden_layers=2,
+            state_size=16,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
+        ),
+    ),
+    "mamba2": (
+        "mamba2",
+        dict(
+            vocab_size=320,
+            hidden_size=128,
+            num_hidden_layers=2,
+            num_heads=8,
+            head_dim=32,
+            state_size=16,
+            n_groups=1,
+            chunk_size=32,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
+        ),
+    ),
+    "nemotron_h": of(
+        "nemotron_h",
+        "num_hidden_layers",
+        layers_block_type=["mamba", "attention", "mlp"],
+        head_dim=32,
+        ssm_state_size=16,
+        mamba_num_heads=8,
+        mamba_head_dim=32,
+        n_groups=1,
+        chunk_size=32,
+    ),
+}
