@@ -202,6 +202,7 @@ ROWS = {
     "helium": of("helium", head_dim=32),
     "nanochat": of("nanochat"),
     "bitnet": of("bitnet"),
+    "smollm3": of("smollm3", no_rope_layers=[1, 0]),
     # mixtures of experts
     "mixtral": of("mixtral", num_local_experts=4, sliding_window=None),
     "qwen2_moe": of("qwen2_moe", **MOE),
