@@ -203,6 +203,13 @@ ROWS = {
     "nanochat": of("nanochat"),
     "bitnet": of("bitnet"),
     "smollm3": of("smollm3", no_rope_layers=[1, 0]),
+    "granite": of(
+        "granite",
+        embedding_multiplier=12.0,
+        residual_multiplier=0.22,
+        attention_multiplier=0.125,
+        logits_scaling=8.0,
+    ),
     # mixtures of experts
     "mixtral": of("mixtral", num_local_experts=4, sliding_window=None),
     "qwen2_moe": of("qwen2_moe", **MOE),
