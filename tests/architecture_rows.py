@@ -210,6 +210,7 @@ ROWS = {
         attention_multiplier=0.125,
         logits_scaling=8.0,
     ),
+    "seed_oss": of("seed_oss", head_dim=32),
     # mixtures of experts
     "mixtral": of("mixtral", num_local_experts=4, sliding_window=None),
     "qwen2_moe": of("qwen2_moe", **MOE),
