@@ -211,6 +211,7 @@ ROWS = {
         logits_scaling=8.0,
     ),
     "seed_oss": of("seed_oss", head_dim=32),
+    "olmo2": of("olmo2"),
     # mixtures of experts
     "mixtral": of("mixtral", num_local_experts=4, sliding_window=None),
     "qwen2_moe": of("qwen2_moe", **MOE),
