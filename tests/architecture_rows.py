@@ -213,6 +213,7 @@ ROWS = {
     "seed_oss": of("seed_oss", head_dim=32),
     "olmo2": of("olmo2"),
     "arcee": of("arcee"),
+    "internlm3": of("internlm3", head_dim=32),
     # mixtures of experts
     "mixtral": of("mixtral", num_local_experts=4, sliding_window=None),
     "qwen2_moe": of("qwen2_moe", **MOE),
