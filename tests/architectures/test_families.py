@@ -3,10 +3,10 @@
 import pytest
 import torch
 from accelerate import init_empty_weights
-from architecture_rows import ROWS
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
+from benchmarks.architectures.rows import ROWS
 from edgeq.architectures.families import families
 from edgeq.architectures.record import read_record
 

@@ -1,7 +1,7 @@
 """One row per kind of model that edgeq is tried on: a model type and the settings of a tiny one.
 
-Weights are random. `tests/architectures` compares names and shapes with transformers' own, and the
-slow test in `tests/cli/test_architecture_matrix.py` takes every row through every format.
+Weights are random (`models`). `tests/architectures` compares names and shapes with transformers,
+and `matrix` takes every row through every format.
 """
 
 BASE = dict(

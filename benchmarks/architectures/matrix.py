@@ -1,0 +1,224 @@
+"""Take a tiny model of every kind through every command and format, and write what came of it.
+
+    uv run python -m benchmarks.architectures.matrix                 all rows, about 40 minutes
+    uv run python -m benchmarks.architectures.matrix --only llama qwen3 gemma3_text
+
+Forward passes are compared with transformers' own, files in their runtimes with transformers on the
+dequantized weights. Writes benchmarks/results/architectures.jsonl, a line per row, from which
+scripts/document makes the table of docs/models.md. Exits 1 for a crash, a wrong result, or a linear
+layer that was silently kept dense.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.architectures.models import make_checkpoint
+from benchmarks.architectures.rows import ROWS
+from benchmarks.architectures.running import Outcome, run_edgeq, run_step
+from edgeq.checkpoint.reader import Checkpoint
+from edgeq.measuring.evaluate import model_logits
+from edgeq.measuring.references import write_out
+from edgeq.registry import FORMATS
+from edgeq.sources import open_source
+
+RESULT = Path(__file__).parent.parent / "results" / "architectures.jsonl"
+CALIBRATION = ("--samples", 4, "--sequence-length", 128)
+SOLVE = ("--bits", 4, "--group-size", 32, *CALIBRATION, "--backend", "cpu")
+TOKENS = 128
+EQUAL = 1e-6  # of the largest logit: forward passes of one model
+EMBEDDINGS = ("embed_tokens", "embed_in", "embed_out", "word_embeddings", "wte", "lm_head")
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run the rows that were asked for, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="*", default=list(ROWS), metavar="ROW")
+    parser.add_argument("--jobs", type=int, default=2, help="rows that run at once")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.only if name not in ROWS]
+    if unknown:
+        sys.exit(f"no row is named {unknown[0]!r}; rows: {', '.join(ROWS)}")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "COLUMNS": "400"}
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="edgeq-matrix-") as folder:
+        rows = list(run_rows(arguments.only, Path(folder), arguments.jobs))
+    arguments.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for line in summary(rows):
+        print(line)
+    found = list(faults(rows))
+    if found:
+        sys.exit("\n".join(found))
+
+
+def run_rows(names: Sequence[str], folder: Path, jobs: int) -> Iterator[Row]:
+    """Run rows in their order, some at once; each step is a process of its own."""
+    with ThreadPoolExecutor(jobs) as pool:
+        for row in pool.map(partial(run_row, folder), names):
+            cells = {name: cell["state"] for name, cell in row.get("formats", {}).items()}
+            print(row["name"], row["stages"], cells, flush=True)
+            yield row
+
+
+def run_row(folder: Path, name: str) -> Row:
+    """Take one kind of model through all commands."""
+    kind, settings = ROWS[name]
+    place = Path(tempfile.mkdtemp(dir=folder))
+    source, made, row = place / "model", place / "made", {"name": name, "model_type": kind}
+    source.mkdir()
+    steps = {
+        "make": lambda: run_step(make_checkpoint, kind, settings, source),
+        "inspect": lambda: run_edgeq("inspect", source, "--json"),
+        "plan": lambda: run_edgeq("plan", source, "--json", *CALIBRATION),
+        "quantize": lambda: run_edgeq("quantize", source, "-o", made, *SOLVE),
+    }
+    row["stages"] = stages = {}
+    for stage, step in steps.items():
+        done = step()
+        stages[stage] = done.kind if done.kind == "ok" else f"{done.kind}: {done.said}"
+        if done.kind != "ok":
+            break
+    else:
+        row["forward"] = result_of(run_step(compare_forwards, source, made))
+        row["formats"] = {form: run_format(made, form) for form in FORMATS}
+    shutil.rmtree(place)
+    return row
+
+
+def run_format(made: Path, form: str) -> dict[str, Any]:
+    """Export, read back and run one format; gives its state, what was said, and what differs."""
+    done = run_edgeq("export", made, "--format", form)
+    if done.kind != "ok":
+        return {"state": done.kind, "said": done.said}
+    checked = run_edgeq("verify", made / form, "--against", made, "--run", "--json")
+    found = result_of(checked)
+    if "run" in found:
+        differences = found["differences"]
+        run = {key: found["run"][key] for key in ("kl", "exact_kl", "logit_difference")}
+        return {"state": "wrong" if differences else "ok", "said": "; ".join(differences), **run}
+    plain = run_edgeq("verify", made / form, "--against", made, "--json")
+    if plain.status == 0:
+        return {"state": "written", "said": checked.said}
+    return {"state": "wrong", "said": plain.said or plain.out[-300:]}
+
+
+def result_of(done: Outcome) -> dict[str, Any]:
+    """Read the JSON that a step printed; where it printed none, what it said."""
+    try:
+        found = json.loads(done.out)
+    except ValueError:
+        return {"failed": done.said}
+    return dict(found)
+
+
+def compare_forwards(source: Path, made: Path) -> None:
+    """Print how far edgeq's forward passes are from transformers', and which layers have no codes.
+
+    Units: largest difference of logits as a share of the largest logit.
+    """
+    original, checkpoint = open_source(str(source)), Checkpoint(made)
+    ids = np.random.default_rng(0).integers(3, 300, (1, TOKENS))
+    with tempfile.TemporaryDirectory(prefix="edgeq-matrix-") as folder:
+        write_out(checkpoint, Path(folder))
+        found = {
+            "source": distance(model_logits(original, "cpu").logits(ids), source, ids),
+            "quantized": distance(model_logits(checkpoint, "cpu").logits(ids), Path(folder), ids),
+        }
+    listed = json.loads((made / "report.json").read_text(encoding="utf-8")).get("kept_dense", [])
+    dense = [name for name in linear_modules(source) if not is_solved(checkpoint, name)]
+    silent = [name for name in dense if not any(name in str(entry) for entry in listed)]
+    print(json.dumps({**found, "dense": dense, "silent": silent}))
+
+
+def distance(logits: Iterator[Any], folder: Path, ids: np.ndarray[Any, Any]) -> float:
+    """Compare logits with those of transformers' own model of a directory."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(input_ids=torch.from_numpy(ids), use_cache=False).logits[0].numpy()
+    return float(np.abs(next(logits) - expected).max() / np.abs(expected).max())
+
+
+def linear_modules(source: Path) -> list[str]:
+    """List the modules of transformers' model that multiply by a matrix, but for the head.
+
+    A stack of experts counts by its parameters.
+    """
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    found = []
+    for path, module in model.named_modules():
+        is_linear = isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+        if is_linear and path.rsplit(".", 1)[-1] not in EMBEDDINGS:
+            found.append(path)
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and parameter.ndim == 3 and "conv" not in path:
+                found.append(f"{path}.{leaf}")
+    return found
+
+
+def is_solved(checkpoint: Checkpoint, module: str) -> bool:
+    """Say whether a module's weight, or the weights of all experts of a stack, have codes."""
+    layers = {linear.name for block in checkpoint.blocks() for linear in block.linears}
+    tensors = {
+        linear.name: linear.tensor for block in checkpoint.blocks() for linear in block.linears
+    }
+    owner = module.rpartition(".")[0]
+    own = [
+        name
+        for name in layers
+        if name == module
+        or (module.endswith("_proj") and name.startswith(f"{owner}.") and name != module)
+    ]
+    return bool(own) and all(checkpoint.grid(tensors[name]) is not None for name in own)
+
+
+def summary(rows: Sequence[Row]) -> Iterator[str]:
+    """Count rows by what came of them."""
+    yield f"{len(rows)} rows"
+    equal = sum(is_equal(row) for row in rows)
+    yield f"forward passes equal to transformers' within {EQUAL:g}: {equal}"
+    for form in FORMATS:
+        cells = [row["formats"][form]["state"] for row in rows if "formats" in row]
+        counts = {state: cells.count(state) for state in sorted(set(cells))}
+        yield f"{form}: " + ", ".join(f"{state} {count}" for state, count in counts.items())
+
+
+def is_equal(row: Mapping[str, Any]) -> bool:
+    """Say whether both forward passes of a row equal transformers'."""
+    forward = row.get("forward", {})
+    return all(forward.get(which, 1.0) <= EQUAL for which in ("source", "quantized"))
+
+
+def faults(rows: Sequence[Row]) -> Iterator[str]:
+    """Describe crashes, wrong results and layers that were silently kept dense."""
+    for row in rows:
+        for stage, state in row["stages"].items():
+            if state.startswith("crash"):
+                yield f"{row['name']}, {stage}: {state}"
+        forward = row.get("forward", {})
+        if "failed" in forward:
+            yield f"{row['name']}, forward: {forward['failed']}"
+        elif forward and not is_equal(row):
+            yield f"{row['name']}: forward passes differ from transformers' ({forward})"
+        for name in forward.get("silent", ()):
+            yield f"{row['name']}: {name} is silently kept dense"
+        for form, cell in row.get("formats", {}).items():
+            if cell["state"] in ("crash", "wrong"):
+                yield f"{row['name']}, {form}: {cell['state']}: {cell['said']}"
+
+
+if __name__ == "__main__":
+    main()
