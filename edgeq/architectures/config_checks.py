@@ -49,13 +49,20 @@ def check_nesting(config: Config) -> None:
 
 
 def check_values(config: Config) -> None:
-    """Refuse values of a wrong type or range, and such that contradict one another.
+    """Refuse values of a wrong type or range.
 
     Raises: BadInput naming the key.
     """
     for key, (rule, holds) in OPTIONAL.items():
         if config.get(key) is not None and not holds(config[key]):
             raise BadInput(f"config: {key} is {config[key]!r:.60}; it must be {rule}")
+
+
+def check_attention(config: Config) -> None:
+    """Refuse sizes and rotary settings that contradict one another, in a family described here.
+
+    Raises: BadInput naming the key.
+    """
     if not has_nested_rope(config):
         check_rope(config)
         check_rotated(config, head_dimension(config))

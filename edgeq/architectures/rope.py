@@ -123,6 +123,8 @@ def _with_pretrained_length(
 def contradicting_rope(config: Mapping[str, Any]) -> Iterator[str]:
     """Say which settings of rotary embedding contradict others of the same config, and which count.
 
+    Settings by kind of layer are not compared: nothing else states them.
+
     Raises: BadInput for settings of a wrong type or range.
     """
     if has_nested_rope(config):

@@ -44,7 +44,7 @@ SILENT = {
 
 def describe(config: Mapping[str, Any]) -> Decoder:
     """Describe a Command R7B: blocks of full attention know no positions."""
-    config = {**SILENT, **config, "head_dim": None}  # which transformers does not go by
+    config = {**SILENT, **config}
     kinds = block_kinds(config, every=config.get("sliding_window_pattern") or 4)
     rope = replace(rope_of(config), adjacent=True)
     own = Differences(

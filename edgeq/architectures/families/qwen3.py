@@ -18,6 +18,7 @@ from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("qwen3",)
 COMPUTES = frozenset({features.HEAD_NORMS})
+HEAD = 128  # what transformers takes where the key is absent, whatever the hidden size
 NAMES = RuntimeNames(
     transformers="Qwen3ForCausalLM",
     gguf=GgufNames("qwen3", computes=COMPUTES),
@@ -34,4 +35,4 @@ def describe(config: Mapping[str, Any]) -> Decoder:
         windows=sliding_windows(config),
         head_norms=HEAD_NORMS,
     )
-    return llama_like(config, NAMES, own)
+    return llama_like({"head_dim": HEAD, **config}, NAMES, own)

@@ -46,6 +46,7 @@ SILENT_QWEN2 = {
     "norm_topk_prob": False,
 }
 SILENT_QWEN3 = {
+    "num_experts": 128,
     "num_experts_per_tok": 8,
     "moe_intermediate_size": 768,
     "norm_topk_prob": False,
