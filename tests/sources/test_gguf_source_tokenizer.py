@@ -255,7 +255,7 @@ def test_fillers_for_ids_without_a_token_are_left_out():
 @pytest.mark.parametrize(
     ("changes", "kind", "complaint"),
     [
-        ({"tokenizer.ggml.model": "llama"}, UnsupportedModel, "'llama'"),
+        ({"tokenizer.ggml.model": "bert"}, UnsupportedModel, "'bert'"),
         ({"tokenizer.ggml.model": None}, UnsupportedModel, "None"),
         ({"tokenizer.ggml.pre": "deepseek-llm"}, UnsupportedModel, "'deepseek-llm'"),
         ({"tokenizer.ggml.tokens": []}, BadInput, "no vocabulary"),

@@ -41,7 +41,12 @@ from edgeq_exporters.gguf.blocks import (
     why_not_packable,
 )
 from edgeq_exporters.gguf.format import FORMAT
-from edgeq_exporters.gguf.tokenizer import end_notes, tokenizer_keys, why_not_tokenizer
+from edgeq_exporters.gguf.tokenizer import (
+    Value,
+    tokenizer_keys,
+    tokenizer_notes,
+    why_not_tokenizer,
+)
 
 try:
     import gguf
@@ -91,8 +96,8 @@ class GgufExporter:
 
     def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
         """Say what the file will not hold of the model as it is."""
-        ends = end_notes(companions, record.tokens)
-        return [*window_notes(record, "llama.cpp"), *ends]
+        notes = tokenizer_notes(companions, record.tokens)
+        return [*window_notes(record, "llama.cpp"), *notes]
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""
@@ -205,9 +210,7 @@ def _add_keys(
         _add_key(writer, key, value)
 
 
-def _add_key(
-    writer: gguf.GGUFWriter, key: str, value: str | bool | int | float | list[str] | list[int]
-) -> None:
+def _add_key(writer: gguf.GGUFWriter, key: str, value: Value | float) -> None:
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
