@@ -42,7 +42,9 @@ from edgeq_exporters.gguf.blocks import (
 )
 from edgeq_exporters.gguf.format import FORMAT
 from edgeq_exporters.gguf.tokenizer import (
+    TokenizerFiles,
     Value,
+    name_in_file,
     tokenizer_keys,
     tokenizer_notes,
     why_not_tokenizer,
@@ -96,7 +98,7 @@ class GgufExporter:
 
     def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
         """Say what the file will not hold of the model as it is."""
-        notes = tokenizer_notes(companions, record.tokens)
+        notes = tokenizer_notes(record.name, companions, record.tokens)
         return [*window_notes(record, "llama.cpp"), *notes]
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
@@ -198,7 +200,8 @@ def _add_keys(
     embedding = model.record.decoder.embedding
     vocab_size = next(tensor.shape[0] for tensor in plan if tensor.source == embedding)
     writer.add_type("model")
-    writer.add_name(model.record.name)
+    files = TokenizerFiles.read(model.companions(), model.record.tokens)
+    writer.add_name(name_in_file(model.record.name, files))
     for key, number in architecture_keys(model.record.decoder, vocab_size=vocab_size):
         _add_key(writer, key, number)
     writer.add_file_type(FILE_TYPES[dominating_type(plan)])

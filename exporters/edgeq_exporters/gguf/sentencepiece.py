@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from edgeq.architectures.sentencepiece import BLANK, BYTE, BYTES, Pair, blanks_of, unlisted_pair
+from edgeq.architectures.tokenizer_library import parse_tokenizer, tamed
 
 BYTE_TYPE, UNKNOWN_TYPE, NORMAL_TYPE = 6, 2, 1  # token types of GGUF
 
@@ -35,8 +36,15 @@ def why_not_sentencepiece(tokenizer: Json, data: bytes) -> str | None:
 def why_not_merges(data: bytes) -> str | None:
     """Say where merging by scores would differ from the merges of a tokenizer.json, or None."""
     content = json.loads(data)
+    runs = runs_of_blanks(content)
+    wrong = None if not runs else _why_not_runs(content, data, runs)
+    if wrong is not None:
+        return wrong
+    # added tokens are found in a text before it is cut, unless they hold what stands for a blank
+    added = (token["content"] for token in content.get("added_tokens") or [])
+    found = {token for token in added if BLANK not in token or token in runs}
     results: set[str] = set()
-    last, merges = "", _merges(content)
+    last, merges = "", [pair for pair in _merges(content) if "".join(pair) not in found]
     for left, right in merges:
         token = left + right
         if token != last and token in results:
@@ -45,9 +53,6 @@ def why_not_merges(data: bytes) -> str | None:
             return f"the tokenizer merges {left!r} with {right!r}, and llama.cpp merges no bytes"
         results.add(token)
         last = token
-    # added tokens are found in a text before it is cut, unless they hold what stands for a blank
-    added = (token["content"] for token in content.get("added_tokens") or [])
-    found = {token for token in added if BLANK not in token}
     unlisted = unlisted_pair(content["model"]["vocab"].keys() - found, merges)
     if unlisted is not None:
         return (
@@ -57,24 +62,70 @@ def why_not_merges(data: bytes) -> str | None:
     return None
 
 
-def sentencepiece_types(tokenizer: Json, tokens: Sequence[str], types: Sequence[int]) -> list[int]:
-    """Give the types of a vocabulary's tokens, from those that byte-level BPE would have.
+def runs_of_blanks(tokenizer: Json) -> set[str]:
+    """List the added tokens of several blanks, which llama.cpp finds in a text as they stand.
 
-    Those of bytes and of the unknown token are SentencePiece's own; runs of blanks are found by
-    merges, also where tokenizer.json adds them.
+    With a blank before every text they are left to merges.
+    """
+    blanks = blanks_of(tokenizer)
+    if blanks is None or blanks.prefix:
+        return set()
+    added = (token for token in tokenizer.get("added_tokens") or [] if not token["special"])
+    contents = (token["content"] for token in added)
+    return {token for token in contents if len(token) > 1 and not token.strip(BLANK)}
+
+
+def _why_not_runs(tokenizer: Json, data: bytes, runs: set[str]) -> str | None:
+    """Say where merges would not find the longest run of blanks first, as llama.cpp does."""
+    inside = next((token for token in tokenizer["model"]["vocab"] if _goes_on(token)), None)
+    if inside is not None:
+        return f"token {inside!r} goes on behind a run of blanks, which llama.cpp cuts off"
+    model, longest = parse_tokenizer(data).model, max(map(len, runs))
+    with tamed():
+        for length in range(1, 2 * longest + 2):
+            found = [token.value for token in model.tokenize(BLANK * length)]
+            if found != _longest_first(length, runs):
+                return f"merges make {found} of {length} blanks, llama.cpp the longest runs"
+    return None
+
+
+def _goes_on(token: str) -> bool:
+    return 2 * BLANK in token and bool(token.strip(BLANK))
+
+
+def _longest_first(length: int, runs: set[str]) -> list[str]:
+    """Cut a run of blanks into the longest tokens there are, from the left."""
+    cut: list[str] = []
+    while length:
+        size = next((size for size in range(length, 1, -1) if BLANK * size in runs), 1)
+        cut.append(BLANK * size)
+        length -= size
+    return cut
+
+
+def sentencepiece_vocabulary(
+    tokenizer: Json, tokens: Sequence[str], types: Sequence[int]
+) -> tuple[list[str], list[int]]:
+    """Give a vocabulary's tokens and types, from those that byte-level BPE would have.
+
+    Types of bytes and of the unknown token are SentencePiece's own. Runs of blanks that
+    tokenizer.json adds are written as they stand in a text.
     """
     unknown = tokenizer["model"].get("unk_token")
     added = {token["content"]: token["special"] for token in tokenizer.get("added_tokens") or []}
     results = {left + right for left, right in _merges(tokenizer)}
-    kinds = list(types)
+    runs = runs_of_blanks(tokenizer)
+    texts, kinds = list(tokens), list(types)
     for id, token in enumerate(tokens):
         if BYTE.fullmatch(token) and token not in added:
             kinds[id] = BYTE_TYPE
         elif token == unknown and added.get(token):
             kinds[id] = UNKNOWN_TYPE
+        elif token in runs:
+            texts[id] = " " * len(token)
         elif token in results and added.get(token) is False and not token.strip(BLANK):
             kinds[id] = NORMAL_TYPE
-    return kinds
+    return texts, kinds
 
 
 def sentencepiece_keys(

@@ -3,6 +3,7 @@
 Words and merges are left to `byte_level` and `sentencepiece`.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from edgeq_exporters.gguf.byte_level import byte_level_keys, byte_level_notes, w
 from edgeq_exporters.gguf.sentencepiece import (
     sentencepiece_keys,
     sentencepiece_notes,
-    sentencepiece_types,
+    sentencepiece_vocabulary,
     why_not_sentencepiece,
 )
 
@@ -32,6 +33,11 @@ KNOWN_KINDS = (
 )
 IN_CONFIGS = {"unknown": "unk", "padding": "pad", "eot": "eos", "eom": "eos"}
 """GGUF's names of special tokens -> those of configs, where they differ."""
+
+PHI_3 = re.compile("phi-?3", re.IGNORECASE)
+PHI_3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
+KEEPS_BLANKS = {"<unk>", "<s>", "<|endoftext|>"}
+"""What a name of Phi-3 has llama.cpp look for, and those that take no blanks behind them."""
 
 FILE = "tokenizer.json"
 Json = Mapping[str, Any]
@@ -119,8 +125,8 @@ def tokenizer_keys(
     files = TokenizerFiles.read(companions, tokens)
     vocabulary, types = padded_vocabulary(files.tokenizer, vocab_size=vocab_size)
     if files.is_sentencepiece:
-        types = sentencepiece_types(files.tokenizer, vocabulary, types)
         yield from sentencepiece_keys(files.tokenizer, vocabulary)
+        vocabulary, types = sentencepiece_vocabulary(files.tokenizer, vocabulary, types)
     else:
         yield from byte_level_keys(files.tokenizer, files.data)
     yield "tokenizer.ggml.tokens", vocabulary
@@ -171,7 +177,7 @@ def keyed_ends(files: TokenizerFiles) -> dict[str, int]:
     return dict(zip(END_KEYS, [first, *unknown], strict=False))
 
 
-def tokenizer_notes(companions: Mapping[str, bytes], tokens: TokenIds) -> Iterator[str]:
+def tokenizer_notes(name: str, companions: Mapping[str, bytes], tokens: TokenIds) -> Iterator[str]:
     """Note where llama.cpp splits text differently, and where it does not stop."""
     if FILE not in companions:
         return
@@ -182,12 +188,41 @@ def tokenizer_notes(companions: Mapping[str, bytes], tokens: TokenIds) -> Iterat
             yield from sentencepiece_notes(files.tokenizer)
         else:
             yield from byte_level_notes(files.tokenizer, files.data)
-        yield from _flag_notes(files.tokenizer)
+        yield from _name_notes(name, files)
+        yield from _flag_notes(name, files.tokenizer)
     yield from _end_notes(files)
 
 
-def _flag_notes(tokenizer: Json) -> Iterator[str]:
+def name_in_file(name: str, files: TokenizerFiles) -> str:
+    """Give the name of a model that a file states: llama.cpp takes Phi-3's for its tokenizer's.
+
+    It then has special tokens take the blanks behind them, and loads no file without four of them.
+    """
+    return name if takes_blanks_like_phi_3(files.tokenizer) else PHI_3.sub("phi_3", name)
+
+
+def takes_blanks_like_phi_3(tokenizer: Json) -> bool:
+    """Say whether just those added tokens take blanks behind them that do under Phi-3's name."""
+    added = tokenizer.get("added_tokens") or []
+    texts = {token["content"] for token in added}
+    takers = {token["content"] for token in added if token.get("rstrip")}
+    others = any(token.get("lstrip") or token.get("single_word") for token in added)
+    return PHI_3_TOKENS <= texts and takers == texts - KEEPS_BLANKS and not others
+
+
+def _name_notes(name: str, files: TokenizerFiles) -> Iterator[str]:
+    stated = name_in_file(name, files)
+    if stated != name:
+        yield (
+            f"the file states the name {stated!r}: llama.cpp would give a model of the name "
+            f"{name!r} the special tokens of Phi-3, which are not its own"
+        )
+
+
+def _flag_notes(name: str, tokenizer: Json) -> Iterator[str]:
     """Note the added tokens that take blanks beside them, or stand as whole words alone."""
+    if PHI_3.search(name) and takes_blanks_like_phi_3(tokenizer):
+        return
     added = tokenizer.get("added_tokens") or []
     flags = ("lstrip", "rstrip", "single_word")
     found = [token["content"] for token in added if any(token.get(flag) for flag in flags)]
