@@ -105,7 +105,7 @@ def byte_level_kind(split, *, normalizer=None, crossing=True):
 @functools.cache
 def split_bpe(name):
     """Train byte-level BPE on words that are split in one of the known ways."""
-    (split,) = [split for split in WORD_SPLITS if split.name == name]
+    (split,) = [split for split in WORD_SPLITS if split.written and split.name == name]
     content = json.loads(crossing_bpe())
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": list(split.steps)}
     content |= {"added_tokens": []}

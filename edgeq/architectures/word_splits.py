@@ -87,8 +87,9 @@ class WordSplit:
     """Describes one way of splitting: llama.cpp's name, and the steps of tokenizer.json.
 
     others are further names under which llama.cpp splits alike. whole_words says whether it looks
-    words up before it merges. differs names the text that llama.cpp splits differently; apart are
-    characters that stand alone only in tokenizer.json, so that no longer token may hold one.
+    words up before it merges. differs names the text that llama.cpp splits differently;
+    digits_apart says that digits stand apart from other signs in tokenizer.json alone, so that no
+    token may hold both.
     begins says that texts begin with bos where a file is silent, composed that tokenizers of this
     kind bring text into NFC. Only rows that are written name a tokenizer.json's way.
     """
@@ -99,7 +100,7 @@ class WordSplit:
     whole_words: bool = False
     begins: bool = False
     differs: str = ""
-    apart: str = ""
+    digits_apart: bool = False
     composed: bool = False
     written: bool = True
 
@@ -127,6 +128,12 @@ WORD_SPLITS = (
         (SINGLE_DIGITS, byte_level(by_gpt2_words=True)),
         ("starcoder", "refact", "command-r", "exaone", "codeshell", "minerva-7b"),
     ),
+    # llama.cpp's own expressions, for files that are read
+    WordSplit(
+        "falcon",
+        split_by(r"[\p{P}\$\+<=>\^~\|`]+", GPT_2, r"[0-9][0-9][0-9]"),
+        written=False,
+    ),
     WordSplit(
         "falcon",
         (
@@ -135,7 +142,7 @@ WORD_SPLITS = (
             {"type": "Digits", "individual_digits": False},
             isolated("[0-9][0-9][0-9]"),
         ),
-        apart="²³¹¼½¾",  # what ByteLevel writes for six bytes, and Digits takes for numbers
+        digits_apart=True,
     ),
     WordSplit(
         "tekken",
@@ -200,7 +207,7 @@ def named_split(name: str) -> WordSplit | None:
 
 def known_names() -> list[str]:
     """List all names under which files are read."""
-    return sorted(name for split in WORD_SPLITS for name in (split.name, *split.others))
+    return sorted({name for split in WORD_SPLITS for name in (split.name, *split.others)})
 
 
 def _key(steps: Sequence[Json]) -> str:

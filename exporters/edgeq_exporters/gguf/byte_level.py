@@ -17,15 +17,21 @@ def why_not_byte_level(tokenizer: Json, data: bytes) -> str | None:
     split = word_split(tokenizer, data)
     if split is None:
         return _unknown_splitting(tokenizer)
-    vocabulary = tokenizer["model"]["vocab"]
-    crossing = (token for token in vocabulary if len(token) > 1 and set(token) & set(split.apart))
-    token = next(crossing, None) if split.apart else None
-    if token is not None:
+    if not split.digits_apart:
+        return None
+    mixed = next(filter(_mixes_digits, tokenizer["model"]["vocab"]), None)
+    if mixed is not None:
         return (
-            f"token {token!r} holds one of {split.apart}, "
-            f"which llama.cpp does not split off under the name {split.name}"
+            f"token {mixed!r} joins digits and other signs, which the tokenizer splits "
+            f"and llama.cpp does not under the name {split.name}"
         )
     return None
+
+
+def _mixes_digits(token: str) -> bool:
+    """Say whether a token holds digits and others, among them what ByteLevel writes for bytes."""
+    digits = sum(sign.isnumeric() for sign in token)
+    return 0 < digits < len(token)
 
 
 def word_split(tokenizer: Json, data: bytes) -> WordSplit | None:
