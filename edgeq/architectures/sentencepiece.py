@@ -17,6 +17,7 @@ Pair = tuple[str, str]
 BLANK = "\u2581"  # the sign that tokens have for a blank
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+LONGEST = 512  # characters of a token; its own limit is 16 unless a user sets another
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
 PREPEND = {"type": "Prepend", "prepend": BLANK}
 AT_BLANKS = {
@@ -90,6 +91,14 @@ def unlisted_pair(vocabulary: Collection[str], merges: Collection[Pair]) -> Pair
             if pair not in listed and all(len(part) == 1 or part in results for part in pair):
                 return pair
     return None
+
+
+def too_long(tokens: Collection[str]) -> str | None:
+    """Find a token of more characters than SentencePiece makes; None without.
+
+    It could be cut in too many ways.
+    """
+    return next((token for token in tokens if len(token) > LONGEST), None)
 
 
 def cuts(token: str) -> Iterator[Pair]:

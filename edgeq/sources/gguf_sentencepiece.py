@@ -12,8 +12,10 @@ from tokenizers import models
 from edgeq.architectures.sentencepiece import (
     BLANK,
     BYTES,
+    LONGEST,
     Pair,
     cuts,
+    too_long,
     unlisted_pair,
     written_blanks,
 )
@@ -72,10 +74,17 @@ def read_merges(metadata: Metadata, pieces: Mapping[str, int]) -> list[Pair]:
     """
     scores = metadata.get("tokenizer.ggml.scores")
     count = len(metadata["tokenizer.ggml.tokens"])
-    if not isinstance(scores, list) or len(scores) != count:
+    numbers = isinstance(scores, list) and all(isinstance(each, float) for each in scores)
+    if not numbers or len(scores) != count:
         raise BadInput(
             f"the GGUF has {count} tokens but no score for each in tokenizer.ggml.scores; "
             "convert the model again"
+        )
+    long = too_long(pieces)
+    if long is not None:
+        raise UnsupportedModel(
+            f"the GGUF has a token of {len(long)} characters, {long[:20]!r}...; "
+            f"SentencePiece tokens of at most {LONGEST} are supported"
         )
     made = {token: pairs for token in pieces if (pairs := pairs_of(token, pieces))}
     order = sorted(made, key=lambda token: -scores[pieces[token]])

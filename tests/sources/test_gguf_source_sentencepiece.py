@@ -132,6 +132,16 @@ def without_a_character(metadata):
             "of type byte",
         ),
         (
+            lambda metadata: changed(metadata, "tokens", 300, "x" * 100_000),
+            UnsupportedModel,
+            "a token of 100000 characters",
+        ),
+        (
+            lambda metadata: changed(metadata, "scores", 300, "x"),
+            BadInput,
+            "no score for each",
+        ),
+        (
             lambda metadata: metadata | {"tokenizer.ggml.scores": [0.0]},
             BadInput,
             "no score for each",

@@ -10,7 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from edgeq.architectures.sentencepiece import BLANK, BYTE, BYTES, Pair, blanks_of, unlisted_pair
+from edgeq.architectures.sentencepiece import (
+    BLANK,
+    BYTE,
+    BYTES,
+    LONGEST,
+    Pair,
+    blanks_of,
+    too_long,
+    unlisted_pair,
+)
 from edgeq.architectures.tokenizer_library import parse_tokenizer, tamed
 
 BYTE_TYPE, UNKNOWN_TYPE, NORMAL_TYPE = 6, 2, 1  # token types of GGUF
@@ -53,7 +62,11 @@ def why_not_merges(data: bytes) -> str | None:
             return f"the tokenizer merges {left!r} with {right!r}, and llama.cpp merges no bytes"
         results.add(token)
         last = token
-    unlisted = unlisted_pair(content["model"]["vocab"].keys() - found, merges)
+    pieces = content["model"]["vocab"].keys() - found
+    long = too_long(pieces)
+    if long is not None:
+        return f"the tokenizer has a token of {len(long)} characters; at most {LONGEST} are known"
+    unlisted = unlisted_pair(pieces, merges)
     if unlisted is not None:
         return (
             f"no merge joins {unlisted[0]!r} and {unlisted[1]!r}, which make a token and which "
