@@ -72,14 +72,7 @@ def read_merges(metadata: Metadata, pieces: Mapping[str, int]) -> list[Pair]:
     Raises: BadInput without a score for each token; UnsupportedModel where two pieces have one
     score, or where a character has no token.
     """
-    scores = metadata.get("tokenizer.ggml.scores")
-    count = len(metadata["tokenizer.ggml.tokens"])
-    numbers = isinstance(scores, list) and all(isinstance(each, float) for each in scores)
-    if not numbers or len(scores) != count:
-        raise BadInput(
-            f"the GGUF has {count} tokens but no score for each in tokenizer.ggml.scores; "
-            "convert the model again"
-        )
+    scores = read_scores(metadata)
     long = too_long(pieces)
     if long is not None:
         raise UnsupportedModel(
@@ -102,6 +95,22 @@ def read_merges(metadata: Metadata, pieces: Mapping[str, int]) -> list[Pair]:
             "is none; give the model's safetensors"
         )
     return merges
+
+
+def read_scores(metadata: Metadata) -> list[float]:
+    """Read the scores of all tokens, in order of ids.
+
+    Raises: BadInput without a number for each.
+    """
+    count = len(metadata["tokenizer.ggml.tokens"])
+    stated = metadata.get("tokenizer.ggml.scores")
+    scores = stated if isinstance(stated, list) else []
+    if len(scores) != count or not all(isinstance(score, float) for score in scores):
+        raise BadInput(
+            f"the GGUF has {count} tokens but no score for each in tokenizer.ggml.scores; "
+            "convert the model again"
+        )
+    return scores
 
 
 def pairs_of(token: str, pieces: Mapping[str, int]) -> list[Pair]:

@@ -24,8 +24,10 @@ from tokenizer_kinds import (
     sentencepiece_model,
     vocabulary_of,
 )
+from tokenizers import Tokenizer
 
 from edgeq.architectures.word_splits import WORD_SPLITS, splits_like
+from edgeq.sources import open_source
 from edgeq_exporters.gguf.exporter import GgufExporter
 from edgeq_exporters.gguf.tokenizer import why_not_tokenizer
 from edgeq_exporters.onnx.exporter import OnnxExporter
@@ -169,6 +171,27 @@ def test_sentencepiece_itself_gives_the_same_tokens(tmp_path):
     kind = sentencepiece_kind("prepend", ())
     lines = mixed_lines(FEW)
     assert differing(sentencepiece_model().encode, in_llama_cpp(kind, tmp_path / "m"), lines) == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sentencepiece_kind("prepend"),
+        lambda: sentencepiece_kind("gemma", GEMMA_PIECES),
+        lambda: kind_named("smollm"),
+    ],
+)
+def test_a_file_that_is_read_again_gives_the_same_tokens(tmp_path, make):
+    kind = make()
+    path, _ = GgufExporter().write(one_block_model(kind.files, rows=ROWS), tmp_path)
+    read = Tokenizer.from_buffer(open_source(str(path)).companions()["tokenizer.json"])
+    lines = [line for line in mixed_lines(FEW, kind.special) if BLANK_SIGN not in line]
+    theirs = in_llama_cpp(kind, tmp_path / "again")
+    ours = kind.tokenizer()
+    for line in lines:
+        ids = read.encode(line, add_special_tokens=False).ids
+        assert ids == theirs(line) == ours.encode(line, add_special_tokens=False).ids
+        assert read.encode(line).ids == ours.encode(line).ids
 
 
 def test_runtimes_normalize_nothing_which_notes_say(tmp_path):
