@@ -112,20 +112,20 @@ def test_all_lines_for_all_ways_of_splitting_words(tmp_path, name):
     check_words(name, tmp_path, ALL_LINES)
 
 
-def joined_break(line):
-    """Whether a line begins with a blank, or stands so behind a special token."""
+def begins_with_blank(line):
+    """Whether a line begins with a blank, or goes on so behind a special token."""
     return re.match(r"( |\u2581)|.*(<tool>|</s>|<s>)( |\u2581)", line, re.DOTALL) is not None
 
 
 def behind_special(line):
-    return joined_break(line) or re.search(r"(<tool>|</s>|<s>).", line, re.DOTALL) is not None
+    return begins_with_blank(line) or re.search(r"(<tool>|</s>|<s>).", line, re.DOTALL) is not None
 
 
 SENTENCEPIECE = {
     "prepend": None,
     "gemma": None,
     "never": None,
-    "always": joined_break,
+    "always": begins_with_blank,
     "first": behind_special,
 }
 """How blanks are written -> whether runtimes may split a line differently from transformers."""
@@ -164,6 +164,16 @@ def test_all_lines_for_all_ways_of_writing_blanks(tmp_path, blanks):
 def test_pieces_that_gemma_adds_are_the_same_where_text_holds_no_sign_for_blanks(tmp_path):
     kind = sentencepiece_kind("gemma", GEMMA_PIECES)
     check_pieces(kind, {"gguf": lambda line: BLANK_SIGN in line}, tmp_path, ALL_LINES)
+
+
+@pytest.mark.slow
+def test_transformers_class_for_llama_differs_from_the_file_that_runtimes_follow(tmp_path):
+    kind = sentencepiece_kind("prepend")
+    lines = mixed_lines(ALL_LINES, kind.special)
+    named = dataclasses.replace(kind, named=kind.named | {"tokenizer_class": "LlamaTokenizer"})
+    theirs = in_transformers(named, tmp_path / "class")
+    found = differing(in_transformers(kind, tmp_path / "file"), theirs, lines)
+    assert found and all(map(behind_special, found))
 
 
 def test_sentencepiece_itself_gives_the_same_tokens(tmp_path):
