@@ -227,6 +227,34 @@ def test_older_spellings_of_a_splitting_are_the_same():
     assert splits_like([split, byte_level | {"add_prefix_space": True}]) == []
 
 
+PUBLISHED = {
+    "smaug-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen35": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "tekken": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "gpt-4o": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "seed-coder": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}"
+    "| ?[^\\s\\p{L}\\p{N}\r\n]+|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+    "bloom": r" ?[^(\s|[.,!?…。，、।۔،])]+",  # noqa: RUF001
+}
+"""Names of llama.cpp -> the expression in tokenizer.json of models that it names them after."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_expressions_of_published_tokenizers_are_known(name):
+    split = {"type": "Split", "pattern": {"Regex": PUBLISHED[name]}, "behavior": "Isolated"}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    assert WRITTEN[name] in splits_like([split, byte_level | {"trim_offsets": True}])
+
+
 def changed_kind(kind, **changes):
     """A copy of a tokenizer with parts of it, and of its model, replaced."""
     content = copy.deepcopy(kind.content)
@@ -279,6 +307,18 @@ def test_sentencepiece_that_llama_cpp_would_cut_otherwise_is_refused(make, words
     reason = why_not_tokenizer(model.companions(), model.record.tokens, vocab_size=ROWS)
     assert words in reason
     assert "\n" not in reason and len(reason) < 600
+
+
+def test_runs_of_blanks_that_merges_make_late_are_pieces_as_others(tmp_path):
+    """Of equal scores, an older conversion lists the shorter pairs first."""
+    kind = sentencepiece_kind("gemma", ("▁▁", "▁▁▁", "▁▁▁▁"))
+    runs = [pair for pair in kind.content["model"]["merges"] if not "".join(pair).strip("▁")]
+    others = [pair for pair in kind.content["model"]["merges"] if pair not in runs]
+    ordered = sorted(runs, key=lambda pair: len("".join(pair)))
+    late = changed_kind(kind, model={"merges": [*others, *ordered]})
+    lines = [line for line in mixed_lines(FEW, kind.special) if BLANK_SIGN not in line]
+    ours = in_transformers(late, tmp_path / "transformers")
+    assert differing(ours, in_llama_cpp(late, tmp_path / "gguf"), lines) == []
 
 
 def test_a_token_over_digits_that_falcon_splits_off_is_refused():

@@ -6,7 +6,7 @@ all pairs of a token together; then a token's score is its place in the list.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -45,10 +45,7 @@ def why_not_sentencepiece(tokenizer: Json, data: bytes) -> str | None:
 def why_not_merges(data: bytes) -> str | None:
     """Say where merging by scores would differ from the merges of a tokenizer.json, or None."""
     content = json.loads(data)
-    runs = runs_of_blanks(content)
-    wrong = None if not runs else _why_not_runs(content, data, runs)
-    if wrong is not None:
-        return wrong
+    runs = runs_in_text(data)
     # added tokens are found in a text before it is cut, unless they hold what stands for a blank
     added = (token["content"] for token in content.get("added_tokens") or [])
     found = {token for token in added if BLANK not in token or token in runs}
@@ -75,38 +72,42 @@ def why_not_merges(data: bytes) -> str | None:
     return None
 
 
-def runs_of_blanks(tokenizer: Json) -> set[str]:
-    """List the added tokens of several blanks, which llama.cpp finds in a text as they stand.
+@lru_cache(maxsize=2)
+def runs_in_text(data: bytes) -> frozenset[str]:
+    """List the added tokens of several blanks that llama.cpp may find in a text as they stand.
 
-    With a blank before every text they are left to merges.
+    There are none with a blank before every text, and where merges do not make the longest runs
+    from the left, before anything else that begins with a blank. They are pieces as others then.
     """
-    blanks = blanks_of(tokenizer)
-    if blanks is None or blanks.prefix:
-        return set()
-    added = (token for token in tokenizer.get("added_tokens") or [] if not token["special"])
+    content = json.loads(data)
+    blanks = blanks_of(content)
+    added = (token for token in content.get("added_tokens") or [] if not token["special"])
     contents = (token["content"] for token in added)
-    return {token for token in contents if len(token) > 1 and not token.strip(BLANK)}
-
-
-def _why_not_runs(tokenizer: Json, data: bytes, runs: set[str]) -> str | None:
-    """Say where merges would not find the longest run of blanks first, as llama.cpp does."""
-    inside = next((token for token in tokenizer["model"]["vocab"] if _goes_on(token)), None)
-    if inside is not None:
-        return f"token {inside!r} goes on behind a run of blanks, which llama.cpp cuts off"
+    runs = {token for token in contents if len(token) > 1 and not token.strip(BLANK)}
+    if not runs or blanks is None or blanks.prefix:
+        return frozenset()
+    made = [left + right for left, right in _merges(content)]
+    last = max((place for place, token in enumerate(made) if token in runs), default=0)
+    is_late = any(token[0] == BLANK and token not in runs for token in made[:last])
+    vocabulary = content["model"]["vocab"]
+    is_taken = any(" " * len(token) in vocabulary for token in runs)
+    if is_late or is_taken or any(map(_goes_on, vocabulary)):
+        return frozenset()
     model, longest = parse_tokenizer(data).model, max(map(len, runs))
     with tamed():
         for length in range(1, 2 * longest + 2):
             found = [token.value for token in model.tokenize(BLANK * length)]
             if found != _longest_first(length, runs):
-                return f"merges make {found} of {length} blanks, llama.cpp the longest runs"
-    return None
+                return frozenset()
+    return frozenset(runs)
 
 
 def _goes_on(token: str) -> bool:
+    """Say whether a token holds a run of blanks and more, which llama.cpp would cut off."""
     return 2 * BLANK in token and bool(token.strip(BLANK))
 
 
-def _longest_first(length: int, runs: set[str]) -> list[str]:
+def _longest_first(length: int, runs: Collection[str]) -> list[str]:
     """Cut a run of blanks into the longest tokens there are, from the left."""
     cut: list[str] = []
     while length:
@@ -117,7 +118,7 @@ def _longest_first(length: int, runs: set[str]) -> list[str]:
 
 
 def sentencepiece_vocabulary(
-    tokenizer: Json, tokens: Sequence[str], types: Sequence[int]
+    tokenizer: Json, data: bytes, tokens: Sequence[str], types: Sequence[int]
 ) -> tuple[list[str], list[int]]:
     """Give a vocabulary's tokens and types, from those that byte-level BPE would have.
 
@@ -127,7 +128,7 @@ def sentencepiece_vocabulary(
     unknown = tokenizer["model"].get("unk_token")
     added = {token["content"]: token["special"] for token in tokenizer.get("added_tokens") or []}
     results = {left + right for left, right in _merges(tokenizer)}
-    runs = runs_of_blanks(tokenizer)
+    runs = runs_in_text(data)
     texts, kinds = list(tokens), list(types)
     for id, token in enumerate(tokens):
         if BYTE.fullmatch(token) and token not in added:

@@ -126,7 +126,7 @@ def tokenizer_keys(
     vocabulary, types = padded_vocabulary(files.tokenizer, vocab_size=vocab_size)
     if files.is_sentencepiece:
         yield from sentencepiece_keys(files.tokenizer, vocabulary)
-        vocabulary, types = sentencepiece_vocabulary(files.tokenizer, vocabulary, types)
+        vocabulary, types = sentencepiece_vocabulary(files.tokenizer, files.data, vocabulary, types)
     else:
         yield from byte_level_keys(files.tokenizer, files.data)
     yield "tokenizer.ggml.tokens", vocabulary
