@@ -1,8 +1,8 @@
-"""Write tokenizer files so that onnxruntime-genai, which has a tokenizer of its own, gives the same
-tokens; note where it does not.
+"""Write tokenizer files that onnxruntime-genai reads alike, and note where it does not.
 
-What is rewritten means the same to the tokenizers library: other steps for the same words. What
-onnxruntime-genai does was measured on text that mixes scripts, signs and blanks.
+It has a tokenizer of its own. What is rewritten means the same to the tokenizers library: other
+steps for the same words. What onnxruntime-genai does was measured on text that mixes scripts,
+signs and blanks.
 """
 
 from collections.abc import Iterator, Mapping
