@@ -189,8 +189,8 @@ SMALL_LLAMA: dict[str, Any] = {
 }
 
 
-def one_block_model(files):
-    """The smallest model that llama.cpp loads."""
+def one_block_model(files, *, rows=VOCAB_SIZE):
+    """The smallest model that llama.cpp loads, with so many rows of its embedding."""
     linears = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
     linears += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
     norms = ["input_layernorm", "post_attention_layernorm"]
@@ -200,6 +200,6 @@ def one_block_model(files):
     arrays |= {f"model.layers.0.{name}.weight": np.ones(32, np.float32) for name in norms}
     arrays |= {
         "model.norm.weight": np.ones(32, np.float32),
-        "model.embed_tokens.weight": np.ones((VOCAB_SIZE, 32), "f4"),
+        "model.embed_tokens.weight": np.ones((rows, 32), "f4"),
     }
-    return MemoryModel(ONE_BLOCK, arrays=arrays, files=files)
+    return MemoryModel(ONE_BLOCK | {"vocab_size": rows}, arrays=arrays, files=files)

@@ -19,8 +19,13 @@ KNOWN_ENDS = frozenset(
         "[EOS]",
         "<|end_of_text|>",
         "<end_of_utterance>",
+        "<eos>",
+        "<turn|>",
+        "<|tool_response>",
     }
 )
 """Tokens that end a text for llama.cpp wherever its vocabulary has them (llama-vocab.cpp)."""
 END_KEYS = ("eos", "eot", "eom")
 """Names of further ends in a file's keys, `tokenizer.ggml.NAME_token_id`; it has no more."""
+SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
+"""Ids of special tokens of a SentencePiece tokenizer whose file has no keys for them."""

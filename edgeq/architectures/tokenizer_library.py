@@ -16,6 +16,7 @@ from edgeq.errors import reason_of
 
 # a prefix that is not empty, or a key that hides behind escapes, which no tokenizer writes
 RANDOM = ("dropout", "nbest_size", "alpha")  # what has a model cut words at random
+ANY_TEXT = "a"
 HAS_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00[4-7]')
 
 
@@ -56,6 +57,19 @@ def encode_text(tokenizer: Tokenizer, text: str) -> Encoding:
     """
     with tamed():
         return tokenizer.encode(text, add_special_tokens=False)
+
+
+def ids_before(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """List the ids that a tokenizer puts before every text.
+
+    Raises: ValueError with the library's reason.
+    """
+    with tamed():
+        whole = tokenizer.encode(ANY_TEXT).ids
+        text = tokenizer.encode(ANY_TEXT, add_special_tokens=False).ids
+    places = range(len(whole) - len(text) + 1)
+    found = (place for place in places if whole[place : place + len(text)] == text)
+    return tuple(whole[: next(found, 0)])
 
 
 def _check_prefix(text: str) -> None:

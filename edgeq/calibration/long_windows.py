@@ -9,7 +9,14 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from edgeq.calibration.reading import LONGEST_WHOLE, LongText
-from edgeq.calibration.windows import check_ids, encode, load_tokenizer
+from edgeq.calibration.windows import (
+    begin_ids,
+    begun,
+    check_ids,
+    encode,
+    length_of_text,
+    load_tokenizer,
+)
 from edgeq.errors import BadInput
 from edgeq.protocols import TextModel
 
@@ -31,12 +38,15 @@ def sample_long(
 ) -> tuple[Windows, int]:
     """Cut windows that start at random words, one in each of `samples` equal stretches of a text.
 
-    Also counts the tokens in them, those of overlapping windows once.
+    Each begins as the model's tokenizer begins a text. Also counts the tokens of the text in them,
+    those of overlapping windows once.
 
     Shapes: (samples, sequence_length).
     Raises: BadInput when the text has too few tokens, or fewer places to start at than samples.
     """
-    cutter = _Cutter(source, sequence_length)
+    begin = begin_ids(source)
+    length = length_of_text(sequence_length, begin)
+    cutter = _Cutter(source, length)
     last_start, last = cutter.last_window(text)
     if samples > last_start + 1:
         raise BadInput(
@@ -46,8 +56,8 @@ def sample_long(
     edges = np.linspace(0, last_start + 1, samples + 1)
     places = np.random.default_rng(seed).uniform(edges[:-1], edges[1:]).astype(np.int64)
     reader = _Reader(text.read())
-    windows = np.empty((samples, sequence_length), np.int64)
-    starts = np.empty((samples, sequence_length), np.int64)
+    windows = np.empty((samples, length), np.int64)
+    starts = np.empty((samples, length), np.int64)
     for position, place in enumerate(places.tolist()):
         found = cutter.window_at(reader, place)
         windows[position], starts[position] = last if found is None else found
@@ -55,7 +65,7 @@ def sample_long(
     overlapping = sum(
         int((before >= after[0]).sum()) for before, after in itertools.pairwise(starts)
     )
-    return windows, windows.size - overlapping
+    return begun(windows, begin), windows.size - overlapping
 
 
 def first_tokens(source: TextModel, text: LongText, count: int) -> Windows:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.calibration.windows import load_tokenizer
+from edgeq.calibration.windows import begin_ids, begun, length_of_text, load_tokenizer
 from edgeq.decoder import Decoder
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.storage import rename_when_stored
@@ -41,22 +41,31 @@ def written_windows(
 ) -> Windows:
     """Read windows that the model wrote before under the same conditions, or have it write them.
 
-    framework names what computes: the same seed need not give the same text elsewhere.
+    framework names what computes: the same seed need not give the same text elsewhere. Where the
+    model's tokenizer begins a text with <bos>, so does each window; else with a random token.
 
     Shapes: (count, length).
     Raises: BadInput for a model without tokenizer or with broken predictions, or a cache that
     cannot be written to.
     """
     allowed, first = tokens_to_write(source)
+    begin = begin_ids(source)
     tokenizer = hashlib.sha256(source.companions()["tokenizer.json"]).hexdigest()
     conditions = f"{METHOD} {source.fingerprint()} {tokenizer} {framework} {count} {length} {seed}"
+    conditions += "".join(f" {id}" for id in begin)
     file = cache_directory() / f"self-{hashlib.sha256(conditions.encode()).hexdigest()[:32]}.npy"
     cached = read_cached(file, (count, length), int(allowed.max()))
     if cached is not None:
         return cached
     make_cache(file.parent)
-    first = np.random.default_rng(seed).choice(first, count)
-    windows = write_windows(source, make_writer(source, allowed, seed), wrote, first, length)
+    writer = make_writer(source, allowed, seed)
+    if begin:  # what comes first is the model's own choice then
+        rest = length_of_text(length, begin[:-1])
+        written = write_windows(source, writer, wrote, np.full(count, begin[-1]), rest)
+        windows = begun(written, begin[:-1])
+    else:
+        first = np.random.default_rng(seed).choice(first, count)
+        windows = write_windows(source, writer, wrote, first, length)
     write_cached(file, windows)
     return windows
 

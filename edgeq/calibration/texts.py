@@ -17,7 +17,7 @@ import numpy.typing as npt
 from edgeq.calibration.long_windows import sample_long
 from edgeq.calibration.reading import LongText, open_text, read_text
 from edgeq.calibration.variety import check_variety, repeated_runs
-from edgeq.calibration.windows import sample_windows, tokenize
+from edgeq.calibration.windows import begin_ids, sample_windows, tokenize
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource, TextModel
 from edgeq.words import as_text
@@ -194,7 +194,8 @@ def cut(
             sha256 = content.sha256
         else:
             ids = tokenize(source, content)
-            windows, tokens = sample_windows(ids, **options), len(ids)
+            windows = sample_windows(ids, **options, begin=begin_ids(source))
+            tokens = len(ids)
             sha256 = hashlib.sha256(content.encode("utf-8")).hexdigest()
         check_variety(source, windows)
     except BadInput as error:

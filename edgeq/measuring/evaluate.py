@@ -11,7 +11,13 @@ from typing import Any
 from edgeq.calibration.long_windows import first_tokens
 from edgeq.calibration.reading import LongText, open_text, read_text
 from edgeq.calibration.variety import check_variety
-from edgeq.calibration.windows import check_ids, check_length, first_windows, tokenize
+from edgeq.calibration.windows import (
+    begin_ids,
+    check_ids,
+    check_length,
+    first_windows,
+    tokenize,
+)
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
@@ -194,10 +200,10 @@ def evaluation_windows(
         )
     for model in models:
         check_length(model, length)
-    tokens = evaluation_tokens(models[0], text, windows * length)
+    tokens, begin = evaluation_tokens(models[0], text, windows * length), begin_ids(models[0])
     for model in models:
         check_ids(model, tokens)
-    found = first_windows(tokens, windows=windows, sequence_length=length)
+    found = first_windows(tokens, windows=windows, sequence_length=length, begin=begin)
     try:
         check_variety(models[0], found)
     except BadInput as error:

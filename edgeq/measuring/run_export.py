@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgeq.calibration.reading import read_text
-from edgeq.calibration.windows import first_windows, tokenize
+from edgeq.calibration.windows import begin_ids, first_windows, tokenize
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
 from edgeq.measuring.evaluate import (
@@ -82,7 +82,8 @@ def run_export(
     if length < SHORTEST_RUN:
         given = "the model reads at most" if length < sequence_length else "sequence length"
         raise BadInput(f"{given} {length} tokens; at least {SHORTEST_RUN} are needed")
-    ids = first_windows(tokens, windows=windows, sequence_length=length)
+    begin = begin_ids(checkpoint)
+    ids = first_windows(tokens, windows=windows, sequence_length=length, begin=begin)
     rounding = used.rounding
     found = list(used.logits(ids))
     del used  # a large model is not in memory twice

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.architectures.config_checks import positive_integer
-from edgeq.architectures.llama_cpp import END_KEYS, KNOWN_ENDS
+from edgeq.architectures.llama_cpp import END_KEYS, KNOWN_ENDS, SENTENCEPIECE_IDS
 from edgeq.architectures.rope import llama3_factors
 from edgeq.decoder import Rope
 from edgeq.errors import BadInput, UnsupportedModel
@@ -132,7 +132,7 @@ def special_ids(metadata: Metadata) -> dict[str, Any]:
     Ends are all at which llama.cpp stops.
     """
     keys = {"bos_token_id": "bos", "pad_token_id": "padding", "unk_token_id": "unknown"}
-    found = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    found = {name: token_id(metadata, key) for name, key in keys.items()}
     stated: dict[str, Any] = {name: int(id) for name, id in found.items() if id is not None}
     ends = end_ids(metadata)
     if ends:
@@ -140,9 +140,15 @@ def special_ids(metadata: Metadata) -> dict[str, Any]:
     return stated
 
 
+def token_id(metadata: Metadata, key: str) -> Any:
+    """Read the id of a special token by its name in GGUF, or what llama.cpp takes without one."""
+    known = SENTENCEPIECE_IDS if metadata.get("tokenizer.ggml.model") == "llama" else {}
+    return metadata.get(f"tokenizer.ggml.{key}_token_id", known.get(key))
+
+
 def end_ids(metadata: Metadata) -> list[int]:
     """List the ids of the tokens that end a text or a turn, those with keys of their own first."""
-    keyed = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in END_KEYS]
+    keyed = [token_id(metadata, key) for key in END_KEYS]
     tokens = metadata.get("tokenizer.ggml.tokens")
     known = [index for index, token in enumerate(tokens or ()) if token in KNOWN_ENDS]
     return list(dict.fromkeys([int(id) for id in keyed if id is not None] + known))

@@ -1,83 +1,29 @@
-"""Rebuild the byte-level BPE tokenizer inside a GGUF file as tokenizer.json and its companions."""
+"""Rebuild the tokenizer inside a GGUF file as tokenizer.json and its companions.
+
+Byte-level BPE, and BPE of SentencePiece's kind: see `edgeq.sources.gguf_sentencepiece`.
+"""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import AddedToken, Tokenizer, models, processors
 
+from edgeq.architectures.word_splits import WordSplit, known_names, named_split
 from edgeq.errors import BadInput, UnsupportedModel
-from edgeq.sources.gguf_config import end_ids
+from edgeq.sources.gguf_config import end_ids, token_id
+from edgeq.sources.gguf_sentencepiece import UNKNOWN, sentencepiece_model, sentencepiece_parts
 
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # GGUF token types
-
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-TIKTOKEN_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# What llama.cpp does for "default": punctuation alone, then GPT-2's rule, then digits in threes
-# from the left.
-DEFAULT_PATTERNS = (r"[\p{P}\$\+<=>\^~\|]+", GPT2_PATTERN, r"\p{N}+", r"[0-9][0-9][0-9]")
+BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # GGUF's names of tokenizer models
 
 Metadata = Mapping[str, Any]
-
-
-def split_by_gpt2() -> Any:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-def split_single_digits() -> Any:
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), split_by_gpt2()])
-
-
-def split_by(*patterns: str) -> Any:
-    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
-    return pre_tokenizers.Sequence(
-        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-
-
-def split_like_llama3() -> Any:
-    return split_by(TIKTOKEN_PATTERN % 3)
-
-
-def split_like_qwen2() -> Any:
-    # Qwen writes \p{N}, which is \p{N}{1,1}; its own spelling keeps the file recognisable.
-    return split_by(TIKTOKEN_PATTERN.replace("{1,%d}", ""))
-
-
-def split_like_default() -> Any:
-    return split_by(*DEFAULT_PATTERNS)
-
-
-PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {
-    "smollm": split_single_digits,
-    "llama-bpe": split_like_llama3,
-    "llama3": split_like_llama3,
-    "smaug-bpe": split_like_llama3,
-    "qwen2": split_like_qwen2,
-    "gpt-2": split_by_gpt2,
-    "default": split_like_default,
-}
-# whole words before merges, and a text begins with the bos token
-LLAMA3_NAMES = ("llama-bpe", "llama3")
 
 
 def tokenizer_files(metadata: Metadata) -> dict[str, bytes]:
     """Write the tokenizer files and generation_config.json of a GGUF's vocabulary.
 
-    Raises: UnsupportedModel for other tokenizers than byte-level BPE; BadInput for a damaged
-    vocabulary.
+    Raises: UnsupportedModel for other tokenizers than BPE; BadInput for a damaged vocabulary.
     """
     tokens = read_tokens(metadata)
     tokenizer = build_tokenizer(metadata, tokens)
@@ -105,9 +51,10 @@ def read_tokens(metadata: Metadata) -> Sequence[str]:
     Raises: UnsupportedModel, BadInput.
     """
     model = metadata.get("tokenizer.ggml.model")
-    if model != "gpt2":
+    if model not in (BYTE_LEVEL, SENTENCEPIECE):
         raise UnsupportedModel(
-            f"GGUF tokenizer model {model!r} is not supported; only gpt2 (byte-level BPE) is"
+            f"GGUF tokenizer model {model!r} is not supported; "
+            "supported are gpt2 (byte-level BPE) and llama (SentencePiece BPE)"
         )
     tokens = metadata.get("tokenizer.ggml.tokens")
     if (
@@ -133,35 +80,64 @@ def token_types(metadata: Metadata, tokens: Sequence[str]) -> Sequence[int]:
 
 def build_tokenizer(metadata: Metadata, tokens: Sequence[str]) -> Tokenizer:
     """Build the tokenizer: vocabulary, merges, special tokens, and the cuts before merging."""
-    name = pre_tokenizer_name(metadata)
     types = token_types(metadata, tokens)
     vocabulary = build_vocabulary(tokens, types)
-    merges = read_merges(metadata, vocabulary)
-    tokenizer = Tokenizer(
-        models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name in LLAMA3_NAMES)
-    )
-    if name == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = PRE_TOKENIZERS[name]()
-    tokenizer.decoder = decoders.ByteLevel()
+    if is_sentencepiece(metadata):
+        unknown = special_ids(metadata, tokens).get("unk")
+        named = None if unknown is None else tokens[unknown]
+        model = sentencepiece_model(metadata, vocabulary, types, named)
+        parts = sentencepiece_parts(metadata)
+    else:
+        split = word_split(metadata)
+        merges = read_merges(metadata, vocabulary)
+        model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split.whole_words)
+        parts = byte_level_parts(split)
+    empty: dict[str, Any] = {
+        "version": "1.0",
+        "added_tokens": [],
+        "truncation": None,
+        "padding": None,
+    }
+    empty |= {"post_processor": None, "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    tokenizer = Tokenizer.from_str(json.dumps(empty | parts))
+    tokenizer.model = model
     tokenizer.post_processor = build_post_processor(metadata, tokens)
-    tokenizer.add_special_tokens(added_tokens(tokens, types, CONTROL))
-    tokenizer.add_tokens(added_tokens(tokens, types, USER_DEFINED))
+    special = (CONTROL, UNKNOWN) if is_sentencepiece(metadata) else (CONTROL,)
+    for kind in special:
+        tokenizer.add_special_tokens(added_tokens(tokens, types, kind, special=True))
+    tokenizer.add_tokens(added_tokens(tokens, types, USER_DEFINED, special=False))
     return tokenizer
 
 
-def pre_tokenizer_name(metadata: Metadata) -> str:
+def is_sentencepiece(metadata: Metadata) -> bool:
+    return metadata.get("tokenizer.ggml.model") == SENTENCEPIECE
+
+
+def word_split(metadata: Metadata) -> WordSplit:
     """Read which rule cuts a text into words.
 
     Raises: UnsupportedModel naming a rule that is not known.
     """
     name = str(metadata.get("tokenizer.ggml.pre", "default"))
-    if name not in PRE_TOKENIZERS:
-        known = ", ".join(PRE_TOKENIZERS)
+    split = named_split(name)
+    if split is None:
+        known = ", ".join(known_names())
         raise UnsupportedModel(
             f"GGUF pre-tokenizer {name!r} is not supported; supported are {known}"
         )
-    return name
+    return split
+
+
+def byte_level_parts(split: WordSplit) -> dict[str, Any]:
+    """Write the parts of tokenizer.json around the model: how text is cut into words of bytes."""
+    steps = list(split.steps)
+    one_step = len(steps) == 1
+    return {
+        "normalizer": {"type": "NFC"} if split.composed else None,
+        "pre_tokenizer": steps[0] if one_step else {"type": "Sequence", "pretokenizers": steps},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+        | {"use_regex": True},
+    }
 
 
 def build_vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
@@ -203,10 +179,12 @@ def read_merges(metadata: Metadata, vocabulary: Mapping[str, int]) -> list[tuple
     return pairs
 
 
-def added_tokens(tokens: Sequence[str], types: Sequence[int], kind: int) -> list[AddedToken]:
+def added_tokens(
+    tokens: Sequence[str], types: Sequence[int], kind: int, *, special: bool
+) -> list[AddedToken]:
     """List the tokens of a kind, which are found in a text before anything else happens to it."""
     return [
-        AddedToken(token, special=kind == CONTROL, normalized=False)
+        AddedToken(token, special=special, normalized=False)
         for token, token_kind in zip(tokens, types, strict=True)
         if token_kind == kind
     ]
@@ -218,7 +196,7 @@ def special_ids(metadata: Metadata, tokens: Sequence[str]) -> dict[str, int]:
     Raises: BadInput for an id beyond the vocabulary.
     """
     keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    found = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    found = {name: token_id(metadata, key) for name, key in keys.items()}
     for name, index in found.items():
         if index is not None and not 0 <= index < len(tokens):
             raise BadInput(
@@ -231,9 +209,10 @@ def special_ids(metadata: Metadata, tokens: Sequence[str]) -> dict[str, int]:
 def adds_token(metadata: Metadata, name: str) -> bool:
     """Say whether a text is given a bos or eos token.
 
-    Where the GGUF is silent, only Llama 3 adds one, at the beginning.
+    Where the GGUF is silent, Llama 3, Mistral's Tekken and SentencePiece add one, at the beginning.
     """
-    default = name == "bos" and pre_tokenizer_name(metadata) in LLAMA3_NAMES
+    begins = is_sentencepiece(metadata) or word_split(metadata).begins
+    default = name == "bos" and begins
     return bool(metadata.get(f"tokenizer.ggml.add_{name}_token", default))
 
 
@@ -242,9 +221,9 @@ def build_post_processor(metadata: Metadata, tokens: Sequence[str]) -> Any:
     ids = special_ids(metadata, tokens)
     added = [name for name in ("bos", "eos") if name in ids and adds_token(metadata, name)]
     ends = {name: tokens[ids[name]] for name in added}
-    byte_level = processors.ByteLevel(trim_offsets=False)
+    byte_level = [] if is_sentencepiece(metadata) else [processors.ByteLevel(trim_offsets=False)]
     if not ends:
-        return byte_level
+        return byte_level[0] if byte_level else None
     before, after = ends.get("bos"), ends.get("eos")
     template = processors.TemplateProcessing(
         single=[token for token in (before, "$A", after) if token],
@@ -256,7 +235,7 @@ def build_post_processor(metadata: Metadata, tokens: Sequence[str]) -> Any:
         ],
         special_tokens=[(tokens[ids[name]], ids[name]) for name in ends],
     )
-    return processors.Sequence([byte_level, template])
+    return processors.Sequence([*byte_level, template]) if byte_level else template
 
 
 def tokenizer_config(metadata: Metadata, tokens: Sequence[str]) -> dict[str, Any]:
@@ -275,6 +254,7 @@ def tokenizer_config(metadata: Metadata, tokens: Sequence[str]) -> dict[str, Any
             config[f"add_{name}_token"] = adds_token(metadata, name)
     if "tokenizer.chat_template" in metadata:
         config["chat_template"] = metadata["tokenizer.chat_template"]
-    if "llama.context_length" in metadata:
-        config["model_max_length"] = int(metadata["llama.context_length"])
+    context = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    if context is not None:
+        config["model_max_length"] = int(context)
     return config

@@ -167,6 +167,15 @@ def changed(**parts):
     return files | {"tokenizer.json": json.dumps(tokenizer | {"model": model} | parts).encode()}
 
 
+def unmerged(word):
+    """Files of a GPT-2-like tokenizer that looks words up, with one that no merges lead to."""
+    files = changed(model={"ignore_merges": True})
+    tokenizer = json.loads(files["tokenizer.json"])
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[word] = len(vocabulary) + len(tokenizer["added_tokens"])
+    return files | {"tokenizer.json": json.dumps(tokenizer).encode()}
+
+
 def saved(tokenizer):
     return tokenizer_files() | {"tokenizer.json": tokenizer.to_str().encode()}
 
@@ -201,7 +210,7 @@ REMOVED = {"type": "Split", "pattern": {"Regex": LLAMA_3}, "behavior": "Removed"
         (saved(glassllm_like()), "Metaspace"),
         (changed(model={"byte_fallback": True}), "SentencePiece BPE with byte_fallback"),
         (changed(model={"dropout": 0.1}), "BPE with dropout 0.1"),
-        (changed(model={"ignore_merges": True}), "ignore_merges"),
+        (unmerged("whole"), "ignore_merges"),
         (changed(pre_tokenizer=None), '"pre_tokenizer": null'),
         (
             changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [OTHER_REGEX, BYTE_LEVEL]}),

@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from edgeq.architectures.word_splits import known_names
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.sources import open_source
 from edgeq.sources.gguf_tokenizer import tokenizer_files
@@ -196,13 +197,36 @@ def test_the_demo_tokenizer_keeps_all_that_the_gguf_says(demo):
     assert [added["id"] for added in content["added_tokens"] if added["special"]] == control
 
 
-@pytest.mark.parametrize("pre", ["smollm", "llama-bpe", "smaug-bpe", "qwen2", "gpt-2", "default"])
+QUICK = ("smollm", "llama-bpe", "smaug-bpe", "qwen2", "gpt-2", "default")
+APPROXIMATE = ("tekken", "gpt-4o", "llama4", "kanana2", "deepseek-v3", "hunyuan-dense", "joyai-llm")
+"""Names under which llama.cpp splits some text differently from what it names them after."""
+
+
+@pytest.mark.parametrize(
+    "pre",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in known_names()
+        if name not in APPROXIMATE
+    ],
+)
 def test_every_pre_tokenizer_cuts_texts_as_llama_cpp_does(pre, make_model):
     metadata = small_vocabulary(pre, AWKWARD)
     model, vocabulary = llama_vocabulary(make_model(metadata))
     tokenizer = Tokenizer.from_buffer(tokenizer_files(metadata)["tokenizer.json"])
     special = ["<s>a</s>", "x <|tool|> y", "a whole whole 123"]
     assert_equal_to_llama(vocabulary, tokenizer, [*calibration_lines(100), *AWKWARD, *special])
+    del model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pre", APPROXIMATE)
+def test_names_of_approximate_splits_cut_plain_text_as_llama_cpp_does(pre, make_model):
+    metadata = small_vocabulary(pre, AWKWARD)
+    model, vocabulary = llama_vocabulary(make_model(metadata))
+    tokenizer = Tokenizer.from_buffer(tokenizer_files(metadata)["tokenizer.json"])
+    texts = [text for text in AWKWARD if text.isascii() and "~" not in text]
+    assert_equal_to_llama(vocabulary, tokenizer, [*texts, *SPECIAL, "a whole whole 123"])
     del model
 
 
@@ -255,7 +279,7 @@ def test_fillers_for_ids_without_a_token_are_left_out():
 @pytest.mark.parametrize(
     ("changes", "kind", "complaint"),
     [
-        ({"tokenizer.ggml.model": "llama"}, UnsupportedModel, "'llama'"),
+        ({"tokenizer.ggml.model": "bert"}, UnsupportedModel, "'bert'"),
         ({"tokenizer.ggml.model": None}, UnsupportedModel, "None"),
         ({"tokenizer.ggml.pre": "deepseek-llm"}, UnsupportedModel, "'deepseek-llm'"),
         ({"tokenizer.ggml.tokens": []}, BadInput, "no vocabulary"),

@@ -41,7 +41,14 @@ from edgeq_exporters.gguf.blocks import (
     why_not_packable,
 )
 from edgeq_exporters.gguf.format import FORMAT
-from edgeq_exporters.gguf.tokenizer import end_notes, tokenizer_keys, why_not_tokenizer
+from edgeq_exporters.gguf.tokenizer import (
+    TokenizerFiles,
+    Value,
+    name_in_file,
+    tokenizer_keys,
+    tokenizer_notes,
+    why_not_tokenizer,
+)
 
 try:
     import gguf
@@ -91,8 +98,8 @@ class GgufExporter:
 
     def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
         """Say what the file will not hold of the model as it is."""
-        ends = end_notes(companions, record.tokens)
-        return [*window_notes(record, "llama.cpp"), *ends]
+        notes = tokenizer_notes(record.name, companions, record.tokens)
+        return [*window_notes(record, "llama.cpp"), *notes]
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""
@@ -193,7 +200,8 @@ def _add_keys(
     embedding = model.record.decoder.embedding
     vocab_size = next(tensor.shape[0] for tensor in plan if tensor.source == embedding)
     writer.add_type("model")
-    writer.add_name(model.record.name)
+    files = TokenizerFiles.read(model.companions(), model.record.tokens)
+    writer.add_name(name_in_file(model.record.name, files))
     for key, number in architecture_keys(model.record.decoder, vocab_size=vocab_size):
         _add_key(writer, key, number)
     writer.add_file_type(FILE_TYPES[dominating_type(plan)])
@@ -205,9 +213,7 @@ def _add_keys(
         _add_key(writer, key, value)
 
 
-def _add_key(
-    writer: gguf.GGUFWriter, key: str, value: str | bool | int | float | list[str] | list[int]
-) -> None:
+def _add_key(writer: gguf.GGUFWriter, key: str, value: Value | float) -> None:
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

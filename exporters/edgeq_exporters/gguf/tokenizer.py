@@ -1,6 +1,9 @@
-"""Translate byte-level BPE tokenizers from a checkpoint's tokenizer.json to GGUF metadata."""
+"""Translate a checkpoint's tokenizer.json to GGUF metadata: what all kinds of tokenizers share.
 
-import json
+Words and merges are left to `byte_level` and `sentencepiece`.
+"""
+
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,40 +11,58 @@ from typing import Any
 from edgeq.architectures.json_objects import json_object
 from edgeq.architectures.llama_cpp import END_KEYS, KNOWN_ENDS
 from edgeq.architectures.tokenizer_library import parse_tokenizer
+from edgeq.architectures.word_splits import steps_of
 from edgeq.decoder import TokenIds
 from edgeq.errors import reason_of
+from edgeq_exporters.gguf.byte_level import byte_level_keys, byte_level_notes, why_not_byte_level
+from edgeq_exporters.gguf.sentencepiece import (
+    sentencepiece_keys,
+    sentencepiece_notes,
+    sentencepiece_vocabulary,
+    why_not_sentencepiece,
+)
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of GGUF
-
-LLAMA_3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2_WORDS = LLAMA_3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
-WORD_PATTERNS = {LLAMA_3_WORDS: "llama-bpe", QWEN2_WORDS: "qwen2"}
 
 SPECIAL_TOKENS = {"bos": "begin", "unknown": "unknown", "padding": "pad"}
 """GGUF's names of special tokens -> the field of a model's record with their ids."""
 
+KNOWN_KINDS = (
+    "GGUF export knows byte-level BPE of the kinds that docs/formats.md lists, "
+    "and SentencePiece BPE with byte_fallback"
+)
 IN_CONFIGS = {"unknown": "unk", "padding": "pad", "eot": "eos", "eom": "eos"}
 """GGUF's names of special tokens -> those of configs, where they differ."""
 
+PHI_3 = re.compile("phi-?3", re.IGNORECASE)
+PHI_3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
+KEEPS_BLANKS = {"<unk>", "<s>", "<|endoftext|>"}
+"""What a name of Phi-3 has llama.cpp look for, and those that take no blanks behind them."""
+
+FILE = "tokenizer.json"
 Json = Mapping[str, Any]
+Value = str | bool | int | list[str] | list[int] | list[float]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
     """Holds what a checkpoint says about its tokenizer; a file that it lacks is empty."""
 
+    data: bytes
     tokenizer: Json
     tokens: TokenIds
 
     @classmethod
     def read(cls, companions: Mapping[str, bytes], tokens: TokenIds) -> "TokenizerFiles":
         return cls(
-            tokenizer=json_object(companions, "tokenizer.json"),
+            data=companions.get(FILE, b""),
+            tokenizer=json_object(companions, FILE),
             tokens=tokens,
         )
+
+    @property
+    def is_sentencepiece(self) -> bool:
+        return bool(self.tokenizer["model"].get("byte_fallback"))
 
     def ids(self) -> dict[str, int]:
         """Map each token to its id, added tokens included."""
@@ -57,23 +78,21 @@ def why_not_tokenizer(
 
     Raises: BadInput for a file that is not a JSON object.
     """
-    if "tokenizer.json" not in companions:
+    if FILE not in companions:
         return (
             "the model has no tokenizer.json; "
             "save one next to it with transformers' save_pretrained"
         )
     files = TokenizerFiles.read(companions, tokens)
-    damage = _why_not_readable(companions["tokenizer.json"])
+    damage = _why_not_readable(files.data)
     if damage is not None:
         return damage
     reason = _why_not_model(files.tokenizer.get("model") or {})
-    if reason is None and pre_tokenizer_name(files.tokenizer) is None:
-        reason = _unknown_splitting(files.tokenizer)
+    if reason is None:
+        why_not = why_not_sentencepiece if files.is_sentencepiece else why_not_byte_level
+        reason = why_not(files.tokenizer, files.data)
     if reason is not None:
-        return (
-            f"{reason}; "
-            "GGUF export knows byte-level BPE of the Llama 3, Qwen2, SmolLM and GPT-2 kinds"
-        )
+        return f"{reason}; {KNOWN_KINDS}"
     return _why_not_ids(files, vocab_size)
 
 
@@ -101,17 +120,17 @@ def _why_not_ids(files: TokenizerFiles, vocab_size: int) -> str | None:
 
 def tokenizer_keys(
     companions: Mapping[str, bytes], tokens: TokenIds, template: str | None, *, vocab_size: int
-) -> Iterator[tuple[str, str | bool | int | list[str] | list[int]]]:
+) -> Iterator[tuple[str, Value]]:
     """Make the metadata of a tokenizer that `why_not_tokenizer` accepts; an int is a uint32."""
     files = TokenizerFiles.read(companions, tokens)
     vocabulary, types = padded_vocabulary(files.tokenizer, vocab_size=vocab_size)
-    yield "tokenizer.ggml.model", "gpt2"
-    yield "tokenizer.ggml.pre", str(pre_tokenizer_name(files.tokenizer))
+    if files.is_sentencepiece:
+        yield from sentencepiece_keys(files.tokenizer, vocabulary)
+        vocabulary, types = sentencepiece_vocabulary(files.tokenizer, files.data, vocabulary, types)
+    else:
+        yield from byte_level_keys(files.tokenizer, files.data)
     yield "tokenizer.ggml.tokens", vocabulary
     yield "tokenizer.ggml.token_type", types
-    merges = [_merge_line(merge) for merge in files.tokenizer["model"]["merges"]]
-    if merges:  # the container has no empty lists
-        yield "tokenizer.ggml.merges", merges
     yield from _special_keys(files)
     if template is not None:
         yield "tokenizer.chat_template", template
@@ -124,24 +143,6 @@ def _special_keys(files: TokenizerFiles) -> Iterator[tuple[str, bool | int]]:
     yield "tokenizer.ggml.add_bos_token", adds_token(files, "bos")
     if adds_token(files, "eos"):
         yield "tokenizer.ggml.add_eos_token", True
-
-
-def pre_tokenizer_name(tokenizer: Json) -> str | None:
-    """Give llama.cpp's name for how a tokenizer splits text into words; None if it has none.
-
-    llama.cpp normalizes nothing. Qwen2's NFC leaves text unchanged that is composed already, as
-    nearly all text is.
-    """
-    normalizer = (tokenizer.get("normalizer") or {}).get("type")
-    name = _splitting_name(_steps(tokenizer.get("pre_tokenizer")))
-    if normalizer is not None and (normalizer, name) != ("NFC", "qwen2"):
-        return None
-    takes_whole_words = bool(tokenizer["model"].get("ignore_merges"))
-    # llama.cpp looks whole words up before it merges under the name llama-bpe. It splits text in
-    # the same way under smaug-bpe, but does not look words up.
-    if name == "llama-bpe":
-        return name if takes_whole_words else "smaug-bpe"
-    return None if takes_whole_words else name
 
 
 def padded_vocabulary(tokenizer: Json, *, vocab_size: int) -> tuple[list[str], list[int]]:
@@ -176,11 +177,65 @@ def keyed_ends(files: TokenizerFiles) -> dict[str, int]:
     return dict(zip(END_KEYS, [first, *unknown], strict=False))
 
 
-def end_notes(companions: Mapping[str, bytes], tokens: TokenIds) -> Iterator[str]:
-    """Note ends of text for which GGUF has no key left and llama.cpp no name."""
-    if "tokenizer.json" not in companions:
+def tokenizer_notes(name: str, companions: Mapping[str, bytes], tokens: TokenIds) -> Iterator[str]:
+    """Note where llama.cpp splits text differently, and where it does not stop."""
+    if FILE not in companions:
         return
     files = TokenizerFiles.read(companions, tokens)
+    model = files.tokenizer.get("model") or {}
+    if _why_not_model(model) is None:
+        if files.is_sentencepiece:
+            yield from sentencepiece_notes(files.tokenizer)
+        else:
+            yield from byte_level_notes(files.tokenizer, files.data)
+        yield from _name_notes(name, files)
+        yield from _flag_notes(name, files.tokenizer)
+    yield from _end_notes(files)
+
+
+def name_in_file(name: str, files: TokenizerFiles) -> str:
+    """Give the name of a model that a file states: llama.cpp takes Phi-3's for its tokenizer's.
+
+    It then has special tokens take the blanks behind them, and loads no file without four of them.
+    """
+    return name if takes_blanks_like_phi_3(files.tokenizer) else PHI_3.sub("phi_3", name)
+
+
+def takes_blanks_like_phi_3(tokenizer: Json) -> bool:
+    """Say whether just those added tokens take blanks behind them that do under Phi-3's name."""
+    added = tokenizer.get("added_tokens") or []
+    texts = {token["content"] for token in added}
+    takers = {token["content"] for token in added if token.get("rstrip")}
+    others = any(token.get("lstrip") or token.get("single_word") for token in added)
+    return PHI_3_TOKENS <= texts and takers == texts - KEEPS_BLANKS and not others
+
+
+def _name_notes(name: str, files: TokenizerFiles) -> Iterator[str]:
+    stated = name_in_file(name, files)
+    if stated != name:
+        yield (
+            f"the file states the name {stated!r}: llama.cpp would give a model of the name "
+            f"{name!r} the special tokens of Phi-3, which are not its own"
+        )
+
+
+def _flag_notes(name: str, tokenizer: Json) -> Iterator[str]:
+    """Note the added tokens that take blanks beside them, or stand as whole words alone."""
+    if PHI_3.search(name) and takes_blanks_like_phi_3(tokenizer):
+        return
+    added = tokenizer.get("added_tokens") or []
+    flags = ("lstrip", "rstrip", "single_word")
+    found = [token["content"] for token in added if any(token.get(flag) for flag in flags)]
+    if found:
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        yield (
+            f"token {found[0]!r}{others} takes blanks beside it, or is a whole word, "
+            "in transformers; llama.cpp keeps blanks and finds it anywhere"
+        )
+
+
+def _end_notes(files: TokenizerFiles) -> Iterator[str]:
+    """Note ends of text for which GGUF has no key left and llama.cpp no name."""
     keyed, is_known = keyed_ends(files).values(), _is_known(files)
     for id in files.tokens.end:
         if id not in keyed and not is_known(id):
@@ -222,66 +277,17 @@ def _why_not_model(model: Json) -> str | None:
     kind = model.get("type", "BPE" if "merges" in model else None)
     if kind != "BPE":
         return f"the tokenizer is of type {kind}"
-    if model.get("byte_fallback"):
-        return "the tokenizer is SentencePiece BPE with byte_fallback"
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             return f"the tokenizer is BPE with {option} {model[option]!r}"
     return None
 
 
-def _unknown_splitting(tokenizer: Json) -> str:
-    """Describe an unknown way of splitting in one line, cut to what a terminal can show."""
-    parts = {key: tokenizer.get(key) for key in ("normalizer", "pre_tokenizer")}
-    found = json.dumps(parts, ensure_ascii=False, sort_keys=True)
-    merges = ", ignore_merges" if tokenizer["model"].get("ignore_merges") else ""
-    return f"the tokenizer splits text in an unknown way ({found[:300]}{merges})"
-
-
-def _splitting_name(steps: list[Json]) -> str | None:
-    """Name the splitting of these steps by the options that change words; trim_offsets does not."""
-    if not steps or steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space", True):
-        return None
-    by_gpt2_words = steps[-1].get("use_regex", True)
-    before = steps[:-1]
-    if by_gpt2_words:
-        with_digits = "smollm" if _splits_digits(before) else None
-        return with_digits if before else "gpt-2"
-    return WORD_PATTERNS.get(_word_pattern(before))
-
-
-def _splits_digits(steps: list[Json]) -> bool:
-    return (
-        len(steps) == 1
-        and steps[0].get("type") == "Digits"
-        and steps[0].get("individual_digits") is True
-    )
-
-
-def _word_pattern(steps: list[Json]) -> str:
-    """Give the expression of a lone Split that keeps what it finds as words; empty if none."""
-    if len(steps) != 1 or steps[0].get("type") != "Split":
-        return ""
-    if steps[0].get("behavior") != "Isolated" or steps[0].get("invert"):
-        return ""
-    return str(steps[0].get("pattern", {}).get("Regex", ""))
-
-
 def _templates(tokenizer: Json) -> list[list[Json]]:
     """List what each template of the post-processor makes of a single text, in pieces."""
-    steps = _steps(tokenizer.get("post_processor"), key="processors")
+    steps = steps_of(tokenizer.get("post_processor"), key="processors")
     return [
         step["single"]
         for step in steps
         if step.get("type") == "TemplateProcessing" and step.get("single")
     ]
-
-
-def _steps(part: Json | None, *, key: str = "pretokenizers") -> list[Json]:
-    if part is None:
-        return []
-    return list(part[key]) if part.get("type") == "Sequence" else [part]
-
-
-def _merge_line(merge: str | list[str]) -> str:
-    return merge if isinstance(merge, str) else " ".join(merge)

@@ -49,6 +49,7 @@ from edgeq_exporters.onnx.tensors import (
     outlier_parts,
     whole_number_parts,
 )
+from edgeq_exporters.onnx.tokenizer import runtime_files, runtime_notes
 
 FILE_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
@@ -99,8 +100,8 @@ class OnnxExporter:
         return why_not_tensors(record.decoder, grids, self._why_not_tensor, runtime="the graph")
 
     def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
-        """Say what the files will not hold of the model as it is."""
-        return []
+        """Say what the files will not hold of the model as it is, and where the runtime differs."""
+        return list(runtime_notes(companions))
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""
@@ -144,7 +145,7 @@ class OnnxExporter:
             "config.json": json_bytes(model.record.settled_config()),
             "genai_config.json": json_bytes(genai_config(model.record, companions, file=FILE_NAME)),
         }
-        beside = exported_companions(model.record, companions)
+        beside = runtime_files(exported_companions(model.record, companions))
         files |= {name: beside[name] for name in sorted(beside) if name not in files}
         for name, content in files.items():
             write_bytes(destination / name, content)
