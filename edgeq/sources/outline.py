@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgeq.architectures.blocks import find_blocks
 from edgeq.architectures.record import Evidence, read_record
+from edgeq.architectures.text_part import text_config, text_names
 from edgeq.dtypes import CODE_NAMES, ITEM_BYTES
 from edgeq.errors import BadInput
 from edgeq.sources.fingerprint import hash_model
@@ -34,10 +35,14 @@ class ModelOutline:
         self.directory = path
         companions = read_companions(path)
         config = read_model_json(path / "config.json")
+        inner = text_config(config)
+        config = config if inner is None else inner
         self.record = read_record(name or model_name(path), config, Evidence(companions))
         self._shapes = self.record.decoder.tensor_shapes()
         if (path / SHARD_INDEX).is_file():
-            self._check_names(read_weight_map(path))
+            listed = read_weight_map(path)
+            names = {name: name for name in listed} if inner is None else text_names(listed)
+            self._check_names({names[name]: listed[name] for name in names})
         self.decoder_blocks = find_blocks(self.record.decoder, self._shapes)
 
     def _check_names(self, listed: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from edgeq.architectures.blocks import find_blocks
 from edgeq.architectures.record import Evidence, read_record
+from edgeq.architectures.text_part import text_config, text_names
 from edgeq.decoder import Decoder
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, reason_of
@@ -73,8 +74,13 @@ class SafetensorsDirectory:
         stored = {tensor: place for file in files for tensor, place in read_header(file).items()}
         check_index(path, stored)
         companions = read_companions(path)
+        notes: tuple[str, ...] = ()
+        inner = text_config(config)
+        if inner is not None:
+            config, (stored, notes) = inner, text_part(stored)
         evidence = Evidence(companions, partial(holds_own_head, stored), commonest_dtype(stored))
         self.record = read_record(name or model_name(path), config, evidence)
+        self.record = replace(self.record, notes=(*self.record.notes, *notes))
         decoder = self.record.decoder
         if decoder.tied_head and decoder.embedding not in stored and decoder.head in stored:
             stored[decoder.embedding] = stored[decoder.head]  # either of the two may be saved
@@ -142,6 +148,23 @@ class SafetensorsDirectory:
 
     def fingerprint(self) -> str:
         return hash_model(self.record.config(), self.shapes(), self.files)
+
+
+def text_part(
+    stored: Mapping[str, StoredTensor],
+) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+    """Pick the language model's tensors, under their names in a model of its own.
+
+    Gives a note too on those that are left out.
+    """
+    names = text_names(stored)
+    others = [name for name in stored if name not in names]
+    first = sorted({name.removeprefix("model.").partition(".")[0] for name in others})
+    left_out = (
+        f"the language model alone is read; {len(others)} tensors of {', '.join(first)} "
+        "are left out, and outputs are text-only models",
+    )
+    return {new: stored[old] for old, new in names.items()}, left_out if others else ()
 
 
 def model_name(path: Path) -> str:

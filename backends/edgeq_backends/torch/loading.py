@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import logging as library
 
 from edgeq.errors import BadInput, reason_of
@@ -30,6 +30,13 @@ def quiet() -> Iterator[None]:
         library.set_verbosity(verbosity)
 
 
+def model_class(path: Path) -> Any:
+    """Choose what loads a directory: a language model, or one that reads pictures beside text."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    return AutoModelForCausalLM if known else AutoModelForImageTextToText
+
+
 def load_directory(path: Path, *, mend: str, **options: Any) -> Any:
     """Load a model for predictions; nothing but safetensors is read, and no code of the model.
 
@@ -45,7 +52,7 @@ def load_directory(path: Path, *, mend: str, **options: Any) -> Any:
         )
     try:
         with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = model_class(path).from_pretrained(
                 path,
                 use_safetensors=True,
                 local_files_only=True,
