@@ -26,7 +26,9 @@ class Stage(StrEnum):
 class LayerReport:
     """The outcome of one layer, as report.json stores it.
 
-    Losses are tr(E H E.T) / tr(W H W.T), with E the dequantized minus the corrected weight.
+    Losses are tr(E H E.T) / tr(W H W.T), with E the dequantized minus the corrected weight. A layer
+    of an expert has that one's number in its mixture, how many tokens reached it, and the share of
+    H and D that was lent by others for lack of tokens.
     """
 
     name: str
@@ -43,6 +45,9 @@ class LayerReport:
     few_tokens: bool = False
     dead_columns: int = 0
     outlier_columns: int = 0
+    expert: int | None = None
+    tokens: int | None = None
+    lent_share: float = 0.0
 
     @property
     def final_loss(self) -> float:

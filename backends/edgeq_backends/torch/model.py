@@ -22,9 +22,11 @@ from edgeq.errors import BadInput, reason_of
 from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
 from edgeq.streams.blockwise import Place, record_calls
-from edgeq.streams.schedule import stand_still
+from edgeq.streams.routing import flat_places
+from edgeq.streams.schedule import Stop, stand_at
 from edgeq.types import BlockSpec, NumpyArray
 from edgeq_backends.torch.backend import aligned, find_device
+from edgeq_backends.torch.experts import ExpertLayer, halting_experts
 
 KEPT_KEYS = {
     "model_type",
@@ -143,14 +145,15 @@ class StreamedModel:
         with self.block(block.index) as module:
             linears = {
                 name: module.get_submodule(name.removeprefix(block.name + "."))
-                for name in (linear.name for linear in block.linears)
+                for name in (linear.name for linear in block.linears if linear.expert is None)
             }
             hooks = [
                 linear.register_forward_pre_hook(partial(halt, name))
                 for name, linear in linears.items()
             ]
             try:
-                yield partial(set_weight, linears)
+                with halting_experts(block, module) as experts:
+                    yield partial(set_weight, {**linears, **experts})
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -290,17 +293,23 @@ def move_buffers(module: torch.nn.Module, device: torch.device) -> None:
 
 def halt(name: str, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
     """Halt a pass: the hook that runs just before a linear layer."""
-    stand_still(name, args[0])
+    x: torch.Tensor = args[0]
+    stand_at(Stop(name, x, flat_places(len(x)) if x.ndim == 2 else None))
 
 
-def set_weight(linears: dict[str, torch.nn.Module], layer: str, W: Any) -> torch.Tensor:
+def set_weight(
+    linears: Mapping[str, torch.nn.Module | ExpertLayer], layer: str, W: Any
+) -> torch.Tensor:
     """Set the weight, a NumPy array or a tensor, that a layer computes with from here on.
 
     Gives the weight that it had before.
     """
-    old = linears[layer]._parameters["weight"]
+    linear = linears[layer]
+    if isinstance(linear, ExpertLayer):
+        return linear.set_weight(W)
+    old = linear._parameters["weight"]
     assert old is not None
     new = aligned(W) if isinstance(W, np.ndarray) else W
     weight = new.to(device=old.device, dtype=old.dtype)
-    linears[layer].weight = torch.nn.Parameter(weight, requires_grad=False)
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
     return old
