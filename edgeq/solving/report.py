@@ -3,8 +3,10 @@
 The report of a whole run, which holds these, is `edgeq.run.report`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import groupby, takewhile
 
 
 class Stage(StrEnum):
@@ -53,3 +55,27 @@ class LayerReport:
     def final_loss(self) -> float:
         """Return the loss after the last stage; 0 where none was measured."""
         return next(reversed(self.losses.values()), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertReport:
+    """How many tokens reached an expert, and the largest share that was lent to its layers."""
+
+    name: str
+    tokens: int
+    lent_share: float
+
+
+def experts_of(layers: Iterable[LayerReport]) -> list[ExpertReport]:
+    """List the experts among solved layers, where those of one expert come together."""
+    found = []
+    for expert, group in groupby(layers, lambda layer: layer.expert):
+        if expert is not None:
+            own = list(group)
+            parts = zip(*(layer.name.split(".") for layer in own), strict=False)
+            common = [part[0] for part in takewhile(lambda part: len({*part}) == 1, parts)]
+            # a stack of experts has its number behind the layer's name
+            name = ".".join(common if str(expert) in common[-1:] else [*common, str(expert)])
+            tokens = max(layer.tokens or 0 for layer in own)
+            found.append(ExpertReport(name, tokens, max(layer.lent_share for layer in own)))
+    return found
