@@ -2,11 +2,13 @@
 
 import functools
 import math
+from collections import Counter
 
 import mixtures
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 from edgeq.registry import ACTIVATIONS, LOGITS, load, load_backend
 from edgeq.solving.lending import lend
@@ -209,6 +211,24 @@ def check_sums(seen, x, x_hat, count):
     close(seen.fit.D, (x - x_hat)[:count].T @ x_hat[:count])
     if seen.single.n_tokens:
         close(seen.single.H, x_hat[count:].T @ x_hat[count:])
+
+
+def test_recomputed_experts_do_not_run_attention_anew():
+    """All layers behind a mixture's input are reached from there, however many experts there
+    are.
+    """
+    source, windows, _ = example()
+    flow = FLOWS["recomputing"]
+    streams = load(ACTIVATIONS["torch"], "calibration")(source, windows, flow=flow)
+    calls = Counter()
+    handle = register_module_forward_hook(lambda module, *_: calls.update([type(module).__name__]))
+    sites = 0
+    for site in streams.sites(source.blocks()[0]):
+        sites += len(list(site.batches())) > 0
+    handle.remove()
+    assert sites == 2 + 1 + 3 * mixtures.EXPERTS
+    # once to find the sites, to the mixture, and through the block: of 3 batches in 2 streams
+    assert calls["Qwen3MoeAttention"] == 1 + (1 + 1) * 2 * 3
 
 
 def test_the_plain_forward_is_transformers_own():
