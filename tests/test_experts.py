@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
+from edgeq.errors import UnsupportedModel
 from edgeq.registry import ACTIVATIONS, LOGITS, load, load_backend
 from edgeq.solving.lending import lend
 from edgeq.solving.statistics import SiteMoments, gather, statistics_of
@@ -237,6 +238,12 @@ def test_the_plain_forward_is_transformers_own():
         expected = mixtures.tiny_mixture()(input_ids=torch.from_numpy(windows)).logits.numpy()
     found = np.stack(list(load(LOGITS["torch"], "runtime")(source).logits(windows)))
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_mlx_backend_refuses_mixtures_in_one_line(rng):
+    source, windows, _ = example()
+    with pytest.raises(UnsupportedModel, match=r"^backend 'mlx': experts .* another --backend$"):
+        load(ACTIVATIONS["mlx"], "calibration")(source, windows)
 
 
 def test_streams_end_where_plain_forwards_end():
