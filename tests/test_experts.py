@@ -16,7 +16,7 @@ from edgeq.solving.lending import lend
 from edgeq.solving.statistics import SiteMoments, gather, statistics_of
 from edgeq.streams.blockwise import Flow, share_windows
 
-WINDOW, WINDOWS = 16, 7
+WINDOW, WINDOWS = 16, 13
 
 
 @functools.cache
@@ -185,7 +185,7 @@ def test_what_is_lent_is_of_all_tokens_and_of_an_even_sample_behind_an_expert(fl
     (original, full), (replaced, quantized) = in_float64(source, {}), in_float64(source, changed)
     x, x_hat = (seen_by_experts(each, order) for each in (original, replaced))
     assert len(found) == 2 * (1 + mixtures.EXPERTS)
-    every = WINDOWS * WINDOW // (2 * mixtures.INNER)
+    every = WINDOWS * WINDOW // (4 * mixtures.INNER)
     assert every == 2
     for block in range(2):
         experts = f"model.layers.{block}.mlp.experts"
@@ -228,8 +228,8 @@ def test_recomputed_experts_do_not_run_attention_anew():
         sites += len(list(site.batches())) > 0
     handle.remove()
     assert sites == 2 + 1 + 3 * mixtures.EXPERTS
-    # once to find the sites, to the mixture, and through the block: of 3 batches in 2 streams
-    assert calls["Qwen3MoeAttention"] == 1 + (1 + 1) * 2 * 3
+    # once to find the sites, to the mixture, and through the block: of 5 batches in 2 streams
+    assert calls["Qwen3MoeAttention"] == 1 + (1 + 1) * 2 * 5
 
 
 def test_the_plain_forward_is_transformers_own():
@@ -289,26 +289,24 @@ def test_an_expert_without_tokens_is_lent_everything(rng):
     assert (found.n_tokens, found.paired_tokens) == (0, 0)  # corrections know how few there are
 
 
-@pytest.mark.parametrize("tokens", [12, 13, 500])
-def test_an_expert_with_enough_tokens_keeps_its_own_moments(rng, tokens):
+def test_an_expert_that_many_tokens_reach_does_not_notice(rng):
     backend = load_backend("reference")
-    own, [(x, x_hat), _] = plain_moments(rng, backend, tokens)
-    others, _ = plain_moments(rng, backend, 50)
-    H, D = x_hat.T @ x_hat / tokens, (x - x_hat).T @ x_hat / tokens
-    assert lend(own, others, 6, backend) == 0
+    own, [(x, x_hat), _] = plain_moments(rng, backend, 12_000)
+    others, _ = plain_moments(rng, backend, 50, size=5.0)
+    H, D = moments(x, x_hat)
+    assert lend(own, others, 6, backend) == pytest.approx(0.001, rel=0.01)
     found, _ = statistics_of("layer", own, backend)
-    np.testing.assert_allclose(found.H, H, rtol=1e-12)
-    np.testing.assert_allclose(found.D, D, rtol=1e-12)
-    assert own.fit.weight == found.n_tokens == tokens
+    np.testing.assert_allclose(found.H, H, atol=2e-3)
+    np.testing.assert_allclose(found.D, D, atol=2e-3)
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 11])
+@pytest.mark.parametrize("tokens", [1, 3, 12, 50])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 50.0])
-def test_a_few_tokens_count_as_such_beside_others_of_their_size(rng, tokens, size):
+def test_own_tokens_count_as_such_beside_two_others_for_each_input(rng, tokens, size):
     backend = load_backend("reference")
     own, [(x, x_hat), _] = plain_moments(rng, backend, tokens)
     others, [(y, y_hat), _] = plain_moments(rng, backend, 50, size=size)
-    share = 1 - tokens / 12
+    share = 12 / (tokens + 12)
     assert lend(own, others, 6, backend) == pytest.approx(share)
     found, _ = statistics_of("layer", own, backend)
     scale = np.mean(x_hat**2) / np.mean(y_hat**2)

@@ -106,7 +106,7 @@ def expert_layers(block, stacked=False):
     """Layers of a dense site and of two experts, as a block of a mixture is solved."""
     yield LayerReport(f"{block}.self_attn.o_proj", (4, 4), 4, None)
     for expert, tokens in enumerate((9, 0)):
-        for leaf, lent in (("gate_proj", 0.0), ("up_proj", 0.0), ("down_proj", 0.25)):
+        for leaf, lent in (("gate_proj", 0.0), ("up_proj", 0.0), ("down_proj", 0.75)):
             name = f"experts.{leaf}" if stacked else f"experts.{expert}.{leaf}"
             facts = {"expert": expert, "tokens": tokens, "lent_share": lent if tokens else 1.0}
             yield LayerReport(f"{block}.{name}", (4, 4), 4, None, **facts)
@@ -120,7 +120,7 @@ def test_experts_are_listed_with_their_tokens_and_what_they_were_lent(stacked):
     assert [(each.name, each.tokens, each.lent_share) for each in report.experts] == [
         (f"layers.{block}.experts.{expert}", tokens, lent)
         for block in range(2)
-        for expert, (tokens, lent) in enumerate([(9, 0.25), (0, 1.0)])
+        for expert, (tokens, lent) in enumerate([(9, 0.75), (0, 1.0)])
     ]
 
 
@@ -129,7 +129,7 @@ def test_few_and_no_tokens_of_experts_are_noted_once_for_all():
     few = [note for note in found if "experts saw fewer than 2 tokens for each input" in note]
     none = [note for note in found if "saw no token" in note]
     assert len(few) == len(none) == 1
-    assert few[0].startswith("4 of 4 experts") and "100% in layers.0.experts.1 (0 tokens)" in few[0]
+    assert few[0].startswith("4 of 4 experts") and "layers.0.experts.1 (0 tokens, 100% " in few[0]
     assert none[0].startswith("2 experts") and "layers.0.experts.1, layers.1.experts.1" in none[0]
 
 

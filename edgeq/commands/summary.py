@@ -24,11 +24,12 @@ from edgeq.recipe.recipe import Recipe
 from edgeq.registry import options_of
 from edgeq.run.pipeline import Job, export
 from edgeq.run.report import RunReport, check_findings, read_report
-from edgeq.solving.lending import ENOUGH_TOKENS
+from edgeq.solving.lending import LENT_TOKENS
 from edgeq.solving.propagation import FEW_TOKENS
 from edgeq.solving.report import ExpertReport, LayerReport
 
 WORST_LAYERS = 5  # on the last screen
+MUCH_LENT = 0.5  # of an expert's moments: more than its own tokens make up
 LARGE_ERROR = 0.5  # of a layer's output energy: rounding well loses a few hundredths
 
 
@@ -257,19 +258,19 @@ def notes(report: RunReport, grids: Grids) -> list[str]:
 
 def expert_notes(experts: Sequence[ExpertReport]) -> Iterator[str]:
     """Note experts that few tokens reach, and those that none does."""
-    lent = [expert for expert in experts if expert.lent_share]
-    if lent:
-        fewest = min(lent, key=lambda expert: expert.tokens)
+    few = [expert for expert in experts if expert.lent_share > MUCH_LENT]
+    if few:
+        fewest = min(few, key=lambda expert: expert.tokens)
         yield (
-            f"{len(lent)} of {len(experts)} experts saw fewer than {ENOUGH_TOKENS} tokens for each "
-            f"input and are solved with moments of all tokens too, up to {fewest.lent_share:.0%} "
-            f"in {fewest.name} ({fewest.tokens} tokens); more --samples need less of that"
+            f"{len(few)} of {len(experts)} experts saw fewer than {LENT_TOKENS} tokens for each "
+            f"input and are solved more for tokens of others than their own, as {fewest.name} "
+            f"({fewest.tokens} tokens, {fewest.lent_share:.0%} of others); more --samples help"
         )
     unseen = [expert.name for expert in experts if not expert.tokens]
     if unseen:
         more = " ..." if len(unseen) > 3 else ""
         yield (
-            f"{len(unseen)} experts saw no token and are solved with moments of all tokens alone: "
+            f"{len(unseen)} experts saw no token and are solved for those of others alone: "
             f"{', '.join(unseen[:3])}{more}"
         )
 

@@ -230,7 +230,7 @@ def solve_site(
     """Solve the layers that read one input, in execution order; each feeds the quantized stream."""
     backend, clock = job.backend, job.clock
     with clock("statistics"):
-        moments, lent = lender.own(site)
+        moments, lent = lender.moments(site)
         statistics, split = statistics_of(site.name, moments, backend)
     try:
         with clock("factor"):

@@ -30,7 +30,7 @@ class LayerReport:
 
     Losses are tr(E H E.T) / tr(W H W.T), with E the dequantized minus the corrected weight. A layer
     of an expert has that one's number in its mixture, how many tokens reached it, and the share of
-    H and D that was lent by others for lack of tokens.
+    its H and D that others' tokens make up.
     """
 
     name: str
@@ -59,7 +59,7 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class ExpertReport:
-    """How many tokens reached an expert, and the largest share that was lent to its layers."""
+    """How many tokens reached an expert, and the largest share that was lent to a layer of it."""
 
     name: str
     tokens: int

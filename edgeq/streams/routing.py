@@ -13,7 +13,8 @@ import numpy as np
 
 from edgeq.types import Array, NumpyArray
 
-SAMPLE_TOKENS = 2  # for each input: as many as spare an expert any loan, when all are its own
+# for each input: moments of twice as many would be little better, and every expert runs on them
+SAMPLE_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
