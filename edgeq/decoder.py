@@ -191,7 +191,7 @@ class Decoder:
     what the embedding gives, residual_scale what is added to the hidden states, logit_scale the
     logits, which logit_cap then bends. traits name what else sets the model apart from a Llama, for
     runtimes to know or to refuse. others are tensors outside of the blocks beside embedding, final
-    norm and head. final_norm is empty where there is none.
+    norm and head, and these where they have another shape. final_norm is empty where there is none.
     """
 
     model_type: str
@@ -269,14 +269,35 @@ class Decoder:
             for linear in layer.linears:
                 yield linear.inside(self.block_name(index))
 
+    def linear_of(self, tensor: str) -> LinearSpec | None:
+        """Find a linear layer whose weight lies in a tensor, both by complete names.
+
+        None for tensors of another kind.
+        """
+        index, _, inner = tensor.removeprefix(f"{self.blocks}.").partition(".")
+        if tensor != f"{self.blocks}.{index}.{inner}" or not index.isdecimal():
+            return None
+        if int(index) >= len(self.layers):
+            return None
+        linears = self.layers[int(index)].linears
+        found = next((linear for linear in linears if linear.tensor == inner), None)
+        return None if found is None else found.inside(self.block_name(int(index)))
+
+    def matrix_shapes(self) -> dict[str, Shape]:
+        """Give the shapes of all tensors, those with linear layers as the matrix to be solved."""
+        solved = {linear.tensor: linear.matrix_shape for linear in self.linears()}
+        return {name: solved.get(name, shape) for name, shape in self.tensor_shapes().items()}
+
     def outer_shapes(self) -> dict[str, Shape]:
         """Give the shapes of the tensors outside of the blocks; a tied head has none."""
         table: Shape = (self.vocabulary, self.hidden)
+        tied = self.head if self.tied_head else None
         shapes: dict[str, Shape] = {self.embedding: table}
         if self.final_norm:
             shapes[self.final_norm] = (self.hidden,)
-        shapes |= dict(self.others)
-        return shapes if self.tied_head else shapes | {self.head: table}
+        if not self.tied_head:
+            shapes[self.head] = table
+        return shapes | {name: shape for name, shape in self.others.items() if name != tied}
 
     def tensor_shapes(self) -> dict[str, Shape]:
         """Give the shape of every tensor of the model, in the order of execution."""

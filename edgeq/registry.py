@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgeq.decoder import Decoder
 from edgeq.errors import BadInput, NotInstalled, install, reason_of
 from edgeq.protocols import Backend, Exporter, ExportReader, Format
 
@@ -79,6 +80,10 @@ REFERENCES = {
     "llama.cpp": Entry("edgeq_backends.llama_cpp:LlamaCppLogits", "llama-cpp"),
 }
 """What reads an original model, so that targets are measured against a reading of its own."""
+DESCRIBERS = {
+    "transformers": Entry("edgeq_backends.torch.structure:describe", "cuda"),
+}
+"""What describes models whose family `edgeq.architectures` has no file for."""
 FORMATS = {
     "gguf": "edgeq_exporters.gguf.format:FORMAT",
     "mlx": "edgeq_exporters.mlx.format:FORMAT",
@@ -115,6 +120,16 @@ def find(table: Mapping[str, T], name: str, what: str) -> T:
     if name not in table:
         raise BadInput(f"{what} {name!r} is not known; choose one of {', '.join(table)}")
     return table[name]
+
+
+def describe_model(config: Mapping[str, Any]) -> Decoder:
+    """Describe a model of any family that a library can run, as far as its layers go.
+
+    Raises: UnsupportedModel, BadInput, or NotInstalled where the library is missing.
+    """
+    describe = load(DESCRIBERS["transformers"], f"model_type {config.get('model_type')!r:.60}")
+    decoder: Decoder = describe(config)
+    return decoder
 
 
 def choose_backend(name: str) -> str:

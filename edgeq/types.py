@@ -1,5 +1,6 @@
 """The data that algorithms, backends, sources and exporters exchange."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -237,6 +238,38 @@ class LinearSpec:
         weight = tensor[self.expert] if tensor.ndim == 3 else tensor
         weight = weight.T if self.transposed else weight
         return weight if self.rows is None else weight[slice(*self.rows)]
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Give the shape that the whole tensor is solved in, as one matrix.
+
+        Shapes: (out, in), a stack with the rows of one expert after those of the other.
+        """
+        *stack, first, second = self.stored_shape
+        rows, columns = (second, first) if self.transposed else (first, second)
+        return (math.prod(stack) * rows, columns)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Give the first and one-past-last row of the layer in this matrix."""
+        *stack, first, second = self.stored_shape
+        rows = second if self.transposed else first
+        start = rows * (self.expert or 0) if stack else 0
+        own = (0, rows) if self.rows is None else self.rows
+        return (start + own[0], start + own[1])
+
+    def matrix_of(self, tensor: NumpyArray) -> NumpyArray:
+        """Turn the whole tensor into this matrix."""
+        turned = tensor.swapaxes(-1, -2) if self.transposed else tensor
+        return turned.reshape(self.matrix_shape)
+
+    def tensor_of(self, matrix: NumpyArray) -> NumpyArray:
+        """Turn this matrix into the tensor as it is stored; the inverse of `matrix_of`."""
+        *stack, first, second = self.stored_shape
+        if not self.transposed:
+            return matrix.reshape(self.stored_shape)
+        turned = matrix.reshape(*stack, second, first).swapaxes(-1, -2)
+        return np.ascontiguousarray(turned)
 
     def inside(self, block: str) -> "LinearSpec":
         """Name the same layer by complete names, in a block such as "model.layers.3"."""

@@ -1,16 +1,10 @@
-"""A tiny mixture of experts for tests, as a model and as a ModelSource of its stacked tensors."""
-
-from dataclasses import replace
+"""A tiny mixture of experts for tests, as a model and as a ModelSource of what files hold of it."""
 
 import models
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from edgeq.architectures.record import read_record
-from edgeq.decoder import Layer, Norm
-from edgeq.types import LinearSpec
-
-HIDDEN, INNER, EXPERTS, HEAD = 32, 24, 4, 8
+HIDDEN, INNER, EXPERTS = 32, 24, 4
 CONFIG = {
     "hidden_size": HIDDEN,
     "intermediate_size": 40,
@@ -18,7 +12,7 @@ CONFIG = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": HEAD,
+    "head_dim": 8,
     "num_experts": EXPERTS,
     "num_experts_per_tok": 2,
     "norm_topk_prob": True,
@@ -26,6 +20,11 @@ CONFIG = {
     "max_position_embeddings": 128,
 }
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+PLACES = {
+    "gate_proj": (GATE_UP, slice(INNER)),
+    "up_proj": (GATE_UP, slice(INNER, None)),
+    "down_proj": (DOWN, slice(None)),
+}
 
 
 def tiny_mixture(seed=0):
@@ -39,56 +38,26 @@ def tiny_mixture(seed=0):
     return model
 
 
-def plain_layer(name, out_features, in_features):
-    return LinearSpec(name, f"{name}.weight", (out_features, in_features))
-
-
-def expert_sites():
-    """The sites of all experts, whose tensors are stacks."""
-    for expert in range(EXPERTS):
-        yield tuple(
-            LinearSpec(
-                f"mlp.experts.{expert}.{name}",
-                GATE_UP,
-                (INNER, HIDDEN),
-                rows=rows,
-                expert=expert,
-                stored=(EXPERTS, 2 * INNER, HIDDEN),
-            )
-            for name, rows in (("gate_proj", (0, INNER)), ("up_proj", (INNER, 2 * INNER)))
-        )
-        yield (
-            LinearSpec(
-                f"mlp.experts.{expert}.down_proj",
-                DOWN,
-                (HIDDEN, INNER),
-                expert=expert,
-                stored=(EXPERTS, HIDDEN, INNER),
-            ),
-        )
+def weight_in(state, layer):
+    """The weight of a linear layer among the tensors of the model, which has experts in stacks."""
+    block, is_expert, of_expert = layer.partition("mlp.experts.")
+    if not is_expert:
+        return state[f"{layer}.weight"]
+    expert, leaf = of_expert.split(".")
+    stack, rows = PLACES[leaf]
+    return state[f"{block}{stack}"][int(expert)][rows]
 
 
 class MixtureSource(models.MemorySource):
-    """The tensors of a live qwen3_moe, under the names that they have in transformers."""
+    """The tensors of a live qwen3_moe, those of experts one by one as checkpoints have them."""
 
     def __init__(self, model):
-        config = model.config.to_dict()
-        base = read_record("in memory", {**config, "model_type": "qwen3"})
-        sites = (
-            tuple(
-                plain_layer(f"self_attn.{name}_proj", heads * HEAD, HIDDEN)
-                for name, heads in (("q", 4), ("k", 2), ("v", 2))
-            ),
-            (plain_layer("self_attn.o_proj", HIDDEN, 4 * HEAD),),
-            *expert_sites(),
-        )
-        norms = [Norm(f"{name}_layernorm.weight", HIDDEN) for name in ("input", "post_attention")]
-        norms += [Norm(f"self_attn.{name}_norm.weight", HEAD) for name in "qk"]
-        first = base.decoder.layers[0]
-        layer = Layer(
-            first.attention, first.mlp, sites, tuple(norms), {"mlp.gate.weight": (EXPERTS, HIDDEN)}
-        )
-        decoder = replace(base.decoder, model_type="qwen3_moe", layers=(layer, layer))
-        self.record = replace(base, decoder=decoder, stated=config)
-        self._tensors = {name: each.numpy().copy() for name, each in model.state_dict().items()}
-        self._companions = {}
+        super().__init__(model)
+        for block in range(CONFIG["num_hidden_layers"]):
+            prefix = f"model.layers.{block}."
+            for expert in range(EXPERTS):
+                for leaf in PLACES:
+                    layer = f"{prefix}mlp.experts.{expert}.{leaf}"
+                    self._tensors[f"{layer}.weight"] = weight_in(self._tensors, layer).copy()
+            for stack in (GATE_UP, DOWN):
+                del self._tensors[prefix + stack]

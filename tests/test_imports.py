@@ -37,7 +37,7 @@ ALLOWED = {
     "ground": "",
     "registry": "ground",
     "files": "ground",
-    "architectures": "ground",
+    "architectures": "ground registry",
     "sources": "ground files architectures",
     "grids": "ground",
     "calibration": "ground files architectures sources",

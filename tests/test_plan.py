@@ -106,12 +106,12 @@ def test_the_bytes_of_a_tensor_are_those_in_the_file(tmp_path, rng, grid, bits):
     assert TensorFile(path).tensor_bytes("w") == payload == bits // 8
 
 
-def test_bits_per_weight_separate_linear_layers_from_the_model():
+def test_bits_per_weight_separate_linear_layers_from_the_model(source):
     stored = {
         "model.embed_tokens.weight": ((100, 64), 6800),
-        "model.layers.0.norm.weight": ((64,), 256),
-        "model.layers.0.up.weight": ((10, 64), 360),
+        "model.layers.0.input_layernorm.weight": ((64,), 256),
+        "model.layers.0.mlp.up_proj.weight": ((10, 64), 360),
     }
-    found = bits_per_weight(stored)
+    found = bits_per_weight(stored, source.record.decoder)
     assert found["linear layers"] == 4.5
     assert found["model"] == pytest.approx((6400 * 8.5 + 64 * 32 + 640 * 4.5) / (6400 + 64 + 640))

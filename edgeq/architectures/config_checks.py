@@ -44,13 +44,20 @@ def check_nesting(config: Config) -> None:
 
 
 def check_values(config: Config) -> None:
-    """Refuse values of a wrong type or range, and such that contradict one another.
+    """Refuse values of a wrong type or range.
 
     Raises: BadInput naming the key.
     """
     for key, (rule, holds) in OPTIONAL.items():
         if config.get(key) is not None and not holds(config[key]):
             raise BadInput(f"config: {key} is {config[key]!r:.60}; it must be {rule}")
+
+
+def check_attention(config: Config) -> None:
+    """Refuse sizes and rotary settings that contradict one another, in a family described here.
+
+    Raises: BadInput naming the key.
+    """
     check_rope(config)
     check_rotated(config, head_dimension(config))
     heads, key_heads = positive_integer(config, "num_attention_heads"), key_value_heads(config)
@@ -143,7 +150,7 @@ OPTIONAL: Mapping[str, Rule] = {
     "is_causal": ("true, as decoders are", lambda value: value is True),
     "attention_bias": FLAG,
     "use_sliding_window": FLAG,
-    "sliding_window": SIZE,
+    "sliding_window": COUNT,  # 0 where a model has none: families that slide ask for more
     "max_window_layers": COUNT,
     "layer_types": ("a list of names", _are_names),
     "mlp_bias": FLAG,

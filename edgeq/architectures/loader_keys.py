@@ -21,14 +21,17 @@ PARTS = (
     "validate_token_ids"
 ).split()
 """What transformers' class of configs has of its own, and no config can set."""
+PER_LAYER = "per_layer_config"
 ATTENTION_CODE = (None, "eager", "sdpa", "flex_attention")
 EXPERTS = (None, "eager", "batched_mm", "grouped_mm")
 
 Config = Mapping[str, Any]
 
 
-def check_loader_keys(config: Config) -> None:
+def check_loader_keys(config: Config, *, alike: bool) -> None:
     """Refuse keys that transformers' loader stumbles over, or that lead it to other weights.
+
+    alike: all blocks are described alike, so that nothing may set one apart.
 
     Raises: BadInput naming the key.
     """
@@ -39,6 +42,8 @@ def check_loader_keys(config: Config) -> None:
                 "leave the key out"
             )
     for key, (rule, holds) in LOADED.items():
+        if key == PER_LAYER and not alike:
+            continue
         if key in config and not holds(config[key]):
             raise BadInput(f"config: {key} is {config[key]!r:.60}; it must be {rule}")
 
@@ -76,7 +81,7 @@ EXPERT_CODE: Rule = ("left out, the model has no experts", lambda value: value i
 LOADED: Mapping[str, Rule] = {
     "transformers_weights": ("left out, it names other weights than are read here", _is_absent),
     "quantization_config": ("left out where weights are not quantized", _is_absent),
-    "per_layer_config": (
+    PER_LAYER: (
         "left out, all blocks are computed alike",
         lambda value: value is None or value == {},
     ),

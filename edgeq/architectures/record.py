@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgeq.architectures.chat_template import read_template
-from edgeq.architectures.config_checks import check_nesting, check_values
+from edgeq.architectures.config_checks import check_attention, check_nesting, check_values
 from edgeq.architectures.families import families
 from edgeq.architectures.loader_keys import check_loader_keys
 from edgeq.architectures.rope import contradicting_rope, rope_keys, rope_of
@@ -23,6 +23,7 @@ from edgeq.architectures.tokenizer_file import added_around, unite
 from edgeq.decoder import Decoder, ModelRecord, TokenIds
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.registry import describe_model
 from edgeq.words import as_text
 
 Config = Mapping[str, Any]
@@ -50,20 +51,13 @@ def read_record(name: str, config: Config, evidence: Evidence = Evidence()) -> M
     """
     check_nesting(config)
     stated = deepcopy(dict(config))
-    describe = families().get(str(stated.get("model_type")))
-    if describe is None:
-        supported = ", ".join(families())
-        raise UnsupportedModel(
-            f"model_type {stated.get('model_type')!r} is not supported; "
-            f"give a model of type {supported}"
-        )
     if stated.get("quantization_config"):
         raise UnsupportedModel(
             "the model is quantized already; start from the full-precision checkpoint"
         )
     check_values(stated)
-    check_loader_keys(stated)
-    decoder = describe(deepcopy(stated))
+    check_loader_keys(stated, alike=str(stated.get("model_type")) in families())
+    decoder = describe_decoder(stated)
     notes = []
     if decoder.tied_head and evidence.own_head(decoder):
         decoder = replace(decoder, tied_head=False)
@@ -90,6 +84,18 @@ def read_record(name: str, config: Config, evidence: Evidence = Evidence()) -> M
         files=files,
         notes=tuple(notes),
     )
+
+
+def describe_decoder(config: Config) -> Decoder:
+    """Describe a model by the file of its family, else from the model itself.
+
+    Raises: UnsupportedModel, BadInput, or NotInstalled where there is no file and no library.
+    """
+    describe = families().get(str(config.get("model_type")))
+    if describe is None:
+        return describe_model(deepcopy(config))
+    check_attention(config)
+    return describe(deepcopy(dict(config)))
 
 
 def read_dtype(config: Config, stored: str | None) -> str:

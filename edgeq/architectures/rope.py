@@ -27,19 +27,34 @@ KINDS = ("default", "linear", "llama3")
 """Rope types that `frequencies` computes."""
 
 
-def rope_of(config: Mapping[str, Any]) -> Rope:
+def rope_of(config: Mapping[str, Any], layer_type: str | None = None) -> Rope:
     """Read top-level rope_theta and rope_scaling, or rope_parameters as transformers 5 nests them.
 
     As in transformers, rope_scaling wins over rope_parameters, what is nested over what is not.
+    Where settings are by kind of layer, such as "sliding_attention", layer_type says which counts.
 
     Raises: BadInput for settings of a wrong type or range.
     """
-    return _rope_by(config, "rope_scaling" if config.get("rope_scaling") else "rope_parameters")
+    return _rope_by(config, _stating_key(config), layer_type)
 
 
-def _rope_by(config: Mapping[str, Any], key: str) -> Rope:
+def _stating_key(config: Mapping[str, Any]) -> str:
+    return "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+
+
+def is_by_layer(config: Mapping[str, Any]) -> bool:
+    """Say whether a config has settings of rotary embedding for each kind of layer."""
+    settings = config.get(_stating_key(config))
+    if not isinstance(settings, Mapping):
+        return False
+    return any(isinstance(value, Mapping) for value in settings.values())
+
+
+def _rope_by(config: Mapping[str, Any], key: str, layer_type: str | None = None) -> Rope:
     """Read the settings under a key, completed by what stands at the top of the config."""
     settings = config.get(key) or {}
+    if layer_type is not None and isinstance(settings, Mapping):
+        settings = settings.get(layer_type, settings)
     if not isinstance(settings, Mapping):
         raise BadInput(
             f"config: {key} is {settings!r:.60}; "
@@ -87,8 +102,12 @@ def _with_pretrained_length(
 def contradicting_rope(config: Mapping[str, Any]) -> Iterator[str]:
     """Say which settings of rotary embedding contradict others of the same config, and which count.
 
+    Settings by kind of layer are not compared: nothing else states them.
+
     Raises: BadInput for settings of a wrong type or range.
     """
+    if is_by_layer(config):
+        return
     used = rope_of(config)
     if config.get("rope_scaling") and config.get("rope_parameters"):
         if _rope_by(config, "rope_parameters") != used:

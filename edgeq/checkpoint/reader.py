@@ -20,7 +20,7 @@ from edgeq.files.json_files import read_json
 from edgeq.files.ownership import COMPANION_FILES, HEAD_FILE, leads_out
 from edgeq.files.plain_files import inside, read_file
 from edgeq.sources.fingerprint import hash_model
-from edgeq.types import BlockSpec, Grid, NumpyArray, QuantizedLinear
+from edgeq.types import BlockSpec, Grid, LinearSpec, NumpyArray, QuantizedLinear
 from edgeq.words import describe_grid
 
 FORMAT_VERSION = 1
@@ -96,6 +96,12 @@ class Checkpoint:
         return self._file(tensor_name).grid(tensor_name)
 
     def shape(self, tensor_name: str) -> tuple[int, ...]:
+        """Give the shape of a tensor as the model has it, whatever shape it was solved in."""
+        shape, linear = self.solved_shape(tensor_name), self._solved(tensor_name)
+        return shape if linear is None or shape != linear.matrix_shape else linear.stored_shape
+
+    def solved_shape(self, tensor_name: str) -> tuple[int, ...]:
+        """Give the shape of the matrix that a tensor was solved as; of a dense tensor its own."""
         return self._file(tensor_name).shape(tensor_name)
 
     def quantized(self, tensor_name: str) -> QuantizedLinear:
@@ -105,9 +111,20 @@ class Checkpoint:
         return self._file(tensor_name).dense(tensor_name)
 
     def read(self, tensor_name: str) -> NumpyArray:
+        matrix, linear = self.matrix(tensor_name), self._solved(tensor_name)
+        return matrix if linear is None else linear.tensor_of(matrix)
+
+    def matrix(self, tensor_name: str) -> NumpyArray:
+        """Read a tensor as it was solved, outputs before inputs; a dense one as it is."""
         if self.grid(tensor_name) is None:
             return self.dense(tensor_name)
         return self.quantized(tensor_name).dequantized()
+
+    def _solved(self, tensor_name: str) -> LinearSpec | None:
+        """Find a linear layer of a tensor that has codes."""
+        if self.grid(tensor_name) is None:
+            return None
+        return self.record.decoder.linear_of(tensor_name)
 
     def stored_as(self, tensor_name: str) -> str:
         grid = self.grid(tensor_name)

@@ -38,7 +38,7 @@ def write_tensors(
     """Write one safetensors file of solved and untouched tensors, with the grids as metadata."""
     tensors: dict[str, NumpyArray] = {}
     for name, array in dense.items():
-        tensors[name] = np.ascontiguousarray(array)
+        tensors[name] = np.asarray(array, order="C")  # which keeps a number without axes
     grids = {}
     for name, layer in quantized.items():
         stored = NUMPY[layer.grid.scale_dtype]

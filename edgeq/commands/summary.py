@@ -19,7 +19,7 @@ from edgeq.files.ownership import MANIFEST_FILE, REPORT_FILE
 from edgeq.files.storage import size_of
 from edgeq.measuring.inspection import parameter_count
 from edgeq.protocols import Exporter, Format
-from edgeq.recipe.layer_grids import Grids, plan_grids
+from edgeq.recipe.layer_grids import Grids, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import options_of
 from edgeq.run.pipeline import Job, export
@@ -221,10 +221,10 @@ def short_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[s
 def notes(report: RunReport, grids: Grids) -> list[str]:
     """Write one line for each departure from the plain road."""
     found = []
-    dense = [name for name, (shape, grid) in grids.items() if len(shape) == 2 and grid is None]
+    dense = kept_dense(grids)
     if dense:
-        more = " ..." if len(dense) > 3 else ""
-        found.append(f"{len(dense)} matrices stay dense: {', '.join(dense[:3])}{more}")
+        named = ", ".join(f"{name} ({count})" for name, count in dense.items())
+        found.append(f"{sum(dense.values())} matrices stay dense: {named}")
     few = [layer for layer in report.layers if layer.few_tokens]
     if few:
         found.append(

@@ -28,7 +28,7 @@ def inspect_model(name: str) -> dict[str, Any]:
         "blocks": len(source.blocks()),
         "parameters": parameter_count(source),
         "bytes": source.stored_bytes(),
-        "bits_per_weight": bits_per_weight(stored_tensors(source))["model"],
+        "bits_per_weight": bits_per_weight(stored_tensors(source), source.record.decoder)["model"],
         "tensors": tensor_rows(source),
     }
     if isinstance(source, Checkpoint):

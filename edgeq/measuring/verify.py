@@ -103,7 +103,7 @@ def check_tensor(reader: ExportReader, entry: Entry, checkpoint: Checkpoint | No
             stored = reader.read(entry)
             found += differences_from_entry(stored, entry)
             if checkpoint is not None:
-                deviation = largest_deviation(stored.weights, checkpoint.read(entry["source"]))
+                deviation = largest_deviation(stored.weights, checkpoint.matrix(entry["source"]))
                 found += differences_from_checkpoint(stored, entry, checkpoint, deviation)
     except MemoryError:
         raise

@@ -5,12 +5,15 @@ What a grid is stands in `edgeq.types`; what a format holds is asked of its expo
 
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from edgeq.decoder import Decoder
 from edgeq.errors import BadInput
 from edgeq.protocols import Exporter, ModelSource
 from edgeq.recipe.recipe import Recipe
-from edgeq.types import Grid
+from edgeq.types import Grid, LinearSpec
+from edgeq.words import describe_grid
 
 Grids = Mapping[str, tuple[tuple[int, ...], Grid | None]]
 
@@ -20,7 +23,9 @@ def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
 
     A tied head is not written.
 
-    Raises: BadInput when an override matches no layer.
+    Shapes: of a tensor with a grid that of the matrix which is solved, (out, in); of others their
+    own.
+    Raises: BadInput when an override matches no layer, or sets parts of one tensor apart.
     """
     specs = [linear for block in source.blocks() for linear in block.linears]
     linears = [linear.name for linear in specs]
@@ -30,17 +35,41 @@ def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
                 f"pattern {override.layers!r} of --keep-dense or an override matches no layer; "
                 f"layers are named like {linears[0]!r}"
             )
-    weights = {linear.tensor: linear.name for linear in specs}
+    solved = grids_of_layers(specs, recipe)
     decoder = source.record.decoder
     grids: dict[str, tuple[tuple[int, ...], Grid | None]] = {}
     for name in source.tensor_names():
-        shape = source.shape(name)
         if decoder.tied_head and name == decoder.head:
             continue
-        if name in weights:
-            grids[name] = (shape, recipe.grid_of(weights[name]))
-        else:
-            grids[name] = (shape, recipe.embedding_grid if len(shape) == 2 else None)
+        shape, grid = solved.get(name, (source.shape(name), None))
+        if name in (decoder.embedding, decoder.head):
+            grid = recipe.embedding_grid
+        grids[name] = (source.shape(name) if grid is None else shape, grid)
+    return grids
+
+
+def grids_of_layers(specs: Sequence[LinearSpec], recipe: Recipe) -> Grids:
+    """Give the tensors of linear layers their grids, and the shapes that they are solved in.
+
+    Raises: BadInput where a recipe sets layers apart that lie in one tensor.
+    """
+    first: dict[str, LinearSpec] = {}
+    grids: dict[str, tuple[tuple[int, ...], Grid | None]] = {}
+    for linear in specs:
+        grid = recipe.grid_of(linear.name)
+        known = first.setdefault(linear.tensor, linear)
+        _, other = grids.setdefault(linear.tensor, (linear.matrix_shape, grid))
+        if grid != other:
+            kinds = ["dense" if each is None else describe_grid(each) for each in (other, grid)]
+            raise BadInput(
+                f"layers {known.name!r} and {linear.name!r} lie in one tensor, {linear.tensor!r}, "
+                f"but are to have {' and '.join(kinds)}; give all layers of it one grid"
+            )
+        if known is not linear and grid is not None and grid.outlier_columns:
+            raise BadInput(
+                f"layers {known.name!r} and {linear.name!r} lie in one tensor, {linear.tensor!r}, "
+                "which has no place for outlier columns of each; quantize without them"
+            )
     return grids
 
 
@@ -75,15 +104,26 @@ def asymmetric_zeros(exporters: Sequence[Exporter]) -> str:
     )
 
 
-def bits_per_weight(stored: Mapping[str, tuple[tuple[int, ...], int]]) -> dict[str, float]:
+def kept_dense(grids: Grids) -> dict[str, int]:
+    """Count the matrices and larger tensors that stay as they are, by name, * for any number."""
+    found: Counter[str] = Counter()
+    for name, (shape, grid) in grids.items():
+        if grid is None and len(shape) > 1:
+            found[".".join("*" if part.isdigit() else part for part in name.split("."))] += 1
+    return dict(found)
+
+
+def bits_per_weight(
+    stored: Mapping[str, tuple[tuple[int, ...], int]], decoder: Decoder
+) -> dict[str, float]:
     """Count bits per weight of the linear layers and of the model, scales and offsets included.
 
     stored has each tensor's shape and the bytes that it takes.
     """
     totals = {"linear layers": [0, 0], "model": [0, 0]}
     for name, (shape, size) in stored.items():
-        in_block = ".layers." in name and len(shape) == 2
-        for part in ("model", "linear layers") if in_block else ("model",):
+        is_linear = decoder.linear_of(name) is not None
+        for part in ("model", "linear layers") if is_linear else ("model",):
             totals[part][0] += 8 * size
             totals[part][1] += math.prod(shape)
     return {part: bits / weights for part, (bits, weights) in totals.items() if weights}

@@ -4,9 +4,10 @@ No arithmetic here: how a layer is solved is `edgeq.solving`, what is on disk un
 `edgeq.run.resume`, and how it came out `edgeq.run.report`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,27 +16,35 @@ from edgeq.calibration.windows import check_length
 from edgeq.checkpoint.certificate import is_sealed, seal
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
-from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite
+from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite, UnsupportedModel
 from edgeq.files.json_files import write_json
 from edgeq.files.ownership import HEAD_FILE, REPORT_FILE, RUN_FILE
 from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
 from edgeq.grids.limits import check_size
 from edgeq.planning.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
-from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, plan_grids
+from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.run.identity import KEYS, identify
 from edgeq.run.report import RunReport, check_findings
 from edgeq.run.resume import Ask, Run, refuse_unfinished, working_on
-from edgeq.solving.layer import solve_without_statistics
+from edgeq.solving.layer import join_layers, solve_without_statistics
 from edgeq.solving.lending import Lender
 from edgeq.solving.report import LayerReport
 from edgeq.solving.row_chunks import solve_rows
 from edgeq.solving.site import Layer, prepare_site
 from edgeq.solving.statistics import statistics_of
-from edgeq.sources.reading import largest_magnitude, read_linear, read_tensor, read_weight
+from edgeq.sources.reading import (
+    largest_magnitude,
+    read_linear,
+    read_matrix,
+    read_tensor,
+    read_weight,
+)
 from edgeq.stopwatch import Stopwatch
-from edgeq.types import BlockSpec, NumpyArray, QuantizedLinear
+from edgeq.types import BlockSpec, LinearSpec, NumpyArray, QuantizedLinear
+
+STACKS_AT_ONCE = 2  # of a mixture: what reads its input, and what comes behind
 
 T = TypeVar("T")
 MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
@@ -165,6 +174,7 @@ def write_model(
     """Solve, write and commit block after block, then what lies outside of the blocks."""
     blocks = job.source.blocks()
     findings = run.report
+    findings.kept_dense = kept_dense(grids)
     inside = {name for block in blocks for name in block.tensors}
     outside = [name for name in grids if name not in inside]
     # read at once: found damaged at the end, they would have cost the whole run
@@ -182,7 +192,7 @@ def write_model(
     observer.begin(len(blocks), run.done)
     for block in left:
         if activations is None:
-            tensors = [linear.tensor for linear in block.linears]
+            tensors = list(dict.fromkeys(linear.tensor for linear in block.linears))
             solved = round_tensors(job, grids, tensors, findings)
         else:
             solved = solve_block(job, grids, block, activations, observer, findings)
@@ -210,23 +220,55 @@ def solve_block(
     findings: RunReport,
 ) -> dict[str, QuantizedLinear]:
     """Solve the layers of a block site by site, and let the quantized stream go on with them."""
-    solved: dict[str, QuantizedLinear] = {}
+    parts: dict[str, dict[tuple[int, int], QuantizedLinear]] = {}
     linears = {linear.name: linear for linear in block.linears}
+    read = weight_reader(job.source, block)
     lender = Lender(job.recipe, job.backend, linears)
     for site in timed(activations.sites(block), job.clock, "forward passes"):
         if site.lends:
             with job.clock("statistics"):
                 lender.keep(site)
             continue
-        for name, layer in solve_site(job, grids, lender, site, findings):
-            solved[name] = layer
+        for linear, layer in solve_site(job, grids, lender, site, findings, read):
+            parts.setdefault(linear.tensor, {})[linear.place] = layer
             observer.solved(findings.layers[-1])
-    return solved
+    left = [
+        linear.name
+        for linear in block.linears
+        if grids[linear.tensor][1] is not None and linear.place not in parts.get(linear.tensor, {})
+    ]
+    if left:
+        raise UnsupportedModel(
+            f"layer {left[0]!r} never runs on calibration text ({len(left)} such in its block); "
+            "calibrate on other text, or keep it dense with --keep-dense"
+        )
+    return {tensor: join_layers(of_tensor) for tensor, of_tensor in parts.items()}
+
+
+def weight_reader(source: ModelSource, block: BlockSpec) -> Callable[[LinearSpec], NumpyArray]:
+    """Make what reads the weights of a block's layers, in float32.
+
+    A tensor that holds several of them is kept until others are read.
+    """
+    shared = Counter(linear.tensor for linear in block.linears)
+    keep = lru_cache(maxsize=STACKS_AT_ONCE)(partial(read_weight, source))
+
+    def read(linear: LinearSpec) -> NumpyArray:
+        if shared[linear.tensor] > 1:
+            return linear.weight_in(keep(linear.tensor))
+        return read_linear(source, linear)
+
+    return read
 
 
 def solve_site(
-    job: Job, grids: Grids, lender: Lender, site: Site, findings: RunReport
-) -> Iterator[tuple[str, QuantizedLinear]]:
+    job: Job,
+    grids: Grids,
+    lender: Lender,
+    site: Site,
+    findings: RunReport,
+    read: Callable[[LinearSpec], NumpyArray],
+) -> Iterator[tuple[LinearSpec, QuantizedLinear]]:
     """Solve the layers that read one input, in execution order; each feeds the quantized stream."""
     backend, clock = job.backend, job.clock
     with clock("statistics"):
@@ -242,7 +284,7 @@ def solve_site(
         grid = grids[linear.tensor][1]
         if grid is None:
             continue
-        weight = read_linear(job.source, linear)
+        weight = read(linear)
         check_size(linear.tensor, largest_magnitude(weight))
         layer = Layer(linear.name, backend.asarray(weight), grid, factors, job.recipe)
         solved, report = solve_rows(layer, clock, rows=job.rows_at_once)
@@ -253,7 +295,7 @@ def solve_site(
         findings.layers.append(report)
         findings.note_clamped(linear.tensor, weight, solved)
         site.replace(linear.name, solved.dequantized())
-        yield linear.tensor, solved
+        yield linear, solved
 
 
 def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:
@@ -275,7 +317,7 @@ def round_tensors(
         grid = grids[name][1]
         if grid is not None:
             with job.clock("round"):
-                weight = read_weight(job.source, name)
+                weight = read_matrix(job.source, name)
                 check_size(name, largest_magnitude(weight))
                 solved[name] = solve_without_statistics(weight, grid, job.recipe, job.backend)
                 findings.note_clamped(name, weight, solved[name])
@@ -311,7 +353,7 @@ def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
     stored = {
         name: (file.shape(name), file.tensor_bytes(name)) for file in opened for name in file.names
     }
-    run.report.bits_per_weight = bits_per_weight(stored)
+    run.report.bits_per_weight = bits_per_weight(stored, job.source.record.decoder)
     write_json(run.made / REPORT_FILE, run.report.plain())
     known = {key: run.identity[key] for key in KEYS}
     head = {"backend": ", ".join(run.backends), "files": files, "companions": sorted(companions)}
@@ -330,7 +372,7 @@ def export(
     check_destination(destination, force=force, source=checkpoint.path, whole=whole)
     grids: dict[str, Any] = {}
     for name in checkpoint.tensor_names():
-        grids[name] = (checkpoint.shape(name), checkpoint.grid(name))
+        grids[name] = (checkpoint.solved_shape(name), checkpoint.grid(name))
     reason = exporter.reject_reason(checkpoint.record, checkpoint.companions(), grids)
     if reason is not None:
         raise BadInput(f"format {exporter.format.name!r}: {reason}")

@@ -45,19 +45,21 @@ class RunReport:
     """The findings of a run, filled block by block and complete when the run is over.
 
     bits_per_weight is by part ("linear layers", "model"). clamped has, by tensor, the number of
-    scales that hit a limit of their type. calibration_tokens is None where nothing was calibrated.
+    scales that hit a limit of their type. kept_dense counts the matrices that stay as they are, by
+    name, with * for any number. calibration_tokens is None where nothing was calibrated.
     """
 
     bits_per_weight: dict[str, float] = field(default_factory=dict)
     calibration_tokens: int | None = None
     layers: list[LayerReport] = field(default_factory=list)
     clamped: dict[str, int] = field(default_factory=dict)
+    kept_dense: dict[str, int] = field(default_factory=dict)
 
     def note_clamped(self, name: str, weight: NumpyArray, layer: QuantizedLinear) -> None:
         """Count the scales of a solved tensor that are at a limit of their type."""
         groups = clamped_groups(name, weight, layer)
         if groups:
-            self.clamped[name] = groups
+            self.clamped[name] = self.clamped.get(name, 0) + groups
 
     def worst_layers(self, count: int) -> list[LayerReport]:
         """Return the layers with the largest loss after their last stage, the worst first."""
@@ -87,12 +89,15 @@ def report_from(stored: Mapping[str, Any], called: str) -> RunReport:
         )
     try:
         bits, clamped = dict(stored.get("bits_per_weight", {})), dict(stored["clamped"])
+        dense = dict(stored.get("kept_dense", {}))
         check_numbers({**bits, **clamped, "calibration_tokens": stored["calibration_tokens"] or 0})
         layers = [layer_from(layer) for layer in stored["layers"]]
         tokens = stored["calibration_tokens"]
-        if not (tokens is None or is_count(tokens)) or not all(map(is_count, clamped.values())):
-            raise ValueError("tokens and scales are counted in whole numbers")
-        return RunReport(bits, tokens, layers, clamped)
+        if not (tokens is None or is_count(tokens)) or not all(
+            map(is_count, [*clamped.values(), *dense.values()])
+        ):
+            raise ValueError("tokens, scales and matrices are counted in whole numbers")
+        return RunReport(bits, tokens, layers, clamped, dense)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{called}: not the report of a run ({type(error).__name__}: {error}); "

@@ -4,7 +4,7 @@ What each step does is said by `edgeq.solving.steps`; tensors without statistics
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,6 +79,13 @@ def solve_without_statistics(
         solution = round_to_nearest(problem, first_scales(problem, recipe))
         parts.append(quantized_linear(problem, solution))
     return join_rows(parts, np.concatenate)
+
+
+def join_layers(parts: Mapping[tuple[int, int], QuantizedLinear]) -> QuantizedLinear:
+    """Put the solved layers of one tensor together, by their rows in the matrix that it is."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return join_rows([parts[rows] for rows in sorted(parts)], np.concatenate)
 
 
 def output_energy(W: Array, H: Array) -> float:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from edgeq.decoder import Decoder
 from edgeq.errors import DamagedModel
 from edgeq.protocols import ModelSource
 from edgeq.types import LinearSpec, NumpyArray
@@ -10,8 +11,8 @@ from edgeq.types import LinearSpec, NumpyArray
 def read_tensor(source: ModelSource, name: str) -> NumpyArray:
     """Read a tensor as the source stores it.
 
-    Raises: DamagedModel when it holds NaN or infinity, or nothing but zeros; a bias may be all
-    zeros, and what a grid has rounded to them.
+    Raises: DamagedModel when it holds NaN or infinity, and where a linear layer or an embedding is
+    all zeros; one that a grid has rounded to them may be.
     """
     tensor = source.read(name)
     largest = largest_magnitude(tensor)
@@ -41,9 +42,19 @@ def largest_magnitude(tensor: NumpyArray) -> float:
 
 
 def may_be_zeros(source: ModelSource, name: str) -> bool:
-    """Say whether a sound tensor may hold nothing but zeros."""
+    """Say whether a sound tensor may hold nothing but zeros: any but linear layers and embeddings.
+
+    Biases may, and the weights of norms to which 1 is added, convolutions, and others.
+    """
     grid_of = getattr(source, "grid", None)  # of a quantized checkpoint
-    return name.endswith(".bias") or (grid_of is not None and grid_of(name) is not None)
+    if grid_of is not None and grid_of(name) is not None:
+        return True
+    return not is_multiplied(source.record.decoder, name)
+
+
+def is_multiplied(decoder: Decoder, name: str) -> bool:
+    """Say whether a tensor is an embedding, a head, or the weights of linear layers."""
+    return name in (decoder.embedding, decoder.head) or decoder.linear_of(name) is not None
 
 
 def read_weight(source: ModelSource, name: str) -> NumpyArray:
@@ -52,6 +63,15 @@ def read_weight(source: ModelSource, name: str) -> NumpyArray:
     Raises: DamagedModel, as `read_tensor` does.
     """
     return read_tensor(source, name).astype(np.float32, copy=False)
+
+
+def read_matrix(source: ModelSource, name: str) -> NumpyArray:
+    """Read a tensor in float32 as the matrix that is solved, outputs before inputs.
+
+    Raises: DamagedModel, as `read_tensor` does.
+    """
+    weight, linear = read_weight(source, name), source.record.decoder.linear_of(name)
+    return weight if linear is None else linear.matrix_of(weight)
 
 
 def read_linear(source: ModelSource, linear: LinearSpec) -> NumpyArray:

@@ -27,6 +27,7 @@ from edgeq.files.ownership import COMPANION_FILES, leads_out
 from edgeq.files.plain_files import open_file, read_array, read_file, what_to_do
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
+from edgeq.sources.reading import is_multiplied
 from edgeq.sources.refusals import (
     SHARD_INDEX,
     SINGLE_FILE,
@@ -85,7 +86,8 @@ class SafetensorsDirectory:
         check_names(self.record.decoder, self.stored)
         check_dtypes(self.stored)
         self.decoder_blocks = find_blocks(self.record.decoder, self.shapes())
-        check_gaps(self.stored_bytes_of(tensor) for tensor in self.stored)
+        weights = (name for name in self.stored if is_multiplied(self.record.decoder, name))
+        check_gaps(self.stored_bytes_of(tensor) for tensor in weights)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {tensor: place.shape for tensor, place in self.stored.items()}

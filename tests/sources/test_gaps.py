@@ -3,6 +3,7 @@
 import json
 
 import gguf
+import models
 import numpy as np
 import pytest
 import torch
@@ -53,17 +54,16 @@ def test_a_matrix_of_zeros_inside_of_a_file_is_named(tiny_directory):
 
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_a_tensor_of_zeros_is_named_where_it_is_read(zero):
-    class Source:
-        record = type("Record", (), {"name": "m"})
-
+    class Source(models.MemorySource):
         def read(self, name):
             return np.full((3, 4), zero, np.float16)
 
-    source = Source()
-    for name in (Q, "model.norm.weight"):
+    source = Source(models.tiny_llama())
+    for name in (Q, EMBEDDING, "lm_head.weight"):
         with pytest.raises(DamagedModel, match="is all zeros"):
             read_tensor(source, name)
-    assert not read_tensor(source, "model.layers.0.self_attn.q_proj.bias").any()
+    for name in ("model.layers.0.self_attn.q_proj.bias", "model.norm.weight"):
+        assert not read_tensor(source, name).any()
 
 
 def test_zeros_that_models_have_are_read(tiny_directory):

@@ -4,21 +4,17 @@ They are read tensor by tensor from a ModelSource; the schedule of a calibration
 `edgeq.streams`.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
-from transformers.utils import logging as library
+from transformers.pytorch_utils import Conv1D
 
-from edgeq.errors import BadInput, reason_of
+from edgeq.decoder import Shape
+from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
 from edgeq.streams.blockwise import Place, record_calls
@@ -26,63 +22,27 @@ from edgeq.streams.routing import flat_places
 from edgeq.streams.schedule import Stop, stand_at
 from edgeq.types import BlockSpec, NumpyArray
 from edgeq_backends.torch.backend import aligned, find_device
+from edgeq_backends.torch.empty import empty_model
 from edgeq_backends.torch.experts import ExpertLayer, halting_experts
+from edgeq_backends.torch.names import Filling
+from edgeq_backends.torch.structure import Outline, outline_of
 
-KEPT_KEYS = {
-    "model_type",
-    "tie_word_embeddings",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "rope_scaling",
-}
-FORM_KEYS = {
-    "gradient_checkpointing",
-    "attention_dropout",
-    "use_cache",
-    "cache_implementation",
-    "compile_config",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "torchscript",
-    "attn_implementation",
-    "_attn_implementation",
-    "experts_implementation",
-    "_experts_implementation",
-    "dtype",
-    "torch_dtype",
-    "auto_map",
-    "quantization_config",
-    "watermarking_config",
-    "assistant_ensemble_weight",
-    "max_new_tokens",
-    "mtp_layer_types",
-}
-"""Keys that say nothing of what a model computes, beside those of the library's own class."""
-
-
-@dataclass(slots=True)
-class Parameter:
-    """One parameter and everywhere it is used (a tied matrix is used twice)."""
-
-    name: str
-    shape: tuple[int, ...]
-    places: list[tuple[torch.nn.Module, str]] = field(default_factory=list)
+Slots = list[tuple[torch.nn.Module, str]]
+"""Everywhere that one tensor is used, by module and name in it (a tied matrix is used twice)."""
 
 
 class PassThrough(torch.nn.Module):
-    """Stands where a block was."""
+    """Stands where a block was; gives as many parts as the block does."""
 
-    def __init__(self, block: torch.nn.Module, place: Place) -> None:
+    def __init__(self, block: torch.nn.Module, place: Place, parts: int | None) -> None:
         super().__init__()
         # not a child module: the block's parameters are filled apart
         object.__setattr__(self, "block", block)
-        self.place = place
+        self.place, self.parts = place, parts
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         hidden: torch.Tensor = self.place.pass_on(hidden_states, args, kwargs)
-        return hidden
+        return hidden if self.parts is None else (hidden, *[None] * (self.parts - 1))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -100,29 +60,37 @@ class StreamedModel:
     def __init__(self, source: ModelSource, device: str) -> None:
         self.source, self.device = source, find_device(device)
         self.specs = source.blocks()
-        self.model = empty_model(source)
-        self.blocks = [self.model.get_submodule(spec.name) for spec in self.specs]
-        self._of_block = [
-            parameters_of(block, spec.name)
-            for block, spec in zip(self.blocks, self.specs, strict=True)
+        config = source.record.settled_config()
+        self.model = empty_model(config, source.record.name)
+        self.outline = outline_of(config)
+        path, runs = self.outline.structure.blocks, self.outline.structure.runs
+        self.blocks = list(self.model.get_submodule(path))
+        self._slots = slots_of(self.model)
+        used = fillings_in_use(self.outline, source, self._slots)
+        self._of_block = [fillings_inside(used, f"{path}.{spec.index}.") for spec in self.specs]
+        self._outer = [each for each in used if not each.targets[0].startswith(f"{path}.")]
+        head = self.model.get_output_embeddings()
+        self._before = [
+            each
+            for each in self._outer
+            if any(owner is not head for name in each.targets for owner, _ in self._slots[name])
         ]
         self.places = [Place(last=spec is self.specs[-1]) for spec in self.specs]
-        for spec, block, place in zip(self.specs, self.blocks, self.places, strict=True):
-            self.model.set_submodule(spec.name, PassThrough(block, place))
-        self._outer = parameters_of(self.model, "")
-        embedding = embedding_of(self.model)
-        self._embedding = [
-            item for item in self._outer if any(place[0] is embedding for place in item.places)
-        ]
+        for spec, run, block, place in zip(self.specs, runs, self.blocks, self.places, strict=True):
+            stand_in = PassThrough(block, place, run.parts if run.is_tuple else None)
+            self.model.set_submodule(f"{path}.{spec.index}", stand_in)
         for module in (self.model, *self.blocks):
             move_buffers(module, self.device)
 
     def record(self, batches: Sequence[NumpyArray]) -> Iterator[torch.Tensor]:
         """Note what every block gets besides hidden states.
 
+        All outer tensors but the head are there meanwhile: models have tables of positions, norms
+        of embeddings and more that run before the blocks.
+
         Yields the hidden states before block 0, per batch.
         """
-        with self._filled(self._embedding):
+        with self._filled(self._before):
             yield from record_calls(self.places, self._run, batches)
 
     def _run(self, ids: NumpyArray) -> torch.Tensor:
@@ -143,10 +111,7 @@ class StreamedModel:
         Gives a function that exchanges a layer's weight.
         """
         with self.block(block.index) as module:
-            linears = {
-                name: module.get_submodule(name.removeprefix(block.name + "."))
-                for name in (linear.name for linear in block.linears if linear.expert is None)
-            }
+            linears = self._linear_modules(block)
             hooks = [
                 linear.register_forward_pre_hook(partial(halt, name))
                 for name, linear in linears.items()
@@ -157,6 +122,18 @@ class StreamedModel:
             finally:
                 for hook in hooks:
                     hook.remove()
+
+    def _linear_modules(self, block: BlockSpec) -> dict[str, torch.nn.Module]:
+        """Find the modules of a block's linear layers by name; those of experts have none."""
+        owners = {
+            source: self._slots[each.targets[0]][0][0]
+            for each in self._of_block[block.index]
+            if each.converter is None
+            for source in each.sources
+        }
+        return {
+            linear.name: owners[linear.tensor] for linear in block.linears if linear.expert is None
+        }
 
     def run_block(self, index: int, batch: int, hidden_states: torch.Tensor) -> torch.Tensor:
         """Run one recorded batch through a filled block."""
@@ -183,104 +160,110 @@ class StreamedModel:
         self.places[-1].result = None
 
     @contextmanager
-    def _filled(self, parameters: list[Parameter]) -> Iterator[None]:
-        for parameter in parameters:
-            weight = read_parameter(self.source, parameter, self.device)
-            for module, leaf in parameter.places:
-                module._parameters[leaf] = torch.nn.Parameter(weight, requires_grad=False)
+    def _filled(self, fillings: Sequence[Filling]) -> Iterator[None]:
+        for filling in fillings:
+            fill(filling, self.outline, self.source, self._slots, self.device)
         try:
             yield
         finally:
-            for parameter in parameters:
-                for module, leaf in parameter.places:
-                    empty = torch.empty(parameter.shape, device="meta")
-                    module._parameters[leaf] = torch.nn.Parameter(empty, requires_grad=False)
+            for filling in fillings:
+                for name in filling.targets:
+                    for module, leaf in self._slots[name]:
+                        filled = module._parameters.get(leaf)
+                        if filled is not None:
+                            module._parameters[leaf] = parameter(filled.to("meta"))
 
 
-def embedding_of(model: Any) -> torch.nn.Module:
-    """Find the embedding: all that runs before the blocks."""
-    embedding: torch.nn.Module = model.get_input_embeddings()
-    return embedding
+def slots_of(model: torch.nn.Module) -> dict[str, Slots]:
+    """Find where parameters and saved buffers are used, by all their names in the model."""
+    of_tensor: dict[int, Slots] = {}
+    found = {}
+    for path, owner in model.named_modules():
+        saved = owner._buffers.keys() - owner._non_persistent_buffers_set
+        tensors = {**owner._parameters, **{name: owner._buffers[name] for name in sorted(saved)}}
+        for leaf, tensor in tensors.items():
+            if tensor is not None:
+                slots = of_tensor.setdefault(id(tensor), [])
+                slots.append((owner, leaf))
+                found[f"{path}.{leaf}" if path else leaf] = slots
+    return found
 
 
-def read_parameter(source: ModelSource, parameter: Parameter, device: torch.device) -> torch.Tensor:
-    """Read a parameter's values in float32.
+def fillings_in_use(
+    outline: Outline, source: ModelSource, slots: dict[str, Slots]
+) -> list[Filling]:
+    """List what a model is filled with: each of its tensors once, under whatever name it lies."""
+    decoder = source.record.decoder
+    claimed: set[int] = set()
+    used = []
+    for filling in outline.fillings:
+        if any(decoder.is_redundant(name) for name in filling.sources):
+            continue
+        places = {id(slots[name]) for name in filling.targets}
+        if not places <= claimed:
+            claimed |= places
+            used.append(filling)
+    return used
+
+
+def fillings_inside(fillings: Sequence[Filling], prefix: str) -> list[Filling]:
+    """List those fillings that make tensors of a module; its name is the prefix, with a dot."""
+    return [each for each in fillings if any(target.startswith(prefix) for target in each.targets)]
+
+
+def fill(
+    filling: Filling,
+    outline: Outline,
+    source: ModelSource,
+    slots: dict[str, Slots],
+    device: torch.device,
+) -> None:
+    """Read what makes up tensors of a model, and put them everywhere that they are used.
 
     Raises: BadInput when the source's tensor has another shape.
     """
-    weight = read_weight(source, parameter.name)
-    if weight.shape != parameter.shape:
+
+    def read(name: str) -> torch.Tensor:
+        return read_stored(source, name, filling.sources[name]).to(device)
+
+    for name, tensor in filling.convert(outline.model, read).items():
+        for module, leaf in slots[name]:
+            if leaf in module._parameters:
+                module._parameters[leaf] = parameter(tensor)
+            else:
+                buffer = module._buffers[leaf]
+                assert buffer is not None, "saved buffers are there before they are filled"
+                module._buffers[leaf] = tensor.to(buffer.dtype)
+
+
+def parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor, requires_grad=False)
+
+
+def read_stored(source: ModelSource, name: str, shape: Shape) -> torch.Tensor:
+    """Read a tensor's values in float32.
+
+    Raises: BadInput when the source's tensor has another shape.
+    """
+    weight = read_weight(source, name)
+    if weight.shape != shape:
         raise BadInput(
-            f"tensor {parameter.name!r}: shape {list(weight.shape)}, "
-            f"but config.json asks for {list(parameter.shape)}; the two do not belong together"
+            f"tensor {name!r}: shape {list(weight.shape)}, "
+            f"but config.json asks for {list(shape)}; the two do not belong together"
         )
-    return aligned(weight).to(device)
+    return aligned(weight)
 
 
 def whole_model(source: ModelSource, device: str) -> torch.nn.Module:
     """Make the complete model with all its weights in float32."""
-    model, place = empty_model(source), find_device(device)
-    for parameter in parameters_of(model, ""):
-        weight = read_parameter(source, parameter, place)
-        for module, leaf in parameter.places:
-            module._parameters[leaf] = torch.nn.Parameter(weight, requires_grad=False)
+    config, place = source.record.settled_config(), find_device(device)
+    model: torch.nn.Module = empty_model(config, source.record.name)
+    outline = outline_of(config)
+    slots = slots_of(model)
+    for filling in fillings_in_use(outline, source, slots):
+        fill(filling, outline, source, slots, place)
     move_buffers(model, place)
     return model
-
-
-def empty_model(source: ModelSource) -> torch.nn.Module:
-    """Make the transformers model of a config, without parameters but with its rotary tables.
-
-    Raises: BadInput for a config that transformers refuses.
-    """
-    verbosity = library.get_verbosity()
-    # what is wrong becomes an error; what is odd does not concern edgeq
-    library.set_verbosity(logging.CRITICAL)
-    try:
-        config = AutoConfig.for_model(**computed_keys(source.record.settled_config()))
-        with init_empty_weights(include_buffers=False):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.tie_weights()
-    # the library checks configs in many places, each with an exception of its own
-    except Exception as error:
-        raise BadInput(
-            f"config.json of model {source.record.name!r}: "
-            f"transformers refuses it ({type(error).__name__}: {reason_of(error)}); "
-            "use the config.json that belongs to these weights"
-        ) from error
-    finally:
-        library.set_verbosity(verbosity)
-    empty: torch.nn.Module = model.eval()
-    return empty
-
-
-def computed_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of a config what concerns training, saving and the form of outputs.
-
-    A model computes the same without these keys, and forward passes know one form of outputs. A key
-    that has the name of something of the library's own class would take its place.
-    """
-    kind = CONFIG_MAPPING[config["model_type"]]
-    own = {*signature(kind).parameters} - {*signature(PreTrainedConfig).parameters}
-    kept = own.difference(FORM_KEYS) | KEPT_KEYS
-    return {
-        key: value
-        for key, value in config.items()
-        if key in kept or not (key in FORM_KEYS or hasattr(PreTrainedConfig, key))
-    }
-
-
-def parameters_of(module: torch.nn.Module, prefix: str) -> list[Parameter]:
-    """List every parameter once, by its name in checkpoints, with all places that share it."""
-    found: dict[int, Parameter] = {}
-    for path, owner in module.named_modules():
-        for leaf, parameter in owner._parameters.items():
-            if parameter is None:
-                continue
-            name = ".".join(part for part in (prefix, path, leaf) if part)
-            known = found.setdefault(id(parameter), Parameter(name, tuple(parameter.shape)))
-            known.places.append((owner, leaf))
-    return list(found.values())
 
 
 def move_buffers(module: torch.nn.Module, device: torch.device) -> None:
@@ -303,13 +286,17 @@ def set_weight(
     """Set the weight, a NumPy array or a tensor, that a layer computes with from here on.
 
     Gives the weight that it had before.
+
+    Shapes: (out, in), whatever the module holds.
     """
-    linear = linears[layer]
-    if isinstance(linear, ExpertLayer):
-        return linear.set_weight(W)
-    old = linear._parameters["weight"]
+    module = linears[layer]
+    if isinstance(module, ExpertLayer):
+        return module.set_weight(W)
+    old = module._parameters["weight"]
     assert old is not None
     new = aligned(W) if isinstance(W, np.ndarray) else W
+    is_transposed = isinstance(module, Conv1D)
     weight = new.to(device=old.device, dtype=old.dtype)
-    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
-    return old
+    weight = weight.T.contiguous() if is_transposed else weight
+    module._parameters["weight"] = parameter(weight)
+    return old.T if is_transposed else old

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from edgeq.errors import BadInput, reason_of
 from edgeq.types import NumpyArray, Rounding
@@ -45,7 +46,7 @@ class TransformersLogits:
             path,
             mend=FETCH_AGAIN,
             dtype=stored_dtype(path),
-            attn_implementation=ATTENTION,
+            attn_implementation=attention_code(path),
         )
         self._owners = [each for each in self._model.modules() if owned(each)]
         for module in self._model.modules():
@@ -81,6 +82,20 @@ class TransformersLogits:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def attention_code(path: Path) -> str:
+    """Choose the code for attention: the usual one, or the plain one where a model knows no other.
+
+    What is wrong with a config is left to who loads the model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    # the library checks configs in many places, each with an exception of its own
+    except Exception:
+        return ATTENTION
+    return ATTENTION if kind._supports_sdpa else "eager"
 
 
 def owned(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -10,6 +10,7 @@ from edgeq.architectures.llama_like import ATTENTION, Differences, llama_like, s
 from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("qwen3",)
+HEAD = 128  # what transformers takes where the key is absent, whatever the hidden size
 NAMES = RuntimeNames(
     transformers="Qwen3ForCausalLM",
     gguf=GgufNames("qwen3"),
@@ -26,4 +27,4 @@ def describe(config: Mapping[str, Any]) -> Decoder:
         windows=sliding_windows(config),
         head_norms=True,
     )
-    return llama_like(config, NAMES, own)
+    return llama_like({"head_dim": HEAD, **config}, NAMES, own)

@@ -25,13 +25,14 @@ def why_not_tensors(
 
     `why_not_grid` is asked for each quantized tensor, by name, shape and grid.
     """
-    expected = decoder.tensor_shapes()
+    expected, solved = decoder.tensor_shapes(), decoder.matrix_shapes()
     kept = {name: grids[name] for name in sorted(grids) if not decoder.is_redundant(name)}
     for name, (shape, grid) in kept.items():
         if name not in expected:
             return _no_place(name, decoder, runtime)
-        if shape != expected[name]:
-            return wrong_shape(name, shape, expected[name])
+        wanted = expected[name] if grid is None else solved[name]
+        if shape != wanted:
+            return wrong_shape(name, shape, wanted)
         reason = None if grid is None else why_not_grid(name, shape, grid)
         if reason is not None:
             return f"tensor '{name}': {reason}"
@@ -79,14 +80,23 @@ def why_not_outliers(grid: Grid, container: str) -> str | None:
 
 
 def claimed_grids(model: QuantizedModel) -> Shapes:
-    """Pair each tensor's grid with the shape that config.json asks for, before weights are read."""
-    shapes = model.record.decoder.tensor_shapes()
-    return {name: (shapes.get(name, ()), model.grid(name)) for name in model.tensor_names()}
+    """Pair each tensor's grid with the shape that config.json asks for, before weights are read.
+
+    Shapes: of a tensor with a grid that of the matrix which was solved.
+    """
+    decoder = model.record.decoder
+    shapes, solved = decoder.tensor_shapes(), decoder.matrix_shapes()
+    found: dict[str, tuple[Shape, Grid | None]] = {}
+    for name in model.tensor_names():
+        grid = model.grid(name)
+        found[name] = ((shapes if grid is None else solved).get(name, ()), grid)
+    return found
 
 
 def planned_grids(model: QuantizedModel) -> Shapes:
-    """List shape and grid of every tensor to be written, in the order of the file."""
-    return {
-        name: (shape, model.grid(name))
-        for name, shape in model.record.decoder.tensor_shapes().items()
-    }
+    """List shape and grid of every tensor to be written, in the order of the file.
+
+    Shapes: as those of `claimed_grids`.
+    """
+    claimed = claimed_grids(model)
+    return {name: claimed[name] for name in model.record.decoder.tensor_shapes()}

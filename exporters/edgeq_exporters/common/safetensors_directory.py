@@ -171,9 +171,9 @@ def dense_tensor(array: NumpyArray, dense: ScaleDtype) -> tuple[NumpyArray, floa
     with np.errstate(over="ignore"):
         rounded = array.astype(NUMPY[dense])
     if rounded.dtype == array.dtype or not np.isfinite(rounded).all():
-        return np.ascontiguousarray(array), 0.0
+        return np.asarray(array, order="C"), 0.0
     difference = rounded.astype(np.float32) - array.astype(np.float32)
-    return np.ascontiguousarray(rounded), float(np.abs(difference).max(initial=0.0))
+    return np.asarray(rounded, order="C"), float(np.abs(difference).max(initial=0.0))
 
 
 def make_dense(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.decoder import Shape
+from edgeq.decoder import Decoder, Shape
 from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput
 from edgeq.grids.packing import WORD_BITS, pack_words
@@ -19,6 +19,7 @@ from edgeq_exporters.hugging_face.directory import (
     Packed,
     layers_by_grid,
     patterns_of,
+    with_dense_matrices,
 )
 
 WORD_BYTES = WORD_BITS // 8
@@ -97,10 +98,14 @@ def layer_bytes(shape: Shape, grid: Grid) -> int:
     return codes + zeros + scales + two_sizes
 
 
-def settings(linear: Shapes) -> Mapping[str, Any]:
+def settings(decoder: Decoder, linear: Shapes) -> Mapping[str, Any]:
     """Make the quantization_config: for every Linear where there is one grid, else by pattern."""
-    modules = dict(layers_by_grid(linear))
-    dense = modules.pop(None, [])
+    modules = dict(layers_by_grid(with_dense_matrices(decoder, linear)))
+    dense = list(modules.pop(None, []))
+    # the head is called lm_head in transformers, whatever its name in files is
+    outer = ["lm_head.weight", decoder.head]
+    outer += [name for name, shape in decoder.others.items() if len(shape) == 2]
+    dense = list(dict.fromkeys([*(name.removesuffix(".weight") for name in outer), *dense]))
     groups = {}
     for number, (grid, names) in enumerate(modules.items()):
         assert grid is not None
@@ -118,7 +123,7 @@ def settings(linear: Shapes) -> Mapping[str, Any]:
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": ["lm_head", *dense],
+        "ignore": dense,
     }
 
 

@@ -43,6 +43,8 @@ FUSED = {
     "self_attn.q_proj": "self_attn.qkv_proj",
     "mlp.gate_proj": "mlp.gate_up_proj",
 }
+IN_BLOCK = re.compile(r"(.*?)\.(\d+)\.(.*)")
+"""The list of blocks, the number of one, and the module in it."""
 NOT_COPIED = ("quantization", "quantization_config", "dtype", "torch_dtype")
 
 Packed = tuple[Mapping[str, NumpyArray], QuantizedLinear]
@@ -53,8 +55,9 @@ class LinearFormat:
     """Says what two formats of this kind do differently.
 
     `pack` gives the tensors of a module's weight, and the layer as they hold it. `layer_bytes`
-    counts their bytes. `settings` makes the quantization_config of a model from the grids of its
-    linear layers.
+    counts their bytes. `settings` makes the quantization_config of a model from its description and
+    the grids of its matrices inside of blocks. `transposed` says whether it holds layers whose
+    weights have inputs before outputs, as GPT-2's.
     """
 
     name: str
@@ -62,7 +65,8 @@ class LinearFormat:
     why_not_grid: Callable[[Shape, Grid], str | None]
     layer_bytes: Callable[[Shape, Grid], int]
     pack: Callable[[str, QuantizedLinear], Packed]
-    settings: Callable[[Shapes], Mapping[str, Any]]
+    settings: Callable[[Decoder, Shapes], Mapping[str, Any]]
+    transposed: bool = False
 
 
 class LinearExporter:
@@ -112,7 +116,23 @@ def reject_reason(kind: LinearFormat, record: ModelRecord, grids: Shapes) -> str
 
     decoder = record.decoder
     reason = why_not_tensors(decoder, grids, why_not, runtime="transformers")
-    return reason or why_not_fused(decoder, grids)
+    return reason or why_not_layers(kind, decoder) or why_not_fused(decoder, grids)
+
+
+def why_not_layers(kind: LinearFormat, decoder: Decoder) -> str | None:
+    """Say which kind of linear layer of a model has no place in the format, or None."""
+    for linear in decoder.linears():
+        if len(linear.stored_shape) > 2:
+            return (
+                f"tensor '{linear.tensor}' is a stack of experts; {kind.name} has a place for "
+                "experts of their own only, use another format"
+            )
+        if linear.transposed and not kind.transposed:
+            return (
+                f"tensor '{linear.tensor}' has inputs before outputs (Conv1D); "
+                f"runtimes read {kind.name} into Linear layers only, choose format gptq"
+            )
+    return None
 
 
 def linear_tensors(decoder: Decoder) -> set[str]:
@@ -186,7 +206,7 @@ def _config(
     written["architectures"] = [record.decoder.names.transformers]
     written["torch_dtype"] = dense
     if any(grid is not None for _, grid in linear.values()):
-        written["quantization_config"] = kind.settings(linear)
+        written["quantization_config"] = kind.settings(record.decoder, linear)
     return written
 
 
@@ -264,6 +284,16 @@ def layers_by_grid(linear: Shapes) -> Mapping[Grid | None, Sequence[str]]:
     return modules
 
 
+def with_dense_matrices(decoder: Decoder, linear: Shapes) -> Shapes:
+    """Add the matrices of blocks that are no solved layer: some of their modules may be Linear."""
+    others: dict[str, tuple[Shape, Grid | None]] = {}
+    for index, layer in enumerate(decoder.layers):
+        for name, shape in layer.others.items():
+            if len(shape) == 2 and name.endswith(".weight"):
+                others[f"{decoder.block_name(index)}.{name}"] = (shape, None)
+    return {**linear, **others}
+
+
 def patterns_of(modules: Iterable[str]) -> list[str]:
     """Make regular expressions that match these modules, and what vLLM fuses them into.
 
@@ -271,15 +301,21 @@ def patterns_of(modules: Iterable[str]) -> list[str]:
     readers module paths: so a pattern ends at a dot or at the end.
     """
     blocks: defaultdict[str, set[int]] = defaultdict(set)
+    list_name = "model.layers"
     for module in modules:
-        _, _, block, kind = module.split(".", 3)
-        blocks[kind].add(int(block))
+        match = IN_BLOCK.fullmatch(module)
+        assert match is not None, "layers lie in blocks"
+        list_name = match[1]
+        blocks[match[3]].add(int(match[2]))
     kinds: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
     for kind, numbers in blocks.items():
         kinds[tuple(sorted(numbers))].append(kind)
+    start = re.escape(list_name)
+    if list_name != "model.layers":  # other runtimes may have another name before the last part
+        start = rf"(?:.*\.)?{re.escape(list_name.rpartition('.')[2])}"
     found = []
     for indices, of_blocks in kinds.items():
         fused = [name for first, name in FUSED.items() if first in of_blocks]
         names = "|".join(re.escape(kind) for kind in [*of_blocks, *fused])
-        found.append(rf"model\.layers\.(?:{'|'.join(map(str, indices))})\.(?:{names})(?:\.|$)")
+        found.append(rf"{start}\.(?:{'|'.join(map(str, indices))})\.(?:{names})(?:\.|$)")
     return found

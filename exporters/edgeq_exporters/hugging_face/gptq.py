@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.checkpoint.certificate import without_zero_at_zero
-from edgeq.decoder import Shape
+from edgeq.decoder import Decoder, Shape
 from edgeq.errors import BadInput
 from edgeq.grids.packing import pack_words
 from edgeq.types import Grid, QuantizedLinear
@@ -21,6 +21,7 @@ from edgeq_exporters.hugging_face.directory import (
     commonest_grid,
     layers_by_grid,
     patterns_of,
+    with_dense_matrices,
 )
 
 WORD_BITS = 32
@@ -112,11 +113,11 @@ def _words(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
     return pack_words(codes, bits).view("<i4")
 
 
-def settings(linear: Shapes) -> Mapping[str, Any]:
+def settings(decoder: Decoder, linear: Shapes) -> Mapping[str, Any]:
     """Make the quantization_config: the commonest grid, then by pattern what differs from it."""
     default = commonest_grid(linear)
     dynamic: dict[str, Any] = {}
-    for grid, modules in layers_by_grid(linear).items():
+    for grid, modules in layers_by_grid(with_dense_matrices(decoder, linear)).items():
         if grid is None:
             dynamic |= {f"-:{pattern}": {} for pattern in patterns_of(modules)}
         elif _scheme(grid) != _scheme(default):
@@ -146,6 +147,7 @@ GPTQ = LinearFormat(
     layer_bytes=layer_bytes,
     pack=pack,
     settings=settings,
+    transposed=True,
 )
 
 
