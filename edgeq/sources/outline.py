@@ -30,11 +30,11 @@ class ModelOutline:
     Raises: BadInput or UnsupportedModel, each with one line.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, name: str | None = None) -> None:
         self.directory = path
         companions = read_companions(path)
         config = read_model_json(path / "config.json")
-        self.record = read_record(model_name(path), config, Evidence(companions))
+        self.record = read_record(name or model_name(path), config, Evidence(companions))
         self._shapes = self.record.decoder.tensor_shapes()
         if (path / SHARD_INDEX).is_file():
             self._check_names(read_weight_map(path))
