@@ -42,7 +42,7 @@ class Part:
     """Shows some of a site's batches, with the full-precision stream on a share of them."""
 
     def __init__(self, site: Site, start: int, stop: int, share: float = 1.0) -> None:
-        self.name = site.name
+        self.name, self.lends = site.name, site.lends
         self._site = site
         self._bounds = (start, stop)
         self._both = math.ceil(share * (stop - start))
@@ -50,6 +50,9 @@ class Part:
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
         for index, (X, X_hat) in enumerate(islice(self._site.batches(), *self._bounds)):
             yield (X if index < self._both else None), X_hat
+
+    def places(self, batch: int) -> NumpyArray | None:
+        return self._site.places(self._bounds[0] + batch)
 
 
 class TrueLoss:

@@ -190,11 +190,14 @@ class QuantizedModel(Protocol):
 class Site(Protocol):
     """Holds both streams at the layers that read one input (q, k, v | o | gate, up | down)."""
 
-    name: str
-    """The first layer that reads the input."""
+    name: str  # of the first layer that reads the input
+    lends: Sequence[str]  # layers of later sites with inputs like this one's, which then has none
 
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
         """Give (X, X_hat) per batch, tokens x in; X is None when no full-precision stream runs."""
+
+    def places(self, batch: int) -> NumpyArray | None:
+        """Give the share of its window that is read with each row; None for whole windows."""
 
     def layers(self) -> Iterator[str]:
         """Give the layers in order; asking for the next lets both streams run through the last."""
@@ -213,10 +216,7 @@ class ActivationSource(Protocol):
         """Write both streams' hidden states into an empty directory, and flush them to disk."""
 
     def restore(self, folder: Path) -> None:
-        """Go on with the states that `save` wrote.
-
-        Raises: OSError, ValueError or EOFError.
-        """
+        """Go on with the states that `save` wrote. Raises: OSError, ValueError or EOFError."""
 
 
 class TextWriter(Protocol):

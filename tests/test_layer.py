@@ -17,6 +17,9 @@ from edgeq.types import LayerStatistics
 class FakeSite:
     """A site that hands out activations cut into uneven batches."""
 
+    name = "layer"
+    lends = ()
+
     def __init__(self, X, X_hat, cuts=(), shape=None):
         self.pairs: list[Any] = (
             list(zip(np.split(X, cuts), np.split(X_hat, cuts), strict=True))
@@ -30,6 +33,9 @@ class FakeSite:
 
     def batches(self):
         yield from self.pairs
+
+    def places(self, batch):
+        return None
 
 
 def solve(W, statistics, recipe, backend, *, name="layer"):

@@ -13,13 +13,15 @@ import pytest
 
 from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
 from edgeq.architectures.record import read_record
+from edgeq.decoder import Experts, Mlp
 from edgeq.errors import BadInput
-from edgeq.planning.memory import WAYS, Process, choose_way, peak_moment
+from edgeq.planning.memory import WAYS, Process, choose_way, moments, peak_moment
 from edgeq.planning.time import block_seconds
 from edgeq.recipe.recipe import make_recipe
 from edgeq.run.forecast import open_outline
 from edgeq.sources import open_source
 from edgeq.sources.outline import ModelOutline
+from edgeq.types import LinearSpec
 from edgeq.words import parse_size, show_size
 
 PROCESS = Process(800 * 10**6, 8)
@@ -131,6 +133,57 @@ def test_blocks_do_not_count_in_memory_but_in_time():
     assert peak_moment(longer, FAST, PROCESS, WAYS[0]) == peak_moment(
         LLAMA_7B, FAST, PROCESS, WAYS[0]
     )
+
+
+def mixture(count, *, described=True, inner=1024):
+    """The 7B shapes with a mixture in the place of each feed-forward part."""
+    [layer, *_] = LLAMA_7B.layers
+    width, sites = LLAMA_7B.hidden, [*layer.sites[:2]]
+    for expert in range(count):
+        for names, shape in ((("gate", "up"), (inner, width)), (("down",), (width, inner))):
+            places = [f"mlp.experts.{expert}.{name}_proj" for name in names]
+            sites.append(
+                tuple(LinearSpec(name, f"{name}.weight", shape, expert=expert) for name in places)
+            )
+    experts = Experts(count, 2, inner)
+    mlp = Mlp(inner, "silu", experts=experts) if described else None
+    layers = (replace(layer, sites=tuple(sites), mlp=mlp),) * len(LLAMA_7B.layers)
+    return replace(LLAMA_7B, layers=layers)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_more_experts_take_their_weights_and_codes_and_no_passes(way):
+    """Passes stand at one expert after the other, which all tokens may reach."""
+    few, many = (peak_moment(mixture(count), BALANCED, PROCESS, way) for count in (8, 32))
+    weights = 24 * 3 * 1024 * LLAMA_7B.hidden
+    assert many.total - few.total >= 4 * weights
+    at = dict(passes_at_last_expert(32, way))
+    for name, parts in passes_at_last_expert(8, way):
+        standing = [of.get("standing passes", 0) for of in (at[name], parts)]
+        assert standing[0] == pytest.approx(standing[1], rel=0.01)  # but for scores of routers
+        assert at[name]["weights of a block"] - parts["weights of a block"] >= 4 * weights
+    assert "moments to lend" in many.parts or many.name.startswith("stacking")
+
+
+def passes_at_last_expert(count, way):
+    for moment in moments(mixture(count), BALANCED, PROCESS, way, False):
+        what, _, layer = moment.name.partition(f"mlp.experts.{count - 1}.")
+        if layer:
+            yield what + layer, moment.parts
+
+
+def test_the_time_of_an_expert_is_that_of_the_tokens_that_reach_it_on_average():
+    found = {}
+    for count in (8, 32):
+        decoder = mixture(count)
+        solved = {linear.tensor: linear.shape for linear in decoder.linears()}
+        found[count] = block_seconds(decoder, BALANCED, RATES, False, solved)
+    for stage in ("forward passes", "statistics"):
+        assert found[32][stage] == pytest.approx(found[8][stage])
+    assert found[32]["factors"] > 3 * found[8]["factors"] / 2
+    unknown = mixture(8, described=False)
+    more = block_seconds(unknown, BALANCED, RATES, False, solved)
+    assert more["forward passes"] > 1.5 * found[8]["forward passes"]
 
 
 @pytest.fixture(scope="module")

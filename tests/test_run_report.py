@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from edgeq.commands.summary import notes
 from edgeq.errors import BadInput
 from edgeq.files.json_files import json_bytes
 from edgeq.recipe.recipe import make_recipe
@@ -49,6 +50,9 @@ def test_a_report_of_another_version_is_refused_with_both(version):
         report_from({**stored(report_of_two_layers()), "version": version}, "it")
 
 
+PLAIN = {"name": "a", "shape": [1, 1], "bits": 4, "group_size": None, "losses": {}}
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -77,6 +81,12 @@ def test_a_report_of_another_version_is_refused_with_both(version):
                 {"name": "a", "shape": [1, 1], "bits": 4, "group_size": None, "few_tokens": True}
             ]
         },
+        {"layers": [{**PLAIN, "expert": 1}]},
+        {"layers": [{**PLAIN, "expert": 1, "tokens": -1}]},
+        {"layers": [{**PLAIN, "expert": True, "tokens": 5}]},
+        {"layers": [{**PLAIN, "expert": 1, "tokens": 5, "lent_share": 1.5}]},
+        {"layers": [{**PLAIN, "expert": 1, "tokens": 5, "lent_share": None}]},
+        {"layers": [{**PLAIN, "lent_share": 0.5}]},
     ],
 )
 def test_what_is_no_report_is_refused_in_one_line(damage):
@@ -90,6 +100,37 @@ def test_the_worst_layers_are_those_with_the_largest_loss_after_their_last_stage
     report.layers.append(LayerReport("unmeasured", (4, 4), 16, None))
     assert [layer.name for layer in report.worst_layers(5)] == ["down", "up"]
     assert [layer.name for layer in report.worst_layers(1)] == ["down"]
+
+
+def expert_layers(block, stacked=False):
+    """Layers of a dense site and of two experts, as a block of a mixture is solved."""
+    yield LayerReport(f"{block}.self_attn.o_proj", (4, 4), 4, None)
+    for expert, tokens in enumerate((9, 0)):
+        for leaf, lent in (("gate_proj", 0.0), ("up_proj", 0.0), ("down_proj", 0.75)):
+            name = f"experts.{leaf}" if stacked else f"experts.{expert}.{leaf}"
+            facts = {"expert": expert, "tokens": tokens, "lent_share": lent if tokens else 1.0}
+            yield LayerReport(f"{block}.{name}", (4, 4), 4, None, **facts)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_experts_are_listed_with_their_tokens_and_what_they_were_lent(stacked):
+    layers = [*expert_layers("layers.0", stacked), *expert_layers("layers.1", stacked)]
+    report = RunReport(layers=layers)
+    assert report_from(stored(report), "it") == report
+    assert [(each.name, each.tokens, each.lent_share) for each in report.experts] == [
+        (f"layers.{block}.experts.{expert}", tokens, lent)
+        for block in range(2)
+        for expert, (tokens, lent) in enumerate([(9, 0.75), (0, 1.0)])
+    ]
+
+
+def test_few_and_no_tokens_of_experts_are_noted_once_for_all():
+    found = notes(RunReport(layers=[*expert_layers("layers.0"), *expert_layers("layers.1")]), {})
+    few = [note for note in found if "experts saw fewer than 2 tokens for each input" in note]
+    none = [note for note in found if "saw no token" in note]
+    assert len(few) == len(none) == 1
+    assert few[0].startswith("4 of 4 experts") and "layers.0.experts.1 (0 tokens, 100% " in few[0]
+    assert none[0].startswith("2 experts") and "layers.0.experts.1, layers.1.experts.1" in none[0]
 
 
 def test_scales_at_the_limit_of_their_type_are_counted_by_name(rng):

@@ -156,7 +156,7 @@ OPTIONAL: Mapping[str, Rule] = {
     "is_causal": ("true, as decoders are", lambda value: value is True),
     "attention_bias": FLAG,
     "use_sliding_window": FLAG,
-    "sliding_window": COUNT,
+    "sliding_window": COUNT,  # 0 where a model has none: families that slide ask for more
     "max_window_layers": COUNT,
     "layer_types": ("a list of names", _are_names),
     "mlp_bias": FLAG,

@@ -266,12 +266,17 @@ def block_norms(own: Differences, attention: Attention, hidden: int) -> list[Nor
     return norms
 
 
-def expert_count(config: Config, *keys: str) -> int:
-    """Read the number of experts, under the first of these keys that the config states.
+def expert_count(config: Config, *, silent: int) -> int:
+    """Read the number of experts, under either key that transformers has for it.
+
+    silent is the family's own where the config states none.
 
     Raises: BadInput, also for more than any model has.
     """
-    key = next((key for key in keys if config.get(key) is not None), keys[0])
+    keys = ("num_experts", "num_local_experts")
+    key = next((key for key in keys if config.get(key) is not None), None)
+    if key is None:
+        return silent
     count = positive_integer(config, key)
     if count > MOST_EXPERTS:
         raise BadInput(f"config: {key} is {count}; it must be {MOST_EXPERTS} or less")

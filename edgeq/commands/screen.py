@@ -83,6 +83,12 @@ def show_run(console: Console, finished: FinishedRun) -> None:
     table.add_row("size", _size_row(finished.sizes))
     bits = finished.report.bits_per_weight
     table.add_row("bits per weight", ", ".join(f"{part} {bits[part]:.2f}" for part in bits))
+    experts = finished.report.experts
+    if experts:
+        reached = [expert.tokens for expert in experts]
+        table.add_row(
+            "experts", f"{len(experts)}, reached by {min(reached)} to {max(reached)} tokens"
+        )
     worst = "\n".join(f"{layer.final_loss:7.2%}  {layer.name}" for layer in finished.worst_layers)
     if worst:
         unit = "in % of the layer's squared output on the calibration text"

@@ -6,7 +6,7 @@
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from edgeq.recipe.recipe import Recipe
 from edgeq.registry import options_of
 from edgeq.run.pipeline import Job, export
 from edgeq.run.report import RunReport, check_findings, read_report
+from edgeq.solving.lending import LENT_TOKENS
 from edgeq.solving.propagation import FEW_TOKENS
-from edgeq.solving.report import LayerReport
+from edgeq.solving.report import ExpertReport, LayerReport
 
 WORST_LAYERS = 5  # on the last screen
+MUCH_LENT = 0.5  # of an expert's moments: more than its own tokens make up
 LARGE_ERROR = 0.5  # of a layer's output energy: rounding well loses a few hundredths
 
 
@@ -82,6 +84,8 @@ class FinishedRun:
             "seconds": self.seconds,
             "total_seconds": self.total_seconds,
         }
+        if self.report.experts:
+            found["experts"] = [asdict(expert) for expert in self.report.experts]
         return found if self.quality is None else found | {"quality": self.quality}
 
 
@@ -228,6 +232,7 @@ def notes(report: RunReport, grids: Grids) -> list[str]:
             f"such as {few[0].name}: fewer than {FEW_TOKENS} tokens for each input; "
             "more --samples allow less"
         )
+    found += expert_notes(report.experts)
     for layer in report.layers:
         found += layer_notes(layer)
     for name, groups in report.clamped.items():
@@ -249,6 +254,25 @@ def notes(report: RunReport, grids: Grids) -> list[str]:
     if short:
         found.append(f"{len(short)} matrices have a short last group, such as {short[0]}")
     return found
+
+
+def expert_notes(experts: Sequence[ExpertReport]) -> Iterator[str]:
+    """Note experts that few tokens reach, and those that none does."""
+    few = [expert for expert in experts if expert.lent_share > MUCH_LENT]
+    if few:
+        fewest = min(few, key=lambda expert: expert.tokens)
+        yield (
+            f"{len(few)} of {len(experts)} experts saw fewer than {LENT_TOKENS} tokens for each "
+            f"input and are solved more for tokens of others than their own, as {fewest.name} "
+            f"({fewest.tokens} tokens, {fewest.lent_share:.0%} of others); more --samples help"
+        )
+    unseen = [expert.name for expert in experts if not expert.tokens]
+    if unseen:
+        more = " ..." if len(unseen) > 3 else ""
+        yield (
+            f"{len(unseen)} experts saw no token and are solved for those of others alone: "
+            f"{', '.join(unseen[:3])}{more}"
+        )
 
 
 def layer_notes(layer: LayerReport) -> Iterator[str]:

@@ -15,6 +15,7 @@ from edgeq.algorithms.propagation_choice import DAMPINGS
 from edgeq.calibration.self_text import CACHE_BYTES, bytes_per_token
 from edgeq.decoder import Decoder, Layer
 from edgeq.errors import BadInput
+from edgeq.planning.mixtures import is_of_expert, mixture_of, telling_sites
 from edgeq.planning.process_memory import resident_bytes
 from edgeq.recipe.recipe import Recipe
 from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow
@@ -28,6 +29,7 @@ EMBEDDING_BYTES = 14  # at most, of each number: three copies in float32, codes 
 WRITING = "the text that the model writes"
 EMBEDDING_MOMENT = "the embedding"
 SPLIT_MOMENTS = 4  # H and D of what a correction is fitted to and of what it is judged on
+STACKED = 2  # copies of a stack, beside itself: its tensors as they are read, and parts of it
 AROUND_OUTLIERS = 4  # matrices of a layer's own factors and target beside those of its site
 
 
@@ -168,7 +170,10 @@ def moments(
     if recipe.needs_calibration:
         for layer in distinct_layers(decoder):
             run = _RunSizes(decoder, layer, recipe, process.precision, way)
-            for site in range(len(layer.sites)):
+            if run.mixture is not None:
+                stacking = {"weights of a block": FLOAT * (run.block + STACKED * run.mixture.stack)}
+                yield Moment("stacking the experts of a block", base | stacking)
+            for site in telling_sites(layer.sites):
                 for name, parts in run.site_moments(site):
                     yield Moment(name, base | parts)
 
@@ -211,6 +216,7 @@ class _RunSizes:
             self.queries = layer.attention.heads * layer.attention.head_size
             self.keys = layer.attention.key_heads * layer.attention.head_size
         self.block = sum(map(math.prod, layer.tensor_shapes().values()))
+        self.mixture = mixture_of(layer)
         self.drift = int(recipe.needs_drift)
         self.streams = 1 + (recipe.propagation_share if recipe.needs_drift else 0.0)
         self.paired = int(recipe.needs_drift and recipe.propagation_share < 1)
@@ -227,6 +233,7 @@ class _RunSizes:
         columns = layers[0].shape[1]
         square = columns * columns * self.precision
         held = self._common(site) | {"standing passes": self._standing(site)}
+        held |= self._to_lend(site)
         standing = self.way.schedule == "standing"
         yield f"the statistics of {first}", held | self._statistics(columns)
         # three matrices of the factorisation beside H, then D and what else is kept of moments
@@ -268,6 +275,8 @@ class _RunSizes:
         # recomputing, the full-precision stream needs the original weights again
         copies = solved if self.drift and self.way.schedule == "recomputing" else 0
         states = int(self.streams * self.tokens) * self.hidden * FLOAT
+        if self.way.schedule == "recomputing" and is_of_expert(self.sites[site]):
+            states *= 2  # inputs of the mixture, from which all its layers are reached
         return {
             "weights of a block": FLOAT * (self.block + copies),
             # a byte each, and a scale and an offset of 4 bytes for groups of 32
@@ -283,14 +292,27 @@ class _RunSizes:
         # layers
         widths = (self.hidden, self.hidden + 2 * self.queries + 2 * self.keys)
         wide: int = widths[site] if site < len(widths) else 2 * self.hidden + self.inner
+        if self.mixture is not None and is_of_expert(self.sites[site]):
+            wide = self.mixture.token
         if self.way.states_on_disk:
             wide += self.hidden
         return int(self.streams * self.tokens) * FLOAT * wide
+
+    def _to_lend(self, site: int) -> dict[str, int]:
+        """Count the moments of all tokens that are kept for experts that few tokens reach."""
+        if self.mixture is None or not is_of_expert(self.sites[site]):
+            return {}
+        # H and D, and H of other tokens, or both of the two parts of a split
+        kinds = 1 + self.drift + self.paired + self.split // 2
+        squares = self.mixture.hidden**2 + self.mixture.inner**2
+        return {"moments to lend": kinds * squares * self.precision}
 
     def _transient(self) -> int:
         """Count what one batch takes on its way through a block, at its widest place."""
         # gate, up and their product; or queries, keys and values with their rotated copies
         widest: int = max(3 * self.inner, 4 * self.queries + 4 * self.keys)
+        if self.mixture is not None:
+            widest = max(widest, self.mixture.token)
         return self.batch * FLOAT * (2 * self.hidden + widest)
 
     def _temporaries(self, elements: int) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeq.algorithms.propagation_choice import DAMPINGS
 from edgeq.decoder import Decoder
+from edgeq.planning.mixtures import is_of_expert, mixture_of
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
 from edgeq.solving.steps import STEPS
@@ -74,13 +75,13 @@ def block_seconds(
         return {"round": weights * SEARCH_SECONDS}
     # out x in x in
     squared = sum(math.prod(shape) * shape[1] for shape in solved.values()) / blocks
-    widths = site_widths(decoder, solved)
+    sites = solved_sites(decoder, solved)
     # two for the solver's inverse; of the propagation one, after trials on a part of the tokens
     trials = len(DAMPINGS) * recipe.chooses_propagation
     factors = 2 + recipe.needs_drift * (1 + trials)
-    factored = sum(factors * n**3 / 3 for n in widths) / blocks
+    factored = sum(factors * columns**3 / 3 for columns, _ in sites) / blocks
     costs = [step.cost(recipe) for step in STEPS if step.is_asked(recipe)]
-    return of_tokens(decoder, recipe, rates["forward"], recomputing, widths) | {
+    return of_tokens(decoder, recipe, rates["forward"], recomputing, sites) | {
         "factors": factored / rates["factor"],
         "search scales": weights * sum(cost.candidates for cost in costs) * SEARCH_SECONDS,
         "solve": sum(cost.products for cost in costs) * squared / rates["solve"],
@@ -89,25 +90,45 @@ def block_seconds(
 
 
 def of_tokens(
-    decoder: Decoder, recipe: Recipe, rate: float, recomputing: bool, widths: Sequence[int]
+    decoder: Decoder,
+    recipe: Recipe,
+    rate: float,
+    recomputing: bool,
+    sites: Sequence[tuple[int, float]],
 ) -> dict[str, float]:
     """Estimate what grows with calibration tokens: passes of both streams, H and D of inputs."""
     tokens = recipe.samples * recipe.sequence_length
     both = recipe.propagation_share if recipe.needs_drift else 0.0
-    weights = sum(math.prod(linear.shape) for linear in decoder.linears()) / len(decoder.layers)
+    blocks = len(decoder.layers)
+    weights = sum(
+        math.prod(linear.shape) * (share if linear.expert is not None else 1.0)
+        for layer, share in zip(decoder.layers, shares_of_experts(decoder), strict=True)
+        for linear in layer.linears
+    )
     passes = (RECOMPUTED if recomputing else 1.0) * (1 + both)
     # scores and their products with values, each over the half of a window that a token sees
     attention = decoder.hidden * recipe.sequence_length
-    forward = passes * tokens * 2 * (weights + attention)
-    statistics = sum((SYMMETRIC + 2 * both) * tokens * n**2 for n in widths) / len(decoder.layers)
+    forward = passes * tokens * 2 * (weights / blocks + attention)
+    squares = sum(share * columns**2 for columns, share in sites) / blocks
+    statistics = (SYMMETRIC + 2 * both) * tokens * squares
     return {"forward passes": forward / rate, "statistics": statistics / rate}
 
 
-def site_widths(decoder: Decoder, solved: Shapes) -> list[int]:
-    """List the columns of every input that layers are solved for; one input counts once."""
+def solved_sites(decoder: Decoder, solved: Shapes) -> list[tuple[int, float]]:
+    """List the columns of every input that layers are solved for, and the share of tokens it has.
+
+    One input counts once.
+    """
+    shares = shares_of_experts(decoder)
     return [
-        site[0].shape[1]
+        (site[0].shape[1], shares[index] if is_of_expert(site) else 1.0)
         for index, layer in enumerate(decoder.layers)
         for site in layer.sites
         if any(linear.inside(decoder.block_name(index)).tensor in solved for linear in site)
     ]
+
+
+def shares_of_experts(decoder: Decoder) -> list[float]:
+    """Estimate, by block, the share of tokens that reach an expert; 1 where there is none."""
+    mixtures = map(mixture_of, decoder.layers)
+    return [1.0 if mixture is None else mixture.share for mixture in mixtures]

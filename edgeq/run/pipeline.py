@@ -6,7 +6,7 @@ No arithmetic here: how a layer is solved is `edgeq.solving`, what is on disk un
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -29,10 +29,11 @@ from edgeq.run.identity import KEYS, identify
 from edgeq.run.report import RunReport, check_findings
 from edgeq.run.resume import Ask, Run, refuse_unfinished, working_on
 from edgeq.solving.layer import join_layers, solve_without_statistics
+from edgeq.solving.lending import Lender
 from edgeq.solving.report import LayerReport
 from edgeq.solving.row_chunks import solve_rows
 from edgeq.solving.site import Layer, prepare_site
-from edgeq.solving.statistics import accumulate, accumulate_split
+from edgeq.solving.statistics import statistics_of
 from edgeq.sources.reading import (
     largest_magnitude,
     read_linear,
@@ -222,8 +223,13 @@ def solve_block(
     parts: dict[str, dict[tuple[int, int], QuantizedLinear]] = {}
     linears = {linear.name: linear for linear in block.linears}
     read = weight_reader(job.source, block)
+    lender = Lender(job.recipe, job.backend, linears)
     for site in timed(activations.sites(block), job.clock, "forward passes"):
-        for linear, layer in solve_site(job, grids, linears, site, findings, read):
+        if site.lends:
+            with job.clock("statistics"):
+                lender.keep(site)
+            continue
+        for linear, layer in solve_site(job, grids, lender, site, findings, read):
             parts.setdefault(linear.tensor, {})[linear.place] = layer
             observer.solved(findings.layers[-1])
     left = [
@@ -258,7 +264,7 @@ def weight_reader(source: ModelSource, block: BlockSpec) -> Callable[[LinearSpec
 def solve_site(
     job: Job,
     grids: Grids,
-    linears: Mapping[str, LinearSpec],
+    lender: Lender,
     site: Site,
     findings: RunReport,
     read: Callable[[LinearSpec], NumpyArray],
@@ -266,18 +272,15 @@ def solve_site(
     """Solve the layers that read one input, in execution order; each feeds the quantized stream."""
     backend, clock = job.backend, job.clock
     with clock("statistics"):
-        if job.recipe.chooses_propagation:
-            statistics, split = accumulate_split(site, backend)
-        else:
-            statistics = accumulate(site, backend, drift=job.recipe.needs_drift)
-            split = None
+        moments, lent = lender.moments(site)
+        statistics, split = statistics_of(site.name, moments, backend)
     try:
         with clock("factor"):
             factors = prepare_site(statistics, job.recipe, backend, split=split)
     except NotPositiveDefinite as error:
         raise EdgeqError(f"inputs of layer {site.name!r}: {error}") from error
     for layer_name in timed(site.layers(), clock, "forward passes"):
-        linear = linears[layer_name]
+        linear = lender.linears[layer_name]
         grid = grids[linear.tensor][1]
         if grid is None:
             continue
@@ -285,6 +288,10 @@ def solve_site(
         check_size(linear.tensor, largest_magnitude(weight))
         layer = Layer(linear.name, backend.asarray(weight), grid, factors, job.recipe)
         solved, report = solve_rows(layer, clock, rows=job.rows_at_once)
+        if linear.expert is not None:
+            report = replace(
+                report, expert=linear.expert, tokens=statistics.n_tokens, lent_share=lent
+            )
         findings.layers.append(report)
         findings.note_clamped(linear.tensor, weight, solved)
         site.replace(linear.name, solved.dequantized())

@@ -17,7 +17,7 @@ from edgeq.files.ownership import REPORT_FILE
 from edgeq.grids.limits import clamped_groups
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids
-from edgeq.solving.report import LayerReport, Stage
+from edgeq.solving.report import ExpertReport, LayerReport, Stage, experts_of
 from edgeq.types import NumpyArray, QuantizedLinear
 
 VERSION = 1
@@ -33,6 +33,9 @@ NUMBERS = (
     "propagation_retries",
     "dead_columns",
     "outlier_columns",
+    "expert",
+    "tokens",
+    "lent_share",
 )
 """Fields of a layer's report that are numbers, where they are stated."""
 
@@ -62,6 +65,11 @@ class RunReport:
         """Return the layers with the largest loss after their last stage, the worst first."""
         measured = [layer for layer in self.layers if layer.losses]
         return sorted(measured, key=lambda layer: -layer.final_loss)[:count]
+
+    @property
+    def experts(self) -> list[ExpertReport]:
+        """List the experts of all mixtures: how many tokens reached each, and what it was lent."""
+        return experts_of(self.layers)
 
     def plain(self) -> dict[str, Any]:
         """Return the report as JSON stores it; `report_from` is the inverse."""
@@ -133,6 +141,11 @@ def layer_from(stored: Mapping[str, Any]) -> LayerReport:
     check_numbers({key: value for key, value in plain.items() if value is not None})
     if layer.damping_retries and layer.damping is None:
         raise ValueError("damping was raised, and is not stated")
+    counts = (layer.expert, layer.tokens)
+    if counts != (None, None) and not all(map(is_count, counts)):
+        raise ValueError("an expert is counted in whole numbers, as its tokens are")
+    if not 0 <= layer.lent_share <= (0 if layer.expert is None else 1):
+        raise ValueError("lent_share is no share of an expert's moments")
     raised = layer.propagation_retries or layer.few_tokens
     if raised and layer.propagation_damping is None:
         raise ValueError("propagation_damping was raised, and is not stated")

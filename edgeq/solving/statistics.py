@@ -4,29 +4,42 @@ Where the batches come from is up to streams; what is made of the moments, to `e
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from edgeq.errors import BadInput
 from edgeq.protocols import Backend, Site
-from edgeq.types import Array, LayerStatistics
+from edgeq.types import Array, LayerStatistics, NumpyArray
 
 HELD_OUT = 0.25  # of each window, its last tokens: enough to judge by, most left to fit to
 
 
 @dataclass(slots=True)
 class Moments:
-    """Sums of H and D over tokens; D stays None while the streams are equal."""
+    """Sums of H and D over tokens; D stays None while the streams are equal.
+
+    weight is the tokens that the sums are divided by: those of the layer, and what it was lent.
+    """
 
     H: Array | None = None
     D: Array | None = None
     n_tokens: int = 0
+    weight: float = 0.0
 
     def add(self, x: Array | None, x_hat: Array, backend: Backend) -> None:
         """Add the moments of one batch; x is None where no full-precision stream runs.
 
-        Shapes: x and x_hat (tokens, in).
+        Shapes: x and x_hat (tokens, in), of an expert perhaps without tokens.
         """
-        self.n_tokens += x_hat.shape[0]
+        tokens, columns = x_hat.shape
+        if not tokens:
+            if self.H is None:
+                self.H = backend.asarray(np.zeros((columns, columns)))
+            return
+        self.n_tokens += tokens
+        self.weight += tokens
         self.H = _added(self.H, backend.gram(x_hat, x_hat))
         if x is not None:
             difference = x - x_hat
@@ -34,18 +47,60 @@ class Moments:
                 self.D = _added(self.D, backend.gram(difference, x_hat))
         backend.evaluate(*(total for total in (self.H, self.D) if total is not None))
 
+    def lend(self, other: "Moments", share: float, scale: float) -> None:
+        """Count in a share of other tokens, whose inputs are multiplied by the root of a scale."""
+        for name in ("H", "D"):
+            lent = getattr(other, name)
+            if lent is not None:
+                setattr(self, name, _added(getattr(self, name), lent * (share * scale)))
+        self.weight += share * other.weight
+
     def mean(self) -> LayerStatistics:
         """Turn the sums into statistics, in their place: of a wide layer each takes a gigabyte."""
         assert self.H is not None
-        self.H /= self.n_tokens
+        weight = self.weight or 1.0  # sums over no tokens are zeros
+        self.H /= weight
         if self.D is not None:
-            self.D /= self.n_tokens
+            self.D /= weight
         return LayerStatistics(self.H, self.D, self.n_tokens)
 
 
 def united(one: Moments, other: Moments) -> Moments:
     """Add the moments of two sets of tokens, in new arrays."""
-    return Moments(_sum(one.H, other.H), _sum(one.D, other.D), one.n_tokens + other.n_tokens)
+    return Moments(
+        _sum(one.H, other.H),
+        _sum(one.D, other.D),
+        one.n_tokens + other.n_tokens,
+        one.weight + other.weight,
+    )
+
+
+@dataclass(slots=True)
+class SiteMoments:
+    """The moments of a site: of tokens that both streams run on, and of those of one alone.
+
+    held_out are those of the first kind that a correction is judged on. They have no moments where
+    nothing is held out; all others then are in fit.
+    """
+
+    fit: Moments = field(default_factory=Moments)
+    held_out: Moments = field(default_factory=Moments)
+    single: Moments = field(default_factory=Moments)
+
+    @property
+    def parts(self) -> tuple[Moments, Moments, Moments]:
+        """List the moments in an order that is the same for all sites."""
+        return self.fit, self.held_out, self.single
+
+    @property
+    def n_tokens(self) -> int:
+        """Count the tokens of the site's own."""
+        return sum(part.n_tokens for part in self.parts)
+
+    def energy(self, backend: Backend) -> float:
+        """Sum up the squares of all inputs."""
+        sums = (part.H for part in self.parts if part.H is not None)
+        return sum(float(backend.diagonal(H).sum()) for H in sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +114,31 @@ class Split:
     held_out: LayerStatistics
 
 
+def gather(site: Site, backend: Backend, *, drift: bool, hold_out: bool = False) -> SiteMoments:
+    """Sum up the moments of a site, and of its two parts where a part of the tokens is held out.
+
+    The last quarter of each window is held out, not of each batch: what is chosen must not depend
+    on how many windows run together.
+    """
+    found = SiteMoments()
+    for batch, (X, X_hat) in enumerate(site.batches()):
+        if X is None or not drift:
+            found.single.add(None, _rows(X_hat, backend), backend)
+        elif not hold_out:
+            found.fit.add(_rows(X, backend), _rows(X_hat, backend), backend)
+        else:
+            places = site.places(batch)
+            # no names for the rows: they would stay in memory while the next batch is computed
+            for part, x, x_hat in zip(
+                (found.fit, found.held_out),
+                _both_parts(X, places, backend),
+                _both_parts(X_hat, places, backend),
+                strict=True,
+            ):
+                part.add(x, x_hat, backend)
+    return found
+
+
 def accumulate(site: Site, backend: Backend, *, drift: bool) -> LayerStatistics:
     """Accumulate H and D over all batches of a site.
 
@@ -69,49 +149,46 @@ def accumulate(site: Site, backend: Backend, *, drift: bool) -> LayerStatistics:
 
     Raises: BadInput when the model overflows.
     """
-    paired, single = Moments(), Moments()
-    for X, X_hat in site.batches():
-        if drift and X is not None:
-            paired.add(_rows(X, backend), _rows(X_hat, backend), backend)
-        else:
-            single.add(None, _rows(X_hat, backend), backend)
-    return combined(site, paired, single, backend)
+    return statistics_of(site.name, gather(site, backend, drift=drift), backend)[0]
 
 
 def accumulate_split(site: Site, backend: Backend) -> tuple[LayerStatistics, Split]:
-    """Accumulate as `accumulate` does, and over two parts of the tokens of both streams as well.
+    """Accumulate as `accumulate` does, and over two parts of the tokens of both streams as well."""
+    moments = gather(site, backend, drift=True, hold_out=True)
+    total, split = statistics_of(site.name, moments, backend)
+    assert split is not None
+    return total, split
 
-    The last quarter of each window is held out, not of each batch: what is chosen must not depend
-    on how many windows run together.
+
+def statistics_of(
+    name: str, moments: SiteMoments, backend: Backend
+) -> tuple[LayerStatistics, Split | None]:
+    """Turn the moments of a site into statistics, in their place, and those of its two parts.
+
+    Raises: BadInput for NaN and infinity, naming the site.
     """
-    fit, held_out, single = Moments(), Moments(), Moments()
-    for X, X_hat in site.batches():
-        if X is None:
-            single.add(None, _rows(X_hat, backend), backend)
-            continue
-        cut = X_hat.shape[-2] - math.ceil(HELD_OUT * X_hat.shape[-2])
-        for part, tokens in ((fit, slice(cut)), (held_out, slice(cut, None))):
-            # no names for the rows: they would stay in memory while the next batch is computed
-            part.add(
-                _rows(X[..., tokens, :], backend), _rows(X_hat[..., tokens, :], backend), backend
-            )
-    total = combined(site, united(fit, held_out), single, backend)
+    fit, held_out = moments.fit, moments.held_out
+    if held_out.H is None:
+        return combined(name, fit, moments.single, backend), None
+    total = combined(name, united(fit, held_out), moments.single, backend)
     return total, Split(fit.mean(), held_out.mean())
 
 
-def combined(site: Site, paired: Moments, single: Moments, backend: Backend) -> LayerStatistics:
+def combined(name: str, paired: Moments, single: Moments, backend: Backend) -> LayerStatistics:
     """Combine statistics of tokens that both streams run on with those of others.
 
     Raises: BadInput for NaN and infinity.
     """
-    total = paired if paired.n_tokens else single
-    mixed = paired.n_tokens > 0 and single.n_tokens > 0
+    total = paired if paired.weight else single
+    mixed = paired.weight > 0 and single.weight > 0
     if mixed:
-        total = Moments(_sum(paired.H, single.H), None, paired.n_tokens + single.n_tokens)
+        total = united(replace(paired, D=None), single)
+    elif total.H is None:
+        total = paired  # without tokens: which of the two has sums of zeros does not matter
     statistics = total.mean()
     if not math.isfinite(float(backend.diagonal(statistics.H).sum())):
         raise BadInput(
-            f"inputs of layer {site.name!r} hold NaN or infinity; the model overflows on this text"
+            f"inputs of layer {name!r} hold NaN or infinity; the model overflows on this text"
         )
     if not mixed or paired.D is None:
         return statistics
@@ -119,6 +196,17 @@ def combined(site: Site, paired: Moments, single: Moments, backend: Backend) -> 
     return LayerStatistics(
         statistics.H, of_paired.D, total.n_tokens, of_paired.H, of_paired.n_tokens
     )
+
+
+def _both_parts(x: Array, places: NumpyArray | None, backend: Backend) -> Iterator[Array]:
+    """Give the rows of a batch to fit to, then those that are held out."""
+    if places is None:
+        cut = x.shape[-2] - math.ceil(HELD_OUT * x.shape[-2])
+        for tokens in (slice(cut), slice(cut, None)):
+            yield _rows(x[..., tokens, :], backend)
+    else:
+        for chosen in (places <= 1 - HELD_OUT, places > 1 - HELD_OUT):
+            yield backend.take(_rows(x, backend), np.flatnonzero(chosen), 0)
 
 
 def _rows(x: Array, backend: Backend) -> Array:

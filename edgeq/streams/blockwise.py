@@ -19,6 +19,7 @@ from edgeq.files.storage import write_array
 from edgeq.protocols import Site
 from edgeq.streams.hidden_states import HiddenStates, StatesInMemory, StatesOnDisk
 from edgeq.streams.recomputing import RecomputedStreams
+from edgeq.streams.routing import Pass, start_pass
 from edgeq.streams.schedule import Forward, Streams
 from edgeq.types import Array, BlockSpec, NumpyArray
 
@@ -191,6 +192,8 @@ class CalibrationStreams:
         self._full, self._quantized = self._no_states(), self._no_states()
         tokens = self._flow.batch_tokens or CALIBRATION_BATCH
         paired, single = (split_windows(part, tokens) for part in share_windows(windows, drift))
+        self._length = windows.shape[1]
+        self._first = [0, *itertools.accumulate(ids.size for ids in (*paired, *single))]
         for batch, hidden in enumerate(model.record([*paired, *single])):
             if batch < len(paired):
                 self._full.append(hidden)
@@ -227,8 +230,8 @@ class CalibrationStreams:
                 stream.replace(batch, self._model.from_numpy(hidden))
 
     def _stand(self, index: int, set_weight: Callable[[str, Array], Array]) -> Iterator[Site]:
-        full = [Forward(run) for run in self._runs(index, self._full)]
-        quantized = [Forward(run) for run in self._runs(index, self._quantized)]
+        full = [Forward(run) for run in self._runs(index, quantized=False)]
+        quantized = [Forward(run) for run in self._runs(index, quantized=True)]
         yield from Streams(full, quantized, set_weight).sites()
         for states, forwards in ((self._full, full), (self._quantized, quantized)):
             for batch, forward in enumerate(forwards):
@@ -239,12 +242,16 @@ class CalibrationStreams:
             states = self._quantized if is_quantized else self._full
             states.replace(batch, hidden)
 
-        full = self._runs(index, self._full)
-        quantized = self._runs(index, self._quantized)
-        yield from RecomputedStreams(full, quantized, set_weight, keep).sites()
+        full = self._runs(index, quantized=False)
+        passes = self._runs(index, quantized=True)
+        yield from RecomputedStreams(full, passes, set_weight, keep, self._no_states).sites()
 
-    def _runs(self, index: int, states: HiddenStates) -> list[Callable[[], Array]]:
+    def _runs(self, index: int, *, quantized: bool) -> list[Callable[[], Array]]:
+        states = self._quantized if quantized else self._full
+
         def run(batch: int) -> Array:
+            first, total = self._first[batch], self._first[-1]
+            start_pass(Pass(quantized, batch, first, self._length, total))
             return self._model.run_block(index, batch, states.read(batch))
 
         return [partial(run, batch) for batch in range(len(states))]

@@ -2,12 +2,18 @@
 
 Only one batch is held while a layer is solved; in exchange a block is run about three times. Sites,
 inputs and results are those of `edgeq.streams.schedule.Streams`.
+
+The many layers of a mixture of experts are reached from its input, which is kept for all batches:
+from the block's start, each of them would take the way through attention anew.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 from edgeq.errors import UnsupportedModel
-from edgeq.streams.schedule import Forward
+from edgeq.streams.hidden_states import HiddenStates, StatesInMemory
+from edgeq.streams.schedule import Forward, Stop
 from edgeq.types import Array, NumpyArray
 
 Pass = Callable[[], Array]
@@ -19,7 +25,8 @@ class RecomputedStreams:
 
     The full-precision ones are paired with the quantized ones by batch; there may be fewer, or
     none. set_weight changes what a layer computes with and gives back what it computed with before.
-    keep gets each output of the block, by stream (True is the quantized one) and batch.
+    keep gets each output of the block, by stream (True is the quantized one) and batch. Inputs of
+    mixtures are kept in what `store` makes.
     """
 
     def __init__(
@@ -28,19 +35,25 @@ class RecomputedStreams:
         quantized: Sequence[Pass],
         set_weight: Callable[[str, Array], Array],
         keep: Callable[[bool, int, Array], None],
+        store: Callable[[], HiddenStates] = StatesInMemory,
     ) -> None:
         self._full, self._quantized = full, quantized
         self._set_weight, self._keep = set_weight, keep
+        self._entries = _Entries(store)
+        self._places: dict[int, NumpyArray | None] = {}
         # weights of solved layers that the stream now running does not use
         self._spare: dict[str, Array] = {}
         self._replaced = False
 
     def sites(self) -> Iterator["RecomputedSite"]:
         """Yield one site after the other; when exhausted, both streams are through the block."""
-        layers = self._site_layers()
-        route = [name for names in layers for name in names]
-        for names in layers:
-            yield RecomputedSite(self, names, route[: route.index(names[0])])
+        stops = self._site_stops()
+        route = [stop.layer for of_site in stops for stop in of_site]
+        for of_site in stops:
+            names = [stop.layer for stop in of_site]
+            yield RecomputedSite(
+                self, names, route[: route.index(names[0])], lends=of_site[0].lends
+            )
         for quantized, runs in ((False, self._full), (True, self._quantized)):
             self._use(replaced=quantized)
             for batch, run in enumerate(runs):
@@ -57,25 +70,41 @@ class RecomputedStreams:
 
     def inputs(self, route: Sequence[str], layer: str) -> Iterator[tuple[Array | None, Array]]:
         """Compute (X, X_hat) of a layer behind those of a route, batch by batch."""
-        for batch, run in enumerate(self._quantized):
+        for batch in range(len(self._quantized)):
             X = None
             if batch < len(self._full):
-                self._use(replaced=False)
-                X = input_at(Forward(self._full[batch]), route, layer)
-            self._use(replaced=True)
-            yield X, input_at(Forward(run), route, layer)
+                X = self._stop_at(False, batch, route, layer).input
+            stop = self._stop_at(True, batch, route, layer)
+            self._places[batch] = stop.places
+            yield X, stop.input
 
-    def _site_layers(self) -> list[list[str]]:
-        """Group the layers that read one input, in execution order, by the pass of one batch."""
+    def places(self, batch: int) -> NumpyArray | None:
+        """Give the places of what `inputs` gave of a batch."""
+        return self._places[batch]
+
+    def _stop_at(self, quantized: bool, batch: int, route: Sequence[str], layer: str) -> Stop:
+        """Run one batch of a stream anew up to a layer, from as near to it as can be."""
+        self._use(replaced=quantized)
+        entry = self._entries.find(quantized, batch, layer)
+        if entry is not None:
+            way, run = entry
+            return stop_at(Forward(run), way, layer)
+        runs = self._quantized if quantized else self._full
+        stop = stop_at(Forward(runs[batch]), route, layer)
+        self._entries.keep(quantized, batch, stop)
+        return stop
+
+    def _site_stops(self) -> list[list[Stop]]:
+        """Group the stops that have one input, in execution order, by the pass of one batch."""
         forward = Forward(self._quantized[0])
-        found: list[list[str]] = []
+        found: list[list[Stop]] = []
         last = None
         forward.resume()
         while forward.stop is not None:
             if last is not None and forward.stop.input is last:
-                found[-1].append(forward.stop.layer)
+                found[-1].append(replace(forward.stop, input=None))
             else:
-                found.append([forward.stop.layer])
+                found.append([replace(forward.stop, input=None)])
             last = forward.stop.input
             forward.resume()
         return found
@@ -89,13 +118,57 @@ class RecomputedStreams:
             self._replaced = replaced
 
 
+class _Entries:
+    """The inputs of mixtures that passes came to, from which layers behind are reached."""
+
+    def __init__(self, store: Callable[[], HiddenStates]) -> None:
+        self._store = store
+        self._states: dict[tuple[str, bool], HiddenStates] = {}
+        self._stops: dict[tuple[str, bool], list[Stop]] = {}
+
+    def keep(self, quantized: bool, batch: int, stop: Stop) -> None:
+        """Keep the input of a stop that leads to others; batches come in order."""
+        if stop.enter is None:
+            return
+        key = (stop.layer, quantized)
+        states = self._states.setdefault(key, self._store())
+        stops = self._stops.setdefault(key, [])
+        if batch == len(states):
+            states.append(stop.input)
+            stops.append(replace(stop, input=None))
+
+    def find(
+        self, quantized: bool, batch: int, layer: str
+    ) -> tuple[Sequence[str], Callable[[], object]] | None:
+        """Find the way to a layer, and the pass that takes it, from an input that was kept."""
+        for key, stops in self._stops.items():
+            if key[1] is not quantized or batch >= len(stops):
+                continue
+            stop = stops[batch]
+            if layer in stop.ways and stop.enter is not None:
+                run = partial(_enter, stop.enter, self._states[key], batch, layer)
+                return stop.ways[layer], run
+        return None
+
+
+def _enter(
+    enter: Callable[[Array, str], object], states: HiddenStates, batch: int, layer: str
+) -> object:
+    return enter(states.read(batch), layer)
+
+
 class RecomputedSite:
     """The layers that read one input; those that the caller leaves unsolved keep their weights."""
 
     def __init__(
-        self, streams: RecomputedStreams, layers: Sequence[str], route: Sequence[str]
+        self,
+        streams: RecomputedStreams,
+        layers: Sequence[str],
+        route: Sequence[str],
+        *,
+        lends: Sequence[str] = (),
     ) -> None:
-        self.name = layers[0]
+        self.name, self.lends = layers[0], lends
         self._streams, self._layers, self._route = streams, layers, route
 
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
@@ -105,19 +178,22 @@ class RecomputedSite:
         """
         return self._streams.inputs(self._route, self.name)
 
+    def places(self, batch: int) -> NumpyArray | None:
+        return self._streams.places(batch)
+
     def layers(self) -> Iterator[str]:
-        return iter(self._layers)
+        return iter(() if self.lends else self._layers)
 
     def replace(self, layer: str, W: NumpyArray) -> None:
         self._streams.replace(layer, W)
 
 
-def input_at(forward: Forward, route: Sequence[str], layer: str) -> Array:
-    """Run a pass up to a layer behind others, and give the input it gets there."""
+def stop_at(forward: Forward, route: Sequence[str], layer: str) -> Stop:
+    """Run a pass up to a layer behind others, and give up there, with the input it gets."""
     follow(forward, route)
     if forward.stop is None or forward.stop.layer != layer:
         raise _another_way(forward, layer)
-    found = forward.stop.input
+    found = forward.stop
     forward.abandon()
     return found
 

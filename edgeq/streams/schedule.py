@@ -7,8 +7,8 @@ is known here: an activation source contributes the hooks and the weights.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from greenlet import getcurrent, greenlet
 
@@ -18,10 +18,20 @@ from edgeq.types import Array, NumpyArray
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Where a forward pass stands: about to run `layer` on `input`."""
+    """Where a forward pass stands: about to run `layer` on `input`.
+
+    An input of some tokens only has their places, each the share of its window that is read with
+    it. lends: no layer runs here, and the input is like those of the layers named, for the case
+    that few tokens reach these. ways are those from here to layers behind, with what runs on them;
+    `enter` takes one from such an input.
+    """
 
     layer: str
     input: Array
+    places: NumpyArray | None = None
+    lends: tuple[str, ...] = ()
+    ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    enter: Callable[[Array, str], object] | None = None
 
 
 class Forward:
@@ -59,9 +69,14 @@ def stand_still(layer: str, x: Array) -> None:
 
     Outside of a scheduled pass (an ordinary forward) it does nothing.
     """
+    stand_at(Stop(layer, x))
+
+
+def stand_at(stop: Stop) -> None:
+    """Hand control to the scheduler as `stand_still` does, at a stop of which more is known."""
     scheduler = getcurrent().parent
     if scheduler is not None:
-        scheduler.switch(Stop(layer, x))
+        scheduler.switch(stop)
 
 
 class Streams:
@@ -135,14 +150,20 @@ class StandingSite:
 
     def __init__(self, streams: Streams, first: str) -> None:
         self.name = first
+        stops = [_stop_of(forward) for forward in streams.quantized]
+        self.lends: Sequence[str] = stops[0].lends
         self._streams = streams
-        self._inputs = [_input_of(forward) for forward in streams.quantized]
-        self._full_inputs = [_input_of(forward) for forward in streams.full]
+        self._inputs = [stop.input for stop in stops]
+        self._places = [stop.places for stop in stops]
+        self._full_inputs = [_stop_of(forward).input for forward in streams.full]
         self._layers = self._walk(first)
 
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
         """Give (X, X_hat) per batch; X is None where no full-precision stream runs."""
         yield from itertools.zip_longest(self._full_inputs, self._inputs)
+
+    def places(self, batch: int) -> NumpyArray | None:
+        return self._places[batch]
 
     def layers(self) -> Iterator[str]:
         """Give the site's layers; asking for the next runs both streams through the one before."""
@@ -152,6 +173,9 @@ class StandingSite:
         self._streams.replace(layer, W)
 
     def _walk(self, layer: str) -> Iterator[str]:
+        if self.lends:
+            self._streams.pass_layer()
+            return
         while True:
             yield layer
             self._streams.pass_layer()
@@ -173,6 +197,6 @@ def _place(layer: str | None) -> str:
     return f"layer {layer!r}" if layer else "the end of the block"
 
 
-def _input_of(forward: Forward) -> Array:
+def _stop_of(forward: Forward) -> Stop:
     assert forward.stop is not None
-    return forward.stop.input
+    return forward.stop

@@ -36,7 +36,7 @@ def save_model(tmp_path_factory):
     def save(model_type, **settings):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(model_type, **SIZES, **settings)
+            AutoConfig.for_model(model_type, **{**SIZES, **settings})
         )
         for name, parameter in model.named_parameters():
             if name.endswith(".bias"):

@@ -4,7 +4,7 @@ They are read tensor by tensor from a ModelSource; the schedule of a calibration
 `edgeq.streams`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,10 +18,12 @@ from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
 from edgeq.streams.blockwise import Place, record_calls
-from edgeq.streams.schedule import stand_still
+from edgeq.streams.routing import flat_places
+from edgeq.streams.schedule import Stop, stand_at
 from edgeq.types import BlockSpec, NumpyArray
 from edgeq_backends.torch.backend import aligned, find_device
 from edgeq_backends.torch.empty import empty_model
+from edgeq_backends.torch.experts import ExpertLayer, halting_experts
 from edgeq_backends.torch.names import Filling
 from edgeq_backends.torch.structure import Outline, outline_of
 
@@ -108,14 +110,15 @@ class StreamedModel:
 
         Gives a function that exchanges a layer's weight.
         """
-        with self.block(block.index):
+        with self.block(block.index) as module:
             linears = self._linear_modules(block)
             hooks = [
                 linear.register_forward_pre_hook(partial(halt, name))
                 for name, linear in linears.items()
             ]
             try:
-                yield partial(set_weight, linears)
+                with halting_experts(block, module) as experts:
+                    yield partial(set_weight, {**linears, **experts})
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -273,10 +276,13 @@ def move_buffers(module: torch.nn.Module, device: torch.device) -> None:
 
 def halt(name: str, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
     """Halt a pass: the hook that runs just before a linear layer."""
-    stand_still(name, args[0])
+    x: torch.Tensor = args[0]
+    stand_at(Stop(name, x, flat_places(len(x)) if x.ndim == 2 else None))
 
 
-def set_weight(linears: dict[str, torch.nn.Module], layer: str, W: Any) -> torch.Tensor:
+def set_weight(
+    linears: Mapping[str, torch.nn.Module | ExpertLayer], layer: str, W: Any
+) -> torch.Tensor:
     """Set the weight, a NumPy array or a tensor, that a layer computes with from here on.
 
     Gives the weight that it had before.
@@ -284,6 +290,8 @@ def set_weight(linears: dict[str, torch.nn.Module], layer: str, W: Any) -> torch
     Shapes: (out, in), whatever the module holds.
     """
     module = linears[layer]
+    if isinstance(module, ExpertLayer):
+        return module.set_weight(W)
     old = module._parameters["weight"]
     assert old is not None
     new = aligned(W) if isinstance(W, np.ndarray) else W

@@ -26,7 +26,7 @@ EXPERTS = ExpertNames(
     up="w3",
     down="w2",
 )
-SILENT = {"num_local_experts": 8, "num_experts_per_tok": 2}
+SILENT = {"num_experts_per_tok": 2}
 THETA = 1_000_000.0
 
 
@@ -35,7 +35,7 @@ def describe(config: Mapping[str, Any]) -> Decoder:
     config = {**SILENT, **config}
     stated = config.get("sliding_window")
     experts = Experts(
-        expert_count(config, "num_local_experts", "num_experts"),
+        expert_count(config, silent=8),
         positive_integer(config, "num_experts_per_tok"),
         positive_integer(config, "intermediate_size"),
     )

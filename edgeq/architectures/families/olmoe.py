@@ -25,14 +25,14 @@ NAMES = RuntimeNames(
     gguf=GgufNames("olmoe", computes=COMPUTES),
     mlx=MlxNames("olmoe", computes=COMPUTES),
 )
-SILENT = {"num_experts": 64, "num_experts_per_tok": 8, "rms_norm_eps": 1e-5}
+SILENT = {"num_experts_per_tok": 8, "rms_norm_eps": 1e-5}
 
 
 def describe(config: Mapping[str, Any]) -> Decoder:
     """Describe an OLMoE; some clip queries, keys and values."""
     config = {**SILENT, **config}
     experts = Experts(
-        expert_count(config, "num_experts", "num_local_experts"),
+        expert_count(config, silent=64),
         positive_integer(config, "num_experts_per_tok"),
         positive_integer(config, "intermediate_size"),
         normed=bool(config.get("norm_topk_prob")),

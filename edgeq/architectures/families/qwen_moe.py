@@ -36,9 +36,7 @@ QWEN3 = RuntimeNames(
     mlx=MlxNames("qwen3_moe", computes=NORMED | {features.FREE_EXPERT_WEIGHTS}),
 )
 NAMES = QWEN3
-COUNTS = ("num_experts", "num_local_experts")
 SILENT_QWEN2 = {
-    "num_experts": 60,
     "num_experts_per_tok": 4,
     "moe_intermediate_size": 1408,
     "shared_expert_intermediate_size": 5632,
@@ -46,7 +44,6 @@ SILENT_QWEN2 = {
     "norm_topk_prob": False,
 }
 SILENT_QWEN3 = {
-    "num_experts": 128,
     "num_experts_per_tok": 8,
     "moe_intermediate_size": 768,
     "norm_topk_prob": False,
@@ -72,7 +69,7 @@ def describe_qwen2(config: Mapping[str, Any]) -> Decoder:
         bias_keys=("qkv_bias",),
         windows=sliding_windows(config),
         mixtures=mixtures(config),
-        experts=experts_of(config, shared_inner=inner),
+        experts=experts_of(config, silent=60, shared_inner=inner),
         expert_names=names,
     )
     return llama_like(config, QWEN2, own)
@@ -86,15 +83,15 @@ def describe_qwen3(config: Mapping[str, Any]) -> Decoder:
         windows=sliding_windows(config),
         head_norms=HEAD_NORMS,
         mixtures=mixtures(config),
-        experts=experts_of(config),
+        experts=experts_of(config, silent=128),
     )
     return llama_like(config, QWEN3, own)
 
 
-def experts_of(config: Mapping[str, Any], *, shared_inner: int = 0) -> Experts:
+def experts_of(config: Mapping[str, Any], *, silent: int, shared_inner: int = 0) -> Experts:
     """Read the mixture of a Qwen."""
     return Experts(
-        expert_count(config, *COUNTS),
+        expert_count(config, silent=silent),
         positive_integer(config, "num_experts_per_tok"),
         positive_integer(config, "moe_intermediate_size"),
         shared_inner,
