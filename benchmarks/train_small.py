@@ -100,7 +100,7 @@ CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
 }
 """By name: the model type, and what its config has besides WIDTHS."""
-STEPS: Mapping[str, int] = {"qwen3": 400, "gemma3": 320, "gemma2": 400, "mixture": 500}
+STEPS: Mapping[str, int] = {"qwen3": 400, "gemma3": 320, "gemma2": 300, "mixture": 400}
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
