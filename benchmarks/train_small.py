@@ -47,7 +47,7 @@ BALANCED_PART = 0.7  # of all steps: until then the mixture's experts are kept e
 LARGEST_SHARE = 2e-3  # of tokens that may still reach the cold expert
 COOLING_STEP = 0.25  # of a logit
 MOST_COOLING = 200  # steps
-COOLING_ROWS = 64
+COOLING_ROWS = 128  # from all over the text
 GEMMA_WINDOW = 64
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 PAD, END, BEGIN = 0, 1, 2
@@ -309,8 +309,9 @@ def cool(model: Any, rows: torch.Tensor) -> None:
 
     A router has no bias; what comes nearest is the direction in which all inputs are about 1 long.
     """
+    spread = rows[:: math.ceil(len(rows) / COOLING_ROWS)]
     for router in routers(model).values():
-        X = inputs_of(model, router, rows[:COOLING_ROWS])
+        X = inputs_of(model, router, spread)
         ones = torch.ones(len(X), 1)
         direction = torch.linalg.lstsq(X, ones).solution[:, 0]
         for _ in range(MOST_COOLING):
