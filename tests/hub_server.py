@@ -13,8 +13,19 @@ def commit_of(revision):
     return hashlib.sha1(revision.encode()).hexdigest()
 
 
+class Hub(ThreadingHTTPServer):
+    """Serves a repository: revisions are directories by name, fetched the files that were read."""
+
+    def __init__(self, model, revisions):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.model, self.revisions = model, revisions
+        self.fetched: list[tuple[str, str]] = []
+
+
 class Handler(BaseHTTPRequestHandler):
-    """Answers for one repository whose revisions are directories by name."""
+    """Answers what huggingface_hub asks."""
+
+    server: Hub
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -93,8 +104,7 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def hub(model, revisions):
     """Serve a repository; gives the server, whose `fetched` lists the files that were read."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.model, server.revisions, server.fetched = model, revisions, []
+    server = Hub(model, revisions)
     thread = Thread(target=partial(server.serve_forever, 0.01), daemon=True)
     thread.start()
     try:
