@@ -1,5 +1,6 @@
 """Experts in both streams: which tokens belong to whose moments, against brute force in float64."""
 
+import copy
 import functools
 import math
 from collections import Counter
@@ -15,6 +16,7 @@ from edgeq.registry import ACTIVATIONS, LOGITS, load, load_backend
 from edgeq.solving.lending import lend
 from edgeq.solving.statistics import SiteMoments, gather, statistics_of
 from edgeq.streams.blockwise import Flow, share_windows
+from edgeq_backends.torch.experts import HaltingExperts
 
 WINDOW, WINDOWS = 16, 13
 
@@ -313,3 +315,20 @@ def test_own_tokens_count_as_such_beside_two_others_for_each_input(rng, tokens, 
     np.testing.assert_allclose(found.D, (1 - share) * D + share * scale * of_others[1])
     assert np.trace(found.H) == pytest.approx(np.trace(H))
     assert found.n_tokens == tokens
+
+
+def second_mixture(block):
+    block.other = copy.deepcopy(block.mlp)
+
+
+def no_mixture(block):
+    block.mlp = torch.nn.Identity()
+
+
+@pytest.mark.parametrize(("change", "count"), [(second_mixture, 2), (no_mixture, 0)])
+def test_a_block_without_the_one_mixture_that_is_known_is_refused_in_one_line(change, count):
+    block = mixtures.tiny_mixture().model.layers[0]
+    change(block)
+    message = rf"^block 'b' holds {count} mixtures of stacked experts, .* of another type$"
+    with pytest.raises(UnsupportedModel, match=message):
+        HaltingExperts("b", block, [])

@@ -97,8 +97,8 @@ class HaltingExperts:
         found = [(name, each) for name, each in module.named_modules() if is_mixture(each)]
         if len(found) != 1:
             raise UnsupportedModel(
-                f"block {block!r} holds {len(found)} mixtures of stacked experts where one is "
-                "known; choose --solver rtn, which looks at no activations"
+                f"block {block!r} holds {len(found)} mixtures of stacked experts, where one can be "
+                "followed; give a model of another type"
             )
         path, self._module = found[0]
         self._name = f"{block}.{path}"
@@ -229,7 +229,7 @@ def make_expert(module: Any, linears: Sequence[LinearSpec]) -> Expert:
             raise UnsupportedModel(
                 f"layer {linear.name!r} has shape {list(linear.shape)}, but "
                 f"{type(module).__name__} has {list(layer.weight.shape)} in its place; "
-                "choose --solver rtn, which looks at no activations"
+                "give a model of another type"
             )
     return expert
 
