@@ -5,13 +5,14 @@ Heavy imports stand inside of the command.
 
 import click
 
-from edgeq.commands.options import JSON_OPTION
+from edgeq.commands.options import JSON_OPTION, REVISION_OPTION
 
 
 @click.command(name="inspect")
 @click.argument("path")
+@REVISION_OPTION
 @JSON_OPTION
-def inspect_command(path: str, as_json: bool) -> None:
+def inspect_command(path: str, revision: str | None, as_json: bool) -> None:
     """Show what a model or quantized checkpoint holds: tensors, shapes, bits per weight, size.
 
     \b
@@ -20,5 +21,6 @@ def inspect_command(path: str, as_json: bool) -> None:
     """
     from edgeq.commands.screen import print_result, show_inspection  # noqa: PLC0415
     from edgeq.measuring.inspection import inspect_model  # noqa: PLC0415
+    from edgeq.sources import at_revision  # noqa: PLC0415
 
-    print_result(inspect_model(path), as_json, show_inspection)
+    print_result(inspect_model(at_revision(path, revision)), as_json, show_inspection)

@@ -59,6 +59,11 @@ RESUME_OPTION = click.option(
     is_flag=True,
     help="Continue a run that was stopped, on any backend; needs the same model and settings.",
 )
+REVISION_OPTION = click.option(
+    "--revision",
+    metavar="NAME",
+    help="Take this branch, tag or commit of a model on the hub; the same as owner/name@NAME.",
+)
 BACKEND_OPTION = click.option(
     "--backend",
     default="auto",

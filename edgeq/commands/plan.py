@@ -33,6 +33,7 @@ OUTPUT_OPTION = click.Option(
 
 def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str,
+    revision: str | None,
     exports: tuple[str, ...],
     backend: str,
     as_json: bool,
@@ -55,8 +56,9 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.commands.screen import print_result  # noqa: PLC0415
     from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
     from edgeq.run.forecast import describe_run, open_outline  # noqa: PLC0415
-    from edgeq.sources import open_source  # noqa: PLC0415
+    from edgeq.sources import at_revision, open_source  # noqa: PLC0415
 
+    model = at_revision(model, revision)
     planned = {name: value for name, value in options.items() if name not in ONLY_OF_RUNS}
     settings = collect_settings(recipe, planned)
     job = make_job(

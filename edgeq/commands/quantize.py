@@ -19,6 +19,7 @@ from edgeq.commands.options import (
     JSON_OPTION,
     PATH,
     RESUME_OPTION,
+    REVISION_OPTION,
     TEXT,
     collect_settings,
     option_words,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 @click.command(name="quantize", cls=FormatCommand)
 @click.argument("model")
+@REVISION_OPTION
 @click.option(
     "-o", "--output", required=True, type=PATH, help="Write to this directory; must not exist."
 )
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
 @RESUME_OPTION
 def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str,
+    revision: str | None,
     output: Path,
     exports: tuple[str, ...],
     evaluated: bool,
@@ -99,15 +102,13 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.commands.progress import watching  # noqa: PLC0415
     from edgeq.commands.screen import make_console, print_json, show_finished  # noqa: PLC0415
     from edgeq.commands.summary import finish_run, keeping  # noqa: PLC0415
-    from edgeq.files.storage import check_destination  # noqa: PLC0415
     from edgeq.measuring.evaluate import check_evaluation, evaluate  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
     from edgeq.run.assembly import make_job  # noqa: PLC0415
     from edgeq.run.pipeline import quantize  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
 
-    place = Path(model).expanduser() if model != "demo" else None
-    check_destination(output, force=force or resume, source=place, whole=force)
+    model = checked(model, revision, output, force=force, resume=resume)
     job = make_job(
         open_source(model),
         collect_settings(recipe, options),
@@ -133,6 +134,17 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         print_json(finished.plain())
     else:
         show_finished(make_console(), finished)
+
+
+def checked(model: str, revision: str | None, output: Path, *, force: bool, resume: bool) -> str:
+    """Give the whole name of a model, once it may be quantized into a directory."""
+    from edgeq.files.storage import check_destination  # noqa: PLC0415
+    from edgeq.sources import at_revision  # noqa: PLC0415
+
+    model = at_revision(model, revision)
+    place = Path(model).expanduser() if model != "demo" else None
+    check_destination(output, force=force or resume, source=place, whole=force)
+    return model
 
 
 def planned(job: "Job", max_ram: str | None, folder: Path) -> "Job":

@@ -3,6 +3,7 @@
 Memory, time and sizes are counted in `edgeq.planning`; here they become one plan of a job.
 """
 
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,8 @@ from edgeq.planning.time import block_seconds, measure_rates
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, plan_grids
 from edgeq.run.pipeline import Job, needs_calibration
+from edgeq.sources import HUB_NAME, short_name
+from edgeq.sources.hub import download_description
 from edgeq.sources.outline import ModelOutline
 from edgeq.sources.refusals import SHARD_INDEX, SINGLE_FILE
 from edgeq.sources.safetensors_directory import weight_files
@@ -23,8 +26,13 @@ from edgeq.words import show_time
 
 
 def open_outline(model: str) -> ModelSource | None:
-    """Open a directory that has config.json but not all weights; return None for anything else."""
+    """Open a directory that has config.json but not all weights; return None for anything else.
+
+    Of a model on the hub nothing but the description is fetched.
+    """
     path = Path(model).expanduser()
+    if not os.path.lexists(path) and HUB_NAME.fullmatch(model):
+        return ModelOutline(download_description(model), name=short_name(model))
     if not (path / "config.json").is_file() or (path / SINGLE_FILE).is_file():
         return None
     if (path / SHARD_INDEX).is_file():

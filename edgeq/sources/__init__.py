@@ -10,16 +10,18 @@ from pathlib import Path
 from edgeq.errors import BadInput, NotInstalled, install
 from edgeq.protocols import ModelSource
 
-__all__ = ["open_source"]
+__all__ = ["at_revision", "open_source"]
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+"""A model on the hub, perhaps with a branch, tag or commit: owner/name@revision."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def open_source(model: str) -> ModelSource:
     """Open what the user calls MODEL, whatever kind of source it names.
 
-    That is the word demo, a .gguf file, a directory of safetensors, or owner/name on the hub.
+    That is the word demo, a .gguf file, a directory of safetensors, or owner/name on the hub,
+    perhaps with @ and a revision behind it.
 
     Raises: BadInput, UnsupportedModel or NotInstalled, each with one line.
     """
@@ -82,4 +84,26 @@ def open_gguf(path: Path, *, name: str | None = None) -> ModelSource:
 def open_hub_model(model: str) -> ModelSource:
     from edgeq.sources.hub import download  # noqa: PLC0415
 
-    return open_directory(download(model), name=model.split("/")[1])
+    return open_directory(download(model), name=short_name(model))
+
+
+def at_revision(model: str, revision: str | None) -> str:
+    """Name a model of the hub at a branch, tag or commit; None leaves the name as it is.
+
+    Raises: BadInput for other models, and for a name that states a revision already.
+    """
+    if revision is None:
+        return model
+    name = f"{model}@{revision}"
+    is_local = os.path.lexists(os.path.expanduser(model)) or "@" in model
+    if is_local or not HUB_NAME.fullmatch(name):
+        raise BadInput(
+            f"--revision {revision!r} with {model!r}: only a model on the hub has revisions; "
+            "give owner/name, or leave the option out"
+        )
+    return name
+
+
+def short_name(model: str) -> str:
+    """Name a model of the hub without its owner and revision."""
+    return model.partition("@")[0].split("/")[1]

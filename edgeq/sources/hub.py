@@ -1,30 +1,50 @@
-"""Fetch checkpoints by name from the Hugging Face hub.
+"""Fetch checkpoints by name from the Hugging Face hub: what is read of them, and nothing else.
 
 What they hold is read by `edgeq.sources.safetensors_directory`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeq.errors import BadInput
+from edgeq.files.ownership import COMPANION_FILES
+from edgeq.sources.refusals import SHARD_INDEX, SINGLE_FILE
+from edgeq.sources.safetensors_directory import read_weight_map
 
-WANTED_FILES = (
-    "*.safetensors",
-    "*.json",
-    "*.jinja",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "LICENSE*",
-)
-UNWANTED_FILES = ["consolidated*", "original/*"]  # second copies of the weights in other layouts
+DESCRIPTION = ("config.json", SHARD_INDEX, *COMPANION_FILES, "LICENSE*")
+"""All that is read but the weights: a few megabytes."""
 
 
-def download(model: str) -> Path:
+def download(name: str) -> Path:
     """Fetch a checkpoint into the hub's cache, or find it there, and return its directory.
 
+    Weights are those that the index of shards names, or the one file: a repository may hold others
+    beside them, in other layouts and precisions.
+
     Raises: BadInput if the hub client is missing, the hub does not answer or does not have the
-    model.
+    model or the revision.
     """
+    folder = download_description(name)
+    weights = [SINGLE_FILE]
+    if (folder / SHARD_INDEX).is_file():
+        weights = sorted(set(read_weight_map(folder).values()))
+    return fetch(name, weights)
+
+
+def download_description(name: str) -> Path:
+    """Fetch config, tokenizer and index of shards of a checkpoint, and return their directory.
+
+    Raises: BadInput as `download`.
+    """
+    return fetch(name, DESCRIPTION)
+
+
+def fetch(name: str, files: Sequence[str]) -> Path:
+    """Fetch those of the named files that a repository has, or find them in the hub's cache.
+
+    Raises: BadInput as `download`.
+    """
+    model, _, revision = name.partition("@")
     missing = f"{model!r} does not exist here"
     try:
         import huggingface_hub  # noqa: PLC0415
@@ -32,6 +52,7 @@ def download(model: str) -> Path:
             GatedRepoError,
             HFValidationError,
             RepositoryNotFoundError,
+            RevisionNotFoundError,
         )
     except ModuleNotFoundError:
         raise BadInput(
@@ -39,13 +60,18 @@ def download(model: str) -> Path:
         ) from None
     try:
         folder = huggingface_hub.snapshot_download(
-            model, allow_patterns=list(WANTED_FILES), ignore_patterns=UNWANTED_FILES
+            model, revision=revision or None, allow_patterns=list(files)
         )
         return Path(folder)
     except GatedRepoError:
         raise BadInput(
             f"{model!r} asks for its licence to be accepted; "
             "do so on its page, then run: hf auth login"
+        ) from None
+    except RevisionNotFoundError:
+        raise BadInput(
+            f"the hub's {model!r} has no revision {revision!r}; give one of its branches or tags, "
+            "or a commit"
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise BadInput(

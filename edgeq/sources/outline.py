@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgeq.architectures.blocks import find_blocks
 from edgeq.architectures.record import Evidence, read_record
+from edgeq.decoder import passed_over
 from edgeq.dtypes import CODE_NAMES, ITEM_BYTES
 from edgeq.errors import BadInput
 from edgeq.sources.fingerprint import hash_model
@@ -30,11 +31,11 @@ class ModelOutline:
     Raises: BadInput or UnsupportedModel, each with one line.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, name: str | None = None) -> None:
         self.directory = path
         companions = read_companions(path)
         config = read_model_json(path / "config.json")
-        self.record = read_record(model_name(path), config, Evidence(companions))
+        self.record = read_record(name or model_name(path), config, Evidence(companions))
         self._shapes = self.record.decoder.tensor_shapes()
         if (path / SHARD_INDEX).is_file():
             self._check_names(read_weight_map(path))
@@ -42,7 +43,8 @@ class ModelOutline:
 
     def _check_names(self, listed: Mapping[str, str]) -> None:
         for name in listed:
-            if name not in self._shapes and not self.record.decoder.is_redundant(name):
+            known = name in self._shapes or self.record.decoder.is_redundant(name)
+            if not known and not passed_over(self.record.decoder, [name]):
                 raise BadInput(
                     f"{self.directory / SHARD_INDEX} lists {name!r}, "
                     "which the config has no place for"

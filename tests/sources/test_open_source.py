@@ -4,7 +4,6 @@ import sys
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from edgeq.errors import BadInput, NotInstalled
 from edgeq.sources import open_source
@@ -62,23 +61,10 @@ def test_a_directory_with_a_gguf_file_is_answered_with_that_file(tmp_path):
     assert str(tmp_path / "model.gguf") in refusal(tmp_path)
 
 
-def test_a_hub_name_is_downloaded_without_pickles(tiny_directory, monkeypatch):
-    asked = {}
-
-    def snapshot_download(model, allow_patterns, ignore_patterns):
-        asked[model] = allow_patterns
-        return str(tiny_directory)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert open_source("owner/some-model").record.name == "some-model"
-    assert not any(pattern.endswith((".bin", ".pt")) for pattern in asked["owner/some-model"])
-
-
 def test_an_unreachable_hub_is_reported_together_with_the_missing_path(monkeypatch):
-    def snapshot_download(model, allow_patterns, ignore_patterns):
-        raise LocalEntryNotFoundError("no connection\nat all")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    closed = "http://127.0.0.1:9"  # nothing listens there
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", closed)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     message = refusal("owner/model")
     assert "does not exist here" in message
     assert "hub could not be reached" in message
