@@ -3,7 +3,8 @@
 `edgeq.architectures` makes it from a config, once, when a model is opened. Nothing here computes.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -198,6 +199,7 @@ class Decoder:
     logits, which logit_cap then bends. traits name what else sets the model apart from a Llama, for
     runtimes to know or to refuse. others are tensors outside of the blocks beside embedding, final
     norm and head, and these where they have another shape. final_norm is empty where there is none.
+    passed_over are patterns of tensors that files may hold beside those of the model.
     """
 
     model_type: str
@@ -222,6 +224,7 @@ class Decoder:
     logit_cap: float | None = None
     traits: tuple[str, ...] = ()
     others: Mapping[str, Shape] = field(default_factory=dict)
+    passed_over: tuple[str, ...] = ()
 
     @property
     def attention(self) -> Attention:
@@ -318,6 +321,14 @@ class Decoder:
         """Say whether runtimes compute a stored tensor anew: a tied head's copy, rotary tables."""
         copied = self.tied_head and tensor == self.head
         return copied or tensor.endswith(".rotary_emb.inv_freq")
+
+
+def passed_over(decoder: Decoder, tensors: Iterable[str]) -> list[str]:
+    """List the stored tensors that no runtime reads: masks of old checkpoints, layers of drafts."""
+    expected = decoder.tensor_shapes()
+    patterns = [re.compile(pattern) for pattern in decoder.passed_over]
+    others = (name for name in tensors if name not in expected)
+    return [name for name in others if any(pattern.search(name) for pattern in patterns)]
 
 
 @dataclass(frozen=True, slots=True)

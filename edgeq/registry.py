@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeq.decoder import Decoder
 from edgeq.errors import BadInput, NotInstalled, install, reason_of
 from edgeq.protocols import Backend, Exporter, ExportReader, Format
+
+if TYPE_CHECKING:
+    from edgeq.decoder import Decoder  # which loads NumPy, and --help reads this module
 
 T = TypeVar("T")
 
@@ -122,7 +124,7 @@ def find(table: Mapping[str, T], name: str, what: str) -> T:
     return table[name]
 
 
-def describe_model(config: Mapping[str, Any]) -> Decoder:
+def describe_model(config: Mapping[str, Any]) -> "Decoder":
     """Describe a model of any family that a library can run, as far as its layers go.
 
     Raises: UnsupportedModel, BadInput, or NotInstalled where the library is missing.

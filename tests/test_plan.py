@@ -6,10 +6,17 @@ import pytest
 
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput
-from edgeq.recipe.layer_grids import asymmetric_zeros, bits_per_weight, check_exports, plan_grids
+from edgeq.recipe.layer_grids import (
+    asymmetric_zeros,
+    bits_per_weight,
+    check_exports,
+    grids_of_layers,
+    kept_dense,
+    plan_grids,
+)
 from edgeq.recipe.recipe import make_recipe
 from edgeq.registry import find_format
-from edgeq.types import Grid, QuantizedLinear
+from edgeq.types import Grid, LinearSpec, QuantizedLinear
 
 
 class FakeExporter:
@@ -104,6 +111,46 @@ def test_the_bytes_of_a_tensor_are_those_in_the_file(tmp_path, rng, grid, bits):
     data = path.read_bytes()
     payload = len(data) - 8 - int.from_bytes(data[:8], "little")
     assert TensorFile(path).tensor_bytes("w") == payload == bits // 8
+
+
+FUSED = LinearSpec("q", "qkv.weight", (4, 6), rows=(4, 8), stored=(12, 6))
+STACKED = LinearSpec("e.1", "stack", (5, 6), transposed=True, expert=1, stored=(3, 6, 5))
+
+
+@pytest.mark.parametrize(
+    "linear",
+    [LinearSpec("l", "l.weight", (4, 6)), FUSED, STACKED],
+    ids=["plain", "fused", "stacked"],
+)
+def test_a_layer_has_its_rows_in_the_matrix_that_its_tensor_is_solved_as(linear):
+    shape = linear.stored_shape
+    tensor = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    matrix = linear.matrix_of(tensor)
+    assert matrix.shape == linear.matrix_shape
+    np.testing.assert_array_equal(linear.tensor_of(matrix), tensor)
+    np.testing.assert_array_equal(matrix[slice(*linear.place)], linear.weight_in(tensor))
+
+
+def test_layers_of_one_tensor_have_one_grid():
+    experts = [replace(STACKED, name=f"e.{index}", expert=index) for index in range(3)]
+    grids = grids_of_layers(experts, make_recipe({"bits": 3}))
+    assert grids == {"stack": ((15, 6), Grid(3, 32))}
+    recipe = make_recipe({"bits": 3, "overrides": [{"layers": "e.2", "bits": 16}]})
+    words = "layers 'e.0' and 'e.2' lie in one tensor, 'stack', .* 3 bits.* and dense; give all"
+    with pytest.raises(BadInput, match=words):
+        grids_of_layers(experts, recipe)
+    with pytest.raises(BadInput, match="no place for outlier columns of each"):
+        grids_of_layers(experts, make_recipe({"bits": 3, "outlier_columns": 0.01}))
+
+
+def test_what_stays_dense_is_counted_by_name():
+    grids = {
+        "model.layers.0.router.weight": ((4, 64), None),
+        "model.layers.1.router.weight": ((4, 64), None),
+        "model.layers.1.norm.weight": ((64,), None),
+        "model.layers.1.up.weight": ((64, 64), Grid(4, 32)),
+    }
+    assert kept_dense(grids) == {"model.layers.*.router.weight": 2}
 
 
 def test_bits_per_weight_separate_linear_layers_from_the_model(source):

@@ -41,3 +41,17 @@ def test_settings_are_found_at_the_top_and_nested():
 def test_settings_of_a_wrong_form_are_refused(config):
     with pytest.raises(BadInput, match=r"^config: .*(must be|lacks)"):
         check_rope(config)
+
+
+def test_settings_by_kind_of_layer_are_read_for_each_kind():
+    kinds = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    }
+    config = {"model_type": "gemma3_text", "rope_parameters": kinds}
+    assert rope_of(config, "sliding_attention").theta == 10000.0
+    full = rope_of(config, "full_attention")
+    assert (full.kind, full.theta, full.settings["factor"]) == ("linear", 1e6, 8.0)
+    with pytest.raises(BadInput, match="settings by kind of layer"):
+        rope_of(config)
+    assert rope_of({"rope_theta": 5e5}, "full_attention").theta == 5e5

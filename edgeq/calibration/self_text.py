@@ -114,12 +114,17 @@ def write_windows(
 
 
 def bytes_per_token(decoder: Decoder) -> int:
-    """Count the bytes of keys and values in float32, over all blocks."""
-    return sum(
-        4 * 2 * layer.attention.key_heads * layer.attention.head_size
+    """Count the bytes of keys and values in float32, over all blocks.
+
+    Where the attention of a block is not described, they are taken to be as wide as hidden states.
+    """
+    widths = (
+        decoder.hidden
+        if layer.attention is None
+        else layer.attention.key_heads * layer.attention.head_size
         for layer in decoder.layers
-        if layer.attention is not None
     )
+    return sum(4 * 2 * width for width in widths)
 
 
 def cache_directory() -> Path:

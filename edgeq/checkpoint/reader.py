@@ -111,14 +111,10 @@ class Checkpoint:
         return self._file(tensor_name).dense(tensor_name)
 
     def read(self, tensor_name: str) -> NumpyArray:
-        matrix, linear = self.matrix(tensor_name), self._solved(tensor_name)
-        return matrix if linear is None else linear.tensor_of(matrix)
-
-    def matrix(self, tensor_name: str) -> NumpyArray:
-        """Read a tensor as it was solved, outputs before inputs; a dense one as it is."""
         if self.grid(tensor_name) is None:
             return self.dense(tensor_name)
-        return self.quantized(tensor_name).dequantized()
+        matrix, linear = self.quantized(tensor_name).dequantized(), self._solved(tensor_name)
+        return matrix if linear is None else linear.tensor_of(matrix)
 
     def _solved(self, tensor_name: str) -> LinearSpec | None:
         """Find a linear layer of a tensor that has codes."""

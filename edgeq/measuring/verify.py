@@ -28,7 +28,7 @@ from edgeq.measuring.manifest import (
     other_tensors,
     read_manifest,
 )
-from edgeq.protocols import ExportReader
+from edgeq.protocols import ExportReader, QuantizedModel
 from edgeq.registry import find_format, load_reader
 from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor
 from edgeq.words import describe_grid
@@ -103,7 +103,9 @@ def check_tensor(reader: ExportReader, entry: Entry, checkpoint: Checkpoint | No
             stored = reader.read(entry)
             found += differences_from_entry(stored, entry)
             if checkpoint is not None:
-                deviation = largest_deviation(stored.weights, checkpoint.matrix(entry["source"]))
+                deviation = largest_deviation(
+                    stored.weights, solved_matrix(checkpoint, entry["source"])
+                )
                 found += differences_from_checkpoint(stored, entry, checkpoint, deviation)
     except MemoryError:
         raise
@@ -112,6 +114,11 @@ def check_tensor(reader: ExportReader, entry: Entry, checkpoint: Checkpoint | No
         found.append(f"cannot be read ({reason_of(error)})")
         return TensorReport(name, status, None, found)
     return TensorReport(name, status, deviation, found)
+
+
+def solved_matrix(model: QuantizedModel, name: str) -> NumpyArray:
+    """Read a tensor as it was solved, outputs before inputs; a dense one as it is."""
+    return model.dense(name) if model.grid(name) is None else model.quantized(name).dequantized()
 
 
 def differences_from_entry(stored: StoredTensor, entry: Entry) -> Iterator[str]:

@@ -163,8 +163,13 @@ def moments(
 ) -> Iterator[Moment]:
     """Count what is in memory at each moment of a run that may take most."""
     base = {"framework and program": process.resident}
-    table = decoder.vocabulary * decoder.hidden
-    yield Moment(EMBEDDING_MOMENT, {**base, "embedding": EMBEDDING_BYTES * table})
+    # one table is rounded at a time; while calls are recorded, others that run first are there too
+    sizes = sorted(map(math.prod, decoder.outer_shapes().values()))
+    first = {name: shape for name, shape in decoder.others.items() if name != decoder.head}
+    tables = {"embedding": EMBEDDING_BYTES * sizes[-1]}
+    if first:
+        tables["other tables"] = FLOAT * sum(map(math.prod, first.values()))
+    yield Moment(EMBEDDING_MOMENT, base | tables)
     if recipe.needs_calibration and writes_text:
         yield Moment(WRITING, base | writing_parts(decoder, recipe))
     if recipe.needs_calibration:

@@ -10,6 +10,7 @@ from pathlib import Path
 from edgeq.architectures.blocks import find_blocks
 from edgeq.architectures.record import Evidence, read_record
 from edgeq.architectures.text_part import text_config, text_names
+from edgeq.decoder import passed_over
 from edgeq.dtypes import CODE_NAMES, ITEM_BYTES
 from edgeq.errors import BadInput
 from edgeq.sources.fingerprint import hash_model
@@ -47,7 +48,8 @@ class ModelOutline:
 
     def _check_names(self, listed: Mapping[str, str]) -> None:
         for name in listed:
-            if name not in self._shapes and not self.record.decoder.is_redundant(name):
+            known = name in self._shapes or self.record.decoder.is_redundant(name)
+            if not known and not passed_over(self.record.decoder, [name]):
                 raise BadInput(
                     f"{self.directory / SHARD_INDEX} lists {name!r}, "
                     "which the config has no place for"

@@ -44,12 +44,23 @@ def largest_magnitude(tensor: NumpyArray) -> float:
 def may_be_zeros(source: ModelSource, name: str) -> bool:
     """Say whether a sound tensor may hold nothing but zeros: any but linear layers and embeddings.
 
-    Biases may, and the weights of norms to which 1 is added, convolutions, and others.
+    Biases may, convolutions and others, and the weights of norms unless it is known that nothing is
+    added to them.
     """
     grid_of = getattr(source, "grid", None)  # of a quantized checkpoint
     if grid_of is not None and grid_of(name) is not None:
         return True
-    return not is_multiplied(source.record.decoder, name)
+    return not (is_multiplied(source.record.decoder, name) or is_plain_norm(source, name))
+
+
+def is_plain_norm(source: ModelSource, name: str) -> bool:
+    """Say whether a tensor is the weight of a norm that is known to be multiplied as it is."""
+    decoder = source.record.decoder
+    if decoder.norm_offset or any(layer.mlp is None for layer in decoder.layers):
+        return False
+    inner = name.removeprefix(f"{decoder.blocks}.").partition(".")[2]
+    in_block = any(norm.tensor == inner for norm in decoder.layers[0].norms)
+    return name == decoder.final_norm or in_block
 
 
 def is_multiplied(decoder: Decoder, name: str) -> bool:

@@ -246,7 +246,8 @@ def check_names(decoder: Decoder, tensors: Collection[str]) -> None:
 def explain_layout(decoder: Decoder, tensors: Collection[str]) -> str:
     """Say how tensors are named where no block of the model is among them."""
     first = f"{decoder.block_name(0)}."
-    wanted = f"a {decoder.model_type} model has {first}{decoder.layers[0].linears[0].tensor}"
+    inner = next(iter(decoder.layers[0].tensor_shapes()), "")
+    wanted = f"a {decoder.model_type} model has {first}{inner}"
     if not tensors:
         return f"the checkpoint holds no tensors, and {wanted}; fetch the checkpoint again"
     names = sorted(tensors)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from edgeq.architectures.blocks import find_blocks
 from edgeq.architectures.record import Evidence, read_record
 from edgeq.architectures.text_part import text_config, text_names
-from edgeq.decoder import Decoder
+from edgeq.decoder import Decoder, passed_over
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
@@ -84,10 +84,16 @@ class SafetensorsDirectory:
         decoder = self.record.decoder
         if decoder.tied_head and decoder.embedding not in stored and decoder.head in stored:
             stored[decoder.embedding] = stored[decoder.head]  # either of the two may be saved
+        stored = by_whole_names(decoder, stored)
+        left_out = passed_over(decoder, stored)
+        if left_out:
+            self.record = replace(
+                self.record, notes=(*self.record.notes, note_of_passed_over(left_out))
+            )
         self.stored = {
             tensor: place
             for tensor, place in stored.items()
-            if not self.record.decoder.is_redundant(tensor)
+            if not (decoder.is_redundant(tensor) or tensor in left_out)
         }
         check_names(self.record.decoder, self.stored)
         check_dtypes(self.stored)
@@ -165,6 +171,26 @@ def text_part(
         "are left out, and outputs are text-only models",
     )
     return {new: stored[old] for old, new in names.items()}, left_out if others else ()
+
+
+def by_whole_names(decoder: Decoder, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Name tensors as the whole model does where it was saved without its head, as GPT-2 was.
+
+    That is sound for a model whose head is its embedding: nothing is missing.
+    """
+    prefix, _, bare = decoder.blocks.partition(".")
+    inside = any(name.startswith(f"{decoder.blocks}.") for name in stored)
+    if inside or not decoder.tied_head or not any(name.startswith(f"{bare}.") for name in stored):
+        return dict(stored)
+    return {f"{prefix}.{name}": place for name, place in stored.items()}
+
+
+def note_of_passed_over(names: Sequence[str]) -> str:
+    """Say which tensors of a checkpoint are left out."""
+    return (
+        f"{len(names)} tensors that are no part of the model are left out, "
+        f"as in transformers, such as {names[0]}"
+    )
 
 
 def model_name(path: Path) -> str:

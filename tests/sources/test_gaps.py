@@ -1,5 +1,6 @@
 """Zeros that a download left, and zeros that a model has."""
 
+import dataclasses
 import json
 
 import gguf
@@ -59,11 +60,13 @@ def test_a_tensor_of_zeros_is_named_where_it_is_read(zero):
             return np.full((3, 4), zero, np.float16)
 
     source = Source(models.tiny_llama())
-    for name in (Q, EMBEDDING, "lm_head.weight"):
+    for name in (Q, EMBEDDING, "lm_head.weight", "model.norm.weight"):
         with pytest.raises(DamagedModel, match="is all zeros"):
             read_tensor(source, name)
-    for name in ("model.layers.0.self_attn.q_proj.bias", "model.norm.weight"):
-        assert not read_tensor(source, name).any()
+    assert not read_tensor(source, "model.layers.0.self_attn.q_proj.bias").any()
+    gemma = dataclasses.replace(source.record.decoder, norm_offset=1.0)
+    source.record = dataclasses.replace(source.record, decoder=gemma)
+    assert not read_tensor(source, "model.norm.weight").any()
 
 
 def test_zeros_that_models_have_are_read(tiny_directory):

@@ -17,7 +17,7 @@ from edgeq.decoder import Shape
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
-from edgeq.streams.blockwise import Place, record_calls
+from edgeq.streams.blockwise import Call, Place, record_calls
 from edgeq.streams.routing import flat_places
 from edgeq.streams.schedule import Stop, stand_at
 from edgeq.types import BlockSpec, NumpyArray
@@ -27,6 +27,8 @@ from edgeq_backends.torch.experts import ExpertLayer, halting_experts
 from edgeq_backends.torch.names import Filling
 from edgeq_backends.torch.structure import Outline, outline_of
 
+HANDED = "_handed_by_blocks"
+"""The attribute of hidden states that has what blocks hand to later ones beside them."""
 Slots = list[tuple[torch.nn.Module, str]]
 """Everywhere that one tensor is used, by module and name in it (a tied matrix is used twice)."""
 
@@ -138,9 +140,36 @@ class StreamedModel:
     def run_block(self, index: int, batch: int, hidden_states: torch.Tensor) -> torch.Tensor:
         """Run one recorded batch through a filled block."""
         call = self.places[index].calls[batch]
-        output = self.blocks[index](hidden_states, *call.args, **call.kwargs)
+        handed = self._handed(index, call, hidden_states)
+        output = self.blocks[index](hidden_states, *call.args, **{**call.kwargs, **handed})
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        if handed:
+            setattr(hidden, HANDED, handed)
         return hidden
+
+    def _handed(self, index: int, call: Call, hidden_states: torch.Tensor) -> dict[str, Any]:
+        """Give what earlier blocks hand to this one beside hidden states, as keys and values.
+
+        It is bound to the hidden states of its own stream and batch, and copied, since a block runs
+        several times.
+
+        Raises: BadInput where the hidden states lay on disk meanwhile, which holds no more than
+        them.
+        """
+        runs = self.outline.structure.runs
+        names = sorted({name for run in runs for name in run.shared})
+        kept = getattr(hidden_states, HANDED, None)
+        if kept is None and any(run.shared for run in runs[:index]):
+            raise BadInput(
+                f"blocks of model {self.source.record.name!r} hand {', '.join(names)} to "
+                "later blocks, and hidden states on disk do not hold it; "
+                "raise --max-ram, or start over where a run is continued"
+            )
+        handed = {}
+        for name in names:
+            handed[name] = type(call.kwargs[name])()
+            handed[name].update({} if kept is None else kept[name])
+        return handed
 
     def to_numpy(self, hidden: torch.Tensor) -> NumpyArray:
         array: NumpyArray = hidden.cpu().numpy()

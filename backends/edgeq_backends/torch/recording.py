@@ -4,7 +4,7 @@ Nothing is computed: tensors have shapes and no values.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from edgeq_backends.torch.empty import quiet_library
 
 TOKENS = 4
 LINEAR = (torch.nn.Linear, Conv1D)
+DEPTH = 3  # of containers inside of one another, among what models hand to blocks
 HIDDEN = "hidden_states"
 """The name of what blocks pass on, where it is given by name."""
 
@@ -45,7 +46,8 @@ class BlockRun:
 
     calls has each linear layer or mixture of experts by its name in the block, with what it read.
     parts counts what the block gives: 1 for hidden states alone, more for a tuple with them first.
-    shared names arguments that the block changes for blocks after it.
+    shared has the arguments that the block changes for blocks after it, with their types; follows
+    says whether it reads what the block before it gives, and nothing else of blocks.
     """
 
     calls: list[tuple[str, Any]] = field(default_factory=list)
@@ -54,7 +56,9 @@ class BlockRun:
     left: Any = None
     parts: int = 1
     is_tuple: bool = False
-    shared: tuple[str, ...] = ()
+    shared: dict[str, type] = field(default_factory=dict)
+    follows: bool = True
+    beside: list[Any] = field(default_factory=list)
     before: dict[str, list[int]] = field(default_factory=dict)
 
     def sites(self) -> list[list[str]]:
@@ -159,36 +163,41 @@ def _enter(runs: list[BlockRun], index: int, block: Any, args: Any, kwargs: Any)
     run = runs[index]
     run.runs += 1
     run.entered = args[0] if args else kwargs.get(HIDDEN)
-    if index and runs[index - 1].left is not run.entered:
-        run.shared = (*run.shared, HIDDEN)
+    run.follows = not index or runs[index - 1].left is run.entered
+    others = {id(tensor) for earlier in runs[:index] for tensor in earlier.beside}
+    given = [*args[1:], *kwargs.values()]
+    run.follows &= not others.intersection(map(id, _leaves(given)))
     run.before = _contents(kwargs)
 
 
 def _leave(run: BlockRun, block: Any, args: Any, kwargs: Any, output: Any) -> None:
     changed = [key for key, value in _contents(kwargs).items() if run.before[key] != value]
-    run.shared = (*run.shared, *changed)
+    run.shared = {key: type(kwargs[key]) for key in changed}
     run.is_tuple = isinstance(output, tuple)
     run.parts = len(output) if run.is_tuple else 1
     run.left = output[0] if run.is_tuple else output
+    run.beside = [each for each in _leaves(output[1:]) if isinstance(each, torch.Tensor)]
 
 
 def _contents(kwargs: dict[str, Any]) -> dict[str, list[int]]:
     """Note what lies in the containers among arguments, to see afterwards whether it changed."""
-    return {
-        key: [id(each) for each in _members(value)]
-        for key, value in kwargs.items()
-        if value is not None and not isinstance(value, torch.Tensor | tuple)
-    }
+    return {key: [id(each) for each in _leaves(value)] for key, value in kwargs.items()}
 
 
-def _members(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        yield from value
-        yield from value.values()
-    elif isinstance(value, list):
-        yield from value
-    elif hasattr(value, "__dict__"):
-        yield from vars(value).values()
+def _leaves(value: Any, depth: int = DEPTH) -> Iterator[Any]:
+    """Yield what lies in containers and objects, and in those inside of them."""
+    inner: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        inner = [*value.keys(), *value.values()]
+    elif isinstance(value, list | tuple):
+        inner = value
+    elif hasattr(value, "__dict__") and not isinstance(value, torch.Tensor | torch.nn.Module):
+        inner = vars(value).values()
+    if not depth or not inner:
+        yield value
+        return
+    for each in inner:
+        yield from _leaves(each, depth - 1)
 
 
 def _call(run: BlockRun, name: str, module: Any, args: Any) -> None:
@@ -205,10 +214,18 @@ def _check(model: Any, path: str, runs: list[BlockRun]) -> None:
     for index, run in enumerate(runs):
         if run.runs != 1:
             raise _cannot(model, f"block {index} of {path} runs {run.runs} times in a pass")
-        if HIDDEN in run.shared:
+        if not run.follows:
             raise _cannot(
-                model, f"what block {index} of {path} reads is not what the block before it gives"
+                model, f"block {index} of {path} reads other than what the block before it gives"
             )
+        odd = next((key for key, kind in run.shared.items() if not _can_be_copied(kind)), None)
+        if odd is not None:
+            raise _cannot(model, f"block {index} of {path} hands {odd} to later ones")
+
+
+def _can_be_copied(kind: type) -> bool:
+    """Say whether an argument can be made anew, for each stream and batch."""
+    return issubclass(kind, MutableMapping)
 
 
 def _cannot(model: Any, why: str) -> UnsupportedModel:

@@ -99,6 +99,7 @@ def describe(config: Mapping[str, Any]) -> Decoder:
         final_norm=names.norm,
         head=names.head,
         others=others,
+        passed_over=tuple(model._keys_to_ignore_on_load_unexpected or ()),
     )
 
 

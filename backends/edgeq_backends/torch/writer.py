@@ -5,11 +5,12 @@ from inspect import signature
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
 from edgeq.types import NumpyArray
+from edgeq_backends.torch.empty import quiet_library
 from edgeq_backends.torch.model import whole_model
 
 ROOM = 256  # tokens by which keys and values grow
@@ -61,21 +62,32 @@ class TorchWriter:
     ) -> None:
         self._name, self._device = source.record.name, torch.device(device)
         self._model: Any = whole_model(source, device)
+        self._attends = all(layer.attention for layer in source.record.decoder.layers)
         self._cache_name = cache_name(self._model)
         self._allowed = torch.from_numpy(allowed).to(self._device)
         self._generator = torch.Generator(device=self._device).manual_seed(seed)
 
     def continue_text(self, first: NumpyArray) -> Iterator[NumpyArray]:
         newest = torch.from_numpy(first.copy()).to(self._device)
-        cache = Cache(layers=[GrowingLayer() for _ in range(self._model.config.num_hidden_layers)])
+        cache = self._empty_cache()
         while True:
             newest = self._next(newest, cache)
             yield newest.cpu().numpy()
 
+    def _empty_cache(self) -> Cache:
+        """Make the cache of a text: of keys and values alone, where all blocks are known to attend.
+
+        Else the library's own, with a place for what other blocks keep.
+        """
+        if not self._attends:
+            return DynamicCache(config=self._model.config.get_text_config())
+        return Cache(layers=[GrowingLayer() for _ in range(self._model.config.num_hidden_layers)])
+
     @torch.inference_mode()
     def _next(self, newest: torch.Tensor, cache: Cache) -> torch.Tensor:
         kept = {self._cache_name: cache, "use_cache": True}
-        logits = self._model(input_ids=newest[:, None], **kept).logits[:, -1]
+        with quiet_library():
+            logits = self._model(input_ids=newest[:, None], **kept).logits[:, -1]
         logits = logits.index_select(1, self._allowed)
         if not bool(torch.isfinite(logits).all()):
             raise BadInput(
