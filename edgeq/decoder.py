@@ -143,10 +143,12 @@ class GgufNames:
     """The name of a family in llama.cpp, and how that computes it.
 
     adjacent_rotary: it rotates neighbouring rows of queries and keys, so that a file has these rows
-    in another order than the checkpoint. rope_kinds are the kinds of rotary embedding it knows,
-    biased the layers whose bias it has a place for. plain_heads: it knows no head size but hidden
-    size / heads. computes has the features beyond a Llama's that it computes, in the words of
-    `edgeq.architectures.features`, activations those of the feed-forward part.
+    in another order than the checkpoint. grouped_inputs: in a checkpoint fused queries, keys and
+    values lie group by group, each key head with its query heads. rope_kinds are the kinds of
+    rotary embedding it knows, biased the layers whose bias it has a place for. plain_heads: it
+    knows no head size but hidden size / heads. computes has the features beyond a Llama's that it
+    computes, in the words of `edgeq.architectures.features`, activations those of the feed-forward
+    part.
     """
 
     architecture: str
@@ -155,7 +157,8 @@ class GgufNames:
     activations: tuple[str, ...] = ("silu",)
     plain_heads: bool = False
     adjacent_rotary: bool = False
-    rope_kinds: tuple[str, ...] = ("default", "linear")
+    rope_kinds: tuple[str, ...] = ("default", "linear", "yarn")
+    grouped_inputs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

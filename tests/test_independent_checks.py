@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import TEXT, tokenizer_files
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from edgeq.architectures import llama_cpp_tensors
 from edgeq.architectures.record import read_record
 from edgeq.checkpoint.certificate import write_sealed
 from edgeq.checkpoint.reader import Checkpoint
@@ -26,7 +27,6 @@ from edgeq.registry import REFERENCES, Entry
 from edgeq.sources import open_source
 from edgeq_backends.torch import model as torch_model
 from edgeq_backends.torch.originals import TransformersLogits, stored_dtype, to_int8
-from edgeq_exporters.gguf import exporter as gguf_exporter
 
 ROUNDING = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0"]
 QUICK = ["--samples", "2", "--sequence-length", "32", "--backend", "cpu", *ROUNDING]
@@ -329,13 +329,13 @@ def verified(export, against):
 
 def test_verify_reports_rows_that_lie_in_another_order(solved, monkeypatch, tmp_path):
     """The exporter's order is wrong, and the reader's that verifies bytes is not asked."""
-    order = gguf_exporter.row_order
+    order = llama_cpp_tensors.row_order
 
     def misplaced(name, decoder):
         rows = order(name, decoder)
         return None if rows is None else rows[np.arange(len(rows)) ^ 1]
 
-    monkeypatch.setattr(gguf_exporter, "row_order", misplaced)
+    monkeypatch.setattr(llama_cpp_tensors, "row_order", misplaced)
     finished("export", solved, "--format", "gguf", "-o", tmp_path / "export")
     found = run_export(tmp_path / "export", against=solved, backend="cpu")
     assert found["exact_kl"] > 100 * found["allowed_exact_kl"]

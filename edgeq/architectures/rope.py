@@ -16,6 +16,7 @@ from edgeq.errors import BadInput
 # by rope type: what it cannot be computed without
 NEEDED = {
     "linear": ("factor",),
+    "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 PRETRAINED = ("llama3", "yarn", "longrope")
@@ -26,6 +27,7 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 LARGEST = float(np.finfo(np.float32).max)
 KINDS = ("default", "linear", "llama3")
 """Rope types that `frequencies` computes."""
+WITH_YARN = (*KINDS, "yarn")
 
 
 def rope_of(config: Mapping[str, Any], *, theta: float = DEFAULT_THETA, part: float = 1.0) -> Rope:

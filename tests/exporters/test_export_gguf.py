@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from edgeq.errors import BadInput
+from edgeq.measuring.verify import verify
 from edgeq.types import Grid
 from edgeq_backends.llama_cpp import LlamaCppLogits
 from edgeq_exporters.gguf.exporter import GgufExporter
@@ -322,9 +323,16 @@ def test_a_grid_without_a_block_type_is_refused_before_a_byte_is_written(
     assert words in text and "tensor 'model." in text
 
 
-def test_columns_that_do_not_fill_blocks_are_refused(rng, tmp_path):
-    model = solved(llama(intermediate_size=80), rng, [Grid(4, 32)])
-    assert "down_proj.weight': in_features 80 is not a multiple of 32" in refused(model, tmp_path)
+def test_columns_that_do_not_fill_blocks_are_kept_dense_in_float16(rng, tmp_path):
+    torch_model = llama(intermediate_size=80)
+    model = solved(torch_model, rng, [Grid(4, 32)])
+    assert divergence_in_llama_cpp(torch_model, model, rng, tmp_path) < 0.01
+    entry = manifest_of(tmp_path)[1]["model.layers.0.mlp.down_proj.weight"]
+    assert (entry["type"], entry["status"], entry["bits"]) == ("F16", "dense", None)
+    assert entry["from"].startswith("4 bits") and 0 < entry["largest_deviation"] < 1e-3
+    assert verify(tmp_path)["differences"] == []
+    [note] = GgufExporter().notes(model.record, model.files)
+    assert "layers of 80 inputs, such as model.layers.0.mlp.down_proj" in note and "float16" in note
 
 
 @pytest.mark.parametrize(
@@ -336,10 +344,13 @@ def test_columns_that_do_not_fill_blocks_are_refused(rng, tmp_path):
             "config.json lacks max_position_embeddings, rms_norm_eps, which GGUF needs",
         ),
         (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
-            "rope type 'yarn' of a llama model",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "rope type 'dynamic' of a llama model",
         ),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        (
+            {"partial_rotary_factor": 0.5},
+            "rotary embedding of a part of each head of a llama model",
+        ),
         (
             {"model_type": "qwen2", "rope_parameters": LLAMA_3_ROPE},
             "rope type 'llama3' of a qwen2 model",

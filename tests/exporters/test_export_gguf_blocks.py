@@ -13,6 +13,7 @@ from edgeq_exporters.gguf.blocks import (
     held_by_blocks,
     is_widened,
     pack_blocks,
+    tensor_bytes,
     why_not_packable,
 )
 
@@ -209,8 +210,6 @@ def test_a_scale_beyond_float16_is_refused():
     ("shape", "grid", "words"),
     [
         ((8, 96), Grid(4, 48), "group_size 48 is not a multiple of 32"),
-        ((8, 80), Grid(4, 32), "in_features 80 is not a multiple of 32"),
-        ((8, 341), Grid(4, None), "in_features 341 is not a multiple of 32"),
         ((8, 64), Grid(8, 32, "integer"), "no 8-bit block with offsets; use a symmetric grid"),
         ((8, 64), Grid(6, 32, "offset"), "no 6-bit block with offsets; use a symmetric grid"),
         ((8, 64), Grid(1, 32), "2 to 8 bits, not 1"),
@@ -219,6 +218,12 @@ def test_a_scale_beyond_float16_is_refused():
 )
 def test_what_blocks_cannot_hold_is_refused_with_the_remedy(shape, grid, words):
     assert words in why_not_packable(shape, grid)
+
+
+@pytest.mark.parametrize(("columns", "grid"), [(80, Grid(4, 32)), (341, Grid(4, None))])
+def test_rows_that_do_not_fill_blocks_take_two_bytes_a_weight(columns, grid):
+    assert why_not_packable((8, columns), grid) is None
+    assert tensor_bytes((8, columns), grid, 4) == 2 * 8 * columns
 
 
 @pytest.mark.parametrize(("columns", "group_size"), [(96, 64), (32, 48), (576, 128), (64, None)])

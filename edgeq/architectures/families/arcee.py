@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeq.architectures import features
 from edgeq.architectures.llama_like import ATTENTION, Differences, LinearNames, llama_like
-from edgeq.architectures.rope import KINDS
+from edgeq.architectures.rope import WITH_YARN
 from edgeq.decoder import Decoder, GgufNames, RuntimeNames
 
 MODEL_TYPES = ("arcee",)
@@ -20,7 +20,7 @@ NAMES = RuntimeNames(
         computes=frozenset({features.PLAIN_MLP}),
         activations=("relu2",),
         adjacent_rotary=True,
-        rope_kinds=KINDS,
+        rope_kinds=WITH_YARN,
     ),
 )
 SILENT = {"hidden_act": "relu2", "rms_norm_eps": 1e-5}

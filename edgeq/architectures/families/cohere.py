@@ -23,7 +23,7 @@ COMPUTES = frozenset(
 )
 NAMES = RuntimeNames(
     transformers="CohereForCausalLM",
-    gguf=GgufNames("command-r", computes=COMPUTES, plain_heads=True),
+    gguf=GgufNames("command-r", computes=COMPUTES, plain_heads=True, adjacent_rotary=True),
     mlx=MlxNames("cohere", computes=COMPUTES, plain_heads=True),
 )
 SILENT = {"tie_word_embeddings": True, "layer_norm_eps": 1e-5, "logit_scale": 0.0625}

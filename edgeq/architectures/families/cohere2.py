@@ -31,7 +31,9 @@ COMPUTES = frozenset(
 )
 NAMES = RuntimeNames(
     transformers="Cohere2ForCausalLM",
-    gguf=GgufNames("cohere2", computes=COMPUTES, plain_heads=True),
+    gguf=GgufNames(
+        "cohere2", computes=COMPUTES | {features.WINDOWS}, plain_heads=True, adjacent_rotary=True
+    ),
     mlx=MlxNames("cohere2", computes=COMPUTES, plain_heads=True),
 )
 SILENT = {

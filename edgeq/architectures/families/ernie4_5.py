@@ -16,7 +16,7 @@ MODEL_TYPES = ("ernie4_5",)
 COMPUTES = frozenset({features.ADJACENT_ROTARY})
 NAMES = RuntimeNames(
     transformers="Ernie4_5ForCausalLM",
-    gguf=GgufNames("ernie4_5", computes=COMPUTES),
+    gguf=GgufNames("ernie4_5", computes=COMPUTES, adjacent_rotary=True),
     mlx=MlxNames("ernie4_5", computes=COMPUTES),
     genai="ernie4_5",
 )

@@ -31,7 +31,9 @@ COMPUTES = frozenset(
 )
 NAMES = RuntimeNames(
     transformers="Gemma2ForCausalLM",
-    gguf=GgufNames("gemma2", computes=COMPUTES, activations=("gelu_pytorch_tanh",)),
+    gguf=GgufNames(
+        "gemma2", computes=COMPUTES | {features.WINDOWS}, activations=("gelu_pytorch_tanh",)
+    ),
     mlx=MlxNames("gemma2", computes=COMPUTES, activations=("gelu_pytorch_tanh",)),
     genai="gemma2",
 )

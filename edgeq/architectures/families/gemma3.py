@@ -35,7 +35,9 @@ COMPUTES = frozenset(
 )
 NAMES = RuntimeNames(
     transformers="Gemma3ForCausalLM",
-    gguf=GgufNames("gemma3", computes=COMPUTES, activations=("gelu_pytorch_tanh",)),
+    gguf=GgufNames(
+        "gemma3", computes=COMPUTES | {features.WINDOWS}, activations=("gelu_pytorch_tanh",)
+    ),
     mlx=MlxNames("gemma3_text", computes=COMPUTES, activations=("gelu_pytorch_tanh",)),
     genai="gemma3_text",
 )

@@ -28,7 +28,7 @@ COMPUTES = frozenset(
 )
 NAMES = RuntimeNames(
     transformers="Glm4ForCausalLM",
-    gguf=GgufNames("glm4", QUERIES_KEYS_VALUES, computes=COMPUTES),
+    gguf=GgufNames("glm4", QUERIES_KEYS_VALUES, computes=COMPUTES, adjacent_rotary=True),
     mlx=MlxNames("glm4", QUERIES_KEYS_VALUES, computes=COMPUTES),
 )
 SILENT = {"head_dim": 128, "attention_bias": True, "rms_norm_eps": 0.00000015625}

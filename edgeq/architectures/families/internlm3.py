@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeq.architectures.llama_like import ATTENTION, MLP, Differences, llama_like
-from edgeq.architectures.rope import KINDS
+from edgeq.architectures.rope import WITH_YARN
 from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("internlm3",)
 NAMES = RuntimeNames(
     transformers="InternLM3ForCausalLM",
-    gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=KINDS),
+    gguf=GgufNames("llama", (*ATTENTION, *MLP), adjacent_rotary=True, rope_kinds=WITH_YARN),
     mlx=MlxNames("internlm3"),
     genai="internlm3",
 )

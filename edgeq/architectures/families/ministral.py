@@ -15,13 +15,13 @@ from edgeq.architectures.llama_like import (
     llama_like,
     windows_of,
 )
-from edgeq.architectures.rope import KINDS
+from edgeq.architectures.rope import WITH_YARN
 from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("ministral",)
 NAMES = RuntimeNames(
     transformers="MinistralForCausalLM",
-    gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=KINDS),
+    gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=WITH_YARN),
     mlx=MlxNames("llama", foreign_keys=("layer_types", "attention_bias", "mlp_bias")),
 )
 SILENT = {"sliding_window": 4096}

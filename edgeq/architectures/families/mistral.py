@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import Differences, llama_like
-from edgeq.architectures.rope import KINDS
+from edgeq.architectures.rope import WITH_YARN
 from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
 from edgeq.errors import UnsupportedModel
 
@@ -18,7 +18,7 @@ WINDOW = 4096  # what transformers takes where the key is absent; null means no 
 MLX = MlxNames("llama", foreign_keys=("layer_types", "attention_bias", "mlp_bias"))
 NAMES = RuntimeNames(
     transformers="MistralForCausalLM",
-    gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=KINDS),
+    gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=WITH_YARN),
     mlx=MLX,
     genai="mistral",
 )

@@ -9,14 +9,14 @@ from typing import Any
 from edgeq.architectures import features
 from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import Differences, ExpertNames, expert_count, llama_like
-from edgeq.architectures.rope import KINDS, rope_of
+from edgeq.architectures.rope import WITH_YARN, rope_of
 from edgeq.decoder import Decoder, Experts, GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("mixtral",)
 COMPUTES = frozenset({features.EXPERTS})
 NAMES = RuntimeNames(
     transformers="MixtralForCausalLM",
-    gguf=GgufNames("llama", computes=COMPUTES, adjacent_rotary=True, rope_kinds=KINDS),
+    gguf=GgufNames("llama", computes=COMPUTES, adjacent_rotary=True, rope_kinds=WITH_YARN),
     mlx=MlxNames("mixtral", computes=COMPUTES),
 )
 EXPERTS = ExpertNames(

@@ -20,7 +20,7 @@ MODEL_TYPES = ("olmo2",)
 COMPUTES = frozenset({features.WHOLE_NORMS, features.NORMS_BEHIND})
 NAMES = RuntimeNames(
     transformers="Olmo2ForCausalLM",
-    gguf=GgufNames("olmo2", computes=COMPUTES),
+    gguf=GgufNames("olmo2", computes=COMPUTES, plain_heads=True),
     mlx=MlxNames("olmo2", computes=COMPUTES),
 )
 SILENT = {"rms_norm_eps": 1e-5}

@@ -25,7 +25,9 @@ MODEL_TYPES = ("olmo3",)
 COMPUTES = frozenset({features.WHOLE_NORMS, features.NORMS_BEHIND})
 NAMES = RuntimeNames(
     transformers="Olmo3ForCausalLM",
-    gguf=GgufNames("olmo2", computes=COMPUTES),
+    gguf=GgufNames(
+        "olmo2", computes=COMPUTES | {features.WINDOWS, features.ROTARY_BY_BLOCK}, plain_heads=True
+    ),
     mlx=MlxNames("olmo3", computes=COMPUTES),
 )
 SILENT = {"sliding_window": 4096, "rms_norm_eps": 1e-5}

@@ -26,7 +26,7 @@ MODEL_TYPES = ("smollm3",)
 COMPUTES = frozenset({features.NO_ROTARY})
 NAMES = RuntimeNames(
     transformers="SmolLM3ForCausalLM",
-    gguf=GgufNames("smollm3", computes=COMPUTES),
+    gguf=GgufNames("smollm3", computes=COMPUTES, adjacent_rotary=True),
     mlx=MlxNames("smollm3", computes=COMPUTES),
     genai="smollm3",
 )

@@ -1,16 +1,14 @@
-"""Translate the description of a model to GGUF: tensor names, row order and metadata.
+"""Say which models llama.cpp computes, and where their tensors lie in a GGUF file.
 
-Tokenizers and the bytes of tensors are left to the modules beside this one.
+Keys are left to `edgeq_exporters.gguf.metadata`, tokenizers and the bytes of tensors to others.
 """
 
 import re
-from collections.abc import Iterator
 
 import gguf
-import numpy as np
-import numpy.typing as npt
 
 from edgeq.architectures.features import PARTIAL_ROTARY
+from edgeq.architectures.llama_cpp_tensors import FileTensor, file_tensors
 from edgeq.architectures.requirements import (
     why_not_activation,
     why_not_biases,
@@ -19,8 +17,9 @@ from edgeq.architectures.requirements import (
     why_not_named,
     why_not_stated,
 )
-from edgeq.architectures.rope import llama3_factors, why_not_rope
+from edgeq.architectures.rope import why_not_rope
 from edgeq.decoder import Decoder, GgufNames
+from edgeq_exporters.gguf.llama_cpp import why_not_habits
 
 
 def names_of(decoder: Decoder) -> GgufNames:
@@ -44,80 +43,22 @@ def why_not_architecture(decoder: Decoder) -> str | None:
             names_of(decoder).rope_kinds,
             partial=PARTIAL_ROTARY in names_of(decoder).computes,
         )
+        or why_not_habits(decoder)
     )
 
 
-def gguf_names(decoder: Decoder) -> dict[str, str]:
-    """Map a checkpoint's tensor names to llama.cpp's, by the table of the gguf library."""
+def gguf_tensors(decoder: Decoder) -> list[FileTensor]:
+    """List the tensors of a model's file by name, by the table of the gguf library."""
     known = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(known[names_of(decoder).architecture], len(decoder.layers))
-    found = {
-        tensor: table.get_name(tensor, try_suffixes=(".weight", ".bias"))
-        for tensor in decoder.tensor_shapes()
-    }
-    return {tensor: name for tensor, name in found.items() if name is not None}
+
+    def find(tensor: str) -> str | None:
+        return table.get_name(tensor, try_suffixes=(".weight", ".bias"))
+
+    return sorted(file_tensors(decoder, find), key=lambda tensor: file_order(tensor.name))
 
 
 def file_order(name: str) -> tuple[int, str]:
     """Make the key that sorts GGUF names: model-wide tensors first, then blocks by number."""
     block = re.match(r"blk\.(\d+)\.", name)
     return (int(block[1]) if block else -1, name)
-
-
-def row_order(source_name: str, decoder: Decoder) -> npt.NDArray[np.intp] | None:
-    """Give the order in which GGUF stores the rows of a tensor; None for the checkpoint's order.
-
-    Checkpoints rotate rows of q and k that lie half a head apart. For some architectures llama.cpp
-    rotates neighbouring rows instead: each head then goes from [2, head / 2] to [head / 2, 2].
-
-    Shapes: (out,).
-    """
-    if not names_of(decoder).adjacent_rotary:
-        return None
-    attention = decoder.attention
-    for projection, heads in (("q_proj", attention.heads), ("k_proj", attention.key_heads)):
-        if f".self_attn.{projection}." in source_name:
-            rows = np.arange(heads * attention.head_size, dtype=np.intp)
-            return rows.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
-    return None
-
-
-def architecture_keys(
-    decoder: Decoder, *, vocab_size: int
-) -> Iterator[tuple[str, int | float | str]]:
-    """Make the metadata of the architecture, under the keys that llama.cpp reads.
-
-    An int is stored as uint32, a float as float32.
-    """
-    arch = names_of(decoder).architecture
-    attention = decoder.attention
-    assert decoder.context is not None
-    assert decoder.epsilon is not None
-    yield f"{arch}.block_count", len(decoder.layers)
-    assert decoder.whole_context is not None
-    yield f"{arch}.context_length", decoder.whole_context
-    yield f"{arch}.embedding_length", decoder.hidden
-    yield f"{arch}.feed_forward_length", decoder.inner
-    yield f"{arch}.attention.head_count", attention.heads
-    yield f"{arch}.attention.head_count_kv", attention.key_heads
-    if attention.head_size * attention.heads != decoder.hidden:
-        yield f"{arch}.attention.key_length", attention.head_size
-        yield f"{arch}.attention.value_length", attention.head_size
-    yield f"{arch}.attention.layer_norm_rms_epsilon", decoder.epsilon
-    yield f"{arch}.rope.dimension_count", attention.head_size
-    yield f"{arch}.rope.freq_base", decoder.rope.theta
-    if decoder.rope.kind == "linear":
-        yield f"{arch}.rope.scaling.type", "linear"
-        yield f"{arch}.rope.scaling.factor", float(decoder.rope.settings["factor"])
-    yield f"{arch}.vocab_size", vocab_size
-
-
-def rope_factors(decoder: Decoder) -> npt.NDArray[np.float32] | None:
-    """Compute the divisors of Llama 3.1's rotary frequencies; None for other rope types.
-
-    Shapes: (head / 2,).
-    """
-    attention = decoder.attention
-    if decoder.rope.kind != "llama3":
-        return None
-    return llama3_factors(decoder.rope, attention.head_size).astype(np.float32)

@@ -53,17 +53,24 @@ def why_not_packable(shape: tuple[int, ...], grid: Grid) -> str | None:
     if grid.outlier_columns:
         return why_not_outliers(grid, "GGUF")
     in_features = shape[-1]
-    if in_features % BLOCK_COLUMNS:
-        return (
-            f"in_features {in_features} is not a multiple of 32, GGUF's block; "
-            "leave this tensor dense"
-        )
+    if is_kept_dense(shape):
+        return None
     if grid.group_count(in_features) > 1 and grid.columns_per_group(in_features) % BLOCK_COLUMNS:
         return (
             f"group_size {grid.group_size} is not a multiple of 32, GGUF's block; "
             "choose 32, 64 or 128"
         )
     return None
+
+
+def is_kept_dense(shape: tuple[int, ...]) -> bool:
+    """Say whether rows do not divide into blocks, so that weights lie in a file in float16.
+
+    llama.cpp's own quantizer keeps such tensors so.
+
+    Shapes: (out, in).
+    """
+    return shape[-1] % BLOCK_COLUMNS != 0
 
 
 def tensor_bytes(shape: tuple[int, ...], grid: Grid | None, item_bytes: int) -> int:
@@ -73,6 +80,8 @@ def tensor_bytes(shape: tuple[int, ...], grid: Grid | None, item_bytes: int) -> 
     """
     weights = math.prod(shape)
     kind = None if grid is None else block_type(grid)
+    if grid is not None and is_kept_dense(shape):
+        return 2 * weights
     if kind is not None:
         return weights // BLOCK_COLUMNS * kind.block_bytes
     # llama.cpp accepts vectors in float32 only: four bytes, whatever type the model has.

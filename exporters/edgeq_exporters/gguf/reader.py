@@ -1,6 +1,6 @@
 """Read exported GGUF files back: codes are unpacked here, weights by the gguf library.
 
-Nothing is shared with the exporter. The order of rows comes from the file's own metadata.
+Nothing is shared with the exporter. What was done to a tensor comes from the file's own metadata.
 """
 
 import re
@@ -23,11 +23,36 @@ from edgeq_exporters.common.manifest import grid_of
 COLUMNS = 32
 BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}
 WITH_MINIMUM = ("Q4_1", "Q5_1")
-ROPE_FACTORS = f"{gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS]}.weight"
+OF_ROPE = tuple(
+    f"{gguf.TENSOR_NAMES[kind]}.weight"
+    for kind in (
+        gguf.MODEL_TENSOR.ROPE_FREQS,
+        gguf.MODEL_TENSOR.ROPE_FACTORS_LONG,
+        gguf.MODEL_TENSOR.ROPE_FACTORS_SHORT,
+    )
+)
 ROTATED_TENSOR = re.compile(r"blk\.\d+\.attn_([qk])\.(?:weight|bias)")
-PAIRS_NEIGHBOURS = ("llama", "arcee", "granite", "mistral3", "smollm3")
-PAIRS_HALVES = ("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "phi3")
-"""Architectures by what rotates together in llama.cpp, its `llama_model_rope_type` (NORM, NEOX)."""
+FUSED_TENSOR = re.compile(r"blk\.\d+\.attn_qkv\.(?:weight|bias)")
+NORM_WEIGHT = re.compile(r"(?:blk\.\d+\.)?\w*_norm\.weight")
+EXPERT = re.compile(r"(.+)\[(\d+)\]")
+PAIRS_NEIGHBOURS = ("llama", "arcee", "granite", "granitemoe", "mistral3", "olmo", "smollm3")
+PAIRS_HALVES = (
+    *("gemma", "gemma2", "gemma3", "exaone4", "hunyuan-dense", "nemotron", "olmo2", "olmoe"),
+    *("phi2", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "seed_oss", "stablelm"),
+    *("starcoder2", "gptneox", "falcon"),
+)
+NEIGHBOURS_IN_BOTH = ("chatglm", "cohere2", "command-r", "ernie4_5", "glm4")
+ROTATES_NOTHING = ("bloom", "gpt2")
+"""Architectures by what rotates together in llama.cpp, its `llama_model_rope_type` (NORM, NEOX).
+
+Checkpoints pair halves, but for those that pair neighbours themselves.
+"""
+UNGROUPED = ("bloom", "falcon", "gptneox")
+"""Architectures whose checkpoints fuse queries, keys and values group by group of heads."""
+PLUS_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
+"""Architectures whose checkpoints have norm weights without the 1 that is added to them."""
+TRANSPOSED = {"gpt2": re.compile(r"blk\.\d+\.(attn_qkv|attn_output|ffn_up|ffn_down)\.weight")}
+"""By architecture: what its checkpoints have with inputs before outputs, where it is dense."""
 
 
 class GgufReader:
@@ -43,7 +68,7 @@ class GgufReader:
         try:
             check_header(path)
             reader = gguf.GGUFReader(path)
-            self._rotary = _rotary_of(reader)
+            self._layout = _layout_of(reader)
         # the library checks little itself: damage shows as whatever it then stumbles over
         except Exception as error:
             raise BadInput(
@@ -54,22 +79,29 @@ class GgufReader:
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
 
     def tensor_names(self) -> Sequence[str]:
-        return sorted(set(self._tensors) - {ROPE_FACTORS})
+        """List what manifests name: each expert of a stack by its number."""
+        names = []
+        for name, tensor in self._tensors.items():
+            if name in OF_ROPE:
+                continue
+            count = int(tensor.shape[2]) if len(tensor.shape) == 3 else 0
+            names += [f"{name}[{number}]" for number in range(count)] if count else [name]
+        return sorted(names)
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
         grid = grid_of(entry)
-        if entry["name"] not in self._tensors:
+        expert = EXPERT.fullmatch(entry["name"])
+        name = expert[1] if expert else entry["name"]
+        if name not in self._tensors:
             raise BadInput("the file holds no tensor of this name")
-        tensor = self._tensors[entry["name"]]
+        tensor = self._tensors[name]
         kind = tensor.tensor_type.name
-        mapped = tensor.data  # reading the map would end the process if the file became shorter
-        data = read_array(self._path, mapped.dtype, mapped.size, offset=tensor.data_offset)
-        data = data.reshape(mapped.shape)
+        data = self._data(tensor, None if expert is None else int(expert[2]))
         labels = {"type": kind}
-        rows = self._rotary.places(tensor.name, len(data))
+        rows = self._layout.places(name, len(data))
         if grid is None:
             dense = data.view(ml_dtypes.bfloat16) if kind == "BF16" else data
-            return StoredTensor(_taken(dense, rows), labels=labels)
+            return StoredTensor(self._layout.restored(name, dense, rows), labels=labels)
         if kind not in BITS:
             raise BadInput(f"the file holds type {kind}, which has no codes of {grid.bits} bits")
         codes, scales, offsets = _taken_apart(_taken(data, rows), kind, grid)
@@ -77,16 +109,29 @@ class GgufReader:
         layer = QuantizedLinear(codes, scales, offsets, grid)
         return StoredTensor(_taken(weights, rows), layer, labels, BITS[kind])
 
+    def _data(self, tensor: gguf.ReaderTensor, expert: int | None) -> NumpyArray:
+        """Read the bytes of a tensor, or of one expert in a stack.
+
+        Reading the map would end the process if the file became shorter.
+        """
+        mapped, start = tensor.data, tensor.data_offset
+        shape, size = mapped.shape, mapped.size
+        if expert is not None:
+            shape, size = shape[1:], size // shape[0]
+            start += expert * size * mapped.dtype.itemsize
+        data: NumpyArray = read_array(self._path, mapped.dtype, size, offset=start)
+        return data.reshape(shape)
+
 
 @dataclass(frozen=True, slots=True)
-class Rotary:
-    """Says which rows of q and k llama.cpp rotates together.
+class Layout:
+    """Says what was done to the tensors of a checkpoint on their way into the file.
 
-    These are neighbours, or rows half of the rotated ones apart. `size` is the rows of a head,
-    `rotated` how many of them, from the first, are rotated. `heads` counts heads by tensor.
+    heads counts heads by tensor, size is the rows of a head, rotated how many of them, from the
+    first, are rotated.
     """
 
-    neighbours: bool
+    architecture: str
     heads: Mapping[str, int]
     size: int
     rotated: int
@@ -94,19 +139,19 @@ class Rotary:
     def places(self, name: str, rows: int) -> NumpyArray | None:
         """Find where the rows of the checkpoint lie in the file; None for rows in their order.
 
-        Checkpoints pair row i of a head with row i + rotated / 2. Where llama.cpp pairs neighbours,
-        these two are rows 2 i and 2 i + 1 of the file.
-
         Raises: ValueError for a tensor of other rows than its heads have.
         """
+        if FUSED_TENSOR.fullmatch(name) and self.architecture in UNGROUPED:
+            return self._places_of_groups(rows)
         part = ROTATED_TENSOR.fullmatch(name)
-        if part is None or not self.neighbours:
+        if part is None or self.architecture not in PAIRS_NEIGHBOURS:
             return None
         heads = self.heads[part[1]]
         if heads * self.size != rows or not 0 <= self.rotated <= self.size:
             raise ValueError(
                 f"{rows} rows are not {heads} heads of {self.size}, {self.rotated} of them rotated"
             )
+        # the checkpoint pairs row i with row i + rotated / 2: the file's rows 2 i and 2 i + 1
         pairs = range(self.rotated // 2)
         first, second = [2 * i for i in pairs], [2 * i + 1 for i in pairs]
         in_head = np.array([*first, *second, *range(self.rotated, self.size)])
@@ -114,8 +159,32 @@ class Rotary:
         places: NumpyArray = (starts[:, np.newaxis] + in_head).reshape(-1)
         return places
 
+    def _places_of_groups(self, rows: int) -> NumpyArray:
+        """Find the rows of groups: some heads of queries, then one of keys, then one of values."""
+        queries, keys = self.heads["q"], self.heads["k"]
+        if (queries + 2 * keys) * self.size != rows or queries % keys:
+            raise ValueError(f"{rows} rows are not {queries} + 2 x {keys} heads of {self.size}")
+        in_group = queries // keys
+        heads: list[int] = []
+        for group in range(keys):
+            heads += [group * in_group + i for i in range(in_group)]
+            heads += [queries + group, queries + keys + group]
+        starts = self.size * np.array(heads)
+        places: NumpyArray = (starts[:, np.newaxis] + np.arange(self.size)).reshape(-1)
+        return places
 
-def _rotary_of(reader: gguf.GGUFReader) -> Rotary:
+    def restored(self, name: str, dense: NumpyArray, rows: NumpyArray | None) -> NumpyArray:
+        """Undo what was done to a dense tensor."""
+        array = _taken(dense, rows)
+        turned = TRANSPOSED.get(self.architecture)
+        if turned is not None and turned.fullmatch(name):
+            array = np.ascontiguousarray(array.T)
+        if self.architecture in PLUS_ONE and NORM_WEIGHT.fullmatch(name):
+            array = array - np.float32(1)
+        return array
+
+
+def _layout_of(reader: gguf.GGUFReader) -> Layout:
     """Read from the metadata what the order of rows depends on, with llama.cpp's defaults.
 
     Raises: ValueError for an architecture whose rule is not known here.
@@ -128,12 +197,13 @@ def _rotary_of(reader: gguf.GGUFReader) -> Rotary:
         return int(reader.fields[name].contents())
 
     architecture = str(reader.fields[gguf.Keys.General.ARCHITECTURE].contents())
-    if architecture not in (*PAIRS_NEIGHBOURS, *PAIRS_HALVES):
+    known = (*PAIRS_NEIGHBOURS, *PAIRS_HALVES, *NEIGHBOURS_IN_BOTH, *ROTATES_NOTHING)
+    if architecture not in known:
         raise ValueError(f"the order of rows is not known for architecture {architecture!r}")
     heads = number(gguf.Keys.Attention.HEAD_COUNT)
     size = number(gguf.Keys.Attention.KEY_LENGTH, number(gguf.Keys.LLM.EMBEDDING_LENGTH) // heads)
-    return Rotary(
-        architecture in PAIRS_NEIGHBOURS,
+    return Layout(
+        architecture,
         {"q": heads, "k": number(gguf.Keys.Attention.HEAD_COUNT_KV, heads)},
         size,
         number(gguf.Keys.Rope.DIMENSION_COUNT, size),
