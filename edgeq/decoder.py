@@ -143,12 +143,10 @@ class GgufNames:
     """The name of a family in llama.cpp, and how that computes it.
 
     adjacent_rotary: it rotates neighbouring rows of queries and keys, so that a file has these rows
-    in another order than the checkpoint. grouped_inputs: in a checkpoint fused queries, keys and
-    values lie group by group, each key head with its query heads. rope_kinds are the kinds of
-    rotary embedding it knows, biased the layers whose bias it has a place for. plain_heads: it
-    knows no head size but hidden size / heads. computes has the features beyond a Llama's that it
-    computes, in the words of `edgeq.architectures.features`, activations those of the feed-forward
-    part.
+    in another order than the checkpoint. rope_kinds are the kinds of rotary embedding it knows,
+    biased the layers whose bias it has a place for. plain_heads: it knows no head size but hidden
+    size / heads. computes has the features beyond a Llama's that it computes, in the words of
+    `edgeq.architectures.features`, activations those of the feed-forward part.
     """
 
     architecture: str
@@ -158,7 +156,6 @@ class GgufNames:
     plain_heads: bool = False
     adjacent_rotary: bool = False
     rope_kinds: tuple[str, ...] = ("default", "linear", "yarn")
-    grouped_inputs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

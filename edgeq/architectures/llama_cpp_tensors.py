@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from edgeq.architectures.features import GROUPED
 from edgeq.decoder import Attention, Decoder, Layer
 from edgeq.types import LinearSpec
 
@@ -101,7 +102,7 @@ def row_order(source_name: str, decoder: Decoder) -> Rows | None:
     if place is None:
         return None
     if len(layer.sites[0]) == 1:
-        return ungrouped_rows(layer.attention) if names.grouped_inputs else None
+        return ungrouped_rows(layer.attention) if GROUPED in decoder.traits else None
     if place == 2 or names.adjacent_rotary == decoder.rope.adjacent:
         return None
     attention = layer.attention

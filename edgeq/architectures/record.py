@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeq.architectures.chat_template import read_template
 from edgeq.architectures.config_checks import check_attention, check_nesting, check_values
-from edgeq.architectures.families import families
+from edgeq.architectures.families import families, with_common_keys
 from edgeq.architectures.loader_keys import check_loader_keys
 from edgeq.architectures.rope import contradicting_rope, rope_keys, rope_of
 from edgeq.architectures.special_tokens import (
@@ -55,7 +55,7 @@ def read_record(name: str, config: Config, evidence: Evidence = Evidence()) -> M
         raise UnsupportedModel(
             "the model is quantized already; start from the full-precision checkpoint"
         )
-    check_values(stated)
+    check_values(with_common_keys(stated))
     check_loader_keys(stated, alike=str(stated.get("model_type")) in families())
     decoder = describe_decoder(stated)
     notes = []
@@ -96,8 +96,9 @@ def describe_decoder(config: Config) -> Decoder:
     describe = families().get(str(config.get("model_type")))
     if describe is None:
         return describe_model(deepcopy(config))
-    check_attention(config)
-    return describe(deepcopy(dict(config))) or describe_model(deepcopy(config))
+    common = with_common_keys(config)
+    check_attention(common)
+    return describe(deepcopy(common)) or describe_model(deepcopy(config))
 
 
 def read_dtype(config: Config, stored: str | None) -> str:

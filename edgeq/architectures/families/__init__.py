@@ -2,7 +2,8 @@
 
 Each has MODEL_TYPES, the `model_type`s of configs that it reads, NAMES, what runtimes call it, and
 `describe(config) -> Decoder`, or None for a config whose
-model the file does not describe.
+model the file does not describe. KEYS, if any, gives
+Llama's names for config keys that are called otherwise there.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,6 +28,14 @@ def _modules() -> Mapping[str, Any]:
 def families() -> Mapping[str, Describe]:
     """Find every family in this folder, by the model types that it reads."""
     return {kind: module.describe for kind, module in _modules().items()}
+
+
+def with_common_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a config whose keys have Llama's names too, where its family has others for them."""
+    module = _modules().get(str(config.get("model_type")))
+    own: Mapping[str, str] = getattr(module, "KEYS", {})
+    named = {common: config[key] for key, common in own.items() if config.get(key) is not None}
+    return {**config, **named}
 
 
 def families_named(runtime: str) -> list[str]:

@@ -21,7 +21,9 @@ MODEL_TYPES = ("glm",)
 COMPUTES = frozenset({features.FUSED, features.PARTIAL_ROTARY, features.ADJACENT_ROTARY})
 NAMES = RuntimeNames(
     transformers="GlmForCausalLM",
-    gguf=GgufNames("chatglm", QUERIES_KEYS_VALUES, computes=COMPUTES, adjacent_rotary=True),
+    gguf=GgufNames(
+        "chatglm", QUERIES_KEYS_VALUES, computes=COMPUTES, adjacent_rotary=True, plain_heads=True
+    ),
 )
 SILENT = {"head_dim": 128, "attention_bias": True, "rms_norm_eps": 0.00000015625}
 PART = 0.5  # of a head is rotated where the config is silent

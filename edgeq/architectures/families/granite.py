@@ -22,7 +22,7 @@ COMPUTES = frozenset(
 )
 NAMES = RuntimeNames(
     transformers="GraniteForCausalLM",
-    gguf=GgufNames("granite", computes=COMPUTES, adjacent_rotary=True),
+    gguf=GgufNames("granite", (*ATTENTION, *MLP), computes=COMPUTES, adjacent_rotary=True),
     mlx=MlxNames("granite", computes=COMPUTES),
     genai="granite",
 )

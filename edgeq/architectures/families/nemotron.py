@@ -26,7 +26,13 @@ COMPUTES = frozenset(
 )
 NAMES = RuntimeNames(
     transformers="NemotronForCausalLM",
-    gguf=GgufNames("nemotron", (*ATTENTION, *UP_DOWN), computes=COMPUTES, activations=("relu2",)),
+    gguf=GgufNames(
+        "nemotron",
+        (*ATTENTION, *UP_DOWN),
+        computes=COMPUTES,
+        activations=("relu2",),
+        plain_heads=True,
+    ),
     mlx=MlxNames("nemotron", (*ATTENTION, *UP_DOWN), computes=COMPUTES, activations=("relu2",)),
     genai="nemotron",
 )

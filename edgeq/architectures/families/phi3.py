@@ -16,7 +16,7 @@ MODEL_TYPES = ("phi3",)
 COMPUTES = frozenset({features.FUSED, features.PARTIAL_ROTARY})
 NAMES = RuntimeNames(
     transformers="Phi3ForCausalLM",
-    gguf=GgufNames("phi3", computes=COMPUTES),
+    gguf=GgufNames("phi3", computes=COMPUTES, plain_heads=True),
     mlx=MlxNames("phi3", computes=COMPUTES),
     genai="phi3",
 )

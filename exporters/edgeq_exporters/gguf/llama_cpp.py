@@ -12,6 +12,8 @@ from edgeq.architectures.features import WINDOWS
 from edgeq.architectures.rope import distinct_ropes
 from edgeq.decoder import Attention, Decoder
 
+YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+"""Settings of YaRN that llama.cpp's graphs have no keys for."""
 LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}  # by which llama.cpp knows these sizes of Gemma
 
 
@@ -24,8 +26,9 @@ class Own:
     is what logits are divided by. unrotated: every so manieth block does not rotate.
     sliding_rotate: only blocks with a window do. period: the last of so many blocks sees
     everything, and the others have a window; 0 where no block has one. only_blocks: it has windows
-    in models of so many blocks alone; 0 for any. all_key_heads: it has as many heads of keys as of
-    queries.
+    in models of so many blocks alone; 0 for any. always_slides: it has them whatever keys say.
+    all_key_heads: it has as many heads of keys as of queries. all_biases: it wants every bias that
+    it has a place for.
     """
 
     head: Literal["own", "embedding", "either"] = "either"
@@ -35,17 +38,21 @@ class Own:
     sliding_rotate: bool = False
     period: int = 0
     only_blocks: int = 0
+    always_slides: bool = False
     all_key_heads: bool = False
+    all_biases: bool = False
 
 
 ARCHITECTURES: Mapping[str, Own] = {
-    "cohere2": Own(head="embedding", period=4, sliding_rotate=True),
+    "bloom": Own(unrotated=1),
+    "cohere2": Own(head="embedding", period=4, sliding_rotate=True, always_slides=True),
     "command-r": Own(head="embedding"),
-    "exaone4": Own(period=4, sliding_rotate=True, only_blocks=64),
+    "exaone4": Own(period=4, sliding_rotate=True, only_blocks=64, always_slides=True),
     "gemma": Own(head="embedding"),
-    "gemma2": Own(head="embedding", period=2),
+    "gemma2": Own(head="embedding", period=2, always_slides=True),
     "gemma3": Own(head="either", period=6),
-    "gptneox": Own(head="own"),
+    "gpt2": Own(unrotated=1),
+    "gptneox": Own(head="own", all_biases=True),
     "granite": Own(divided_logits=True),
     "granitemoe": Own(divided_logits=True, normed_experts=True),
     "llama": Own(normed_experts=True),
@@ -57,6 +64,7 @@ ARCHITECTURES: Mapping[str, Own] = {
     "qwen3moe": Own(normed_experts=True),
     "smollm3": Own(unrotated=4),
     "stablelm": Own(head="own"),
+    "starcoder2": Own(all_biases=True),
 }
 
 
@@ -65,7 +73,7 @@ def own_of(decoder: Decoder) -> Own:
     assert decoder.names.gguf is not None
     own = ARCHITECTURES.get(decoder.names.gguf.architecture, Own())
     if own.only_blocks not in (0, len(decoder.layers)):
-        return replace(own, period=0, sliding_rotate=False)
+        return replace(own, period=0, sliding_rotate=False, always_slides=False)
     return own
 
 
@@ -77,13 +85,13 @@ def windows_of(decoder: Decoder) -> list[int | None]:
 def period_of(decoder: Decoder) -> int | None:
     """Find the period in which llama.cpp computes the windows of a model, or None.
 
-    The last block of each period sees everything.
+    The last block of each period sees everything; one such block at least is needed.
     """
     windows = windows_of(decoder)
     if not own_of(decoder).period or len({each for each in windows if each is not None}) > 1:
         return None
     slides = [window is not None for window in windows]
-    for period in range(1, len(slides) + 2):
+    for period in range(1, len(slides) + 1):
         if slides == [(index + 1) % period != 0 for index in range(len(slides))]:
             return period
     return None
@@ -93,6 +101,15 @@ def computes_windows(decoder: Decoder) -> bool:
     """Say whether llama.cpp computes the windows of a model as they are."""
     assert decoder.names.gguf is not None
     return WINDOWS in decoder.names.gguf.computes and period_of(decoder) is not None
+
+
+def sliding_blocks(decoder: Decoder) -> list[bool]:
+    """Say of every block whether it slides for llama.cpp, by the keys that are written."""
+    own, count = own_of(decoder), len(decoder.layers)
+    windows = windows_of(decoder)
+    if any(windows) and computes_windows(decoder):
+        return [window is not None for window in windows]
+    return [own.always_slides and (index + 1) % own.period != 0 for index in range(count)]
 
 
 def context_of(decoder: Decoder) -> int:
@@ -120,14 +137,46 @@ def why_not_habits(decoder: Decoder) -> str | None:
             f"num_key_value_heads {decoder.attention.key_heads}: llama.cpp's {kind} has a key head "
             f"for each of the {decoder.attention.heads} heads; choose another format"
         )
-    if any(rope.settings.get("truncate") is False for rope in distinct_ropes(decoder)):
-        return "truncate false of rope type 'yarn': llama.cpp truncates; choose another format"
     return (
-        _why_not_experts(decoder, own) or _why_not_scale(decoder) or _why_not_blocks(decoder, own)
+        _why_not_yarn(decoder)
+        or _why_not_biases(decoder, own)
+        or _why_not_experts(decoder, own)
+        or _why_not_scale(decoder)
+        or _why_not_blocks(decoder, own)
     )
 
 
+def _why_not_yarn(decoder: Decoder) -> str | None:
+    """Refuse YaRN between other frequencies than those that llama.cpp takes, whatever keys say."""
+    for rope in distinct_ropes(decoder):
+        for key, taken in YARN.items():
+            stated = rope.settings.get(key)
+            if rope.kind == "yarn" and stated is not None and stated != taken:
+                return (
+                    f"{key} {stated} of rope type 'yarn': llama.cpp computes it with {taken}; "
+                    "choose another format"
+                )
+    return None
+
+
+def _why_not_biases(decoder: Decoder, own: Own) -> str | None:
+    assert decoder.names.gguf is not None
+    for linear in decoder.layers[0].linears:
+        if own.all_biases and linear.bias is None and linear.name in decoder.names.gguf.biased:
+            return (
+                f"{linear.name} has no bias, and llama.cpp's {decoder.model_type} needs one; "
+                "choose another format"
+            )
+    return None
+
+
 def _why_not_experts(decoder: Decoder, own: Own) -> str | None:
+    mixed = {layer.mlp is not None and layer.mlp.experts is not None for layer in decoder.layers}
+    if len(mixed) > 1:
+        return (
+            f"some blocks of this {decoder.model_type} model have experts and some have none; "
+            "llama.cpp computes that otherwise, choose another format"
+        )
     for layer in decoder.layers:
         experts = None if layer.mlp is None else layer.mlp.experts
         if experts is None or own.normed_experts in (None, experts.normed):
@@ -161,12 +210,18 @@ def _why_not_scale(decoder: Decoder) -> str | None:
 def _why_not_blocks(decoder: Decoder, own: Own) -> str | None:
     """Refuse blocks that rotate, or do not, or slide, otherwise than llama.cpp's."""
     attentions = [layer.attention for layer in decoder.layers if layer.attention is not None]
+    slides = sliding_blocks(decoder)
+    if all(slides):
+        return (
+            f"all blocks of this {decoder.model_type} model slide in llama.cpp, which needs one "
+            "that sees everything; choose another format"
+        )
     for index, attention in enumerate(attentions):
         expected = True
         if own.unrotated:
             expected = (index + 1) % own.unrotated != 0
         if own.sliding_rotate:
-            expected = attention.window is not None
+            expected = slides[index]
         if (attention.rope is not None) != expected:
             verb = "rotates" if expected else "does not rotate"
             return (

@@ -18,6 +18,7 @@ from edgeq_exporters.gguf.llama_cpp import (
     context_of,
     own_of,
     period_of,
+    sliding_blocks,
     windows_of,
 )
 
@@ -51,7 +52,7 @@ def sizes(decoder: Decoder) -> Iterator[tuple[str, Value | None]]:
     yield "feed_forward_length", decoder.inner if dense is None else dense
     kind = "layer_norm_rms_epsilon" if decoder.norm == "rms" else "layer_norm_epsilon"
     yield f"attention.{kind}", decoder.epsilon
-    yield "use_parallel_residual", decoder.parallel or None
+    yield "use_parallel_residual", None if decoder.norm == "rms" else decoder.parallel
 
 
 def attention_keys(decoder: Decoder) -> Iterator[tuple[str, Value | None]]:
@@ -65,10 +66,10 @@ def attention_keys(decoder: Decoder) -> Iterator[tuple[str, Value | None]]:
     yield "attention.scale", attention.scale
     yield "attn_logit_softcapping", attention.soft_cap
     own, window = own_of(decoder), next(filter(None, windows_of(decoder)), None)
-    if own.period and window is not None:
-        yield "attention.sliding_window", window
-        if computes_windows(decoder) and period_of(decoder) != own.period:
-            yield "attention.sliding_window_pattern", period_of(decoder)
+    if any(sliding_blocks(decoder)):
+        yield "attention.sliding_window", window or decoder.context
+    if computes_windows(decoder) and window and period_of(decoder) != own.period:
+        yield "attention.sliding_window_pattern", period_of(decoder)
 
 
 def rope_keys(decoder: Decoder) -> Iterator[tuple[str, Value | None]]:
@@ -83,7 +84,7 @@ def rope_keys(decoder: Decoder) -> Iterator[tuple[str, Value | None]]:
     assert sliding.rope is not None
     yield "rope.dimension_count", int(whole.head_size * whole.rope.part)
     yield "rope.freq_base", whole.rope.theta
-    if computes_windows(decoder):
+    if any(sliding_blocks(decoder)):
         yield "rope.freq_base_swa", sliding.rope.theta
     yield from scaling_keys(whole.rope)
 
@@ -99,8 +100,6 @@ def scaling_keys(rope: Rope) -> Iterator[tuple[str, Value | None]]:
     if rope.kind == "linear":
         return
     yield "rope.scaling.original_context_length", settings["original_max_position_embeddings"]
-    yield "rope.scaling.yarn_beta_fast", float(settings.get("beta_fast") or 32)
-    yield "rope.scaling.yarn_beta_slow", float(settings.get("beta_slow") or 1)
     # llama.cpp multiplies what the key says by what it takes by itself
     own = magnification(factor)
     stated = yarn_magnification(rope)
