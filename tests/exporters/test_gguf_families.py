@@ -165,7 +165,8 @@ def check_export(described, folder):
     """Export a tiny model; its file is read back exactly and predicts like transformers."""
     for part in ("checkpoint", "dequantized", "gguf"):
         (folder / part).mkdir()
-    make_checkpoint(*described, folder / "checkpoint")
+    kind, settings = described
+    make_checkpoint(kind, settings, folder / "checkpoint")
     model = solve(folder / "checkpoint")
     file, _ = GgufExporter().write(model, folder / "gguf")
     found = verify(folder / "gguf")
