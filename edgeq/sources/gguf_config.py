@@ -84,7 +84,7 @@ def known_family(metadata: Metadata) -> GgufFamily:
     """
     kind = metadata.get("general.type", "model")
     if kind != "model":
-        raise UnsupportedModel(f"the GGUF holds a {kind!s:.40}; give one that holds a model")
+        raise UnsupportedModel(f"the GGUF holds {kind!r:.60}; give one that holds 'model'")
     family = family_of(metadata)
     if family is None:
         architecture = metadata.get("general.architecture")
@@ -129,7 +129,7 @@ def check_width(metadata: Metadata, key: str, head_dim: int) -> None:
     width = metadata.get(key, head_dim)
     if width != head_dim:
         raise UnsupportedModel(
-            f"the GGUF has {key} {width!s:.60} but heads of {head_dim}; "
+            f"the GGUF has {key} {width!r:.60} but heads of {head_dim}; "
             "only equal sizes are supported"
         )
 
@@ -141,8 +141,11 @@ def rotated(metadata: Metadata, architecture: str, head_dim: int) -> float:
     """
     key = f"{architecture}.rope.dimension_count"
     columns = size(metadata, key) if key in metadata else head_dim
-    if columns > head_dim:
-        check_width(metadata, key, head_dim)
+    if columns > head_dim or columns % 2:
+        raise UnsupportedModel(
+            f"the GGUF has {key} {columns}, the columns that are rotated of heads of {head_dim}; "
+            "only even numbers up to that are supported"
+        )
     return rotated_part(head_dim, columns)
 
 
@@ -172,8 +175,8 @@ def check_keys(metadata: Metadata, architecture: str, family: GgufFamily) -> Non
             continue
         if name not in at_rest or value not in at_rest[name]:
             raise UnsupportedModel(
-                f"the GGUF has {key} {value!s:.60}, by which a {family.model_type} model is not "
-                "computed here; give another model"
+                f"the GGUF has {key!r:.100} {value!r:.60}, by which a {family.model_type} model is "
+                "not computed here; give another model"
             )
 
 

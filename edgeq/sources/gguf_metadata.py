@@ -21,7 +21,7 @@ def size(metadata: Metadata, key: str) -> int:
         return positive_integer(metadata, key)
     if any(each != value[0] for each in value):
         raise UnsupportedModel(
-            f"the GGUF has {key} {value!s:.60}, other sizes by block, which is not supported; "
+            f"the GGUF has {key} {value!r:.60}, other sizes by block, which is not supported; "
             "give a model whose blocks are alike"
         )
     return positive_integer({key: value[0]}, key)

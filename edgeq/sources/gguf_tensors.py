@@ -68,7 +68,8 @@ class Part:
         if rule.transposed:
             weights = weights.T
         if rule.added:
-            weights = weights.astype(np.float32) - np.float32(rule.added)
+            with np.errstate(over="ignore", invalid="ignore"):  # who reads says so
+                weights = weights.astype(np.float32) - np.float32(rule.added)
         return weights.reshape(self.shape)
 
 
