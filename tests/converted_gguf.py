@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import gguf
 import numpy as np
 import torch
-from architecture_rows import ROWS
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
+
+from benchmarks.architectures.rows import ROWS
 
 SMALL = {
     "vocab_size": 96,

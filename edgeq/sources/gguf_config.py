@@ -9,8 +9,8 @@ from typing import Any
 
 from edgeq.architectures.llama_cpp import END_KEYS, KNOWN_ENDS, SENTENCEPIECE_IDS
 from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.sources.gguf_checks import AT_REST, COMPUTED, not_computed
 from edgeq.sources.gguf_families import (
-    AT_REST,
     EPSILONS,
     FAMILIES,
     HEADS,
@@ -163,21 +163,15 @@ def check_block_count(config: Mapping[str, Any], tensors: Collection[str]) -> No
 
 
 def check_keys(metadata: Metadata, architecture: str, family: GgufFamily) -> None:
-    """Refuse keys of the architecture that are not known, or by which more is computed.
+    """Refuse keys of the architecture that nothing here knows.
 
     Raises: UnsupportedModel naming the first one.
     """
-    read = {*SIZES, *HEADS, *EPSILONS, *SCALING_KEYS, *NOTHING, *family.keys}
-    at_rest = {**AT_REST, **family.at_rest}
+    known = {*SIZES, *HEADS, *EPSILONS, *SCALING_KEYS, *NOTHING, *family.keys, *COMPUTED, *AT_REST}
     for key, value in metadata.items():
         name = key.removeprefix(f"{architecture}.")
-        if name == key or name in read:
-            continue
-        if name not in at_rest or value not in at_rest[name]:
-            raise UnsupportedModel(
-                f"the GGUF has {key!r:.100} {value!r:.60}, by which a {family.model_type} model is "
-                "not computed here; give another model"
-            )
+        if name != key and name not in known:
+            raise not_computed(key, value, family)
 
 
 def stated_sizes(metadata: Metadata, architecture: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Say, for each architecture of GGUF files, how they state the config of its model type.
 
-A key of the file that is named nowhere here is refused: it may change what is computed. What
+A key of the file that is known neither here nor to `edgeq.sources.gguf_checks` is refused: it may
+change what is computed. What
 llama.cpp takes for granted of an architecture, and no file states, is `fixed`.
 
 Source: llama.cpp, convert_hf_to_gguf.py (what is written) and src/models (what is computed).
@@ -32,39 +33,6 @@ NOTHING = (
     "attention.sliding_window_pattern",
 )
 """Keys by which no logit changes, or that count beside others alone."""
-AT_REST: Mapping[str, tuple[Any, ...]] = {
-    "attention.causal": (True,),
-    "attention.clamp_kqv": (0,),
-    "attention.max_alibi_bias": (0,),
-    "attention.scale": (0,),
-    "attention.sliding_window": (0,),
-    "attention.temperature_length": (0,),
-    "attention.temperature_scale": (0,),
-    "attn_logit_softcapping": (0,),
-    "final_logit_softcapping": (0,),
-    "router_logit_softcapping": (0,),
-    "embedding_scale": (0, 1),
-    "logit_scale": (0, 1),
-    "residual_scale": (0, 1),
-    "use_parallel_residual": (False,),
-    "expert_count": (0,),
-    "expert_used_count": (0,),
-    "expert_shared_count": (0,),
-    "expert_feed_forward_length": (0,),
-    "expert_shared_feed_forward_length": (0,),
-    "expert_group_count": (0, 1),
-    "expert_group_used_count": (0, 1),
-    "expert_gating_func": (0, 1),  # 1 is softmax
-    "expert_weights_scale": (0, 1),
-    "leading_dense_block_count": (0,),
-    "interleave_moe_layer_step": (0, 1),
-    "nextn_predict_layers": (0,),
-    "rope.scaling.finetuned": (True, False),
-    "rope.scaling.yarn_ext_factor": (-1, 1),
-    "rope.scaling.yarn_attn_factor": (1,),
-    "rope.scaling.yarn_log_multiplier": (0,),
-}
-"""Keys with the values by which nothing is computed beyond what the model type computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +42,7 @@ class GgufFamily:
     keys are those beside the ones of all, required those of them that a file must have. biases are
     config keys with the tensors of a block that are there where the key is true. every: all but
     every so many blocks slide, 0 where none does. rotated: a part of each head may be. at_rest are
-    values as in AT_REST that differ for this architecture.
+    values, as in `edgeq.sources.gguf_checks`, that are other ones for this architecture.
     """
 
     model_type: str
@@ -118,8 +86,6 @@ SHARED_WIDTH: Keys = {
     "expert_shared_feed_forward_length": ("shared_expert_intermediate_size", size)
 }
 COUNTS = tuple(EXPERTS)
-NORMED = {"expert_weights_norm": (True,)}
-NOT_NORMED = {"expert_weights_norm": (False,)}
 
 LLAMA = GgufFamily("llama", "LlamaForCausalLM", biases=OF_BOTH, fixed={"hidden_act": "silu"})
 MIXTRAL = GgufFamily(
@@ -131,7 +97,6 @@ MIXTRAL = GgufFamily(
     },
     required=COUNTS,
     fixed={"sliding_window": None},
-    at_rest=NORMED,
 )
 OLMO2 = GgufFamily("olmo2", "Olmo2ForCausalLM")
 OLMO3 = GgufFamily("olmo3", "Olmo3ForCausalLM", keys=WINDOW, every=4)
@@ -149,7 +114,6 @@ FAMILIES: Mapping[str, GgufFamily] = {
         required=COUNTS,
         biases={"qkv_bias": QUERIES_KEYS_VALUES},
         fixed={"norm_topk_prob": False, "decoder_sparse_step": 1, "use_sliding_window": False},
-        at_rest=NOT_NORMED,
     ),
     "qwen3moe": GgufFamily(
         "qwen3_moe",
@@ -158,7 +122,6 @@ FAMILIES: Mapping[str, GgufFamily] = {
         required=COUNTS,
         biases=OF_ATTENTION,
         fixed={"norm_topk_prob": True, "decoder_sparse_step": 1, "use_sliding_window": False},
-        at_rest=NORMED,
     ),
     "olmoe": GgufFamily(
         "olmoe",
@@ -166,7 +129,6 @@ FAMILIES: Mapping[str, GgufFamily] = {
         keys=EXPERTS,
         required=COUNTS,
         fixed={"norm_topk_prob": False},
-        at_rest=NOT_NORMED,
     ),
     "gemma": GgufFamily(
         "gemma", "GemmaForCausalLM", fixed={"hidden_act": TANH, "hidden_activation": TANH}

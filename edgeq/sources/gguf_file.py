@@ -19,6 +19,7 @@ from edgeq.files.gguf_header import check_header
 from edgeq.files.json_files import json_bytes
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
+from edgeq.sources.gguf_checks import check_computed
 from edgeq.sources.gguf_config import build_config
 from edgeq.sources.gguf_rope import FACTORS, LONG_FACTORS, SHORT_FACTORS
 from edgeq.sources.gguf_tensors import Part, check_types, decode_whole, parts_of
@@ -58,6 +59,7 @@ class GgufFile:
         # among JSON, as line ends of a template in a file of its own are those of a text file
         stated = json_bytes({"chat_template": None if template is None else str(template)})
         self.record = read_record(name or own_name, config, Evidence({OLDER_FILE: stated}))
+        check_computed(self.metadata, self.record.decoder)
         weights = {name: stored[name] for name in stored if name not in ROPE_TENSORS}
         self.parts = parts_of(weights, self.record.decoder)
         self.decoder_blocks = find_blocks(self.record.decoder, self.shapes())

@@ -70,7 +70,7 @@ def rope_scaling(
     attention_factor = decimal(metadata, stated) if stated in metadata else 1.0
     if set(factors) == {LONG_FACTORS, SHORT_FACTORS} and kind in ("none", "longrope"):
         return longrope(config, factors, attention_factor)
-    if attention_factor != 1:
+    if attention_factor != 1 and kind != "yarn":
         raise UnsupportedModel(
             f"the GGUF has {stated} {attention_factor}, "
             f"which a config with rope scaling {kind!r} cannot state; give the safetensors"
@@ -85,8 +85,14 @@ def rope_scaling(
         )
     if kind == "none":
         return None
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": factor_of(metadata, architecture)}
-    return scaling if kind == "linear" else scaling | yarn(metadata, architecture)
+    factor = factor_of(metadata, architecture)
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
+    if kind == "linear":
+        return scaling
+    if attention_factor != 1 and factor > 1:
+        # llama.cpp multiplies it by what transformers takes where the config is silent
+        scaling["attention_factor"] = attention_factor * (1 + 0.1 * math.log(factor))
+    return scaling | yarn(metadata, architecture)
 
 
 def scaling_kind(metadata: Metadata, architecture: str) -> str:
