@@ -78,6 +78,15 @@ def test_llama_cpp_predicts_what_transformers_does_with_the_source(tmp_path, nam
 
 
 @pytest.mark.slow
+def test_llama_cpp_multiplies_what_a_file_states_of_yarn_by_its_own(tmp_path):
+    _, source = opened("qwen2, yarn", tmp_path, **{"rope.scaling.attn_factor": 1.25})
+    assert source.record.config()["rope_scaling"]["attention_factor"] == pytest.approx(1.4233, 1e-4)
+    found = np.stack(list(LlamaCppLogits(source.path, exact=True).logits(TOKENS)))
+    expected = logits(rebuilt(source, tmp_path))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo3", "cohere2"])
 def test_llama_cpp_slides_where_the_config_says_so(tmp_path, name):
     _, source = opened(name, tmp_path)
