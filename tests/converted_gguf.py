@@ -144,6 +144,15 @@ CONVERSIONS = {
     ),
     "glm": Conversion("chatglm", "glm", {"head_dim": 16}, partial=True),
     "glm4": Conversion("glm4", "glm4", partial=True),
+    "gpt2": Conversion("gpt2", "gpt2", {"n_inner": 96, "num_key_value_heads": None}),
+    "gpt_neox": Conversion("gptneox", "gpt_neox", {"num_key_value_heads": None}, partial=True),
+    "bloom": Conversion("bloom", "bloom", {"intermediate_size": 256, "num_key_value_heads": None}),
+    "falcon": Conversion("falcon", "falcon", {"ffn_hidden_size": 96, "num_kv_heads": 1}),
+    "falcon, two norms": Conversion(
+        "falcon",
+        "falcon",
+        {"ffn_hidden_size": 96, "num_kv_heads": 2, "new_decoder_architecture": True},
+    ),
     "hunyuan": Conversion("hunyuan-dense", "hunyuan_v1_dense"),
 }
 
@@ -179,6 +188,15 @@ def permute(weights, heads):
     )
 
 
+def ungrouped(fused, config):
+    """Queries, keys and values one behind the other instead of in groups of heads."""
+    groups = getattr(config, "num_kv_heads", config.num_attention_heads)
+    width = config.hidden_size // config.num_attention_heads
+    parts = fused.reshape(groups, -1, width, *fused.shape[1:])
+    thirds = parts[:, :-2], parts[:, -2:-1], parts[:, -1:]
+    return np.concatenate([part.reshape(-1, *fused.shape[1:]) for part in thirds])
+
+
 def merged_experts(weights):
     """The experts of each projection as one tensor, in the order of their numbers."""
     merged = {}
@@ -203,6 +221,10 @@ def converted_tensors(conversion, config, weights):
     tensors = {}
     for name, stored in merged_experts(weights).items():
         array = stored
+        if name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
+            array = array.T if conversion.architecture == "gpt2" else array
+        if "query_key_value" in name:
+            array = ungrouped(array, config)
         if conversion.permuted and ".q_proj." in name:
             array = permute(array, config.num_attention_heads)
         if conversion.permuted and ".k_proj." in name:
@@ -211,7 +233,10 @@ def converted_tensors(conversion, config, weights):
             array = array + np.float32(1)
         if name.endswith("shared_expert_gate.weight"):
             array = array.squeeze()
-        found = table.get_name(name, (".weight", ".bias"))
+        spellings = (name, name.removeprefix("transformer."))
+        found = next(
+            filter(None, (table.get_name(x, (".weight", ".bias")) for x in spellings)), None
+        )
         assert found is not None, name
         tensors[found] = array
     return tensors
@@ -237,17 +262,31 @@ def scaling_of(config, rope):
     return found
 
 
+def inner_of(config):
+    for name in ("n_inner", "ffn_hidden_size", "intermediate_size"):
+        if getattr(config, name, None):
+            return getattr(config, name)
+    raise AssertionError("no width")
+
+
+def key_heads_of(config):
+    for name in ("num_kv_heads", "num_key_value_heads", "num_attention_heads"):
+        if getattr(config, name, None):
+            return getattr(config, name)
+    raise AssertionError("no heads")
+
+
 def metadata_of(conversion, config):
     """The keys of the file, without the architecture that they begin with."""
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", None) or PARAMETERS
     rope = rope.get("full_attention", rope)
     found = {
         "block_count": config.num_hidden_layers,
-        "context_length": config.max_position_embeddings,
+        "context_length": SMALL["max_position_embeddings"],
         "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
+        "feed_forward_length": inner_of(config),
         "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.head_count_kv": key_heads_of(config),
         "rope.freq_base": float(rope["rope_theta"]),
         "vocab_size": config.vocab_size,
     }
@@ -257,9 +296,11 @@ def metadata_of(conversion, config):
     epsilon = getattr(config, "rms_norm_eps", None)
     if epsilon is not None:
         found["attention.layer_norm_rms_epsilon"] = epsilon
-    for name in ("layer_norm_eps", "norm_epsilon", "norm_eps"):
+    for name in ("layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon"):
         if getattr(config, name, None) is not None:
             found["attention.layer_norm_epsilon"] = getattr(config, name)
+    if conversion.architecture == "gptneox":
+        found["use_parallel_residual"] = config.use_parallel_residual
     if conversion.architecture == "olmo":
         found["attention.layer_norm_epsilon"] = 1e-5
     for name in ("num_local_experts", "num_experts"):
@@ -285,14 +326,15 @@ def convert(conversion, model, path, *, types=None, raw=None, **changes):
     """
     config = model.config
     tensors = converted_tensors(conversion, config, checkpoint_of(model))
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", None) or {}
     for length in ("long", "short"):
         if f"{length}_factor" in rope:
             factors = np.array(rope[f"{length}_factor"], np.float32)
             tensors[f"rope_factors_{length}.weight"] = factors
     writer = gguf.GGUFWriter(path, conversion.architecture)
     writer.add_tokenizer_model("none")
-    writer.add_pad_token_id(config.pad_token_id)
+    if config.pad_token_id is not None:
+        writer.add_pad_token_id(config.pad_token_id)
     for key, value in (metadata_of(conversion, config) | changes).items():
         name = f"{conversion.architecture}.{key}"
         if isinstance(value, bool):

@@ -74,7 +74,28 @@ def build_config(
         config |= sliding_keys(metadata, architecture, family, config)
     scaling = rope_scaling(metadata, config, rope_factors)
     config |= by_kind(config, scaling) if family.model_type == "olmo3" else scaled(scaling)
-    return config | special_ids(metadata)
+    if family.model_type == "falcon":
+        config |= generation_of(config, tensors)
+    return renamed(config, family) | special_ids(metadata)
+
+
+def generation_of(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """Tell the Falcons of one key head, which is how the first ones are, from those that followed.
+
+    Of these the first have a norm for attention and one for the feed-forward part.
+    """
+    two_norms = "blk.0.attn_norm_2.weight" in tensors
+    newer = two_norms or config["num_key_value_heads"] > 1
+    return {
+        "new_decoder_architecture": newer,
+        "num_ln_in_parallel_attn": 2 if two_norms else 1,
+    }
+
+
+def renamed(config: Mapping[str, Any], family: GgufFamily) -> dict[str, Any]:
+    """Write the keys of a config as the model type calls them."""
+    names = {key: family.names.get(key, key) for key in config}
+    return {name: config[key] for key, name in names.items() if name is not None}
 
 
 def known_family(metadata: Metadata) -> GgufFamily:

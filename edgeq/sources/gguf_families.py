@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeq.sources.gguf_metadata import Metadata, decimal, decimal_or_nothing, size, size_or_nothing
+from edgeq.sources.gguf_metadata import (
+    Metadata,
+    decimal,
+    decimal_or_nothing,
+    flag,
+    size,
+    size_or_nothing,
+)
 
 Read = Callable[[Metadata, str], Any]
 Keys = Mapping[str, tuple[str, Read]]
@@ -42,7 +49,8 @@ class GgufFamily:
     keys are those beside the ones of all, required those of them that a file must have. biases are
     config keys with the tensors of a block that are there where the key is true. every: all but
     every so many blocks slide, 0 where none does. rotated: a part of each head may be. at_rest are
-    values, as in `edgeq.sources.gguf_checks`, that are other ones for this architecture.
+    values, as in `edgeq.sources.gguf_checks`, that are other ones for this architecture. names are
+    what the model type calls keys of a Llama's config; None for those that it does not have.
     """
 
     model_type: str
@@ -55,6 +63,7 @@ class GgufFamily:
     every: int = 0
     rotated: bool = False
     at_rest: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    names: Mapping[str, str | None] = field(default_factory=dict)
 
 
 QUERIES_KEYS_VALUES = ("attn_q", "attn_k", "attn_v")
@@ -86,6 +95,35 @@ SHARED_WIDTH: Keys = {
     "expert_shared_feed_forward_length": ("shared_expert_intermediate_size", size)
 }
 COUNTS = tuple(EXPERTS)
+
+NO_KEY_HEADS: Mapping[str, str | None] = {"num_key_value_heads": None, "head_dim": None}
+OF_GPT2: Mapping[str, str | None] = {
+    **NO_KEY_HEADS,
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "max_position_embeddings": "n_positions",
+    "rope_theta": None,
+}
+OF_BLOOM: Mapping[str, str | None] = {
+    **NO_KEY_HEADS,
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "seq_length",
+    "intermediate_size": None,
+    "rope_theta": None,
+}
+OF_NEOX: Mapping[str, str | None] = {
+    **NO_KEY_HEADS,
+    "partial_rotary_factor": "rotary_pct",
+    "rope_theta": "rotary_emb_base",
+}
+OF_FALCON: Mapping[str, str | None] = {
+    "head_dim": None,
+    "num_key_value_heads": "num_kv_heads",
+    "intermediate_size": "ffn_hidden_size",
+}
 
 LLAMA = GgufFamily("llama", "LlamaForCausalLM", biases=OF_BOTH, fixed={"hidden_act": "silu"})
 MIXTRAL = GgufFamily(
@@ -247,6 +285,37 @@ FAMILIES: Mapping[str, GgufFamily] = {
     "exaone4": GgufFamily("exaone4", "Exaone4ForCausalLM", keys=WINDOW, every=4),
     "chatglm": GgufFamily("glm", "GlmForCausalLM", biases=OF_INPUTS, rotated=True),
     "glm4": GgufFamily("glm4", "Glm4ForCausalLM", biases=OF_INPUTS, rotated=True),
+    "gpt2": GgufFamily(
+        "gpt2",
+        "GPT2LMHeadModel",
+        epsilon=(EPSILONS[1], "layer_norm_epsilon"),
+        fixed={"activation_function": "gelu_new"},
+        names=OF_GPT2,
+    ),
+    "gptneox": GgufFamily(
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        epsilon=(EPSILONS[1], "layer_norm_eps"),
+        keys={"use_parallel_residual": ("use_parallel_residual", flag)},
+        required=("use_parallel_residual",),
+        biases={"attention_bias": ("attn_qkv", "attn_output")},
+        fixed={"hidden_act": "gelu"},
+        rotated=True,
+        names=OF_NEOX,
+    ),
+    "bloom": GgufFamily(
+        "bloom",
+        "BloomForCausalLM",
+        epsilon=(EPSILONS[1], "layer_norm_epsilon"),
+        names=OF_BLOOM,
+    ),
+    "falcon": GgufFamily(
+        "falcon",
+        "FalconForCausalLM",
+        epsilon=(EPSILONS[1], "layer_norm_epsilon"),
+        fixed={"alibi": False, "parallel_attn": True, "multi_query": True, "activation": "gelu"},
+        names=OF_FALCON,
+    ),
     "hunyuan-dense": GgufFamily(
         "hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", biases=OF_ATTENTION
     ),

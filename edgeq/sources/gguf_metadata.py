@@ -54,3 +54,14 @@ def size_or_nothing(metadata: Metadata, key: str) -> int | None:
     Raises: BadInput.
     """
     return None if metadata.get(key) == 0 else size(metadata, key)
+
+
+def flag(metadata: Metadata, key: str) -> bool:
+    """Read true or false.
+
+    Raises: BadInput.
+    """
+    value = metadata.get(key)
+    if not isinstance(value, bool):
+        raise BadInput(f"the GGUF's {key} is {value!r:.60}; it must be true or false")
+    return value
