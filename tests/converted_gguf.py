@@ -5,6 +5,7 @@ Written after convert_hf_to_gguf.py and its classes, and not after edgeq's own e
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import gguf
 import numpy as np
@@ -29,7 +30,7 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-PARAMETERS = {"rope_type": "default", "rope_theta": 10000.0}
+PARAMETERS: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 @dataclass(frozen=True)
