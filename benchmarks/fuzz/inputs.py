@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
+from benchmarks.fuzz.gguf_inputs import write_gguf
 from benchmarks.synthetic import byte_tokenizer, make_config, random_tensor, shards_of
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.ownership import temporary_of
@@ -44,6 +45,8 @@ ZEROS_OF = {
     "compressed-tensors": "integer",
 }
 """The kind of zero points that one layer has in the exports, beside symmetric ones."""
+ARCHITECTURES = {"gguf-windows": "gemma3", "gguf-experts": "qwen3moe"}
+"""The architectures of further GGUF files, by the names of the inputs."""
 RECIPE = """\
 quality = "fast"
 bits = 4
@@ -169,6 +172,9 @@ def write_inputs(place: Path) -> None:
         export(Checkpoint(place / zeros), load_exporter(name), place / name)
     (place / "gguf-source").mkdir()
     shutil.copy(place / "gguf" / "model.gguf", place / "gguf-source" / "model.gguf")
+    for name, architecture in ARCHITECTURES.items():
+        (place / name).mkdir()
+        write_gguf(architecture, place / "gguf" / "model.gguf", place / name / "model.gguf")
     write_run(source, place / "run")
 
 

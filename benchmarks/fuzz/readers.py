@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.fuzz.inputs import ROUNDING, ZEROS_OF, Quiet, rounding_job
+from benchmarks.fuzz.inputs import ARCHITECTURES, ROUNDING, ZEROS_OF, Quiet, rounding_job
 from edgeq.calibration.texts import make_calibration, read_texts
 from edgeq.calibration.windows import tokenize
 from edgeq.checkpoint.reader import Checkpoint
@@ -187,6 +187,7 @@ EXPORT_WEIGHTS = {
 READERS: Mapping[str, Reader] = {
     "source": Reader(read_source, SOURCE_WEIGHTS),
     "gguf-source": Reader(read_gguf_source),
+    **{name: Reader(read_gguf_source) for name in ARCHITECTURES},
     "recipe": Reader(read_recipe_file),
     "calibration": Reader(read_calibration),
     "checkpoint": Reader(

@@ -1,129 +1,282 @@
-"""Write GGUF hyper-parameters of Llama models as a Hugging Face config.
+"""Write the metadata of a GGUF file as the config.json of the checkpoint it was converted from.
 
-Tokenizer files are made by `edgeq.sources.gguf_tokenizer`.
+What each architecture states is in `edgeq.sources.gguf_families`; tokenizer files are made by
+`edgeq.sources.gguf_tokenizer`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
-
-from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_cpp import END_KEYS, KNOWN_ENDS, SENTENCEPIECE_IDS
-from edgeq.architectures.rope import llama3_factors
-from edgeq.decoder import Rope
 from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.sources.gguf_checks import AT_REST, COMPUTED, not_computed
+from edgeq.sources.gguf_families import (
+    EPSILONS,
+    FAMILIES,
+    HEADS,
+    NOTHING,
+    SIZES,
+    GgufFamily,
+    family_of,
+)
+from edgeq.sources.gguf_metadata import Metadata, decimal, size
+from edgeq.sources.gguf_rope import SCALING_KEYS, rope_scaling, rotated_part, theta_of
 from edgeq.types import NumpyArray
 
-# of Llama 3.1, 3.2 and 3.3, which differ in the factor only
-LLAMA3_SCALING = {
-    "rope_type": "llama3",
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-
-Metadata = Mapping[str, Any]
+# Gemmas that divide scores by the root of hidden size / heads and not of the size of a head:
+# llama.cpp knows them by their number of blocks
+WIDE_SCORES = {"gemma2": 46, "gemma3": 62}
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def build_config(
     metadata: Metadata,
     *,
     vocab_size: int,
-    tied: bool,
-    rope_factors: NumpyArray | None,
+    tensors: Collection[str],
+    rope_factors: Mapping[str, NumpyArray],
     dtype: str = "float16",
 ) -> dict[str, Any]:
     """Write what config.json of the same model says.
 
-    Raises: BadInput if a hyper-parameter is missing; UnsupportedModel for what a Llama config
-    cannot say.
+    tensors are the names of all in the file, rope_factors the ones among them that divide
+    frequencies.
+
+    Raises: BadInput if a hyper-parameter is missing or damaged; UnsupportedModel for architectures
+    that are not known, and for what a config of the model type cannot say.
     """
-    check_architecture(metadata)
-    hidden_size = positive_integer(metadata, "llama.embedding_length")
-    heads = positive_integer(metadata, "llama.attention.head_count")
-    head_dim = hidden_size // heads
-    if "llama.attention.key_length" in metadata:
-        head_dim = positive_integer(metadata, "llama.attention.key_length")
-    check_heads(metadata, head_dim)
+    family = known_family(metadata)
+    architecture = str(metadata["general.architecture"])
+    head_dim = head_width(metadata, architecture)
+    check_keys(metadata, architecture, family)
     config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": hidden_size,
-        "intermediate_size": positive_integer(metadata, "llama.feed_forward_length"),
-        "num_hidden_layers": positive_integer(metadata, "llama.block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_value_heads(metadata),
+        "architectures": [family.transformers],
+        "model_type": family.model_type,
+        **family.fixed,
+        **stated_sizes(metadata, architecture),
         "head_dim": head_dim,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "max_position_embeddings": positive_integer(metadata, "llama.context_length"),
-        "rms_norm_eps": decimal(metadata, "llama.attention.layer_norm_rms_epsilon", default=1e-5),
-        "rope_theta": decimal(metadata, "llama.rope.freq_base", default=10000.0),
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": "output.weight" not in tensors,
         "vocab_size": vocab_size,
         "torch_dtype": dtype,
+        "rope_theta": theta_of(metadata, architecture),
+        **stated_keys(metadata, architecture, family),
+        **biases_of(tensors, family),
     }
+    check_block_count(config, tensors)
+    config |= silent_keys(config, family)
+    if family.rotated:
+        config["partial_rotary_factor"] = rotated(metadata, architecture, head_dim)
+    if architecture in WIDE_SCORES:
+        wide = config["num_hidden_layers"] == WIDE_SCORES[architecture]
+        width = config["hidden_size"] // config["num_attention_heads"] if wide else head_dim
+        config["query_pre_attn_scalar"] = width
+    if family.every:
+        config |= sliding_keys(metadata, architecture, family, config)
     scaling = rope_scaling(metadata, config, rope_factors)
-    if scaling:
-        config["rope_scaling"] = scaling
-    return config | special_ids(metadata)
+    config |= by_kind(config, scaling) if family.model_type == "olmo3" else scaled(scaling)
+    if family.model_type == "falcon":
+        config |= generation_of(config, tensors)
+    return renamed(config, family) | special_ids(metadata)
 
 
-def check_architecture(metadata: Metadata) -> None:
-    """Refuse other architectures, mixtures of experts and split files.
+def generation_of(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """Tell the Falcons of one key head, which is how the first ones are, from those that followed.
+
+    Of these the first have a norm for attention and one for the feed-forward part.
+    """
+    two_norms = "blk.0.attn_norm_2.weight" in tensors
+    newer = two_norms or config["num_key_value_heads"] > 1
+    return {
+        "new_decoder_architecture": newer,
+        "num_ln_in_parallel_attn": 2 if two_norms else 1,
+    }
+
+
+def renamed(config: Mapping[str, Any], family: GgufFamily) -> dict[str, Any]:
+    """Write the keys of a config as the model type calls them."""
+    names = {key: family.names.get(key, key) for key in config}
+    return {name: config[key] for key, name in names.items() if name is not None}
+
+
+def known_family(metadata: Metadata) -> GgufFamily:
+    """Find the family of a file; refuse other architectures, and what is no whole model.
 
     Raises: UnsupportedModel.
     """
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedModel(f"the GGUF holds {kind!r:.60}; give one that holds 'model'")
+    family = family_of(metadata)
+    if family is None:
+        architecture = metadata.get("general.architecture")
         raise UnsupportedModel(
-            f"GGUF architecture {architecture!r} is not supported; give one of llama"
+            f"GGUF architecture {architecture!r:.60} is not supported; "
+            f"give one of {', '.join(FAMILIES)}"
         )
-    if metadata.get("llama.expert_count", 0):
-        raise UnsupportedModel(
-            "the GGUF holds a mixture of experts, which is not supported; give a dense Llama model"
-        )
-    if metadata.get("split.count", 1) > 1:
+    if metadata.get("split.count", 1) != 1:
         raise UnsupportedModel(
             "the GGUF is one of several parts; join them with llama-gguf-split --merge"
         )
+    return family
 
 
-def check_heads(metadata: Metadata, head_dim: int) -> None:
-    """Refuse heads whose keys, values and rotary embedding differ in size, as Llama's cannot.
+def head_width(metadata: Metadata, architecture: str) -> int:
+    """Read the columns of a head: stated, or hidden size / heads.
 
-    Raises: UnsupportedModel.
+    Raises: UnsupportedModel for values of another width than keys, or heads that cannot be rotated.
     """
-    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
-        size = metadata.get(key, head_dim)
-        if size != head_dim:
-            raise UnsupportedModel(
-                f"the GGUF has {key} {size} but heads of {head_dim}; only equal sizes are supported"
-            )
+    key, value = (f"{architecture}.attention.{name}_length" for name in ("key", "value"))
+    if key in metadata:
+        head_dim = size(metadata, key)
+    else:
+        hidden = size(metadata, f"{architecture}.embedding_length")
+        head_dim = hidden // size(metadata, f"{architecture}.attention.head_count")
+    check_width(metadata, value, head_dim)
     if head_dim < 2 or head_dim % 2:
         raise UnsupportedModel(
             f"the GGUF has heads of {head_dim}; rotary embedding needs an even size"
         )
+    family = family_of(metadata)
+    if family is not None and not family.rotated:
+        check_width(metadata, f"{architecture}.rope.dimension_count", head_dim)
+    return head_dim
 
 
-def key_value_heads(metadata: Metadata) -> int:
-    key = "llama.attention.head_count_kv"
-    return positive_integer(metadata, key if key in metadata else "llama.attention.head_count")
+def check_width(metadata: Metadata, key: str, head_dim: int) -> None:
+    """Refuse a size that must be that of a head where it is stated.
+
+    Raises: UnsupportedModel.
+    """
+    width = metadata.get(key, head_dim)
+    if width != head_dim:
+        raise UnsupportedModel(
+            f"the GGUF has {key} {width!r:.60} but heads of {head_dim}; "
+            "only equal sizes are supported"
+        )
 
 
-def decimal(metadata: Metadata, key: str, *, default: float) -> float:
-    """Read a float32 hyper-parameter as the shortest decimal that means it.
+def rotated(metadata: Metadata, architecture: str, head_dim: int) -> float:
+    """Read which part of a head is rotated: all of it where the file is silent.
 
-    That is 1e-05, not 9.999999747378752e-06.
+    Raises: BadInput, UnsupportedModel.
+    """
+    key = f"{architecture}.rope.dimension_count"
+    columns = size(metadata, key) if key in metadata else head_dim
+    if columns > head_dim or columns % 2:
+        raise UnsupportedModel(
+            f"the GGUF has {key} {columns}, the columns that are rotated of heads of {head_dim}; "
+            "only even numbers up to that are supported"
+        )
+    return rotated_part(head_dim, columns)
+
+
+def check_block_count(config: Mapping[str, Any], tensors: Collection[str]) -> None:
+    """Refuse a number of blocks that the file cannot hold, before any is described.
 
     Raises: BadInput.
     """
-    value = metadata.get(key, default)
-    if not isinstance(value, float) or not 0 < value < float("inf"):
-        raise BadInput(f"the GGUF's {key} is {value!r}; it must be a positive number")
-    return float(str(np.float32(value)))
+    count = config["num_hidden_layers"]
+    if count > len(tensors):
+        raise BadInput(
+            f"the GGUF states {count} blocks, but it holds {len(tensors)} tensors; "
+            "it is damaged or incomplete, fetch it again"
+        )
+
+
+def check_keys(metadata: Metadata, architecture: str, family: GgufFamily) -> None:
+    """Refuse keys of the architecture that nothing here knows.
+
+    Raises: UnsupportedModel naming the first one.
+    """
+    known = {*SIZES, *HEADS, *EPSILONS, *SCALING_KEYS, *NOTHING, *family.keys, *COMPUTED, *AT_REST}
+    for key, value in metadata.items():
+        name = key.removeprefix(f"{architecture}.")
+        if name != key and name not in known:
+            raise not_computed(key, value, family)
+
+
+def stated_sizes(metadata: Metadata, architecture: str) -> dict[str, Any]:
+    """Read what every file must state.
+
+    Raises: BadInput.
+    """
+    sizes = {name: read(metadata, f"{architecture}.{key}") for key, (name, read) in SIZES.items()}
+    heads, key_heads = (f"{architecture}.attention.head_count{end}" for end in ("", "_kv"))
+    stated = key_heads if key_heads in metadata else heads
+    return sizes | {"num_key_value_heads": size(metadata, stated)}
+
+
+def stated_keys(metadata: Metadata, architecture: str, family: GgufFamily) -> dict[str, Any]:
+    """Read the keys that are the family's own, and the epsilon of its norms.
+
+    Raises: BadInput.
+    """
+    epsilon, name = family.epsilon
+    found = {name: decimal(metadata, f"{architecture}.{epsilon}")}
+    for key, (name, read) in family.keys.items():
+        whole = f"{architecture}.{key}"
+        if whole in metadata or key in family.required:
+            found[name] = read(metadata, whole)
+    # where the architecture has a value of its own, none is one too
+    return {key: found[key] for key in found if found[key] is not None or key in family.fixed}
+
+
+def biases_of(tensors: Collection[str], family: GgufFamily) -> dict[str, bool]:
+    """Say which groups of linear layers have a bias, by the tensors of the first block."""
+    return {
+        key: all(f"blk.0.{name}.bias" in tensors for name in names)
+        for key, names in family.biases.items()
+    }
+
+
+def silent_keys(config: Mapping[str, Any], family: GgufFamily) -> dict[str, Any]:
+    """Give what llama.cpp takes where a file does not state it, and transformers otherwise."""
+    silent: dict[str, Any] = {}
+    names = {name for name, _ in family.keys.values()} - config.keys()
+    if "moe_intermediate_size" in names:
+        inner = config["intermediate_size"] // config["num_experts_per_tok"]
+        silent["moe_intermediate_size"] = inner
+    if "shared_expert_intermediate_size" in names:
+        silent["shared_expert_intermediate_size"] = config["intermediate_size"]
+    if "attention_multiplier" in names:
+        silent["attention_multiplier"] = config["head_dim"] ** -0.5
+    return silent
+
+
+def sliding_keys(
+    metadata: Metadata, architecture: str, family: GgufFamily, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Say of every block whether it slides: by the file's own pattern, or the architecture's.
+
+    Raises: BadInput for a pattern of another length.
+    """
+    count, window = config["num_hidden_layers"], config.get("sliding_window")
+    if window is None:
+        return {"sliding_window": None, "layer_types": [FULL] * count}
+    key = f"{architecture}.attention.sliding_window_pattern"
+    stated = metadata.get(key, family.every)
+    if isinstance(stated, list):
+        if len(stated) != count:
+            raise BadInput(
+                f"the GGUF's {key} has {len(stated)} values for {count} blocks; "
+                "convert the model to GGUF again"
+            )
+        return {"layer_types": [SLIDING if slides else FULL for slides in stated]}
+    every = size({key: stated}, key)
+    return {
+        "layer_types": [FULL if (index + 1) % every == 0 else SLIDING for index in range(count)]
+    }
+
+
+def scaled(scaling: dict[str, Any] | None) -> dict[str, Any]:
+    """Write the scaling of rotary embedding under the key of all models."""
+    return {} if scaling is None else {"rope_scaling": scaling}
+
+
+def by_kind(config: dict[str, Any], scaling: dict[str, Any] | None) -> dict[str, Any]:
+    """Write rotary embedding by kind of block, where only full attention is scaled."""
+    plain = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
+    return {"rope_parameters": {SLIDING: plain, FULL: {**plain, **(scaling or {})}}}
 
 
 def special_ids(metadata: Metadata) -> dict[str, Any]:
@@ -134,6 +287,7 @@ def special_ids(metadata: Metadata) -> dict[str, Any]:
     keys = {"bos_token_id": "bos", "pad_token_id": "padding", "unk_token_id": "unknown"}
     found = {name: token_id(metadata, key) for name, key in keys.items()}
     stated: dict[str, Any] = {name: int(id) for name, id in found.items() if id is not None}
+    stated.setdefault("pad_token_id", None)  # else transformers takes one of the model type's own
     ends = end_ids(metadata)
     if ends:
         stated["eos_token_id"] = ends[0] if len(ends) == 1 else ends
@@ -152,38 +306,3 @@ def end_ids(metadata: Metadata) -> list[int]:
     tokens = metadata.get("tokenizer.ggml.tokens")
     known = [index for index, token in enumerate(tokens or ()) if token in KNOWN_ENDS]
     return list(dict.fromkeys([int(id) for id in keyed if id is not None] + known))
-
-
-def rope_scaling(
-    metadata: Metadata, config: Mapping[str, Any], factors: NumpyArray | None
-) -> dict[str, Any] | None:
-    """Write the config's rope_scaling: none, linear or Llama 3.
-
-    Raises: UnsupportedModel for other kinds.
-    """
-    kind = metadata.get("llama.rope.scaling.type", "none")
-    if factors is not None and kind == "none":
-        return recognise_llama3(config, factors)
-    if factors is None and kind in ("none", "linear"):
-        factor = decimal(metadata, "llama.rope.scaling.factor", default=1.0)
-        is_scaled = kind == "linear" and factor != 1.0
-        return {"rope_type": "linear", "factor": factor} if is_scaled else None
-    raise UnsupportedModel(
-        f"the GGUF has rope scaling of type {kind!r}, which is not supported; give the safetensors"
-    )
-
-
-def recognise_llama3(config: Mapping[str, Any], factors: NumpyArray) -> dict[str, Any]:
-    """Find the Llama 3 scaling that gives these factors, among the published ones.
-
-    The file states no parameters.
-    """
-    if factors.shape == (config["head_dim"] // 2,):
-        scaling = LLAMA3_SCALING | {"factor": float(str(np.float32(factors.max())))}
-        rope = Rope("llama3", config["rope_theta"], scaling)
-        # the converter computed the file's factors in float32
-        if np.allclose(factors, llama3_factors(rope, config["head_dim"]), rtol=1e-4):
-            return scaling
-    raise UnsupportedModel(
-        "the GGUF's rope_freqs.weight is not the usual Llama 3 scaling; give the safetensors"
-    )

@@ -1,4 +1,4 @@
-"""Read a GGUF file of a Llama model as if it were the checkpoint that it was converted from.
+"""Read a GGUF file as if it were the checkpoint that it was converted from.
 
 Its header is checked by `edgeq.files.gguf_header` before the gguf library reads it.
 """
@@ -10,37 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import ml_dtypes
-import numpy as np
 
 from edgeq.architectures.blocks import find_blocks
 from edgeq.architectures.chat_template import OLDER_FILE
 from edgeq.architectures.record import Evidence, read_record
-from edgeq.decoder import Decoder
-from edgeq.errors import BadInput, UnsupportedModel, reason_of
+from edgeq.errors import BadInput, reason_of
 from edgeq.files.gguf_header import check_header
 from edgeq.files.json_files import json_bytes
-from edgeq.files.plain_files import read_array
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
+from edgeq.sources.gguf_checks import check_computed
 from edgeq.sources.gguf_config import build_config
+from edgeq.sources.gguf_rope import FACTORS, LONG_FACTORS, SHORT_FACTORS
+from edgeq.sources.gguf_tensors import Part, check_types, decode_whole, parts_of
 from edgeq.sources.gguf_tokenizer import tokenizer_files
 from edgeq.sources.refusals import check_content
 from edgeq.types import BlockSpec, NumpyArray
 
-ROPE_FACTORS = "rope_freqs.weight"
-INTEGER_TYPES = frozenset(
-    {
-        gguf.GGMLQuantizationType.I8,
-        gguf.GGMLQuantizationType.I16,
-        gguf.GGMLQuantizationType.I32,
-        gguf.GGMLQuantizationType.I64,
-    }
-)
+ROPE_TENSORS = (FACTORS, LONG_FACTORS, SHORT_FACTORS)
 
 
 class GgufFile:
-    """A Llama GGUF as a ModelSource, with the names, row order and config of Hugging Face.
+    """A GGUF as a ModelSource, with the names, row order, experts and config of Hugging Face.
 
     Quantized tensors become float32. The library maps the file to read its header; tensors are
     read one at a time, by ordinary reads.
@@ -53,12 +44,14 @@ class GgufFile:
         self.path = path
         self.metadata = read_metadata(reader, path)
         stored = {tensor.name: tensor for tensor in reader.tensors}
-        factors = stored.pop(ROPE_FACTORS, None)
+        check_types(stored)
         config = build_config(
             self.metadata,
             vocab_size=vocabulary_size(stored, path),
-            tied="output.weight" not in stored,
-            rope_factors=None if factors is None else decode(factors, path),
+            tensors=stored.keys(),
+            rope_factors={
+                name: decode_whole(stored[name], path) for name in ROPE_TENSORS if name in stored
+            },
             dtype=computed_dtype(reader.tensors),
         )
         own_name = str(self.metadata.get("general.name") or path.stem)
@@ -66,56 +59,46 @@ class GgufFile:
         # among JSON, as line ends of a template in a file of its own are those of a text file
         stated = json_bytes({"chat_template": None if template is None else str(template)})
         self.record = read_record(name or own_name, config, Evidence({OLDER_FILE: stated}))
-        names = checkpoint_names(self.record.decoder)
-        self.stored = {checkpoint_name(tensor, names): stored[tensor] for tensor in stored}
-        check_types(stored)
+        check_computed(self.metadata, self.record.decoder)
+        weights = {name: stored[name] for name in stored if name not in ROPE_TENSORS}
+        self.parts = parts_of(weights, self.record.decoder)
         self.decoder_blocks = find_blocks(self.record.decoder, self.shapes())
-        check_gaps(self.stored_bytes_of(tensor) for tensor in self.stored)
+        check_gaps(self.stored_bytes_of(tensor) for tensor in self.parts)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: self.shape(name) for name in self.stored}
+        return {name: self.shape(name) for name in self.parts}
 
     def tensor_names(self) -> Sequence[str]:
-        return tuple(self.stored)
+        return tuple(self.parts)
 
     def shape(self, tensor_name: str) -> tuple[int, ...]:
-        # GGUF lists the innermost dimension first.
-        return tuple(int(size) for size in reversed(self.tensor(tensor_name).shape))
+        return self.part(tensor_name).shape
 
-    def tensor(self, tensor_name: str) -> gguf.ReaderTensor:
-        if tensor_name not in self.stored:
+    def part(self, tensor_name: str) -> Part:
+        if tensor_name not in self.parts:
             raise BadInput(
                 f"{self.path} holds no tensor {tensor_name!r}; convert the model to GGUF again"
             )
-        return self.stored[tensor_name]
+        return self.parts[tensor_name]
 
     def read(self, tensor_name: str) -> NumpyArray:
-        """Read one tensor with the rows in Hugging Face's order.
+        """Read one tensor as the checkpoint has it: row order, one expert, norms less one.
 
         float16 and bfloat16 stay, all other types become float32.
         """
-        weights = decode(self.tensor(tensor_name), self.path)
-        names = self.record.decoder.names.gguf
-        if names is None or not names.adjacent_rotary:
-            return weights
-        attention = self.record.decoder.attention
-        if tensor_name.endswith("self_attn.q_proj.weight"):
-            return restore_rotary_rows(weights, heads=attention.heads)
-        if tensor_name.endswith("self_attn.k_proj.weight"):
-            return restore_rotary_rows(weights, heads=attention.key_heads)
-        return weights
+        return self.part(tensor_name).read(self.path)
 
     def stored_as(self, tensor_name: str) -> str:
-        return str(self.tensor(tensor_name).tensor_type.name)
+        return str(self.part(tensor_name).tensor.tensor_type.name)
 
     def tensor_bytes(self, tensor_name: str) -> int:
-        return int(self.tensor(tensor_name).n_bytes)
+        return self.part(tensor_name).bytes
 
     def stored_bytes_of(self, tensor_name: str) -> StoredBytes:
         """Say where a tensor's bytes lie."""
-        tensor, size = self.tensor(tensor_name), self.tensor_bytes(tensor_name)
-        row = row_bytes(size, self.shape(tensor_name))
-        return StoredBytes(tensor_name, self.path, int(tensor.data_offset), size, row)
+        part = self.part(tensor_name)
+        row = row_bytes(part.bytes, part.shape)
+        return StoredBytes(tensor_name, self.path, part.start, part.bytes, row)
 
     def stored_bytes(self) -> int:
         return self.path.stat().st_size
@@ -196,87 +179,3 @@ def vocabulary_size(stored: Mapping[str, gguf.ReaderTensor], path: Path) -> int:
             f"{path} has no tensor 'token_embd.weight'; give a GGUF file of a whole model"
         )
     return int(stored["token_embd.weight"].shape[-1])
-
-
-def check_types(stored: Mapping[str, gguf.ReaderTensor]) -> None:
-    """Refuse tensors of whole numbers.
-
-    Raises: BadInput naming the first one.
-    """
-    for name, tensor in stored.items():
-        if tensor.tensor_type in INTEGER_TYPES:
-            kind = tensor.tensor_type.name
-            raise BadInput(
-                f"GGUF tensor {name!r} is stored as {kind}; weights must be of a floating type"
-            )
-
-
-def checkpoint_names(decoder: Decoder) -> dict[str, str]:
-    """Map GGUF's names of a model's tensors to those of its checkpoint, by the library's table."""
-    names = decoder.names.gguf
-    assert names is not None
-    known = gguf.MODEL_ARCH_NAMES
-    architecture = next(key for key in known if known[key] == names.architecture)
-    table = gguf.get_tensor_name_map(architecture, len(decoder.layers))
-    of_tensor = {
-        table.get_name(tensor, try_suffixes=(".weight", ".bias")): tensor
-        for tensor in (*decoder.tensor_shapes(), decoder.head)
-    }
-    return {name: tensor for name, tensor in of_tensor.items() if name is not None}
-
-
-def checkpoint_name(tensor: str, names: Mapping[str, str]) -> str:
-    """Name a GGUF tensor as its checkpoint does.
-
-    Raises: UnsupportedModel for unknown ones.
-    """
-    if tensor not in names:
-        raise UnsupportedModel(
-            f"GGUF tensor {tensor!r} is no part of a plain Llama model; give its safetensors"
-        )
-    return names[tensor]
-
-
-def decode(tensor: gguf.ReaderTensor, path: Path) -> NumpyArray:
-    """Read a tensor's values from its file into a new array.
-
-    Types that only store numbers keep their dtype, but float64 becomes float32.
-
-    Raises: BadInput naming tensor and type if the library cannot decode it, or the file if it
-    became shorter.
-    """
-    mapped = tensor.data  # only its type and shape: reading it would end the process in that case
-    data = read_array(path, mapped.dtype, mapped.size, offset=tensor.data_offset)
-    # infinity and NaN are found, and named, by who reads
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _decode(tensor, data.reshape(mapped.shape))
-
-
-def _decode(tensor: gguf.ReaderTensor, data: NumpyArray) -> NumpyArray:
-    kind = tensor.tensor_type
-    if kind == gguf.GGMLQuantizationType.BF16:
-        return data.view(ml_dtypes.bfloat16)
-    if kind == gguf.GGMLQuantizationType.F64:
-        return data.astype(np.float32)
-    if kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
-        return data
-    try:
-        return gguf.quants.dequantize(data, kind)
-    except NotImplementedError:
-        raise BadInput(
-            f"GGUF tensor {tensor.name!r} is of type {kind.name}, which cannot be decoded; "
-            "give a GGUF of another type, best F16"
-        ) from None
-
-
-def restore_rotary_rows(weights: NumpyArray, *, heads: int) -> NumpyArray:
-    """Undo the row order that the GGUF converter gives query and key projections.
-
-    Per head the converter interleaves the two halves, [2, d/2] -> [d/2, 2], because llama.cpp
-    rotates neighbours.
-
-    Shapes: (heads * d, in) -> the same.
-    """
-    rows, columns = weights.shape
-    pairs = weights.reshape(heads, rows // heads // 2, 2, columns)
-    return pairs.swapaxes(1, 2).reshape(rows, columns)

@@ -135,7 +135,7 @@ def test_scales_that_overflow_are_read_without_a_warning(make_gguf, tiny_metadat
     path = make_gguf(
         tiny_metadata, tiny_tensors, types={"blk.1.ffn_down.weight": GGMLQuantizationType.Q8_0}
     )
-    stored = GgufFile(path).tensor(name).data[0, :34].tobytes()
+    stored = GgufFile(path).part(name).tensor.data[0, :34].tobytes()
     path.write_bytes(
         path.read_bytes().replace(stored, b"\x00\x7c" + bytes(32))
     )  # infinity times zero
@@ -206,10 +206,22 @@ def test_linear_rope_scaling_is_kept(make_gguf, tiny_metadata, tiny_tensors):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "'yarn'"),
-        ({"llama.expert_count": 8}, "mixture of experts"),
+        ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
+        ({"llama.rope.scaling.type": "new", "llama.rope.scaling.factor": 4.0}, "'new'"),
+        ({"llama.rope.scaling.attn_factor": 1.5}, "rope.scaling.attn_factor 1.5"),
+        ({"llama.rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier"),
+        ({"llama.attention.sliding_window": 32}, "attention.sliding_window' 32"),
+        ({"llama.attention.scale": 0.5}, "attention.scale' 0.5"),
+        ({"llama.attention.causal": False}, "attention.causal' False"),
+        ({"llama.attention.head_count_kv": [2, 4]}, "other sizes by block"),
+        ({"llama.final_logit_softcapping": 30.0}, "final_logit_softcapping' 30.0"),
+        ({"llama.logit_scale": 0.25}, "logit_scale' 0.25"),
+        ({"llama.expert_weights_scale": 2.5}, "expert_weights_scale' 2.5"),
+        ({"llama.some_new_key": 1}, "'llama.some_new_key' 1, by which a llama model is not"),
+        ({"general.type": "adapter"}, "holds 'adapter'"),
         ({"split.count": 2}, "one of several parts"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count 8"),
+        ({"llama.attention.value_length": 8}, "attention.value_length 8"),
         ({"llama.attention.key_length": 15}, "even size"),
     ],
 )
@@ -231,9 +243,24 @@ def test_tensors_of_other_models_are_refused_by_name(make_gguf, tiny_metadata, t
 
 
 def test_another_architecture_is_refused_by_name(make_gguf, tiny_metadata, tiny_tensors):
-    assert "'gemma3'" in refusal(
-        make_gguf(tiny_metadata, tiny_tensors, architecture="gemma3"), UnsupportedModel
+    message = refusal(
+        make_gguf(tiny_metadata, tiny_tensors, architecture="rwkv7"), UnsupportedModel
     )
+    assert "GGUF architecture 'rwkv7' is not supported; give one of llama, qwen2," in message
+
+
+def test_a_factor_alone_is_linear_as_in_llama_cpp(make_gguf, tiny_metadata, tiny_tensors):
+    for key in ("scaling.factor", "scale_linear"):
+        metadata = tiny_metadata | {f"llama.rope.{key}": 4.0}
+        source = GgufFile(make_gguf(metadata, tiny_tensors))
+        assert source.record.config()["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    off = tiny_metadata | {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}
+    assert "rope_scaling" not in GgufFile(make_gguf(off, tiny_tensors)).record.config()
+
+
+def test_more_blocks_than_tensors_are_refused_at_once(make_gguf, tiny_metadata, tiny_tensors):
+    metadata = tiny_metadata | {"llama.block_count": 9999}
+    assert "9999 blocks, but it holds" in refusal(make_gguf(metadata, tiny_tensors))
 
 
 @pytest.mark.parametrize(
