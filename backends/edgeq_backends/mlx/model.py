@@ -18,7 +18,8 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
-from edgeq.architectures.mlx import mlx_config, why_not_mlx
+from edgeq.architectures.mlx import why_not_mlx
+from edgeq.architectures.mlx_config import cut_window, mlx_config, mlx_names, mlx_stacks
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
@@ -164,11 +165,15 @@ class StreamedModel:
 
 
 def read_parameter(source: ModelSource, name: str, shape: tuple[int, ...]) -> mx.array:
-    """Read a parameter's values in float32.
+    """Read a parameter's values in float32; those of experts are stacked.
 
     Raises: BadInput when the source's tensor has another shape.
     """
-    weight = read_weight(source, name)
+    experts = mlx_stacks(source.record.decoder).get(name)
+    if experts is None:
+        weight = read_weight(source, name)
+    else:
+        weight = np.stack([read_weight(source, expert) for expert in experts])
     if weight.shape != shape:
         raise BadInput(
             f"tensor {name!r}: shape {list(weight.shape)}, but config.json asks for {list(shape)}; "
@@ -197,20 +202,21 @@ def empty_model(source: ModelSource) -> Module:
         reason = "experts of a mixture are run one by one in torch only; choose another --backend"
     if reason is not None:
         raise UnsupportedModel(f"backend 'mlx': {reason}")
-    names = source.record.decoder.names.mlx
-    assert names is not None
-    module = model_definition(names.module)
+    decoder = source.record.decoder
+    module = model_definition(mlx_names(decoder).module)
     model: Module = module.Model(module.ModelArgs.from_dict(mlx_config(source.record)))
+    if decoder.tied_head and hasattr(model, "lm_head"):
+        model.sanitize({})  # which sees that there is no head
     model.eval()
     return model
 
 
 def check_window(source: ModelSource, tokens: int) -> None:
-    """Refuse texts beyond a window that the model attends to: mlx-lm attends to everything.
+    """Refuse texts beyond a window that mlx-lm does not know: it attends to everything.
 
     Raises: UnsupportedModel.
     """
-    window = source.record.decoder.window
+    window = cut_window(source.record.decoder)
     if window is not None and tokens > window:
         raise UnsupportedModel(
             f"backend 'mlx': sequences of {tokens} tokens, but this model attends to a window of "

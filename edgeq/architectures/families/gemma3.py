@@ -36,7 +36,13 @@ COMPUTES = frozenset(
 NAMES = RuntimeNames(
     transformers="Gemma3ForCausalLM",
     gguf=GgufNames("gemma3", computes=COMPUTES, activations=("gelu_pytorch_tanh",)),
-    mlx=MlxNames("gemma3_text", computes=COMPUTES, activations=("gelu_pytorch_tanh",)),
+    mlx=MlxNames(
+        "gemma3_text",
+        computes=COMPUTES,
+        activations=("gelu_pytorch_tanh",),
+        sliding="period",
+        local_base="rope_local_base_freq",
+    ),
     genai="gemma3_text",
 )
 # what transformers takes where a config is silent

@@ -27,7 +27,13 @@ COMPUTES = frozenset(
 NAMES = RuntimeNames(
     transformers="NemotronForCausalLM",
     gguf=GgufNames("nemotron", (*ATTENTION, *UP_DOWN), computes=COMPUTES, activations=("relu2",)),
-    mlx=MlxNames("nemotron", (*ATTENTION, *UP_DOWN), computes=COMPUTES, activations=("relu2",)),
+    mlx=MlxNames(
+        "nemotron",
+        (*ATTENTION, *UP_DOWN),
+        computes=COMPUTES,
+        activations=("relu2",),
+        rope_kinds=("default",),
+    ),
     genai="nemotron",
 )
 SILENT = {"hidden_act": "relu2", "norm_eps": 1e-5}

@@ -26,7 +26,12 @@ COMPUTES = frozenset({features.WHOLE_NORMS, features.NORMS_BEHIND})
 NAMES = RuntimeNames(
     transformers="Olmo3ForCausalLM",
     gguf=GgufNames("olmo2", computes=COMPUTES),
-    mlx=MlxNames("olmo3", computes=COMPUTES),
+    mlx=MlxNames(
+        "olmo3",
+        ATTENTION,
+        computes=COMPUTES | {features.ROTARY_BY_BLOCK},
+        sliding="both types",
+    ),
 )
 SILENT = {"sliding_window": 4096, "rms_norm_eps": 1e-5}
 THETA = 500_000.0

@@ -17,7 +17,7 @@ COMPUTES = frozenset({features.FUSED, features.PARTIAL_ROTARY})
 NAMES = RuntimeNames(
     transformers="Phi3ForCausalLM",
     gguf=GgufNames("phi3", computes=COMPUTES),
-    mlx=MlxNames("phi3", computes=COMPUTES),
+    mlx=MlxNames("phi3", computes=COMPUTES, plain_heads=True, rope_kinds=("default",)),
     genai="phi3",
 )
 LINEARS = LinearNames(inputs=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))
