@@ -31,6 +31,7 @@ if find_spec("mlx_lm") is None:  # imported later, and only in part
     raise ModuleNotFoundError("No module named 'mlx_lm'", name="mlx_lm")
 
 EMBEDDING = "model.embed_tokens."  # all that runs before the blocks
+ROUNDED_SCALE = ("gemma3_text",)  # modules of mlx-lm
 
 
 class PassThrough:
@@ -207,8 +208,27 @@ def empty_model(source: ModelSource) -> Module:
     model: Module = module.Model(module.ModelArgs.from_dict(mlx_config(source.record)))
     if decoder.tied_head and hasattr(model, "lm_head"):
         model.sanitize({})  # which sees that there is no head
+    if mlx_names(decoder).module in ROUNDED_SCALE:
+        undo_rounded_scale(model, decoder.hidden)
     model.eval()
     return model
+
+
+def undo_rounded_scale(model: Module, hidden: int) -> None:
+    """Have an embedding give what makes up for a scale that is rounded to bfloat16.
+
+    Transformers rounds it in models of that type only; streams are in float32.
+    """
+    exact = hidden**0.5
+    ratio = exact / mx.array(exact, mx.bfloat16).astype(mx.float32).item()
+    embedding = model.model.embed_tokens
+    kind = type(embedding)
+
+    def __call__(self: Any, ids: mx.array) -> mx.array:
+        found: mx.array = kind.__call__(self, ids) * ratio
+        return found
+
+    embedding.__class__ = type(kind.__name__, (kind,), {"__call__": __call__})
 
 
 def check_window(source: ModelSource, tokens: int) -> None:
