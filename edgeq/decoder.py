@@ -170,7 +170,8 @@ class MlxNames:
     sliding is how it is told which blocks slide: "types" by layer_types, of which some must be
     full; "both types" by these, but not without any; "period" by the place of full ones; "letters"
     as "LLG". Where it is empty, and where a model has what cannot be told so, all blocks attend to
-    everything. local_base is the key for the rotary base of blocks that slide.
+    everything. local_base is the key for the rotary base of blocks that slide; nested_rope: rotary
+    embedding is read from rope_parameters.
 
     experts are the paths in a block of its stacks of experts, by the last part of an expert's
     layers. always are the features without which it does not compute.
@@ -186,6 +187,7 @@ class MlxNames:
     rope_kinds: tuple[str, ...] = ("default", "linear", "llama3", "dynamic", "yarn")
     sliding: Literal["", "types", "both types", "period", "letters"] = ""
     local_base: str = ""
+    nested_rope: bool = False
     head: Literal["either", "tied", "own"] = "either"
     model_type: str = ""
     experts: Mapping[str, str] = field(default_factory=dict)

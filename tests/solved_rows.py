@@ -1,4 +1,4 @@
-"""Solved models of the rows of `architecture_rows`: random weights on a grid, without solving.
+"""Solved models of the rows that edgeq is tried on: random weights on a grid, without solving.
 
 Their dequantized weights also lie in a directory, as a checkpoint that transformers loads.
 """
@@ -7,12 +7,12 @@ import re
 
 import numpy as np
 import torch
-from architecture_rows import ROWS
 from safetensors.numpy import save_file
 from tiny_models import MemoryModel, random_layer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
+from benchmarks.architectures.rows import ROWS
 from edgeq.types import Grid
 
 FOUR_BITS = Grid(4, 32, "offset")

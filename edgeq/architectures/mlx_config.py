@@ -120,6 +120,9 @@ def _rotary(decoder: Decoder, names: MlxNames) -> dict[str, Any]:
         written["rope_scaling"] = _rope_scaling(rope.kind, rope.settings)
     if PARTIAL_ROTARY in names.computes:
         written["partial_rotary_factor"] = rope.part
+    if names.nested_rope:
+        scaling = _rope_scaling(rope.kind, rope.settings)
+        written["rope_parameters"] = scaling | {"rope_theta": rope.theta}
     if names.local_base and local is not None:
         written[names.local_base] = local.theta
     return written

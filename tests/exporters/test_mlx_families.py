@@ -7,11 +7,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from architecture_rows import ROWS
 from safetensors.numpy import load_file, save_file
 from solved_models import shapes_of
 from solved_rows import logits_of, save_row, solve_row
 
+from benchmarks.architectures.rows import ROWS
 from edgeq.architectures.families import families
 from edgeq.architectures.mlx_config import cut_window
 from edgeq.errors import BadInput, UnsupportedModel
