@@ -33,7 +33,7 @@ from edgeq_exporters.common.safetensors_directory import (
 from edgeq_exporters.mlx.architecture import exported_config
 from edgeq_exporters.mlx.format import FORMAT
 from edgeq_exporters.mlx.stacks import stack_tensors, stacked, why_not_stacks
-from edgeq_exporters.mlx.tensors import quantized_tensors, stored_bytes, why_not_grid
+from edgeq_exporters.mlx.tensors import dense_kind, quantized_tensors, stored_bytes, why_not_grid
 
 
 class MlxExporter:
@@ -69,7 +69,10 @@ class MlxExporter:
     ) -> int:
         """Count the bytes of all tensors in the shards; see `edgeq.protocols.Exporter`."""
         dense = dense_dtype(record, grids)
-        return sum(stored_bytes(shape, grid, dense) for shape, grid in grids.values())
+        return sum(
+            stored_bytes(shape, grid, dense_kind(name, dense))
+            for name, (shape, grid) in grids.items()
+        )
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
         """Write the directory and list what was written, first the directory that mlx-lm is given.
@@ -132,7 +135,7 @@ def _part(
     if grid is None:
         array = model.dense(source)
         check_shape("mlx", source, array.shape, shape)
-        stored, entry = make_dense(source, array, dense)
+        stored, entry = make_dense(source, array, dense_kind(source, dense))
         return stored, entry | {"name": name}
     layer = model.quantized(source)
     check_shape("mlx", source, layer.codes.shape, shape)
