@@ -23,7 +23,7 @@ def solve_row(name, rng, grid=FOUR_BITS, **changes):
     apart: a forgotten norm, bias or window shows in the logits.
     """
     kind, settings = ROWS[name]
-    config = AutoConfig.for_model(kind, **settings, **changes)
+    config = AutoConfig.for_model(kind, **{**settings, **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     solved = MemoryModel(config.to_dict() | {"dtype": "float16"})
     decoder = solved.record.decoder

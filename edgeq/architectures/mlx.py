@@ -84,6 +84,8 @@ def _why_not_rotary(decoder: Decoder) -> Iterator[str]:
             yield "rope type 'dynamic' needs max_position_embeddings in config.json; add it"
         if rope.kind == "yarn":
             yield from _why_not_yarn(rope)
+        if rope.kind == "longrope":
+            yield from _why_not_longrope(decoder, rope)
         if names.module == "hunyuan_v1_dense" and rope.kind == "dynamic":
             if not rope.settings.get("alpha"):
                 yield (
@@ -120,3 +122,27 @@ def _why_not_yarn(rope: Rope) -> Iterator[str]:
         yield "rope settings have one of mscale and mscale_all_dim; mlx-lm wants both or none"
     if settings.get("truncate") is False:
         yield "rope settings have truncate false; mlx-lm truncates the range of corrections"
+
+
+def _why_not_longrope(decoder: Decoder, rope: Rope) -> Iterator[str]:
+    """Name settings of LongRoPE that are missing, or say other than mlx-lm computes from them."""
+    settings = rope.settings
+    missing = [
+        key
+        for key in ("short_factor", "long_factor", "original_max_position_embeddings")
+        if not settings.get(key)
+    ]
+    missing += [] if decoder.context else ["max_position_embeddings"]
+    if missing:
+        yield f"rope type 'longrope' lacks {', '.join(missing)}; add it to config.json"
+        return
+    assert decoder.context is not None
+    length = settings["original_max_position_embeddings"]
+    factor = decoder.context / length
+    stated = settings.get("factor")
+    if stated is not None and abs(stated - factor) > CLOSE * factor:
+        yield f"rope settings have factor {stated}; mlx-lm computes {factor:.6g}"
+    computed = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(length))
+    stated = settings.get("attention_factor")
+    if stated is not None and abs(stated - computed) > CLOSE * computed:
+        yield f"rope settings have attention_factor {stated}; mlx-lm computes {computed:.6g}"

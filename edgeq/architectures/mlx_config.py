@@ -25,8 +25,8 @@ def mlx_config(record: ModelRecord) -> dict[str, Any]:
     """Write a config with what mlx-lm must not guess, and nothing that it misunderstands.
 
     It has defaults of its own where a config is silent, ignores rope_parameters, and is told in
-    words of its own which blocks slide. Where it knows no windows, the context is cut to one. The
-    model must have no `why_not_mlx`.
+    words of its own which blocks slide. Where it knows no windows, the context is cut to one; of
+    LongRoPE's factors it gets the short ones. The model must have no `why_not_mlx`.
     """
     decoder, names = record.decoder, mlx_names(record.decoder)
     stated = dict.fromkeys(decoder.bias_keys, False) | silent_keys(decoder.model_type)
@@ -49,9 +49,22 @@ def mlx_config(record: ModelRecord) -> dict[str, Any]:
     return written
 
 
-def cut_window(decoder: Decoder) -> int | None:
-    """Give the window within which mlx-lm computes a model as torch does; None without limit."""
-    return None if computes_windows(decoder) else decoder.window
+def alike_tokens(decoder: Decoder) -> int | None:
+    """Count the tokens up to which mlx-lm computes a model as torch does; None without limit."""
+    limits = [None if computes_windows(decoder) else decoder.window, short_tokens(decoder)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def short_tokens(decoder: Decoder) -> int | None:
+    """Count the tokens of texts that LongRoPE's short factors are for; None for all there are.
+
+    mlx-lm knows one list of factors, for texts of any length.
+    """
+    rope = mlx_rope(decoder)
+    if rope.kind != "longrope":
+        return None
+    length = int(rope.settings["original_max_position_embeddings"])
+    return None if decoder.context is not None and decoder.context <= length else length
 
 
 def computes_windows(decoder: Decoder) -> bool:
@@ -134,6 +147,8 @@ def _rope_scaling(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         key: value for key, value in settings.items() if key not in dropped and value is not None
     }
+    if kind == "longrope":
+        kept["long_factor"] = kept["short_factor"]  # of which mlx-lm reads the long ones alone
     return {"type": kind, "rope_type": kind} | kept
 
 

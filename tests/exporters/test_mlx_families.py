@@ -13,7 +13,7 @@ from solved_rows import logits_of, save_row, solve_row
 
 from benchmarks.architectures.rows import ROWS
 from edgeq.architectures.families import families
-from edgeq.architectures.mlx_config import cut_window
+from edgeq.architectures.mlx_config import alike_tokens
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.measuring.verify import verify
 from edgeq.registry import ACTIVATIONS, LOGITS, load
@@ -53,7 +53,7 @@ def assert_close(found, expected, *, within=CLOSE):
 @pytest.mark.parametrize("name", SLOW)
 def test_a_row_predicts_in_mlx_lm_and_in_the_backend_as_in_torch(rng, tmp_path, windows, name):
     solved = solve_row(name, rng)
-    window = cut_window(solved.record.decoder)
+    window = alike_tokens(solved.record.decoder)
     windows = windows[:, :window]
     written = tmp_path / "mlx"
     written.mkdir()
@@ -69,6 +69,36 @@ def test_a_row_predicts_in_mlx_lm_and_in_the_backend_as_in_torch(rng, tmp_path, 
     # mlx-lm rounds the scale of Gemma 3's embedding to bfloat16
     within = 1e-3 if "gemma3" in name else CLOSE
     assert_close(np.stack(list(runtime.logits(windows))), expected, within=within)
+
+
+def test_short_factors_of_longrope_reach_mlx_lm(rng, tmp_path, windows):
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [float(each) for each in np.linspace(1, 2, 12)],
+        "long_factor": [float(each) for each in np.linspace(3, 9, 12)],
+        "partial_rotary_factor": 0.75,
+    }
+    solved = solve_row(
+        "phi3 / phi-4-mini", rng, rope_parameters=rope, original_max_position_embeddings=64
+    )
+    assert alike_tokens(solved.record.decoder) == 64
+    assert "up to 64 tokens" in MlxExporter().notes(solved.record, {})[0]
+    MlxExporter().write(solved, tmp_path)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    save_row(solved, checkpoint)
+    runtime = load(LOGITS["mlx-lm"], "mlx")(tmp_path, exact=True)
+    found, expected = (
+        np.stack(list(runtime.logits(windows))),
+        logits_of(checkpoint, windows[:, :64]),
+    )
+    assert_close(found[:, :64], expected)
+    beyond = logits_of(checkpoint, windows)
+    assert np.abs(found - beyond).max() > 0.1 * np.abs(beyond).max()
+    streamed = load(LOGITS["mlx"], "evaluation")(open_source(str(checkpoint)))
+    with pytest.raises(UnsupportedModel, match="other factors beyond 64"):
+        list(streamed.logits(windows))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -93,6 +123,11 @@ def test_a_row_that_mlx_lm_computes_otherwise_is_refused(rng, name):
         ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention"]}, "that slide"),
         ("olmo3", {"layer_types": ["full_attention"] * 2}, "that slide"),
         ("exaone4", {"layer_types": ["full_attention"] * 2}, "that slide"),
+        (
+            "phi3 / phi-4-mini",
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 16}},
+            "lacks long_factor",
+        ),
         ("nemotron", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "type 'linear'"),
     ],
 )

@@ -19,7 +19,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
 from edgeq.architectures.mlx import why_not_mlx
-from edgeq.architectures.mlx_config import cut_window, mlx_config, mlx_names, mlx_stacks
+from edgeq.architectures.mlx_config import alike_tokens, mlx_config, mlx_names, mlx_stacks
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
@@ -232,17 +232,22 @@ def undo_rounded_scale(model: Module, hidden: int) -> None:
 
 
 def check_window(source: ModelSource, tokens: int) -> None:
-    """Refuse texts beyond a window that mlx-lm does not know: it attends to everything.
+    """Refuse texts that are longer than mlx-lm computes as torch does.
 
     Raises: UnsupportedModel.
     """
-    window = cut_window(source.record.decoder)
-    if window is not None and tokens > window:
-        raise UnsupportedModel(
-            f"backend 'mlx': sequences of {tokens} tokens, but this model attends to a window of "
-            f"{window}, which mlx-lm's {source.record.decoder.model_type} does not know; "
-            f"choose --sequence-length {window} or less, or another --backend"
-        )
+    decoder = source.record.decoder
+    most = alike_tokens(decoder)
+    if most is None or tokens <= most:
+        return
+    reason = f"this model attends to a window of {most}"
+    if most != decoder.window:
+        reason = f"this model rotates by other factors beyond {most}"
+    raise UnsupportedModel(
+        f"backend 'mlx': sequences of {tokens} tokens, but {reason}, "
+        f"which mlx-lm's {decoder.model_type} does not know; "
+        f"choose --sequence-length {most} or less, or another --backend"
+    )
 
 
 def model_definition(name: str) -> ModuleType:

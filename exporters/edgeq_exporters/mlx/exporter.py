@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from edgeq.architectures.mlx import why_not_mlx
-from edgeq.architectures.mlx_config import cut_window, mlx_stacks
+from edgeq.architectures.mlx_config import computes_windows, mlx_stacks, short_tokens
 from edgeq.decoder import ModelRecord, Shape
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
@@ -57,8 +57,17 @@ class MlxExporter:
 
     def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
         """Say what the files will not hold of the model as it is."""
-        cut = record.decoder.names.mlx is not None and cut_window(record.decoder) is not None
-        return list(window_notes(record, "mlx-lm")) if cut else []
+        decoder = record.decoder
+        if decoder.names.mlx is None:
+            return []
+        notes = [] if computes_windows(decoder) else list(window_notes(record, "mlx-lm"))
+        short = short_tokens(decoder)
+        if short is not None:
+            notes.append(
+                f"rotary factors in the file are those of texts of up to {short} tokens: "
+                "beyond it transformers takes others, which mlx-lm does not"
+            )
+        return notes
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""
