@@ -71,6 +71,55 @@ def test_a_row_predicts_in_mlx_lm_and_in_the_backend_as_in_torch(rng, tmp_path, 
     assert_close(np.stack(list(runtime.logits(windows))), expected, within=within)
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0}
+YARN |= {"original_max_position_embeddings": 32, "attention_factor": 1.2079441541679836}
+BY_KIND = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 3e4},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+}
+OF_FULL = {
+    "full_attention": YARN,
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+ALPHA = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}
+OPTIONS = [
+    ("qwen3", {"rope_parameters": YARN}),
+    ("gemma3_text", {"rope_parameters": BY_KIND}),
+    ("olmo3", {"rope_parameters": OF_FULL, "attention_bias": True}),
+    ("hunyuan_v1_dense", {"rope_parameters": ALPHA, "attention_bias": True}),
+    ("granite", {"attention_bias": True, "mlp_bias": True}),
+    ("ernie4_5", {"use_bias": True, "tie_word_embeddings": True}),
+    ("helium", {"attention_bias": True, "mlp_bias": True}),
+    ("cohere", {"attention_bias": True}),
+    ("seed_oss", {"attention_out_bias": True, "mlp_bias": True}),
+    ("nemotron", {"attention_bias": True, "mlp_bias": True, "partial_rotary_factor": 0.25}),
+    ("smollm3", {"use_sliding_window": True, "sliding_window": 16, "mlp_bias": True}),
+    ("stablelm", {"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
+    ("internlm3", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+    ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    ("cohere2", {"layer_types": ["full_attention"] * 2}),
+    ("gemma3_text", {"layer_types": ["full_attention"] * 2, "tie_word_embeddings": False}),
+    ("ministral", {"layer_types": ["sliding_attention"] * 2}),
+    ("qwen3_moe", {"mlp_only_layers": [0], "norm_topk_prob": True}),
+    ("olmoe", {"norm_topk_prob": True, "tie_word_embeddings": True}),
+    ("glm4_moe", {"use_qk_norm": True, "routed_scaling_factor": 2.5}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "changes"), OPTIONS)
+def test_options_of_families_reach_mlx_lm(rng, tmp_path, windows, name, changes):
+    solved = solve_row(name, rng, **changes)
+    windows = windows[:, : alike_tokens(solved.record.decoder)]
+    MlxExporter().write(solved, tmp_path)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    expected = logits_of(save_row(solved, checkpoint), windows)
+    runtime = load(LOGITS["mlx-lm"], "mlx")(tmp_path, exact=True)
+    within = 1e-3 if "gemma3" in name else CLOSE
+    assert_close(np.stack(list(runtime.logits(windows))), expected, within=within)
+
+
 def test_short_factors_of_longrope_reach_mlx_lm(rng, tmp_path, windows):
     rope = {
         "rope_type": "longrope",
@@ -119,6 +168,7 @@ def test_a_row_that_mlx_lm_computes_otherwise_is_refused(rng, name):
         ("qwen2_moe", {"norm_topk_prob": True}, "expert weights that do not sum to one"),
         ("qwen2_moe", {"qkv_bias": False}, "q_proj has no bias"),
         ("qwen2_moe", {"mlp_only_layers": [0]}, "experts in some blocks only"),
+        ("glm4_moe", {"n_group": 2}, "experts chosen by group"),
         ("olmoe", {"clip_qkv": 2.0}, "clipped queries"),
         ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention"]}, "that slide"),
         ("olmo3", {"layer_types": ["full_attention"] * 2}, "that slide"),
@@ -127,6 +177,11 @@ def test_a_row_that_mlx_lm_computes_otherwise_is_refused(rng, name):
             "phi3 / phi-4-mini",
             {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 16}},
             "lacks long_factor",
+        ),
+        (
+            "hunyuan_v1_dense",
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "without alpha",
         ),
         ("nemotron", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "type 'linear'"),
     ],
@@ -188,6 +243,20 @@ def test_windows_that_mlx_lm_computes_leave_the_context_as_it_is(rng):
     assert MlxExporter().notes(solved.record, {}) == []
     cut = solve_row("mistral window 32", rng)
     assert "cut to 32 tokens" in MlxExporter().notes(cut.record, {})[0]
+
+
+def test_dense_experts_of_which_one_exceeds_float16_are_all_wider(rng, tmp_path):
+    solved = solve_row("mixtral", rng)
+    stack = "model.layers.0.block_sparse_moe.experts"
+    for number in range(4):
+        name = f"{stack}.{number}.w2.weight"
+        solved.arrays[name] = solved.layers.pop(name).dequantized()
+    solved.arrays[f"{stack}.3.w2.weight"][0, 0] = 1e6
+    MlxExporter().write(solved, tmp_path)
+    assert verify(tmp_path)["differences"] == []
+    stored = load_file(tmp_path / "model.safetensors")
+    down = stored["model.layers.0.block_sparse_moe.switch_mlp.down_proj.weight"]
+    assert down.dtype == np.float32 and down[3, 0, 0] == 1e6
 
 
 def test_a_changed_expert_is_found_by_its_number(rng, tmp_path):

@@ -36,7 +36,6 @@ COMPUTES = frozenset(
         features.HEAD_NORMS,
         features.PARTIAL_ROTARY,
         CORRECTED,
-        GROUPED,
     }
 )
 NAMES = RuntimeNames(

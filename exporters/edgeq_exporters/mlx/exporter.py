@@ -133,6 +133,10 @@ def _tensor(
         _part(model, grids, dense, source, f"{name}[{number}]")
         for number, source in enumerate(stacks[name])
     ]
+    if len({str(array.dtype) for stored, _ in made for array in stored.values()}) > 1 and all(
+        grids[source][1] is None for source in stacks[name]
+    ):  # one expert has numbers that others' type does not hold
+        return _tensor(model, grids, "float32", stacks, name)
     return stack_tensors(name, [stored for stored, _ in made]), [entry for _, entry in made]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgeq.types import NumpyArray
+from edgeq.types import Grid, NumpyArray
 from edgeq.words import describe_grid
 from edgeq_exporters.common.decoder import Shapes
 
@@ -15,18 +15,10 @@ Stacks = Mapping[str, tuple[str, ...]]
 def why_not_stacks(stacks: Stacks, grids: Shapes) -> str | None:
     """Say which experts lie on several grids, or None: a stack has one number of bits."""
     for name, sources in stacks.items():
-        kinds = {source: grids[source][1] for source in sources}
-        first = kinds[sources[0]]
-        for source, grid in kinds.items():
-            alike = (
-                grid is None
-                or first is None
-                or (
-                    (grid.bits, grid.group_size, grid.scale_dtype)
-                    == (first.bits, first.group_size, first.scale_dtype)
-                )
-            )
-            if (grid is None) == (first is None) and alike:
+        first = grids[sources[0]][1]
+        for source in sources:
+            grid = grids[source][1]
+            if _in_file(grid) == _in_file(first):
                 continue
             found = " and ".join(
                 "dense" if each is None else describe_grid(each) for each in (first, grid)
@@ -36,6 +28,11 @@ def why_not_stacks(stacks: Stacks, grids: Shapes) -> str | None:
                 f"but they are on several grids ({found}); choose one for all of them"
             )
     return None
+
+
+def _in_file(grid: Grid | None) -> tuple[int, int | None, str] | None:
+    """Give what a stack has one of: bits, group size, type of scales; None for dense ones."""
+    return None if grid is None else (grid.bits, grid.group_size, grid.scale_dtype)
 
 
 def stacked(stacks: Stacks, grids: Shapes) -> Shapes:
