@@ -3,6 +3,7 @@
 Whether it computes a model as torch does is said in `edgeq.architectures.mlx`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ from edgeq.architectures.llama_like import FULL, SLIDING
 from edgeq.decoder import Decoder, MlxNames, ModelRecord, Rope
 
 NOT_COPIED = ("quantization", "quantization_config", "quantize_activations", "rope_traditional")
+
+ROUNDED_SCALE = ("gemma3_text",)
+"""Modules that round the scale of embeddings to bfloat16, also where they compute in float32."""
 
 
 def mlx_names(decoder: Decoder) -> MlxNames:
@@ -65,6 +69,14 @@ def short_tokens(decoder: Decoder) -> int | None:
         return None
     length = int(rope.settings["original_max_position_embeddings"])
     return None if decoder.context is not None and decoder.context <= length else length
+
+
+def rounds_scale(decoder: Decoder) -> bool:
+    """Say whether mlx-lm scales embeddings by another number than torch does in float32."""
+    bits = 7  # of a bfloat16 behind the first one
+    step = 2.0 ** (math.frexp(decoder.embedding_scale)[1] - 1 - bits)
+    is_rounded = decoder.embedding_scale % step != 0
+    return is_rounded and mlx_names(decoder).module in ROUNDED_SCALE
 
 
 def computes_windows(decoder: Decoder) -> bool:

@@ -14,6 +14,7 @@ from solved_rows import logits_of, save_row, solve_row
 from benchmarks.architectures.rows import ROWS
 from edgeq.architectures.families import families
 from edgeq.architectures.mlx_config import alike_tokens
+from edgeq.architectures.record import read_record
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.measuring.verify import verify
 from edgeq.registry import ACTIVATIONS, LOGITS, load
@@ -239,8 +240,9 @@ def test_a_mixture_cannot_be_calibrated_in_mlx(rng, tmp_path, windows):
 
 
 def test_windows_that_mlx_lm_computes_leave_the_context_as_it_is(rng):
-    solved = solve_row("gemma3_text", rng)
-    assert MlxExporter().notes(solved.record, {}) == []
+    for name in ("gemma3_text", "cohere2"):
+        notes = MlxExporter().notes(solve_row(name, rng).record, {})
+        assert not any("cut" in note for note in notes)
     cut = solve_row("mistral window 32", rng)
     assert "cut to 32 tokens" in MlxExporter().notes(cut.record, {})[0]
 
@@ -269,3 +271,11 @@ def test_a_changed_expert_is_found_by_its_number(rng, tmp_path):
     found = verify(tmp_path)["differences"]
     assert any(f"tensor '{stack}.weight[2]': hash" in line for line in found)
     assert len(found) == 2  # that, and the file
+
+
+@pytest.mark.parametrize(("hidden", "is_rounded"), [(128, True), (256, False), (2304, False)])
+def test_a_rounded_scale_of_embeddings_is_said(hidden, is_rounded):
+    kind, settings = ROWS["gemma3_text"]
+    record = read_record(kind, _config(kind, settings, {"hidden_size": hidden}))
+    notes = MlxExporter().notes(record, {})
+    assert any("rounds the scale" in note for note in notes) == is_rounded

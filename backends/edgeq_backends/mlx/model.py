@@ -19,7 +19,13 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
 from edgeq.architectures.mlx import why_not_mlx
-from edgeq.architectures.mlx_config import alike_tokens, mlx_config, mlx_names, mlx_stacks
+from edgeq.architectures.mlx_config import (
+    alike_tokens,
+    mlx_config,
+    mlx_names,
+    mlx_stacks,
+    rounds_scale,
+)
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
@@ -31,7 +37,6 @@ if find_spec("mlx_lm") is None:  # imported later, and only in part
     raise ModuleNotFoundError("No module named 'mlx_lm'", name="mlx_lm")
 
 EMBEDDING = "model.embed_tokens."  # all that runs before the blocks
-ROUNDED_SCALE = ("gemma3_text",)  # modules of mlx-lm
 
 
 class PassThrough:
@@ -208,7 +213,7 @@ def empty_model(source: ModelSource) -> Module:
     model: Module = module.Model(module.ModelArgs.from_dict(mlx_config(source.record)))
     if decoder.tied_head and hasattr(model, "lm_head"):
         model.sanitize({})  # which sees that there is no head
-    if mlx_names(decoder).module in ROUNDED_SCALE:
+    if rounds_scale(decoder):
         undo_rounded_scale(model, decoder.hidden)
     model.eval()
     return model

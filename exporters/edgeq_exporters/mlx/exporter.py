@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from edgeq.architectures.mlx import why_not_mlx
-from edgeq.architectures.mlx_config import computes_windows, mlx_stacks, short_tokens
+from edgeq.architectures.mlx_config import computes_windows, mlx_stacks, rounds_scale, short_tokens
 from edgeq.decoder import ModelRecord, Shape
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
@@ -66,6 +66,11 @@ class MlxExporter:
             notes.append(
                 f"rotary factors in the file are those of texts of up to {short} tokens: "
                 "beyond it transformers takes others, which mlx-lm does not"
+            )
+        if rounds_scale(decoder):
+            notes.append(
+                f"mlx-lm rounds the scale of embeddings, {decoder.embedding_scale:.6g}, "
+                "to bfloat16, as the original does where it computes in that type"
             )
         return notes
 
