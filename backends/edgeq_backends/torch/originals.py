@@ -23,6 +23,7 @@ from edgeq_backends.torch.loading import load_directory, quiet
 FETCH_AGAIN = "fetch the checkpoint again"
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED_HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
+ATTENTION = "sdpa"  # whatever code for it a config asks for; that code may not be installed
 LARGEST_CODE = 127  # of signed 8 bits, symmetric around 0
 
 Round = Callable[[torch.Tensor], torch.Tensor]
@@ -100,20 +101,6 @@ def attention_code(path: Path) -> str:
 def owned(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """List the parameters that a module holds itself, by their names in it."""
     return {name: each for name, each in module._parameters.items() if each is not None}
-
-
-def attention_code(path: Path) -> str:
-    """Choose attention code that a model's class has: "sdpa", else "eager".
-
-    What a config asks for may not be installed. Gemma 2, whose scores are capped, has "eager" only.
-    """
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except Exception:  # the loader of the model says it better
-        return "sdpa"
-    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return "sdpa" if model is None or model._supports_sdpa else "eager"
 
 
 def stored_dtype(path: Path) -> torch.dtype:
