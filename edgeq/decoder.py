@@ -170,11 +170,9 @@ class MlxNames:
     sliding is how it is told which blocks slide: "types" by layer_types, of which some must be
     full; "both types" by these, but not without any; "period" by the place of full ones; "letters"
     as "LLG". Where it is empty, and where a model has what cannot be told so, all blocks attend to
-    everything. local_base is the key for the rotary base of blocks that slide; nested_rope: rotary
-    embedding is read from rope_parameters.
-
-    experts are the paths in a block of its stacks of experts, by the last part of an expert's
-    layers. always are the features without which it does not compute.
+    everything. local_base is the key for the rotary base of blocks that slide; nested_rope: it is
+    in rope_parameters. experts are the paths in a block of stacks of experts, by the last part of
+    an expert's layers. always are the features without which it does not compute.
     """
 
     module: str

@@ -198,6 +198,7 @@ def _experts(decoder: Decoder) -> dict[str, Any]:
     return {
         "num_experts": experts.count,
         "num_local_experts": experts.count,
+        "n_routed_experts": experts.count,
         "num_experts_per_tok": experts.per_token,
         "moe_intermediate_size": experts.inner,
         "shared_expert_intermediate_size": experts.shared_inner,

@@ -202,10 +202,6 @@ def empty_model(source: ModelSource) -> Module:
     Raises: UnsupportedModel when mlx-lm would compute something else.
     """
     reason = why_not_mlx(source.record)
-    if reason is None and any(
-        linear.expert is not None for linear in source.record.decoder.linears()
-    ):
-        reason = "experts of a mixture are run one by one in torch only; choose another --backend"
     if reason is not None:
         raise UnsupportedModel(f"backend 'mlx': {reason}")
     decoder = source.record.decoder

@@ -51,7 +51,6 @@ NAMES = RuntimeNames(
     ),
 )
 SILENT = {
-    "n_routed_experts": 128,
     "n_shared_experts": 1,
     "num_experts_per_tok": 8,
     "moe_intermediate_size": 1408,
@@ -69,7 +68,7 @@ PART = 0.5  # of a head is rotated where the config is silent
 def describe(config: Mapping[str, Any]) -> Decoder:
     """Describe a GLM 4.5: the first blocks are dense, every token passes shared experts besides."""
     config = {**SILENT, **config}
-    count = expert_count(config, "n_routed_experts", "num_local_experts")
+    count = expert_count({**config, "num_experts": config.get("n_routed_experts")}, silent=128)
     inner = positive_integer(config, "moe_intermediate_size")
     experts = Experts(
         count,
