@@ -163,9 +163,17 @@ class GgufNames:
 class MlxNames:
     """The name of a family in mlx-lm, and where that computes something else than transformers.
 
-    module is the one of mlx_lm.models; foreign_keys are config keys that it obeys and transformers
-    does not; biased, computes, activations and plain_heads are as in `GgufNames`. Where it does not
-    compute windows, all its layers attend to everything.
+    module is the one of mlx_lm.models, model_type what config.json must say for it, where that is
+    another word. foreign_keys are config keys that it obeys and transformers does not; biased,
+    computes, activations, rope_kinds and plain_heads are as in `GgufNames`. always_biased: no layer
+    of these can be without. head: whether it can tie the head, must, or cannot.
+
+    sliding is how it is told which blocks slide: "types" by layer_types, of which some must be
+    full; "both types" by these, but not without any; "period" by the place of full ones; "letters"
+    as "LLG". Where it is empty, and where a model has what cannot be told so, all blocks attend to
+    everything. local_base is the key for the rotary base of blocks that slide; nested_rope: it is
+    in rope_parameters. experts are the paths in a block of stacks of experts, by the last part of
+    an expert's layers. always are the features without which it does not compute.
     """
 
     module: str
@@ -174,6 +182,15 @@ class MlxNames:
     activations: tuple[str, ...] = ("silu",)
     foreign_keys: tuple[str, ...] = ()
     plain_heads: bool = False
+    always_biased: bool = False
+    rope_kinds: tuple[str, ...] = ("default", "linear", "llama3", "dynamic", "yarn")
+    sliding: Literal["", "types", "both types", "period", "letters"] = ""
+    local_base: str = ""
+    nested_rope: bool = False
+    head: Literal["either", "tied", "own"] = "either"
+    model_type: str = ""
+    experts: Mapping[str, str] = field(default_factory=dict)
+    always: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

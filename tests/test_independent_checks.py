@@ -96,7 +96,7 @@ def ids(rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "gemma2"])
 def test_a_directory_is_predicted_as_a_plain_float32_load_does(tmp_path, ids, kind, dtype):
     folder = save_tiny(tmp_path / "model", kind)
     kinds = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

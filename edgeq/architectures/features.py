@@ -35,6 +35,7 @@ EXPERTS = "a mixture of experts"
 SHARED_EXPERTS = "experts that every token passes"
 SIGMOID_ROUTER = "experts weighed by sigmoids"
 FREE_EXPERT_WEIGHTS = "expert weights that do not sum to one"
+SOME_EXPERTS = "experts in some blocks only"
 EMBEDDING_SCALE = "scaled embeddings"
 RESIDUAL_SCALE = "scaled residuals"
 LOGIT_SCALE = "scaled logits"
@@ -54,11 +55,16 @@ def features_of(decoder: Decoder) -> list[str]:
         LOGIT_CAP: decoder.logit_cap is not None,
         HEAD_BIAS: f"{decoder.head.removesuffix('weight')}bias" in decoder.others,
         ROTARY_BY_BLOCK: len(distinct_ropes(decoder)) > 1,
+        SOME_EXPERTS: len({_has_experts(layer) for layer in decoder.layers}) > 1,
     }
     found = {feature for feature, is_there in of_model.items() if is_there}
     for layer in decoder.layers:
         found.update(_of_layer(layer))
     return [*sorted(found), *decoder.traits]
+
+
+def _has_experts(layer: Layer) -> bool:
+    return layer.mlp is not None and layer.mlp.experts is not None
 
 
 def _of_layer(layer: Layer) -> Iterator[str]:

@@ -53,6 +53,8 @@ AROUND: Mapping[NormPlace, str] = {
     "after mlp": "post_feedforward_layernorm",
 }
 """Names of the norms of a block by place: Llama's, those of OLMo 2, those of Gemma 2."""
+MLX_STACKS = {name: f"mlp.switch_mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")}
+"""Where most of mlx-lm's modules stack the experts of a block."""
 HEAD_NORMS: Mapping[NormPlace, str] = {"queries": "self_attn.q_norm", "keys": "self_attn.k_norm"}
 
 

@@ -25,6 +25,8 @@ DEFAULT_THETA = 10000.0
 CONTEXT_KEYS = ("model_type", "max_position_embeddings", "original_max_position_embeddings")
 SMALLEST = float(np.finfo(np.float32).tiny)
 LARGEST = float(np.finfo(np.float32).max)
+ROTATE_PARTS = ("glm", "glm4", "glm4_moe", "nemotron", "phi", "phi3", "stablelm")
+"""Model types whose code rotates a part of a head by any type of rotary embedding."""
 KINDS = ("default", "linear", "llama3")
 """Rope types that `frequencies` computes."""
 WITH_YARN = (*KINDS, "yarn")
@@ -242,10 +244,12 @@ def check_rotated(config: Mapping[str, Any], width: int) -> None:
     """Refuse heads of so many columns that would be rotated in part by a kind that turns them all.
 
     Without scaling transformers goes by no such factor, and "proportional" has its own rule: the
-    rest of its columns are rotated by nothing.
+    rest of its columns are rotated by nothing. Some families rotate a part by all.
 
     Raises: BadInput.
     """
+    if config.get("model_type") in ROTATE_PARTS:
+        return
     key, rope = "partial_rotary_factor", rope_of(config)
     part = rope.settings.get(key, 1.0 if config.get(key) is None else config[key])
     whole = part is not None and int(width * part) == width

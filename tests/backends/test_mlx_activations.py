@@ -154,6 +154,6 @@ def test_weights_are_in_memory_only_while_their_block_is_visited(streams):
 
 def test_a_model_that_mlx_lm_would_compute_otherwise_is_refused(windows):
     model = random_model("llama")
-    model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-    with pytest.raises(UnsupportedModel, match="rope type 'dynamic'"):
+    model.config.rope_parameters = {"rope_type": "proportional", "rope_theta": 10000.0}
+    with pytest.raises(UnsupportedModel, match="rope type 'proportional'"):
         load(LOGITS["mlx"], "evaluation")(models.MemorySource(model))

@@ -11,6 +11,7 @@ from edgeq.types import Grid
 from edgeq_exporters.mlx.exporter import MlxExporter
 
 BIAS = "model.layers.0.self_attn.q_proj.bias"
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
 FACTOR_ONLY = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0}
 
 
@@ -75,17 +76,28 @@ def test_inputs_that_groups_do_not_divide_are_refused(rng, tmp_path, columns, gr
         ({"rms_norm_eps": None}, "config.json lacks rms_norm_eps, which mlx-lm needs"),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
-            "rope type 'yarn' of a llama model is not supported",
+            "rope type 'yarn' lacks factor",
+        ),
+        ({"rope_parameters": YARN | {"attention_factor": 2.0}}, "attention_factor 2.0"),
+        ({"rope_parameters": YARN | {"mscale": 0.7}}, "one of mscale and mscale_all_dim"),
+        ({"rope_parameters": YARN | {"truncate": False}}, "truncate false"),
+        (
+            {
+                "rope_parameters": None,
+                "rope_scaling": {"type": "dynamic", "factor": 2.0},
+                "max_position_embeddings": None,
+            },
+            "rope type 'dynamic' needs max_position_embeddings",
         ),
         (
-            {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
-            "rope type 'dynamic'",
+            {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
+            "rope type 'proportional' of a llama model is not supported",
         ),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-            "partial_rotary_factor 0.5",
+            "rotary embedding of a part of each head",
         ),
-        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor 0.25"),
+        ({"partial_rotary_factor": 0.25}, "rotary embedding of a part of each head"),
         ({"attention_bias": True}, f"no tensor '{BIAS}', which config.json asks for"),
         ({"mlp_bias": True}, "no tensor 'model.layers.0.mlp.gate_proj.bias'"),
         ({"tie_word_embeddings": False}, "no tensor 'lm_head.weight'"),

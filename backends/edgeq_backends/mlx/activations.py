@@ -1,5 +1,6 @@
 """Run calibration streams and plain predictions of mlx-lm models in MLX."""
 
+from edgeq.errors import UnsupportedModel
 from edgeq.protocols import ModelSource
 from edgeq.streams.blockwise import BlockwiseLogits, CalibrationStreams, Flow
 from edgeq.types import NumpyArray
@@ -10,6 +11,7 @@ class MlxActivations(CalibrationStreams):
     """Calibration streams of an mlx-lm model.
 
     Shapes: windows (count, tokens) of token ids.
+    Raises: UnsupportedModel for a mixture of experts.
     """
 
     def __init__(
@@ -20,6 +22,7 @@ class MlxActivations(CalibrationStreams):
         drift: float = 1.0,
         flow: Flow | None = None,
     ) -> None:
+        check_experts(source)
         super().__init__(StreamedModel(source), windows, drift=drift, flow=flow)
 
 
@@ -28,3 +31,16 @@ class MlxLogits(BlockwiseLogits):
 
     def __init__(self, source: ModelSource) -> None:
         super().__init__(StreamedModel(source))
+
+
+def check_experts(source: ModelSource) -> None:
+    """Refuse to calibrate a mixture: mlx-lm computes all its experts at once.
+
+    Raises: UnsupportedModel.
+    """
+    decoder = source.record.decoder
+    if any(linear.expert is not None for linear in decoder.linears()):
+        raise UnsupportedModel(
+            f"backend 'mlx': the mixture of experts of a {decoder.model_type} model cannot be "
+            "calibrated, as mlx-lm computes all experts at once; choose --backend cpu or cuda"
+        )

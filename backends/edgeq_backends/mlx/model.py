@@ -18,7 +18,14 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
-from edgeq.architectures.mlx import mlx_config, why_not_mlx
+from edgeq.architectures.mlx import why_not_mlx
+from edgeq.architectures.mlx_config import (
+    alike_tokens,
+    mlx_config,
+    mlx_names,
+    mlx_stacks,
+    rounds_scale,
+)
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
@@ -164,11 +171,15 @@ class StreamedModel:
 
 
 def read_parameter(source: ModelSource, name: str, shape: tuple[int, ...]) -> mx.array:
-    """Read a parameter's values in float32.
+    """Read a parameter's values in float32; those of experts are stacked.
 
     Raises: BadInput when the source's tensor has another shape.
     """
-    weight = read_weight(source, name)
+    experts = mlx_stacks(source.record.decoder).get(name)
+    if experts is None:
+        weight = read_weight(source, name)
+    else:
+        weight = np.stack([read_weight(source, expert) for expert in experts])
     if weight.shape != shape:
         raise BadInput(
             f"tensor {name!r}: shape {list(weight.shape)}, but config.json asks for {list(shape)}; "
@@ -191,32 +202,53 @@ def empty_model(source: ModelSource) -> Module:
     Raises: UnsupportedModel when mlx-lm would compute something else.
     """
     reason = why_not_mlx(source.record)
-    if reason is None and any(
-        linear.expert is not None for linear in source.record.decoder.linears()
-    ):
-        reason = "experts of a mixture are run one by one in torch only; choose another --backend"
     if reason is not None:
         raise UnsupportedModel(f"backend 'mlx': {reason}")
-    names = source.record.decoder.names.mlx
-    assert names is not None
-    module = model_definition(names.module)
+    decoder = source.record.decoder
+    module = model_definition(mlx_names(decoder).module)
     model: Module = module.Model(module.ModelArgs.from_dict(mlx_config(source.record)))
+    if decoder.tied_head and hasattr(model, "lm_head"):
+        model.sanitize({})  # which sees that there is no head
+    if rounds_scale(decoder):
+        undo_rounded_scale(model, decoder.hidden)
     model.eval()
     return model
 
 
+def undo_rounded_scale(model: Module, hidden: int) -> None:
+    """Have an embedding give what makes up for a scale that is rounded to bfloat16.
+
+    Transformers rounds it in models of that type only; streams are in float32.
+    """
+    exact = hidden**0.5
+    ratio = exact / mx.array(exact, mx.bfloat16).astype(mx.float32).item()
+    embedding = model.model.embed_tokens
+    kind = type(embedding)
+
+    def __call__(self: Any, ids: mx.array) -> mx.array:
+        found: mx.array = kind.__call__(self, ids) * ratio
+        return found
+
+    embedding.__class__ = type(kind.__name__, (kind,), {"__call__": __call__})
+
+
 def check_window(source: ModelSource, tokens: int) -> None:
-    """Refuse texts beyond a window that the model attends to: mlx-lm attends to everything.
+    """Refuse texts that are longer than mlx-lm computes as torch does.
 
     Raises: UnsupportedModel.
     """
-    window = source.record.decoder.window
-    if window is not None and tokens > window:
-        raise UnsupportedModel(
-            f"backend 'mlx': sequences of {tokens} tokens, but this model attends to a window of "
-            f"{window}, which mlx-lm's {source.record.decoder.model_type} does not know; "
-            f"choose --sequence-length {window} or less, or another --backend"
-        )
+    decoder = source.record.decoder
+    most = alike_tokens(decoder)
+    if most is None or tokens <= most:
+        return
+    reason = f"this model attends to a window of {most}"
+    if most != decoder.window:
+        reason = f"this model rotates by other factors beyond {most}"
+    raise UnsupportedModel(
+        f"backend 'mlx': sequences of {tokens} tokens, but {reason}, "
+        f"which mlx-lm's {decoder.model_type} does not know; "
+        f"choose --sequence-length {most} or less, or another --backend"
+    )
 
 
 def model_definition(name: str) -> ModuleType:

@@ -41,3 +41,12 @@ def with_common_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 def families_named(runtime: str) -> list[str]:
     """List the model types that a runtime, a field of `RuntimeNames`, has names for."""
     return [kind for kind, module in _modules().items() if getattr(module.NAMES, runtime)]
+
+
+def silent_keys(model_type: str) -> dict[str, Any]:
+    """Give what transformers takes where a config of this type is silent, as its family states it.
+
+    What all families share is not among it.
+    """
+    module = _modules().get(model_type)
+    return dict(getattr(module, "SILENT", {}))

@@ -24,7 +24,15 @@ COMPUTES = frozenset(
 NAMES = RuntimeNames(
     transformers="CohereForCausalLM",
     gguf=GgufNames("command-r", computes=COMPUTES, plain_heads=True, adjacent_rotary=True),
-    mlx=MlxNames("cohere", computes=COMPUTES, plain_heads=True),
+    mlx=MlxNames(
+        "cohere",
+        ATTENTION,
+        computes=COMPUTES,
+        foreign_keys=("layer_norm_bias",),
+        plain_heads=True,
+        rope_kinds=("default",),
+        head="tied",
+    ),
 )
 SILENT = {"tie_word_embeddings": True, "layer_norm_eps": 1e-5, "logit_scale": 0.0625}
 THETA = 500_000.0

@@ -34,7 +34,16 @@ NAMES = RuntimeNames(
     gguf=GgufNames(
         "cohere2", computes=COMPUTES | {features.WINDOWS}, plain_heads=True, adjacent_rotary=True
     ),
-    mlx=MlxNames("cohere2", computes=COMPUTES, plain_heads=True),
+    mlx=MlxNames(
+        "cohere2",
+        ATTENTION,
+        computes=COMPUTES,
+        foreign_keys=("layer_norm_bias",),
+        plain_heads=True,
+        rope_kinds=("default",),
+        sliding="period",
+        head="tied",
+    ),
 )
 SILENT = {
     "tie_word_embeddings": True,

@@ -17,7 +17,7 @@ COMPUTES = frozenset({features.ADJACENT_ROTARY})
 NAMES = RuntimeNames(
     transformers="Ernie4_5ForCausalLM",
     gguf=GgufNames("ernie4_5", computes=COMPUTES, adjacent_rotary=True),
-    mlx=MlxNames("ernie4_5", computes=COMPUTES),
+    mlx=MlxNames("ernie4_5", (*ATTENTION, *MLP), computes=COMPUTES, rope_kinds=("default",)),
     genai="ernie4_5",
 )
 SILENT = {"head_dim": 128, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}

@@ -24,7 +24,7 @@ COMPUTES = frozenset({features.NORMS_BEHIND, features.HEAD_NORMS, features.NO_RO
 NAMES = RuntimeNames(
     transformers="Exaone4ForCausalLM",
     gguf=GgufNames("exaone4", computes=COMPUTES | {features.WINDOWS}, plain_heads=True),
-    mlx=MlxNames("exaone4", computes=COMPUTES),
+    mlx=MlxNames("exaone4", computes=COMPUTES, sliding="letters"),
 )
 SILENT = {"sliding_window": 4096, "sliding_window_pattern": 4, "rms_norm_eps": 1e-5}
 

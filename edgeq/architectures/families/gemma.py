@@ -17,7 +17,10 @@ COMPUTES = frozenset({features.NORM_OFFSET, features.EMBEDDING_SCALE})
 NAMES = RuntimeNames(
     transformers="GemmaForCausalLM",
     gguf=GgufNames("gemma", computes=COMPUTES, activations=TANH),
-    mlx=MlxNames("gemma", computes=COMPUTES, activations=TANH),
+    # mlx-lm computes the exact function, where the model was trained with its approximation
+    mlx=MlxNames(
+        "gemma", computes=COMPUTES, activations=("gelu",), rope_kinds=("default",), head="tied"
+    ),
     genai="gemma",
 )
 # what transformers takes where a config is silent

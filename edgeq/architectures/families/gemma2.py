@@ -34,7 +34,14 @@ NAMES = RuntimeNames(
     gguf=GgufNames(
         "gemma2", computes=COMPUTES | {features.WINDOWS}, activations=("gelu_pytorch_tanh",)
     ),
-    mlx=MlxNames("gemma2", computes=COMPUTES, activations=("gelu_pytorch_tanh",)),
+    mlx=MlxNames(
+        "gemma2",
+        computes=COMPUTES,
+        activations=("gelu_pytorch_tanh",),
+        rope_kinds=("default",),
+        head="tied",
+        always=frozenset({features.SCORE_CAP, features.LOGIT_CAP}),
+    ),
     genai="gemma2",
 )
 # what transformers takes where a config is silent

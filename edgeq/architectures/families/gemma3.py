@@ -38,7 +38,13 @@ NAMES = RuntimeNames(
     gguf=GgufNames(
         "gemma3", computes=COMPUTES | {features.WINDOWS}, activations=("gelu_pytorch_tanh",)
     ),
-    mlx=MlxNames("gemma3_text", computes=COMPUTES, activations=("gelu_pytorch_tanh",)),
+    mlx=MlxNames(
+        "gemma3_text",
+        computes=COMPUTES,
+        activations=("gelu_pytorch_tanh",),
+        sliding="period",
+        local_base="rope_local_base_freq",
+    ),
     genai="gemma3_text",
 )
 # what transformers takes where a config is silent

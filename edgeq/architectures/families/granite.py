@@ -23,7 +23,7 @@ COMPUTES = frozenset(
 NAMES = RuntimeNames(
     transformers="GraniteForCausalLM",
     gguf=GgufNames("granite", (*ATTENTION, *MLP), computes=COMPUTES, adjacent_rotary=True),
-    mlx=MlxNames("granite", computes=COMPUTES),
+    mlx=MlxNames("granite", (*ATTENTION, *MLP), computes=COMPUTES, plain_heads=True),
     genai="granite",
 )
 SILENT = {

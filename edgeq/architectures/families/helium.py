@@ -15,7 +15,14 @@ from edgeq.decoder import Decoder, MlxNames, RuntimeNames
 MODEL_TYPES = ("helium",)
 NAMES = RuntimeNames(
     transformers="HeliumForCausalLM",
-    mlx=MlxNames("helium", computes=frozenset({features.ADJACENT_ROTARY})),
+    mlx=MlxNames(
+        "helium",
+        (*QUERIES_KEYS_VALUES, *MLP),
+        computes=frozenset({features.ADJACENT_ROTARY}),
+        plain_heads=True,
+        rope_kinds=("default",),
+        head="own",
+    ),
 )
 SILENT = {"head_dim": 128, "rms_norm_eps": 1e-8}
 THETA = 100_000.0

@@ -17,7 +17,13 @@ COMPUTES = frozenset({features.HEAD_NORMS, NORMED_LAST})
 NAMES = RuntimeNames(
     transformers="HunYuanDenseV1ForCausalLM",
     gguf=GgufNames("hunyuan-dense", computes=COMPUTES),
-    mlx=MlxNames("hunyuan_v1_dense", computes=COMPUTES),
+    mlx=MlxNames(
+        "hunyuan_v1_dense",
+        ATTENTION,
+        computes=COMPUTES,
+        foreign_keys=("use_qk_norm",),
+        rope_kinds=("default", "dynamic"),
+    ),
     genai="hunyuan_v1_dense",
 )
 NORMS: Mapping[NormPlace, str] = {

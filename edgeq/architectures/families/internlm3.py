@@ -14,7 +14,12 @@ MODEL_TYPES = ("internlm3",)
 NAMES = RuntimeNames(
     transformers="InternLM3ForCausalLM",
     gguf=GgufNames("llama", (*ATTENTION, *MLP), adjacent_rotary=True, rope_kinds=WITH_YARN),
-    mlx=MlxNames("internlm3"),
+    mlx=MlxNames(
+        "internlm3",
+        foreign_keys=("qkv_bias", "bias"),
+        plain_heads=True,
+        rope_kinds=("default", "linear", "dynamic"),
+    ),
     genai="internlm3",
 )
 SILENT = {"head_dim": 128, "rms_norm_eps": 1e-5}

@@ -22,7 +22,12 @@ MODEL_TYPES = ("ministral",)
 NAMES = RuntimeNames(
     transformers="MinistralForCausalLM",
     gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=WITH_YARN),
-    mlx=MlxNames("llama", foreign_keys=("layer_types", "attention_bias", "mlp_bias")),
+    mlx=MlxNames(
+        "llama",
+        foreign_keys=("attention_bias", "mlp_bias"),
+        sliding="types",
+        model_type="llama",
+    ),
 )
 SILENT = {"sliding_window": 4096}
 

@@ -17,7 +17,17 @@ COMPUTES = frozenset({features.EXPERTS})
 NAMES = RuntimeNames(
     transformers="MixtralForCausalLM",
     gguf=GgufNames("llama", computes=COMPUTES, adjacent_rotary=True, rope_kinds=WITH_YARN),
-    mlx=MlxNames("mixtral", computes=COMPUTES),
+    mlx=MlxNames(
+        "mixtral",
+        computes=COMPUTES,
+        plain_heads=True,
+        rope_kinds=("default",),
+        experts={
+            "w1": "block_sparse_moe.switch_mlp.gate_proj",
+            "w2": "block_sparse_moe.switch_mlp.down_proj",
+            "w3": "block_sparse_moe.switch_mlp.up_proj",
+        },
+    ),
 )
 EXPERTS = ExpertNames(
     router="block_sparse_moe.gate.weight",

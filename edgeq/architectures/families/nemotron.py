@@ -33,7 +33,13 @@ NAMES = RuntimeNames(
         activations=("relu2",),
         plain_heads=True,
     ),
-    mlx=MlxNames("nemotron", (*ATTENTION, *UP_DOWN), computes=COMPUTES, activations=("relu2",)),
+    mlx=MlxNames(
+        "nemotron",
+        (*ATTENTION, *UP_DOWN),
+        computes=COMPUTES,
+        activations=("relu2",),
+        rope_kinds=("default",),
+    ),
     genai="nemotron",
 )
 SILENT = {"hidden_act": "relu2", "norm_eps": 1e-5}

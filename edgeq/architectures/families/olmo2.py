@@ -21,7 +21,7 @@ COMPUTES = frozenset({features.WHOLE_NORMS, features.NORMS_BEHIND})
 NAMES = RuntimeNames(
     transformers="Olmo2ForCausalLM",
     gguf=GgufNames("olmo2", computes=COMPUTES, plain_heads=True),
-    mlx=MlxNames("olmo2", computes=COMPUTES),
+    mlx=MlxNames("olmo2", ATTENTION, computes=COMPUTES, foreign_keys=("mlp_bias",)),
 )
 SILENT = {"rms_norm_eps": 1e-5}
 

@@ -28,7 +28,12 @@ NAMES = RuntimeNames(
     gguf=GgufNames(
         "olmo2", computes=COMPUTES | {features.WINDOWS, features.ROTARY_BY_BLOCK}, plain_heads=True
     ),
-    mlx=MlxNames("olmo3", computes=COMPUTES),
+    mlx=MlxNames(
+        "olmo3",
+        ATTENTION,
+        computes=COMPUTES | {features.ROTARY_BY_BLOCK},
+        sliding="both types",
+    ),
 )
 SILENT = {"sliding_window": 4096, "rms_norm_eps": 1e-5}
 THETA = 500_000.0

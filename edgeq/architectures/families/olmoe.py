@@ -12,6 +12,7 @@ from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import (
     ATTENTION,
     HEAD_NORMS,
+    MLX_STACKS,
     Differences,
     expert_count,
     llama_like,
@@ -23,7 +24,13 @@ COMPUTES = frozenset({features.EXPERTS, features.FREE_EXPERT_WEIGHTS, features.W
 NAMES = RuntimeNames(
     transformers="OlmoeForCausalLM",
     gguf=GgufNames("olmoe", computes=COMPUTES),
-    mlx=MlxNames("olmoe", computes=COMPUTES),
+    mlx=MlxNames(
+        "olmoe",
+        ATTENTION,
+        computes=COMPUTES,
+        foreign_keys=("mlp_bias",),
+        experts=MLX_STACKS,
+    ),
 )
 SILENT = {"num_experts_per_tok": 8, "rms_norm_eps": 1e-5}
 

@@ -33,7 +33,16 @@ COMPUTES = frozenset(
 NAMES = RuntimeNames(
     transformers="PhiForCausalLM",
     gguf=GgufNames("phi2", BIASED, computes=COMPUTES, activations=("gelu_new",), plain_heads=True),
-    mlx=MlxNames("phi", BIASED, computes=COMPUTES, activations=("gelu_new",), plain_heads=True),
+    mlx=MlxNames(
+        "phi",
+        BIASED,
+        computes=COMPUTES,
+        activations=("gelu_new", "gelu_pytorch_tanh"),
+        plain_heads=True,
+        always_biased=True,
+        rope_kinds=("default",),
+        head="own",
+    ),
     genai="phi",
 )
 SILENT = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5}

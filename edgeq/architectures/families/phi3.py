@@ -17,14 +17,16 @@ COMPUTES = frozenset({features.FUSED, features.PARTIAL_ROTARY})
 NAMES = RuntimeNames(
     transformers="Phi3ForCausalLM",
     gguf=GgufNames("phi3", computes=COMPUTES, plain_heads=True),
-    mlx=MlxNames("phi3", computes=COMPUTES),
+    mlx=MlxNames("phi3", computes=COMPUTES, plain_heads=True, rope_kinds=("default", "longrope")),
     genai="phi3",
 )
+SILENT = {"original_max_position_embeddings": 4096}
 LINEARS = LinearNames(inputs=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",))
 
 
 def describe(config: Mapping[str, Any]) -> Decoder:
     """Describe a Phi 3: one window for all blocks, or none."""
+    config = {**SILENT, **config}
     stated = config.get("sliding_window")
     own = Differences(
         windows=None if stated is None else positive_integer(config, "sliding_window"),

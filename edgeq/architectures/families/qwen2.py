@@ -18,7 +18,7 @@ MODEL_TYPES = ("qwen2",)
 NAMES = RuntimeNames(
     transformers="Qwen2ForCausalLM",
     gguf=GgufNames("qwen2", QUERIES_KEYS_VALUES, plain_heads=True),
-    mlx=MlxNames("qwen2", QUERIES_KEYS_VALUES, plain_heads=True),
+    mlx=MlxNames("qwen2", QUERIES_KEYS_VALUES, plain_heads=True, always_biased=True),
     genai="qwen2",
 )
 

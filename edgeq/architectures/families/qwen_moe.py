@@ -11,6 +11,7 @@ from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import (
     ATTENTION,
     HEAD_NORMS,
+    MLX_STACKS,
     QUERIES_KEYS_VALUES,
     Differences,
     ExpertNames,
@@ -27,13 +28,28 @@ SHARED = ROUTED | {features.SHARED_EXPERTS}
 QWEN2 = RuntimeNames(
     transformers="Qwen2MoeForCausalLM",
     gguf=GgufNames("qwen2moe", QUERIES_KEYS_VALUES, computes=SHARED, plain_heads=True),
-    mlx=MlxNames("qwen2_moe", QUERIES_KEYS_VALUES, computes=SHARED, plain_heads=True),
+    mlx=MlxNames(
+        "qwen2_moe",
+        QUERIES_KEYS_VALUES,
+        computes=SHARED,
+        plain_heads=True,
+        always_biased=True,
+        rope_kinds=("default",),
+        head="own",
+        experts=MLX_STACKS,
+        always=frozenset({features.FREE_EXPERT_WEIGHTS}),
+    ),
 )
 NORMED = frozenset({features.EXPERTS, features.HEAD_NORMS})
 QWEN3 = RuntimeNames(
     transformers="Qwen3MoeForCausalLM",
     gguf=GgufNames("qwen3moe", computes=NORMED),
-    mlx=MlxNames("qwen3_moe", computes=NORMED | {features.FREE_EXPERT_WEIGHTS}),
+    mlx=MlxNames(
+        "qwen3_moe",
+        computes=NORMED | {features.FREE_EXPERT_WEIGHTS, features.SOME_EXPERTS},
+        rope_kinds=("default",),
+        experts=MLX_STACKS,
+    ),
 )
 NAMES = QWEN3
 SILENT_QWEN2 = {

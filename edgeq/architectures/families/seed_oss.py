@@ -6,14 +6,21 @@ Source: transformers, modeling_seed_oss.py and configuration_seed_oss.py.
 from collections.abc import Mapping
 from typing import Any
 
-from edgeq.architectures.llama_like import MLP, QUERIES_KEYS_VALUES, Differences, llama_like
+from edgeq.architectures.llama_like import (
+    ATTENTION,
+    MLP,
+    QUERIES_KEYS_VALUES,
+    Differences,
+    llama_like,
+)
 from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("seed_oss",)
 NAMES = RuntimeNames(
     transformers="SeedOssForCausalLM",
     gguf=GgufNames("seed_oss", QUERIES_KEYS_VALUES),
-    mlx=MlxNames("seed_oss", QUERIES_KEYS_VALUES),
+    # mlx-lm multiplies by the words of a quantized embedding where the head is tied
+    mlx=MlxNames("seed_oss", (*ATTENTION, *MLP), head="own"),
 )
 SILENT = {"head_dim": 128, "attention_bias": True, "rms_norm_eps": 1e-6}
 

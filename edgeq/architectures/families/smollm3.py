@@ -27,7 +27,7 @@ COMPUTES = frozenset({features.NO_ROTARY})
 NAMES = RuntimeNames(
     transformers="SmolLM3ForCausalLM",
     gguf=GgufNames("smollm3", computes=COMPUTES, adjacent_rotary=True),
-    mlx=MlxNames("smollm3", computes=COMPUTES),
+    mlx=MlxNames("smollm3", (*ATTENTION, *MLP), computes=COMPUTES, sliding="types"),
     genai="smollm3",
 )
 SILENT = {"num_key_value_heads": 4, "tie_word_embeddings": True, "rms_norm_eps": 1e-6}

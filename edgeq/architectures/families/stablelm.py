@@ -16,7 +16,14 @@ COMPUTES = frozenset({features.LAYER_NORMS, features.NORM_BIASES, features.PARTI
 NAMES = RuntimeNames(
     transformers="StableLmForCausalLM",
     gguf=GgufNames("stablelm", QUERIES_KEYS_VALUES, computes=COMPUTES, plain_heads=True),
-    mlx=MlxNames("stablelm", QUERIES_KEYS_VALUES, computes=COMPUTES, plain_heads=True),
+    mlx=MlxNames(
+        "stablelm",
+        QUERIES_KEYS_VALUES,
+        computes=COMPUTES,
+        plain_heads=True,
+        rope_kinds=("default",),
+        head="own",
+    ),
 )
 SILENT = {"layer_norm_eps": 1e-5}
 PART = 0.25  # of a head is rotated where the config is silent

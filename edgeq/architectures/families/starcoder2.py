@@ -19,7 +19,16 @@ TANH = ("gelu_pytorch_tanh",)
 NAMES = RuntimeNames(
     transformers="Starcoder2ForCausalLM",
     gguf=GgufNames("starcoder2", BIASED, computes=COMPUTES, activations=TANH, plain_heads=True),
-    mlx=MlxNames("starcoder2", BIASED, computes=COMPUTES, activations=TANH, plain_heads=True),
+    # mlx-lm computes the exact function, where most models were trained with its approximation
+    mlx=MlxNames(
+        "starcoder2",
+        BIASED,
+        computes=COMPUTES,
+        activations=("gelu",),
+        plain_heads=True,
+        always_biased=True,
+        rope_kinds=("default",),
+    ),
 )
 SILENT = {
     "hidden_act": "gelu_pytorch_tanh",

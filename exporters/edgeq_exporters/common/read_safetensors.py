@@ -59,6 +59,10 @@ class TensorFiles:
     def names(self) -> Sequence[str]:
         return sorted(self._of_name)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Give the shape of a tensor that `modules` lists; () for one that is not there."""
+        return self._of_name[name].shape if name in self._of_name else ()
+
     def array(self, name: str) -> NumpyArray:
         """Read one tensor.
 

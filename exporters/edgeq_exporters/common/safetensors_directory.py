@@ -31,7 +31,8 @@ HOLDERS: Mapping[ScaleDtype, Sequence[ScaleDtype]] = {
 }
 """The types that hold every number of a type."""
 
-MakeTensor = Callable[[str], tuple[Mapping[str, NumpyArray], Entry]]
+MakeTensor = Callable[[str], tuple[Mapping[str, NumpyArray], Entry | Sequence[Entry]]]
+"""Makes what is stored under a name, and its entry, or those of all tensors that it is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +127,12 @@ def _partial(path: Path) -> Path:
 
 def _write_shard(content: DirectoryContent, names: Sequence[str], path: Path) -> WrittenShard:
     tensors: dict[str, NumpyArray] = {}
-    entries = []
+    entries: list[Entry] = []
     for name in names:
-        stored, entry = content.make(name)
+        stored, made = content.make(name)
         tensors |= stored
-        entries.append(entry | {"file": path.name})
+        of_name = [made] if isinstance(made, dict) else made
+        entries += [entry | {"file": path.name} for entry in of_name]
     save_file(tensors, _partial(path), metadata={"format": content.label})
     return WrittenShard(path, sum(array.nbytes for array in tensors.values()), [*tensors], entries)
 

@@ -6,14 +6,17 @@ What mlx-lm's models compute is said in `edgeq.architectures.mlx`.
 from collections import Counter
 from typing import Any
 
-from edgeq.architectures.mlx import mlx_config
+from edgeq.architectures.mlx_config import mlx_config
 from edgeq.decoder import ModelRecord
 from edgeq.types import Grid
 from edgeq_exporters.common.decoder import Shapes
 
 
 def exported_config(record: ModelRecord, grids: Shapes) -> dict[str, Any]:
-    """Make the config.json that mlx-lm reads, with the quantization of the weights."""
+    """Make the config.json that mlx-lm reads, with the quantization of the weights.
+
+    Shapes: grids has the tensors of the file, stacks of experts with all their rows under another.
+    """
     written = mlx_config(record)
     if any(grid is not None for _, grid in grids.values()):
         written["quantization"] = written["quantization_config"] = quantization(grids)

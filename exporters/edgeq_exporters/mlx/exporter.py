@@ -1,4 +1,4 @@
-"""Write MLX directories for mlx-lm: Llama-like models in MLX's affine quantization."""
+"""Write MLX directories for mlx-lm: the models that it knows, in MLX's affine quantization."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from edgeq.architectures.mlx import why_not_mlx
+from edgeq.architectures.mlx_config import computes_windows, mlx_stacks, rounds_scale, short_tokens
 from edgeq.decoder import ModelRecord, Shape
 from edgeq.errors import BadInput
 from edgeq.protocols import QuantizedModel
@@ -31,7 +32,8 @@ from edgeq_exporters.common.safetensors_directory import (
 )
 from edgeq_exporters.mlx.architecture import exported_config
 from edgeq_exporters.mlx.format import FORMAT
-from edgeq_exporters.mlx.tensors import quantized_tensors, stored_bytes, why_not_grid
+from edgeq_exporters.mlx.stacks import stack_tensors, stacked, why_not_stacks
+from edgeq_exporters.mlx.tensors import dense_kind, quantized_tensors, stored_bytes, why_not_grid
 
 
 class MlxExporter:
@@ -47,14 +49,30 @@ class MlxExporter:
 
         Shapes: grids maps each tensor name to its shape and its grid (None: dense).
         """
-        reason = why_not_mlx(record)
-        if reason is not None:
-            return reason
-        return why_not_tensors(record.decoder, grids, _why_not_tensor, runtime="mlx-lm")
+        return (
+            why_not_mlx(record)
+            or why_not_tensors(record.decoder, grids, _why_not_tensor, runtime="mlx-lm")
+            or why_not_stacks(mlx_stacks(record.decoder), grids)
+        )
 
     def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
         """Say what the files will not hold of the model as it is."""
-        return list(window_notes(record, "mlx-lm"))
+        decoder = record.decoder
+        if decoder.names.mlx is None:
+            return []
+        notes = [] if computes_windows(decoder) else list(window_notes(record, "mlx-lm"))
+        short = short_tokens(decoder)
+        if short is not None:
+            notes.append(
+                f"rotary factors in the file are those of texts of up to {short} tokens: "
+                "beyond it transformers takes others, which mlx-lm does not"
+            )
+        if rounds_scale(decoder):
+            notes.append(
+                f"mlx-lm rounds the scale of embeddings, {decoder.embedding_scale:.6g}, "
+                "to bfloat16, as the original does where it computes in that type"
+            )
+        return notes
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""
@@ -65,7 +83,10 @@ class MlxExporter:
     ) -> int:
         """Count the bytes of all tensors in the shards; see `edgeq.protocols.Exporter`."""
         dense = dense_dtype(record, grids)
-        return sum(stored_bytes(shape, grid, dense) for shape, grid in grids.values())
+        return sum(
+            stored_bytes(shape, grid, dense_kind(name, dense))
+            for name, (shape, grid) in grids.items()
+        )
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
         """Write the directory and list what was written, first the directory that mlx-lm is given.
@@ -80,12 +101,16 @@ class MlxExporter:
             raise BadInput(f"export 'mlx': {reason}")
         grids = planned_grids(model)
         dense = dense_dtype(model.record, grids)
+        stacks = mlx_stacks(model.record.decoder)
+        stored = stacked(stacks, grids)
         content = DirectoryContent(
             format_name=self.format.name,
             label="mlx",
-            sizes={name: stored_bytes(shape, grid, dense) for name, (shape, grid) in grids.items()},
-            make=partial(_tensor, model, grids, dense),
-            config=exported_config(model.record, grids),
+            sizes={
+                name: stored_bytes(shape, grid, dense) for name, (shape, grid) in stored.items()
+            },
+            make=partial(_tensor, model, grids, dense, stacks),
+            config=exported_config(model.record, stored),
             companions=exported_companions(model.record, companions),
         )
         return write_directory(content, destination)
@@ -96,17 +121,43 @@ def _why_not_tensor(_: str, shape: Shape, grid: Grid) -> str | None:
 
 
 def _tensor(
-    model: QuantizedModel, grids: Shapes, dense: ScaleDtype, name: str
+    model: QuantizedModel,
+    grids: Shapes,
+    dense: ScaleDtype,
+    stacks: Mapping[str, tuple[str, ...]],
+    name: str,
+) -> tuple[Mapping[str, NumpyArray], list[Entry]]:
+    """Make what is stored of one tensor of the file, and the entries in the manifest.
+
+    A stack has an entry for each expert.
+    """
+    if name not in stacks:
+        stored, entry = _part(model, grids, dense, name, name)
+        return stored, [entry]
+    made = [
+        _part(model, grids, dense, source, f"{name}[{number}]")
+        for number, source in enumerate(stacks[name])
+    ]
+    if len({str(array.dtype) for stored, _ in made for array in stored.values()}) > 1 and all(
+        grids[source][1] is None for source in stacks[name]
+    ):  # one expert has numbers that others' type does not hold
+        return _tensor(model, grids, "float32", stacks, name)
+    return stack_tensors(name, [stored for stored, _ in made]), [entry for _, entry in made]
+
+
+def _part(
+    model: QuantizedModel, grids: Shapes, dense: ScaleDtype, source: str, name: str
 ) -> tuple[Mapping[str, NumpyArray], Entry]:
-    """Make what is stored of one tensor, and its entry in the manifest."""
-    shape, grid = grids[name]
+    """Make what is stored of one tensor of the model, and its entry under a name of the file."""
+    shape, grid = grids[source]
     if grid is None:
-        array = model.dense(name)
-        check_shape("mlx", name, array.shape, shape)
-        return make_dense(name, array, dense)
-    layer = model.quantized(name)
-    check_shape("mlx", name, layer.codes.shape, shape)
-    tensors, stored = quantized_tensors(name, layer)
+        array = model.dense(source)
+        check_shape("mlx", source, array.shape, shape)
+        stored, entry = make_dense(source, array, dense_kind(source, dense))
+        return stored, entry | {"name": name}
+    layer = model.quantized(source)
+    check_shape("mlx", source, layer.codes.shape, shape)
+    tensors, held = quantized_tensors(source, layer)
     return tensors, quantized_entry(
-        name=name, source=name, type_name="affine", layer=layer, stored=stored
+        name=name, source=source, type_name="affine", layer=layer, stored=held
     )

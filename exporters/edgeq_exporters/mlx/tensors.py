@@ -37,6 +37,14 @@ def why_not_grid(shape: tuple[int, ...], grid: Grid) -> str | None:
     return None
 
 
+def dense_kind(name: str, dense: ScaleDtype) -> ScaleDtype:
+    """Choose the type of a dense tensor: that of all, but for what chooses experts.
+
+    Rounded, it would choose others; mlx-lm computes with it in float32.
+    """
+    return "float32" if name.endswith(".e_score_correction_bias") else dense
+
+
 def stored_bytes(shape: tuple[int, ...], grid: Grid | None, dense: ScaleDtype) -> int:
     """Count the bytes of a tensor in the file, with its scales and biases where it is quantized."""
     weights = math.prod(shape)
