@@ -25,6 +25,7 @@ NAMES = RuntimeNames(
     transformers="CohereForCausalLM",
     gguf=GgufNames("command-r", computes=COMPUTES, plain_heads=True),
     mlx=MlxNames("cohere", computes=COMPUTES, plain_heads=True),
+    genai="decoder",
 )
 SILENT = {"tie_word_embeddings": True, "layer_norm_eps": 1e-5, "logit_scale": 0.0625}
 THETA = 500_000.0

@@ -33,6 +33,7 @@ NAMES = RuntimeNames(
     transformers="Cohere2ForCausalLM",
     gguf=GgufNames("cohere2", computes=COMPUTES, plain_heads=True),
     mlx=MlxNames("cohere2", computes=COMPUTES, plain_heads=True),
+    genai="decoder",
 )
 SILENT = {
     "tie_word_embeddings": True,

@@ -22,6 +22,7 @@ COMPUTES = frozenset({features.FUSED, features.PARTIAL_ROTARY, features.ADJACENT
 NAMES = RuntimeNames(
     transformers="GlmForCausalLM",
     gguf=GgufNames("chatglm", QUERIES_KEYS_VALUES, computes=COMPUTES),
+    genai="decoder",
 )
 SILENT = {"head_dim": 128, "attention_bias": True, "rms_norm_eps": 0.00000015625}
 PART = 0.5  # of a head is rotated where the config is silent

@@ -16,6 +16,7 @@ MODEL_TYPES = ("helium",)
 NAMES = RuntimeNames(
     transformers="HeliumForCausalLM",
     mlx=MlxNames("helium", computes=frozenset({features.ADJACENT_ROTARY})),
+    genai="decoder",
 )
 SILENT = {"head_dim": 128, "rms_norm_eps": 1e-8}
 THETA = 100_000.0

@@ -18,7 +18,7 @@ NAMES = RuntimeNames(
     transformers="HunYuanDenseV1ForCausalLM",
     gguf=GgufNames("hunyuan-dense", computes=COMPUTES),
     mlx=MlxNames("hunyuan_v1_dense", computes=COMPUTES),
-    genai="hunyuan_v1_dense",
+    genai="hunyuandensev1",
 )
 NORMS: Mapping[NormPlace, str] = {
     "queries": "self_attn.query_layernorm",

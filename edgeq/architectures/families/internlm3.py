@@ -15,7 +15,7 @@ NAMES = RuntimeNames(
     transformers="InternLM3ForCausalLM",
     gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=KINDS),
     mlx=MlxNames("internlm3"),
-    genai="internlm3",
+    genai="decoder",
 )
 SILENT = {"head_dim": 128, "rms_norm_eps": 1e-5}
 

@@ -23,6 +23,7 @@ NAMES = RuntimeNames(
     transformers="MinistralForCausalLM",
     gguf=GgufNames("llama", adjacent_rotary=True, rope_kinds=KINDS),
     mlx=MlxNames("llama", foreign_keys=("layer_types", "attention_bias", "mlp_bias")),
+    genai="decoder",
 )
 SILENT = {"sliding_window": 4096}
 

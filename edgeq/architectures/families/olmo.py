@@ -15,7 +15,9 @@ MODEL_TYPES = ("olmo",)
 BARE_NORMS = "norms without weights"
 COMPUTES = frozenset({features.LAYER_NORMS, BARE_NORMS})
 NAMES = RuntimeNames(
-    transformers="OlmoForCausalLM", gguf=GgufNames("olmo", adjacent_rotary=True, computes=COMPUTES)
+    transformers="OlmoForCausalLM",
+    gguf=GgufNames("olmo", adjacent_rotary=True, computes=COMPUTES),
+    genai="olmo",
 )
 EPSILON = 1e-5  # of transformers' norms; no config states it
 

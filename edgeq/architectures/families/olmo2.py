@@ -22,6 +22,7 @@ NAMES = RuntimeNames(
     transformers="Olmo2ForCausalLM",
     gguf=GgufNames("olmo2", computes=COMPUTES),
     mlx=MlxNames("olmo2", computes=COMPUTES),
+    genai="decoder",
 )
 SILENT = {"rms_norm_eps": 1e-5}
 

@@ -27,6 +27,7 @@ NAMES = RuntimeNames(
     transformers="Olmo3ForCausalLM",
     gguf=GgufNames("olmo2", computes=COMPUTES),
     mlx=MlxNames("olmo3", computes=COMPUTES),
+    genai="decoder",
 )
 SILENT = {"sliding_window": 4096, "rms_norm_eps": 1e-5}
 THETA = 500_000.0

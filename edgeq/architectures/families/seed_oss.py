@@ -14,6 +14,7 @@ NAMES = RuntimeNames(
     transformers="SeedOssForCausalLM",
     gguf=GgufNames("seed_oss", QUERIES_KEYS_VALUES),
     mlx=MlxNames("seed_oss", QUERIES_KEYS_VALUES),
+    genai="decoder",
 )
 SILENT = {"head_dim": 128, "attention_bias": True, "rms_norm_eps": 1e-6}
 

@@ -17,6 +17,7 @@ NAMES = RuntimeNames(
     transformers="StableLmForCausalLM",
     gguf=GgufNames("stablelm", QUERIES_KEYS_VALUES, computes=COMPUTES, plain_heads=True),
     mlx=MlxNames("stablelm", QUERIES_KEYS_VALUES, computes=COMPUTES, plain_heads=True),
+    genai="decoder",
 )
 SILENT = {"layer_norm_eps": 1e-5}
 PART = 0.25  # of a head is rotated where the config is silent

@@ -20,6 +20,7 @@ NAMES = RuntimeNames(
     transformers="Starcoder2ForCausalLM",
     gguf=GgufNames("starcoder2", BIASED, computes=COMPUTES, activations=TANH, plain_heads=True),
     mlx=MlxNames("starcoder2", BIASED, computes=COMPUTES, activations=TANH, plain_heads=True),
+    genai="decoder",
 )
 SILENT = {
     "hidden_act": "gelu_pytorch_tanh",
