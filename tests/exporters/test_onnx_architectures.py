@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from architecture_rows import ROWS
 from onnx import TensorProto, helper
 from solved_models import FOUR_BITS, shapes_of, solved, torch_logits
 from tiny_models import ONE_BLOCK, tokenizer_files
@@ -17,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from benchmarks.architectures.rows import ROWS
 from edgeq.architectures.record import read_record
 from edgeq.decoder import RuntimeNames
 from edgeq.errors import EdgeqError
@@ -208,6 +208,26 @@ def test_tables_have_the_frequencies_and_the_factor_of_transformers(rope):
         np.testing.assert_allclose(sines[start:end], angles.sin() * factor, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("rope", "words"),
+    [
+        (YARN | {"attention_factor": "1.5"}, "rope setting attention_factor is '1.5'"),
+        (YARN | {"beta_fast": -1.0}, "rope setting beta_fast is -1.0"),
+        (YARN | {"mscale": True}, "rope setting mscale is True"),
+        (YARN | {"rope_theta": 1.0}, "needs a rope_theta other than 1"),
+        (LONGROPE | {"short_factor": [0.0] * 16}, "rope setting short_factor has 0.0"),
+        (LONGROPE | {"long_factor": ["1"] * 16}, "rope setting long_factor has '1'"),
+        (LONGROPE | {"long_factor": 2.0}, "rope setting long_factor must be a list of 16"),
+        (LONGROPE | {"original_max_position_embeddings": 1}, "embeddings above 1"),
+    ],
+)
+def test_settings_that_no_table_follows_from_are_refused(rope, words):
+    kind, settings = ROWS["llama"]
+    config = {"model_type": kind, "rms_norm_eps": 1e-6} | settings | {"rope_parameters": rope}
+    reason = str(why_not_decoder(read_record("tiny", config).decoder))
+    assert words in reason and "; " in reason
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_are_those_of_transformers(name):
     builder = GraphBuilder({}, 0)
@@ -282,6 +302,31 @@ def decoder_of(row):
     return read_record(row, AutoConfig.for_model(kind, **settings).to_dict()).decoder
 
 
+def test_parallel_halves_may_have_norms_of_their_own(rng, tmp_path):
+    """A Phi whose two halves have a norm each, of equal weights, is a Phi with one."""
+    model = of_row("phi (2)")
+    export = solved(model, rng, [FOUR_BITS])
+    decoder = export.record.decoder
+    layers = []
+    for index, layer in enumerate(decoder.layers):
+        (first,) = layer.norms
+        second = dataclasses.replace(
+            first, tensor="second.weight", bias="second.bias", place="before mlp"
+        )
+        layers.append(dataclasses.replace(layer, norms=(first, second)))
+        for kind in ("weight", "bias"):
+            block = f"model.layers.{index}"
+            export.arrays[f"{block}.second.{kind}"] = export.arrays[
+                f"{block}.input_layernorm.{kind}"
+            ]
+    weights = {name: each for name, each in export.weights().items() if "second" not in name}
+    changed = WithDecoder(export, dataclasses.replace(decoder, layers=tuple(layers)))
+    file = exported(changed, tmp_path)
+    ids = rng.integers(0, 320, (1, TOKENS))
+    reference = torch_logits(model, weights, ids)
+    assert np.abs(onnx_logits(file, ids) - reference).max() < CLOSE * np.abs(reference).max()
+
+
 @pytest.mark.parametrize("row", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
 def test_mixtures_are_refused_by_name(row):
     reason = str(why_not_decoder(decoder_of(row)))
@@ -317,28 +362,25 @@ def test_linear_layers_that_lie_in_parts_of_tensors_are_refused():
     assert str(reason).startswith("linear layers of model.layers.0 in a llama model are not laid")
 
 
-def test_a_model_that_genai_does_not_run_is_written_without_its_settings_and_that_is_said(
-    rng, tmp_path
-):
+def test_a_model_that_genai_does_not_run_has_no_settings_for_it_and_a_note(rng, tmp_path):
     record = read_record("m", ONE_BLOCK)
     unnamed = dataclasses.replace(record.decoder, names=RuntimeNames("NewestForCausalLM"))
     (note,) = OnnxExporter().notes(dataclasses.replace(record, decoder=unnamed), {})
     assert note == "onnxruntime-genai does not run model type llama; ONNX Runtime does"
     assert OnnxExporter().notes(record, {}) == []
-    model = of_row("llama")
-    export = solved(model, rng, [FOUR_BITS])
+    export = solved(of_row("llama"), rng, [FOUR_BITS])
     export.files = {**tokenizer_files(), "genai_config.json": b"the source's own"}
-    OnnxExporter().write(Unnamed(export), tmp_path)
+    decoder = dataclasses.replace(export.record.decoder, names=RuntimeNames("Newest"))
+    exported(WithDecoder(export, decoder), tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert "genai_config.json" not in names and {"tokenizer.json", "model.onnx"} <= names
 
 
-class Unnamed:
-    """A model of a family that no runtime has a name for."""
+class WithDecoder:
+    """A solved model that is described otherwise."""
 
-    def __init__(self, model):
+    def __init__(self, model, decoder):
         self._model = model
-        decoder = dataclasses.replace(model.record.decoder, names=RuntimeNames("Newest"))
         self.record = dataclasses.replace(model.record, decoder=decoder)
 
     def __getattr__(self, name):

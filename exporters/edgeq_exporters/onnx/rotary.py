@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.architectures.rope import KINDS, distinct_ropes, frequencies, why_not_rope
+from edgeq.architectures.rope import KINDS, distinct_ropes, frequencies, is_single, why_not_rope
 from edgeq.decoder import Attention, Decoder, Rope
 from edgeq.words import show_size
 
@@ -19,6 +19,7 @@ NEEDED = {
     YARN: ("factor", "original_max_position_embeddings"),
     LONGROPE: ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
+OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 FAST, SLOW = 32.0, 1.0  # turns between which yarn interpolates where a config is silent
 FLOAT32_BYTES = 4
 LARGEST_TABLES = 2**29  # bytes, of a million positions; computing them takes four times as much
@@ -94,7 +95,7 @@ def why_not_rotary(decoder: Decoder) -> str | None:
                 "add it to the rope settings in config.json"
             )
     for tables in tables_of(decoder):
-        reason = _why_not_columns(tables)
+        reason = _why_not_columns(tables) or _why_not_numbers(tables.rope)
         if reason is not None:
             return reason
     size = rotary_bytes(decoder)
@@ -123,6 +124,26 @@ def _why_not_columns(tables: RotaryTables) -> str | None:
                 f"rope setting {key} must be a list of {columns // 2} numbers, "
                 "one for each rotated pair; correct config.json"
             )
+    return None
+
+
+def _why_not_numbers(rope: Rope) -> str | None:
+    """Refuse settings of yarn and longrope that no table follows from."""
+    if rope.kind not in NEEDED:
+        return None
+    for key in OPTIONAL:
+        value = rope.settings.get(key)
+        if value is not None and not is_single(value):
+            return f"rope setting {key} is {value!r:.60}; it must be a positive number"
+    for key in ("short_factor", "long_factor"):
+        wrong = [each for each in rope.settings.get(key) or () if not is_single(each)]
+        if wrong:
+            return f"rope setting {key} has {wrong[0]!r:.60}; it must have positive numbers"
+    if rope.theta == 1 or rope.settings["original_max_position_embeddings"] <= 1:
+        return (
+            f"rope type '{rope.kind}' needs a rope_theta other than 1 and an "
+            "original_max_position_embeddings above 1; correct config.json"
+        )
     return None
 
 
