@@ -83,6 +83,7 @@ def test_a_kind_of_model_runs_like_transformers_and_is_read_back(rng, tmp_path, 
     model = of_row(row)
     export = solved(model, rng, [FOUR_BITS])
     file = exported(export, tmp_path)
+    onnx.checker.check_model(str(file), full_check=True)
     assert_runs_like_transformers(model, export, file, rng.integers(0, 320, (1, TOKENS)))
     found = verify(tmp_path)
     assert found["differences"] == [] and set(found["statuses"]) <= {"exact", "dense"}
@@ -108,6 +109,7 @@ def test_every_row_runs_like_transformers_or_is_refused_in_one_line(rng, tmp_pat
             continue
         folder = tmp_path / str(number)
         file = exported(export, folder, qdq=qdq)
+        onnx.checker.check_model(str(file), full_check=True)
         assert_runs_like_transformers(model, export, file, rng.integers(0, 320, (1, TOKENS)))
         assert verify(folder)["differences"] == [], row
         computed.append(row)
