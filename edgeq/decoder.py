@@ -195,7 +195,11 @@ class MlxNames:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeNames:
-    """The names of a family in each runtime; None for those that do not know it."""
+    """The names of a family in each runtime; None for those that do not know it.
+
+    genai is the type in genai_config.json: "decoder" where onnxruntime-genai has no name for it but
+    runs its graph, None where it does not. ONNX Runtime itself runs graphs of any family.
+    """
 
     transformers: str
     gguf: GgufNames | None = None

@@ -17,7 +17,6 @@ from edgeq.sources.reading import read_linear
 from edgeq.types import LinearSpec
 from edgeq_exporters.gguf.exporter import GgufExporter
 from edgeq_exporters.mlx.exporter import MlxExporter
-from edgeq_exporters.onnx.exporter import OnnxExporter
 
 ROOT = Path(edgeq.__file__).parent.parent
 QWEN2 = ONE_BLOCK | {"model_type": "qwen2", "num_hidden_layers": 4, "use_sliding_window": True}
@@ -157,7 +156,7 @@ def test_windows_are_those_of_transformers():
 
 @pytest.mark.parametrize(
     ("exporter", "runtime"),
-    [(GgufExporter(), "gguf"), (MlxExporter(), "mlx"), (OnnxExporter(), "genai")],
+    [(GgufExporter(), "gguf"), (MlxExporter(), "mlx")],
 )
 def test_a_model_that_a_runtime_has_no_name_for_is_refused_by_its_exporter(exporter, runtime):
     record = read_record("m", ONE_BLOCK)

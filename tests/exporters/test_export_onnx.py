@@ -11,8 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from edgeq.architectures.record import read_record
 from edgeq.types import Grid
-from edgeq_exporters.onnx.architecture import rotary_tables
 from edgeq_exporters.onnx.exporter import OnnxExporter
+from edgeq_exporters.onnx.rotary import rotary_tables, tables_of
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime", exc_type=ImportError)
 from onnx_sessions import (
@@ -162,7 +162,8 @@ def test_rotary_tables_are_those_of_transformers(rope):
     decoder = read_record("tiny", config.to_dict()).decoder
     positions = torch.arange(8192)[None]
     expected = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
-    for table, (reference,) in zip(rotary_tables(decoder), expected, strict=True):
+    (tables,) = tables_of(decoder)
+    for table, (reference,) in zip(rotary_tables(decoder, tables), expected, strict=True):
         np.testing.assert_allclose(
             table[:100], reference[:100, : table.shape[1]].numpy(), atol=2e-5
         )

@@ -196,23 +196,36 @@ def test_a_tensor_that_cannot_be_held_is_refused_by_name(rng, tmp_path, grid, qd
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"hidden_act": "tanh"}, "hidden_act 'tanh' is not supported"),
         (
             {"max_position_embeddings": None, "rms_norm_eps": None},
             "config.json lacks max_position_embeddings, rms_norm_eps, which the graph needs",
         ),
         (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
-            "rope type 'yarn' of a llama model is not supported",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+            "rope type 'dynamic' of a llama model is not supported",
         ),
         (
-            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-            "partial_rotary_factor 0.5",
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "rope type 'yarn' lacks factor; add it to the rope settings in config.json",
         ),
         (
-            {"head_dim": 24},
-            "heads of 24 are not a multiple of 16, as "
-            "GroupQueryAttention needs; use another format",
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 16}},
+            "rope type 'longrope' lacks long_factor; add it to the rope settings in config.json",
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "short_factor": [1.0] * 16,
+                    "long_factor": [1.0] * 15,
+                }
+            },
+            "rope setting long_factor must be a list of 16 numbers, one for each rotated pair",
+        ),
+        (
+            {"head_dim": 20},
+            "heads of 20 are not a multiple of 8, as GroupQueryAttention needs; use another format",
         ),
         ({"attention_bias": True}, f"no tensor '{BIAS}', which config.json asks for"),
         ({"tie_word_embeddings": False}, "no tensor 'lm_head.weight'"),

@@ -22,6 +22,7 @@ NAMES = RuntimeNames(
         adjacent_rotary=True,
         rope_kinds=WITH_YARN,
     ),
+    genai="decoder",
 )
 SILENT = {"hidden_act": "relu2", "rms_norm_eps": 1e-5}
 

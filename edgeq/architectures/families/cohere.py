@@ -33,6 +33,7 @@ NAMES = RuntimeNames(
         rope_kinds=("default",),
         head="tied",
     ),
+    genai="decoder",
 )
 SILENT = {"tie_word_embeddings": True, "layer_norm_eps": 1e-5, "logit_scale": 0.0625}
 THETA = 500_000.0

@@ -44,6 +44,7 @@ NAMES = RuntimeNames(
         sliding="period",
         head="tied",
     ),
+    genai="decoder",
 )
 SILENT = {
     "tie_word_embeddings": True,

@@ -25,6 +25,7 @@ NAMES = RuntimeNames(
     transformers="Exaone4ForCausalLM",
     gguf=GgufNames("exaone4", computes=COMPUTES | {features.WINDOWS}, plain_heads=True),
     mlx=MlxNames("exaone4", computes=COMPUTES, sliding="letters"),
+    genai="decoder",
 )
 SILENT = {"sliding_window": 4096, "sliding_window_pattern": 4, "rms_norm_eps": 1e-5}
 

@@ -24,6 +24,7 @@ NAMES = RuntimeNames(
     gguf=GgufNames(
         "chatglm", QUERIES_KEYS_VALUES, computes=COMPUTES, adjacent_rotary=True, plain_heads=True
     ),
+    genai="decoder",
 )
 SILENT = {"head_dim": 128, "attention_bias": True, "rms_norm_eps": 0.00000015625}
 PART = 0.5  # of a head is rotated where the config is silent

@@ -32,6 +32,7 @@ NAMES = RuntimeNames(
     mlx=MlxNames(
         "glm4", QUERIES_KEYS_VALUES, computes=COMPUTES, rope_kinds=("default",), head="own"
     ),
+    genai="decoder",
 )
 SILENT = {"head_dim": 128, "attention_bias": True, "rms_norm_eps": 0.00000015625}
 PART = 0.5  # of a head is rotated where the config is silent

@@ -23,6 +23,7 @@ NAMES = RuntimeNames(
         rope_kinds=("default",),
         head="own",
     ),
+    genai="decoder",
 )
 SILENT = {"head_dim": 128, "rms_norm_eps": 1e-8}
 THETA = 100_000.0

@@ -24,7 +24,7 @@ NAMES = RuntimeNames(
         foreign_keys=("use_qk_norm",),
         rope_kinds=("default", "dynamic"),
     ),
-    genai="hunyuan_v1_dense",
+    genai="hunyuandensev1",
 )
 NORMS: Mapping[NormPlace, str] = {
     "queries": "self_attn.query_layernorm",

@@ -20,7 +20,7 @@ NAMES = RuntimeNames(
         plain_heads=True,
         rope_kinds=("default", "linear", "dynamic"),
     ),
-    genai="internlm3",
+    genai="decoder",
 )
 SILENT = {"head_dim": 128, "rms_norm_eps": 1e-5}
 

@@ -28,6 +28,7 @@ NAMES = RuntimeNames(
         sliding="types",
         model_type="llama",
     ),
+    genai="decoder",
 )
 SILENT = {"sliding_window": 4096}
 

@@ -17,6 +17,7 @@ COMPUTES = frozenset({features.LAYER_NORMS, BARE_NORMS})
 NAMES = RuntimeNames(
     transformers="OlmoForCausalLM",
     gguf=GgufNames("olmo", adjacent_rotary=True, computes=COMPUTES, plain_heads=True),
+    genai="olmo",
 )
 EPSILON = 1e-5  # of transformers' norms; no config states it
 

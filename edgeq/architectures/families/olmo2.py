@@ -22,6 +22,7 @@ NAMES = RuntimeNames(
     transformers="Olmo2ForCausalLM",
     gguf=GgufNames("olmo2", computes=COMPUTES, plain_heads=True),
     mlx=MlxNames("olmo2", ATTENTION, computes=COMPUTES, foreign_keys=("mlp_bias",)),
+    genai="decoder",
 )
 SILENT = {"rms_norm_eps": 1e-5}
 

@@ -34,6 +34,7 @@ NAMES = RuntimeNames(
         computes=COMPUTES | {features.ROTARY_BY_BLOCK},
         sliding="both types",
     ),
+    genai="decoder",
 )
 SILENT = {"sliding_window": 4096, "rms_norm_eps": 1e-5}
 THETA = 500_000.0

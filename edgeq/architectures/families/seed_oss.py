@@ -21,6 +21,7 @@ NAMES = RuntimeNames(
     gguf=GgufNames("seed_oss", QUERIES_KEYS_VALUES),
     # mlx-lm multiplies by the words of a quantized embedding where the head is tied
     mlx=MlxNames("seed_oss", (*ATTENTION, *MLP), head="own"),
+    genai="decoder",
 )
 SILENT = {"head_dim": 128, "attention_bias": True, "rms_norm_eps": 1e-6}
 

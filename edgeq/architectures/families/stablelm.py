@@ -24,6 +24,7 @@ NAMES = RuntimeNames(
         rope_kinds=("default",),
         head="own",
     ),
+    genai="decoder",
 )
 SILENT = {"layer_norm_eps": 1e-5}
 PART = 0.25  # of a head is rotated where the config is silent

@@ -29,6 +29,7 @@ NAMES = RuntimeNames(
         always_biased=True,
         rope_kinds=("default",),
     ),
+    genai="decoder",
 )
 SILENT = {
     "hidden_act": "gelu_pytorch_tanh",

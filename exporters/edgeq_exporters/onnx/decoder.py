@@ -1,6 +1,7 @@
-"""Build the decoder of Llama-like models as an ONNX graph with a key-value cache.
+"""Build a decoder as an ONNX graph with a key-value cache, block by block from its description.
 
-Single nodes are left to `graph`, the bytes of tensors to `tensors`.
+Attention, feed-forward parts and norms are left to modules beside this one, single nodes to
+`graph`, the bytes of tensors to `tensors`.
 """
 
 from collections.abc import Sequence
@@ -8,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
-from edgeq.decoder import Attention, Decoder
+from edgeq.architectures.families.olmo import BARE_NORMS
+from edgeq.decoder import Decoder, Layer, NormPlace
+from edgeq_exporters.onnx.attention import Attending, add_positions
+from edgeq_exporters.onnx.feed_forward import add_feed_forward
 from edgeq_exporters.onnx.graph import (
     CONTRIB,
     GraphBuilder,
@@ -19,10 +23,11 @@ from edgeq_exporters.onnx.graph import (
     id_value,
     sorted_initializers,
 )
+from edgeq_exporters.onnx.norms import NormNode, add_and_norm, add_norm, norm_node
+from edgeq_exporters.onnx.rotary import tables_of
 
 OPSET = 21  # the first with 4-bit types and blocks in DequantizeLinear
 IR_VERSION = 10  # what opset 21 came with
-COSINES, SINES = "cos_cache", "sin_cache"
 
 
 def decoder_model(decoder: Decoder, builder: GraphBuilder, matrices: Matrices) -> ModelProto:
@@ -32,30 +37,18 @@ def decoder_model(decoder: Decoder, builder: GraphBuilder, matrices: Matrices) -
     right) and the cache. Outputs are logits and the extended cache. Names are those that
     onnxruntime-genai expects.
     """
-    assert decoder.epsilon is not None
-    attended = attended_lengths(builder)
-    embedding, final, head = (
-        tensor.removesuffix(".weight")
-        for tensor in (decoder.embedding, decoder.final_norm, decoder.head)
-    )
-    blocks = [decoder.block_name(index) for index in range(len(decoder.layers))]
-    norms = [*(f"{block}.input_layernorm" for block in blocks), final]  # the last is after them all
-    residual = builder.lookup(matrices[embedding], "input_ids", embedding)
-    normed = builder.norm(residual, f"{norms[0]}.weight", norms[0], epsilon=decoder.epsilon)
-    for index, (block, layer) in enumerate(zip(blocks, decoder.layers, strict=True)):
-        assert layer.attention is not None
-        attention = AttentionBlock(f"{block}.self_attn", index, layer.attention)
-        value = _attention(builder, attention, matrices, normed, attended, decoder.epsilon)
-        norm = f"{block}.post_attention_layernorm"
-        normed, residual = builder.add_and_norm(
-            residual, value, f"{norm}.weight", norm, epsilon=decoder.epsilon
-        )
-        value = _feed_forward(builder, matrices, f"{block}.mlp", normed)
-        norm = norms[index + 1]
-        normed, residual = builder.add_and_norm(
-            residual, value, f"{norm}.weight", norm, epsilon=decoder.epsilon
-        )
-    builder.multiply(matrices[head], normed, "logits")
+    positions = add_positions(builder, decoder)
+    attending = Attending(builder, decoder, matrices, positions, tables_of(decoder))
+    name = decoder.embedding.removesuffix(".weight")
+    embedded = builder.lookup(matrices[name], "input_ids", name)
+    residual = builder.scale(embedded, decoder.embedding_scale, f"{name}.scaled")
+    first = norm_before(decoder, 0, "before attention")
+    state = State(residual, residual)
+    if first is not None:
+        state = State(residual, add_norm(builder, decoder, residual, first))
+    for index, layer in enumerate(decoder.layers):
+        state = _add_block(attending, index, layer, state)
+    _add_head(builder, decoder, matrices, state.normed)
     graph = helper.make_graph(
         builder.nodes,
         "decoder",
@@ -69,99 +62,93 @@ def decoder_model(decoder: Decoder, builder: GraphBuilder, matrices: Matrices) -
     )
 
 
-def attended_lengths(builder: GraphBuilder) -> tuple[str, str]:
-    """Add what GroupQueryAttention takes: each sequence's last index, and the longest length."""
-    axes = builder.constant("attention_mask.axes", [1], np.int64)
-    one = builder.constant("attention_mask.one", [1], np.int64)
-    axis = builder.constant("attention_mask.axis", 1, np.int64)
-    lengths = builder.add(
-        "ReduceSum", ["attention_mask", axes], "attention_mask.lengths", keepdims=0
-    )
-    last = builder.add("Sub", [lengths, one], "attention_mask.last")
-    shape = builder.add("Shape", ["attention_mask"], "attention_mask.shape")
-    total = builder.add("Gather", [shape, axis], "attention_mask.total")
-    return (
-        builder.add("Cast", [last], "attention_mask.last_32", to=TensorProto.INT32),
-        builder.add("Cast", [total], "attention_mask.total_32", to=TensorProto.INT32),
-    )
-
-
 @dataclass(frozen=True, slots=True)
-class AttentionBlock:
-    """Describes the attention of one block: its module's name, its number, and its traits."""
+class State:
+    """Names the hidden states between two parts of a block, and what the next part reads."""
 
-    module: str
-    index: int
-    traits: Attention
-
-
-def _attention(
-    builder: GraphBuilder,
-    block: AttentionBlock,
-    matrices: Matrices,
-    value: str,
-    attended: tuple[str, str],
-    epsilon: float,
-) -> str:
-    module, traits = block.module, block.traits
-    projected = [_linear(builder, matrices, f"{module}.{name}_proj", value) for name in "qkv"]
-    if traits.head_norms:
-        heads = (traits.heads, traits.key_heads)
-        for place, (name, count) in enumerate(zip("qk", heads, strict=True)):
-            norm = f"{module}.{name}_norm"
-            projected[place] = _head_norm(
-                builder, projected[place], norm, count, traits.head_size, epsilon
-            )
-    past = [f"past_key_values.{block.index}.{kind}" for kind in ("key", "value")]
-    present = [f"present.{block.index}.{kind}" for kind in ("key", "value")]
-    attributes: dict[str, Any] = {}
-    if traits.window is not None:
-        attributes["local_window_size"] = traits.window
-    builder.add(
-        "GroupQueryAttention",
-        [*projected, *past, *attended, COSINES, SINES],
-        module,
-        *present,
-        domain=CONTRIB,
-        num_heads=traits.heads,
-        kv_num_heads=traits.key_heads,
-        scale=traits.head_size**-0.5,
-        do_rotary=1,
-        rotary_interleaved=0,
-        **attributes,
-    )
-    return _linear(builder, matrices, f"{module}.o_proj", module)
+    residual: str
+    normed: str
 
 
-def _head_norm(
-    builder: GraphBuilder, value: str, module: str, heads: int, width: int, epsilon: float
-) -> str:
-    """Norm each head by itself.
+def _add_block(attending: Attending, index: int, layer: Layer, state: State) -> State:
+    builder, decoder = attending.builder, attending.decoder
+    block = decoder.block_name(index)
+    value = attending.add(index, layer, state.normed)
+    value = _behind(attending, block, layer, value, "after attention")
+    if decoder.parallel:
+        own = norm_before(decoder, index, "before mlp")
+        read = state.normed if own is None else add_norm(builder, decoder, state.residual, own)
+        residual = builder.add("Add", [state.residual, value], f"{block}.attended")
+        state = State(residual, read)
+    else:
+        norm = norm_before(decoder, index, "before mlp")
+        state = _sum(attending, state.residual, value, norm, f"{block}.attended")
+    value = add_feed_forward(builder, attending.matrices, block, layer, state.normed)
+    value = _behind(attending, block, layer, value, "after mlp")
+    norm = norm_before(decoder, index + 1, "before attention")
+    return _sum(attending, state.residual, value, norm, f"{block}.output")
 
-    Shapes: (batch, tokens, heads * width) -> the same.
+
+def _behind(attending: Attending, block: str, layer: Layer, value: str, place: NormPlace) -> str:
+    """Norm and scale what a half of a block gives, where the model does."""
+    builder, decoder = attending.builder, attending.decoder
+    norm = layer.norm_at(place)
+    if norm is not None:
+        value = add_norm(builder, decoder, value, norm_node(block, norm))
+    return builder.scale(value, decoder.residual_scale, f"{block}.scaled_{place.replace(' ', '_')}")
+
+
+def _sum(
+    attending: Attending, residual: str, value: str, norm: NormNode | None, output: str
+) -> State:
+    """Add to the hidden states and norm the sum for the next part, which reads it else as it is."""
+    if norm is None:
+        total = attending.builder.add("Add", [residual, value], output)
+        return State(total, total)
+    normed, total = add_and_norm(attending.builder, attending.decoder, residual, value, norm)
+    return State(total, normed)
+
+
+def norm_before(decoder: Decoder, index: int, place: NormPlace) -> NormNode | None:
+    """Describe the norm before a half of a block; behind the last block it is the final one.
+
+    None where there is none. Norms without weights have no tensor to be found by.
     """
-    apart = builder.constant(f"{module}.apart", [0, 0, heads, width], np.int64)
-    together = builder.constant(f"{module}.together", [0, 0, heads * width], np.int64)
-    by_head = builder.add("Reshape", [value, apart], f"{module}.by_head")
-    normed = builder.norm(by_head, f"{module}.weight", f"{module}.heads", epsilon=epsilon)
-    return builder.add("Reshape", [normed, together], module)
+    bare = BARE_NORMS in decoder.traits
+    if index == len(decoder.layers):
+        if not decoder.final_norm:
+            return NormNode("final_norm", decoder.hidden) if bare else None
+        output = decoder.final_norm.removesuffix(".weight")
+        bias = f"{output}.bias"
+        has_bias = bias in decoder.others
+        return NormNode(output, decoder.hidden, decoder.final_norm, bias if has_bias else None)
+    block = decoder.block_name(index)
+    norm = decoder.layers[index].norm_at(place)
+    if norm is not None:
+        return norm_node(block, norm)
+    return NormNode(f"{block}.norm_{place.replace(' ', '_')}", decoder.hidden) if bare else None
 
 
-def _feed_forward(builder: GraphBuilder, matrices: Matrices, module: str, value: str) -> str:
-    gate = _linear(builder, matrices, f"{module}.gate_proj", value)
-    up = _linear(builder, matrices, f"{module}.up_proj", value)
-    sigmoid = builder.add("Sigmoid", [gate], f"{module}.sigmoid")
-    silu = builder.add("Mul", [gate, sigmoid], f"{module}.silu")
-    gated = builder.add("Mul", [silu, up], f"{module}.gated")
-    return _linear(builder, matrices, f"{module}.down_proj", gated)
+def _add_head(builder: GraphBuilder, decoder: Decoder, matrices: Matrices, value: str) -> None:
+    """Add the head, its bias, and what scales and bends logits; the last node is named logits."""
+    name = decoder.head.removesuffix(".weight")
+    bias = f"{name}.bias"
+    steps: list[tuple[str, list[str]]] = []
+    if bias in decoder.others:
+        steps.append(("Add", [bias]))
+    if decoder.logit_scale != 1:
+        steps.append(("Mul", [_number(builder, "logits.scale", decoder.logit_scale)]))
+    if decoder.logit_cap is not None:
+        cap = _number(builder, "logits.cap", decoder.logit_cap)
+        steps += [("Div", [cap]), ("Tanh", []), ("Mul", [cap])]
+    names = [f"logits.{number}" for number in range(len(steps))]
+    value = builder.multiply(matrices[name], value, [*names, "logits"][0])
+    for (operator, others), output in zip(steps, [*names[1:], "logits"], strict=bool(steps)):
+        value = builder.add(operator, [value, *others], output)
 
 
-def _linear(builder: GraphBuilder, matrices: Matrices, module: str, value: str) -> str:
-    bias = f"{module}.bias"
-    if bias not in builder.initializers:
-        return builder.multiply(matrices[module], value, module)
-    product = builder.multiply(matrices[module], value, f"{module}.product")
-    return builder.add("Add", [product, bias], module)
+def _number(builder: GraphBuilder, name: str, value: float) -> str:
+    return builder.constant(name, value, np.float32)
 
 
 def _inputs(decoder: Decoder) -> Sequence[Any]:
@@ -180,11 +167,10 @@ def _outputs(decoder: Decoder) -> Sequence[Any]:
 
 
 def _cache(decoder: Decoder, name: str, length: str) -> Sequence[Any]:
-    attention = decoder.attention
-    shape: list[str | int] = ["batch", attention.key_heads, length, attention.head_size]
-    names = [
-        f"{name}.{index}.{kind}"
-        for index in range(len(decoder.layers))
-        for kind in ("key", "value")
-    ]
-    return [float_value(each, shape) for each in names]
+    values = []
+    for index, layer in enumerate(decoder.layers):
+        assert layer.attention is not None
+        heads, size = layer.attention.key_heads, layer.attention.head_size
+        for kind in ("key", "value"):
+            values.append(float_value(f"{name}.{index}.{kind}", ["batch", heads, length, size]))
+    return values

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from edgeq.types import LinearSpec
 from edgeq_exporters.onnx.blocks import Container
 from edgeq_exporters.onnx.tensors import inline_part, outlier_names
 
@@ -31,6 +32,10 @@ class Matrix:
     columns: int
     container: Container | None
     outliers: bool = False
+
+
+Matrices = Mapping[str, Matrix]
+"""Matrices by the name of the tensor, without its ".weight"."""
 
 
 @dataclass(slots=True)
@@ -185,17 +190,28 @@ class GraphBuilder:
         normalized = self.add("Div", [value, root], f"{output}.normalized")
         return self.add("Mul", [normalized, weight], output)
 
-    def add_and_norm(
-        self, residual: str, value: str, weight: str, output: str, *, epsilon: float
-    ) -> tuple[str, str]:
-        """Add the norm of a sum, and return the names of the norm and of the sum."""
-        total = f"{output}.residual"
-        # The two outputs without a name are a mean and a deviation that nothing needs.
-        outputs = (output, "", "", total)
-        inputs = [residual, value, weight]
-        operator = "SkipSimplifiedLayerNormalization"
-        self.add(operator, inputs, *outputs, domain=CONTRIB, epsilon=epsilon)
-        return output, total
+    def split(self, value: str, outputs: Sequence[str], widths: Sequence[int]) -> list[str]:
+        """Take the columns of a value apart, as a fused matrix gives them."""
+        sizes = self.constant(f"{outputs[0]}.widths", widths, np.int64)
+        self.add("Split", [value, sizes], *outputs, axis=-1)
+        return list(outputs)
+
+    def scale(self, value: str, factor: float, output: str) -> str:
+        """Multiply by a number; by 1 adds nothing."""
+        if factor == 1:
+            return value
+        return self.add(
+            "Mul", [value, self.constant(f"{output}.factor", factor, np.float32)], output
+        )
+
+
+def add_linear(builder: GraphBuilder, matrices: Matrices, linear: LinearSpec, value: str) -> str:
+    """Add a linear layer, with its bias if it has one, by its complete name."""
+    matrix = matrices[linear.tensor.removesuffix(".weight")]
+    if linear.bias is None:
+        return builder.multiply(matrix, value, linear.name)
+    product = builder.multiply(matrix, value, f"{linear.name}.product")
+    return builder.add("Add", [product, linear.bias], linear.name)
 
 
 def sorted_initializers(builder: GraphBuilder) -> list[TensorProto]:
@@ -208,6 +224,3 @@ def float_value(name: str, shape: Sequence[str | int]) -> Any:
 
 def id_value(name: str, shape: Sequence[str | int]) -> Any:
     return helper.make_tensor_value_info(name, TensorProto.INT64, shape)
-
-
-Matrices = Mapping[str, Matrix]

@@ -24,12 +24,15 @@ from edgeq.files.ownership import leads_out
 from edgeq.types import Grid, NumpyArray, OutlierColumns, QuantizedLinear, StoredTensor
 from edgeq_exporters.common.manifest import grid_of
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # as transformers names them
 PARTS = (".scales", ".zero_points", ".outlier_columns", ".outlier_values")
 WEIGHT_INPUTS = {"MatMulNBits": 1, "GatherBlockQuantized": 0, "DequantizeLinear": 0}
 PRODUCTS = ("MatMulNBits", "MatMul")
+LOOKUPS = ("Gather", "GatherBlockQuantized")
+IDS, LOGITS = "input_ids", "logits"
+BEHIND_HEAD = ("Add", "Mul", "Div", "Tanh")  # its bias, scaled and soft-capped logits
 FORWARDED = ("Reshape", "Gather")  # may stand between an initializer and what takes it apart
-ROTARY_INPUTS = slice(7, 9)  # of GroupQueryAttention: cos_cache and sin_cache
+# where operators take cos_cache and sin_cache
+ROTARY_INPUTS = {"GroupQueryAttention": slice(7, 9), "RotaryEmbedding": slice(2, 4)}
 LOOKED_UP_AXIS = 2  # of DequantizeLinear behind a Gather: (batch, tokens, columns)
 SIGNED = (TensorProto.INT4, TensorProto.INT8)
 BITS_OF = {TensorProto.UINT4: 4, TensorProto.UINT8: 8, TensorProto.INT4: 4, TensorProto.INT8: 8}
@@ -114,14 +117,37 @@ class OnnxReader:
         self._tables = {
             name
             for node in graph.node
-            if node.op_type == "GroupQueryAttention"
-            for name in node.input[ROTARY_INPUTS]
+            if node.op_type in ROTARY_INPUTS
+            for name in node.input[ROTARY_INPUTS[node.op_type]]
         }
         self._readers: dict[str, list[NodeProto]] = {}
         for node in (node for node in graph.node if node.op_type in WEIGHT_INPUTS):
             weight = self._origin(node.input[WEIGHT_INPUTS[node.op_type]])
             self._readers.setdefault(weight, []).append(node)
+        self._embedding = next(
+            (
+                self._origin(node.input[0])
+                for node in graph.node
+                if node.op_type in LOOKUPS and node.input[1] == IDS
+            ),
+            "",
+        )
+        self._head = self._weight_behind(LOGITS)
         self.settings = _settings_of(graph)
+
+    def _weight_behind(self, value: str) -> str:
+        """Find the weight of the last product before a value; empty where there is none."""
+        for _ in range(len(self._producers)):
+            node = self._producers.get(value)
+            if node is None or node.op_type not in (*PRODUCTS, *BEHIND_HEAD):
+                break
+            if node.op_type in PRODUCTS:
+                weight = self._producers.get(node.input[1])
+                if weight is not None and weight.op_type == "DequantizeLinear":
+                    return self._origin(weight.input[0])
+                return self._origin(node.input[1])
+            value = node.input[0]
+        return ""
 
     def tensor_names(self) -> Sequence[str]:
         external = {
@@ -130,7 +156,7 @@ class OnnxReader:
             if each.data_location == TensorProto.EXTERNAL
         }
         parts = {f"{name}{part}" for name in self._readers for part in PARTS}
-        copies = {HEAD} if self._has_copy() else set()
+        copies = {self._head} if self._has_copy() else set()
         return sorted((external | set(self._readers)) - parts - copies - self._tables)
 
     def read(self, entry: Mapping[str, Any]) -> StoredTensor:
@@ -164,7 +190,7 @@ class OnnxReader:
 
     def _nodes(self, name: str) -> list[NodeProto]:
         """Find the operators that read a matrix, or a copy of it."""
-        copies = self._readers[HEAD] if name == EMBEDDING and self._has_copy() else []
+        copies = self._readers[self._head] if name == self._embedding and self._has_copy() else []
         return [*self._readers[name], *copies]
 
     def _has_copy(self) -> bool:
@@ -172,7 +198,7 @@ class OnnxReader:
 
         Standard operators look up rows but multiply by columns.
         """
-        return self._tied and HEAD in self._readers
+        return self._tied and self._head != self._embedding and self._head in self._readers
 
     def _held(self, node: NodeProto) -> Held:
         held = self._codes(node)
