@@ -147,10 +147,15 @@ def round_at(module: torch.nn.Module, rounding: Rounding) -> Iterator[Any]:
     half = HALVES.get(rounding.kind)
     if half is not None:
         yield module.register_forward_pre_hook(lambda _, args: to_half(args, half))
-        yield module.register_forward_hook(lambda _, args, found: found.to(half).float())
+        yield module.register_forward_hook(lambda _, args, found: given_in_half(found, half))
     elif isinstance(module, torch.nn.Linear):
         columns = rounding.columns
         yield module.register_forward_pre_hook(lambda _, args: (to_int8(args[0], columns),))
+
+
+def given_in_half(found: Any, half: torch.dtype) -> Any:
+    """Round what a module gives: a tensor, or several, as a router does."""
+    return to_half(found, half) if isinstance(found, tuple) else to_half((found,), half)[0]
 
 
 def to_half(args: tuple[Any, ...], half: torch.dtype) -> tuple[Any, ...]:
