@@ -59,11 +59,11 @@ class CompressedTensorsLogits:
     @staticmethod
     def _load(path: Path, exact: bool) -> Any:
         symmetric = symmetric_groups(path)
-        # compressed-tensors 0.20 expects unpacked zero points unless it dequantizes; those with
-        # a Linear of their own, as Falcon, find their weights only then; it knows one group then
+        if all(symmetric):
+            return load_model(path, exact=exact)
+        # compressed-tensors 0.20 expects unpacked zero points unless it dequantizes, and knows one
+        # group only then
         if len(symmetric) > 1:
-            if all(symmetric):
-                return load_model(path, exact=exact)
             raise BadInput(
                 f"{str(path)!r}: transformers cannot load several grids with zero points; vLLM can"
             )
