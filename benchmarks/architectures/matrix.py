@@ -2,6 +2,7 @@
 
     uv run python -m benchmarks.architectures.matrix                 all rows, about 40 minutes
     uv run python -m benchmarks.architectures.matrix --only llama qwen3 gemma3_text
+    uv run python -m benchmarks.architectures.matrix --backend cuda --formats gptq --out cuda.jsonl
 
 Forward passes are compared with transformers' own, files in their runtimes with transformers on the
 dequantized weights. Writes benchmarks/results/architectures.jsonl, a line per row, from which
@@ -11,12 +12,14 @@ layer that was silently kept dense.
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from edgeq.sources import open_source
 
 RESULT = Path(__file__).parent.parent / "results" / "architectures.jsonl"
 CALIBRATION = ("--samples", 4, "--sequence-length", 128)
-SOLVE = ("--bits", 4, "--group-size", 32, *CALIBRATION, "--backend", "cpu")
+SOLVE = ("--bits", 4, "--group-size", 32, *CALIBRATION)
 TOKENS = 128
 EQUAL = 1e-6  # of the largest logit: forward passes of one model
 EMBEDDINGS = ("embed_tokens", "embed_in", "embed_out", "word_embeddings", "wte", "lm_head")
@@ -48,6 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=list(ROWS), metavar="ROW")
     parser.add_argument("--jobs", type=int, default=2, help="rows that run at once")
+    parser.add_argument("--backend", default="cpu", help="what solves and runs forward passes")
+    parser.add_argument("--formats", nargs="*", default=list(FORMATS), metavar="FORMAT")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     unknown = [name for name in arguments.only if name not in ROWS]
@@ -56,35 +61,47 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "COLUMNS": "400"}
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="edgeq-matrix-") as folder:
-        rows = list(run_rows(arguments.only, Path(folder), arguments.jobs))
+        task = Task(Path(folder), arguments.backend, arguments.formats)
+        rows = list(run_rows(arguments.only, task, arguments.jobs))
     arguments.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for line in summary(rows):
+    for line in summary(rows, arguments.formats):
         print(line)
     found = list(faults(rows))
     if found:
         sys.exit("\n".join(found))
 
 
-def run_rows(names: Sequence[str], folder: Path, jobs: int) -> Iterator[Row]:
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is done with each row: where it lies meanwhile, what solves it, which exports follow."""
+
+    folder: Path
+    backend: str
+    formats: Sequence[str]
+
+
+def run_rows(names: Sequence[str], task: Task, jobs: int) -> Iterator[Row]:
     """Run rows in their order, some at once; each step is a process of its own."""
     with ThreadPoolExecutor(jobs) as pool:
-        for row in pool.map(partial(run_row, folder), names):
+        for row in pool.map(partial(run_row, task), names):
             cells = {name: cell["state"] for name, cell in row.get("formats", {}).items()}
             print(row["name"], row["stages"], cells, flush=True)
             yield row
 
 
-def run_row(folder: Path, name: str) -> Row:
+def run_row(task: Task, name: str) -> Row:
     """Take one kind of model through all commands."""
     kind, settings = ROWS[name]
-    place = Path(tempfile.mkdtemp(dir=folder))
+    place = Path(tempfile.mkdtemp(dir=task.folder))
     source, made, row = place / "model", place / "made", {"name": name, "model_type": kind}
     source.mkdir()
     steps = {
         "make": lambda: run_step(make_checkpoint, kind, settings, source),
         "inspect": lambda: run_edgeq("inspect", source, "--json"),
         "plan": lambda: run_edgeq("plan", source, "--json", *CALIBRATION),
-        "quantize": lambda: run_edgeq("quantize", source, "-o", made, *SOLVE),
+        "quantize": lambda: run_edgeq(
+            "quantize", source, "-o", made, *SOLVE, "--backend", task.backend
+        ),
     }
     row["stages"] = stages = {}
     for stage, step in steps.items():
@@ -93,8 +110,8 @@ def run_row(folder: Path, name: str) -> Row:
         if done.kind != "ok":
             break
     else:
-        row["forward"] = result_of(run_step(compare_forwards, source, made))
-        row["formats"] = {form: run_format(made, form) for form in FORMATS}
+        row["forward"] = result_of(run_step(compare_forwards, source, made, task.backend))
+        row["formats"] = {form: run_format(made, form) for form in task.formats}
     shutil.rmtree(place)
     return row
 
@@ -125,7 +142,7 @@ def result_of(done: Outcome) -> dict[str, Any]:
     return dict(found)
 
 
-def compare_forwards(source: Path, made: Path) -> None:
+def compare_forwards(source: Path, made: Path, backend: str) -> None:
     """Print how far edgeq's forward passes are from transformers', and which layers have no codes.
 
     Units: largest difference of logits as a share of the largest logit.
@@ -135,13 +152,32 @@ def compare_forwards(source: Path, made: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="edgeq-matrix-") as folder:
         write_out(checkpoint, Path(folder))
         found = {
-            "source": distance(model_logits(original, "cpu").logits(ids), source, ids),
-            "quantized": distance(model_logits(checkpoint, "cpu").logits(ids), Path(folder), ids),
+            "source": distance(model_logits(original, backend).logits(ids), source, ids),
+            "quantized": distance(model_logits(checkpoint, backend).logits(ids), Path(folder), ids),
         }
-    listed = json.loads((made / "report.json").read_text(encoding="utf-8")).get("kept_dense", [])
-    dense = [name for name in linear_modules(source) if not is_solved(checkpoint, name)]
-    silent = [name for name in dense if not any(name in str(entry) for entry in listed)]
-    print(json.dumps({**found, "dense": dense, "silent": silent}))
+    dense = {
+        name: math.prod(checkpoint.shape(name))
+        for name in checkpoint.tensor_names()
+        if checkpoint.grid(name) is None and len(checkpoint.shape(name)) > 1
+    }
+    listed = json.loads((made / "report.json").read_text(encoding="utf-8"))["kept_dense"]
+    told = {name: size for name, size in dense.items() if starred(name) in listed}
+    solved = sum(
+        math.prod(linear.shape)
+        for block in checkpoint.blocks()
+        for linear in block.linears
+        if checkpoint.grid(linear.tensor) is not None
+    )
+    missing = linear_weights(source) - solved
+    silent = [name for name in dense if name not in told]
+    if missing > sum(told.values()):
+        silent.append(f"{missing} weights of linear layers")
+    print(json.dumps({**found, "dense": sorted({*map(starred, told)}), "silent": silent}))
+
+
+def starred(name: str) -> str:
+    """Name a tensor without the numbers of blocks and experts, as reports do."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def distance(logits: Iterator[Any], folder: Path, ids: np.ndarray[Any, Any]) -> float:
@@ -152,45 +188,29 @@ def distance(logits: Iterator[Any], folder: Path, ids: np.ndarray[Any, Any]) -> 
     return float(np.abs(next(logits) - expected).max() / np.abs(expected).max())
 
 
-def linear_modules(source: Path) -> list[str]:
-    """List the modules of transformers' model that multiply by a matrix, but for the head.
+def linear_weights(source: Path) -> int:
+    """Count the weights of all layers of transformers' model that multiply by a matrix.
 
-    A stack of experts counts by its parameters.
+    Head and embedding are left out, a stack of experts is counted by its parameters.
     """
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    found = []
+    count = 0
     for path, module in model.named_modules():
         is_linear = isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
         if is_linear and path.rsplit(".", 1)[-1] not in EMBEDDINGS:
-            found.append(path)
-        for leaf, parameter in module._parameters.items():
+            count += module.weight.numel()
+        for parameter in module._parameters.values():
             if parameter is not None and parameter.ndim == 3 and "conv" not in path:
-                found.append(f"{path}.{leaf}")
-    return found
+                count += parameter.numel()
+    return count
 
 
-def is_solved(checkpoint: Checkpoint, module: str) -> bool:
-    """Say whether a module's weight, or the weights of all experts of a stack, have codes."""
-    layers = {linear.name for block in checkpoint.blocks() for linear in block.linears}
-    tensors = {
-        linear.name: linear.tensor for block in checkpoint.blocks() for linear in block.linears
-    }
-    owner = module.rpartition(".")[0]
-    own = [
-        name
-        for name in layers
-        if name == module
-        or (module.endswith("_proj") and name.startswith(f"{owner}.") and name != module)
-    ]
-    return bool(own) and all(checkpoint.grid(tensors[name]) is not None for name in own)
-
-
-def summary(rows: Sequence[Row]) -> Iterator[str]:
+def summary(rows: Sequence[Row], formats: Sequence[str]) -> Iterator[str]:
     """Count rows by what came of them."""
     yield f"{len(rows)} rows"
     equal = sum(is_equal(row) for row in rows)
     yield f"forward passes equal to transformers' within {EQUAL:g}: {equal}"
-    for form in FORMATS:
+    for form in formats:
         cells = [row["formats"][form]["state"] for row in rows if "formats" in row]
         counts = {state: cells.count(state) for state in sorted(set(cells))}
         yield f"{form}: " + ", ".join(f"{state} {count}" for state, count in counts.items())
