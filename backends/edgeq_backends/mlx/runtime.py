@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.utils import load_model
 
 from edgeq.errors import BadInput, reason_of
@@ -70,10 +71,17 @@ def half_of(model: Any) -> Any | None:
 
 
 def round_activations(model: Any, half: Any) -> None:
-    """Have every module without modules of its own round what it gets and what it gives."""
+    """Have every module without modules of its own round what it gets and what it gives.
+
+    Copies take their places: activations of experts are one module for all models of a process.
+    """
     modules: Any = tree_flatten(model.leaf_modules(), is_leaf=type(model).is_module)
-    for _, module in modules:
-        module.__class__ = rounding_class(type(module), half)
+    rounding = []
+    for name, module in modules:
+        taken = copy(module)
+        taken.__class__ = rounding_class(type(module), half)
+        rounding.append((name, taken))
+    model.update_modules(tree_unflatten(rounding))
 
 
 def rounding_class(kind: Any, half: Any) -> Any:

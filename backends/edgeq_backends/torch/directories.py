@@ -1,6 +1,8 @@
 """Compute predictions of exported directories in transformers, each with its format's library."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from edgeq.errors import BadInput, NotInstalled, install, reason_of
 from edgeq.types import NumpyArray, Rounding
@@ -58,6 +62,10 @@ class CompressedTensorsLogits:
 
     @staticmethod
     def _load(path: Path, exact: bool) -> Any:
+        if exact and has_experts(path):
+            with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
+                write_wide_scales(path, Path(folder))
+                return load_model(Path(folder), exact=True)
         symmetric = symmetric_groups(path)
         if all(symmetric):
             return load_model(path, exact=exact)
@@ -84,6 +92,36 @@ class CompressedTensorsLogits:
 
     def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
         yield from model_logits(self._model, windows)
+
+
+def has_experts(path: Path) -> bool:
+    """Say whether a directory holds packed weights of experts."""
+    return any(
+        ".experts." in name and name.endswith(".weight_packed")
+        for file in sorted(path.glob("*.safetensors"))
+        for name in names_in(file)
+    )
+
+
+def names_in(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as stored:
+        return list(stored.keys())
+
+
+def write_wide_scales(path: Path, folder: Path) -> None:
+    """Copy a directory with its scales in float32, which changes no number of them.
+
+    transformers stacks the weights of experts in the type of their scales.
+    """
+    for file in sorted(path.iterdir()):
+        if file.suffix != ".safetensors":
+            shutil.copyfile(file, folder / file.name)
+            continue
+        tensors = load_file(file)
+        for name, tensor in tensors.items():
+            if name.endswith(".weight_scale"):
+                tensors[name] = tensor.float()
+        save_file(tensors, folder / file.name, metadata={"format": "pt"})
 
 
 def symmetric_groups(path: Path) -> list[bool]:
