@@ -30,8 +30,18 @@ FRAMEWORKS = {
     "accelerate",
     "cyllama",
 }
-GROUND = ("errors", "types", "dtypes", "decoder", "protocols", "stopwatch", "words", "version")
-MOST_GROUND = 9  # modules directly in edgeq/, beside the package's own two
+GROUND = (
+    "errors",
+    "types",
+    "dtypes",
+    "runtime_names",
+    "decoder",
+    "protocols",
+    "stopwatch",
+    "words",
+    "version",
+)
+MOST_GROUND = 10  # modules directly in edgeq/, beside the package's own two
 
 ALLOWED = {
     "ground": "",

@@ -1,6 +1,6 @@
 import pytest
 
-from edgeq.architectures.rope import check_rope, rope_of
+from edgeq.architectures.rope import check_rope, rope_of, rope_of_kind
 from edgeq.errors import BadInput
 
 LLAMA_3 = {
@@ -49,9 +49,14 @@ def test_settings_by_kind_of_layer_are_read_for_each_kind():
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     }
     config = {"model_type": "gemma3_text", "rope_parameters": kinds}
-    assert rope_of(config, "sliding_attention").theta == 10000.0
-    full = rope_of(config, "full_attention")
+    sliding = rope_of_kind(config, "sliding_attention", top=None, theta=5e5)
+    assert sliding.theta == 10000.0
+    full = rope_of_kind(config, "full_attention", top="rope_theta", theta=5e5)
     assert (full.kind, full.theta, full.settings["factor"]) == ("linear", 1e6, 8.0)
     with pytest.raises(BadInput, match="settings by kind of layer"):
         rope_of(config)
-    assert rope_of({"rope_theta": 5e5}, "full_attention").theta == 5e5
+    flat = {"rope_theta": 7e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    full = rope_of_kind(flat, "full_attention", top="rope_theta", theta=5e5)
+    assert (full.kind, full.theta) == ("linear", 7e5)
+    sliding = rope_of_kind(flat, "sliding_attention", top=None, theta=5e5)
+    assert (sliding.kind, sliding.theta) == ("default", 5e5)

@@ -1,7 +1,7 @@
 """Name what a model computes beyond a Llama: what a runtime knows of it, or refuses by name.
 
 A feature is what a user reads in a refusal. Which ones a runtime computes is said by the families'
-names for it (`edgeq.decoder.GgufNames` and its like).
+names for it (`edgeq.runtime_names`).
 """
 
 from collections.abc import Iterator

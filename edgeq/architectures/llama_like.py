@@ -10,19 +10,9 @@ from typing import Any, Literal
 
 from edgeq.architectures.config_checks import head_dimension, key_value_heads, positive_integer
 from edgeq.architectures.rope import rope_of
-from edgeq.decoder import (
-    Attention,
-    Decoder,
-    Experts,
-    Layer,
-    Mlp,
-    Norm,
-    NormPlace,
-    Rope,
-    RuntimeNames,
-    Shape,
-)
+from edgeq.decoder import Attention, Decoder, Experts, Layer, Mlp, Norm, NormPlace, Rope, Shape
 from edgeq.errors import BadInput
+from edgeq.runtime_names import RuntimeNames
 from edgeq.types import LinearSpec
 
 QUERIES_KEYS_VALUES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")

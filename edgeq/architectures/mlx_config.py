@@ -10,7 +10,8 @@ from typing import Any
 from edgeq.architectures.families import silent_keys
 from edgeq.architectures.features import PARTIAL_ROTARY
 from edgeq.architectures.llama_like import FULL, SLIDING
-from edgeq.decoder import Decoder, MlxNames, ModelRecord, Rope
+from edgeq.decoder import Decoder, ModelRecord, Rope
+from edgeq.runtime_names import MlxNames
 
 NOT_COPIED = ("quantization", "quantization_config", "quantize_activations", "rope_traditional")
 

@@ -7,20 +7,23 @@ program reads, is written out in float32 for transformers.
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from safetensors.numpy import save_file
 
 from edgeq.checkpoint.reader import Checkpoint
+from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import write_json
 from edgeq.protocols import ModelSource
 from edgeq.registry import BACKENDS, REFERENCES, choose_backend, load
-from edgeq.types import NumpyArray, Rounding
+from edgeq.types import NumpyArray, Rounding, ScaleDtype
 
+NOTHING_ROUNDED: Mapping[str, ScaleDtype] = MappingProxyType({})
 FLOAT32_BYTES = 4
 GIGABYTE = 1e9
 SHARD_BYTES = 1e9  # of float32 that are in memory at once while a checkpoint is written out
@@ -63,14 +66,18 @@ def loader_of(source: ModelSource) -> str:
 
 
 @contextmanager
-def opened_checkpoint(checkpoint: Checkpoint, backend: str) -> Iterator[RoundedReference]:
+def opened_checkpoint(
+    checkpoint: Checkpoint, backend: str, *, held: Mapping[str, ScaleDtype] = NOTHING_ROUNDED
+) -> Iterator[RoundedReference]:
     """Open the dequantized weights of a checkpoint in transformers, in float32.
+
+    held names tensors whose weights an export holds in a narrower type; they are rounded to it.
 
     Raises: NotInstalled, BadInput.
     """
     make = load(REFERENCES["transformers"], REFERENCE.format("transformers"))
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
-        write_out(checkpoint, Path(folder))
+        write_out(checkpoint, Path(folder), held)
         yield make(Path(folder), device=transformers_device(backend))
 
 
@@ -98,7 +105,9 @@ def opened_reference(source: ModelSource, backend: str) -> Iterator[Reference]:
         yield make(source.location(), device=transformers_device(backend))
 
 
-def write_out(checkpoint: Checkpoint, folder: Path) -> None:
+def write_out(
+    checkpoint: Checkpoint, folder: Path, held: Mapping[str, ScaleDtype] = NOTHING_ROUNDED
+) -> None:
     """Write the dequantized weights of a checkpoint and its config as transformers reads them.
 
     On disk and not in memory: a model of 7 billion weights takes 28 GB in float32, of which
@@ -118,7 +127,8 @@ def write_out(checkpoint: Checkpoint, folder: Path) -> None:
     for index, names in enumerate(shards(checkpoint)):
         file = f"model-{index:05}.safetensors"
         try:
-            save_file(read_in_float32(checkpoint, names), folder / file, metadata={"format": "pt"})
+            weights = read_in_float32(checkpoint, names, held)
+            save_file(weights, folder / file, metadata={"format": "pt"})
         except OSError as error:
             raise BadInput(
                 f"checkpoint {str(checkpoint.path)!r} cannot be written out in float32 "
@@ -154,5 +164,13 @@ def shards(checkpoint: Checkpoint) -> Iterator[list[str]]:
     yield names
 
 
-def read_in_float32(checkpoint: Checkpoint, names: list[str]) -> dict[str, NumpyArray]:
-    return {name: checkpoint.read(name).astype("float32", copy=False) for name in names}
+def read_in_float32(
+    checkpoint: Checkpoint, names: list[str], held: Mapping[str, ScaleDtype]
+) -> dict[str, NumpyArray]:
+    found = {}
+    for name in names:
+        weights = checkpoint.read(name)
+        if name in held:
+            weights = weights.astype(NUMPY[held[name]])
+        found[name] = weights.astype("float32", copy=False)
+    return found

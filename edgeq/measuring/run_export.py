@@ -7,13 +7,14 @@ which costs some models little and others much; what it may cost is measured in 
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
 from edgeq.calibration.reading import read_text
 from edgeq.calibration.windows import begin_ids, first_windows, tokenize
 from edgeq.checkpoint.reader import Checkpoint
+from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput
 from edgeq.measuring.evaluate import (
     EVALUATION_TEXT,
@@ -28,7 +29,7 @@ from edgeq.measuring.quality import compare
 from edgeq.measuring.references import check_reference, opened_checkpoint
 from edgeq.protocols import LogitSource
 from edgeq.registry import LOGITS, find_format, load
-from edgeq.types import NumpyArray, Rounding
+from edgeq.types import NumpyArray, Rounding, ScaleDtype
 
 # Nats per token between a file that computes in float32 and the weights it was made from. Right
 # files stay below 1e-7 where they hold what was solved, and below 1e-4 where their manifest states
@@ -87,7 +88,8 @@ def run_export(
     rounding = used.rounding
     found = list(used.logits(ids))
     del used  # a large model is not in memory twice
-    with opened_checkpoint(checkpoint, backend) as reference:
+    held = held_dense(folder)
+    with opened_checkpoint(checkpoint, backend, held=held) as reference:
         library = reference.library
         expected = list(reference.logits(ids))
         rounded = list(reference.logits(ids, rounding=rounding)) if rounding else expected
@@ -104,12 +106,31 @@ def run_export(
     return result | {"differences": list(differences(result))}
 
 
-def holds_the_solution(folder: Path) -> bool:
-    """Say whether an export's manifest states that no tensor was rounded again.
+def held_dense(folder: Path) -> dict[str, ScaleDtype]:
+    """List the tensors that an export holds as numbers and not as their codes, with their type.
+
+    By their bytes `edgeq.measuring.verify` compares them; here they are rounded alike on both
+    sides, as a mixture of experts turns the smallest difference of an embedding into other ways.
 
     Raises: BadInput for a directory without a manifest.
     """
-    return all(entry["largest_deviation"] == 0 for entry in read_manifest(folder)["tensors"])
+    kinds = get_args(ScaleDtype)
+    names: dict[str, ScaleDtype] = {CODE_NAMES[kind]: kind for kind in kinds}
+    return {
+        entry["source"]: names[entry["type"]]
+        for entry in read_manifest(folder)["tensors"]
+        if "from" in entry and entry["type"] in names
+    }
+
+
+def holds_the_solution(folder: Path) -> bool:
+    """Say whether an export's manifest states that no tensor of codes was rounded again.
+
+    Raises: BadInput for a directory without a manifest.
+    """
+    held = held_dense(folder)
+    entries = read_manifest(folder)["tensors"]
+    return all(entry["largest_deviation"] == 0 or entry["source"] in held for entry in entries)
 
 
 def runtime_of_export(folder: Path) -> tuple[Exported, str]:

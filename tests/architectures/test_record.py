@@ -11,8 +11,8 @@ from tiny_models import ONE_BLOCK, tokenizer_files
 import edgeq
 from edgeq.architectures.families import families_named
 from edgeq.architectures.record import read_record
-from edgeq.decoder import RuntimeNames
 from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.runtime_names import RuntimeNames
 from edgeq.sources.reading import read_linear
 from edgeq.types import LinearSpec
 from edgeq_exporters.gguf.exporter import GgufExporter

@@ -111,7 +111,6 @@ def test_a_config_value_that_edgeq_cannot_work_with_is_named_at_once(refuse, mod
     [
         {"pad_token_id": 99999999},
         {"initializer_range": "x"},
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
         {"rms_norm_eps": 1},
     ],
 )

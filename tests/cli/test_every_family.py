@@ -1,11 +1,10 @@
-"""Every family of models: forwards of both frameworks against transformers', and a whole run."""
+"""The first families of models: forwards of both frameworks against transformers', whole runs."""
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from edgeq.architectures.families import families
 from edgeq.architectures.mlx import why_not_mlx
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import UnsupportedModel
@@ -16,7 +15,7 @@ from edgeq_backends.torch.activations import TorchLogits
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(params=families())
+@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3"])
 def saved(request, save_model):
     return save_model(request.param)
 

@@ -24,6 +24,8 @@ SHAPES = {  # what is awkward: odd output sizes, inputs that groups do not divid
     "odd vocabulary": {"vocab_size": 321, "intermediate_size": 213},
     "short groups": {"vocab_size": 320, "intermediate_size": 160},
 }
+NO_WHOLE_BLOCKS = ("odd rows", "odd vocabulary")
+"""Shapes with rows that blocks of 32 do not fill, which GGUF holds as numbers."""
 
 
 @cache
@@ -91,10 +93,12 @@ def test_a_combination_is_written_and_verified_or_refused(tmp_path, bits, name, 
             if reason_of(exporter, model) is not None:
                 refused(exporter, model, folder)
                 continue
-            lossless = zeros in exporter.format.zero_kinds
-            assert verified(exporter, model, folder) <= {"exact", "widened"} | (
-                set() if lossless else {"rescaled"}
-            )
+            allowed = {"exact", "widened"}
+            if zeros not in exporter.format.zero_kinds:
+                allowed.add("rescaled")
+            if name == "gguf" and shape in NO_WHOLE_BLOCKS:
+                allowed.add("dense")
+            assert verified(exporter, model, folder) <= allowed
 
 
 def test_what_must_fit_fits():

@@ -74,10 +74,6 @@ def test_inputs_that_groups_do_not_divide_are_refused(rng, tmp_path, columns, gr
         ({"model_file": "model.py"}, "names a model_file"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"rms_norm_eps": None}, "config.json lacks rms_norm_eps, which mlx-lm needs"),
-        (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
-            "rope type 'yarn' lacks factor",
-        ),
         ({"rope_parameters": YARN | {"attention_factor": 2.0}}, "attention_factor 2.0"),
         ({"rope_parameters": YARN | {"mscale": 0.7}}, "one of mscale and mscale_all_dim"),
         ({"rope_parameters": YARN | {"truncate": False}}, "truncate false"),

@@ -206,10 +206,6 @@ def test_a_tensor_that_cannot_be_held_is_refused_by_name(rng, tmp_path, grid, qd
             "rope type 'dynamic' of a llama model is not supported",
         ),
         (
-            {"rope_parameters": {"rope_type": "yarn"}},
-            "rope type 'yarn' lacks factor; add it to the rope settings in config.json",
-        ),
-        (
             {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 16}},
             "rope type 'longrope' lacks long_factor; add it to the rope settings in config.json",
         ),

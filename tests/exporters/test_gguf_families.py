@@ -92,7 +92,7 @@ OTHERS_REFUSED = {
     "no head": (row("gemma", tie_word_embeddings=False), "this gemma model has a head of its own"),
     "scale": (row("gemma2", query_pre_attn_scalar=64), "query_pre_attn_scalar 64: llama.cpp div"),
     "experts": (row("qwen2_moe", norm_topk_prob=True), "norm_topk_prob: in llama.cpp the weights"),
-    "some experts": (row("qwen2_moe", decoder_sparse_step=2), "some blocks of this qwen2_moe mod"),
+    "some experts": (row("qwen2_moe", decoder_sparse_step=2), "experts in some blocks only"),
     "order": (
         row("gemma3_text", num_hidden_layers=3, layer_types=[FULL, SLIDING, SLIDING]),
         "slide or rotate in an order",

@@ -9,11 +9,11 @@ from tiny_models import tokenizer_files
 
 import edgeq_exporters.gguf.exporter as gguf_exporter
 import edgeq_exporters.onnx.blocks as onnx_blocks
-from edgeq.decoder import GgufNames
 from edgeq.errors import BadInput
 from edgeq.grids import packing
 from edgeq.measuring.verify import verify
 from edgeq.registry import load_exporter
+from edgeq.runtime_names import GgufNames
 from edgeq.types import Grid
 from edgeq_exporters.common.read_words import codes_in_words
 

@@ -18,9 +18,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from benchmarks.architectures.rows import ROWS
 from edgeq.architectures.record import read_record
-from edgeq.decoder import RuntimeNames
 from edgeq.errors import EdgeqError
 from edgeq.measuring.verify import verify
+from edgeq.runtime_names import RuntimeNames
 from edgeq_exporters.onnx.architecture import why_not_decoder
 from edgeq_exporters.onnx.exporter import OnnxExporter
 from edgeq_exporters.onnx.feed_forward import ACTIVATIONS

@@ -14,8 +14,9 @@ import torch
 from transformers.core_model_loading import Concatenate, MergeModulelist
 from transformers.pytorch_utils import Conv1D
 
-from edgeq.decoder import Decoder, Layer, Norm, RuntimeNames, Shape
+from edgeq.decoder import Decoder, Layer, Norm, Shape
 from edgeq.errors import UnsupportedModel
+from edgeq.runtime_names import RuntimeNames
 from edgeq.types import LinearSpec
 from edgeq_backends.torch.empty import empty_model
 from edgeq_backends.torch.names import Filling, fillings_of, stored_shapes

@@ -9,7 +9,8 @@ from typing import Any
 from edgeq.architectures import features
 from edgeq.architectures.llama_like import ATTENTION, Differences, LinearNames, llama_like
 from edgeq.architectures.rope import WITH_YARN
-from edgeq.decoder import Decoder, GgufNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, RuntimeNames
 
 MODEL_TYPES = ("arcee",)
 UP_DOWN = ("mlp.up_proj", "mlp.down_proj")

@@ -10,7 +10,8 @@ from typing import Any
 from edgeq.architectures import features
 from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import Differences, LinearNames, llama_like
-from edgeq.decoder import Decoder, GgufNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, RuntimeNames
 
 MODEL_TYPES = ("bloom",)
 KEYS = {

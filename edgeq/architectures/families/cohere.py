@@ -10,7 +10,8 @@ from typing import Any
 from edgeq.architectures import features
 from edgeq.architectures.llama_like import ATTENTION, Differences, llama_like
 from edgeq.architectures.rope import rope_of
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("cohere",)
 COMPUTES = frozenset(

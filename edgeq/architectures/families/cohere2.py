@@ -17,7 +17,8 @@ from edgeq.architectures.llama_like import (
     windows_of,
 )
 from edgeq.architectures.rope import rope_of
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("cohere2",)
 COMPUTES = frozenset(

@@ -16,7 +16,8 @@ from edgeq.architectures.llama_like import (
     llama_like,
     windows_of,
 )
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("gemma2",)
 COMPUTES = frozenset(

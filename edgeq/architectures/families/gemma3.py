@@ -20,7 +20,8 @@ from edgeq.architectures.llama_like import (
     windows_of,
 )
 from edgeq.architectures.rope import rope_of_kind
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("gemma3_text",)
 COMPUTES = frozenset(

@@ -15,7 +15,8 @@ from edgeq.architectures.llama_like import (
     llama_like,
 )
 from edgeq.architectures.rope import rope_of
-from edgeq.decoder import Decoder, GgufNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, RuntimeNames
 
 MODEL_TYPES = ("glm",)
 COMPUTES = frozenset({features.FUSED, features.PARTIAL_ROTARY, features.ADJACENT_ROTARY})

@@ -15,7 +15,8 @@ from edgeq.architectures.llama_like import (
     llama_like,
 )
 from edgeq.architectures.rope import rope_of
-from edgeq.decoder import Decoder, GgufNames, MlxNames, NormPlace, RuntimeNames
+from edgeq.decoder import Decoder, NormPlace
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("glm4",)
 COMPUTES = frozenset(

@@ -20,7 +20,8 @@ from edgeq.architectures.llama_like import (
     llama_like,
 )
 from edgeq.architectures.rope import rope_of
-from edgeq.decoder import Decoder, Experts, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder, Experts
+from edgeq.runtime_names import MlxNames, RuntimeNames
 
 MODEL_TYPES = ("glm4_moe",)
 CORRECTED = "experts chosen with a learned correction"

@@ -10,7 +10,8 @@ from typing import Any
 from edgeq.architectures import features
 from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import Differences, LinearNames, llama_like
-from edgeq.decoder import Decoder, GgufNames, Layer, RuntimeNames
+from edgeq.decoder import Decoder, Layer
+from edgeq.runtime_names import GgufNames, RuntimeNames
 from edgeq.types import LinearSpec
 
 MODEL_TYPES = ("gpt2",)

@@ -10,7 +10,8 @@ from typing import Any
 from edgeq.architectures import features
 from edgeq.architectures.llama_like import Differences, LinearNames, llama_like
 from edgeq.architectures.rope import rope_of
-from edgeq.decoder import Decoder, GgufNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, RuntimeNames
 
 MODEL_TYPES = ("gpt_neox",)
 KEYS = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}

@@ -9,7 +9,8 @@ from typing import Any
 
 from edgeq.architectures import features
 from edgeq.architectures.llama_like import ATTENTION, MLP, Differences, llama_like
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("granite",)
 COMPUTES = frozenset(

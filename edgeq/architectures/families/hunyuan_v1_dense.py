@@ -9,7 +9,8 @@ from typing import Any
 
 from edgeq.architectures import features
 from edgeq.architectures.llama_like import ATTENTION, Differences, llama_like
-from edgeq.decoder import Decoder, GgufNames, MlxNames, NormPlace, RuntimeNames
+from edgeq.decoder import Decoder, NormPlace
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("hunyuan_v1_dense",)
 NORMED_LAST = "norms of rotated queries and keys"

@@ -8,7 +8,8 @@ from typing import Any
 
 from edgeq.architectures.llama_like import ATTENTION, MLP, Differences, llama_like
 from edgeq.architectures.rope import WITH_YARN
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("internlm3",)
 NAMES = RuntimeNames(

@@ -16,7 +16,8 @@ from edgeq.architectures.llama_like import (
     windows_of,
 )
 from edgeq.architectures.rope import WITH_YARN
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("ministral",)
 NAMES = RuntimeNames(

@@ -10,8 +10,9 @@ from typing import Any
 from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import Differences, llama_like
 from edgeq.architectures.rope import is_single, rope_of
-from edgeq.decoder import Decoder, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
 from edgeq.errors import BadInput
+from edgeq.runtime_names import MlxNames, RuntimeNames
 
 MODEL_TYPES = ("ministral3",)
 SCALED_QUERIES = "queries scaled by position"

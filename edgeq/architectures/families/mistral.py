@@ -9,8 +9,9 @@ from typing import Any
 from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import Differences, llama_like
 from edgeq.architectures.rope import WITH_YARN
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
 from edgeq.errors import UnsupportedModel
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("mistral",)
 WINDOW = 4096  # what transformers takes where the key is absent; null means no window

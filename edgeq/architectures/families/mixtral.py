@@ -10,7 +10,8 @@ from edgeq.architectures import features
 from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import Differences, ExpertNames, expert_count, llama_like
 from edgeq.architectures.rope import WITH_YARN, rope_of
-from edgeq.decoder import Decoder, Experts, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder, Experts
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("mixtral",)
 COMPUTES = frozenset({features.EXPERTS})

@@ -9,7 +9,8 @@ from typing import Any
 
 from edgeq.architectures import features
 from edgeq.architectures.llama_like import ATTENTION, Differences, llama_like
-from edgeq.decoder import Decoder, GgufNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, RuntimeNames
 
 MODEL_TYPES = ("olmo",)
 BARE_NORMS = "norms without weights"

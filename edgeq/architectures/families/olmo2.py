@@ -14,7 +14,8 @@ from edgeq.architectures.llama_like import (
     Differences,
     llama_like,
 )
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("olmo2",)
 COMPUTES = frozenset({features.WHOLE_NORMS, features.NORMS_BEHIND})

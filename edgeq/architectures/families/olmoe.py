@@ -17,7 +17,8 @@ from edgeq.architectures.llama_like import (
     expert_count,
     llama_like,
 )
-from edgeq.decoder import Decoder, Experts, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder, Experts
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("olmoe",)
 COMPUTES = frozenset({features.EXPERTS, features.FREE_EXPERT_WEIGHTS, features.WHOLE_NORMS})

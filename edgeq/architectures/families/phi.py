@@ -15,7 +15,8 @@ from edgeq.architectures.llama_like import (
     llama_like,
 )
 from edgeq.architectures.rope import rope_of
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("phi",)
 LINEARS = LinearNames(output="self_attn.dense", up=("mlp.fc1",), down="mlp.fc2", gated=False)

@@ -10,7 +10,8 @@ from edgeq.architectures import features
 from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import Differences, LinearNames, llama_like
 from edgeq.architectures.rope import rope_of
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("phi3",)
 COMPUTES = frozenset({features.FUSED, features.PARTIAL_ROTARY})

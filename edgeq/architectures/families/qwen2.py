@@ -12,7 +12,8 @@ from edgeq.architectures.llama_like import (
     llama_like,
     sliding_windows,
 )
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("qwen2",)
 NAMES = RuntimeNames(

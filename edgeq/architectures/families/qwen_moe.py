@@ -20,7 +20,8 @@ from edgeq.architectures.llama_like import (
     llama_like,
     sliding_windows,
 )
-from edgeq.decoder import Decoder, Experts, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder, Experts
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("qwen2_moe", "qwen3_moe")
 ROUTED = frozenset({features.EXPERTS, features.FREE_EXPERT_WEIGHTS})

@@ -13,7 +13,8 @@ from edgeq.architectures.llama_like import (
     Differences,
     llama_like,
 )
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("seed_oss",)
 NAMES = RuntimeNames(

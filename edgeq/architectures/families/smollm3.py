@@ -19,8 +19,9 @@ from edgeq.architectures.llama_like import (
     windows_of,
 )
 from edgeq.architectures.rope import rope_of
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
 from edgeq.errors import BadInput
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("smollm3",)
 COMPUTES = frozenset({features.NO_ROTARY})

@@ -9,7 +9,8 @@ from typing import Any
 from edgeq.architectures import features
 from edgeq.architectures.llama_like import QUERIES_KEYS_VALUES, Differences, llama_like
 from edgeq.architectures.rope import rope_of
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("stablelm",)
 COMPUTES = frozenset({features.LAYER_NORMS, features.NORM_BIASES, features.PARTIAL_ROTARY})

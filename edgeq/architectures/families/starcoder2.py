@@ -9,7 +9,8 @@ from typing import Any
 from edgeq.architectures import features
 from edgeq.architectures.config_checks import positive_integer
 from edgeq.architectures.llama_like import ATTENTION, Differences, LinearNames, llama_like
-from edgeq.decoder import Decoder, GgufNames, MlxNames, RuntimeNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames, MlxNames, RuntimeNames
 
 MODEL_TYPES = ("starcoder2",)
 LINEARS = LinearNames(up=("mlp.c_fc",), down="mlp.c_proj", gated=False)

@@ -18,7 +18,8 @@ from edgeq.architectures.requirements import (
     why_not_stated,
 )
 from edgeq.architectures.rope import why_not_rope
-from edgeq.decoder import Decoder, GgufNames
+from edgeq.decoder import Decoder
+from edgeq.runtime_names import GgufNames
 from edgeq_exporters.gguf.llama_cpp import why_not_habits
 
 

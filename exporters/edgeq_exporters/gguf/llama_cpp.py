@@ -171,12 +171,6 @@ def _why_not_biases(decoder: Decoder, own: Own) -> str | None:
 
 
 def _why_not_experts(decoder: Decoder, own: Own) -> str | None:
-    mixed = {layer.mlp is not None and layer.mlp.experts is not None for layer in decoder.layers}
-    if len(mixed) > 1:
-        return (
-            f"some blocks of this {decoder.model_type} model have experts and some have none; "
-            "llama.cpp computes that otherwise, choose another format"
-        )
     for layer in decoder.layers:
         experts = None if layer.mlp is None else layer.mlp.experts
         if experts is None or own.normed_experts in (None, experts.normed):
