@@ -13,12 +13,13 @@ layer that was silently kept dense.
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,7 +83,8 @@ class Task:
 
 def run_rows(names: Sequence[str], task: Task, jobs: int) -> Iterator[Row]:
     """Run rows in their order, some at once; each step is a process of its own."""
-    with ThreadPoolExecutor(jobs) as pool:
+    forked = multiprocessing.get_context("fork")  # which has the slow imports already
+    with ProcessPoolExecutor(jobs, mp_context=forked) as pool:
         for row in pool.map(partial(run_row, task), names):
             cells = {name: cell["state"] for name, cell in row.get("formats", {}).items()}
             print(row["name"], row["stages"], cells, flush=True)
