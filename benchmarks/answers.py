@@ -57,10 +57,6 @@ def main() -> None:
             ask(f"{form.name}, {form.runtime}", runtime.logits)
 
 
-                load(LOGITS[form.runtime], form.name)(files[0]).logits,
-            )
-
-
 def answer(
     predict: Predict, question: np.ndarray[Any, Any], tokenizer: Tokenizer, count: int
 ) -> str:
