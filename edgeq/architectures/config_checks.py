@@ -63,6 +63,9 @@ def check_attention(config: Config) -> None:
 
     Raises: BadInput naming the key.
     """
+    for key, (rule, holds) in DESCRIBED.items():
+        if config.get(key) is not None and not holds(config[key]):
+            raise BadInput(f"config: {key} is {config[key]!r:.60}; it must be {rule}")
     if not has_nested_rope(config):
         check_rope(config)
         check_rotated(config, head_dimension(config))
@@ -132,6 +135,10 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_count, value))
+
+
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -146,6 +153,7 @@ Rule = tuple[str, Callable[[Any], bool]]
 COUNT: Rule = ("a whole number of 0 or more", _is_count)
 SIZE: Rule = ("a positive whole number", is_positive_integer)
 POSITIVE: Rule = ("a positive number that float32 holds", is_single)
+COUNTS: Rule = ("a list of whole numbers", _are_counts)
 FLAG: Rule = ("true or false", _is_flag)
 TOKEN: Rule = ("a token id or a list of them", _are_token_ids)
 # keys that may be absent or null
@@ -163,4 +171,51 @@ OPTIONAL: Mapping[str, Rule] = {
     "bos_token_id": TOKEN,
     "eos_token_id": TOKEN,
     "pad_token_id": TOKEN,
+}
+FUNCTION = OPTIONAL["hidden_act"]
+# those of families that are described here
+DESCRIBED: Mapping[str, Rule] = {
+    **dict.fromkeys(
+        (
+            "query_pre_attn_scalar",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "logit_scale",
+            "logits_scaling",
+            "embedding_multiplier",
+            "residual_multiplier",
+            "attention_multiplier",
+            "routed_scaling_factor",
+            "clip_qkv",
+            "layer_norm_eps",
+            "layer_norm_epsilon",
+            "norm_epsilon",
+            "norm_eps",
+        ),
+        POSITIVE,
+    ),
+    **dict.fromkeys(
+        (
+            "use_bias",
+            "use_qkv_bias",
+            "qkv_bias",
+            "bias",
+            "attention_out_bias",
+            "use_qk_norm",
+            "qk_layernorm",
+            "use_parallel_residual",
+            "use_bidirectional_attention",
+            "norm_topk_prob",
+            "new_decoder_architecture",
+            "multi_query",
+            "parallel_attn",
+            "alibi",
+        ),
+        FLAG,
+    ),
+    **dict.fromkeys(
+        ("no_rope_layers", "mlp_only_layers"), ("a list of whole numbers", _are_counts)
+    ),
+    "hidden_activation": FUNCTION,
+    "decoder_sparse_step": SIZE,
 }

@@ -22,7 +22,7 @@ from edgeq.architectures.special_tokens import (
 from edgeq.architectures.tokenizer_file import added_around, unite
 from edgeq.decoder import Decoder, ModelRecord, TokenIds
 from edgeq.dtypes import CODE_NAMES
-from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.registry import describe_model
 from edgeq.words import as_text
 
@@ -98,7 +98,16 @@ def describe_decoder(config: Config) -> Decoder:
         return describe_model(deepcopy(config))
     common = with_common_keys(config)
     check_attention(common)
-    return describe(deepcopy(common)) or describe_model(deepcopy(config))
+    try:
+        described = describe(deepcopy(common))
+    # of values that no rule names and that no model has
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise BadInput(
+            f"config of model_type {config.get('model_type')!r}: a value is none that such a model "
+            f"has ({type(error).__name__}: {reason_of(error)}); "
+            "use the config.json that belongs to these weights"
+        ) from error
+    return described or describe_model(deepcopy(config))
 
 
 def read_dtype(config: Config, stored: str | None) -> str:

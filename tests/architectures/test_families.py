@@ -9,6 +9,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from benchmarks.architectures.rows import ROWS
 from edgeq.architectures.families import families
 from edgeq.architectures.record import read_record
+from edgeq.errors import BadInput, UnsupportedModel
 
 DESCRIBED = [name for name, (kind, _) in ROWS.items() if kind in families()]
 
@@ -35,6 +36,21 @@ def test_a_family_describes_the_tensors_that_transformers_saves(name):
     silent = {key: value for key, value in settings.items() if key != "rope_parameters"}
     stated = read_record(name, {"model_type": kind, **silent}).decoder
     assert stated.tensor_shapes() == decoder.tensor_shapes()
+
+
+ODD = ["x", -1, 0, 0.5, None, [], {}, [-1, "y"], True, 10**400, float("nan"), 2**40]
+
+
+@pytest.mark.parametrize("kind", families())
+def test_odd_values_of_a_config_are_refused_in_one_line(kind):
+    settings = next(values for of_kind, values in ROWS.values() if of_kind == kind)
+    config = AutoConfig.for_model(kind, **settings).to_dict()
+    for key in config:
+        for odd in ODD:
+            try:
+                read_record("m", {**config, key: odd})
+            except (BadInput, UnsupportedModel) as refusal:
+                assert "\n" not in str(refusal) and len(str(refusal)) < 2000, key
 
 
 def test_every_family_has_a_row():
