@@ -111,9 +111,9 @@ def show_finished(console: Console, finished: FinishedRun) -> None:
         _show_command(console, "next", command)
     for name, path in finished.exports.items():
         show_runtime(console, name, path)
-    if not finished.exports:
-        command = ["edgeq", "export", str(finished.output), "--format", "gguf"]
-        _show_command(console, "for llama.cpp", command)
+    if finished.next_format is not None:
+        command = ["edgeq", "export", str(finished.output), "--format", finished.next_format]
+        _show_command(console, f"for {find_format(finished.next_format).read_by}", command)
 
 
 def show_runtime(console: Console, format_name: str, path: str) -> None:

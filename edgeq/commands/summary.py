@@ -13,15 +13,16 @@ from typing import Any
 from edgeq.checkpoint.certificate import is_sealed, why_not_as_written
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.commands.options import option_words
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, NotInstalled
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE, REPORT_FILE
 from edgeq.files.storage import size_of
+from edgeq.measuring.formats import fit
 from edgeq.measuring.inspection import parameter_count
 from edgeq.protocols import Exporter, Format
 from edgeq.recipe.layer_grids import Grids, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
-from edgeq.registry import options_of
+from edgeq.registry import FORMATS, load_exporter, options_of
 from edgeq.run.pipeline import Job, export
 from edgeq.run.report import RunReport, check_findings, read_report
 from edgeq.solving.lending import LENT_TOKENS
@@ -53,6 +54,8 @@ class FinishedRun:
     notes: Sequence[str]
     seconds: Mapping[str, float]
     quality: Mapping[str, Any] | None = None
+    next_format: str | None = None
+    """A format that holds the result, to suggest where none was asked for."""
 
     @property
     def result(self) -> str:
@@ -89,6 +92,18 @@ class FinishedRun:
         return found if self.quality is None else found | {"quality": self.quality}
 
 
+def first_format(checkpoint: Checkpoint) -> str | None:
+    """Find the first format of the table that holds a checkpoint and is installed."""
+    for name in FORMATS:
+        try:
+            exporter = load_exporter(name)
+        except NotInstalled:
+            continue
+        if fit(exporter, checkpoint)["fits"] != "no":
+            return name
+    return None
+
+
 def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
     """Write the exports, and gather sizes, errors, times and what was not done as usual.
 
@@ -117,6 +132,7 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
         "original at 16 bits": 2 * parameter_count(job.source),
         "checkpoint": checkpoint.stored_bytes(),
     }
+    suggested = None if job.exporters else first_format(checkpoint)
     short = short_texts(job.recipe, checkpoint.head.get("calibration"))
     return FinishedRun(
         model=job.source.record.name,
@@ -133,6 +149,7 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
             *notes(report, grids),
         ],
         seconds=dict(job.clock.seconds),
+        next_format=suggested,
     )
 
 

@@ -57,7 +57,8 @@ def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
     if reason is not None:
         return {"fits": "no", "reason": reason}
     quantized = {name: grid for name, (_, grid) in grids.items() if grid is not None}
-    linear = {name: grid for name, grid in quantized.items() if ".layers." in name}
+    inside = {linear.tensor for linear in checkpoint.record.decoder.linears()}
+    linear = {name: grid for name, grid in quantized.items() if name in inside}
     lost = _losses(exporter.format, linear)
     outer = [name for name in quantized if name not in linear]
     dense = []
