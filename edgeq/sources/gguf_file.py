@@ -27,6 +27,7 @@ from edgeq.sources.gguf_tokenizer import tokenizer_files
 from edgeq.sources.refusals import check_content
 from edgeq.types import BlockSpec, NumpyArray
 
+WIDE_RANGE = "gemma"
 ROPE_TENSORS = (FACTORS, LONG_FACTORS, SHORT_FACTORS)
 
 
@@ -52,7 +53,7 @@ class GgufFile:
             rope_factors={
                 name: decode_whole(stored[name], path) for name in ROPE_TENSORS if name in stored
             },
-            dtype=computed_dtype(reader.tensors),
+            dtype=computed_dtype(reader.tensors, str(self.metadata.get("general.architecture"))),
         )
         own_name = str(self.metadata.get("general.name") or path.stem)
         template = self.metadata.get("tokenizer.chat_template")
@@ -161,11 +162,14 @@ def unreadable(path: Path, error: BaseException) -> BadInput:
     )
 
 
-def computed_dtype(tensors: Sequence[gguf.ReaderTensor]) -> str:
+def computed_dtype(tensors: Sequence[gguf.ReaderTensor], architecture: str) -> str:
     """Choose the type to compute in: bfloat16 for a file that is mostly of it, whose range it has.
 
-    float16 for all others: numbers of blocks are in float16.
+    So for Gemmas, whose activations exceed float16. float16 for all others: numbers of blocks are
+    in float16.
     """
+    if architecture.startswith(WIDE_RANGE):
+        return "bfloat16"
     counts: Counter[gguf.GGMLQuantizationType] = Counter()
     for tensor in tensors:
         counts[tensor.tensor_type] += int(tensor.n_elements)

@@ -96,6 +96,12 @@ def test_llama_cpp_slides_where_the_config_says_so(tmp_path, name):
     np.testing.assert_allclose(found, expected, rtol=0, atol=3e-3 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3", "qwen3"])
+def test_a_gemma_is_computed_in_a_type_with_the_range_of_its_activations(tmp_path, name):
+    _, source = opened(name, tmp_path)
+    assert source.record.dtype == ("float16" if name == "qwen3" else "bfloat16")
+
+
 # with sizes that it takes for granted because it does not read them
 KNOWN_TO_TRANSFORMERS = {
     "llama": {},
