@@ -2,7 +2,7 @@
 
     uv run python -m benchmarks.answers MODEL.gguf "Question: What do bees make?\\nAnswer:"
 
-MODEL is anything that edgeq opens. It is quantized at 4 bits, exported to GGUF, MLX and ONNX, and
+MODEL is anything that edgeq opens. It is rounded to 4 bits, exported to GGUF, MLX and ONNX, and
 each file continues the question with its likeliest tokens, beside the original in transformers or
 llama.cpp. Prints a table.
 """
@@ -25,8 +25,9 @@ from edgeq.run.pipeline import export, quantize
 from edgeq.sources import open_source
 
 FORMATS = ("gguf", "mlx", "onnx")
-SETTINGS: dict[str, Any] = {"bits": 4, "group_size": 32, "quality": "fast"}
-SETTINGS |= {"samples": 16, "sequence_length": 512}
+# rounding to nearest is quick, and what is asked here is whether the files are right
+SETTINGS: dict[str, Any] = {"bits": 4, "group_size": 32, "solver": "rtn", "scales": "none"}
+SETTINGS |= {"propagation_strength": 0.0}
 Predict = Callable[[np.ndarray[Any, Any]], Iterator[Any]]
 
 
