@@ -2,7 +2,7 @@
 
     uv run python -m benchmarks.answers MODEL.gguf "Question: What do bees make?\\nAnswer:"
 
-MODEL is anything that edgeq opens. It is rounded to 4 bits, exported to GGUF, MLX and ONNX, and
+MODEL is anything that edgeq opens. It is rounded to 8 bits, exported to GGUF, MLX and ONNX, and
 each file continues the question with its likeliest tokens, beside the original in transformers or
 llama.cpp. Prints a table.
 """
@@ -26,7 +26,7 @@ from edgeq.sources import open_source
 
 FORMATS = ("gguf", "mlx", "onnx")
 # rounding to nearest is quick, and what is asked here is whether the files are right
-SETTINGS: dict[str, Any] = {"bits": 4, "group_size": 32, "solver": "rtn", "scales": "none"}
+SETTINGS: dict[str, Any] = {"bits": 8, "group_size": 32, "solver": "rtn", "scales": "none"}
 SETTINGS |= {"propagation_strength": 0.0}
 Predict = Callable[[np.ndarray[Any, Any]], Iterator[Any]]
 
