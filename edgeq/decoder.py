@@ -190,7 +190,7 @@ class Decoder:
         if found is None:
             raise UnsupportedModel(
                 f"the attention of model_type '{self.model_type}' is not described; "
-                "choose format gptq or compressed-tensors"
+                "see edgeq export --list for formats that hold it"
             )
         return found
 

@@ -86,6 +86,10 @@ DESCRIBERS = {
     "transformers": Entry("edgeq_backends.torch.structure:describe", "cuda"),
 }
 """What describes models whose family `edgeq.architectures` has no file for."""
+COMPLETERS = {
+    "transformers": Entry("edgeq_backends.torch.empty:with_silent_sizes", "cuda"),
+}
+"""What knows the sizes that a config takes where it is silent."""
 FORMATS = {
     "gguf": "edgeq_exporters.gguf.format:FORMAT",
     "mlx": "edgeq_exporters.mlx.format:FORMAT",
@@ -132,6 +136,19 @@ def describe_model(config: Mapping[str, Any]) -> "Decoder":
     describe = load(DESCRIBERS["transformers"], f"model_type {config.get('model_type')!r:.60}")
     decoder: Decoder = describe(config)
     return decoder
+
+
+def with_silent_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a config by the sizes that its type takes where it is silent, if a library says.
+
+    Configs inside of larger ones state only what differs from these.
+    """
+    try:
+        complete = load(COMPLETERS["transformers"], "the sizes of a config")
+    except NotInstalled:
+        return dict(config)
+    completed: dict[str, Any] = complete(config)
+    return completed
 
 
 def choose_backend(name: str) -> str:

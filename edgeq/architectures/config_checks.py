@@ -56,6 +56,14 @@ def check_values(config: Config) -> None:
     for key, (rule, holds) in OPTIONAL.items():
         if config.get(key) is not None and not holds(config[key]):
             raise BadInput(f"config: {key} is {config[key]!r:.60}; it must be {rule}")
+    reached = config.get("num_experts_per_tok")
+    for key in EXPERTS:
+        count = config.get(key)
+        if is_positive_integer(count) and is_positive_integer(reached) and reached > count:
+            raise BadInput(
+                f"config: num_experts_per_tok is {reached}, but {key} is {count}; "
+                "use the config.json that belongs to these weights"
+            )
 
 
 def check_attention(config: Config) -> None:
@@ -149,7 +157,18 @@ def _are_token_ids(value: Any) -> bool:
     return whole and all(abs(item) <= LARGEST_SIZE for item in listed)
 
 
+def _is_block_count(value: Any) -> bool:
+    return _is_count(value) and value <= MOST_BLOCKS
+
+
+def _is_expert_count(value: Any) -> bool:
+    return _is_count(value) and value <= MOST_EXPERTS
+
+
 Rule = tuple[str, Callable[[Any], bool]]
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+MOST_EXPERTS = 10_000  # more than any model has; a damaged config must not ask for memory
+MOST_BLOCKS = 10_000
 COUNT: Rule = ("a whole number of 0 or more", _is_count)
 SIZE: Rule = ("a positive whole number", is_positive_integer)
 POSITIVE: Rule = ("a positive number that float32 holds", is_single)
@@ -171,6 +190,11 @@ OPTIONAL: Mapping[str, Rule] = {
     "bos_token_id": TOKEN,
     "eos_token_id": TOKEN,
     "pad_token_id": TOKEN,
+    **dict.fromkeys(EXPERTS, (f"a whole number up to {MOST_EXPERTS}", _is_expert_count)),
+    **dict.fromkeys(
+        ("n_layer", "num_layers", "n_layers"),
+        (f"a whole number up to {MOST_BLOCKS}", _is_block_count),
+    ),
 }
 FUNCTION = OPTIONAL["hidden_act"]
 # those of families that are described here

@@ -6,6 +6,9 @@ It is solved as a model of its own. What else the checkpoint holds is left out, 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from edgeq.errors import BadInput
+from edgeq.registry import with_silent_sizes
+
 Config = Mapping[str, Any]
 
 TYPES = {
@@ -37,10 +40,20 @@ PREFIXES = (
 
 
 def text_config(config: Config) -> dict[str, Any] | None:
-    """Give the config of the language model inside of a larger one; None where there is none."""
+    """Give the config of the language model inside of a larger one; None where there is none.
+
+    Raises: BadInput for one that is no config.
+    """
     inner = config.get("text_config")
     kind = config.get("model_type")
-    if isinstance(inner, Mapping) and isinstance(inner.get("model_type"), str):
+    if inner is not None and not (
+        isinstance(inner, Mapping) and isinstance(inner.get("model_type"), str)
+    ):
+        raise BadInput(
+            f"config: text_config is {inner!r:.60}; it must be an object with a model_type, "
+            "as the config of the language model inside; fetch config.json again"
+        )
+    if inner is not None:
         found = dict(inner)
     elif kind in FLAT and "vision_config" in config:
         found = {key: value for key, value in config.items() if not key.startswith("vision_")}
@@ -53,12 +66,14 @@ def text_config(config: Config) -> dict[str, Any] | None:
             found[key] = config[key]
     if config.get(OLDER_DTYPE) is not None and found.get("dtype") is None:
         found.setdefault(OLDER_DTYPE, config[OLDER_DTYPE])
+    if config.get("quantization_config"):
+        found["quantization_config"] = config["quantization_config"]
     found["model_type"] = TYPES.get(found["model_type"], found["model_type"])
     found.pop("architectures", None)
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(found.get(key), Mapping):
             found[key] = without_pictures(found[key])
-    return found
+    return with_silent_sizes(found)
 
 
 def without_pictures(rope: Config) -> dict[str, Any] | None:

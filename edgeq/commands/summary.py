@@ -142,7 +142,7 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
         sizes=sizes | stored,
         report=report,
         notes=[
-            *checkpoint.record.notes,
+            *dict.fromkeys((*job.source.record.notes, *checkpoint.record.notes)),
             *export_notes(job.exporters, checkpoint),
             *kept,
             *short,

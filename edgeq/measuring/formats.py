@@ -51,7 +51,8 @@ def held_by(described: Format) -> dict[str, Any]:
 def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
     """Say whether a checkpoint fits a format: "without loss", "with loss" or "no", and why."""
     grids = {
-        name: (checkpoint.shape(name), checkpoint.grid(name)) for name in checkpoint.tensor_names()
+        name: (checkpoint.solved_shape(name), checkpoint.grid(name))
+        for name in checkpoint.tensor_names()
     }
     reason = exporter.reject_reason(checkpoint.record, checkpoint.companions(), grids)
     if reason is not None:

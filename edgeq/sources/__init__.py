@@ -35,6 +35,10 @@ def open_source(model: str) -> ModelSource:
         return open_file(Path(path))
     if HUB_NAME.fullmatch(model):
         return open_hub_model(model)
+    if model.endswith("@"):
+        raise BadInput(
+            f"{model!r} names no revision; give a branch, tag or commit behind @, or leave @ out"
+        )
     raise BadInput(
         f"{model!r} does not exist; "
         "give a directory of safetensors, a .gguf file, owner/name or demo"
@@ -95,7 +99,12 @@ def at_revision(model: str, revision: str | None) -> str:
     if revision is None:
         return model
     name = f"{model}@{revision}"
-    is_local = os.path.lexists(os.path.expanduser(model)) or "@" in model
+    is_local = os.path.lexists(os.path.expanduser(model))
+    if not is_local and HUB_NAME.fullmatch(model) and ("@" in model or not revision):
+        raise BadInput(
+            f"--revision {revision!r} with {model!r}: one revision is needed, a branch, tag or "
+            "commit; give it once, or leave the option out"
+        )
     if is_local or not HUB_NAME.fullmatch(name):
         raise BadInput(
             f"--revision {revision!r} with {model!r}: only a model on the hub has revisions; "

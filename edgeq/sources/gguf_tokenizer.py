@@ -168,6 +168,10 @@ def read_merges(metadata: Metadata, vocabulary: Mapping[str, int]) -> list[tuple
     """
     pairs = []
     for merge in metadata.get("tokenizer.ggml.merges", []):
+        if not isinstance(merge, str):
+            raise BadInput(
+                f"the GGUF's merge {merge!r:.60} is no text; convert the model to GGUF again"
+            )
         space = merge.find(" ", 1)
         left, right = merge[:space], merge[space + 1 :]
         if space < 0 or not {left, right, left + right} <= vocabulary.keys():

@@ -93,6 +93,12 @@ def test_what_the_hub_does_not_have_is_refused_in_one_line(served, model, words)
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(("model", "revision"), [("a/b@v1", "v2"), ("a/b", "")])
+def test_two_revisions_or_none_are_refused(model, revision):
+    with pytest.raises(BadInput, match="one revision is needed"):
+        at_revision(model, revision)
+
+
 @pytest.mark.parametrize("command", ["inspect", "plan"])
 def test_a_revision_of_a_directory_is_refused(command, tiny_directory):
     result = run_edgeq(command, tiny_directory, "--revision", "main")

@@ -8,6 +8,9 @@ import torch
 from command_line import finished
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from edgeq.architectures.record import read_record
+from edgeq.architectures.text_part import text_config
+from edgeq.errors import BadInput
 from edgeq.measuring.evaluate import model_logits
 from edgeq.sources import open_source
 from edgeq.sources.outline import ModelOutline
@@ -72,11 +75,29 @@ def test_the_language_model_is_read_and_the_rest_is_said(whole):
     assert shapes == {name: source.shape(name) for name in source.tensor_names()}
 
 
+@pytest.mark.parametrize("kind", ["gemma3_text", "llama"])
+def test_sizes_that_a_config_inside_leaves_out_are_those_of_transformers(kind):
+    inner = {"model_type": kind, "hidden_size": 2560, "num_hidden_layers": 34}
+    found = text_config({"model_type": "whole", "text_config": inner, "vision_config": {}})
+    expected = AutoConfig.for_model(**inner)
+    for key in ("num_attention_heads", "num_key_value_heads", "vocab_size", "intermediate_size"):
+        assert found[key] == getattr(expected, key)
+    assert read_record("m", found).decoder.hidden == 2560
+
+
+@pytest.mark.parametrize("inner", [[], "x", {}, {"model_type": 3}])
+def test_a_config_inside_that_is_none_is_named(inner):
+    with pytest.raises(BadInput, match=r"text_config is .*; it must be an object"):
+        text_config({"model_type": "llava", "text_config": inner})
+
+
 def test_what_is_solved_is_a_language_model_of_its_own(whole, tmp_path):
     _, folder = whole
     out = tmp_path / "out"
     words = ("--bits", 8, "--group-size", 32, "--solver", "rtn", "--scales", "none")
-    finished("quantize", folder, "-o", out, *words, "--propagation-strength", 0, "--backend", "cpu")
+    words = (*words, "--propagation-strength", 0, "--backend", "cpu", "--json")
+    done = json.loads(finished("quantize", folder, "-o", out, *words).out)
+    assert any("the language model alone is read" in note for note in done["notes"])
     finished("export", out, "--format", "compressed-tensors")
     config = json.loads((out / "compressed-tensors" / "config.json").read_text())
     assert "text_config" not in config

@@ -58,6 +58,18 @@ FORM_KEYS = {
     "mtp_layer_types",
 }
 """Keys that say nothing of what a model computes, beside those of the library's own class."""
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "hidden_act",
+)
 FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 
 
@@ -85,6 +97,23 @@ def empty_model(config: Mapping[str, Any], name: str = "", *, tables: bool = Tru
                 "use the config.json that belongs to these weights"
             ) from error
     return model.eval()
+
+
+def with_silent_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a config by the sizes that transformers takes for its type where it is silent.
+
+    A config that the library refuses is left as it is: it is named where the model is made.
+    """
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING or all(config.get(key) is not None for key in SIZES):
+        return dict(config)
+    try:
+        with quiet_library():
+            made = CONFIG_MAPPING[kind](**computed_keys(config)).to_dict()
+    except Exception:  # the library's own, of whatever it checks
+        return dict(config)
+    silent = {key: made[key] for key in SIZES if made.get(key) is not None}
+    return {**silent, **{key: value for key, value in config.items() if value is not None}}
 
 
 def check_kind(config: Mapping[str, Any]) -> None:

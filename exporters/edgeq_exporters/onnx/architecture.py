@@ -68,7 +68,8 @@ def _why_not_described(decoder: Decoder) -> str | None:
         if layer.attention is None or layer.mlp is None:
             return (
                 f"block {index} of a {decoder.model_type} model is not described as attention and "
-                "feed-forward, which the graph computes; choose format gptq or compressed-tensors"
+                "feed-forward, which the graph computes; "
+                "see edgeq export --list for formats that hold it"
             )
     return None
 
