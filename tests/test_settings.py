@@ -47,7 +47,7 @@ for settings in ({"toy_turns": 10}, {"toy_turn": 1}):
 def copy(tmp_path_factory):
     """A copy of edgeq, its documents and the script that writes them, with one more setting."""
     folder = tmp_path_factory.mktemp("copy")
-    for name in ("edgeq", "docs", "scripts"):
+    for name in ("edgeq", "docs", "scripts", "benchmarks/results"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     table = folder / "edgeq" / "recipe" / "settings.py"
