@@ -15,6 +15,8 @@ from benchmarks import families_quality, train_small
 from edgeq.calibration.reading import read_text
 from edgeq.recipe.recipe import make_recipe
 
+pytestmark = pytest.mark.slow  # trains tokenizers on all texts
+
 MIXED = "It's  2026:\tnaïve café,\n\n  東京 x=1;   \U0001f42d مرحبا <eos \u2028 end \n"
 
 

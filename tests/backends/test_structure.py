@@ -40,7 +40,10 @@ NO_OTHER_HEADS = ("helium", "olmoe", "stablelm", "phi")
 
 
 @pytest.mark.parametrize("model_type", PLAIN)
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option",
+    ["plain", *(pytest.param(each, marks=pytest.mark.slow) for each in OPTIONS if each != "plain")],
+)
 def test_a_family_is_described_as_its_model_is(model_type, option):
     if option == "head_dim" and model_type in NO_OTHER_HEADS:
         pytest.skip(f"transformers' {model_type} has no heads of another size")
