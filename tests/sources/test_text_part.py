@@ -95,8 +95,8 @@ def test_what_is_solved_is_a_language_model_of_its_own(whole, tmp_path):
     _, folder = whole
     out = tmp_path / "out"
     words = ("--bits", 8, "--group-size", 32, "--solver", "rtn", "--scales", "none")
-    words = (*words, "--propagation-strength", 0, "--backend", "cpu", "--json")
-    done = json.loads(finished("quantize", folder, "-o", out, *words).out)
+    solve = (*words, "--propagation-strength", 0, "--backend", "cpu", "--json")
+    done = json.loads(finished("quantize", folder, "-o", out, *solve).out)
     assert any("the language model alone is read" in note for note in done["notes"])
     finished("export", out, "--format", "compressed-tensors")
     config = json.loads((out / "compressed-tensors" / "config.json").read_text())
