@@ -114,6 +114,8 @@ def run_row(task: Task, name: str) -> Row:
     else:
         row["forward"] = result_of(run_step(compare_forwards, source, made, task.backend))
         row["formats"] = {form: run_format(made, form) for form in task.formats}
+        for cell in row["formats"].values():
+            cell["said"] = cell["said"].replace(f"{made}/", "")
     shutil.rmtree(place)
     return row
 

@@ -102,4 +102,6 @@ def rounding_class(kind: Any, half: Any) -> Any:
 
 def rounded(x: Any, half: Any) -> Any:
     """Round floating-point numbers to half precision and give them in float32."""
+    if isinstance(x, tuple):  # of a router: experts and their weights
+        return tuple(rounded(each, half) for each in x)
     return x.astype(half).astype(mx.float32) if x.dtype == mx.float32 else x
