@@ -167,7 +167,8 @@ def _is_expert_count(value: Any) -> bool:
 
 Rule = tuple[str, Callable[[Any], bool]]
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-MOST_EXPERTS = 10_000  # more than any model has; a damaged config must not ask for memory
+# more than any model has; a damaged config must not ask for memory
+MOST_EXPERTS = 10_000
 MOST_BLOCKS = 10_000
 COUNT: Rule = ("a whole number of 0 or more", _is_count)
 SIZE: Rule = ("a positive whole number", is_positive_integer)
@@ -237,9 +238,8 @@ DESCRIBED: Mapping[str, Rule] = {
         ),
         FLAG,
     ),
-    **dict.fromkeys(
-        ("no_rope_layers", "mlp_only_layers"), ("a list of whole numbers", _are_counts)
-    ),
+    "no_rope_layers": COUNTS,
+    "mlp_only_layers": COUNTS,
     "hidden_activation": FUNCTION,
     "decoder_sparse_step": SIZE,
 }

@@ -85,6 +85,13 @@ def test_sizes_that_a_config_inside_leaves_out_are_those_of_transformers(kind):
     assert read_record("m", found).decoder.hidden == 2560
 
 
+def test_a_window_of_null_inside_stays_no_window():
+    inner = {"model_type": "mistral", "hidden_size": 4096, "sliding_window": None}
+    found = text_config({"model_type": "whole", "text_config": inner})
+    assert found["sliding_window"] is None and found["num_attention_heads"] == 32
+    assert read_record("m", found).decoder.window is None
+
+
 @pytest.mark.parametrize("inner", [[], "x", {}, {"model_type": 3}])
 def test_a_config_inside_that_is_none_is_named(inner):
     with pytest.raises(BadInput, match=r"text_config is .*; it must be an object"):

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,12 @@ class CompressedTensorsLogits:
     """
 
     def __init__(self, path: Path, *, exact: bool = False) -> None:
-        self._model = self._load(path, exact)
+        with wide_scales(path) if exact and has_experts(path) else nullcontext(path) as read:
+            self._model = self._load(read, exact)
         self.rounding = HALVES.get(self._model.dtype)
 
     @staticmethod
     def _load(path: Path, exact: bool) -> Any:
-        if exact and has_experts(path):
-            with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
-                write_wide_scales(path, Path(folder))
-                return load_model(Path(folder), exact=True)
         symmetric = symmetric_groups(path)
         if all(symmetric):
             return load_model(path, exact=exact)
@@ -108,20 +106,24 @@ def names_in(file: Path) -> list[str]:
         return list(stored.keys())
 
 
-def write_wide_scales(path: Path, folder: Path) -> None:
-    """Copy a directory with its scales in float32, which changes no number of them.
+@contextmanager
+def wide_scales(path: Path) -> Iterator[Path]:
+    """Give a copy of a directory with its scales in float32, which changes no number of them.
 
     transformers stacks the weights of experts in the type of their scales.
     """
-    for file in sorted(path.iterdir()):
-        if file.suffix != ".safetensors":
-            shutil.copyfile(file, folder / file.name)
-            continue
-        tensors = load_file(file)
-        for name, tensor in tensors.items():
-            if name.endswith(".weight_scale"):
-                tensors[name] = tensor.float()
-        save_file(tensors, folder / file.name, metadata={"format": "pt"})
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as name:
+        folder = Path(name)
+        for file in sorted(path.iterdir()):
+            if file.suffix != ".safetensors":
+                shutil.copyfile(file, folder / file.name)
+                continue
+            tensors = load_file(file)
+            for tensor, values in tensors.items():
+                if tensor.endswith(".weight_scale"):
+                    tensors[tensor] = values.float()
+            save_file(tensors, folder / file.name, metadata={"format": "pt"})
+        yield folder
 
 
 def symmetric_groups(path: Path) -> list[bool]:

@@ -112,8 +112,9 @@ def with_silent_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
             made = CONFIG_MAPPING[kind](**computed_keys(config)).to_dict()
     except Exception:  # the library's own, of whatever it checks
         return dict(config)
-    silent = {key: made[key] for key in SIZES if made.get(key) is not None}
-    return {**silent, **{key: value for key, value in config.items() if value is not None}}
+    # null stays where a config states it of other keys: a window of null is no window
+    missing = [key for key in SIZES if config.get(key) is None and made.get(key) is not None]
+    return {**config, **{key: made[key] for key in missing}}
 
 
 def check_kind(config: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Load a directory by transformers' own loader, without a word on the screen."""
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -9,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers.utils import logging as library
 
 from edgeq.errors import BadInput, reason_of
+from edgeq_backends.torch.empty import quiet_library
 
 ADAPTER_FILE = "adapter_config.json"  # where it lies, transformers loads the adapter on its own
 SHOWN = 3  # names of tensors in an error; the first ones say what kind is missing
@@ -20,14 +19,9 @@ SHOWN = 3  # names of tensors in an error; the first ones say what kind is missi
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep progress bars, logs and warnings of libraries off the screen."""
-    verbosity = library.get_verbosity()
-    library.set_verbosity(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        library.set_verbosity(verbosity)
+    with quiet_library(), warnings.catch_warnings(), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def model_class(path: Path) -> Any:
