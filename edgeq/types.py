@@ -20,8 +20,23 @@ LARGEST_OUTLIER_SHARE = 0.5  # of a layer's input columns: beyond it more bits a
 
 
 @dataclass(frozen=True, slots=True)
+class SuperBlocks:
+    """How scales are stored in two levels: a float for many columns times an integer per group.
+
+    scale = super_scale * sub_scale and, where the grid has offsets, offset = -super_minimum *
+    sub_minimum, with one float16 super_scale and super_minimum for each `columns` of a row. The
+    integers lie between the two limits, both included; minimum_limits is None on a symmetric grid.
+    Rows are a whole number of super-blocks wide.
+    """
+
+    columns: int
+    scale_limits: tuple[int, int]
+    minimum_limits: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Grid:
-    """The values that a code may stand for: w = scale * code + offset.
+    """The values that a code may stand for: w = scale * level + offset.
 
     There is one scale and offset per row and group. zeros says where offsets may lie: "symmetric"
     -scale * 2 ** (bits - 1), "integer" -scale * z with an integer z in [0, 2 ** bits - 1], "offset"
@@ -29,6 +44,12 @@ class Grid:
     per row. A group size that does not divide in_features leaves a short last group.
     outlier_columns is the share of input columns that have values in scale_dtype beside their
     codes.
+
+    A grid with a type is one of `edgeq.grids.types`, by llama.cpp's name. What is special about it
+    is said by table and super_blocks. table has the level of each code where that is not the code
+    itself, rising; offsets then are zero, and so may scales be. super_blocks says how scales are
+    stored where that is not one float for each group; scale_dtype then is float32, since products
+    of its two levels are exact in that.
     """
 
     bits: int
@@ -36,15 +57,27 @@ class Grid:
     zeros: ZeroKind = "symmetric"
     scale_dtype: ScaleDtype = "float16"
     outlier_columns: float = 0.0
+    type: str = ""
+    table: tuple[int, ...] = ()
+    super_blocks: SuperBlocks | None = None
 
     @property
     def max_code(self) -> int:
-        return int(2**self.bits - 1)
+        return len(self.table) - 1 if self.table else int(2**self.bits - 1)
 
     @property
     def middle(self) -> int:
-        """Give the code that stands for zero on a symmetric grid."""
-        return int(2 ** (self.bits - 1))
+        """Give the level that stands for zero on a symmetric grid."""
+        return 0 if self.table else int(2 ** (self.bits - 1))
+
+    @property
+    def level_limits(self) -> tuple[int, int]:
+        """Give the lowest and the highest level."""
+        return (self.table[0], self.table[-1]) if self.table else (0, self.max_code)
+
+    def super_block_count(self, in_features: int) -> int:
+        """Count the super-blocks of a row; none where scales have one level."""
+        return 0 if self.super_blocks is None else in_features // self.super_blocks.columns
 
     def columns_per_group(self, in_features: int) -> int:
         return in_features if self.group_size is None else min(self.group_size, in_features)
@@ -122,20 +155,27 @@ class OutlierColumns:
 class Solution:
     """Hold what is chosen for a layer so far, in backend arrays: scales first, then codes.
 
-    None stands for what no step has chosen yet. `QuantizedLinear` is the same in plain data.
+    None stands for what no step has chosen yet. `QuantizedLinear` is the same in plain data, but
+    that here codes are levels on a grid with a table of them.
 
-    Shapes: scales and offsets (out, groups); codes (out, in).
+    Shapes: scales and offsets (out, groups); codes (out, in); where scales have two levels,
+    super_scales and, on a grid with offsets, super_minima (out, super-blocks).
     """
 
     scales: Array = None
     offsets: Array = None
     codes: Array = None
     outliers: OutlierColumns | None = None
+    super_scales: Array = None
+    super_minima: Array = None
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedLinear:
     """A solved layer: w = scales * codes + offsets, by the scale and offset of the column's group.
+
+    On a grid with a table, the level of a code stands in the place of the code. Where scales have
+    two levels, scales and offsets are the products, and super_scales and super_minima the floats.
 
     Outliers, where the grid has outlier columns, are added to that. Codes of these columns stand
     for zero, or as near as the grid comes: exactly zero unless grid.zeros is "offset".
@@ -143,7 +183,8 @@ class QuantizedLinear:
     Shapes: codes (out, in) uint8, never packed; scales and offsets (out, groups) float32 whose
     values are exact in grid.scale_dtype (offsets only where grid.zeros is "offset"; otherwise they
     are an exact multiple of the scale). Outlier columns (count,) int32; their values (out, count)
-    float32, exact in grid.scale_dtype.
+    float32, exact in grid.scale_dtype. super_scales and super_minima (out, super-blocks) float32,
+    exact in float16; None where the grid has none.
     """
 
     codes: npt.NDArray[np.uint8]
@@ -151,6 +192,36 @@ class QuantizedLinear:
     offsets: npt.NDArray[np.float32]
     grid: Grid
     outliers: OutlierColumns | None = None
+    super_scales: npt.NDArray[np.float32] | None = None
+    super_minima: npt.NDArray[np.float32] | None = None
+
+    @property
+    def levels(self) -> npt.NDArray[np.float32]:
+        """Give what scales multiply: the codes, or their levels where the grid has a table.
+
+        Shapes: (out, in).
+        """
+        if not self.grid.table:
+            return self.codes.astype(np.float32)
+        return np.array(self.grid.table, dtype=np.float32)[self.codes]
+
+    @property
+    def sub_scales(self) -> npt.NDArray[np.int16]:
+        """Give the integers of scales of two levels. Shapes: (out, groups)."""
+        assert self.super_scales is not None
+        return self._multiples(self.scales, self.super_scales)
+
+    @property
+    def sub_minima(self) -> npt.NDArray[np.int16]:
+        """Give the integers of offsets of two levels. Shapes: (out, groups)."""
+        assert self.super_minima is not None
+        return self._multiples(-self.offsets, self.super_minima)
+
+    def _multiples(self, products: NumpyArray, floats: NumpyArray) -> npt.NDArray[np.int16]:
+        """Divide the products of each super-block by its float; nothing is a multiple of zero."""
+        per_block = products.reshape(*floats.shape, -1)
+        divisors = np.where(floats == 0, 1, floats)[:, :, None]
+        return np.rint(per_block / divisors).astype(np.int16).reshape(products.shape)
 
     @property
     def zeros(self) -> npt.NDArray[np.float32]:
@@ -170,7 +241,7 @@ class QuantizedLinear:
         Shapes: (out, in).
         """
         index = self.grid.group_index(self.codes.shape[1])
-        weights = self.codes.astype(np.float32)
+        weights = self.levels
         weights *= self.scales[:, index]
         weights += self.offsets[:, index]
         if self.outliers is not None:
