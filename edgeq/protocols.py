@@ -33,10 +33,7 @@ class Backend(Protocol):
     name: str
 
     def asarray(self, x: Any) -> Array:
-        """Take an array of NumPy or of the activation source over, in working precision.
-
-        The result lies on the backend's device.
-        """
+        """Take an array over to the backend's device, in working precision."""
 
     def activations(self, x: Any) -> Array:
         """Take inputs of a layer over in the precision of `gram`: float32 or wider."""
@@ -69,14 +66,16 @@ class Backend(Protocol):
     def solve_product(self, A: Array, B: Array, L: Array) -> Array:
         """Compute A B (L L^T)^-1 for a factor of `cholesky`, in the widest precision of the device.
 
-        Small pivots of L amplify whatever rounding happens on the way. The result is in working
-        precision.
+        Small pivots of L amplify rounding on the way. The result is in working precision.
 
         Shapes: A (m, n), B and L (n, n).
         """
 
     def round_clip(self, x: Array, low: float, high: float) -> Array:
         """Round to the nearest whole number, half to even, then clip."""
+
+    def nearest(self, x: Array, table: Sequence[int]) -> Array:
+        """Give the nearest value of a rising table, the lower of two as near; NaN stays NaN."""
 
     def clip(self, x: Array, low: float, high: float) -> Array:
         """Raise values below low to low, lower those above high to high; x keeps its precision."""
@@ -381,10 +380,9 @@ class ExportReader(Protocol):
     """Reads an export back from its bytes, one tensor at a time, to verify it.
 
     Made with a directory. library computed the weights, with its version; file is what a runtime
-    opens first; settings are those of the exporter that the files show. Values come from the
-    container's own library where it is installed; codes, scales and offsets are unpacked
-    independently of the exporter. What cannot be read raises whatever it likes, and neither hangs
-    nor takes more memory than the files.
+    opens first; settings are those that the files show. Values come from the container's own
+    library where it is installed; all else is unpacked independently of the exporter. What cannot
+    be read raises whatever it likes, and neither hangs nor takes more memory than the files.
     """
 
     library: str

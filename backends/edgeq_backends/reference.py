@@ -56,6 +56,11 @@ class ReferenceBackend:
     def round_clip(self, x: NumpyArray, low: float, high: float) -> NumpyArray:
         return np.clip(np.rint(x), low, high)
 
+    def nearest(self, x: NumpyArray, table: Sequence[int]) -> NumpyArray:
+        values = np.array(table, dtype=x.dtype)
+        nearest = values[np.searchsorted((values[1:] + values[:-1]) / 2, x)]
+        return np.where(np.isnan(x), x, nearest)
+
     def clip(self, x: NumpyArray, low: float, high: float) -> NumpyArray:
         return np.clip(x, low, high)
 

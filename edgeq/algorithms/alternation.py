@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from edgeq.algorithms.problem import Problem, better_rows
 from edgeq.algorithms.quantease import Sweeps, descend_codes
-from edgeq.algorithms.scale_refit import REFIT, Refit, refit_scales
+from edgeq.algorithms.scale_descent import REFIT, Refit
+from edgeq.algorithms.scale_refit import refit_scales
 from edgeq.types import Solution
 
 THREE_SWEEPS = Sweeps(3)

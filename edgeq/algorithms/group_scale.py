@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeq.algorithms.problem import Problem, join_rows
+from edgeq.algorithms.rounding_loss import Groups, rounding_loss
+from edgeq.algorithms.super_block_scales import fit_super_blocks
 from edgeq.grids.fitting import (
     group_range,
     grouped,
@@ -17,12 +19,15 @@ from edgeq.grids.fitting import (
     store_scales,
     zero_points,
 )
+from edgeq.grids.super_blocks import free_grid
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, NumpyArray, ScaleWeighting, Solution
 
 # Relative: a scale and its mirror image often lose the same, and noise must not choose.
 TIE = 1e-5
 SHRINK_TO = 0.4  # of the full range: where the search ends
+CUT_LEVELS = 5.0  # at most this many levels of a group of llama.cpp's types are left beyond it
+CANDIDATES_PER_STEP = 6  # of integers of two-level scales, which are searched as finely
 # Of one chunk of rows: the search passes over it a few hundred times, best in a cache.
 ELEMENTS_AT_ONCE = 2**17
 
@@ -38,19 +43,6 @@ class ScaleSearch:
 SEARCH = ScaleSearch()
 
 
-@dataclass(frozen=True, slots=True)
-class Groups:
-    """Hold the weights of some rows by group, and what an error in each of them costs.
-
-    Shapes: values (out, groups, columns); weights (1, groups, columns).
-    """
-
-    values: Array
-    weights: Array
-    grid: Grid
-    backend: Backend
-
-
 def search_scales(problem: Problem, search: ScaleSearch = SEARCH) -> Solution:
     """Find, per row and group, the scale whose rounding error weighs least on the output.
 
@@ -61,13 +53,19 @@ def search_scales(problem: Problem, search: ScaleSearch = SEARCH) -> Solution:
 
     Source: the first stage of "two-stage group-scale optimisation", arXiv 2602.02126.
     """
-    V, grid, backend = problem.V, problem.grid, problem.backend
+    V, grid, backend = problem.V, free_grid(problem.grid), problem.backend
+    two_levels = problem.grid.super_blocks is not None
     weights = grouped(problem.importance.reshape(1, -1), grid, backend)
     rows = max(1, ELEMENTS_AT_ONCE // V.shape[1])
     parts = []
     for start in range(0, V.shape[0], rows):
         values = grouped(V[start : start + rows], grid, backend)
-        parts.append(_search_rows(Groups(values, weights, grid, backend), search))
+        groups = Groups(values, weights, grid, backend)
+        found = _search_rows(groups, search)
+        if two_levels:
+            reach = max(1, search.candidates // CANDIDATES_PER_STEP)
+            found = fit_super_blocks(groups, found, problem.grid, reach=reach)
+        parts.append(found)
     return parts[0] if len(parts) == 1 else join_rows(parts, backend.concatenate)
 
 
@@ -76,13 +74,25 @@ def _search_rows(groups: Groups, search: ScaleSearch) -> Solution:
     low, high = group_range(groups.values, backend)
     best = scales_for_range(low, high, grid, backend)
     best_loss = rounding_loss(groups, best)
-    for shrink in np.linspace(1.0, SHRINK_TO, search.candidates):
+    for shrink in np.linspace(1.0, shrink_to(grid), search.candidates):
         for candidate in _candidates(float(shrink) * low, float(shrink) * high, grid, backend):
             best, best_loss = _keep_better(groups, best, best_loss, candidate)
+            if grid.type:
+                fitted = _least_squares(groups, candidate)
+                best, best_loss = _keep_better(groups, best, best_loss, fitted)
         backend.evaluate(best.scales, best.offsets, best_loss)
     for _ in range(search.refits):
         best, best_loss = _keep_better(groups, best, best_loss, _least_squares(groups, best))
     return best
+
+
+def shrink_to(grid: Grid) -> float:
+    """Say where the search ends, as a share of the full range.
+
+    llama.cpp's types have small groups, which hold few outliers: where levels are many, none is
+    cut far.
+    """
+    return max(SHRINK_TO, 1 - CUT_LEVELS / grid.max_code) if grid.type else SHRINK_TO
 
 
 def importance_of(
@@ -117,18 +127,6 @@ def _candidates(low: Array, high: Array, grid: Grid, backend: Backend) -> list[S
     return [fitted, Solution(-fitted.scales, -fitted.offsets)]
 
 
-def rounding_loss(groups: Groups, fitted: Solution) -> Array:
-    """Give the weighted squared rounding error per row and group.
-
-    Shapes: (out, groups).
-    """
-    inverse = 1 / fitted.scales
-    # in steps: one division per group, not per weight
-    steps = groups.values * inverse[:, :, None] - (fitted.offsets * inverse)[:, :, None]
-    error = steps - groups.backend.round_clip(steps, 0, groups.grid.max_code)
-    return fitted.scales * fitted.scales * (groups.weights * error * error).sum(axis=-1)
-
-
 def _keep_better(
     groups: Groups, best: Solution, best_loss: Array, new: Solution
 ) -> tuple[Solution, Array]:
@@ -151,7 +149,7 @@ def _least_squares(groups: Groups, fitted: Solution) -> Solution:
         centre = (weights * codes).sum(axis=-1)[:, :, None] / total
         features = codes - centre
     else:
-        zeros = zero_points(fitted, backend)
+        zeros = zero_points(fitted, grid, backend)
         features = codes - zeros[:, :, None]
     strength = (weights * features * features).sum(axis=-1)
     seen = strength > 0

@@ -15,6 +15,8 @@ from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, NumpyArray, QuantizedLinear, Solution
 
 Rows = TypeVar("Rows", Solution, QuantizedLinear)
+BY_ROW = ("codes", "scales", "offsets", "super_scales", "super_minima")
+"""What solutions hold for each row."""
 
 
 def no_columns() -> NumpyArray:
@@ -107,12 +109,22 @@ def better_rows(problem: Problem, old: Solution, new: Solution) -> Solution:
     def rows(before: Array, after: Array) -> Array:
         return problem.backend.where(better, after, before)
 
-    return replace(
-        new,
-        codes=rows(old.codes, new.codes),
-        scales=rows(old.scales, new.scales),
-        offsets=rows(old.offsets, new.offsets),
-    )
+    both = {
+        name: rows(getattr(old, name), getattr(new, name))
+        for name in BY_ROW
+        if getattr(new, name) is not None
+    }
+    return replace(new, **both)
+
+
+def rows_of(solution: Solution, rows: slice) -> Solution:
+    """Take some rows of a solution without outliers."""
+    taken = {
+        name: getattr(solution, name)[rows]
+        for name in BY_ROW
+        if getattr(solution, name) is not None
+    }
+    return Solution(**taken)
 
 
 def join_rows(parts: Sequence[Rows], concatenate: Callable[[list[Any], int], Any]) -> Rows:
@@ -121,6 +133,6 @@ def join_rows(parts: Sequence[Rows], concatenate: Callable[[list[Any], int], Any
     concatenate is that of the backend, or NumPy's for plain data.
     """
     assert all(part.outliers is None for part in parts)
-    names = [name for name in ("codes", "scales", "offsets") if getattr(parts[0], name) is not None]
+    names = [name for name in BY_ROW if getattr(parts[0], name) is not None]
     joined = {name: concatenate([getattr(part, name) for part in parts], 0) for name in names}
     return replace(parts[0], **joined)

@@ -8,7 +8,7 @@ from edgeq.algorithms.problem import Problem, better_rows, dequantize
 from edgeq.algorithms.qqa import Annealing, anneal
 from edgeq.algorithms.quantease import STEEPEST, Sweeps, descend_codes
 from edgeq.algorithms.relaxations import Binary
-from edgeq.grids.fitting import expand
+from edgeq.grids.fitting import divisor, expand, level_gaps
 from edgeq.protocols import Backend
 from edgeq.types import Array, Solution
 
@@ -18,11 +18,12 @@ SETTLING = Sweeps(5)  # of coordinate descent after each round
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """State the loss of rows whose codes are `base` or `base` + 1, in x = codes - base.
+    """State the loss of rows whose codes are `base` or the level above it, chosen by x = 0 or 1.
 
     f = <d H + 2 R, d>,   d = scales x,   R = Q_base H - B,   up to a constant
 
-    The gradient is divided by u_j = s_j^2 H_jj: in these units a single coordinate's loss turns
+    scales are those of the layer times the gaps between both levels. The gradient is divided by
+    u_j = s_j^2 H_jj: in these units a single coordinate's loss turns
     concave exactly at pull 1/4. An `Objective` of the annealer.
 
     Shapes: H (in, in); scales, R and pull (rows, in). All in the precision of the backend's
@@ -76,20 +77,25 @@ def anneal_codes(
         step = replace(settings, seed=settings.seed + index)
         base = replace(solution, codes=window_around(problem, solution))
         chosen = anneal_window(make_window(problem, base, H), step, replicas, backend)
-        new = descend_codes(problem, replace(base, codes=base.codes + chosen), SETTLING)
+        codes = base.codes + level_gaps(base.codes, problem.grid, backend, upwards=True) * chosen
+        new = descend_codes(problem, replace(base, codes=codes), SETTLING)
         solution = better_rows(problem, solution, new)
     return solution
 
 
 def window_around(problem: Problem, solution: Solution) -> Array:
-    """Choose base codes such that base or base + 1 is the code, the other where it is drawn to.
+    """Choose base codes such that base or the next level is the code, the other its attractor.
+
+    Codes at an end of the grid have the level beside them, wherever they are drawn to.
 
     Shapes: (out, in).
     """
     codes, grid, backend = solution.codes, problem.grid, problem.backend
     residual = problem.slack(dequantize(problem, solution))
     up = residual * expand(solution.scales, grid, codes.shape[1], backend) >= 0
-    return backend.clip(backend.where(up, codes, codes - 1), 0, grid.max_code - 1)
+    below = codes - level_gaps(codes, grid, backend, upwards=False)
+    base = backend.where(up, codes, below)
+    return backend.where(base == grid.level_limits[1], below, base)
 
 
 def make_window(problem: Problem, base: Solution, H: Array) -> Window:
@@ -97,11 +103,12 @@ def make_window(problem: Problem, base: Solution, H: Array) -> Window:
 
     Inputs of no energy stay free.
     """
-    backend = problem.backend
-    scales = expand(base.scales, problem.grid, base.codes.shape[1], backend)
+    grid, backend = problem.grid, problem.backend
+    gaps = level_gaps(base.codes, grid, backend, upwards=True)
+    scales = gaps * expand(base.scales, grid, base.codes.shape[1], backend)
     residual = -problem.slack(dequantize(problem, base))
     energy = backend.diagonal(problem.H)
-    pull = 2 / (scales * backend.where(energy > 0, energy, 1.0))
+    pull = 2 / (divisor(scales, grid, backend) * backend.where(energy > 0, energy, 1.0))
     pull = backend.clip(pull, -STEEPEST, STEEPEST)
     return Window(H, *(backend.activations(x) for x in (scales, residual, pull)))
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from edgeq.algorithms.damping import in_order
 from edgeq.algorithms.problem import Problem, better_rows, dequantize
+from edgeq.grids.fitting import divisor, nearest_levels
 from edgeq.protocols import Backend
-from edgeq.types import Array, NumpyArray, Solution
+from edgeq.types import Array, Grid, NumpyArray, Solution
 
 # Of a step: a code moves only if that gains more than rounding noise; ties keep the old code.
 TIE = 1e-5
@@ -43,7 +44,7 @@ class ColumnProblem:
     H: Array
     scales: Array
     pull: Array
-    max_code: int
+    grid: Grid
     backend: Backend
 
 
@@ -94,14 +95,14 @@ def column_problem(problem: Problem, solution: Solution, order: NumpyArray) -> C
     scales = backend.take(backend.copy(solution.scales.T), groups, axis=0)
     curvature = backend.take(backend.diagonal(problem.H), order, 0).reshape(-1, 1)
     seen = curvature > 0
-    pull = backend.where(seen, (1 - TIE) / backend.where(seen, curvature, 1.0), 0.0) / scales
-    pull = backend.clip(pull, -STEEPEST, STEEPEST)
+    pull = backend.where(seen, (1 - TIE) / backend.where(seen, curvature, 1.0), 0.0)
+    pull = backend.clip(pull / divisor(scales, grid, backend), -STEEPEST, STEEPEST)
     return ColumnProblem(
         backend.copy(backend.activations(slack).T),
         H,
         backend.activations(scales),
         backend.activations(pull),
-        grid.max_code,
+        grid,
         backend,
     )
 
@@ -138,8 +139,8 @@ def sweep(
             slack = slack - columns.H[block, :known] @ moved[:known]
         wanted = codes[block] + slack * of_block.pull
         moves = sweep_block(of_block, codes[block], wanted, rounding=rounding)
-        new = codes[block] + moves / of_block.scales
-        codes[block] = backend.round_clip(new, 0, columns.max_code) if rounding else new
+        new = codes[block] + moves / divisor(of_block.scales, columns.grid, backend)
+        codes[block] = nearest_levels(new, columns.grid, backend) if rounding else new
         moved[block] += moves
         backend.evaluate(codes, moved)
     return codes, moved
@@ -156,6 +157,6 @@ def sweep_block(of_block: ColumnProblem, codes: Array, wanted: Array, *, roundin
         if j:
             new = new - (of_block.H[j, :j] @ moves[:j]) * of_block.pull[j]
         if rounding:
-            new = of_block.backend.round_clip(new, 0, of_block.max_code)
+            new = nearest_levels(new, of_block.grid, of_block.backend)
         moves[j] = (new - codes[j]) * of_block.scales[j]
     return moves

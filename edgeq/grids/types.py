@@ -6,7 +6,7 @@ rounded by itself there. How the bytes lie is left to the GGUF exporter.
 
 from collections.abc import Mapping
 
-from edgeq.types import Grid, SuperBlocks
+from edgeq.types import Grid, SuperBlocks, ZeroKind
 
 SUPER_COLUMNS = 256  # of all types with two levels of scales
 IQ4_TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -23,7 +23,7 @@ def _two_levels(
     table: tuple[int, ...] = (),
 ) -> Grid:
     blocks = SuperBlocks(SUPER_COLUMNS, scale_limits, minimum_limits)
-    zeros = "symmetric" if minimum_limits is None else "offset"
+    zeros: ZeroKind = "symmetric" if minimum_limits is None else "offset"
     return Grid(bits, group_size, zeros, "float32", type=type, table=table, super_blocks=blocks)
 
 

@@ -116,9 +116,11 @@ def layer_loss(problem: Problem, solution: Solution, H: Array) -> float:
 def quantized_linear(problem: Problem, solution: Solution) -> QuantizedLinear:
     """Turn a solution in backend arrays into plain data, as checkpoints store it."""
     backend = problem.backend
-    codes = backend.to_numpy(solution.codes)
+    codes, grid = backend.to_numpy(solution.codes), problem.grid
     scales = backend.to_numpy(solution.scales).astype(np.float32)
     offsets = backend.to_numpy(solution.offsets).astype(np.float32)
+    if grid.type:
+        offsets += 0  # products with an integer of zero may be -0, which is hashed as another
     held = are_held(scales, offsets)
     if not held.all():  # such a layer is refused, by name, where its groups are counted
         codes = np.where(held[:, None], codes, 0)
@@ -127,7 +129,17 @@ def quantized_linear(problem: Problem, solution: Solution) -> QuantizedLinear:
             f"backend {backend.name!r} found codes that are no numbers; "
             "take another backend or --solver rtn"
         )
-    layer = QuantizedLinear(codes.astype(np.uint8), scales, offsets, problem.grid)
+    if grid.table:
+        codes = np.searchsorted(grid.table, codes)
+    layer = QuantizedLinear(codes.astype(np.uint8), scales, offsets, grid)
+    if grid.super_blocks is not None:
+        layer = replace(
+            layer,
+            super_scales=backend.to_numpy(solution.super_scales).astype(np.float32),
+            super_minima=None
+            if solution.super_minima is None
+            else backend.to_numpy(solution.super_minima).astype(np.float32),
+        )
     if solution.outliers is None:
         return layer
     return replace(layer, outliers=plain_outliers(solution.outliers, backend))

@@ -20,8 +20,9 @@ from edgeq.algorithms.qqa import Annealing
 from edgeq.algorithms.qqa_rounding import anneal_codes, annealing_cost
 from edgeq.algorithms.quantease import Sweeps, descend_codes
 from edgeq.algorithms.rtn import round_to_nearest
-from edgeq.algorithms.scale_refit import Refit, refit_scales
-from edgeq.grids.fitting import fit_min_max
+from edgeq.algorithms.scale_descent import Refit
+from edgeq.algorithms.scale_refit import refit_scales
+from edgeq.grids.super_blocks import fit_min_max
 from edgeq.recipe.recipe import Recipe
 from edgeq.solving.outlier_columns import columns_of, fit_outliers, solve_around
 from edgeq.solving.propagation import correct

@@ -8,7 +8,7 @@ from edgeq.algorithms.damping import inverse_upper_factor
 from edgeq.algorithms.gptq import activation_order, solve_columns
 from edgeq.algorithms.problem import Problem
 from edgeq.algorithms.rtn import round_to_nearest
-from edgeq.grids.fitting import fit_min_max
+from edgeq.grids.super_blocks import fit_min_max
 from edgeq.registry import load_backend
 from edgeq.types import Grid
 

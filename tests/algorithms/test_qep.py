@@ -7,7 +7,7 @@ from edgeq.algorithms.damping import inverse_upper_factor
 from edgeq.algorithms.gptq import solve_columns
 from edgeq.algorithms.problem import Problem
 from edgeq.algorithms.qep import correct_weight
-from edgeq.grids.fitting import fit_min_max
+from edgeq.grids.super_blocks import fit_min_max
 from edgeq.solving.layer import solve_layer
 from edgeq.solving.site import Layer, prepare_site
 from edgeq.stopwatch import Stopwatch

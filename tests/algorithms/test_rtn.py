@@ -4,7 +4,7 @@ import pytest
 
 from edgeq.algorithms.problem import Problem
 from edgeq.algorithms.rtn import round_to_nearest
-from edgeq.grids.fitting import fit_min_max
+from edgeq.grids.super_blocks import fit_min_max
 from edgeq.types import Grid, Solution
 
 ZEROS = ("symmetric", "integer", "offset")

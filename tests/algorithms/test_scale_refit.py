@@ -9,7 +9,8 @@ from edgeq.algorithms import scale_refit
 from edgeq.algorithms.group_scale import search_scales
 from edgeq.algorithms.problem import Problem
 from edgeq.algorithms.rtn import round_to_nearest
-from edgeq.algorithms.scale_refit import Refit, refit_scales
+from edgeq.algorithms.scale_descent import Refit
+from edgeq.algorithms.scale_refit import refit_scales
 from edgeq.algorithms.scale_system import scale_system
 from edgeq.types import Grid
 

@@ -75,7 +75,7 @@ def test_every_verb_is_there(backend):
         for name, _ in inspect.getmembers(Backend, inspect.isfunction)
         if not name.startswith("_")
     ]
-    assert len(verbs) == 18
+    assert len(verbs) == 19
     for verb in verbs:
         wanted, offered = (
             inspect.signature(getattr(kind, verb)) for kind in (Backend, type(backend))
@@ -318,6 +318,19 @@ def test_rounding_takes_halves_to_even_and_then_clips(backend):
     np.testing.assert_array_equal(
         backend.to_numpy(backend.round_clip(array[1:4], -2, 2)), [-2, 0, 0]
     )
+
+
+def test_the_nearest_of_a_table_is_the_lower_of_two_as_near(backend):
+    table = (-127, -104, -10, 1, 13, 113)
+    x = np.array([-np.inf, -200, -115.5, -115.4, -104, -57, -56.9, -4.5, 0, 7, 7.1, 1e9, np.nan])
+    wanted = [-127, -127, -127, -104, -104, -104, -10, -10, 1, 1, 13, 113]
+    for array in (backend.asarray(x), backend.activations(x), backend.asarray(x[:, None])[:, 0]):
+        found = backend.nearest(array, table)
+        assert backend.to_numpy(found)[:-1].tolist() == wanted
+        assert np.isnan(backend.to_numpy(found)[-1])
+        assert found.dtype == array.dtype
+        kept = backend.to_numpy(array)
+        np.testing.assert_array_equal(kept, x.astype(kept.dtype))
 
 
 def test_clipping_keeps_what_lies_between_and_the_precision(backend):

@@ -76,6 +76,14 @@ class MlxBackend:
     def round_clip(self, x: mx.array, low: float, high: float) -> mx.array:
         return mx.clip(mx.round(x), low, high)
 
+    def nearest(self, x: mx.array, table: Sequence[int]) -> mx.array:
+        values = mx.array(list(table), dtype=x.dtype)
+        # how many boundaries lie below: MLX has no search in sorted values
+        above = mx.zeros(x.shape, dtype=mx.int32)
+        for low, high in itertools.pairwise(table):
+            above = above + (x > (low + high) / 2)
+        return mx.where(mx.isnan(x), x, values[above])
+
     def clip(self, x: mx.array, low: float, high: float) -> mx.array:
         return mx.clip(x, low, high)
 

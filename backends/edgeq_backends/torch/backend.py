@@ -87,6 +87,11 @@ class TorchBackend:
     def round_clip(self, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
         return torch.round(x).clamp_(low, high)
 
+    def nearest(self, x: torch.Tensor, table: Sequence[int]) -> torch.Tensor:
+        values = torch.tensor(table, dtype=x.dtype, device=x.device)
+        nearest = values[torch.bucketize(x.contiguous(), (values[1:] + values[:-1]) / 2)]
+        return torch.where(x.isnan(), x, nearest)
+
     def clip(self, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
         return x.clamp(low, high)
 
