@@ -53,7 +53,9 @@ def show_time(seconds: float) -> str:
 
 
 def describe_grid(grid: Grid) -> str:
-    """Write a grid as reports show it: "4 bits, group 32, symmetric"."""
-    group = "row" if grid.group_size is None else grid.group_size
+    """Write a grid as reports show it: "4 bits, group 32, symmetric", or "Q4_K" by its type."""
     outliers = f", {100 * grid.outlier_columns:g}% outlier columns" if grid.outlier_columns else ""
+    if grid.type:
+        return f"{grid.type}{outliers}"
+    group = "row" if grid.group_size is None else grid.group_size
     return f"{grid.bits} bits, group {group}, {grid.zeros}{outliers}"

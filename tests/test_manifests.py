@@ -89,6 +89,7 @@ OPTIONAL = {
     "from": ("8 bits, group 32, symmetric", None),
     "file": ("model.gguf", None),
     "outliers": (["a", "b"], [], None),
+    "grid_type": ("Q4_K", "Q4_0", "none", "", None, ["Q4_K"]),
 }
 
 

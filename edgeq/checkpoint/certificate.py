@@ -40,7 +40,7 @@ def _little_endian(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def hash_of_layer(layer: QuantizedLinear) -> str:
     """Hash a solution by its codes, scales, offsets and outliers, equally in every container."""
-    same = without_zero_at_zero(layer)
+    same = without_signed_zeros(without_zero_at_zero(layer))
     outliers = () if same.outliers is None else (same.outliers.columns, same.outliers.values)
     return sha256_of(same.codes, same.scales, same.offsets, *outliers)
 
@@ -62,6 +62,17 @@ def without_zero_at_zero(layer: QuantizedLinear) -> QuantizedLinear:
     of_column = turned[:, layer.grid.group_index(layer.codes.shape[1])]
     codes = np.where(of_column, np.uint8(last) - layer.codes, layer.codes)
     return replace(layer, codes=codes, scales=scales, offsets=offsets)
+
+
+def without_signed_zeros(layer: QuantizedLinear) -> QuantizedLinear:
+    """Write the same weights with zeros of one sign.
+
+    Scales and offsets are zero only on grids with a type, where the sign of a product says nothing.
+    """
+    if not layer.grid.type:
+        return layer
+    zero = np.float32(0)  # which is added to a zero of either sign
+    return replace(layer, scales=layer.scales + zero, offsets=layer.offsets + zero)
 
 
 def seal(folder: Path, checkpoint: Checkpoint) -> None:

@@ -18,6 +18,7 @@ from edgeq.errors import BadInput, reason_of
 from edgeq.files.storage import rename_when_stored
 from edgeq.files.tensors import read_places
 from edgeq.grids.packing import WORD_BITS, pack_words, unpack_words
+from edgeq.grids.types import with_type
 from edgeq.types import (
     LARGEST_OUTLIER_SHARE,
     Grid,
@@ -41,16 +42,8 @@ def write_tensors(
         tensors[name] = np.asarray(array, order="C")  # which keeps a number without axes
     grids = {}
     for name, layer in quantized.items():
-        stored = NUMPY[layer.grid.scale_dtype]
-        tensors[f"{name}.codes"] = pack_words(layer.codes, layer.grid.bits)
-        tensors[f"{name}.scales"] = layer.scales.astype(stored)
-        if layer.grid.zeros == "integer":
-            tensors[f"{name}.zeros"] = layer.zeros.astype(np.uint8)
-        if layer.grid.zeros == "offset":
-            tensors[f"{name}.offsets"] = layer.offsets.astype(stored)
-        if layer.outliers is not None:
-            tensors[f"{name}.outlier_columns"] = layer.outliers.columns.astype(np.int32)
-            tensors[f"{name}.outlier_values"] = layer.outliers.values.astype(stored)
+        parts = parts_of(layer)
+        tensors |= {f"{name}.{part}": array for part, array in parts.items()}
         grids[name] = [*layer.codes.shape, *stored_grid(layer.grid)]
     temporary = path.with_name(f".{path.name}.partial")
     temporary.unlink(missing_ok=True)
@@ -59,10 +52,46 @@ def write_tensors(
     rename_when_stored(temporary, path)
 
 
+def parts_of(layer: QuantizedLinear) -> dict[str, NumpyArray]:
+    """Make the parts of a solved tensor that `stored_parts` lists."""
+    grid = layer.grid
+    stored = NUMPY[grid.scale_dtype]
+    parts: dict[str, NumpyArray] = {"codes": pack_words(layer.codes, grid.bits)}
+    if layer.super_scales is None:
+        parts["scales"] = layer.scales.astype(stored)
+    else:
+        parts["super_scales"] = layer.super_scales.astype(np.float16)
+        parts["sub_scales"] = layer.sub_scales.astype(np.int8)
+    if layer.super_minima is not None:
+        parts["super_minima"] = layer.super_minima.astype(np.float16)
+        parts["sub_minima"] = layer.sub_minima.astype(np.uint8)
+    elif grid.zeros == "offset":
+        parts["offsets"] = layer.offsets.astype(stored)
+    if grid.zeros == "integer":
+        parts["zeros"] = layer.zeros.astype(np.uint8)
+    if layer.outliers is not None:
+        parts["outlier_columns"] = layer.outliers.columns.astype(np.int32)
+        parts["outlier_values"] = layer.outliers.values.astype(stored)
+    return parts
+
+
 def stored_grid(grid: Grid) -> list[Any]:
-    """Write a grid as metadata hold it, the share of outlier columns only where there are some."""
+    """Write a grid as metadata hold it; without a share of outliers or a type if it has none."""
     outliers = [grid.outlier_columns] if grid.outlier_columns else []
-    return [grid.bits, grid.group_size, grid.zeros, grid.scale_dtype, *outliers]
+    types = [grid.type] if grid.type else []
+    return [grid.bits, grid.group_size, grid.zeros, grid.scale_dtype, *outliers, *types]
+
+
+def read_grid(
+    bits: Any, group_size: Any, zeros: Any, scale_dtype: Any, *others: Any
+) -> Grid | None:
+    """Read what `stored_grid` wrote; None for what no grid of edgeq's is."""
+    named = others if others and isinstance(others[-1], str) else (*others, "")
+    *share, type = named
+    if len(share) > 1:
+        return None
+    plain = Grid(bits, group_size, zeros, scale_dtype, *share)
+    return with_type(plain, type) if _is_valid(plain) else None
 
 
 def stored_parts(name: str, shape: tuple[int, int], grid: Grid) -> Layout:
@@ -71,12 +100,20 @@ def stored_parts(name: str, shape: tuple[int, int], grid: Grid) -> Layout:
     words = -(-columns * grid.bits // WORD_BITS)
     per_group = (rows, grid.group_count(columns))
     parts: dict[str, tuple[str, tuple[int, ...]]] = {}
+    per_super_block = (rows, grid.super_block_count(columns))
     parts["codes"] = ("U32", (rows, words))
-    parts["scales"] = (CODE_NAMES[grid.scale_dtype], per_group)
+    if grid.super_blocks is None:
+        parts["scales"] = (CODE_NAMES[grid.scale_dtype], per_group)
+    else:
+        parts["super_scales"] = ("F16", per_super_block)
+        parts["sub_scales"] = ("I8", per_group)
     if grid.zeros == "integer":
         parts["zeros"] = ("U8", per_group)
-    if grid.zeros == "offset":
+    if grid.zeros == "offset" and grid.super_blocks is None:
         parts["offsets"] = (CODE_NAMES[grid.scale_dtype], per_group)
+    elif grid.zeros == "offset":
+        parts["super_minima"] = ("F16", per_super_block)
+        parts["sub_minima"] = ("U8", per_group)
     count = grid.outlier_count(columns)
     if count:
         parts["outlier_columns"] = ("I32", (count,))
@@ -135,8 +172,12 @@ class TensorFile:
         """
         (_, columns), grid = self.grids[name]
         codes = unpack_words(self._array(f"{name}.codes"), grid.bits, columns)
+        if codes.max(initial=0) > grid.max_code:
+            raise self._damaged(f"has a code above {grid.max_code} in '{name}.codes'")
+        if grid.super_blocks is not None:
+            return self._of_two_levels(name, codes, grid)
         scales = self._finite(f"{name}.scales").astype(np.float32)
-        if not scales.all():
+        if not scales.all() and not grid.table:
             raise self._damaged(f"has a scale of zero in '{name}.scales'")
         if grid.zeros == "offset":
             offsets = self._finite(f"{name}.offsets").astype(np.float32)
@@ -148,6 +189,35 @@ class TensorFile:
         else:
             offsets = -scales * np.float32(grid.middle)
         return QuantizedLinear(codes, scales, offsets, grid, self._outliers(name))
+
+    def _of_two_levels(self, name: str, codes: NumpyArray, grid: Grid) -> QuantizedLinear:
+        """Read a tensor whose scales are floats of super-blocks times integers of groups."""
+        assert grid.super_blocks is not None
+        floats, integers = f"{name}.super_scales", f"{name}.sub_scales"
+        super_scales, scales = self._products(floats, integers, grid.super_blocks.scale_limits)
+        if not super_scales.all():
+            raise self._damaged(f"has a scale of zero in {floats!r}")
+        if not scales.all() and not grid.table:
+            raise self._damaged(f"has a scale of zero in {integers!r}")
+        super_minima, offsets = None, -scales * np.float32(grid.middle)
+        limits = grid.super_blocks.minimum_limits
+        if limits is not None:
+            floats, integers = f"{name}.super_minima", f"{name}.sub_minima"
+            super_minima, minima = self._products(floats, integers, limits)
+            offsets = -minima
+        outliers = self._outliers(name)
+        return QuantizedLinear(codes, scales, offsets, grid, outliers, super_scales, super_minima)
+
+    def _products(
+        self, floats: str, integers: str, limits: tuple[int, int]
+    ) -> tuple[NumpyArray, NumpyArray]:
+        """Read the floats of super-blocks, and their products with the integers of groups."""
+        stored, factors = self._finite(floats).astype(np.float32), self._array(integers)
+        low, high = limits
+        if factors.min(initial=low) < low or factors.max(initial=low) > high:
+            raise self._damaged(f"has other numbers than {low} to {high} in {integers!r}")
+        groups = factors.shape[1] // max(1, stored.shape[1])
+        return stored, np.repeat(stored, groups, axis=1) * factors.astype(np.float32)
 
     def _outliers(self, name: str) -> OutlierColumns | None:
         (_, in_features), grid = self.grids[name]
@@ -172,15 +242,17 @@ class TensorFile:
     def _read_grids(self) -> dict[str, tuple[tuple[int, int], Grid]]:
         try:
             stored = json.loads(self._metadata.get("edgeq", "{}"))
-            grids = {
-                name: ((rows, columns), Grid(bits, group_size, zeros, dtype, *share))
-                for name, (rows, columns, bits, group_size, zeros, dtype, *share) in stored.items()
+            read = {
+                name: ((rows, columns), read_grid(*grid))
+                for name, (rows, columns, *grid) in stored.items()
             }
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise self._damaged("has no readable grids in its metadata key 'edgeq'") from error
-        for name, (shape, grid) in grids.items():
-            if not all(map(_is_size, shape)) or not _is_valid(grid):
+        grids = {}
+        for name, (shape, grid) in read.items():
+            if grid is None or not all(map(_is_size, shape)) or not _fills(shape[1], grid):
                 raise self._damaged(f"has an unknown grid for {name!r}: {stored[name]}")
+            grids[name] = (shape, grid)
         return grids
 
     def _check_layout(self, parts: Layout) -> None:
@@ -207,6 +279,11 @@ def _shown(layout: tuple[str, tuple[int, ...]]) -> str:
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _fills(columns: int, grid: Grid) -> bool:
+    """Say whether rows are whole super-blocks, where the grid has any."""
+    return grid.super_blocks is None or columns % grid.super_blocks.columns == 0
 
 
 def _is_valid(grid: Grid) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 
 from edgeq.dtypes import LARGEST, LARGEST_WEIGHT, SMALLEST
 from edgeq.errors import BadInput
-from edgeq.types import NumpyArray, QuantizedLinear
+from edgeq.types import NumpyArray, QuantizedLinear, ScaleDtype
 
 NEARLY = 0.99  # bounds are rounded to the type after they are applied
 
@@ -33,23 +33,24 @@ def are_held(scales: NumpyArray, offsets: NumpyArray) -> NumpyArray:
 def clamped_groups(name: str, weight: NumpyArray, layer: QuantizedLinear) -> int:
     """Count scales that were clamped to the limits of their storage dtype.
 
-    Those of groups whose weights are all zero do not count.
+    Those of groups whose weights are all zero do not count. Where scales have two levels, it is the
+    float of a super-block that is clamped, and all of its groups with weights count.
 
     Shapes: weight (out, in).
     Raises: BadInput naming the layer when a scale, an offset or an outlier is not finite.
     """
-    kind = layer.grid.scale_dtype
+    kind: ScaleDtype = layer.grid.scale_dtype if layer.super_scales is None else "float16"
     if not are_held(layer.scales, layer.offsets).all():
+        wider = "" if layer.grid.type else "choose scale_dtype bfloat16 or float32, or "
         raise BadInput(
-            f"tensor {name!r}: a scale or offset of its grid exceeds {kind}; "
-            "choose scale_dtype bfloat16 or float32, or keep it dense"
+            f"tensor {name!r}: a scale or offset of its grid exceeds {kind}; {wider}keep it dense"
         )
     if layer.outliers is not None and not np.isfinite(layer.outliers.values).all():
         raise BadInput(
             f"tensor {name!r}: a value of its outlier columns exceeds {kind}; "
             "choose scale_dtype bfloat16 or float32, or --outlier-columns 0"
         )
-    sizes = np.abs(layer.scales)
+    sizes = np.abs(_stored_floats(layer))
     at_limit = (sizes <= SMALLEST[kind]) | (sizes >= NEARLY * LARGEST[kind])
     if not at_limit.any():
         return 0
@@ -59,3 +60,11 @@ def clamped_groups(name: str, weight: NumpyArray, layer: QuantizedLinear) -> int
         sizes_of_weights[:, layer.outliers.columns] = 0  # scales need not cover them
     present = np.maximum.reduceat(sizes_of_weights, starts, axis=1) > 0
     return int((at_limit & present).sum())
+
+
+def _stored_floats(layer: QuantizedLinear) -> NumpyArray:
+    """Give the float that the scale of each group is stored by. Shapes: (out, groups)."""
+    if layer.super_scales is None:
+        return layer.scales
+    groups = layer.scales.shape[1] // layer.super_scales.shape[1]
+    return np.repeat(layer.super_scales, groups, axis=1)

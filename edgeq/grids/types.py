@@ -5,6 +5,7 @@ rounded by itself there. How the bytes lie is left to the GGUF exporter.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from edgeq.types import Grid, SuperBlocks, ZeroKind
 
@@ -39,12 +40,16 @@ SPECIAL: Mapping[str, Grid] = {
         Grid(4, 32, type="IQ4_NL", table=IQ4_TABLE),
         Grid(2, 256, type="TQ1_0", table=TERNARY),
         Grid(2, 256, type="TQ2_0", table=TERNARY),
+        Grid(2, 64, type="Q2_0"),
     )
 }
-"""Types that are more than bits, groups and zeros, by name."""
+"""Types that are more than bits, groups and zeros, by name.
+
+Q2_0 is no more than that, but older releases of llama.cpp do not read it. A plain grid of 2 bits
+lies in blocks of 4; who wants blocks of 2 asks for the type.
+"""
 
 PLAIN: Mapping[str, Grid] = {
-    "Q2_0": Grid(2, 64),
     "Q4_0": Grid(4, 32),
     "Q4_1": Grid(4, 32, "offset"),
     "Q5_0": Grid(5, 32),
@@ -55,3 +60,21 @@ PLAIN: Mapping[str, Grid] = {
 
 GRIDS: Mapping[str, Grid] = {**PLAIN, **SPECIAL}
 """Every type that a layer can be solved on, by name."""
+
+
+def with_type(plain: Grid, type: str) -> Grid | None:
+    """Give the grid of a type of which a file states the rest too; None where the two differ.
+
+    No grid has a type that a plain grid holds.
+    """
+    if not type:
+        return plain
+    if type not in SPECIAL:
+        return None
+    grid = replace(SPECIAL[type], outlier_columns=plain.outlier_columns)
+    return grid if stated(grid) == stated(plain) else None
+
+
+def stated(grid: Grid) -> tuple[object, ...]:
+    """Give what files state of a grid beside its type."""
+    return (grid.bits, grid.group_size, grid.zeros, grid.scale_dtype)

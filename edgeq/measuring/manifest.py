@@ -16,6 +16,7 @@ from edgeq.errors import BadInput, reason_of
 from edgeq.files.hashes import hash_files, hash_of_content
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE
+from edgeq.grids.types import with_type
 from edgeq.protocols import ExportReader, Format
 from edgeq.registry import find_format
 from edgeq.types import LARGEST_OUTLIER_SHARE, Grid, ScaleDtype, ZeroKind
@@ -29,9 +30,9 @@ FOUND_BY_READERS = ("type", "file", "outliers")
 """What an entry states of the files themselves, in the words of the format."""
 ENTRY_KEYS = {
     *(*NAMED_IN_ENTRY, *GRID_KEYS, *FOUND_BY_READERS),
-    *("largest_deviation", "stored_sha256", "outlier_columns", "from"),
+    *("largest_deviation", "stored_sha256", "outlier_columns", "grid_type", "from"),
 }
-OPTIONAL = ("file", "outliers", "outlier_columns")
+OPTIONAL = ("file", "outliers", "outlier_columns", "grid_type")
 """Keys of an entry that stand there only with a value."""
 KEPT = ("exact", "widened")
 STATUSES = (*KEPT, "rescaled", "dense")
@@ -77,8 +78,9 @@ def is_grid(entry: Entry) -> bool:
     """Say whether an entry states a grid that edgeq solves on, or none, for a dense tensor."""
     bits, group_size, zeros, scale_dtype = (entry.get(key) for key in GRID_KEYS)
     share = entry.get("outlier_columns", 0.0)
+    type = entry.get("grid_type", "")
     if bits is None:
-        return (group_size, zeros, scale_dtype, share) == (None, None, None, 0.0)
+        return (group_size, zeros, scale_dtype, share, type) == (None, None, None, 0.0, "")
     sizes = [size for size in (bits, group_size) if size is not None]
     return (
         all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
@@ -88,6 +90,8 @@ def is_grid(entry: Entry) -> bool:
         and scale_dtype in get_args(ScaleDtype)
         and is_finite(share)
         and 0 <= share <= LARGEST_OUTLIER_SHARE
+        and isinstance(type, str)
+        and grid_in(entry) is not None
     )
 
 
@@ -98,11 +102,12 @@ def is_finite(value: Any) -> bool:
 
 
 def grid_in(entry: Entry) -> Grid | None:
-    """Read the grid that an entry states; None for a dense tensor."""
+    """Read the grid that an entry states; None for a dense tensor, and for an unknown type."""
     if entry["bits"] is None:
         return None
     bits, group_size, zeros, scale_dtype = (entry[key] for key in GRID_KEYS)
-    return Grid(bits, group_size, zeros, scale_dtype, entry.get("outlier_columns", 0.0))
+    plain = Grid(bits, group_size, zeros, scale_dtype, entry.get("outlier_columns", 0.0))
+    return with_type(plain, entry.get("grid_type", ""))
 
 
 def changed_manifest(manifest: Mapping[str, Any]) -> Iterator[str]:

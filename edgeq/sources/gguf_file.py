@@ -16,6 +16,7 @@ from edgeq.architectures.chat_template import OLDER_FILE
 from edgeq.architectures.record import Evidence, read_record
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.gguf_header import check_header
+from edgeq.files.gguf_reader import Reader
 from edgeq.files.json_files import json_bytes
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
@@ -133,7 +134,7 @@ def open_reader(path: Path) -> gguf.GGUFReader:
     check_content(path)
     try:
         check_header(path)
-        return gguf.GGUFReader(path)
+        return Reader(path)
     # The reader checks little itself: damage shows as whatever NumPy or Python then stumbles over.
     except (
         ValueError,

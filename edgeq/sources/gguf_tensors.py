@@ -15,6 +15,7 @@ import numpy as np
 from edgeq.architectures.llama_cpp_tensors import FileTensor, file_tensors, reversed_rows
 from edgeq.decoder import Decoder
 from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.files.gguf_reader import dequantize
 from edgeq.files.plain_files import read_array
 from edgeq.types import NumpyArray
 
@@ -181,7 +182,7 @@ def _decode(tensor: gguf.ReaderTensor, data: NumpyArray) -> NumpyArray:
     if kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
         return data
     try:
-        return gguf.quants.dequantize(data, kind)
+        return dequantize(data, kind)
     except NotImplementedError:
         raise BadInput(
             f"GGUF tensor {tensor.name!r} is of type {kind.name}, which cannot be decoded; "

@@ -79,6 +79,16 @@ def why_not_outliers(grid: Grid, container: str) -> str | None:
     )
 
 
+def why_not_table(grid: Grid, container: str) -> str | None:
+    """Say why a container whose codes are evenly spaced holds no table; None for other grids."""
+    if not grid.table:
+        return None
+    return (
+        f"{container} holds no grid with a table of levels such as {grid.type}; "
+        "choose bits and groups, or format gguf"
+    )
+
+
 def claimed_grids(model: QuantizedModel) -> Shapes:
     """Pair each tensor's grid with the shape that config.json asks for, before weights are read.
 

@@ -22,7 +22,13 @@ def largest_difference(layer: QuantizedLinear, scales: NumpyArray, offsets: Nump
     first_columns = [low for low, _ in layer.grid.group_bounds(layer.codes.shape[1])]
     smallest = np.minimum.reduceat(layer.codes, first_columns, axis=1)
     largest = np.maximum.reduceat(layer.codes, first_columns, axis=1)
-    return max(float(np.abs(slope * codes + start).max()) for codes in (smallest, largest))
+    ends = [_levels(codes, layer) for codes in (smallest, largest)]
+    return max(float(np.abs(slope * levels + start).max()) for levels in ends)
+
+
+def _levels(codes: NumpyArray, layer: QuantizedLinear) -> NumpyArray:
+    """Give what scales multiply; the levels of a table rise with their codes."""
+    return np.array(layer.grid.table)[codes] if layer.grid.table else codes
 
 
 def as_stored(layer: QuantizedLinear, scales: NumpyArray, offsets: NumpyArray) -> QuantizedLinear:

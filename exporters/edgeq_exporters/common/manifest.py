@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.checkpoint.certificate import hash_of_layer, sha256_of, write_sealed
+from edgeq.errors import BadInput
 from edgeq.files.hashes import hash_files
 from edgeq.files.ownership import MANIFEST_FILE
+from edgeq.grids.types import with_type
 from edgeq.types import Grid, QuantizedLinear
 from edgeq.words import describe_grid
 from edgeq_exporters.common.deviation import largest_difference
@@ -64,15 +66,26 @@ def tensor_entry(  # noqa: PLR0913 (one argument per field)
     }
     if grid is not None and grid.outlier_columns:
         entry["outlier_columns"] = grid.outlier_columns
+    if grid is not None and grid.type:
+        entry["grid_type"] = grid.type
     return entry if solved_on is None else entry | {"from": describe_grid(solved_on)}
 
 
 def grid_of(entry: Mapping[str, Any]) -> Grid | None:
-    """Read from an entry the grid that its tensor was solved on; None for a dense one."""
+    """Read from an entry the grid that its tensor was solved on; None for a dense one.
+
+    Raises: BadInput for a type that is unknown, or has other bits, groups or zeros.
+    """
     if entry["bits"] is None:
         return None
     outliers = entry.get("outlier_columns", 0.0)
-    return Grid(entry["bits"], entry["group_size"], entry["zeros"], entry["scale_dtype"], outliers)
+    plain = Grid(entry["bits"], entry["group_size"], entry["zeros"], entry["scale_dtype"], outliers)
+    grid = with_type(plain, entry.get("grid_type", ""))
+    if grid is None:
+        raise BadInput(
+            f"the manifest states a grid of type {entry['grid_type']!r:.80}, not its own"
+        )
+    return grid
 
 
 def quantized_entry(

@@ -1,4 +1,7 @@
-"""Pack weights into GGUF's one-level blocks of 32, and say which grids these blocks hold."""
+"""Pack weights into GGUF's blocks, and say which grids these blocks hold.
+
+Blocks with two levels of scales or a table are laid out by `edgeq_exporters.gguf.super_blocks`.
+"""
 
 import math
 from dataclasses import dataclass
@@ -10,15 +13,21 @@ from edgeq.errors import BadInput
 from edgeq.types import Grid, QuantizedLinear
 from edgeq_exporters.common.decoder import why_not_outliers
 from edgeq_exporters.common.deviation import as_stored
+from edgeq_exporters.gguf.super_blocks import (
+    PACKED,
+    Bytes,
+    PackedType,
+    pack_typed,
+    typed_scales,
+    why_not_typed,
+)
 
-BLOCK_COLUMNS = 32  # every block type here holds 32 consecutive weights of a row
-
-Bytes = npt.NDArray[np.uint8]
+BLOCK_COLUMNS = 32  # every one-level block type holds 32 consecutive weights of a row
 
 
 @dataclass(frozen=True, slots=True)
 class BlockType:
-    """Describes the layout of a block.
+    """Describes the layout of a one-level block.
 
     w = d * (q - middle) if centred, else w = d * q + m, with float16 d and m.
     """
@@ -26,6 +35,10 @@ class BlockType:
     name: str
     bits: int
     centred: bool
+
+    @property
+    def columns(self) -> int:
+        return BLOCK_COLUMNS
 
     @property
     def block_bytes(self) -> int:
@@ -37,8 +50,16 @@ CENTRED = (BlockType("Q4_0", 4, True), BlockType("Q5_0", 5, True), BlockType("Q8
 WITH_MINIMUM = (BlockType("Q4_1", 4, False), BlockType("Q5_1", 5, False))
 
 
-def block_type(grid: Grid) -> BlockType | None:
-    """Choose the smallest block type that holds the codes of a grid without loss, or None."""
+def block_type(grid: Grid) -> BlockType | PackedType | None:
+    """Choose the smallest block type that holds the codes of a grid without loss, or None.
+
+    A grid with a type lies in the blocks of that type.
+    """
+    return PACKED.get(grid.type) if grid.type else plain_type(grid)
+
+
+def plain_type(grid: Grid) -> BlockType | None:
+    """Choose the block type of a grid without a type, or None."""
     candidates = CENTRED if grid.zeros == "symmetric" else WITH_MINIMUM
     return next((kind for kind in candidates if 2 <= grid.bits <= kind.bits), None)
 
@@ -53,8 +74,10 @@ def why_not_packable(shape: tuple[int, ...], grid: Grid) -> str | None:
     if grid.outlier_columns:
         return why_not_outliers(grid, "GGUF")
     in_features = shape[-1]
-    if is_kept_dense(shape):
+    if is_kept_dense(shape) and grid.super_blocks is None:
         return None
+    if grid.type:
+        return why_not_typed(shape, grid)
     if grid.group_count(in_features) > 1 and grid.columns_per_group(in_features) % BLOCK_COLUMNS:
         return (
             f"group_size {grid.group_size} is not a multiple of 32, GGUF's block; "
@@ -83,12 +106,14 @@ def tensor_bytes(shape: tuple[int, ...], grid: Grid | None, item_bytes: int) -> 
     if grid is not None and is_kept_dense(shape):
         return 2 * weights
     if kind is not None:
-        return weights // BLOCK_COLUMNS * kind.block_bytes
+        return weights // kind.columns * kind.block_bytes
     # llama.cpp accepts vectors in float32 only: four bytes, whatever type the model has.
     return weights * (4 if len(shape) == 1 else item_bytes)
 
 
 def _no_block_type(grid: Grid) -> str:
+    if grid.type:
+        return f"GGUF has no blocks of a type {grid.type!r}; choose one of {', '.join(PACKED)}"
     if grid.zeros != "symmetric" and 6 <= grid.bits <= 8:
         return (
             f"GGUF has no {grid.bits}-bit block with offsets; "
@@ -100,11 +125,14 @@ def _no_block_type(grid: Grid) -> str:
 def pack_blocks(layer: QuantizedLinear) -> Bytes:
     """Pack a layer into GGUF blocks of its `block_type`; a block repeats its group's numbers.
 
-    Fields of a block in order: d, m (not in the centred types), fifth bits (5-bit types), codes.
+    Fields of a one-level block in order: d, m (not in the centred types), fifth bits (5-bit types),
+    codes.
 
-    Shapes: codes (out, in) -> bytes (out, in // 32 * block_bytes).
+    Shapes: codes (out, in) -> bytes (out, in // columns * block_bytes).
     Raises: BadInput if a scale or offset is too large for float16.
     """
+    if layer.grid.type:
+        return pack_typed(layer)
     kind = _block_type_of(layer)
     scales, offsets = stored_scales(layer)
     numbers = [scales] if kind.centred else [scales, offsets]
@@ -116,7 +144,7 @@ def pack_blocks(layer: QuantizedLinear) -> Bytes:
 def stored_scales(
     layer: QuantizedLinear,
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    """Round scales and offsets to float16, as the blocks store them.
+    """Round scales and offsets to float16, as one-level blocks store them.
 
     Shapes: (out, groups) each.
     Raises: BadInput if one of them is too large for float16.
@@ -135,6 +163,8 @@ def stored_scales(
 
 def held_by_blocks(layer: QuantizedLinear) -> QuantizedLinear:
     """Give the layer with the scales and offsets that its blocks hold."""
+    if layer.grid.type:
+        return as_stored(layer, *typed_scales(layer))
     scales, offsets = stored_scales(layer)
     if _block_type_of(layer).centred:
         offsets = -scales.astype(np.float32) * np.float32(layer.grid.middle)
@@ -148,7 +178,7 @@ def is_widened(grid: Grid) -> bool:
 
 
 def _block_type_of(layer: QuantizedLinear) -> BlockType:
-    kind = block_type(layer.grid)
+    kind = plain_type(layer.grid)
     if kind is None:
         raise BadInput(_no_block_type(layer.grid))
     return kind

@@ -1,9 +1,9 @@
-"""Write GGUF files for llama.cpp: Llama-like models with one-level block quantization."""
+"""Write GGUF files for llama.cpp: models whose weights lie in blocks of its own types."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from edgeq_exporters.gguf.blocks import why_not_packable
 from edgeq_exporters.gguf.format import FORMAT
 from edgeq_exporters.gguf.llama_cpp import computes_windows
 from edgeq_exporters.gguf.metadata import architecture_keys, rope_tensors
+from edgeq_exporters.gguf.super_blocks import PACKED
 from edgeq_exporters.gguf.tensors import (
     PlannedTensor,
     Shapes,
@@ -41,12 +42,20 @@ from edgeq_exporters.gguf.tokenizer import (
 
 try:
     import gguf
+
+    from edgeq.files.gguf_reader import type_number
 except ModuleNotFoundError as missing:
     raise NotInstalled(f"export 'gguf' needs the package gguf; {install('gguf')}") from missing
 
 FILE_NAME = "model.gguf"
 # llama.cpp's numbers (llama_ftype) for a file that is mostly of a type.
-FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7}
+FILE_TYPES = {
+    **{"F32": 0, "F16": 1, "BF16": 32},
+    **{"Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7},
+    # K types have several, by what other types are mixed in; this is the one without
+    **{"Q2_K": 10, "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18},
+    **{"IQ4_NL": 25, "IQ4_XS": 30, "TQ1_0": 36, "TQ2_0": 37, "Q2_0": 41},
+}
 
 
 class GgufExporter:
@@ -173,12 +182,21 @@ def _add_key(writer: gguf.GGUFWriter, key: str, value: Value | float) -> None:
 
 
 def _add_tensor_info(writer: gguf.GGUFWriter, tensor: PlannedTensor) -> None:
-    kind = gguf.GGMLQuantizationType[tensor.type_name]
-    block_columns, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    size = int(np.prod(tensor.shape)) // block_columns * block_bytes
+    number, size = type_number(tensor.type_name), tensor_size(tensor)
     # The writer counts shapes in bytes for uint8 and in weights for other types. The type that the
-    # file states is `kind`.
+    # file states is `number`, which the library need not have a name for.
+    kind = cast(gguf.GGMLQuantizationType, number)
     writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
+
+
+def tensor_size(tensor: PlannedTensor) -> int:
+    """Count the bytes of a tensor in the file."""
+    weights = int(np.prod(tensor.shape))
+    if tensor.type_name in PACKED:
+        kind = PACKED[tensor.type_name]
+        return weights // kind.columns * kind.block_bytes
+    columns, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor.type_name]]
+    return weights // columns * block_bytes
 
 
 class StatedWrite(np.ndarray[Any, Any]):

@@ -16,9 +16,12 @@ import numpy as np
 
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.gguf_header import check_header
+from edgeq.files.gguf_reader import Reader, dequantize
 from edgeq.files.plain_files import read_array
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, StoredTensor
+from edgeq.words import describe_grid
 from edgeq_exporters.common.manifest import grid_of
+from edgeq_exporters.gguf.read_super_blocks import BITS_OF_TYPES, typed_layer
 
 COLUMNS = 32
 BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}
@@ -67,7 +70,7 @@ class GgufReader:
         self.settings: Mapping[str, Any] = {}
         try:
             check_header(path)
-            reader = gguf.GGUFReader(path)
+            reader = Reader(path)
             self._layout = _layout_of(reader)
         # the library checks little itself: damage shows as whatever it then stumbles over
         except Exception as error:
@@ -102,12 +105,15 @@ class GgufReader:
         if grid is None:
             dense = data.view(ml_dtypes.bfloat16) if kind == "BF16" else data
             return StoredTensor(self._layout.restored(name, dense, rows), labels=labels)
-        if kind not in BITS:
+        if kind not in BITS and kind not in BITS_OF_TYPES:
             raise BadInput(f"the file holds type {kind}, which has no codes of {grid.bits} bits")
-        codes, scales, offsets = _taken_apart(_taken(data, rows), kind, grid)
-        weights = gguf.dequantize(data, tensor.tensor_type)
-        layer = QuantizedLinear(codes, scales, offsets, grid)
-        return StoredTensor(_taken(weights, rows), layer, labels, BITS[kind])
+        if grid.type != (kind if kind in BITS_OF_TYPES else ""):
+            raise BadInput(f"the file holds type {kind}, the manifest states {describe_grid(grid)}")
+        ordered = _taken(data, rows)
+        layer = typed_layer(ordered, grid) if grid.type else _taken_apart(ordered, kind, grid)
+        weights = dequantize(data, tensor.tensor_type)
+        bits = BITS_OF_TYPES[kind] if grid.type else BITS[kind]
+        return StoredTensor(_taken(weights, rows), layer, labels, bits)
 
     def _data(self, tensor: gguf.ReaderTensor, expert: int | None) -> NumpyArray:
         """Read the bytes of a tensor, or of one expert in a stack.
@@ -214,10 +220,8 @@ def _taken(array: NumpyArray, rows: NumpyArray | None) -> NumpyArray:
     return array if rows is None else array[rows]
 
 
-def _taken_apart(
-    data: NumpyArray, kind: str, grid: Grid
-) -> tuple[NumpyArray, NumpyArray, NumpyArray]:
-    """Take blocks apart into codes, scales and offsets.
+def _taken_apart(data: NumpyArray, kind: str, grid: Grid) -> QuantizedLinear:
+    """Take one-level blocks apart into codes, scales and offsets.
 
     The blocks of a group repeat its numbers; those of the first block are returned.
 
@@ -232,9 +236,9 @@ def _taken_apart(
     first = [low // COLUMNS for low, _ in grid.group_bounds(codes.shape[1])]
     scales = floats[:, first, 0]
     if numbers == 2:
-        return codes, scales, floats[:, first, 1]
+        return QuantizedLinear(codes, scales, floats[:, first, 1], grid)
     narrowed = codes - np.uint8(2 ** (bits - 1) - grid.middle)
-    return narrowed, scales, -scales * np.float32(grid.middle)
+    return QuantizedLinear(narrowed, scales, -scales * np.float32(grid.middle), grid)
 
 
 def _codes(fields: NumpyArray, bits: int) -> NumpyArray:

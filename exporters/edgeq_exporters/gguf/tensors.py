@@ -251,9 +251,12 @@ def _dense(
 
 def reordered(layer: QuantizedLinear, rows: NumpyArray) -> QuantizedLinear:
     """Put the rows of a layer in another order; groups run along the columns and stay whole."""
-    return replace(
-        layer, codes=layer.codes[rows], scales=layer.scales[rows], offsets=layer.offsets[rows]
-    )
+    parts = {
+        name: getattr(layer, name)[rows]
+        for name in ("codes", "scales", "offsets", "super_scales", "super_minima")
+        if getattr(layer, name) is not None
+    }
+    return replace(layer, **parts)
 
 
 def dominating_type(plan: Sequence[PlannedTensor]) -> str:

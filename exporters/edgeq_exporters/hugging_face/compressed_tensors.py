@@ -10,7 +10,7 @@ from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput
 from edgeq.grids.packing import WORD_BITS, pack_words
 from edgeq.types import Grid, QuantizedLinear
-from edgeq_exporters.common.decoder import Shapes, why_not_outliers
+from edgeq_exporters.common.decoder import Shapes, why_not_outliers, why_not_table
 from edgeq_exporters.common.deviation import as_stored
 from edgeq_exporters.hugging_face import formats
 from edgeq_exporters.hugging_face.directory import (
@@ -36,8 +36,10 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
             f"releases of compressed-tensors pack {grid.bits} bits in different ways; "
             "choose 2, 4 or 8"
         )
-    if grid.outlier_columns:
-        return why_not_outliers(grid, "compressed-tensors")
+    if grid.table or grid.outlier_columns:
+        return why_not_table(grid, "compressed-tensors") or why_not_outliers(
+            grid, "compressed-tensors"
+        )
     if grid.zeros == "offset":
         return "compressed-tensors has no free offsets; use a symmetric grid or zeros = 'integer'"
     if grid.group_size is not None and in_features % grid.group_size:

@@ -11,7 +11,7 @@ from edgeq.errors import BadInput
 from edgeq.grids.packing import pack_words
 from edgeq.types import Grid, QuantizedLinear
 from edgeq.version import __version__
-from edgeq_exporters.common.decoder import Shapes, why_not_outliers
+from edgeq_exporters.common.decoder import Shapes, why_not_outliers, why_not_table
 from edgeq_exporters.common.deviation import as_stored
 from edgeq_exporters.hugging_face import formats
 from edgeq_exporters.hugging_face.directory import (
@@ -35,8 +35,8 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
     in_features = shape[1]
     if not formats.GPTQ.holds_bits(grid.bits):
         return f"GPTQ packs 2, 3, 4 or 8 bits, not {grid.bits}; choose one of them"
-    if grid.outlier_columns:
-        return why_not_outliers(grid, "GPTQ")
+    if grid.table or grid.outlier_columns:
+        return why_not_table(grid, "GPTQ") or why_not_outliers(grid, "GPTQ")
     if grid.zeros == "offset":
         return "GPTQ has no free offsets; use a symmetric grid or zeros = 'integer'"
     if grid.group_size is not None and grid.group_size % 32:

@@ -9,7 +9,7 @@ from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput
 from edgeq.grids.packing import pack_words
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
-from edgeq_exporters.common.decoder import why_not_outliers
+from edgeq_exporters.common.decoder import why_not_outliers, why_not_table
 from edgeq_exporters.common.deviation import as_stored
 from edgeq_exporters.mlx.format import FORMAT
 
@@ -21,8 +21,8 @@ def why_not_grid(shape: tuple[int, ...], grid: Grid) -> str | None:
     """
     if not FORMAT.holds_bits(grid.bits):
         return f"MLX cannot compute with {grid.bits} bits; choose 2, 3, 4, 5, 6 or 8"
-    if grid.outlier_columns:
-        return why_not_outliers(grid, "MLX")
+    if grid.table or grid.outlier_columns:
+        return why_not_table(grid, "MLX") or why_not_outliers(grid, "MLX")
     if grid.group_size is None:
         return "MLX cannot compute with one group per row; choose group_size 32, 64 or 128"
     if not FORMAT.groups.holds(grid.group_size):

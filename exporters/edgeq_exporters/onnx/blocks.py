@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from edgeq.dtypes import NUMPY
 from edgeq.types import Grid, NumpyArray, QuantizedLinear
+from edgeq_exporters.common.decoder import why_not_table
 from edgeq_exporters.common.deviation import as_stored
 from edgeq_exporters.onnx.format import FORMAT
 
@@ -61,6 +62,8 @@ def why_not_grid(shape: tuple[int, ...], grid: Grid, operator: Operator) -> str 
 
     Shapes: (out, in).
     """
+    if grid.table:
+        return why_not_table(grid, "ONNX")
     if not 1 <= grid.bits <= BITS[-1]:
         return f"ONNX Runtime holds 1 to 8 bits, not {grid.bits}; choose bits between 2 and 8"
     columns = shape[-1]
