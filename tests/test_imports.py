@@ -54,7 +54,7 @@ ALLOWED = {
     "streams": "ground files",
     "algorithms": "ground grids",
     "checkpoint": "ground files architectures sources grids",
-    "recipe": "ground files algorithms",
+    "recipe": "ground files grids algorithms",
     "solving": "ground grids algorithms recipe",
     "measuring": "ground registry files sources grids calibration checkpoint recipe",
     "planning": "ground architectures calibration streams algorithms checkpoint recipe solving",

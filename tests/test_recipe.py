@@ -7,6 +7,7 @@ from recipes import plain_recipe
 
 import edgeq.types
 from edgeq.errors import BadInput
+from edgeq.grids.types import GRIDS
 from edgeq.recipe.recipe import (
     OPTIONS_ONLY,
     Override,
@@ -16,6 +17,7 @@ from edgeq.recipe.recipe import (
     recipe_settings,
 )
 from edgeq.recipe.settings import PLAIN, PRESETS, TABLE, Settings, defaults
+from edgeq.recipe.type_names import BASES, TYPES
 from edgeq.types import LARGEST_OUTLIER_SHARE, Grid
 
 
@@ -57,6 +59,8 @@ BAD_VALUES = {
     "group_size": (7, 0, -32, 65537, 32.0, "column", None),
     "zeros": ("asym", None, 0),
     "scale_dtype": ("float8", "fp16", None),
+    "type": ("Q9_K", "IQ3_S", "F16", "auto", 4, True),
+    "narrow_type": ("Q4_K_M", "Q9_0", None, 16),
     "solver": ("magic", "GPTQ", None),
     "damping": (0, -0.1, 101, math.nan, math.inf, "0.01", True),
     "activation_order": (1, "yes", None),
@@ -76,6 +80,7 @@ BAD_VALUES = {
     "anneal_rounds": (-1, 101, 0.5),
     "anneal_steps": (0, 10**7),
     "embedding_bits": (1, 32, 8.0),
+    "embedding_type": ("Q4_K_M", "F16", 8, 16.0, True),
     "samples": (0, -1, 1.5),
     "sequence_length": (7, 10**7),
     "seed": (-1, 2**32, 0.5),
@@ -85,6 +90,8 @@ GOOD_VALUES = {
     "group_size": (8, 65536, "row"),
     "zeros": ("symmetric", "integer", "offset"),
     "scale_dtype": ("float16", "bfloat16", "float32"),
+    "type": (*TYPES, *BASES),
+    "narrow_type": ("auto", *TYPES),
     "solver": ("rtn", "gptq", "quantease"),
     "damping": (1e-6, 1, 100),
     "activation_order": (True, False),
@@ -104,6 +111,7 @@ GOOD_VALUES = {
     "anneal_rounds": (0, 3),
     "anneal_steps": (1, 10**6),
     "embedding_bits": (2, 16),
+    "embedding_type": (16, *TYPES),
     "samples": (1, 10**6),
     "sequence_length": (8, 10**6),
     "seed": (0, 2**32 - 1),
@@ -111,7 +119,8 @@ GOOD_VALUES = {
 
 
 def test_every_setting_has_a_place_in_these_tests():
-    stated = set(recipe_settings(Recipe())) - {"overrides"} | {"refit_strength"}
+    unset = {"refit_strength", "type", "embedding_type"}
+    stated = set(recipe_settings(Recipe())) - {"overrides"} | unset
     assert set(TABLE) == set(BAD_VALUES) == set(GOOD_VALUES) == stated
 
 
@@ -126,7 +135,7 @@ def test_the_words_and_bounds_of_rules_are_those_of_the_types():
     """Rules state them again, because the types come with NumPy and --help must not."""
     types = get_type_hints(Settings, localns=vars(edgeq.types))
     for name, row in TABLE.items():
-        if row.rule.kind is str:
+        if row.rule.kind is str and row.rule.words:
             assert row.rule.words == get_args(types[name]), name
     assert TABLE["outlier_columns"].rule.holds(LARGEST_OUTLIER_SHARE)
     assert not TABLE["outlier_columns"].rule.holds(LARGEST_OUTLIER_SHARE + 1e-9)
@@ -333,3 +342,96 @@ def test_an_unknown_preset_is_refused_with_the_known_ones():
 def test_the_names_that_a_recipe_may_hold_are_named_with_that_of_the_preset():
     message = refusal({"qualty": "fast"})
     assert "did you mean 'quality'? Known: quality, bits" in message
+
+
+def test_types_have_the_names_of_their_grids():
+    """Names are stated again, because grids come with NumPy and --help must not."""
+    assert set(TYPES) == set(GRIDS)
+    assert set(BASES.values()) <= set(TYPES) and not {*BASES} & {*TYPES}
+
+
+@pytest.mark.parametrize(
+    ("stated", "held"), [("q4_k", "Q4_K"), ("iq4_nl", "IQ4_NL"), ("Q4_k_M", "Q4_K_M")]
+)
+def test_types_are_read_in_any_spelling(stated, held):
+    assert make_recipe({"type": stated}).type == held
+
+
+def test_a_type_is_the_grid_of_its_layers():
+    recipe = make_recipe(
+        {
+            "type": "Q3_K",
+            "overrides": [
+                {"layers": "*.down_proj", "type": "q5_k"},
+                {"layers": "*.0.*", "bits": 16},
+                {"layers": "*.1.*", "bits": 6, "group_size": 64},
+                {"layers": "*.1.mlp.up_proj", "type": "Q8_0"},
+            ],
+        }
+    )
+    assert recipe.grid_of("m.2.up_proj") == GRIDS["Q3_K"]
+    assert recipe.grid_of("m.2.down_proj") == GRIDS["Q5_K"]
+    assert recipe.grid_of("m.0.down_proj") is None
+    assert recipe.grid_of("m.1.down_proj") == Grid(6, 64)
+    assert recipe.grid_of("m.1.mlp.up_proj") == GRIDS["Q8_0"]
+
+
+def test_an_override_may_have_a_type_where_the_recipe_has_bits():
+    recipe = make_recipe({"bits": 3, "overrides": [{"layers": "*.o_proj", "type": "Q6_K"}]})
+    assert recipe.grid_of("m.o_proj") == GRIDS["Q6_K"]
+    assert recipe.grid_of("m.up_proj") == Grid(3, 32)
+    assert recipe.embedding_type is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"type": "Q9_K"}, "did you mean Q6_K or Q5_K or Q4_K?"),
+        ({"type": "iq3_s"}, "IQ3_S has codebooks of vectors"),
+        ({"type": "IQ2_XXS"}, "IQ2_XXS has codebooks of vectors"),
+        ({"type": "Q4_K", "bits": 3}, "Q4_K says bits, groups and zeros itself; leave out bits"),
+        ({"type": "Q4_K_M", "group_size": 64}, "leave out group_size"),
+        ({"type": "Q4_K", "zeros": "offset"}, "leave out zeros"),
+        ({"type": "Q4_K", "outlier_columns": 0.01}, "types have no outlier columns"),
+        ({"embedding_type": "Q6_K", "embedding_bits": 8}, "leave out embedding_bits"),
+        ({"overrides": [{"layers": "*", "type": "Q4_K_M"}]}, "a mix chooses types for a whole"),
+        ({"overrides": [{"layers": "*", "type": "Q4_K", "bits": 3}]}, "leave out bits"),
+        ({"overrides": [{"layers": "*", "type": "IQ1_S"}]}, "override setting type = 'IQ1_S'"),
+        (
+            {"type": "Q4_K", "overrides": [{"layers": "*.o_proj", "group_size": 64}]},
+            "set bits too, or leave out group_size",
+        ),
+        (
+            {"outlier_columns": 0.01, "overrides": [{"layers": "*", "type": "Q4_K"}]},
+            "types have no outlier columns",
+        ),
+    ],
+)
+def test_types_are_refused_where_they_do_not_go(settings, part):
+    assert part in refusal(settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"type": "Q4_K"},
+        {"type": "q3_k_m", "embedding_bits": 4, "narrow_type": "iq4_nl"},
+        {"type": "Q2_K", "embedding_type": 16},
+        {"type": "Q2_K", "embedding_type": "q8_0"},
+        {"bits": 3, "embedding_type": "auto"},
+        {"bits": 3, "overrides": [{"layers": "*", "type": "q5_k"}]},
+        {"type": "Q4_K", "overrides": [{"layers": "*", "bits": 4, "zeros": "offset"}]},
+    ],
+)
+def test_recipes_with_types_are_the_inverse_of_their_settings(settings):
+    recipe = make_recipe(settings)
+    assert make_recipe(recipe_settings(recipe)) == recipe
+    both = {"type", "bits"} <= {*recipe_settings(recipe)}
+    assert not both
+
+
+def test_the_embedding_goes_by_the_type_unless_its_bits_are_said():
+    assert make_recipe({"type": "Q4_K"}).embedding_type == "auto"
+    assert make_recipe({"type": "Q4_K", "embedding_bits": 4}).embedding_type is None
+    assert make_recipe({"embedding_type": "auto"}).embedding_type is None
+    assert make_recipe({"embedding_type": "16"}).embedding_type == 16

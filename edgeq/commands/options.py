@@ -14,6 +14,7 @@ import click
 from edgeq.errors import BadInput
 from edgeq.recipe.setting_rules import DENSE_BITS, Rule
 from edgeq.recipe.settings import DEFAULT_QUALITY, PRESETS, TABLE, Setting
+from edgeq.recipe.type_names import check_type_alone, without_replaced
 
 Command = Callable[..., None]
 
@@ -171,6 +172,9 @@ def with_flag(words: Sequence[str], flag: str) -> list[str]:
 def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Gather settings: those of a recipe file, then the options that were given, which win.
 
+    What a recipe file says of grids gives way to options that say it in the other way: bits to a
+    type, a type to bits.
+
     Raises: BadInput naming the option whose value breaks its rule.
     """
     from edgeq.recipe.recipe import read_recipe  # noqa: PLC0415
@@ -179,6 +183,8 @@ def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[st
     given = {name: value for name, value in options.items() if value is not None}
     dense = [{"layers": name, "bits": DENSE_BITS} for name in given.pop("keep_dense", ())]
     chosen = {name: setting_value(name, value) for name, value in given.items()}
+    check_type_alone(chosen, options=True)
+    settings = without_replaced(settings, chosen)
     stated = settings.get("overrides", [])
     # what is no list is refused by whoever makes a recipe of it
     if dense and isinstance(stated, list):
@@ -198,4 +204,4 @@ def setting_value(name: str, value: Any) -> Any:
         on, off = row.option.values
         return on if value else off
     row.rule.check(row.flag, value)
-    return value
+    return row.rule.normal(value)

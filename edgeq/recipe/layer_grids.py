@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from edgeq.decoder import Decoder
 from edgeq.errors import BadInput
 from edgeq.protocols import Exporter, ModelSource
+from edgeq.recipe.layer_types import LayerTypes, embedding_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.types import Grid, LinearSpec
 from edgeq.words import describe_grid
@@ -35,28 +36,33 @@ def plan_grids(source: ModelSource, recipe: Recipe) -> Grids:
                 f"pattern {override.layers!r} of --keep-dense or an override matches no layer; "
                 f"layers are named like {linears[0]!r}"
             )
-    solved = grids_of_layers(specs, recipe)
     decoder = source.record.decoder
+    solved = grids_of_layers(specs, recipe, decoder)
+    outer = embedding_grids(recipe, decoder)
     grids: dict[str, tuple[tuple[int, ...], Grid | None]] = {}
     for name in source.tensor_names():
         if decoder.tied_head and name == decoder.head:
             continue
         shape, grid = solved.get(name, (source.shape(name), None))
-        if name in (decoder.embedding, decoder.head):
-            grid = recipe.embedding_grid
+        grid = outer.get(name, grid)
         grids[name] = (source.shape(name) if grid is None else shape, grid)
     return grids
 
 
-def grids_of_layers(specs: Sequence[LinearSpec], recipe: Recipe) -> Grids:
+def grids_of_layers(
+    specs: Sequence[LinearSpec], recipe: Recipe, decoder: Decoder | None = None
+) -> Grids:
     """Give the tensors of linear layers their grids, and the shapes that they are solved in.
+
+    Mixes need the decoder that the layers are of.
 
     Raises: BadInput where a recipe sets layers apart that lie in one tensor.
     """
+    types = LayerTypes(recipe, decoder)
     first: dict[str, LinearSpec] = {}
     grids: dict[str, tuple[tuple[int, ...], Grid | None]] = {}
     for linear in specs:
-        grid = recipe.grid_of(linear.name)
+        grid = types.grid_of(linear)
         known = first.setdefault(linear.tensor, linear)
         _, other = grids.setdefault(linear.tensor, (linear.matrix_shape, grid))
         if grid != other:
@@ -127,3 +133,25 @@ def bits_per_weight(
             totals[part][0] += 8 * size
             totals[part][1] += math.prod(shape)
     return {part: bits / weights for part, (bits, weights) in totals.items() if weights}
+
+
+def grids_by_part(grids: Grids, decoder: Decoder) -> dict[str, dict[str, int]]:
+    """Count the matrices of linear layers, embedding and head on each grid, by name of type."""
+    outer = {decoder.embedding: "embedding"}
+    if not decoder.tied_head:
+        outer[decoder.head] = "head"
+    found: dict[str, Counter[str]] = {"linear layers": Counter()}
+    for linear in decoder.linears():
+        if linear.tensor in grids:
+            found["linear layers"][grid_name(grids[linear.tensor][1])] += 1
+    for tensor, part in outer.items():
+        if tensor in grids:
+            found[part] = Counter([grid_name(grids[tensor][1])])
+    return {part: dict(counts.most_common()) for part, counts in found.items()}
+
+
+def grid_name(grid: Grid | None) -> str:
+    """Name a grid by its type where it has one; what has none stays dense."""
+    if grid is None:
+        return "dense"
+    return grid.type or describe_grid(grid)

@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 from edgeq.errors import BadInput, lower_first, reason_of
 from edgeq.files.plain_files import read_file
+from edgeq.grids.types import GRIDS
 from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS
 from edgeq.recipe.settings import TABLE, Settings, column_of, defaults
+from edgeq.recipe.type_names import BASES, REPLACED, check_type_alone
 from edgeq.types import Grid
 
 OPTIONS_ONLY = {
@@ -44,8 +46,24 @@ class Recipe(Settings):
 
     overrides: tuple[Override, ...] = ()
 
+    def type_of(self, layer: str) -> str | None:
+        """Return the type or mix that is asked for a linear layer; None where bits say its grid."""
+        for item in reversed(self.overrides):
+            if fnmatch.fnmatchcase(layer, item.layers):
+                if "type" in item.settings:
+                    return str(item.settings["type"])
+                if "bits" in item.settings:
+                    return None
+        return self.type
+
     def grid_of(self, layer: str) -> Grid | None:
-        """Return the grid of a linear layer; None when an override keeps it dense."""
+        """Return the grid of a linear layer, whatever its width; None when it is kept dense.
+
+        Of a mix it is that of most layers.
+        """
+        asked = self.type_of(layer)
+        if asked is not None:
+            return GRIDS[BASES.get(asked, asked)]
         bits = self._setting_of("bits", layer)
         group_size = self._setting_of("group_size", layer)
         if bits == DENSE_BITS:
@@ -57,6 +75,10 @@ class Recipe(Settings):
             self.scale_dtype,
             float(self._setting_of("outlier_columns", layer)),
         )
+
+    def has_columns(self, layer: str) -> bool:
+        """Say whether a linear layer is to have outlier columns."""
+        return bool(self._setting_of("outlier_columns", layer))
 
     def strength_of(self, layer: str) -> float | Literal["auto"]:
         """Return the propagation strength of a linear layer."""
@@ -108,7 +130,10 @@ class Recipe(Settings):
 
     @property
     def embedding_grid(self) -> Grid | None:
-        """Return the grid of embedding and head: symmetric, groups of 32; None when dense."""
+        """Return the grid of embedding and head: symmetric, groups of 32; None when dense.
+
+        It is for recipes whose embedding_type is unset.
+        """
         if self.embedding_bits == DENSE_BITS:
             return None
         return Grid(self.embedding_bits, 32, "symmetric", self.scale_dtype)
@@ -161,20 +186,59 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
             "each with 'layers' and settings"
         )
     _check_names("recipe setting", given, TABLE, listed=("quality", *TABLE, "overrides"))
-    values = {**defaults(column), **given}
-    recipe = Recipe(**values, overrides=tuple(_make_override(item) for item in overrides))
+    values = _normal({**defaults(column), **given})
+    made = tuple(_make_override(item) for item in overrides)
     for name, row in TABLE.items():
         row.rule.check(f"recipe setting {name} =", values[name])
-    for chosen in (recipe, *(replace(recipe, **item.settings) for item in recipe.overrides)):
+    check_type_alone(_normal(given))
+    recipe = Recipe(**{**values, "embedding_type": _embedding_type(values, given)}, overrides=made)
+    for chosen in (recipe, *(_as_for(recipe, item) for item in recipe.overrides)):
         _check_conflicts(chosen)
     return recipe
+
+
+def _normal(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write values in the spelling that recipes hold."""
+    return {name: TABLE[name].rule.normal(value) for name, value in settings.items()}
+
+
+def _embedding_type(values: Mapping[str, Any], given: Mapping[str, Any]) -> str | int | None:
+    """Settle what "auto" and an unset type of the embedding mean: None leaves it to its bits."""
+    chosen: str | int | None = values["embedding_type"]
+    if chosen not in (None, AUTOMATIC):
+        return chosen
+    left_to_type = values["type"] is not None and "embedding_bits" not in given
+    return AUTOMATIC if left_to_type else None
+
+
+def _as_for(recipe: Recipe, override: Override) -> Recipe:
+    """Give the recipe as it is for the layers of an override.
+
+    Raises: BadInput where it changes groups or zeros of a type.
+    """
+    settings = dict(override.settings)
+    changed = [name for name in REPLACED if name in settings]
+    if "bits" in settings:
+        settings["type"] = None
+    elif changed and recipe.type is not None:
+        raise BadInput(
+            f"override for {override.layers!r} sets {changed[0]}, but type = {recipe.type} says "
+            f"bits, groups and zeros itself; set bits too, or leave out {changed[0]}"
+        )
+    return replace(recipe, **settings)
 
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that make a recipe again, for reports and the quantized checkpoint."""
     settings = {name: getattr(recipe, name) for name in TABLE}
     settings["overrides"] = [{"layers": item.layers, **item.settings} for item in recipe.overrides]
-    return {name: value for name, value in settings.items() if value is not None}
+    replaced = {*REPLACED} if recipe.type is not None else set()
+    replaced |= {"embedding_bits"} if recipe.embedding_type is not None else set()
+    return {
+        name: value
+        for name, value in settings.items()
+        if value is not None and name not in replaced
+    }
 
 
 def _make_override(settings: Mapping[str, Any]) -> Override:
@@ -185,9 +249,17 @@ def _make_override(settings: Mapping[str, Any]) -> Override:
         raise BadInput(
             "override without 'layers'; name the layers it is for, such as layers = \"*.down_proj\""
         )
-    chosen = {name: settings[name] for name in allowed if name in settings}
+    chosen = _normal({name: settings[name] for name in allowed if name in settings})
     for name, value in chosen.items():
         TABLE[name].rule.check(f"override setting {name} =", value)
+    if chosen.get("type") in BASES:
+        raise BadInput(
+            f"override setting type = {chosen['type']!r}: a mix chooses types for a whole model; "
+            f"give a type, such as {BASES[chosen['type']]}"
+        )
+    if "type" in chosen and chosen["type"] is None:
+        raise BadInput("override setting type = None: expected a type of llama.cpp's, such as Q4_K")
+    check_type_alone(chosen)
     return Override(settings["layers"], chosen)
 
 

@@ -21,18 +21,21 @@ class Rule(Generic[T]):
     """A rule for a setting of type T: what its value may be.
 
     text completes the sentence "expected ...". kind is how words of a command line are read: int,
-    float, bool or str; words are allowed beside numbers, or all that is allowed.
+    float, bool or str; words are allowed beside numbers, or all that is allowed. normal gives the
+    spelling that recipes hold, hint what a message adds for a value that breaks the rule.
     """
 
     text: str
     holds: Callable[[Any], bool]
     kind: type[Any]
     words: tuple[str, ...] = ()
+    normal: Callable[[Any], Any] = lambda value: value
+    hint: Callable[[Any], str] = lambda value: ""
 
     def check(self, called: str, value: Any) -> None:
         """Raise BadInput where a value breaks the rule, by the name it was called."""
         if not self.holds(value):
-            raise BadInput(f"{called} {shown(value)}: expected {self.text}")
+            raise BadInput(f"{called} {shown(value)}: expected {self.text}{self.hint(value)}")
 
 
 def shown(value: Any) -> str:

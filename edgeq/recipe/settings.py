@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from edgeq.errors import BadInput
 from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS, Rule, flag, number, one_of, whole
+from edgeq.recipe.type_names import type_rule
 
 if TYPE_CHECKING:
     from edgeq.types import ScaleDtype, ScaleWeighting, ZeroKind
@@ -124,6 +125,13 @@ def _fits_no_columns(chosen: Settings) -> str | None:
     )
 
 
+def _has_no_columns(chosen: Settings) -> str | None:
+    """Say why a type is refused, if it is."""
+    if chosen.type is None or not chosen.outlier_columns:
+        return None
+    return "types have no outlier columns; leave out outlier_columns, or choose bits instead"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Every choice of a run but its overrides.
@@ -162,6 +170,24 @@ class Settings:
         one_of("float16", "bfloat16", "float32"),
         "Round scales to this type before codes are chosen.",
         more="for a model in bfloat16 the commands take bfloat16 unless this is set",
+    )
+    type: str | None = setting(
+        None,
+        type_rule(mixes=True, optional=True),
+        "Solve linear layers on this type of llama.cpp's, such as Q4_K, or on one of its mixes, "
+        "such as Q4_K_M.",
+        more="in the place of bits, groups and zeros; scales then are of the type's own kind; "
+        "see Types",
+        option=Option(metavar="TYPE"),
+        override=True,
+        conflict=_has_no_columns,
+    )
+    narrow_type: str = setting(
+        AUTOMATIC,
+        type_rule(AUTOMATIC),
+        "Solve layers whose width a type does not fit on this one instead, or on the one that "
+        "llama.cpp takes (auto).",
+        option=Option(metavar="TYPE"),
     )
     solver: Solver = setting(
         "gptq",
@@ -314,6 +340,14 @@ class Settings:
         whole(2, 8, DENSE_BITS),
         "Round embedding and head to this many bits in groups of 32; 16 keeps them dense.",
         option=Option(),
+    )
+    embedding_type: str | int | None = setting(
+        None,
+        type_rule(AUTOMATIC, dense=True, optional=True),
+        "Solve embedding and head on this type, or on those that llama.cpp chooses (auto, which "
+        "--type implies); 16 keeps them dense.",
+        more="unset, `embedding_bits` says their grid",
+        option=Option(metavar="TYPE"),
     )
     samples: int = setting(
         64,
