@@ -27,6 +27,7 @@ from edgeq.types import Array, Grid, NumpyArray, ScaleWeighting, Solution
 TIE = 1e-5
 SHRINK_TO = 0.4  # of the full range: where the search ends
 CUT_LEVELS = 5.0  # at most this many levels of a group of llama.cpp's types are left beyond it
+MOST_REACH = 3  # of integers: their tries grow with its square where there are minima
 CANDIDATES_PER_STEP = 6  # of integers of two-level scales, which are searched as finely
 # Of one chunk of rows: the search passes over it a few hundred times, best in a cache.
 ELEMENTS_AT_ONCE = 2**17
@@ -34,10 +35,22 @@ ELEMENTS_AT_ONCE = 2**17
 
 @dataclass(frozen=True, slots=True)
 class ScaleSearch:
-    """Say how many ranges are tried for each group, and how often the best one is refitted."""
+    """Say how many ranges are tried for each group, and how often the best one is refitted.
+
+    Where scales have two levels, reach is how far their integers are tried to move, 0 for what goes
+    with the candidates, and floats how many more floats of super-blocks are tried: far too slow for
+    models, and near the best there is.
+    """
 
     candidates: int = 18
     refits: int = 1
+    reach: int = 0
+    floats: int = 0
+
+    @property
+    def own_reach(self) -> int:
+        """Give the reach that goes with the candidates."""
+        return min(MOST_REACH, max(1, self.candidates // CANDIDATES_PER_STEP))
 
 
 SEARCH = ScaleSearch()
@@ -63,8 +76,8 @@ def search_scales(problem: Problem, search: ScaleSearch = SEARCH) -> Solution:
         groups = Groups(values, weights, grid, backend)
         found = _search_rows(groups, search)
         if two_levels:
-            reach = max(1, search.candidates // CANDIDATES_PER_STEP)
-            found = fit_super_blocks(groups, found, problem.grid, reach=reach)
+            reach, floats = search.reach or search.own_reach, search.floats
+            found = fit_super_blocks(groups, found, problem.grid, reach=reach, floats=floats)
         parts.append(found)
     return parts[0] if len(parts) == 1 else join_rows(parts, backend.concatenate)
 

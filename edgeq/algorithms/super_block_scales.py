@@ -5,6 +5,9 @@ Starts from the scale (and offset) that each group would have by itself, which
 """
 
 import itertools
+from collections.abc import Iterator
+
+import numpy as np
 
 from edgeq.algorithms.rounding_loss import Groups, rounding_loss
 from edgeq.algorithms.super_block_scan import around, features_of, scanned, taken_where
@@ -23,16 +26,19 @@ from edgeq.grids.super_blocks import (
 from edgeq.types import Array, Grid, Solution
 
 TURNS = 3  # of integers and floats; the loss hardly falls in a fourth
+FACTORS = (0.5, 2.0)  # of floats: between which others are tried
 SINGULAR = 1e-6  # of the product of both curvatures: below it a float and a minimum do the same
 
 
-def fit_super_blocks(groups: Groups, free: Solution, grid: Grid, *, reach: int = 1) -> Solution:
+def fit_super_blocks(
+    groups: Groups, free: Solution, grid: Grid, *, reach: int = 1, floats: int = 0
+) -> Solution:
     """Choose the floats and integers whose rounding error weighs least on the output.
 
     min over d, m of sum_j importance_j (v_j - Q(v_j))^2 in each super-block: d is first chosen by
     how the loss rises around the groups' own scales, then integers, rounded weights and floats take
     turns, floats by least squares. No turn raises the loss of a super-block. reach says how far
-    integers are tried to move in a turn.
+    integers are tried to move in a turn, floats how many more of these are tried by the loss.
 
     Shapes: those of `Groups`, whose grid has scales of one level; free has these scales.
     Source: stage 1 of "two-stage group-scale optimisation", arXiv 2602.02126, on llama.cpp's grids.
@@ -40,11 +46,54 @@ def fit_super_blocks(groups: Groups, free: Solution, grid: Grid, *, reach: int =
     best = scanned(around(groups, free), grid, groups)
     plainly = split_into_levels(free, grid, groups.backend)
     best, loss = better_blocks(groups, grid, (best, rounding_loss(groups, best)), plainly)
+    start, loss = refined(groups, grid, (best, loss), reach)
+    best = start
+    for by_scale, by_minimum in factors(grid, floats):
+        other = refloated(groups, grid, start, by_scale, by_minimum)
+        moved, _ = move_integers(groups, grid, (other, rounding_loss(groups, other)), reach)
+        for new in (moved, least_squares(groups, grid, moved)):
+            best, loss = better_blocks(groups, grid, (best, loss), new)
+    return refined(groups, grid, (best, loss), reach)[0] if floats else best
+
+
+def refined(
+    groups: Groups, grid: Grid, best: tuple[Solution, Array], reach: int
+) -> tuple[Solution, Array]:
+    """Improve integers and floats by turns."""
     for _ in range(TURNS):
-        best, loss = move_integers(groups, grid, (best, loss), reach)
-        best, loss = better_blocks(groups, grid, (best, loss), least_squares(groups, grid, best))
-        groups.backend.evaluate(best.scales, best.offsets, best.super_scales, loss)
+        best = move_integers(groups, grid, best, reach)
+        best = better_blocks(groups, grid, best, least_squares(groups, grid, best[0]))
+        groups.backend.evaluate(best[0].scales, best[0].offsets, best[0].super_scales, best[1])
     return best
+
+
+def factors(grid: Grid, count: int) -> Iterator[tuple[float, float]]:
+    """List by what floats and minima of super-blocks are multiplied to try others.
+
+    Where integers reach further down than up, floats of the other sign are others too.
+    """
+    tried = np.linspace(*FACTORS, count)
+    if grid.zeros == "offset":
+        yield from itertools.product(tried.tolist(), repeat=2)
+    else:
+        yield from ((sign * float(factor), 1.0) for factor in tried for sign in (1, -1))
+
+
+def refloated(
+    groups: Groups, grid: Grid, fitted: Solution, by_scale: float, by_minimum: float
+) -> Solution:
+    """Multiply the floats of super-blocks, and choose the nearest integers for them."""
+    backend = groups.backend
+    super_scales = store_floats(by_scale * fitted.super_scales, grid, backend)
+    wanted = fitted.scales / for_groups(super_scales, grid, backend)
+    sub_scales = nearest_sub_scales(wanted, grid, backend)
+    if fitted.super_minima is None:
+        return composed(super_scales, sub_scales, None, None, grid, backend)
+    super_minima = store_minima(by_minimum * fitted.super_minima, backend)
+    units = for_groups(super_minima, grid, backend)
+    wanted = -fitted.offsets / backend.where(units == 0, 1.0, units)
+    sub_minima = nearest_sub_minima(wanted, grid, backend)
+    return composed(super_scales, sub_scales, super_minima, sub_minima, grid, backend)
 
 
 def better_blocks(
