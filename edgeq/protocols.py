@@ -289,6 +289,7 @@ class Format:
     zero_kinds: kinds of zero point that are held without loss, the preferred asymmetric one first.
     rounded_zero_kinds: kinds that are held too, but rounded again.
     scale_dtypes: types of scales that are held without rounding.
+    types: types of grids, by llama.cpp's names (`edgeq.grids.types`), that are held too.
     embedding: whether embedding and head keep their codes, or are written dense as these say.
     suffix: how the name of the one file ends that a runtime is given; empty for a directory.
     data_suffix: what the name of a data file beside that file has behind it.
@@ -307,6 +308,7 @@ class Format:
     zero_kinds: tuple[ZeroKind, ...]
     rounded_zero_kinds: tuple[ZeroKind, ...] = ()
     scale_dtypes: tuple[ScaleDtype, ...]
+    types: tuple[str, ...] = ()
     embedding: Literal["quantized", "dense"] = "quantized"
     outlier_columns: bool = False
     options: tuple[FormatOption, ...] = ()
@@ -343,10 +345,16 @@ class Exporter(Protocol):
         grids maps each tensor name to its shape and its grid (None: dense).
         """
 
-    def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> Sequence[str]:
+    def notes(
+        self,
+        record: ModelRecord,
+        companions: Mapping[str, bytes],
+        grids: Mapping[str, tuple[tuple[int, ...], Grid | None]],
+    ) -> Sequence[str]:
         """Say what the files will not hold of the model as it is, such as a longer context.
 
-        Asked for models without a `reject_reason`.
+        Also which runtimes do not read them. Asked for models without a `reject_reason`, with its
+        grids.
         """
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
