@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         ZeroKind,
     )
 
+    Grids = Mapping[str, tuple[tuple[int, ...], Grid | None]]  # by tensor; None: dense
+
 
 class Backend(Protocol):
     """Does what frameworks do differently, in its working precision unless said otherwise."""
@@ -335,10 +337,7 @@ class Exporter(Protocol):
         """Give what the exporter was made with, as the manifest states it."""
 
     def reject_reason(
-        self,
-        record: ModelRecord,
-        companions: Mapping[str, bytes],
-        grids: Mapping[str, tuple[tuple[int, ...], Grid | None]],
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Grids
     ) -> str | None:
         """Say why this model on these grids cannot be written and what to change; None when it can.
 
@@ -346,15 +345,11 @@ class Exporter(Protocol):
         """
 
     def notes(
-        self,
-        record: ModelRecord,
-        companions: Mapping[str, bytes],
-        grids: Mapping[str, tuple[tuple[int, ...], Grid | None]],
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Grids
     ) -> Sequence[str]:
-        """Say what the files will not hold of the model as it is, such as a longer context.
+        """Say what the files will not hold of the model as it is, and who does not read them.
 
-        Also which runtimes do not read them. Asked for models without a `reject_reason`, with its
-        grids.
+        Asked for models without a `reject_reason`, with their grids.
         """
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
@@ -364,10 +359,7 @@ class Exporter(Protocol):
         """
 
     def planned_bytes(
-        self,
-        record: ModelRecord,
-        grids: Mapping[str, tuple[tuple[int, ...], Grid | None]],
-        item_bytes: Mapping[str, int],
+        self, record: ModelRecord, grids: Grids, item_bytes: Mapping[str, int]
     ) -> int:
         """Count the bytes of all weights in the files; headers and tokenizer are left out.
 
