@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         ZeroKind,
     )
 
+    Grids = Mapping[str, tuple[tuple[int, ...], Grid | None]]  # by tensor; None: dense
+
 
 class Backend(Protocol):
     """Does what frameworks do differently, in its working precision unless said otherwise."""
@@ -289,6 +291,7 @@ class Format:
     zero_kinds: kinds of zero point that are held without loss, the preferred asymmetric one first.
     rounded_zero_kinds: kinds that are held too, but rounded again.
     scale_dtypes: types of scales that are held without rounding.
+    types: types of grids, by llama.cpp's names (`edgeq.grids.types`), that are held too.
     embedding: whether embedding and head keep their codes, or are written dense as these say.
     suffix: how the name of the one file ends that a runtime is given; empty for a directory.
     data_suffix: what the name of a data file beside that file has behind it.
@@ -307,6 +310,7 @@ class Format:
     zero_kinds: tuple[ZeroKind, ...]
     rounded_zero_kinds: tuple[ZeroKind, ...] = ()
     scale_dtypes: tuple[ScaleDtype, ...]
+    types: tuple[str, ...] = ()
     embedding: Literal["quantized", "dense"] = "quantized"
     outlier_columns: bool = False
     options: tuple[FormatOption, ...] = ()
@@ -333,20 +337,19 @@ class Exporter(Protocol):
         """Give what the exporter was made with, as the manifest states it."""
 
     def reject_reason(
-        self,
-        record: ModelRecord,
-        companions: Mapping[str, bytes],
-        grids: Mapping[str, tuple[tuple[int, ...], Grid | None]],
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Grids
     ) -> str | None:
         """Say why this model on these grids cannot be written and what to change; None when it can.
 
         grids maps each tensor name to its shape and its grid (None: dense).
         """
 
-    def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> Sequence[str]:
-        """Say what the files will not hold of the model as it is, such as a longer context.
+    def notes(
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Grids
+    ) -> Sequence[str]:
+        """Say what the files will not hold of the model as it is, and who does not read them.
 
-        Asked for models without a `reject_reason`.
+        Asked for models without a `reject_reason`, with their grids.
         """
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
@@ -356,10 +359,7 @@ class Exporter(Protocol):
         """
 
     def planned_bytes(
-        self,
-        record: ModelRecord,
-        grids: Mapping[str, tuple[tuple[int, ...], Grid | None]],
-        item_bytes: Mapping[str, int],
+        self, record: ModelRecord, grids: Grids, item_bytes: Mapping[str, int]
     ) -> int:
         """Count the bytes of all weights in the files; headers and tokenizer are left out.
 

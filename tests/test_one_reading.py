@@ -285,7 +285,7 @@ class TestEnds:
         edit(folder, "generation_config.json", eos_token_id=[1, 7, 8, 9])
         checkpoint = solved(folder)
         exporter = load_exporter("gguf")
-        notes = exporter.notes(checkpoint.record, checkpoint.companions())
+        notes = exporter.notes(checkpoint.record, checkpoint.companions(), {})
         assert notes == ["GGUF has keys for 3 ends of text: llama.cpp will not stop at token 9"]
         assert stops_at(exported(checkpoint, "gguf") / "model.gguf", range(320)) == {1, 7, 8}
 
@@ -531,10 +531,10 @@ class TestWindows:
         config |= {"use_sliding_window": True, "max_window_layers": 0}
         record = read_record("m", config, Evidence(tokenizer_files()))
         for name, words in (("gguf", "llama.cpp"), ("mlx", "mlx-lm")):
-            (note,) = load_exporter(name).notes(record, tokenizer_files())
+            (note,) = load_exporter(name).notes(record, tokenizer_files(), {})
             assert "cut to 16 tokens" in note
             assert words in note
-        assert load_exporter("onnx").notes(record, {}) == []
+        assert load_exporter("onnx").notes(record, {}, {}) == []
 
     @pytest.mark.usefixtures("one_thread")
     @pytest.mark.parametrize("name", ["gguf", "mlx"])
@@ -562,7 +562,7 @@ class TestWindows:
         config = {**SIZES, "model_type": "mistral", "rms_norm_eps": 1e-5, "sliding_window": 256}
         record = read_record("m", config)
         assert record.decoder.window is None
-        assert load_exporter("mlx").notes(record, {}) == []
+        assert load_exporter("mlx").notes(record, {}, {}) == []
 
 
 @pytest.mark.parametrize(

@@ -71,9 +71,13 @@ def random_layer(
     rng: np.random.Generator, shape: tuple[int, int], grid: Grid, *, size: float = 1.0
 ) -> QuantizedLinear:
     """Random codes with scales of both signs on a grid; weights are about as large as `size`."""
+    if grid.super_blocks is not None:
+        return of_two_levels(rng, shape, grid, size=size)
     codes = rng.integers(0, grid.max_code + 1, shape).astype(np.uint8)
     groups = (shape[0], grid.group_count(shape[1]))
-    scales = size / grid.max_code * rng.uniform(0.5, 1.5, groups) * rng.choice([-1, 1], groups)
+    scales = (
+        size / largest_level(grid) * rng.uniform(0.5, 1.5, groups) * rng.choice([-1, 1], groups)
+    )
     scales = as_stored(scales, grid)
     if grid.zeros == "offset":
         offsets = as_stored(-scales * grid.max_code * rng.uniform(0.3, 0.7, groups), grid)
@@ -84,6 +88,52 @@ def random_layer(
         offsets = (-scales * zeros).astype(np.float32)
     layer = QuantizedLinear(codes, scales, offsets, grid)
     return layer if not grid.outlier_columns else with_outliers(rng, layer, size=size)
+
+
+def largest_level(grid: Grid) -> int:
+    return max(-grid.table[0], grid.table[-1]) if grid.table else grid.max_code
+
+
+def of_two_levels(
+    rng: np.random.Generator, shape: tuple[int, int], grid: Grid, *, size: float
+) -> QuantizedLinear:
+    """Random codes and integers but zero, with floats of both signs for each super-block."""
+    assert grid.super_blocks is not None
+    rows, columns = shape
+    codes = rng.integers(0, grid.max_code + 1, shape).astype(np.uint8)
+    groups, blocks = grid.group_count(columns), grid.super_block_count(columns)
+
+    def level(limits: tuple[int, int], most: float, *, zero: bool) -> tuple[Any, Any]:
+        low, high = limits
+        signs = rng.choice([-1, 1], (rows, blocks))
+        floats = (most / high * rng.uniform(0.5, 1.5, (rows, blocks)) * signs).astype("<f2")
+        integers = rng.integers(low, high + 1, (rows, groups))
+        integers = integers if zero else np.where(integers == 0, 1, integers)
+        return floats.astype(np.float32), integers
+
+    most = size / largest_level(grid)
+    d, scales = level(grid.super_blocks.scale_limits, most, zero=False)
+    minima, least = None, None
+    if grid.super_blocks.minimum_limits is not None:
+        minima, least = level(grid.super_blocks.minimum_limits, size, zero=True)
+    return products_of(codes, grid, d, scales, minima, least)
+
+
+def products_of(
+    codes: NumpyArray,
+    grid: Grid,
+    super_scales: NumpyArray,
+    sub_scales: NumpyArray,
+    super_minima: NumpyArray | None = None,
+    sub_minima: NumpyArray | None = None,
+) -> QuantizedLinear:
+    """Make a layer of the numbers of both levels."""
+    per_block = sub_scales.shape[1] // super_scales.shape[1]
+    scales = (np.repeat(super_scales, per_block, axis=1) * sub_scales).astype(np.float32)
+    offsets = -scales * np.float32(grid.middle)
+    if super_minima is not None:
+        offsets = -(np.repeat(super_minima, per_block, axis=1) * sub_minima).astype(np.float32)
+    return QuantizedLinear(codes, scales, offsets, grid, None, super_scales, super_minima)
 
 
 def with_outliers(

@@ -122,7 +122,8 @@ class LlamaCppLogits:
         except Exception as failure:
             reason = " ".join(str(failure).split())
             raise BadInput(
-                f"llama.cpp cannot load '{path}': {reason}; export it again or check the path"
+                f"llama.cpp cannot load '{path}': {reason}; export it again, check the path, "
+                "or update cyllama where the file has types that are newer than it"
             ) from failure
 
     def _context(self, model: Any, tokens: int) -> Any:

@@ -95,6 +95,10 @@ class Checkpoint:
     def grid(self, tensor_name: str) -> Grid | None:
         return self._file(tensor_name).grid(tensor_name)
 
+    def grids(self) -> dict[str, tuple[tuple[int, ...], Grid | None]]:
+        """Give every tensor's grid (None: dense), and the shape that it was solved in."""
+        return {name: (self.solved_shape(name), self.grid(name)) for name in self.tensor_names()}
+
     def shape(self, tensor_name: str) -> tuple[int, ...]:
         """Give the shape of a tensor as the model has it, whatever shape it was solved in."""
         shape, linear = self.solved_shape(tensor_name), self._solved(tensor_name)

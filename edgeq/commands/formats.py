@@ -125,6 +125,7 @@ def _held_text(row: Mapping[str, Any]) -> str:
         f"bits {' '.join(map(str, row['bits']))}",
         f"groups {' '.join(row['groups'])}",
         f"zero points {' '.join(zeros)}",
+        *([f"types {' '.join(row['types'])}"] if row["types"] else []),
         f"embedding and head {row['embedding']}",
         *(["outlier columns"] if row["outlier_columns"] else []),
     ]

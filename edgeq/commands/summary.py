@@ -155,11 +155,11 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
 
 def export_notes(exporters: Sequence[Exporter], checkpoint: Checkpoint) -> Iterator[str]:
     """Note what exports do not hold of the model as it is."""
-    companions = checkpoint.companions()
+    companions, grids = checkpoint.companions(), checkpoint.grids()
     if exporters and checkpoint.record.template is None:
         yield "the model has no chat template, so none goes into its exports"
     for exporter in exporters:
-        for note in exporter.notes(checkpoint.record, companions):
+        for note in exporter.notes(checkpoint.record, companions, grids):
             yield f"format {exporter.format.name!r}: {note}"
 
 

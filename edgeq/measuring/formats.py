@@ -42,6 +42,7 @@ def held_by(described: Format) -> dict[str, Any]:
         "zeros": zeros,
         "zeros_without_loss": [kind for kind in zeros if kind in described.zero_kinds],
         "scales_without_loss": list(described.scale_dtypes),
+        "types": list(described.types),
         "embedding": described.embedding,
         "outlier_columns": described.outlier_columns,
         "options": [option.name for option in described.options],
@@ -50,10 +51,7 @@ def held_by(described: Format) -> dict[str, Any]:
 
 def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
     """Say whether a checkpoint fits a format: "without loss", "with loss" or "no", and why."""
-    grids = {
-        name: (checkpoint.solved_shape(name), checkpoint.grid(name))
-        for name in checkpoint.tensor_names()
-    }
+    grids = checkpoint.grids()
     reason = exporter.reject_reason(checkpoint.record, checkpoint.companions(), grids)
     if reason is not None:
         return {"fits": "no", "reason": reason}
@@ -95,6 +93,7 @@ def markdown_table() -> str:
         "groups",
         "zero points",
         "scale types",
+        "types by llama.cpp's names",
         "outlier columns",
         "embedding, head",
         "who reads it",
@@ -116,6 +115,7 @@ def _markdown_row(described: Format) -> Sequence[str]:
         ", ".join(held["groups"]),
         ", ".join(zeros),
         ", ".join(held["scales_without_loss"]),
+        ", ".join(held["types"]),
         "yes" if held["outlier_columns"] else "no",
         held["embedding"],
         described.read_by,

@@ -44,5 +44,5 @@ def format_row(exporter: Exporter, grids: Grids, source: ModelSource) -> dict[st
         "bytes": exporter.planned_bytes(source.record, held, items),
         "read_by": exporter.format.read_by,
         "refused": refused,
-        "notes": [] if refused else list(exporter.notes(source.record, companions)),
+        "notes": [] if refused else list(exporter.notes(source.record, companions, grids)),
     }

@@ -12,6 +12,7 @@ import pytest
 from solved_models import solved, tiny
 from tiny_models import tokenizer_files
 
+from edgeq.grids.types import SPECIAL
 from edgeq.measuring.formats import BITS, GROUPS, ZEROS
 from edgeq.registry import FORMATS, LOGITS, Entry, all_formats, find_format, load, load_exporter
 from edgeq.types import Grid
@@ -56,6 +57,8 @@ def test_a_description_says_what_the_exporter_accepts(name):
     assert {grid.zeros for grid in found} == kinds
     columns = exporter.why_not_grid(WIDE, Grid(4, 32, outlier_columns=0.01)) is None
     assert columns == described.outlier_columns
+    types = [name for name, grid in SPECIAL.items() if exporter.why_not_grid(WIDE, grid) is None]
+    assert sorted(types) == sorted(described.types)
 
 
 @pytest.mark.parametrize("name", FORMATS)

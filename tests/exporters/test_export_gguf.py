@@ -331,7 +331,7 @@ def test_columns_that_do_not_fill_blocks_are_kept_dense_in_float16(rng, tmp_path
     assert (entry["type"], entry["status"], entry["bits"]) == ("F16", "dense", None)
     assert entry["from"].startswith("4 bits") and 0 < entry["largest_deviation"] < 1e-3
     assert verify(tmp_path)["differences"] == []
-    [note] = GgufExporter().notes(model.record, model.files)
+    [note] = GgufExporter().notes(model.record, model.files, {})
     assert "layers of 80 inputs, such as model.layers.0.mlp.down_proj" in note and "float16" in note
 
 

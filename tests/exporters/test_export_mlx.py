@@ -168,7 +168,7 @@ def test_mlx_lm_attends_beyond_the_sliding_window_of_a_mistral(rng, tmp_path, id
     )
     found = mlx_logits(export, tmp_path, ids)
     assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == 8
-    assert any("cut to 8 tokens" in note for note in MlxExporter().notes(export.record, {}))
+    assert any("cut to 8 tokens" in note for note in MlxExporter().notes(export.record, {}, {}))
     assert_alike(found, everything)
     assert_alike(found[:, :8], window[:, :8])
     assert np.abs(found - window).max() > 10 * CLOSE * np.abs(window).max()

@@ -133,7 +133,7 @@ def test_short_factors_of_longrope_reach_mlx_lm(rng, tmp_path, windows):
         "phi3 / phi-4-mini", rng, rope_parameters=rope, original_max_position_embeddings=64
     )
     assert alike_tokens(solved.record.decoder) == 64
-    assert "up to 64 tokens" in MlxExporter().notes(solved.record, {})[0]
+    assert "up to 64 tokens" in MlxExporter().notes(solved.record, {}, {})[0]
     MlxExporter().write(solved, tmp_path)
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
@@ -241,10 +241,10 @@ def test_a_mixture_cannot_be_calibrated_in_mlx(rng, tmp_path, windows):
 
 def test_windows_that_mlx_lm_computes_leave_the_context_as_it_is(rng):
     for name in ("gemma3_text", "cohere2"):
-        notes = MlxExporter().notes(solve_row(name, rng).record, {})
+        notes = MlxExporter().notes(solve_row(name, rng).record, {}, {})
         assert not any("cut" in note for note in notes)
     cut = solve_row("mistral window 32", rng)
-    assert "cut to 32 tokens" in MlxExporter().notes(cut.record, {})[0]
+    assert "cut to 32 tokens" in MlxExporter().notes(cut.record, {}, {})[0]
 
 
 def test_dense_experts_of_which_one_exceeds_float16_are_all_wider(rng, tmp_path):
@@ -277,5 +277,5 @@ def test_a_changed_expert_is_found_by_its_number(rng, tmp_path):
 def test_a_rounded_scale_of_embeddings_is_said(hidden, is_rounded):
     kind, settings = ROWS["gemma3_text"]
     record = read_record(kind, _config(kind, settings, {"hidden_size": hidden}))
-    notes = MlxExporter().notes(record, {})
+    notes = MlxExporter().notes(record, {}, {})
     assert any("rounds the scale" in note for note in notes) == is_rounded

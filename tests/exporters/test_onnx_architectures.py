@@ -367,9 +367,9 @@ def test_linear_layers_that_lie_in_parts_of_tensors_are_refused():
 def test_a_model_that_genai_does_not_run_has_no_settings_for_it_and_a_note(rng, tmp_path):
     record = read_record("m", ONE_BLOCK)
     unnamed = dataclasses.replace(record.decoder, names=RuntimeNames("NewestForCausalLM"))
-    (note,) = OnnxExporter().notes(dataclasses.replace(record, decoder=unnamed), {})
+    (note,) = OnnxExporter().notes(dataclasses.replace(record, decoder=unnamed), {}, {})
     assert note == "onnxruntime-genai does not run model type llama; ONNX Runtime does"
-    assert OnnxExporter().notes(record, {}) == []
+    assert OnnxExporter().notes(record, {}, {}) == []
     export = solved(of_row("llama"), rng, [FOUR_BITS])
     export.files = {**tokenizer_files(), "genai_config.json": b"the source's own"}
     decoder = dataclasses.replace(export.record.decoder, names=RuntimeNames("Newest"))

@@ -72,7 +72,7 @@ IN_GENAI = {
 
 def notes_of(exporter, kind):
     model = one_block_model(kind.files, rows=ROWS)
-    return " ".join(exporter.notes(model.record, model.companions()))
+    return " ".join(exporter.notes(model.record, model.companions(), {}))
 
 
 def kind_named(name):
@@ -373,6 +373,6 @@ def test_a_model_of_the_name_of_phi_3_has_its_own_special_tokens(tmp_path, make)
             continue
         found = vocabulary.tokenize(line, add_special=False, parse_special=True)
         assert list(found) == tokenizer.encode(line, add_special_tokens=False).ids
-    notes = " ".join(GgufExporter().notes(model.record, model.companions()))
+    notes = " ".join(GgufExporter().notes(model.record, model.companions(), {}))
     assert ("the file states the name 'phi_3-mini'" in notes) == (make is not phi_3)
     del kept

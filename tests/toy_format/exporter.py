@@ -29,7 +29,7 @@ class ToyExporter:
         found = (self.why_not_grid(shape, grid) for shape, grid in grids.values() if grid)
         return next((reason for reason in found if reason), None)
 
-    def notes(self, record, companions):
+    def notes(self, record, companions, grids):
         return []
 
     def why_not_grid(self, shape, grid):

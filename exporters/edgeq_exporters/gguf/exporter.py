@@ -28,6 +28,7 @@ from edgeq_exporters.gguf.tensors import (
     plan_tensors,
     planned_bytes,
     stored_tensor,
+    type_notes,
     why_not_tensors,
     width_notes,
 )
@@ -80,14 +81,16 @@ class GgufExporter:
             reason = why_not_tokenizer(companions, record.tokens, vocab_size=rows)
         return reason or why_not_tensors(decoder, grids)
 
-    def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
+    def notes(
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
+    ) -> list[str]:
         """Say what the file will not hold of the model as it is."""
         notes = tokenizer_notes(record.name, companions, record.tokens)
         decoder = record.decoder
         if decoder.names.gguf is None:
             return list(notes)
         cut = () if computes_windows(decoder) else window_notes(record, "llama.cpp")
-        return [*cut, *width_notes(decoder), *notes]
+        return [*cut, *type_notes(grids), *width_notes(decoder), *notes]
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""

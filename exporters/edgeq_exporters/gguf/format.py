@@ -1,4 +1,4 @@
-"""Describe GGUF as edgeq writes it: one-level blocks of 32 columns for llama.cpp."""
+"""Describe GGUF as edgeq writes it: blocks of llama.cpp's own types."""
 
 from edgeq.protocols import Format, GroupSizes
 
@@ -13,6 +13,10 @@ FORMAT = Format(
     zero_kinds=("symmetric", "offset"),
     rounded_zero_kinds=("integer",),
     scale_dtypes=("float16",),
+    types=(
+        *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+        *("IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "Q2_0"),
+    ),
     suffix=".gguf",
     read_by="llama.cpp and what is built on it",
     verified_by="bytes by the `gguf` library; logits in llama.cpp",

@@ -38,6 +38,9 @@ Shapes = Mapping[str, tuple[tuple[int, ...], Grid | None]]
 ALWAYS_FLOAT32 = re.compile(r"(blk\.\d+\.ffn_gate_inp(_shexp)?|position_embd)\.weight")
 """Small matrices that llama.cpp's own converter never rounds: routers and tables of positions."""
 
+NEW_TYPES = {"Q2_0": "llama.cpp b9916 (July 2026)"}
+"""Types that not every llama.cpp in use reads, with the first release that does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -153,6 +156,17 @@ def planned_bytes(decoder: Decoder, grids: Shapes, item_bytes: Mapping[str, int]
         tensor_bytes(shape, grid, 4 if name in wide else item_bytes[name])
         for name, (shape, grid) in grids.items()
     )
+
+
+def type_notes(grids: Shapes) -> Iterator[str]:
+    """Note types of blocks that only newer releases of llama.cpp read."""
+    for kind, release in NEW_TYPES.items():
+        count = sum(grid is not None and grid.type == kind for _, grid in grids.values())
+        if count:
+            yield (
+                f"{count} tensors lie in blocks of {kind}, which {release} and later releases "
+                "read; older ones, and what is built on them, refuse the file"
+            )
 
 
 def width_notes(decoder: Decoder) -> Iterator[str]:

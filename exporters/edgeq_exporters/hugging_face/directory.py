@@ -85,7 +85,9 @@ class LinearExporter:
         """Say why this model on these grids cannot be written and what to change, or None."""
         return reject_reason(self.kind, record, grids)
 
-    def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
+    def notes(
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
+    ) -> list[str]:
         """Say what the files will not hold of the model as it is."""
         return []
 

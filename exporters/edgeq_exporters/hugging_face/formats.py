@@ -10,6 +10,7 @@ GPTQ = Format(
     groups=GroupSizes(multiple_of=32),
     zero_kinds=("symmetric", "integer"),
     scale_dtypes=("float16",),
+    types=("Q2_0",),
     embedding="dense",
     read_by="transformers with GPTQModel, vLLM, onnxruntime-genai's model builder",
     verified_by="words by onnxruntime-genai's loader and bit by bit; "
@@ -25,6 +26,7 @@ COMPRESSED_TENSORS = Format(
     groups=GroupSizes(multiple_of=1),
     zero_kinds=("symmetric", "integer"),
     scale_dtypes=("float16", "bfloat16", "float32"),
+    types=("Q2_0",),
     embedding="dense",
     read_by="vLLM, transformers",
     verified_by="words by the `compressed-tensors` library and bit by bit; logits in transformers",

@@ -55,7 +55,9 @@ class MlxExporter:
             or why_not_stacks(mlx_stacks(record.decoder), grids)
         )
 
-    def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
+    def notes(
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
+    ) -> list[str]:
         """Say what the files will not hold of the model as it is."""
         decoder = record.decoder
         if decoder.names.mlx is None:

@@ -12,6 +12,7 @@ FORMAT = Format(
     zero_kinds=("symmetric", "offset"),
     rounded_zero_kinds=("integer",),
     scale_dtypes=("float16", "bfloat16", "float32"),
+    types=("Q4_K", "Q5_K", "Q2_0"),
     read_by="mlx-lm",
     verified_by="words by MLX and bit by bit; logits in mlx-lm",
     runtime="mlx-lm",

@@ -79,7 +79,9 @@ class OnnxExporter:
         layout = Layout(record.decoder, self.qdq)
         return why_not_tensors(record.decoder, grids, layout.why_not_tensor, runtime="the graph")
 
-    def notes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> list[str]:
+    def notes(
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
+    ) -> list[str]:
         """Say what the files will not hold of the model as it is, and where the runtime differs."""
         if record.decoder.names.genai is not None:
             return list(runtime_notes(companions))

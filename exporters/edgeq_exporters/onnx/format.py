@@ -15,6 +15,7 @@ FORMAT = Format(
     zero_kinds=("symmetric", "integer"),
     rounded_zero_kinds=("offset",),
     scale_dtypes=("float16", "bfloat16", "float32"),
+    types=("Q2_K", "Q3_K", "Q4_K", "Q6_K", "Q2_0"),
     outlier_columns=True,
     options=(
         FormatOption(
