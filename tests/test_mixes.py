@@ -183,3 +183,21 @@ def test_one_type_gives_way_where_that_of_llama_cpp_does(model, name):
     own, planned = own_types(file, UNIFORM[name]), planned_types(ModelInMemory(solved), type=name)
     for part in ("token_embd", "output", "blk.0.attn_q", "blk.0.ffn_gate"):
         assert planned.get(f"{part}.weight") == own.get(f"{part}.weight"), part
+
+
+FOUR_FOR_Q2_K_S = {
+    "a key head each": {"ffn_down": [0, 1]},
+    "four queries a key, tied": {"ffn_down": [0, 1], "attn_v": [*range(16)]},
+    "fused": {"ffn_down": [0, 1]},
+}
+"""The blocks whose layers have Q4_K in Q2_K_S, by llama.cpp v0.5.0 with an importance matrix."""
+
+
+@pytest.mark.parametrize("kind", FOUR_FOR_Q2_K_S)
+def test_the_smallest_mix_is_that_of_llama_cpp(kind):
+    planned = planned_types(ModelInMemory(zero_model(*KINDS[kind])), type="Q2_K_S")
+    blocks = {name: each for name, each in planned.items() if "norm" not in name and "blk." in name}
+    raised = FOUR_FOR_Q2_K_S[kind]
+    expected = {f"blk.{number}.{part}.weight" for part in raised for number in raised[part]}
+    assert {name for name, each in blocks.items() if each == "Q4_K"} == expected
+    assert {each for name, each in blocks.items() if name not in expected} == {"Q2_K"}
