@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 
 from edgeq.errors import BadInput
 from edgeq.types import Grid
@@ -50,6 +51,16 @@ def show_time(seconds: float) -> str:
     if seconds < FEW_SECONDS:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < FEW_HOURS else f"{seconds / 3600:.1f} h"
+
+
+def show_counts(by_part: Mapping[str, Mapping[str, int]]) -> str:
+    """Write counts by part and name on one line; a part of one thing has its name alone."""
+    parts = []
+    for part, counts in by_part.items():
+        alone = sum(counts.values()) == 1
+        named = [name if alone else f"{name}: {count}" for name, count in counts.items()]
+        parts.append(f"{part} {'; '.join(named)}")
+    return "\n".join(parts)
 
 
 def describe_grid(grid: Grid) -> str:

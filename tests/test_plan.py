@@ -5,15 +5,18 @@ import numpy as np
 import pytest
 
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, UnsupportedModel
+from edgeq.grids.types import GRIDS
 from edgeq.recipe.layer_grids import (
     asymmetric_zeros,
     bits_per_weight,
     check_exports,
+    grids_by_part,
     grids_of_layers,
     kept_dense,
     plan_grids,
 )
+from edgeq.recipe.layer_types import replaced_types
 from edgeq.recipe.recipe import make_recipe
 from edgeq.registry import find_format
 from edgeq.types import Grid, LinearSpec, QuantizedLinear
@@ -162,3 +165,76 @@ def test_bits_per_weight_separate_linear_layers_from_the_model(source):
     found = bits_per_weight(stored, source.record.decoder)
     assert found["linear layers"] == 4.5
     assert found["model"] == pytest.approx((6400 * 8.5 + 64 * 32 + 640 * 4.5) / (6400 + 64 + 640))
+
+
+def test_one_type_takes_over_where_a_width_does_not_fit(source):
+    """The model is 64 wide, and 96 inside."""
+    recipe = make_recipe({"type": "Q4_K"})
+    grids = plan_grids(source, recipe)
+    assert grids["model.layers.0.mlp.down_proj.weight"][1] == GRIDS["Q5_0"]
+    found = grids_by_part(grids, source.record.decoder, recipe)
+    layers = len(list(source.record.decoder.linears()))
+    assert found["linear layers"] == {"Q5_0": layers}
+    assert (found["embedding"], found["head"]) == ({"Q5_0": 1}, {"Q8_0": 1})
+    words = list(replaced_types(recipe, source.record.decoder))
+    assert sum(int(line.split()[0]) for line in words[:-1]) == layers
+    assert all(line.endswith("Q5_0: Q4_K needs a multiple of 256") for line in words)
+
+
+def test_the_type_that_takes_over_may_be_chosen(source):
+    recipe = make_recipe({"type": "Q4_K", "narrow_type": "IQ4_NL"})
+    grids = plan_grids(source, recipe)
+    assert grids["model.layers.0.mlp.up_proj.weight"][1] == GRIDS["IQ4_NL"]
+    assert grids["lm_head.weight"][1] == GRIDS["Q8_0"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "table", "head"),
+    [
+        ({"embedding_type": "Q4_0"}, "Q4_0", "Q4_0"),
+        ({"embedding_type": "Q6_K"}, "Q8_0", "Q8_0"),
+        ({"embedding_type": 16}, None, None),
+        ({"embedding_bits": 8}, "Q8_0", "Q8_0"),
+        ({"embedding_bits": 16}, None, None),
+    ],
+)
+def test_embedding_and_head_have_the_type_they_are_given(source, settings, table, head):
+    grids = plan_grids(source, make_recipe({"type": "IQ4_NL", **settings}))
+    assert grids["model.embed_tokens.weight"][1] == (table and GRIDS[table])
+    assert grids["lm_head.weight"][1] == (head and GRIDS[head])
+
+
+def test_rows_that_no_block_divides_stay_dense_and_are_named():
+    narrow = models.MemorySource(models.tiny_llama(intermediate_size=72))
+    recipe = make_recipe({"type": "Q4_K"})
+    grids = plan_grids(narrow, recipe)
+    assert grids["model.layers.0.mlp.down_proj.weight"][1] is None
+    words = list(replaced_types(recipe, narrow.record.decoder))
+    assert any("of 72 inputs" in line and "dense" in line for line in words)
+
+
+def test_layers_of_one_tensor_have_one_type():
+    experts = [replace(STACKED, name=f"e.{index}", expert=index) for index in range(3)]
+    recipe = make_recipe({"type": "Q4_0", "overrides": [{"layers": "e.2", "type": "Q8_0"}]})
+    wide = [replace(each, shape=(5, 32), stored=(3, 32, 5)) for each in experts]
+    with pytest.raises(BadInput, match="lie in one tensor"):
+        grids_of_layers(wide, recipe)
+    assert grids_of_layers(wide, make_recipe({"type": "q8_0"}))["stack"][1] == GRIDS["Q8_0"]
+
+
+def test_overrides_that_meet_in_a_type_with_outlier_columns_are_refused(source):
+    overrides = [
+        {"layers": "*.up_proj", "type": "Q8_0"},
+        {"layers": "*.0.*", "outlier_columns": 0.02},
+    ]
+    with pytest.raises(BadInput, match="is to have type Q8_0 and outlier columns"):
+        plan_grids(source, make_recipe({"overrides": overrides}))
+
+
+def test_a_mix_is_refused_where_blocks_are_not_described(source):
+    decoder = source.record.decoder
+    bare = replace(decoder, layers=tuple(replace(each, attention=None) for each in decoder.layers))
+    specs = list(bare.linears())
+    with pytest.raises(UnsupportedModel, match="choose one type for all, such as Q4_K"):
+        grids_of_layers(specs, make_recipe({"type": "Q4_K_M"}), bare)
+    assert grids_of_layers(specs, make_recipe({"type": "Q4_K"}), bare)

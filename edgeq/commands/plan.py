@@ -99,13 +99,14 @@ def existing_parent(path: Path) -> Path:
 def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     """Print a plan on one screen; sizes in decimal units."""
     from edgeq.commands.screen import facts_table  # noqa: PLC0415
-    from edgeq.words import show_size, show_time  # noqa: PLC0415
+    from edgeq.words import show_counts, show_size, show_time  # noqa: PLC0415
 
     table = facts_table()
     memory = plan["memory"]
     seconds = plan["seconds"]
     size = show_size(plan["original"])
     table.add_row("model", f"{plan['model']}, {seconds['blocks']} blocks, {size}")
+    table.add_row("grids", show_counts(plan["grids"]))
     lines = [f"{show_size(memory['peak'])} at most, at {memory['at']}"]
     lines += [f"{show_size(size):>8}  {part}" for part, size in memory["parts"].items() if size]
     table.add_row("memory", "\n".join(lines))

@@ -18,6 +18,7 @@ from rich.text import Text
 from edgeq.commands.plain_text import visible, visible_line
 from edgeq.commands.summary import FinishedRun
 from edgeq.registry import find_format
+from edgeq.words import show_counts
 
 MEGABYTE = 1e6
 MOST_NOTES = 10  # on one screen
@@ -81,6 +82,7 @@ def show_run(console: Console, finished: FinishedRun) -> None:
     for name, path in finished.exports.items():
         table.add_row(name, path)
     table.add_row("size", _size_row(finished.sizes))
+    table.add_row("grids", show_counts(finished.grids))
     bits = finished.report.bits_per_weight
     table.add_row("bits per weight", ", ".join(f"{part} {bits[part]:.2f}" for part in bits))
     experts = finished.report.experts

@@ -20,7 +20,8 @@ from edgeq.files.storage import size_of
 from edgeq.measuring.formats import fit
 from edgeq.measuring.inspection import parameter_count
 from edgeq.protocols import Exporter, Format
-from edgeq.recipe.layer_grids import Grids, kept_dense, plan_grids
+from edgeq.recipe.layer_grids import Grids, grids_by_part, kept_dense, plan_grids
+from edgeq.recipe.layer_types import replaced_types
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import FORMATS, load_exporter, options_of
 from edgeq.run.pipeline import Job, export
@@ -38,7 +39,8 @@ LARGE_ERROR = 0.5  # of a layer's output energy: rounding well loses a few hundr
 class FinishedRun:
     """A finished run as the last screen shows it.
 
-    original is the model as the user named it. exports are, by format, what a runtime is given.
+    original is the model as the user named it. grids counts, by part of the model, the matrices on
+    each grid. exports are, by format, what a runtime is given.
     notes say what was not done as usual. quality is what `evaluate` measured, where it was asked
     for.
 
@@ -53,6 +55,7 @@ class FinishedRun:
     report: RunReport
     notes: Sequence[str]
     seconds: Mapping[str, float]
+    grids: Mapping[str, Mapping[str, int]]
     quality: Mapping[str, Any] | None = None
     next_format: str | None = None
     """A format that holds the result, to suggest where none was asked for."""
@@ -81,6 +84,7 @@ class FinishedRun:
             "exports": self.exports,
             "result": self.result,
             "bytes": self.sizes,
+            "grids": self.grids,
             "bits_per_weight": self.report.bits_per_weight,
             "worst_layers": [(layer.name, layer.final_loss) for layer in self.worst_layers],
             "notes": self.notes,
@@ -110,7 +114,7 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
     Raises: BadInput for an export that is there and not what this run would write.
     """
     report, grids = read_report(checkpoint), plan_grids(job.source, job.recipe)
-    called = repr(str(checkpoint.path / REPORT_FILE))
+    called, decoder = repr(str(checkpoint.path / REPORT_FILE)), job.source.record.decoder
     check_findings(job.source, grids, called, report, len(job.source.blocks()))
     exports = {}
     stored = {}
@@ -146,9 +150,11 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
             *export_notes(job.exporters, checkpoint),
             *kept,
             *short,
+            *replaced_types(job.recipe, decoder),
             *notes(report, grids),
         ],
         seconds=dict(job.clock.seconds),
+        grids=grids_by_part(grids, decoder, job.recipe),
         next_format=suggested,
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from edgeq.decoder import Decoder
 from edgeq.errors import BadInput
 from edgeq.protocols import Exporter, ModelSource
-from edgeq.recipe.layer_types import LayerTypes, embedding_grids
+from edgeq.recipe.layer_types import LayerTypes, embedding_grids, type_of_grid
 from edgeq.recipe.recipe import Recipe
 from edgeq.types import Grid, LinearSpec
 from edgeq.words import describe_grid
@@ -135,23 +135,26 @@ def bits_per_weight(
     return {part: bits / weights for part, (bits, weights) in totals.items() if weights}
 
 
-def grids_by_part(grids: Grids, decoder: Decoder) -> dict[str, dict[str, int]]:
-    """Count the matrices of linear layers, embedding and head on each grid, by name of type."""
+def grids_by_part(grids: Grids, decoder: Decoder, recipe: Recipe) -> dict[str, dict[str, int]]:
+    """Count the matrices of linear layers, embedding and head on each grid.
+
+    Grids are named by their types where the recipe asks for any, else by their bits.
+    """
+
+    def called(tensor: str) -> str:
+        grid = grids[tensor][1]
+        if grid is None:
+            return "dense"
+        return (type_of_grid(grid) if recipe.names_types else None) or describe_grid(grid)
+
     outer = {decoder.embedding: "embedding"}
     if not decoder.tied_head:
         outer[decoder.head] = "head"
     found: dict[str, Counter[str]] = {"linear layers": Counter()}
     for linear in decoder.linears():
         if linear.tensor in grids:
-            found["linear layers"][grid_name(grids[linear.tensor][1])] += 1
+            found["linear layers"][called(linear.tensor)] += 1
     for tensor, part in outer.items():
         if tensor in grids:
-            found[part] = Counter([grid_name(grids[tensor][1])])
+            found[part] = Counter([called(tensor)])
     return {part: dict(counts.most_common()) for part, counts in found.items()}
-
-
-def grid_name(grid: Grid | None) -> str:
-    """Name a grid by its type where it has one; what has none stays dense."""
-    if grid is None:
-        return "dense"
-    return grid.type or describe_grid(grid)

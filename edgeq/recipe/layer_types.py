@@ -69,6 +69,11 @@ def grid_of_type(name: str | None) -> Grid | None:
     return None if name is None else GRIDS[name]
 
 
+def type_of_grid(grid: Grid) -> str | None:
+    """Name the type that has a grid; None where none has."""
+    return next((name for name, other in GRIDS.items() if other == grid), None)
+
+
 def embedding_grids(recipe: Recipe, decoder: Decoder) -> dict[str, Grid | None]:
     """Give embedding and head their grids, by tensor; None where they stay dense."""
     tensors = (decoder.embedding, decoder.head)

@@ -98,6 +98,11 @@ class Recipe(Settings):
         return [getattr(self, name), *stated]
 
     @property
+    def names_types(self) -> bool:
+        """Say whether any layer, or the embedding, is to lie on a type of llama.cpp's."""
+        return self._everywhere("type") != [None] or isinstance(self.embedding_type, str)
+
+    @property
     def propagates(self) -> bool:
         """Say whether any layer makes up for inherited error."""
         return any(strength != 0 for strength in self._everywhere("propagation_strength"))

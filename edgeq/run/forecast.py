@@ -15,7 +15,8 @@ from edgeq.planning.memory import MemoryPlan
 from edgeq.planning.sizes import format_row, tensor_bytes
 from edgeq.planning.time import block_seconds, measure_rates
 from edgeq.protocols import ModelSource
-from edgeq.recipe.layer_grids import Grids, plan_grids
+from edgeq.recipe.layer_grids import Grids, grids_by_part, plan_grids
+from edgeq.recipe.layer_types import replaced_types
 from edgeq.run.pipeline import Job, needs_calibration
 from edgeq.sources import HUB_NAME, short_name
 from edgeq.sources.hub import download_description
@@ -55,7 +56,7 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
     grids = plan_grids(job.source, job.recipe)
     if needs_calibration(job, grids):
         check_length(job.source, job.recipe.sequence_length)
-    blocks = len(job.source.blocks())
+    blocks, decoder = len(job.source.blocks()), job.source.record.decoder
     checkpoint = sum(tensor_bytes(name, *grid, job.source) for name, grid in grids.items())
     exports = [format_row(exporter, grids, job.source) for exporter in job.exporters]
     disk = {"checkpoint": checkpoint} | {row["format"]: row["bytes"] for row in exports}
@@ -84,7 +85,8 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
         },
         "original": job.source.stored_bytes(),
         "formats": exports,
-        "notes": list(job.source.record.notes),
+        "grids": grids_by_part(grids, decoder, job.recipe),
+        "notes": [*job.source.record.notes, *replaced_types(job.recipe, decoder)],
     }
 
 

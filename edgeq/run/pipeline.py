@@ -288,6 +288,7 @@ def solve_site(
         check_size(linear.tensor, largest_magnitude(weight))
         layer = Layer(linear.name, backend.asarray(weight), grid, factors, job.recipe)
         solved, report = solve_rows(layer, clock, rows=job.rows_at_once)
+        report = replace(report, type=grid.type)
         if linear.expert is not None:
             report = replace(
                 report, expert=linear.expert, tokens=statistics.n_tokens, lent_share=lent

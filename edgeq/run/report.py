@@ -121,7 +121,8 @@ def check_findings(
     solved = {linear.name: grids[linear.tensor][1] for block in blocks for linear in block.linears}
     for layer in report.layers:
         grid = solved.pop(layer.name, None)
-        if grid is None or (layer.bits, layer.group_size) != (grid.bits, grid.group_size):
+        kind = (layer.bits, layer.group_size, layer.type)
+        if grid is None or kind != (grid.bits, grid.group_size, grid.type):
             raise wrong(f"layer {layer.name!r:.100}, which this run has not solved like that")
     for name, groups in report.clamped.items():
         shape, grid = grids.get(name, ((), None))
@@ -137,6 +138,8 @@ def layer_from(stored: Mapping[str, Any]) -> LayerReport:
     sizes = (*layer.shape, layer.bits, *([layer.group_size] if layer.group_size else []))
     if not isinstance(layer.name, str) or len(layer.shape) != 2 or not all(map(is_count, sizes)):
         raise ValueError("a layer has no name, or sizes that are none")
+    if not isinstance(layer.type, str):
+        raise ValueError("the type of a layer is no name")
     plain = {key: value for key, value in stored.items() if key in NUMBERS}
     check_numbers({key: value for key, value in plain.items() if value is not None})
     if layer.damping_retries and layer.damping is None:

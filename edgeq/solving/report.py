@@ -28,6 +28,7 @@ class Stage(StrEnum):
 class LayerReport:
     """The outcome of one layer, as report.json stores it.
 
+    type is llama.cpp's name of a grid that is more than bits, groups and zeros, else empty.
     Losses are tr(E H E.T) / tr(W H W.T), with E the dequantized minus the corrected weight. A layer
     of an expert has that one's number in its mixture, how many tokens reached it, and the share of
     its H and D that others' tokens make up.
@@ -50,6 +51,7 @@ class LayerReport:
     expert: int | None = None
     tokens: int | None = None
     lent_share: float = 0.0
+    type: str = ""
 
     @property
     def final_loss(self) -> float:

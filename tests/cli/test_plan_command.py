@@ -146,3 +146,47 @@ def test_a_limited_run_writes_what_an_unlimited_one_does(edgeq, saved_model, qui
         for name in ("free", "limited")
     )
     assert first == second
+
+
+def test_a_plan_says_on_which_types_layers_lie(edgeq, saved_model, quick):
+    result = edgeq("plan", saved_model, *quick, "--type", "q4_k_m")
+    assert result.status == 0, result.err
+    assert "Q5_0: " in result.out and "embedding Q8_0" in result.out
+    assert "inputs lie on Q5_0: Q4_K needs a multiple of 256" in result.out
+    plan = json.loads(edgeq("plan", saved_model, *quick, "--type", "Q4_0", "--json").out)
+    assert set(plan["grids"]["linear layers"]) == {"Q4_0"}
+    plan = json.loads(edgeq("plan", saved_model, *quick, "--bits", "3", "--json").out)
+    assert set(plan["grids"]["linear layers"]) == {"3 bits, group 32, symmetric"}
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--type", "Q9_K"], "did you mean Q6_K or Q5_K or Q4_K?"),
+        (["--type", "IQ3_S"], "IQ3_S has codebooks of vectors"),
+        (["--type", "Q4_K", "--bits", "3"], "--type Q4_K says bits, groups and zeros itself"),
+        (["--type", "Q4_K", "--asymmetric"], "leave out --symmetric or --asymmetric"),
+        (["--type", "Q4_K", "--outlier-columns", "0.1"], "types have no outlier columns"),
+        (["--embedding-type", "Q6_K", "--embedding-bits", "4"], "leave out --embedding-bits"),
+        (["--narrow-type", "Q4_K_M"], "--narrow-type 'Q4_K_M': expected a type of llama.cpp's"),
+    ],
+)
+def test_types_that_cannot_be_are_refused_in_one_line(edgeq, saved_model, quick, words, part):
+    result = edgeq("plan", saved_model, *quick, *words)
+    assert (result.status, result.out, result.err.count("\n")) == (1, "", 1)
+    assert part in result.err
+
+
+def test_options_that_say_grids_in_another_way_win_over_a_recipe(
+    edgeq, saved_model, quick, tmp_path
+):
+    recipe = tmp_path / "recipe.toml"
+
+    def planned(text, *words):
+        recipe.write_text(text, encoding="utf-8")
+        result = edgeq("plan", saved_model, *quick, "--recipe", recipe, "--json", *words)
+        assert result.status == 0, result.err
+        return json.loads(result.out)["grids"]["linear layers"]
+
+    assert set(planned("bits = 3\ngroup_size = 64", "--type", "Q8_0")) == {"Q8_0"}
+    assert set(planned('type = "Q8_0"', "--bits", "3")) == {"3 bits, group 32, symmetric"}
