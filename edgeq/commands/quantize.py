@@ -15,12 +15,13 @@ import click
 from edgeq.commands.formats import FormatCommand, format_options
 from edgeq.commands.options import (
     BACKEND_OPTION,
+    CALIBRATION_OPTION,
     FORCE_OPTION,
     JSON_OPTION,
+    MAX_RAM_OPTION,
     PATH,
     RESUME_OPTION,
     REVISION_OPTION,
-    TEXT,
     collect_settings,
     option_words,
     setting_options,
@@ -42,14 +43,13 @@ if TYPE_CHECKING:
     "--recipe", type=PATH, help="Read settings from a TOML file (docs/cli.md); options win."
 )
 @setting_options
+@CALIBRATION_OPTION
 @click.option(
-    "--calibration",
-    type=TEXT,
-    multiple=True,
-    metavar="TEXT[=SHARE]",
-    help='Calibrate on UTF-8 text, or JSON lines or an array with "text" or chat "messages"; '
-    "default, the text that ships with edgeq; self, text that the model writes first. May be "
-    "repeated, mixed by share.  [default: default]",
+    "--imatrix",
+    type=PATH,
+    metavar="FILE",
+    help="Round without calibrating, on scales searched by the weights of this importance matrix "
+    "of llama.cpp (GGUF or .dat; see edgeq imatrix).",
 )
 @click.option(
     "--export",
@@ -59,11 +59,7 @@ if TYPE_CHECKING:
     help="Also write this format (see edgeq formats); may be repeated.",
 )
 @format_options
-@click.option(
-    "--max-ram",
-    metavar="SIZE",
-    help="Stay within this much memory, such as 8GB: slower where it must be.",
-)
+@MAX_RAM_OPTION
 @click.option("--log-file", type=PATH, help="Append a line for every layer to this file.")
 @click.option(
     "--evaluate",
@@ -87,6 +83,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     resume: bool,
     recipe: Path | None,
     calibration: tuple[str, ...],
+    imatrix: Path | None,
     export_options: Mapping[str, Any],
     max_ram: str | None,
     log_file: Path | None,
@@ -116,6 +113,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         calibration=calibration,
         exports=exports,
         export_options=export_options,
+        imatrix=imatrix,
     )
     if evaluated:
         check_evaluation(job.source, exports, backend)

@@ -17,6 +17,7 @@ from edgeq.planning.time import block_seconds, measure_rates
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, plan_grids
 from edgeq.run.pipeline import Job, needs_calibration
+from edgeq.run.weighing import weighed_layers
 from edgeq.sources import HUB_NAME, short_name
 from edgeq.sources.hub import download_description
 from edgeq.sources.outline import ModelOutline
@@ -84,8 +85,15 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
         },
         "original": job.source.stored_bytes(),
         "formats": exports,
-        "notes": list(job.source.record.notes),
+        "notes": [*job.source.record.notes, *importance_notes(job, grids)],
     }
+
+
+def importance_notes(job: Job, grids: Grids) -> list[str]:
+    """Say what an importance matrix weighs, where the run has one."""
+    if job.importance is None:
+        return []
+    return weighed_layers(job.source, grids, job.importance).notes()
 
 
 def states_bytes(job: Job) -> float:
