@@ -74,11 +74,12 @@ def check_output_file(path: Path, *, force: bool, is_own: Callable[[Path], bool]
     """
     _check_text(path)
     with explaining(path):
-        if os.path.lexists(path) and not force:
+        is_there = os.path.lexists(path) or path.resolve().exists()
+        if is_there and not force:
             raise BadInput(
                 f"output {str(path)!r} exists; choose another name or pass --force to replace it"
             )
-        if os.path.lexists(path) and not is_own(path):
+        if is_there and not is_own(path):
             raise BadInput(
                 f"output {str(path)!r} is no file of the kind that is to be written; "
                 "--force replaces only such files, choose another name"
