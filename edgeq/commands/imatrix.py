@@ -26,6 +26,9 @@ from edgeq.recipe.settings import PLAIN, TABLE
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgeq.run.imatrix import Measured
+    from edgeq.run.pipeline import Job
+
 
 def of_setting(name: str) -> Callable[[Command], Command]:
     """Make the option of a setting, without the defaults of presets."""
@@ -70,7 +73,6 @@ def imatrix_command(
     """
     from edgeq.commands.progress import watching  # noqa: PLC0415
     from edgeq.commands.screen import make_console, print_result  # noqa: PLC0415
-    from edgeq.commands.summary import short_texts  # noqa: PLC0415
     from edgeq.files.storage import check_output_file  # noqa: PLC0415
     from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
     from edgeq.sources import at_revision, needing_gguf, open_source  # noqa: PLC0415
@@ -94,22 +96,28 @@ def imatrix_command(
     with watching(console, plain=as_json, log_file=None, output=output) as observer:
         measured = measure_importance(job, observer)
     write_importance(measured, output)
-    texts = measured.calibration
-    result = {
-        "model": source.record.name,
+    print_result(describe_matrix(job, measured, output), as_json, show_imatrix)
+
+
+def describe_matrix(job: "Job", measured: "Measured", output: Path) -> dict[str, Any]:
+    """Say what was measured, on what, and what is not in it.
+
+    Units: bytes, seconds.
+    """
+    from edgeq.commands.summary import short_texts  # noqa: PLC0415
+
+    calibration, record = measured.calibration, job.source.record
+    short = short_texts(job.recipe, calibration.record())
+    return {
+        "model": record.name,
         "output": str(output),
         "bytes": output.stat().st_size,
         "entries": len(measured.entries),
-        "tokens": texts.windows.size,
-        "texts": list(texts.texts),
-        "notes": [
-            *source.record.notes,
-            *measured.notes(),
-            *short_texts(job.recipe, texts.record()),
-        ],
+        "tokens": calibration.windows.size,
+        "texts": list(calibration.texts),
+        "notes": [*record.notes, *measured.notes(), *short],
         "seconds": dict(job.clock.seconds),
     }
-    print_result(result, as_json, show_imatrix)
 
 
 def show_imatrix(console: "Console", result: Mapping[str, Any]) -> None:

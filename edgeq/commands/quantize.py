@@ -30,6 +30,7 @@ from edgeq.commands.options import (
 from edgeq.commands.plain_text import visible_line
 
 if TYPE_CHECKING:
+    from edgeq.commands.summary import FinishedRun
     from edgeq.run.pipeline import Job
 
 
@@ -97,7 +98,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
     """
     from edgeq.commands.progress import watching  # noqa: PLC0415
-    from edgeq.commands.screen import make_console, print_json, show_finished  # noqa: PLC0415
+    from edgeq.commands.screen import make_console  # noqa: PLC0415
     from edgeq.commands.summary import finish_run, keeping  # noqa: PLC0415
     from edgeq.measuring.evaluate import check_evaluation, evaluate  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
@@ -128,6 +129,13 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         if evaluated:
             quality = evaluate(finished.result, reference=model, backend=backend)
             finished = replace(finished, quality=quality)
+    print_finished(finished, as_json=as_json)
+
+
+def print_finished(finished: "FinishedRun", *, as_json: bool) -> None:
+    """Print a finished run on standard output, for machines or for people."""
+    from edgeq.commands.screen import make_console, print_json, show_finished  # noqa: PLC0415
+
     if as_json:
         print_json(finished.plain())
     else:

@@ -172,6 +172,27 @@ def test_weights_of_the_file_lower_the_error_that_they_weigh(
     assert sum(losses["own"].values()) < 0.7 * sum(losses["alike"].values())
 
 
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("Q2_K", "Q4_K", "IQ4_XS")]
+
+
+@pytest.mark.parametrize("kind", ["Q3_K", *SLOW])
+def test_so_it_is_on_the_grids_of_llama_cpp(edgeq, save_model, tmp_path, rng, kind):
+    wide = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    model = save_model("llama", **wide)
+    alike = {
+        f"blk.0.{leaf}.weight": Entry(np.ones((1, 256)), np.ones(1)) for leaf in LEAVES.values()
+    }
+    own = uneven(alike, rng)
+    losses = []
+    for name, entries in (("own", own), ("alike", alike)):
+        file = write(tmp_path / name, entries)
+        options = ["--imatrix", file, "--type", kind, "--backend", "reference"]
+        result = edgeq("quantize", model, "-o", tmp_path / f"out-{name}", *options)
+        assert result.status == 0, result.err
+        losses.append(weighted_error(model, tmp_path / f"out-{name}", own))
+    assert all(losses[0][layer] < losses[1][layer] for layer in losses[0])
+
+
 def test_each_expert_is_rounded_by_its_own_weights(edgeq, mixture, tmp_path, rng):
     source = open_source(str(mixture))
     names = {f"blk.{b}.ffn_{leaf}_exps.weight": b for b in (0, 1) for leaf in ("gate", "down")}
