@@ -103,6 +103,8 @@ def read_gguf(path: Path) -> dict[str, Entry]:
             continue
         if tensor.tensor_type != gguf.GGMLQuantizationType.F32:
             raise refused(path, f"{tensor.name!r:.100} is {tensor.tensor_type.name}, not F32")
+        if not tensor.n_elements:
+            raise refused(path, f"{tensor.name!r:.100} is empty")
         values = decode_whole(tensor, path).astype(np.float64)
         found[tensor.name.removesuffix(suffix)][suffix] = values.reshape(-1)
     return {name: entry_of(path, name, parts) for name, parts in found.items()}

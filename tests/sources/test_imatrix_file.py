@@ -133,6 +133,7 @@ BAD_TENSORS = {
     "no counts": (good(**{f"{NAME}.counts": None}), ".counts'"),
     "no sums": (good(**{f"{NAME}.in_sum2": None}), ".in_sum2'"),
     "too many counts": (good(**{f"{NAME}.counts": sums(1, 2, 3)}), "2 sums for 3 counts"),
+    "no number": (good(**{f"{NAME}.in_sum2": np.zeros((1, 0), np.float32)}), "is empty"),
     "half": (good(**{f"{NAME}.counts": sums(1).astype(np.float16)}), "F16, not F32"),
     "weights of a model": ({NAME: sums(1, 2)}, "no entry"),
 }
