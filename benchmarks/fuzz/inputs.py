@@ -5,6 +5,7 @@ Nothing here needs a framework: layers are rounded by the NumPy backend.
 
 import json
 import shutil
+import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,8 @@ from edgeq.run.pipeline import Job, export, quantize
 from edgeq.run.resume import Run
 from edgeq.solving.report import LayerReport
 from edgeq.sources import open_source
+from edgeq.sources.imatrix import places_of
+from edgeq.sources.imatrix_file import Entry, write_entries
 
 Files = Mapping[str, bytes]
 
@@ -163,6 +166,7 @@ def write_inputs(place: Path) -> None:
     source = place / "source"
     write_model(source)
     write_texts(place / "calibration")
+    write_matrices(source, place / "imatrix")
     (place / "recipe").mkdir()
     (place / "recipe" / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     for zeros in ("offset", "integer"):
@@ -176,6 +180,24 @@ def write_inputs(place: Path) -> None:
         (place / name).mkdir()
         write_gguf(architecture, place / "gguf" / "model.gguf", place / name / "model.gguf")
     write_run(source, place / "run")
+
+
+def write_matrices(source: Path, folder: Path) -> None:
+    """Write importance matrices of a model as files of both kinds."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    places = places_of(open_source(str(source)).record.decoder)
+    entries = {
+        name: Entry(rng.random((1, place.columns)), np.array([64.0]))
+        for name, place in places.items()
+    }
+    with (folder / "new.gguf").open("wb") as file:
+        write_entries(file, entries, datasets=["text.txt"], chunks=2, size=32)
+    parts = [struct.pack("<i", len(entries))]
+    for name, entry in entries.items():
+        parts.append(struct.pack("<i", len(name)) + name.encode())
+        parts.append(struct.pack("<ii", 2, entry.sums.size) + entry.sums.astype("<f4").tobytes())
+    (folder / "old.dat").write_bytes(b"".join(parts))
 
 
 def write_texts(folder: Path) -> None:

@@ -87,6 +87,16 @@ def use_source(source: ModelSource, case: Case) -> None:
         export(checkpoint, load_exporter(name), case.output / name)
 
 
+def read_matrix(case: Case) -> None:
+    """Read importance matrices of both kinds, and round by one that is accepted."""
+    path = case.folder / case.changed
+    source = open_source(str(case.inputs / "source"))
+    settings = {"bits": 4, "group_size": 32}
+    job = make_job(source, settings, backend="reference", imatrix=path)
+    if case.chance.random() < RUN_SHARE:
+        quantize(job, case.output, Quiet())
+
+
 def read_recipe_file(case: Case) -> None:
     settings = read_recipe(str(case.folder / "recipe.toml"))
     recipe = make_recipe(settings)
@@ -189,6 +199,7 @@ READERS: Mapping[str, Reader] = {
     "gguf-source": Reader(read_gguf_source),
     **{name: Reader(read_gguf_source) for name in ARCHITECTURES},
     "recipe": Reader(read_recipe_file),
+    "imatrix": Reader(read_matrix),
     "calibration": Reader(read_calibration),
     "checkpoint": Reader(
         read_checkpoint, {"": 1, "edgeq": 4, "config": 3, "blocks": 3, "report": 3}

@@ -204,6 +204,12 @@ def _is_text(value: Any) -> bool:
     return all(_is_amount(value.get(key)) for key in ("share", "samples", "tokens"))
 
 
+def _is_file(value: Any) -> bool:
+    """Say whether a value names a file by its name and hash, or is null."""
+    stated = isinstance(value, dict) and {"name", "sha256"} <= value.keys()
+    return value is None or (stated and all(isinstance(each, str) for each in value.values()))
+
+
 def _is_amount(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and 0 <= value <= MOST_TOKENS
@@ -226,4 +232,5 @@ HEAD_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "recipe": ("an object", lambda value: isinstance(value, dict)),
     "calibration": ("null, or an object with texts", _is_calibration),
+    "imatrix": ("null, or an object with a name and a sha256", _is_file),
 }

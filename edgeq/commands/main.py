@@ -12,6 +12,7 @@ from edgeq.commands.evaluate import evaluate_command
 from edgeq.commands.export import export_command
 from edgeq.commands.failures import report_failure
 from edgeq.commands.formats import formats_command
+from edgeq.commands.imatrix import imatrix_command
 from edgeq.commands.inspect import inspect_command
 from edgeq.commands.plain_text import write_what_can_be_encoded
 from edgeq.commands.plan import plan_command
@@ -35,6 +36,7 @@ def cli() -> None:
 COMMANDS = (
     quantize_command,
     plan_command,
+    imatrix_command,
     export_command,
     formats_command,
     verify_command,

@@ -65,6 +65,20 @@ REVISION_OPTION = click.option(
     metavar="NAME",
     help="Take this branch, tag or commit of a model on the hub; the same as owner/name@NAME.",
 )
+CALIBRATION_OPTION = click.option(
+    "--calibration",
+    type=TEXT,
+    multiple=True,
+    metavar="TEXT[=SHARE]",
+    help='Calibrate on UTF-8 text, or JSON lines or an array with "text" or chat "messages"; '
+    "default, the text that ships with edgeq; self, text that the model writes first. May be "
+    "repeated, mixed by share.  [default: default]",
+)
+MAX_RAM_OPTION = click.option(
+    "--max-ram",
+    metavar="SIZE",
+    help="Stay within this much memory, such as 8GB: slower where it must be.",
+)
 BACKEND_OPTION = click.option(
     "--backend",
     default="auto",

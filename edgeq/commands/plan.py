@@ -39,6 +39,7 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
     as_json: bool,
     recipe: Path | None,
     calibration: tuple[str, ...],
+    imatrix: Path | None,
     export_options: Mapping[str, Any],
     max_ram: str | None,
     output: Path | None,
@@ -68,6 +69,7 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
         calibration=calibration,
         exports=exports,
         export_options=export_options,
+        imatrix=imatrix,
     )
     folder = existing_parent(output or Path.cwd())
     job, memory = fit_job(job, max_ram, folder)

@@ -15,12 +15,13 @@ import click
 from edgeq.commands.formats import FormatCommand, format_options
 from edgeq.commands.options import (
     BACKEND_OPTION,
+    CALIBRATION_OPTION,
     FORCE_OPTION,
     JSON_OPTION,
+    MAX_RAM_OPTION,
     PATH,
     RESUME_OPTION,
     REVISION_OPTION,
-    TEXT,
     collect_settings,
     option_words,
     setting_options,
@@ -29,6 +30,7 @@ from edgeq.commands.options import (
 from edgeq.commands.plain_text import visible_line
 
 if TYPE_CHECKING:
+    from edgeq.commands.summary import FinishedRun
     from edgeq.run.pipeline import Job
 
 
@@ -42,14 +44,13 @@ if TYPE_CHECKING:
     "--recipe", type=PATH, help="Read settings from a TOML file (docs/cli.md); options win."
 )
 @setting_options
+@CALIBRATION_OPTION
 @click.option(
-    "--calibration",
-    type=TEXT,
-    multiple=True,
-    metavar="TEXT[=SHARE]",
-    help='Calibrate on UTF-8 text, or JSON lines or an array with "text" or chat "messages"; '
-    "default, the text that ships with edgeq; self, text that the model writes first. May be "
-    "repeated, mixed by share.  [default: default]",
+    "--imatrix",
+    type=PATH,
+    metavar="FILE",
+    help="Round without calibrating, on scales searched by the weights of this importance matrix "
+    "of llama.cpp (GGUF or .dat; see edgeq imatrix).",
 )
 @click.option(
     "--export",
@@ -59,11 +60,7 @@ if TYPE_CHECKING:
     help="Also write this format (see edgeq formats); may be repeated.",
 )
 @format_options
-@click.option(
-    "--max-ram",
-    metavar="SIZE",
-    help="Stay within this much memory, such as 8GB: slower where it must be.",
-)
+@MAX_RAM_OPTION
 @click.option("--log-file", type=PATH, help="Append a line for every layer to this file.")
 @click.option(
     "--evaluate",
@@ -87,6 +84,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     resume: bool,
     recipe: Path | None,
     calibration: tuple[str, ...],
+    imatrix: Path | None,
     export_options: Mapping[str, Any],
     max_ram: str | None,
     log_file: Path | None,
@@ -100,7 +98,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
     """
     from edgeq.commands.progress import watching  # noqa: PLC0415
-    from edgeq.commands.screen import make_console, print_json, show_finished  # noqa: PLC0415
+    from edgeq.commands.screen import make_console  # noqa: PLC0415
     from edgeq.commands.summary import finish_run, keeping  # noqa: PLC0415
     from edgeq.measuring.evaluate import check_evaluation, evaluate  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
@@ -116,6 +114,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         calibration=calibration,
         exports=exports,
         export_options=export_options,
+        imatrix=imatrix,
     )
     if evaluated:
         check_evaluation(job.source, exports, backend)
@@ -130,6 +129,13 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         if evaluated:
             quality = evaluate(finished.result, reference=model, backend=backend)
             finished = replace(finished, quality=quality)
+    print_finished(finished, as_json=as_json)
+
+
+def print_finished(finished: "FinishedRun", *, as_json: bool) -> None:
+    """Print a finished run on standard output, for machines or for people."""
+    from edgeq.commands.screen import make_console, print_json, show_finished  # noqa: PLC0415
+
     if as_json:
         print_json(finished.plain())
     else:

@@ -243,7 +243,7 @@ def short_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[s
 
 def notes(report: RunReport, grids: Grids) -> list[str]:
     """Write one line for each departure from the plain road."""
-    found = []
+    found = [] if report.imatrix is None else report.imatrix.notes()
     dense = kept_dense(grids)
     if dense:
         named = ", ".join(f"{name} ({count})" for name, count in dense.items())

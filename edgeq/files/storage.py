@@ -6,7 +6,8 @@ Which directories may be replaced is left to `edgeq.files.ownership`.
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -47,11 +48,7 @@ def check_destination(
 
     Raises: BadInput when it exists (and force is off), holds its own source, or cannot be made.
     """
-    if not _is_text(path):
-        raise BadInput(
-            f"output {str(path)!r} has bytes in its name that are no text, "
-            "which the libraries of formats cannot open; choose another name"
-        )
+    _check_text(path)
     with explaining(path):
         _check_name(path)
         if path.exists() and not force:
@@ -65,12 +62,50 @@ def check_destination(
         if path.exists():
             check_own(path, whole=whole)
         check_temporary(path.resolve())
-        parent = path.resolve().parent
-        while not parent.exists():
-            parent = parent.parent
+        _check_parent(path)
+
+
+def check_output_file(path: Path, *, force: bool, is_own: Callable[[Path], bool]) -> None:
+    """Refuse an output of one file that cannot be made, before any work starts.
+
+    is_own says of a file that is there whether `force` may replace it.
+
+    Raises: BadInput.
+    """
+    _check_text(path)
+    with explaining(path):
+        is_there = os.path.lexists(path) or path.resolve().exists()
+        if is_there and not force:
+            raise BadInput(
+                f"output {str(path)!r} exists; choose another name or pass --force to replace it"
+            )
+        if is_there and not is_own(path):
+            raise BadInput(
+                f"output {str(path)!r} is no file of the kind that is to be written; "
+                "--force replaces only such files, choose another name"
+            )
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.with_name(f".{path.name}{'x' * 16}").stat()  # the longest name it is made under
+        _check_parent(path)
+
+
+def _check_parent(path: Path) -> None:
+    """Raise BadInput where neither a directory nor one above it can be written to."""
+    parent = path.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise BadInput(
             f"output {str(path)!r}: {str(parent)!r} is not a directory that can be written to"
+        )
+
+
+def _check_text(path: Path) -> None:
+    """Raise BadInput for a name that is no text."""
+    if not _is_text(path):
+        raise BadInput(
+            f"output {str(path)!r} has bytes in its name that are no text, "
+            "which the libraries of formats cannot open; choose another name"
         )
 
 
@@ -142,6 +177,28 @@ def new_directory(destination: Path, *, force: bool = False, whole: bool = True)
         finally:
             bring_back(destination)
             clear_contents(temporary)
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that appears under its name once it is complete, and not at all on failure.
+
+    A link stays, what it points to is replaced.
+
+    Raises: BadInput where it cannot be written.
+    """
+    with explaining(path):
+        real = path.resolve()
+        real.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(".partial", f".{real.name}", real.parent)
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+            rename_when_stored(partial, real)
+            sync_directory(real.parent)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from edgeq.types import Grid
 
 OPTIONS_ONLY = {
     "calibration": "it is an option only: --calibration",
+    "imatrix": "it is an option only: --imatrix",
     "backend": "it is an option only: --backend",
     "export": "it is an option only: --export",
     "keep_dense": "write an override with bits = 16, or give --keep-dense",
@@ -42,9 +43,14 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Recipe(Settings):
-    """Every choice of a run; `Recipe()` is the preset balanced."""
+    """Every choice of a run; `Recipe()` is the preset balanced.
+
+    weighed says that an importance matrix weighs the search for scales, so that nothing looks at
+    activations; no setting does.
+    """
 
     overrides: tuple[Override, ...] = ()
+    weighed: bool = False
 
     def type_of(self, layer: str) -> str | None:
         """Return the type or mix that is asked for a linear layer; None where bits say its grid."""
@@ -146,6 +152,8 @@ class Recipe(Settings):
     @property
     def needs_calibration(self) -> bool:
         """Say whether any step looks at activations; plain rounding does not."""
+        if self.weighed:
+            return False
         refines = self.sweeps + self.alternations + self.anneal_rounds > 0
         return self.solver != "rtn" or self.scales != "none" or self.propagates or refines
 

@@ -20,11 +20,13 @@ from edgeq.calibration.texts import (
     most_at_once,
     read_texts,
 )
+from edgeq.errors import BadInput
 from edgeq.planning.memory import MemoryPlan, choose_way, measure_process
 from edgeq.planning.process_memory import give_large_arrays_back
 from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
 from edgeq.recipe.layer_grids import asymmetric_zeros
 from edgeq.recipe.recipe import Recipe, make_recipe
+from edgeq.recipe.weighing import weighed_recipe
 from edgeq.registry import (
     ACTIVATIONS,
     BACKENDS,
@@ -35,6 +37,8 @@ from edgeq.registry import (
     load_exporters,
 )
 from edgeq.run.pipeline import Job
+from edgeq.sources import needing_gguf
+from edgeq.sources.importance import Importance
 from edgeq.streams.blockwise import Flow
 from edgeq.types import NumpyArray
 from edgeq.words import parse_size
@@ -48,18 +52,28 @@ def make_job(
     calibration: Sequence[str] = (),
     exports: Sequence[str] = (),
     export_options: Mapping[str, Any] | None = None,
+    imatrix: Path | None = None,
 ) -> Job:
     """Assemble what `edgeq.run.pipeline.quantize` runs, from names and plain settings.
 
     settings are those of `make_recipe`, export_options those of the formats. calibration names
     texts as `edgeq.calibration.texts.read_texts` takes them; without any, the one that ships with
     edgeq. zeros "asymmetric" becomes the kind of zero point that all exports hold without loss,
-    and scales are in bfloat16 where the model is, unless settings choose a type.
+    and scales are in bfloat16 where the model is, unless settings choose a type. imatrix is a file
+    that weighs the search for scales; nothing is calibrated then.
+
+    Raises: BadInput and the other errors of `edgeq.errors`.
     """
+    if imatrix is not None and calibration:
+        raise BadInput(
+            f"--imatrix with --calibration {calibration[0]!r}: an importance matrix weighs the "
+            "search for scales where no text is calibrated on; give one of the two"
+        )
     exporters = load_exporters(exports, export_options or {})
     settled = with_kind_of_zeros(with_scale_dtype(settings, source), exporters)
-    recipe = make_recipe(settled)
+    recipe = make_recipe(settled) if imatrix is None else weighed_recipe(settled)
     loaded = load_backend(backend)
+    importance = None if imatrix is None else load_importance(imatrix, source)
     texts = read_texts(calibration, source)
     windows = partial(calibration_windows, loaded.name, texts)
     return Job(
@@ -71,7 +85,18 @@ def make_job(
         exporters,
         characters=most_at_once(texts),
         writes_text=any(text.content is None for text in texts),
+        importance=importance,
     )
+
+
+def load_importance(path: Path, source: ModelSource) -> Importance:
+    """Read what an importance matrix says of a model.
+
+    Raises: BadInput, UnsupportedModel, NotInstalled.
+    """
+    with needing_gguf("reading an importance matrix"):
+        from edgeq.sources.imatrix import read_importance  # noqa: PLC0415
+    return read_importance(path, source.record.decoder)
 
 
 def with_scale_dtype(settings: Mapping[str, Any], source: ModelSource) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, grids_by_part, plan_grids
 from edgeq.recipe.layer_types import replaced_types
 from edgeq.run.pipeline import Job, needs_calibration
+from edgeq.run.weighing import weighed_layers
 from edgeq.sources import HUB_NAME, short_name
 from edgeq.sources.hub import download_description
 from edgeq.sources.outline import ModelOutline
@@ -86,8 +87,19 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
         "original": job.source.stored_bytes(),
         "formats": exports,
         "grids": grids_by_part(grids, decoder, job.recipe),
-        "notes": [*job.source.record.notes, *replaced_types(job.recipe, decoder)],
+        "notes": [
+            *job.source.record.notes,
+            *replaced_types(job.recipe, decoder),
+            *importance_notes(job, grids),
+        ],
     }
+
+
+def importance_notes(job: Job, grids: Grids) -> list[str]:
+    """Say what an importance matrix weighs, where the run has one."""
+    if job.importance is None:
+        return []
+    return weighed_layers(job.source, grids, job.importance).notes()
 
 
 def states_bytes(job: Job) -> float:

@@ -16,6 +16,8 @@ from edgeq.version import __version__
 
 KEYS = ("format_version", "edgeq", "model", "source", "recipe", "calibration")
 """What identifies a run and stands in the head of its checkpoint."""
+IMATRIX = "imatrix"
+"""What else identifies a run by an importance matrix, and stands in the head of its checkpoint."""
 WRITTEN = (
     f" ({SELF}: a model writes other text on another framework; "
     "use the --backend that the run was started with)"
@@ -28,8 +30,13 @@ def identify(
     recipe: Recipe,
     calibration: Mapping[str, Any] | None,
     companions: Mapping[str, bytes],
+    *,
+    imatrix: Mapping[str, str] | None = None,
 ) -> Identity:
-    """Identify a run, in data as it comes back from JSON; equal ones write the same bytes."""
+    """Identify a run, in data as it comes back from JSON; equal ones write the same bytes.
+
+    imatrix names the file that weighs its search for scales; without one nothing is said of it.
+    """
     identity = {
         "format_version": FORMAT_VERSION,
         "edgeq": __version__,
@@ -38,6 +45,7 @@ def identify(
         "recipe": recipe_settings(recipe),
         "calibration": calibration,
         "companions": hash_companions(companions),
+        **({} if imatrix is None else {IMATRIX: imatrix}),
     }
     stored: Identity = json.loads(json.dumps(identity))
     return stored
@@ -46,6 +54,7 @@ def identify(
 def identity_of(checkpoint: Checkpoint) -> Identity:
     """Read the identity of the run that made a checkpoint."""
     known = {key: checkpoint.head.get(key) for key in KEYS}
+    known |= {IMATRIX: checkpoint.head[IMATRIX]} if IMATRIX in checkpoint.head else {}
     return {**known, "companions": hash_companions(checkpoint.companions())}
 
 
@@ -55,6 +64,8 @@ def check_identity(stored: Any) -> None:
         value = stored[key]
         if key in HEAD_RULES and key != "companions" and not HEAD_RULES[key][1](value):
             raise TypeError(f"its {key} is none")
+    if not HEAD_RULES[IMATRIX][1](stored.get(IMATRIX)):
+        raise TypeError(f"its {IMATRIX} is none")
     if not isinstance(stored["companions"], dict):
         raise TypeError("its companions are none")
 
@@ -80,7 +91,19 @@ def differences(before: Identity, now: Identity) -> list[str]:
         found.append(_changed(f"recipe setting {name}", old.get(name), now["recipe"].get(name)))
     if before.get("calibration") != now["calibration"]:
         found.append(_changed_texts(before.get("calibration") or {}, now["calibration"] or {}))
+    if before.get(IMATRIX) != now.get(IMATRIX):
+        found.append(_changed_matrix(before.get(IMATRIX) or {}, now.get(IMATRIX) or {}))
     return found
+
+
+def _changed_matrix(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name the files of importance matrices where these have other names, else say they differ."""
+    old, new = before.get("name"), now.get("name")
+    return (
+        "importance matrix: it is another"
+        if old == new
+        else _changed("importance matrix", old, new)
+    )
 
 
 def _changed_texts(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -25,15 +25,17 @@ from edgeq.planning.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
 from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
-from edgeq.run.identity import KEYS, identify
+from edgeq.run.identity import IMATRIX, KEYS, identify
 from edgeq.run.report import RunReport, check_findings
 from edgeq.run.resume import Ask, Run, refuse_unfinished, working_on
+from edgeq.run.weighing import weighed_layers
 from edgeq.solving.layer import join_layers, solve_without_statistics
 from edgeq.solving.lending import Lender
 from edgeq.solving.report import LayerReport
 from edgeq.solving.row_chunks import solve_rows
 from edgeq.solving.site import Layer, prepare_site
 from edgeq.solving.statistics import statistics_of
+from edgeq.sources.importance import Importance
 from edgeq.sources.reading import (
     largest_magnitude,
     read_linear,
@@ -75,7 +77,8 @@ class Job:
     run. `make_calibration` gets the source, the recipe, and whom to tell how much text the model
     has written. For the plan of memory, characters is how many are tokenized at once and
     writes_text says whether the model writes a text. rows_at_once bounds the memory of a layer's
-    solve; None solves all rows together.
+    solve; None solves all rows together. importance weighs the search for scales where nothing is
+    calibrated.
     """
 
     source: ModelSource
@@ -88,6 +91,7 @@ class Job:
     rows_at_once: int | None = None
     characters: int = 0
     writes_text: bool = False
+    importance: Importance | None = None
 
 
 def quantize(
@@ -118,7 +122,8 @@ def quantize(
     }
     calibration = start_calibration(job, observer) if needs_calibration(job, grids) else None
     texts = None if calibration is None else calibration.record()
-    identity = identify(job.source, job.recipe, texts, companions)
+    of_file = None if job.importance is None else job.importance.record()
+    identity = identify(job.source, job.recipe, texts, companions, imatrix=of_file)
     files = [block_file(block.index) for block in job.source.blocks()]
     check = partial(check_continued, job.source, grids)
     with working_on(destination, identity, files, ask, check) as run:
@@ -175,6 +180,8 @@ def write_model(
     blocks = job.source.blocks()
     findings = run.report
     findings.kept_dense = kept_dense(grids)
+    if job.importance is not None:
+        findings.imatrix = weighed_layers(job.source, grids, job.importance)
     inside = {name for block in blocks for name in block.tensors}
     outside = [name for name in grids if name not in inside]
     # read at once: found damaged at the end, they would have cost the whole run
@@ -312,7 +319,10 @@ def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:
 def round_tensors(
     job: Job, grids: Grids, names: Sequence[str], findings: RunReport
 ) -> dict[str, QuantizedLinear]:
-    """Round those of the named tensors that have a grid, without looking at activations."""
+    """Round those of the named tensors that have a grid, without looking at activations.
+
+    An importance matrix, where there is one, weighs the search for their scales.
+    """
     solved = {}
     for name in names:
         grid = grids[name][1]
@@ -320,7 +330,10 @@ def round_tensors(
             with job.clock("round"):
                 weight = read_matrix(job.source, name)
                 check_size(name, largest_magnitude(weight))
-                solved[name] = solve_without_statistics(weight, grid, job.recipe, job.backend)
+                known = {} if job.importance is None else job.importance.weights
+                solved[name] = solve_without_statistics(
+                    weight, grid, job.recipe, job.backend, importance=known.get(name)
+                )
                 findings.note_clamped(name, weight, solved[name])
     return solved
 
@@ -356,7 +369,7 @@ def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
     }
     run.report.bits_per_weight = bits_per_weight(stored, job.source.record.decoder)
     write_json(run.made / REPORT_FILE, run.report.plain())
-    known = {key: run.identity[key] for key in KEYS}
+    known = {key: run.identity[key] for key in (*KEYS, IMATRIX) if key in run.identity}
     head = {"backend": ", ".join(run.backends), "files": files, "companions": sorted(companions)}
     write_json(run.made / HEAD_FILE, known | head)
 

@@ -17,6 +17,7 @@ from edgeq.files.ownership import REPORT_FILE
 from edgeq.grids.limits import clamped_groups
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids
+from edgeq.run.weighing import WeighedLayers, weighed_from
 from edgeq.solving.report import ExpertReport, LayerReport, Stage, experts_of
 from edgeq.types import NumpyArray, QuantizedLinear
 
@@ -46,7 +47,8 @@ class RunReport:
 
     bits_per_weight is by part ("linear layers", "model"). clamped has, by tensor, the number of
     scales that hit a limit of their type. kept_dense counts the matrices that stay as they are, by
-    name, with * for any number. calibration_tokens is None where nothing was calibrated.
+    name, with * for any number. calibration_tokens is None where nothing was calibrated. imatrix
+    says which layers an importance matrix weighs, None where there is none.
     """
 
     bits_per_weight: dict[str, float] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class RunReport:
     layers: list[LayerReport] = field(default_factory=list)
     clamped: dict[str, int] = field(default_factory=dict)
     kept_dense: dict[str, int] = field(default_factory=dict)
+    imatrix: WeighedLayers | None = None
 
     def note_clamped(self, name: str, weight: NumpyArray, layer: QuantizedLinear) -> None:
         """Count the scales of a solved tensor that are at a limit of their type."""
@@ -97,7 +100,8 @@ def report_from(stored: Mapping[str, Any], called: str) -> RunReport:
             map(is_count, [*clamped.values(), *dense.values()])
         ):
             raise ValueError("tokens, scales and matrices are counted in whole numbers")
-        return RunReport(bits, tokens, layers, clamped, dense)
+        weighed = weighed_from(stored.get("imatrix"))
+        return RunReport(bits, tokens, layers, clamped, dense, weighed)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{called}: not the report of a run ({type(error).__name__}: {error}); "

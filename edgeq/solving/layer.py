@@ -16,6 +16,7 @@ from edgeq.errors import EdgeqError
 from edgeq.grids.limits import are_held
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
+from edgeq.solving.importance import column_weights
 from edgeq.solving.outlier_columns import plain_outliers, weight_of
 from edgeq.solving.report import LayerReport, Stage
 from edgeq.solving.site import Layer
@@ -65,19 +66,31 @@ def solve_layer(
 
 
 def solve_without_statistics(
-    W: NumpyArray, grid: Grid, recipe: Recipe, backend: Backend
+    W: NumpyArray,
+    grid: Grid,
+    recipe: Recipe,
+    backend: Backend,
+    *,
+    importance: NumpyArray | None = None,
 ) -> QuantizedLinear:
-    """Round a matrix whose inputs are unknown or one-hot (embedding, head).
+    """Round a matrix whose inputs are unknown or one-hot (embedding, head), or were not measured.
 
-    All columns are equally important. Shapes: W (out, in).
+    All columns are equally important, unless `importance` has the mean squares of the inputs: a row
+    for all of the matrix, or for each of as many parts of it, one below the other.
+
+    Shapes: W (out, in); importance (parts, in).
     """
-    equal = backend.asarray(np.ones(W.shape[1]))
+    weights = np.ones((1, W.shape[1])) if importance is None else column_weights(importance)
+    rows = W.shape[0] // len(weights)
     parts = []
-    for start in range(0, W.shape[0], ROWS_AT_ONCE):
-        V = backend.asarray(W[start : start + ROWS_AT_ONCE])
-        problem = Problem(V, None, grid, backend, importance=equal)
-        solution = round_to_nearest(problem, first_scales(problem, recipe))
-        parts.append(quantized_linear(problem, solution))
+    for part, of_part in enumerate(weights):
+        columns = backend.asarray(of_part)
+        end = (part + 1) * rows
+        for start in range(part * rows, end, ROWS_AT_ONCE):
+            V = backend.asarray(W[start : min(start + ROWS_AT_ONCE, end)])
+            problem = Problem(V, None, grid, backend, importance=columns)
+            solution = round_to_nearest(problem, first_scales(problem, recipe))
+            parts.append(quantized_linear(problem, solution))
     return join_rows(parts, np.concatenate)
 
 

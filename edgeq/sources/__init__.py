@@ -5,12 +5,14 @@ What a config means is read by `edgeq.architectures`.
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgeq.errors import BadInput, NotInstalled, install
 from edgeq.protocols import ModelSource
 
-__all__ = ["at_revision", "open_source"]
+__all__ = ["at_revision", "needing_gguf", "open_source"]
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 """A model on the hub, perhaps with a branch, tag or commit: owner/name@revision."""
@@ -74,15 +76,20 @@ def open_file(path: Path) -> ModelSource:
 
 
 def open_gguf(path: Path, *, name: str | None = None) -> ModelSource:
-    try:
+    with needing_gguf("reading GGUF files"):
         from edgeq.sources.gguf_file import GgufFile  # noqa: PLC0415
+    return GgufFile(path, name=name)
+
+
+@contextmanager
+def needing_gguf(what: str) -> Iterator[None]:
+    """Name what cannot be done where the gguf library is missing. Raises: NotInstalled."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name != "gguf":
             raise
-        raise NotInstalled(
-            f"reading GGUF files needs the package gguf; {install('gguf')}"
-        ) from None
-    return GgufFile(path, name=name)
+        raise NotInstalled(f"{what} needs the package gguf; {install('gguf')}") from None
 
 
 def open_hub_model(model: str) -> ModelSource:
