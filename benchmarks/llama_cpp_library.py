@@ -253,7 +253,7 @@ class LlamaCpp:
         callback = ON_EVAL(on_eval)
         with self.opened(path, windows.shape[1], callback) as model:
             for window in windows:
-                model.run(window, last_only=True)
+                model.run(window)
         if odd:
             raise LlamaError(f"the inputs of {odd[0]} are not float32; {OTHER_VERSION}")
         return {name: (sums[name] / rows[name]).astype(np.float32) for name in sums}
@@ -300,8 +300,10 @@ class Model:
     context: int
     batch: Batch
 
-    def run(self, window: Sequence[int] | npt.NDArray[np.integer], *, last_only: bool) -> None:
-        """Run a window from an empty cache.
+    def run(self, window: Sequence[int] | npt.NDArray[np.integer]) -> None:
+        """Run a window from an empty cache, all of its tokens through all blocks.
+
+        Of tokens whose logits nobody asks for, the last block would compute next to nothing.
 
         Raises: LlamaError.
         """
@@ -311,7 +313,7 @@ class Model:
         for place, token in enumerate(window):
             batch.token[place], batch.pos[place] = int(token), place
             batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
-            batch.logits[place] = not last_only or place == len(window) - 1
+            batch.logits[place] = True
         if library.decode(self.context, batch):
             raise library.failed("llama.cpp cannot run a window")
 
@@ -320,7 +322,7 @@ class Model:
 
         Shapes: (tokens,) -> (tokens, vocabulary).
         """
-        self.run(window, last_only=False)
+        self.run(window)
         vocabulary = self.library.vocab_n_tokens(self.library.model_get_vocab(self.model))
         found = self.library.get_logits(self.context)
         return np.ctypeslib.as_array(found, (len(window), vocabulary)).copy()

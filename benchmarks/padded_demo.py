@@ -44,11 +44,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.output.exists():
         parser.error(f"{arguments.output} exists; choose another file, or remove it")
-    reader = gguf.GGUFReader(find_demo())
+    seed = arguments.seed if arguments.turned else None
+    widen(find_demo(), arguments.output, seed)
+
+
+def widen(model: Path, output: Path, seed: int | None) -> None:
+    """Write a widened Llama, turned by the matrix of a seed where one is given."""
+    reader = gguf.GGUFReader(model)
     weights, changed = padded(read_weights(reader), reader)
-    if arguments.turned:
-        weights = turned(weights, arguments.seed)
-    write(reader, arguments.output, weights, changed)
+    write(reader, output, weights if seed is None else turned(weights, seed), changed)
 
 
 def value(reader: gguf.GGUFReader, key: str) -> Any:
