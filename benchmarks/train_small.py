@@ -4,6 +4,7 @@
     uv run python -m benchmarks.train_small gemma3 OUT    windows, four norms, capped logits, tied
     uv run python -m benchmarks.train_small gemma2 OUT    the same with capped attention
     uv run python -m benchmarks.train_small mixture OUT   8 experts, 2 per token, one of them cold
+    uv run python -m benchmarks.train_small llama OUT     widths 256 and 512, which K-quants divide
 
 OUT becomes an ordinary directory of safetensors with a tokenizer that is trained on the same text.
 Each takes about 6 minutes on one core. Prints the perplexity on held-out text beside that of token
@@ -98,9 +99,16 @@ CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "router_aux_loss_coef": 0.01,
         },
     ),
+    "llama": ("llama", {"num_hidden_layers": 6, "intermediate_size": 512}),
 }
 """By name: the model type, and what its config has besides WIDTHS."""
-STEPS: Mapping[str, int] = {"qwen3": 400, "gemma3": 320, "gemma2": 300, "mixture": 400}
+STEPS: Mapping[str, int] = {
+    "qwen3": 400,
+    "gemma3": 320,
+    "gemma2": 300,
+    "mixture": 400,
+    "llama": 800,
+}
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
