@@ -8,7 +8,8 @@ import pytest
 from converted_gguf import CONVERSIONS, convert, permute, tiny_model
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from tiny_models import random_layer
+from solved_rows import solve_row
+from tiny_models import random_layer, tokenizer_files
 
 from edgeq.checkpoint.certificate import hash_of_layer
 from edgeq.checkpoint.tensor_file import TensorFile, stored_grid, stored_parts, write_tensors
@@ -18,10 +19,12 @@ from edgeq.files.gguf_reader import NewType, dequantize
 from edgeq.grids.limits import clamped_groups
 from edgeq.grids.types import GRIDS, PLAIN, SPECIAL, with_type
 from edgeq.measuring.manifest import is_grid
+from edgeq.measuring.verify import verify
 from edgeq.sources.gguf_file import GgufFile
 from edgeq.types import Grid
 from edgeq.words import describe_grid
 from edgeq_exporters.common.manifest import grid_of, quantized_entry
+from edgeq_exporters.gguf.exporter import GgufExporter
 
 NAME = "a.weight"
 every_type = pytest.mark.parametrize("name", SPECIAL)
@@ -164,6 +167,19 @@ def test_groups_of_super_blocks_whose_float_is_at_its_limit_are_counted(rng):
     layer.scales[0, 0] = np.inf
     with pytest.raises(BadInput, match="exceeds float16; keep it dense"):
         clamped_groups(NAME, weight, layer)
+
+
+def test_experts_in_a_stack_keep_their_types_and_their_rows(rng, tmp_path):
+    model = solve_row("mixtral", rng, SPECIAL["Q3_K"], hidden_size=256, intermediate_size=512)
+    model.files = tokenizer_files()
+    path, _ = GgufExporter().write(model, tmp_path)
+    assert verify(tmp_path)["differences"] == []
+    source = GgufFile(path)
+    experts = [name for name in model.layers if ".experts." in name]
+    assert len(experts) > 10
+    for name in experts:
+        assert source.stored_as(name) == "Q3_K"
+        np.testing.assert_array_equal(source.read(name), model.layers[name].dequantized())
 
 
 def q2_0(rng, rows, columns):
