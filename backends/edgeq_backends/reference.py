@@ -8,6 +8,7 @@ import numpy as np
 from edgeq.dtypes import NUMPY
 from edgeq.errors import NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
+from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
 
 
 class ReferenceBackend:
@@ -57,9 +58,11 @@ class ReferenceBackend:
         return np.clip(np.rint(x), low, high)
 
     def nearest(self, x: NumpyArray, table: Sequence[int]) -> NumpyArray:
-        values = np.array(table, dtype=x.dtype)
-        nearest = values[np.searchsorted((values[1:] + values[:-1]) / 2, x)]
-        return np.where(np.isnan(x), x, nearest)
+        low, high = half_step_limits(table)
+        steps = np.clip(np.ceil(2 * x), low, high)
+        places = np.where(np.isnan(steps), high + 1, steps).astype(np.int64) - low
+        nearest: NumpyArray = nearest_by_half_step(tuple(table)).astype(x.dtype)[places]
+        return nearest
 
     def clip(self, x: NumpyArray, low: float, high: float) -> NumpyArray:
         return np.clip(x, low, high)

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeq.errors import NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
+from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
 
 # MLX reads it once, at import; its products would have 10 bits on newer GPUs
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
@@ -77,12 +78,11 @@ class MlxBackend:
         return mx.clip(mx.round(x), low, high)
 
     def nearest(self, x: mx.array, table: Sequence[int]) -> mx.array:
-        values = mx.array(list(table), dtype=x.dtype)
-        # how many boundaries lie below: MLX has no search in sorted values
-        above = mx.zeros(x.shape, dtype=mx.int32)
-        for low, high in itertools.pairwise(table):
-            above = above + (x > (low + high) / 2)
-        return mx.where(mx.isnan(x), x, values[above])
+        low, high = half_step_limits(table)
+        nearest = mx.array(nearest_by_half_step(tuple(table)).astype(np.float32))
+        steps = mx.clip(mx.ceil(2 * x), low, high)
+        places = mx.where(mx.isnan(x), high + 1, steps) - low
+        return mx.take(nearest, places.astype(mx.int32)).astype(x.dtype)
 
     def clip(self, x: mx.array, low: float, high: float) -> mx.array:
         return mx.clip(x, low, high)

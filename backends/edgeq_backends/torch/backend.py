@@ -12,6 +12,7 @@ import torch
 
 from edgeq.errors import NotInstalled, NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
+from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
 
 STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry saves
@@ -88,9 +89,10 @@ class TorchBackend:
         return torch.round(x).clamp_(low, high)
 
     def nearest(self, x: torch.Tensor, table: Sequence[int]) -> torch.Tensor:
-        values = torch.tensor(table, dtype=x.dtype, device=x.device)
-        nearest = values[torch.bucketize(x.contiguous(), (values[1:] + values[:-1]) / 2)]
-        return torch.where(x.isnan(), x, nearest)
+        low, high = half_step_limits(table)
+        nearest = torch.from_numpy(nearest_by_half_step(tuple(table))).to(x.device, x.dtype)
+        steps = torch.ceil(2 * x).clamp_(low, high).nan_to_num_(nan=high + 1).sub_(low)
+        return nearest.index_select(0, steps.to(torch.int32).reshape(-1)).reshape(x.shape)
 
     def clip(self, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
         return x.clamp(low, high)
