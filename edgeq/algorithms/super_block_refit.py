@@ -9,6 +9,7 @@ from edgeq.algorithms.problem import Problem
 from edgeq.algorithms.scale_descent import Refit, descend
 from edgeq.algorithms.scale_system import RIDGE, ScaleSystem, residual, scale_system, system_loss
 from edgeq.grids.super_blocks import (
+    by_block,
     composed,
     float_grid,
     for_groups,
@@ -73,13 +74,18 @@ def factors_of(solution: Solution, grid: Grid, problem: Problem) -> tuple[Array,
 
 def by_floats(system: ScaleSystem, grid: Grid, integers: Array) -> ScaleSystem:
     """State the same loss in the floats, with the integers held."""
-    rows, unknowns = integers.shape
-    each = groups_per_block(grid)
-    count = unknowns // each
-    half = (system.A * integers[:, None, :]).reshape(rows, unknowns, count, each).sum(axis=-1)
-    whole = (half * integers[:, :, None]).reshape(rows, count, each, count).sum(axis=2)
-    c = (system.c * integers).reshape(rows, count, each).sum(axis=-1)
-    return ScaleSystem(whole, c, float_grid(grid), system.backend)
+    backend, each = system.backend, groups_per_block(grid)
+    blocks = [slice(at, at + each) for at in range(0, integers.shape[1], each)]
+    # block by block: the system is the largest array of a refit, and no second one is made
+    columns = [
+        (system.A[:, :, block] * integers[:, None, block]).sum(axis=-1)[:, :, None]
+        for block in blocks
+    ]
+    half = backend.concatenate(columns, axis=2)
+    rows = [(half[:, block] * integers[:, block, None]).sum(axis=1)[:, None, :] for block in blocks]
+    c = by_block(system.c * integers, grid).sum(axis=-1)
+    whole = backend.concatenate(rows, axis=1)
+    return ScaleSystem(whole, c, float_grid(grid), backend)
 
 
 @dataclass(frozen=True, slots=True)
