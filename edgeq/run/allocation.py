@@ -101,10 +101,11 @@ def pose(job: Job, budget: Budget) -> Question:
     check_exports(job.exporters, job.source, first)
     plan_grids(job.source, chosen_recipe(job.recipe, items, [0] * len(items)))
     fixed = container.bytes_of(first) - sum(item.options[0].size for item in items)
-    beside, limit = budget.beside(container), budget.limit(container)
+    beside = budget.beside(container)
+    limit = budget.limit(container, beside)
     question = Question(budget, container, tuple(items), fixed, beside, limit)
     if question.smallest > limit:
-        raise infeasible(budget, container, question.smallest)
+        raise infeasible(budget, container, beside, question.smallest)
     return question
 
 

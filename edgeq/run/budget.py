@@ -48,16 +48,13 @@ class Budget:
             for name, value in self.asked.items()
         )
 
-    def limit(self, container: Container) -> int:
-        """Count the bytes that weights may take, before anything is measured.
-
-        Raises: BadInput, UnsupportedModel.
-        """
+    def limit(self, container: Container, beside: Mapping[str, int]) -> int:
+        """Count the bytes that weights may take, of which some are taken by what is beside them."""
         if self.bits_per_weight is not None:
             return int(self.bits_per_weight * weight_count(container.source) / 8)
         total = self.file_size if self.file_size is not None else self.fits
         assert total is not None
-        return total - sum(self.beside(container).values())
+        return total - sum(beside.values())
 
     def beside(self, container: Container) -> dict[str, int]:
         """Count by part what a limit on files or memory has to hold beside weights."""
@@ -146,7 +143,9 @@ def runtime_bytes(decoder: Decoder, context: int) -> int:
     return PROGRAM + BATCH * FLOAT_BYTES * (widest + states)
 
 
-def infeasible(budget: Budget, container: Container, smallest: int) -> BadInput:
+def infeasible(
+    budget: Budget, container: Container, beside: Mapping[str, int], smallest: int
+) -> BadInput:
     """Make the error of a budget that is too small, with the smallest one that would do."""
     if budget.bits_per_weight is not None:
         fewest = 8 * smallest / weight_count(container.source)
@@ -154,7 +153,6 @@ def infeasible(budget: Budget, container: Container, smallest: int) -> BadInput:
             f"--bits-per-weight {budget.bits_per_weight:g} is too little: the smallest types take "
             f"{fewest:.3f}; raise it to {-(-fewest * 100 // 1) / 100:.2f} or more"
         )
-    beside = budget.beside(container)
     option = "--file-size" if budget.file_size is not None else "--fits"
     asked = budget.file_size if budget.file_size is not None else budget.fits
     assert asked is not None

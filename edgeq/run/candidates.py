@@ -6,7 +6,7 @@ What a format holds, and how many bytes a tensor takes in it, is asked of its ex
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -68,6 +68,7 @@ class Container:
     source: ModelSource
     exporters: tuple[Exporter, ...]
     counts_checkpoint: bool = False
+    _known: dict[Any, int] = field(default_factory=dict, compare=False)
 
     def bytes_of(self, grids: Grids) -> int:
         """Count the weights of some tensors, in the format that takes most."""
@@ -79,8 +80,16 @@ class Container:
         return max(each.planned_bytes(record, kept, items) for each in self.exporters)
 
     def size_of(self, grids: Grids) -> int:
-        """Count what some tensors add to a file, whatever else is in it."""
-        return self.bytes_of(grids) - self.bytes_of({})
+        """Count what some quantized tensors add to a file, whatever else is in it.
+
+        Blocks are alike: tensors of one place in them are counted once.
+        """
+        key = tuple((re.sub(r"\d+", "*", name), *of) for name, of in grids.items())
+        if () not in self._known:
+            self._known[()] = self.bytes_of({})
+        if key not in self._known:
+            self._known[key] = self.bytes_of(grids) - self._known[()]
+        return self._known[key]
 
     def why_not(self, shape: tuple[int, ...], grid: Grid) -> str | None:
         """Say what keeps a grid out of one of the formats; None where all hold it."""
