@@ -108,7 +108,6 @@ class TextSizes(Protocol):
 
     @property
     def context(self) -> int | None: ...
-
     @property
     def template(self) -> str | None: ...
 
@@ -293,11 +292,10 @@ class Format:
     scale_dtypes: types of scales that are held without rounding.
     types: types of grids, by llama.cpp's names (`edgeq.grids.types`), that are held too.
     embedding: whether embedding and head keep their codes, or are written dense as these say.
-    suffix: how the name of the one file ends that a runtime is given; empty for a directory.
-    data_suffix: what the name of a data file beside that file has behind it.
+    suffix: how the one file that a runtime is given ends, empty for a directory; data_suffix: what
+    a data file beside it has behind its name.
     runtime: which of `edgeq.registry.LOGITS` runs the files; empty where none does.
-    run_with: the command that runs a file, in front of its name.
-    is_model: whether `edgeq.sources` also opens the file as a model.
+    run_with: the command that runs a file. is_model: whether `edgeq.sources` opens it as a model.
     """
 
     name: str
@@ -363,9 +361,12 @@ class Exporter(Protocol):
     ) -> int:
         """Count the bytes of all weights in the files; headers and tokenizer are left out.
 
-        grids are those of `reject_reason` but for redundant tensors and grids that are refused.
+        grids are those of `reject_reason` but for redundant and refused ones, or a part of them.
         item_bytes has the bytes of one number of each tensor, as the model has it.
         """
+
+    def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
+        """Count at most what the files hold beside weights; what runtimes are given counts."""
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
         """Write the files and manifest.json into the empty directory `destination`.

@@ -66,6 +66,10 @@ WRITERS = {
     "torch": Entry("edgeq_backends.torch.writer:TorchWriter", "cuda"),
     "mlx": Entry("edgeq_backends.mlx.writer:MlxWriter", "mlx"),
 }
+GRADIENTS = {
+    "torch": Entry("edgeq_backends.torch.gradients:torch_sensitivities", "cuda"),
+}
+"""What runs a model backward; backends of other frameworks use it on the CPU."""
 LOGITS = {
     "torch": Entry("edgeq_backends.torch.activations:TorchLogits", "cuda"),
     "mlx": Entry("edgeq_backends.mlx.activations:MlxLogits", "mlx"),

@@ -46,6 +46,12 @@ def show_size(size: float, *, up: bool = False) -> str:
     return f"{size / unit:.{digits}f} {name}"
 
 
+def show_megabytes(size: float, *, up: bool = False) -> str:
+    """Write bytes in MB with two digits, for budgets; rounded up where less would not do."""
+    hundredths = -(-(size + 1) // 10_000) if up else size / 10_000
+    return f"{hundredths / 100:.2f} MB"
+
+
 def show_time(seconds: float) -> str:
     """Write a time in the unit that leaves few digits."""
     if seconds < FEW_SECONDS:

@@ -58,7 +58,8 @@ ALLOWED = {
     "solving": "ground grids algorithms recipe",
     "measuring": "ground registry files sources grids calibration checkpoint recipe",
     "planning": "ground architectures calibration streams algorithms checkpoint recipe solving",
-    "run": "ground registry files sources grids calibration streams checkpoint recipe solving"
+    "run": "ground registry files sources grids calibration streams algorithms checkpoint recipe"
+    " solving"
     " planning measuring",
     "commands": "ground registry files sources checkpoint recipe solving planning measuring run",
     "edgeq": "ground",

@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from edgeq.commands.allocate import allocate_command
 from edgeq.commands.evaluate import evaluate_command
 from edgeq.commands.export import export_command
 from edgeq.commands.failures import report_failure
@@ -37,6 +38,7 @@ COMMANDS = (
     quantize_command,
     plan_command,
     imatrix_command,
+    allocate_command,
     export_command,
     formats_command,
     verify_command,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeq.commands.budget import budget_lines, describe_budget, take_budget
 from edgeq.commands.formats import FormatCommand
 from edgeq.commands.options import PATH, collect_settings
 from edgeq.commands.quantize import quantize_command
@@ -59,6 +60,7 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.run.forecast import describe_run, open_outline  # noqa: PLC0415
     from edgeq.sources import at_revision, open_source  # noqa: PLC0415
 
+    budget = take_budget(options)
     model = at_revision(model, revision)
     planned = {name: value for name, value in options.items() if name not in ONLY_OF_RUNS}
     settings = collect_settings(recipe, planned)
@@ -73,7 +75,8 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
     )
     folder = existing_parent(output or Path.cwd())
     job, memory = fit_job(job, max_ram, folder)
-    print_result(describe_run(job, memory, folder), as_json, show_plan)
+    plan = describe_run(job, memory, folder) | describe_budget(job, budget)
+    print_result(plan, as_json, show_plan)
 
 
 def options_of_plan() -> list[click.Parameter]:
@@ -119,6 +122,8 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     stages = ", ".join(f"{stage} {show_time(taken)}" for stage, taken in by_stage.items() if taken)
     total = show_time(seconds["total"])
     table.add_row("time", f"about {total}, {show_time(seconds['block'])} a block ({stages})")
+    if "budget" in plan:
+        table.add_row("budget", "\n".join(budget_lines(plan["budget"])))
     for row in plan["formats"]:
         fits = f"does not fit: {row['refused']}" if row["refused"] else f"loads in {row['read_by']}"
         table.add_row(row["format"], f"{show_size(row['bytes'])}, {fits}")

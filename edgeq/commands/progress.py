@@ -33,6 +33,9 @@ class Silent:
     def wrote(self, tokens: int, total: int) -> None:
         pass
 
+    def measured(self, blocks: int, total: int) -> None:
+        pass
+
     def begin(self, blocks: int, done: int) -> None:
         pass
 
@@ -60,6 +63,9 @@ class Lines:
         if tenths > self._written:
             self._print(f"writing text, {tokens} of {total} tokens")
         self._written = tenths
+
+    def measured(self, blocks: int, total: int) -> None:
+        self._print(f"measuring types, block {blocks}/{total}")
 
     def begin(self, blocks: int, done: int) -> None:
         self._blocks = blocks
@@ -113,6 +119,9 @@ class Bar:
     def wrote(self, tokens: int, total: int) -> None:
         self._bar.update(self._task, completed=tokens, total=total, what="writing text, token")
 
+    def measured(self, blocks: int, total: int) -> None:
+        self._bar.update(self._task, completed=blocks, total=total, what="measuring types, block")
+
     def begin(self, blocks: int, done: int) -> None:
         self._bar.reset(self._task, total=blocks, completed=done, what="block")
 
@@ -132,6 +141,9 @@ class Log:
 
     def wrote(self, tokens: int, total: int) -> None:
         self._write(f"writing text, {tokens} of {total} tokens")
+
+    def measured(self, blocks: int, total: int) -> None:
+        self._write(f"measuring types, block {blocks}/{total}")
 
     def begin(self, blocks: int, done: int) -> None:
         self._write(f"{blocks} blocks, {done} of them there already")
@@ -162,6 +174,10 @@ class Both:
     def wrote(self, tokens: int, total: int) -> None:
         for observer in self._watching:
             observer.wrote(tokens, total)
+
+    def measured(self, blocks: int, total: int) -> None:
+        for observer in self._watching:
+            observer.measured(blocks, total)
 
     def begin(self, blocks: int, done: int) -> None:
         for observer in self._watching:

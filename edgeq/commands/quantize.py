@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeq.commands.budget import Place, budget_options, take_budget, within_budget
 from edgeq.commands.formats import FormatCommand, format_options
 from edgeq.commands.options import (
     BACKEND_OPTION,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     help="Also write this format (see edgeq formats); may be repeated.",
 )
 @format_options
+@budget_options
 @MAX_RAM_OPTION
 @click.option("--log-file", type=PATH, help="Append a line for every layer to this file.")
 @click.option(
@@ -106,6 +108,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.run.pipeline import quantize  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
 
+    budget = take_budget(options)
     model = checked(model, revision, output, force=force, resume=resume)
     job = make_job(
         open_source(model),
@@ -122,6 +125,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     again = shlex.join(["edgeq", *with_flag(sys.argv[1:], "--resume")])
     console = make_console(stderr=True)
     with watching(console, plain=as_json, log_file=log_file, output=output) as observer:
+        job = within_budget(job, budget, observer, place=Place(output, force, resume))
         checkpoint = quantize(job, output, observer, force=force, resume=resume, again=again)
     flags = {name: option_words(options_of(name, export_options)) for name in exports}
     with keeping(checkpoint, flags, evaluated_against=model if evaluated else None):

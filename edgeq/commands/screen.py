@@ -18,10 +18,12 @@ from rich.text import Text
 from edgeq.commands.plain_text import visible, visible_line
 from edgeq.commands.summary import FinishedRun
 from edgeq.registry import find_format
+from edgeq.run.allocation import gain_words
 from edgeq.words import show_counts
 
 MEGABYTE = 1e6
 MOST_NOTES = 10  # on one screen
+POINTS_SHOWN = 8  # of the curve of a budget, about
 LEAST_SHOWN = 0.5  # seconds of a stage: less would be written as 0
 
 
@@ -85,6 +87,8 @@ def show_run(console: Console, finished: FinishedRun) -> None:
     table.add_row("grids", show_counts(finished.grids))
     bits = finished.report.bits_per_weight
     table.add_row("bits per weight", ", ".join(f"{part} {bits[part]:.2f}" for part in bits))
+    if finished.report.budget is not None:
+        table.add_row("budget", "\n".join(gain_words(finished.report.budget)))
     experts = finished.report.experts
     if experts:
         reached = [expert.tokens for expert in experts]
@@ -123,6 +127,20 @@ def show_runtime(console: Console, format_name: str, path: str) -> None:
     command = find_format(format_name).run_with
     if command:
         _show_command(console, "run it with", [*command, path])
+
+
+def show_allocation(console: Console, found: Mapping[str, Any]) -> None:
+    """Print the result of `edgeq allocate`: how a budget is spent, and other sizes."""
+    table = facts_table()
+    table.add_row("model", found["model"])
+    table.add_row("recipe", found["recipe"])
+    table.add_row("budget", "\n".join(gain_words(found)))
+    points = found["curve"][:: max(1, len(found["curve"]) // POINTS_SHOWN)]
+    curve = [
+        f"{point['bytes'] / MEGABYTE:9.1f} MB  {point['predicted_kl']:.3g}" for point in points
+    ]
+    table.add_row("predicted KL", "\n".join(curve))
+    console.print(table, highlight=False, soft_wrap=True)
 
 
 def show_exported(console: Console, result: Mapping[str, Any]) -> None:

@@ -91,6 +91,8 @@ class FinishedRun:
             "seconds": self.seconds,
             "total_seconds": self.total_seconds,
         }
+        if self.report.budget is not None:
+            found["budget"] = self.report.budget
         if self.report.experts:
             found["experts"] = [asdict(expert) for expert in self.report.experts]
         return found if self.quality is None else found | {"quality": self.quality}

@@ -4,11 +4,11 @@ A head alone proves nothing: anybody can list somebody's files in one. So each f
 head says.
 
 - A checkpoint (edgeq.json) holds blocks/NNNN.safetensors and outer.safetensors, whose headers carry
-  edgeq's metadata, beside them config.json, report.json and tokenizer files, and exports.
+  edgeq's metadata, beside them config.json, report.json, recipe.toml, tokenizer files, and exports.
 - An export (manifest.json) holds files called model..., ..._config.json, or like those beside a
   model's weights, each with the hash that the manifest states.
-- A temporary directory (its name, and a marker in it) holds new/, states/, run.json, and replaced/,
-  which is one of the two above.
+- A temporary directory (its name, and a marker in it) holds new/, states/, run.json,
+  allocation.json, and replaced/, which is one of the two above.
 
 Links, FIFOs and devices are never edgeq's, and no link is followed. Who copies a whole checkpoint
 or export into a directory, or writes a manifest with the right hashes of files with such names,
@@ -38,15 +38,22 @@ from edgeq.files.plain_files import (
 HEAD_FILE = "edgeq.json"
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
+RECIPE_FILE = "recipe.toml"
 CONFIG_FILE = "config.json"
 TEMPORARY_SUFFIX = ".edgeq-partial"
 # names in a temporary directory
 MARKER_FILE = "EDGEQ-UNFINISHED"  # lies in every one
 RUN_FILE = "run.json"
+ALLOCATION_FILE = "allocation.json"
 MADE = "new"
 STATES = "states"
 REPLACED = "replaced"
 
+OWN_FILES = {
+    MARKER_FILE,
+    *(name for file in (RUN_FILE, ALLOCATION_FILE) for name in (file, f".{file}.partial")),
+}
+"""The files of a temporary directory."""
 COMPANION_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -127,7 +134,7 @@ def foreign_in_temporary(folder: Path) -> str | None:
 def _belongs_in_temporary(entry: Path) -> bool:
     if entry.name in {MADE, STATES, REPLACED}:
         return is_plain_directory(entry)
-    return is_plain_file(entry) and entry.name in {MARKER_FILE, RUN_FILE, f".{RUN_FILE}.partial"}
+    return is_plain_file(entry) and entry.name in OWN_FILES
 
 
 def _foreign_in_states(folder: Path) -> str | None:
@@ -161,7 +168,7 @@ def _files_of_checkpoint(folder: Path, head: Mapping[str, Any]) -> dict[str, IsO
     tensors, companions = (_names(head[key]) for key in HEAD_LISTS)
     if not all(map(TENSOR_FILE.fullmatch, tensors)) or not set(companions) <= {*COMPANION_FILES}:
         return {}
-    beside = {HEAD_FILE, REPORT_FILE, CONFIG_FILE, *companions}
+    beside = {HEAD_FILE, REPORT_FILE, RECIPE_FILE, CONFIG_FILE, *companions}
     # without one tensor file nothing shows that the others are edgeq's, unless no file is left
     proven = any(_is_tensor_file(folder / name) for name in tensors)
     if not proven and any((folder / name).exists() for name in beside - {HEAD_FILE}):

@@ -26,6 +26,11 @@ def item_bytes(source: ModelSource, name: str) -> int:
     return ITEM_BYTES.get(source.stored_as(name), 4)
 
 
+def export_overhead(exporter: Exporter, source: ModelSource) -> int:
+    """Count at most what an export of a model holds beside its weights."""
+    return exporter.overhead_bytes(source.record, source.companions())
+
+
 def format_row(exporter: Exporter, grids: Grids, source: ModelSource) -> dict[str, Any]:
     """Estimate the size of an export, and say what keeps the model out of it and who reads it.
 

@@ -30,6 +30,7 @@ from edgeq.recipe.weighing import weighed_recipe
 from edgeq.registry import (
     ACTIVATIONS,
     BACKENDS,
+    GRADIENTS,
     WRITERS,
     device_of,
     load,
@@ -39,6 +40,7 @@ from edgeq.registry import (
 from edgeq.run.pipeline import Job
 from edgeq.sources import needing_gguf
 from edgeq.sources.importance import Importance
+from edgeq.streams.backward import Sensitivities
 from edgeq.streams.blockwise import Flow
 from edgeq.types import NumpyArray
 from edgeq.words import parse_size
@@ -176,8 +178,39 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
     )
     place = folder.resolve()
     existing = next(path for path in (place, *place.parents) if path.is_dir())
-    activations = partial(make_activations, job.backend.name, flow=memory.way.flow(existing))
-    return replace(job, make_activations=activations, rows_at_once=memory.way.rows_at_once), memory
+    fitted = replace(
+        job,
+        make_activations=partial(
+            make_activations, job.backend.name, flow=memory.way.flow(existing)
+        ),
+        # hidden states between all blocks are kept, which the plan of a run does not count
+        measure_gradients=partial(
+            measure_gradients, job.backend.name, folder=None if limit is None else existing
+        ),
+        rows_at_once=memory.way.rows_at_once,
+    )
+    return fitted, memory
+
+
+def check_gradients() -> None:
+    """Refuse a budget where the framework that runs models backward is missing.
+
+    Raises: NotInstalled.
+    """
+    load(GRADIENTS["torch"], "a budget")
+
+
+def measure_gradients(
+    backend: str, source: ModelSource, windows: NumpyArray, seed: int, *, folder: Path | None
+) -> Sensitivities:
+    """Measure how much layers matter, in the one framework that runs models backward.
+
+    Hidden states lie in a folder, or in memory without one.
+    """
+    measure = load(GRADIENTS["torch"], "a budget")
+    device = device_of(backend) if BACKENDS[backend].framework == "torch" else {}
+    found: Sensitivities = measure(source, windows, seed=seed, states_folder=folder, **device)
+    return found
 
 
 def make_activations(

@@ -3,8 +3,10 @@
 Memory, time and sizes are counted in `edgeq.planning`; here they become one plan of a job.
 """
 
+import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,21 @@ from edgeq.planning.time import block_seconds, measure_rates
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, grids_by_part, plan_grids
 from edgeq.recipe.layer_types import replaced_types
+from edgeq.run.candidates import Item
+from edgeq.run.costs import GRADIENT_WINDOWS, SOLVE_WINDOWS
 from edgeq.run.pipeline import Job, needs_calibration
 from edgeq.run.weighing import weighed_layers
+from edgeq.solving.type_errors import ROWS
 from edgeq.sources import HUB_NAME, short_name
 from edgeq.sources.hub import download_description
 from edgeq.sources.outline import ModelOutline
 from edgeq.sources.refusals import SHARD_INDEX, SINGLE_FILE
 from edgeq.sources.safetensors_directory import weight_files
 from edgeq.words import show_time
+
+PREDICTIONS = 7  # copies of a window's predictions while they are taken back
+SOLVE_PRODUCTS = 3  # of the rows with a square: the solve, and energies around it
+COLUMN_SECONDS = 1e-4  # of a solve for each column, however few rows: calls of the framework
 
 
 def open_outline(model: str) -> ModelSource | None:
@@ -119,6 +128,31 @@ def stage_seconds(job: Job, memory: MemoryPlan, grids: Grids) -> dict[str, float
     recomputing = memory.way.schedule == "recomputing"
     rates = measure_rates(job.backend)
     return block_seconds(job.source.record.decoder, job.recipe, rates, recomputing, solved)
+
+
+def measuring_takes(job: Job, items: Sequence[Item]) -> dict[str, float]:
+    """Estimate the seconds that a budget measures types for, and the memory that it takes at most.
+
+    The gradient takes most memory at the head, whose predictions of a window are there several
+    times. Units: bytes, seconds.
+    """
+    decoder, recipe = job.source.record.decoder, job.recipe
+    rates = measure_rates(job.backend)
+    length = recipe.sequence_length
+    weights = sum(math.prod(linear.shape) for linear in decoder.linears())
+    weights += decoder.hidden * decoder.vocabulary
+    # forward, again with its graph, and two products back; then the passes of the solves
+    passes = 4 * min(recipe.samples, GRADIENT_WINDOWS) + min(recipe.samples, SOLVE_WINDOWS)
+    solves = [(item.layers[0].shape[1], len(item.options)) for item in items if item.layers]
+    operations = sum(2 * ROWS * width**2 * count for width, count in solves)
+    columns = sum(width * count for width, count in solves)
+    factors = sum(2 * width**3 / 3 for width, _ in solves) / rates["factor"]
+    seconds = 2 * weights * length * passes / rates["forward"] + factors
+    seconds += SOLVE_PRODUCTS * operations / rates["solve"] + columns * COLUMN_SECONDS
+    states = (len(decoder.layers) + 1) * min(recipe.samples, GRADIENT_WINDOWS) * decoder.hidden
+    predictions = PREDICTIONS * length * decoder.vocabulary
+    table = decoder.hidden * decoder.vocabulary
+    return {"seconds": seconds, "memory": 4 * (states * length + predictions + table)}
 
 
 def annealing_note(job: Job, memory: MemoryPlan) -> str | None:

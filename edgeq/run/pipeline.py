@@ -4,10 +4,9 @@ No arithmetic here: how a layer is solved is `edgeq.solving`, what is on disk un
 `edgeq.run.resume`, and how it came out `edgeq.run.report`.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +17,7 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite, UnsupportedModel
 from edgeq.files.json_files import write_json
-from edgeq.files.ownership import HEAD_FILE, REPORT_FILE, RUN_FILE
+from edgeq.files.ownership import ALLOCATION_FILE, HEAD_FILE, RECIPE_FILE, REPORT_FILE, RUN_FILE
 from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
 from edgeq.grids.limits import check_size
 from edgeq.planning.process_memory import trim
@@ -26,6 +25,7 @@ from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Si
 from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.run.identity import IMATRIX, KEYS, identify
+from edgeq.run.recipe_file import budget_recipe
 from edgeq.run.report import RunReport, check_findings
 from edgeq.run.resume import Ask, Run, refuse_unfinished, working_on
 from edgeq.run.weighing import weighed_layers
@@ -38,18 +38,17 @@ from edgeq.solving.statistics import statistics_of
 from edgeq.sources.importance import Importance
 from edgeq.sources.reading import (
     largest_magnitude,
-    read_linear,
     read_matrix,
     read_tensor,
-    read_weight,
+    weight_reader,
 )
 from edgeq.stopwatch import Stopwatch
+from edgeq.streams.backward import Sensitivities
 from edgeq.types import BlockSpec, LinearSpec, NumpyArray, QuantizedLinear
-
-STACKS_AT_ONCE = 2  # of a mixture: what reads its input, and what comes behind
 
 T = TypeVar("T")
 MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
+MeasureGradients = Callable[[ModelSource, NumpyArray, int], Sensitivities]
 MakeCalibration = Callable[[ModelSource, Recipe, Callable[[int, int], None]], Calibration]
 
 
@@ -58,6 +57,9 @@ class Observer(Protocol):
 
     def wrote(self, tokens: int, total: int) -> None:
         """Note how far the model has come that writes text to calibrate on."""
+
+    def measured(self, blocks: int, total: int) -> None:
+        """Note in how many blocks it is known what each type costs, where a budget asks for it."""
 
     def begin(self, blocks: int, done: int) -> None:
         """Note that a run of so many blocks starts; `done` of them were there already."""
@@ -74,11 +76,12 @@ class Job:
     """Everything a run needs.
 
     `make_activations` gets the source, the token windows and on which share of them both streams
-    run. `make_calibration` gets the source, the recipe, and whom to tell how much text the model
-    has written. For the plan of memory, characters is how many are tokenized at once and
-    writes_text says whether the model writes a text. rows_at_once bounds the memory of a layer's
-    solve; None solves all rows together. importance weighs the search for scales where nothing is
-    calibrated.
+    run. `measure_gradients` gets the source, token windows and a seed. `make_calibration` gets the
+    source, the recipe, and whom to tell how much text the model has written. For the plan of
+    memory, characters is how many are tokenized at once and writes_text says whether the model
+    writes a text. rows_at_once bounds the memory of a layer's solve; None solves all rows together.
+    importance weighs the search for scales where nothing is calibrated. allocation is how a budget
+    is spent, as the recipe then says.
     """
 
     source: ModelSource
@@ -92,6 +95,8 @@ class Job:
     characters: int = 0
     writes_text: bool = False
     importance: Importance | None = None
+    measure_gradients: MeasureGradients | None = None
+    allocation: Mapping[str, Any] | None = None
 
 
 def quantize(
@@ -129,6 +134,8 @@ def quantize(
     with working_on(destination, identity, files, ask, check) as run:
         if run is not None:
             run.record(job.backend.name)
+            if job.allocation is not None:  # a run that is stopped need not measure again
+                write_json(run.folder / ALLOCATION_FILE, job.allocation)
             write_model(job, grids, calibration, run, observer)
             write_head(job, run, companions)
     return Checkpoint(destination)
@@ -182,6 +189,7 @@ def write_model(
     findings.kept_dense = kept_dense(grids)
     if job.importance is not None:
         findings.imatrix = weighed_layers(job.source, grids, job.importance)
+    findings.budget = None if job.allocation is None else dict(job.allocation)
     inside = {name for block in blocks for name in block.tensors}
     outside = [name for name in grids if name not in inside]
     # read at once: found damaged at the end, they would have cost the whole run
@@ -250,22 +258,6 @@ def solve_block(
             "calibrate on other text, or keep it dense with --keep-dense"
         )
     return {tensor: join_layers(of_tensor) for tensor, of_tensor in parts.items()}
-
-
-def weight_reader(source: ModelSource, block: BlockSpec) -> Callable[[LinearSpec], NumpyArray]:
-    """Make what reads the weights of a block's layers, in float32.
-
-    A tensor that holds several of them is kept until others are read.
-    """
-    shared = Counter(linear.tensor for linear in block.linears)
-    keep = lru_cache(maxsize=STACKS_AT_ONCE)(partial(read_weight, source))
-
-    def read(linear: LinearSpec) -> NumpyArray:
-        if shared[linear.tensor] > 1:
-            return linear.weight_in(keep(linear.tensor))
-        return read_linear(source, linear)
-
-    return read
 
 
 def solve_site(
@@ -369,6 +361,8 @@ def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
     }
     run.report.bits_per_weight = bits_per_weight(stored, job.source.record.decoder)
     write_json(run.made / REPORT_FILE, run.report.plain())
+    if job.allocation is not None:
+        write_bytes(run.made / RECIPE_FILE, budget_recipe(job.recipe, job.allocation).encode())
     known = {key: run.identity[key] for key in (*KEYS, IMATRIX) if key in run.identity}
     head = {"backend": ", ".join(run.backends), "files": files, "companions": sorted(companions)}
     write_json(run.made / HEAD_FILE, known | head)

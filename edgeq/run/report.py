@@ -48,7 +48,8 @@ class RunReport:
     bits_per_weight is by part ("linear layers", "model"). clamped has, by tensor, the number of
     scales that hit a limit of their type. kept_dense counts the matrices that stay as they are, by
     name, with * for any number. calibration_tokens is None where nothing was calibrated. imatrix
-    says which layers an importance matrix weighs, None where there is none.
+    says which layers an importance matrix weighs, None where there is none. budget is an
+    `edgeq.run.allocation.Allocation` in plain data, None where no budget was given.
     """
 
     bits_per_weight: dict[str, float] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class RunReport:
     clamped: dict[str, int] = field(default_factory=dict)
     kept_dense: dict[str, int] = field(default_factory=dict)
     imatrix: WeighedLayers | None = None
+    budget: dict[str, Any] | None = None
 
     def note_clamped(self, name: str, weight: NumpyArray, layer: QuantizedLinear) -> None:
         """Count the scales of a solved tensor that are at a limit of their type."""
@@ -76,7 +78,10 @@ class RunReport:
 
     def plain(self) -> dict[str, Any]:
         """Return the report as JSON stores it; `report_from` is the inverse."""
-        return {"version": VERSION, **asdict(self)}
+        found = {"version": VERSION, **asdict(self)}
+        if self.budget is None:
+            del found["budget"]
+        return found
 
 
 def report_from(stored: Mapping[str, Any], called: str) -> RunReport:
@@ -101,7 +106,10 @@ def report_from(stored: Mapping[str, Any], called: str) -> RunReport:
         ):
             raise ValueError("tokens, scales and matrices are counted in whole numbers")
         weighed = weighed_from(stored.get("imatrix"))
-        return RunReport(bits, tokens, layers, clamped, dense, weighed)
+        budget = stored.get("budget")
+        if not (budget is None or isinstance(budget, dict)):
+            raise TypeError("its budget is none")
+        return RunReport(bits, tokens, layers, clamped, dense, weighed, budget)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{called}: not the report of a run ({type(error).__name__}: {error}); "

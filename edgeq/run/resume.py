@@ -227,6 +227,15 @@ def open_run(destination: Path, fresh: Run, ask: Ask, check: Callable[[Run], Non
     return fresh
 
 
+def refuse_other(destination: Path, ask: Ask) -> None:
+    """Raise BadInput for an unfinished run that is there and is not to be continued or given up.
+
+    It is for what takes long before a run starts; the run itself looks once more.
+    """
+    with claimed(destination) as folder:
+        refuse_unfinished(destination, folder, ask)
+
+
 def is_unfinished(folder: Path) -> bool:
     """Say whether a run with at least one block lies in a temporary directory."""
     return (folder / RUN_FILE).is_file() and (folder / MADE).is_dir()

@@ -1,11 +1,17 @@
 """Read tensors so that damage is found, and named, where it enters."""
 
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache, partial
+
 import numpy as np
 
 from edgeq.decoder import Decoder
 from edgeq.errors import DamagedModel
 from edgeq.protocols import ModelSource
-from edgeq.types import LinearSpec, NumpyArray
+from edgeq.types import BlockSpec, LinearSpec, NumpyArray
+
+STACKS_AT_ONCE = 2  # of a mixture: what reads its input, and what comes behind
 
 
 def read_tensor(source: ModelSource, name: str) -> NumpyArray:
@@ -92,3 +98,19 @@ def read_linear(source: ModelSource, linear: LinearSpec) -> NumpyArray:
     Raises: DamagedModel, as `read_tensor` does.
     """
     return linear.weight_in(read_weight(source, linear.tensor))
+
+
+def weight_reader(source: ModelSource, block: BlockSpec) -> Callable[[LinearSpec], NumpyArray]:
+    """Make what reads the weights of a block's layers, in float32.
+
+    A tensor that holds several of them is kept until others are read.
+    """
+    shared = Counter(linear.tensor for linear in block.linears)
+    keep = lru_cache(maxsize=STACKS_AT_ONCE)(partial(read_weight, source))
+
+    def read(linear: LinearSpec) -> NumpyArray:
+        if shared[linear.tensor] > 1:
+            return linear.weight_in(keep(linear.tensor))
+        return read_linear(source, linear)
+
+    return read

@@ -12,6 +12,7 @@ from edgeq_exporters.common.manifest import (
     tensor_entry,
     write_manifest,
 )
+from edgeq_exporters.common.overhead import directory_overhead
 from toy_format.format import FORMAT
 
 
@@ -42,6 +43,9 @@ class ToyExporter:
             else self.copies * math.prod(shape) + 8 * shape[0] * grid.group_count(shape[1])
             for shape, grid in grids.values()
         )
+
+    def overhead_bytes(self, record, companions):
+        return directory_overhead(record, companions)
 
     def write(self, model, destination):
         grids = {name: model.grid(name) for name in model.tensor_names()}

@@ -5,7 +5,7 @@ batch visits all of them, in order and perhaps without tokens, so that all batch
 layer. What is computed is the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -114,9 +114,9 @@ class HaltingExperts:
         self._owner = {name: each for each in self._experts for name, _ in each.ways()}
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Let the module compute by `forward` meanwhile."""
-        self._module.forward = self.forward
+    def installed(self, forward: Callable[..., torch.Tensor] | None = None) -> Iterator[None]:
+        """Let the module compute by `forward`, or by another function, meanwhile."""
+        self._module.forward = forward or self.forward
         try:
             yield
         finally:
@@ -140,6 +140,34 @@ class HaltingExperts:
             own, slots = torch.where(chosen == expert.down.expert)
             result = self._visit(now, expert, hidden)
             output.index_add_(0, own, result * weights[own, slots, None].to(result.dtype))
+        return output
+
+    def traced(
+        self,
+        note: Callable[[str, torch.Tensor], None],
+        hidden: torch.Tensor,
+        chosen: torch.Tensor,
+        weights: Any,
+    ) -> torch.Tensor:
+        """Compute what transformers does, and show what each layer gives.
+
+        Shapes: hidden (tokens, in); chosen and weights (tokens, experts a token reaches).
+        """
+        output = torch.zeros_like(hidden)
+        for expert in self._experts:
+            own, slots = torch.where(chosen == expert.down.expert)
+            if not len(own):
+                continue
+            parts = []
+            for layer in expert.inner:
+                parts.append(layer(hidden[own]))
+                note(layer.name, parts[-1])
+            result = expert.down(activate(self._module, torch.cat(parts, -1)))
+            note(expert.down.name, result)
+            if has_norm(self._module):
+                result = self._module.post_expert_norm(result)
+            weighted = result * weights[own, slots, None].to(result.dtype)
+            output = output.index_add(0, own, weighted)
         return output
 
     @torch.no_grad()
@@ -185,6 +213,25 @@ def halting_experts(block: BlockSpec, module: torch.nn.Module) -> Iterator[dict[
     experts = HaltingExperts(block.name, module, linears)
     with experts.installed():
         yield experts.layers
+
+
+@contextmanager
+def traced_experts(
+    block: BlockSpec, module: torch.nn.Module, note: Callable[[str, torch.Tensor], None]
+) -> Iterator[None]:
+    """Let the experts of a filled block, if it has any, show what each of their layers gives.
+
+    note gets a layer's name and its output; gradients can be taken back through all of them.
+
+    Raises: UnsupportedModel as `HaltingExperts` does.
+    """
+    linears = [linear for linear in block.linears if linear.expert is not None]
+    if not linears:
+        yield
+        return
+    experts = HaltingExperts(block.name, module, linears)
+    with experts.installed(partial(experts.traced, note)):
+        yield
 
 
 def reaching(expert: Expert, chosen: torch.Tensor) -> torch.Tensor:

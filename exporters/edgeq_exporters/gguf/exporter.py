@@ -1,7 +1,9 @@
 """Write GGUF files for llama.cpp: models whose weights lie in blocks of its own types."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -10,7 +12,7 @@ import numpy as np
 from edgeq.decoder import ModelRecord
 from edgeq.errors import BadInput, NotInstalled, install
 from edgeq.files.storage import rename_when_stored
-from edgeq.protocols import QuantizedModel
+from edgeq.protocols import ModelDescription, QuantizedModel
 from edgeq.types import Grid, NumpyArray
 from edgeq_exporters.common.companions import window_notes
 from edgeq_exporters.common.manifest import Entry, write_manifest
@@ -23,6 +25,7 @@ from edgeq_exporters.gguf.super_blocks import PACKED
 from edgeq_exporters.gguf.tensors import (
     PlannedTensor,
     Shapes,
+    Source,
     dominating_type,
     find_sources,
     plan_tensors,
@@ -102,6 +105,26 @@ class GgufExporter:
         """Count the bytes of all tensors in the file; see `edgeq.protocols.Exporter`."""
         return planned_bytes(record.decoder, grids, item_bytes)
 
+    def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
+        """Count the bytes of model.gguf beside those of `planned_bytes`, by writing its header.
+
+        What fills places up to whole units counts as if each took most.
+        """
+        shapes = record.decoder.tensor_shapes()
+        sources = {name: Source(shape, None, "float32") for name, shape in shapes.items()}
+        plan = plan_tensors(record.decoder, sources)
+        factors = rope_tensors(record.decoder)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / FILE_NAME
+            writer = new_writer(Described(record, companions), plan, path)
+            try:
+                write_header(writer)
+            finally:
+                writer.close()
+            header = path.stat().st_size
+        filling = (1 + len(plan) + len(factors)) * (gguf.GGUF_DEFAULT_ALIGNMENT - 1)
+        return header + filling + sum(array.nbytes for array in factors.values())
+
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
         """Write both files into the directory `destination`.
 
@@ -126,18 +149,10 @@ class GgufExporter:
 def write_gguf(model: QuantizedModel, plan: Sequence[PlannedTensor], path: Path) -> list[Entry]:
     """Write the file under a temporary name, rename it, and return the manifest's entries."""
     partial = path.with_name(path.name + ".partial")
-    writer = gguf.GGUFWriter(partial, names_of(model.record.decoder).architecture)
-    factors = rope_tensors(model.record.decoder)
-    _add_keys(writer, model, plan)
-    for name, array in factors.items():
-        writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
-    for tensor in plan:
-        _add_tensor_info(writer, tensor)
+    writer = new_writer(model, plan, partial)
     try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for array in factors.values():
+        write_header(writer)
+        for array in rope_tensors(model.record.decoder).values():
             append_tensor(writer, array)
         entries = []
         for tensor in plan:
@@ -152,8 +167,39 @@ def write_gguf(model: QuantizedModel, plan: Sequence[PlannedTensor], path: Path)
     return entries
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A model as far as the header of a file goes: without tensors."""
+
+    record: ModelRecord
+    files: Mapping[str, bytes]
+
+    def companions(self) -> Mapping[str, bytes]:
+        return self.files
+
+
+def new_writer(
+    model: ModelDescription, plan: Sequence[PlannedTensor], path: Path
+) -> gguf.GGUFWriter:
+    """Make the library's writer of a file, with all keys and places of tensors."""
+    writer = gguf.GGUFWriter(path, names_of(model.record.decoder).architecture)
+    _add_keys(writer, model, plan)
+    for name, array in rope_tensors(model.record.decoder).items():
+        writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
+    for tensor in plan:
+        _add_tensor_info(writer, tensor)
+    return writer
+
+
+def write_header(writer: gguf.GGUFWriter) -> None:
+    """Write everything that lies before the bytes of tensors."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+
+
 def _add_keys(
-    writer: gguf.GGUFWriter, model: QuantizedModel, plan: Sequence[PlannedTensor]
+    writer: gguf.GGUFWriter, model: ModelDescription, plan: Sequence[PlannedTensor]
 ) -> None:
     embedding = model.record.decoder.embedding
     vocab_size = next(tensor.shape[0] for tensor in plan if embedding in tensor.place.sources)

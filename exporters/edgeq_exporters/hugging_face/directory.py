@@ -31,6 +31,7 @@ from edgeq_exporters.common.decoder import (
 )
 from edgeq_exporters.common.deviation import as_stored
 from edgeq_exporters.common.manifest import Entry, hash_of_layer, quantized_entry
+from edgeq_exporters.common.overhead import directory_overhead
 from edgeq_exporters.common.safetensors_directory import (
     DirectoryContent,
     dense_dtype,
@@ -100,6 +101,10 @@ class LinearExporter:
     ) -> int:
         """Count the bytes of all tensors in the shards; see `edgeq.protocols.Exporter`."""
         return planned_bytes(self.kind, record, grids)
+
+    def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
+        """Count at most what the files hold beside weights; see `edgeq.protocols.Exporter`."""
+        return directory_overhead(record, companions)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
         """Write the directory, which is the first of the paths that are returned.

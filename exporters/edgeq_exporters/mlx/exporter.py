@@ -24,6 +24,7 @@ from edgeq_exporters.common.decoder import (
     why_not_tensors,
 )
 from edgeq_exporters.common.manifest import Entry, quantized_entry
+from edgeq_exporters.common.overhead import directory_overhead
 from edgeq_exporters.common.safetensors_directory import (
     DirectoryContent,
     dense_dtype,
@@ -89,6 +90,10 @@ class MlxExporter:
             stored_bytes(shape, grid, dense_kind(name, dense))
             for name, (shape, grid) in grids.items()
         )
+
+    def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
+        """Count at most what the files hold beside weights; see `edgeq.protocols.Exporter`."""
+        return directory_overhead(record, companions)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
         """Write the directory and list what was written, first the directory that mlx-lm is given.

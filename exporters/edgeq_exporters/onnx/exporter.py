@@ -20,6 +20,7 @@ from edgeq_exporters.common.manifest import (
     tensor_entry,
     write_manifest,
 )
+from edgeq_exporters.common.overhead import directory_overhead
 from edgeq_exporters.onnx.architecture import why_not_decoder
 from edgeq_exporters.onnx.blocks import held_by_blocks, is_widened, why_not_grid
 from edgeq_exporters.onnx.decoder import decoder_model
@@ -97,6 +98,10 @@ class OnnxExporter:
     ) -> int:
         """Count the bytes of the data file: tensors, and the rotary tables of every position."""
         return Layout(record.decoder, self.qdq).planned_bytes(grids, item_bytes)
+
+    def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
+        """Count at most what the files hold beside weights; see `edgeq.protocols.Exporter`."""
+        return directory_overhead(record, companions)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
         """Write the directory and list what was written, first the model.onnx that runtimes load.

@@ -1,0 +1,173 @@
+"""Take gradients back through a transformers model, block by block, in torch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeq.errors import BadInput
+from edgeq.protocols import ModelSource
+from edgeq.streams.backward import HeadMoments, Sensitivities, Squares, measure_sensitivities
+from edgeq.streams.hidden_states import HiddenStates, StatesInMemory, StatesOnDisk
+from edgeq.types import BlockSpec, NumpyArray
+from edgeq_backends.torch.experts import traced_experts
+from edgeq_backends.torch.model import HANDED, StreamedModel
+
+
+def torch_sensitivities(
+    source: ModelSource,
+    windows: NumpyArray,
+    *,
+    seed: int,
+    device: str = "cpu",
+    states_folder: Path | None = None,
+) -> Sensitivities:
+    """Measure how much the outputs of a model's linear layers matter.
+
+    Hidden states lie in a folder, or in memory without one.
+
+    Shapes: windows (count, tokens) of token ids.
+    """
+    model = TracedModel(source, device)
+
+    def make_states() -> HiddenStates:
+        if states_folder is None:
+            return StatesInMemory()
+        return StatesOnDisk(states_folder, model.to_numpy, model.from_numpy)
+
+    return measure_sensitivities(model, model.specs, windows, seed=seed, make_states=make_states)
+
+
+class TracedModel(StreamedModel):
+    """The model's own code, whose linear layers note the gradients of their outputs."""
+
+    @contextmanager
+    def traced_block(
+        self, block: BlockSpec
+    ) -> Iterator[Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Squares]]]:
+        """Fill a block with its weights; see `edgeq.streams.backward.GradientModel`."""
+        squares: dict[str, NumpyArray] = {}
+
+        def note(layer: str, output: torch.Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(partial(add, layer))  # type: ignore[no-untyped-call]
+
+        def add(layer: str, gradient: torch.Tensor) -> None:
+            found = squares_of_rows(gradient)
+            squares[layer] = squares.get(layer, 0) + found
+
+        def take_back(
+            batch: int, hidden: torch.Tensor, gradient: torch.Tensor
+        ) -> tuple[torch.Tensor, Squares]:
+            squares.clear()
+            before = hidden.detach().requires_grad_(True)
+            if hasattr(hidden, HANDED):
+                setattr(before, HANDED, getattr(hidden, HANDED))
+            with torch.enable_grad():
+                output = self.run_block(block.index, batch, before)
+            [gradient] = torch.autograd.grad(output, before, gradient)
+            return gradient, self._by_layer(block, squares)
+
+        with self.block(block.index) as module:
+            modules = {id(each): each for each in self._linear_modules(block).values()}
+            hooks = [
+                each.register_forward_hook(partial(_note_output, partial(note, str(number))))
+                for number, each in modules.items()
+            ]
+            try:
+                with traced_experts(block, module, note):
+                    yield take_back
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+    def _by_layer(self, block: BlockSpec, squares: Squares) -> Squares:
+        """Find the part of each layer in what its module noted, which several may share."""
+        modules = self._linear_modules(block)
+        found = {}
+        for linear in block.linears:
+            key = linear.name if linear.expert is not None else str(id(modules[linear.name]))
+            if key not in squares:  # no token reached it
+                found[linear.name] = np.zeros(linear.shape[0])
+            elif linear.rows is None or linear.expert is not None:
+                found[linear.name] = squares[key]
+            else:
+                found[linear.name] = squares[key][slice(*linear.rows)]
+        return found
+
+    def head_gradients(
+        self, batches: Sequence[NumpyArray], hidden: HiddenStates, draws: Sequence[NumpyArray]
+    ) -> Iterator[tuple[torch.Tensor, HeadMoments]]:
+        """Draw tokens and take log p(y) back; see `edgeq.streams.backward.GradientModel`."""
+        head = self.model.get_output_embeddings()
+        seen: dict[str, torch.Tensor] = {}
+
+        def note(_: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
+            seen["inputs"], seen["outputs"] = args[0], output
+
+        hook = head.register_forward_hook(note)
+        try:
+            with self._filled(self._outer):
+                for batch, ids in enumerate(batches):
+                    states = hidden.read(batch).detach().requires_grad_(True)
+                    self.places[-1].result = states
+                    with torch.enable_grad():
+                        logits = self._run(ids).float()
+                    yield self._of_batch(states, logits, seen, draws[batch])
+                    seen.clear()
+        finally:
+            self.places[-1].result = None
+            hook.remove()
+
+    def _of_batch(
+        self,
+        states: torch.Tensor,
+        logits: torch.Tensor,
+        seen: dict[str, torch.Tensor],
+        draws: NumpyArray,
+    ) -> tuple[torch.Tensor, HeadMoments]:
+        """Take the log-probability of tokens that are drawn back to the hidden states."""
+        log_p = logits.log_softmax(-1)
+        p = log_p.detach().exp()
+        chosen = torch.from_numpy(draws).to(logits.device, torch.float32)[..., None]
+        last = p.shape[-1] - 1
+        tokens = torch.searchsorted(p.cumsum(-1), chosen).clamp(max=last)
+        loss = log_p.gather(-1, tokens).sum()
+        if not bool(loss.isfinite()):
+            raise BadInput(
+                f"model {self.source.record.name!r} predicts NaN or infinity on this text; "
+                "check its weights, or calibrate on other text"
+            )
+        [gradient] = torch.autograd.grad(loss, states, retain_graph=True)
+        # what lies between the head and the predictions, a scale or a cap, works on each by itself
+        [slope] = torch.autograd.grad(logits.sum(), seen["outputs"])
+        # the mean over tokens y of the squared gradient of log p(y), without noise of their draw
+        squares = p * (1 - p) * slope.float() ** 2
+        inputs = seen["inputs"].detach().reshape(-1, seen["inputs"].shape[-1]).float()
+        moments = HeadMoments(
+            squares.reshape(-1, squares.shape[-1]).double().sum(0).cpu().numpy(),
+            (inputs.T @ inputs).double().cpu().numpy(),
+        )
+        return gradient, moments
+
+
+def _note_output(
+    note: Callable[[torch.Tensor], None], _: torch.nn.Module, args: Any, output: torch.Tensor
+) -> None:
+    """Hand on what a module gives: the hook that runs just behind a linear layer."""
+    note(output)
+
+
+def squares_of_rows(gradient: torch.Tensor) -> NumpyArray:
+    """Sum the squares of a layer's gradients over all tokens.
+
+    Shapes: (..., out) -> (out,).
+    """
+    found: NumpyArray = (
+        gradient.reshape(-1, gradient.shape[-1]).double().square().sum(0).cpu().numpy()
+    )
+    return found

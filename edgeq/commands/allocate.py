@@ -1,0 +1,104 @@
+"""`edgeq allocate`: the types that a budget chooses, as a recipe and without quantizing.
+
+Heavy imports stand inside of the command.
+"""
+
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeq.commands.budget import NAMES, take_budget, within_budget
+from edgeq.commands.formats import FormatCommand
+from edgeq.commands.options import PATH, collect_settings
+from edgeq.commands.quantize import quantize_command
+
+ONLY_OF_RUNS = ("evaluated", "resume", "log_file")
+OUTPUT_OPTION = click.Option(
+    ["-o", "--output"],
+    type=PATH,
+    required=True,
+    help="Write the recipe to this file, such as recipe.toml; must not exist.",
+)
+
+
+def run_allocate(  # noqa: PLR0913, PLR0917 (one argument per option)
+    model: str,
+    revision: str | None,
+    output: Path,
+    exports: tuple[str, ...],
+    backend: str,
+    as_json: bool,
+    force: bool,
+    recipe: Path | None,
+    calibration: tuple[str, ...],
+    export_options: Mapping[str, Any],
+    max_ram: str | None,
+    **options: Any,
+) -> None:
+    """Choose a type for each tensor of MODEL within a budget, and write them as a recipe.
+
+    Read it, change it, and give it to edgeq quantize --recipe.
+
+    \b
+    Example:
+      edgeq allocate ./Llama-3.2-1B --file-size 600MB --export gguf -o recipe.toml
+    """
+    from edgeq.commands.progress import watching  # noqa: PLC0415
+    from edgeq.commands.screen import make_console, print_result, show_allocation  # noqa: PLC0415
+    from edgeq.files.storage import write_bytes  # noqa: PLC0415
+    from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
+    from edgeq.run.recipe_file import budget_recipe  # noqa: PLC0415
+    from edgeq.sources import at_revision, open_source  # noqa: PLC0415
+
+    budget = take_budget(options)
+    if not any(value is not None for value in budget.values()):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in NAMES[:-1])
+        raise click.UsageError(f"give a budget: one of {flags}")
+    check_file(output, force=force)
+    job = make_job(
+        open_source(at_revision(model, revision)),
+        collect_settings(recipe, options),
+        backend=backend,
+        calibration=calibration,
+        exports=exports,
+        export_options=export_options,
+    )
+    job, _ = fit_job(job, max_ram, output.parent)
+    console = make_console(stderr=True)
+    with watching(console, plain=as_json, log_file=None, output=output) as observer:
+        job = within_budget(job, budget, observer)
+    assert job.allocation is not None
+    write_bytes(output, budget_recipe(job.recipe, job.allocation).encode())
+    found = {"model": job.source.record.name, "recipe": str(output), **job.allocation}
+    print_result(found, as_json, show_allocation)
+
+
+def check_file(path: Path, *, force: bool) -> None:
+    """Refuse a recipe's place that is taken, or that nothing can be written to.
+
+    Raises: BadInput.
+    """
+    from edgeq.errors import BadInput  # noqa: PLC0415
+
+    if path.is_dir() or (path.exists() and not force):
+        what = "is a directory" if path.is_dir() else "is there already"
+        raise BadInput(f"output {str(path)!r} {what}; choose another name, or --force for a file")
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"output {str(path)!r}: its directory is not there; make it first")
+
+
+def options_of_allocate() -> list[click.Parameter]:
+    """Copy the options of `quantize` but those that only a run looks at."""
+    return [
+        OUTPUT_OPTION if option.name == "output" else copy(option)
+        for option in quantize_command.params
+        if option.name not in ONLY_OF_RUNS
+    ]
+
+
+allocate_command = FormatCommand(
+    "allocate", params=options_of_allocate(), callback=run_allocate, help=run_allocate.__doc__
+)
