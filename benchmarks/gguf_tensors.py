@@ -1,5 +1,6 @@
 """Say what types and sizes the tensors of GGUF files have, by the library of the format."""
 
+from functools import cache
 from pathlib import Path
 
 from gguf import GGUFReader
@@ -9,8 +10,12 @@ class Unequal(Exception):
     """Two files that should have the same types have not; the text says where."""
 
 
+@cache
 def tensors_of(path: Path) -> dict[str, tuple[str, int, int]]:
-    """Give, by name, the type of each tensor, its bytes and its weights."""
+    """Give, by name, the type of each tensor, its bytes and its weights.
+
+    A file is read once: the library takes seconds for a large vocabulary.
+    """
     return {
         tensor.name: (tensor.tensor_type.name, int(tensor.n_bytes), int(tensor.n_elements))
         for tensor in GGUFReader(path).tensors

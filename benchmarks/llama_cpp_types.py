@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gguf_tensors import bits_per_weight, check_equal, tensors_of
-from benchmarks.llama_cpp_library import Choice, LlamaCpp
+from benchmarks.gguf_tensors import Unequal, bits_per_weight, check_equal, tensors_of
+from benchmarks.llama_cpp_library import Choice, LlamaCpp, LlamaError
 from benchmarks.llama_cpp_tables import (
     BUDGET,
     EDGEQ,
@@ -41,6 +41,7 @@ from benchmarks.llama_cpp_tables import (
     types_table,
 )
 from edgeq.calibration.texts import make_calibration, read_texts
+from edgeq.errors import BadInput, EdgeqError
 from edgeq.measuring.evaluate import evaluation_windows
 from edgeq.measuring.quality import Meter
 from edgeq.sources import open_source
@@ -102,17 +103,27 @@ class Bench:
 
 def main() -> None:
     arguments = parse()
+    try:
+        wrong = compare(arguments)
+    except (EdgeqError, LlamaError, Unequal) as error:
+        sys.exit(str(error))
+    except subprocess.CalledProcessError as error:  # which has said why
+        sys.exit(f"stopped: edgeq ended with status {error.returncode}")
+    for each in wrong:
+        print(each)
+    sys.exit(1 if wrong else 0)
+
+
+def compare(arguments: argparse.Namespace) -> list[str]:
+    """Make, measure and print everything, and say what is not as it should be."""
     bench = open_bench(arguments)
     made = [*references(bench)] if arguments.reference_only else [*everything(bench)]
     rows = [
         {"model": name_of(arguments), "curve": arguments.curve, **row}
         for row in measured(bench, made)
     ]
-    if arguments.output:
-        store(rows, arguments.output)
-    wrong = show_curve(rows) if arguments.curve else show_types(rows)
-    print(*wrong, sep="\n")
-    sys.exit(1 if wrong else 0)
+    store(rows, arguments.output)
+    return show_curve(rows) if arguments.curve else show_types(rows)
 
 
 def parse() -> argparse.Namespace:
@@ -139,7 +150,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--evaluation", help="a file; default, the text that ships with edgeq")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--reference-only", action="store_true", help="llama.cpp's files alone")
-    parser.add_argument("--output", type=Path, help=f"add rows to this file, such as {RESULT.name}")
+    parser.add_argument("--output", type=Path, default=RESULT, help="put rows into this file")
     arguments = parser.parse_args()
     if arguments.libraries is None:
         parser.error(f"give --libraries, or set {LIBRARIES}")
@@ -175,7 +186,7 @@ def open_bench(arguments: argparse.Namespace) -> Bench:
 
 
 def refuse_to_write(*_: int) -> NumpyArray:
-    raise ValueError("--calibration self: llama.cpp's matrix needs a text that is there")
+    raise BadInput("--calibration self: llama.cpp's matrix needs a text that is there; give a file")
 
 
 def dense_file(library: LlamaCpp, arguments: argparse.Namespace) -> Path:

@@ -1,4 +1,4 @@
-"""Train a small model of another family than Llama's, for minutes, on the texts that edgeq ships.
+"""Train a small model of a family, for minutes, on the texts that edgeq ships.
 
     uv run python -m benchmarks.train_small qwen3 OUT     norms of q and k, grouped heads, tied
     uv run python -m benchmarks.train_small gemma3 OUT    windows, four norms, capped logits, tied
@@ -7,8 +7,8 @@
     uv run python -m benchmarks.train_small llama OUT     widths 256 and 512, which K-quants divide
 
 OUT becomes an ordinary directory of safetensors with a tokenizer that is trained on the same text.
-Each takes about 6 minutes on one core. Prints the perplexity on held-out text beside that of token
-frequencies alone, and exits 1 when it is not below half of that.
+Each takes about 6 minutes on one core, the Llama 12. Prints the perplexity on held-out text beside
+that of token frequencies alone, and exits 1 when it is not below half of that.
 
 The last expert of every block of the mixture is cold: once the others are balanced, its row of the
 router is turned away from the mean input, and training goes on without it.
