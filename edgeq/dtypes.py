@@ -23,7 +23,6 @@ ITEM_BYTES: Mapping[str, int] = {
     "U32": 4,
     "I32": 4,
     "U8": 1,
-    "I8": 1,
 }
 """Bytes of a number by its name in safetensors."""
 SMALLEST: Mapping[str, float] = {"float16": 2.0**-24, "bfloat16": 2.0**-60, "float32": 2.0**-60}

@@ -33,6 +33,11 @@ class SuperBlocks:
     scale_limits: tuple[int, int]
     minimum_limits: tuple[int, int] | None = None
 
+    @staticmethod
+    def integer_bits(limits: tuple[int, int]) -> int:
+        """Count the bits that hold an integer between two limits."""
+        return (limits[1] - limits[0]).bit_length()
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:

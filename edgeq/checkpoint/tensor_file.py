@@ -26,6 +26,7 @@ from edgeq.types import (
     OutlierColumns,
     QuantizedLinear,
     ScaleDtype,
+    SuperBlocks,
     ZeroKind,
 )
 
@@ -61,10 +62,10 @@ def parts_of(layer: QuantizedLinear) -> dict[str, NumpyArray]:
         parts["scales"] = layer.scales.astype(stored)
     else:
         parts["super_scales"] = layer.super_scales.astype(np.float16)
-        parts["sub_scales"] = layer.sub_scales.astype(np.int8)
+        parts["sub_scales"] = packed_integers(layer.sub_scales, grid, "sub_scales")
     if layer.super_minima is not None:
         parts["super_minima"] = layer.super_minima.astype(np.float16)
-        parts["sub_minima"] = layer.sub_minima.astype(np.uint8)
+        parts["sub_minima"] = packed_integers(layer.sub_minima, grid, "sub_minima")
     elif grid.zeros == "offset":
         parts["offsets"] = layer.offsets.astype(stored)
     if grid.zeros == "integer":
@@ -73,6 +74,28 @@ def parts_of(layer: QuantizedLinear) -> dict[str, NumpyArray]:
         parts["outlier_columns"] = layer.outliers.columns.astype(np.int32)
         parts["outlier_values"] = layer.outliers.values.astype(stored)
     return parts
+
+
+def integer_limits(grid: Grid, part: str) -> tuple[int, int]:
+    """Give the limits of the integers of two-level scales or minima: "sub_scales", "sub_minima"."""
+    assert grid.super_blocks is not None
+    blocks = grid.super_blocks
+    limits = blocks.scale_limits if part == "sub_scales" else blocks.minimum_limits
+    assert limits is not None
+    return limits
+
+
+def packed_integers(integers: NumpyArray, grid: Grid, part: str) -> NumpyArray:
+    """Pack integers into as many bits as their limits need, the lowest as 0."""
+    limits = integer_limits(grid, part)
+    fields = (integers - limits[0]).astype(np.uint8)
+    return pack_words(fields, SuperBlocks.integer_bits(limits))
+
+
+def _words_of(grid: Grid, part: str, columns: int) -> int:
+    """Count the words of a row that hold its integers."""
+    bits = SuperBlocks.integer_bits(integer_limits(grid, part))
+    return -(-grid.group_count(columns) * bits // WORD_BITS)
 
 
 def stored_grid(grid: Grid) -> list[Any]:
@@ -106,14 +129,14 @@ def stored_parts(name: str, shape: tuple[int, int], grid: Grid) -> Layout:
         parts["scales"] = (CODE_NAMES[grid.scale_dtype], per_group)
     else:
         parts["super_scales"] = ("F16", per_super_block)
-        parts["sub_scales"] = ("I8", per_group)
+        parts["sub_scales"] = ("U32", (rows, _words_of(grid, "sub_scales", columns)))
     if grid.zeros == "integer":
         parts["zeros"] = ("U8", per_group)
     if grid.zeros == "offset" and grid.super_blocks is None:
         parts["offsets"] = (CODE_NAMES[grid.scale_dtype], per_group)
     elif grid.zeros == "offset":
         parts["super_minima"] = ("F16", per_super_block)
-        parts["sub_minima"] = ("U8", per_group)
+        parts["sub_minima"] = ("U32", (rows, _words_of(grid, "sub_minima", columns)))
     count = grid.outlier_count(columns)
     if count:
         parts["outlier_columns"] = ("I32", (count,))
@@ -194,30 +217,29 @@ class TensorFile:
         """Read a tensor whose scales are floats of super-blocks times integers of groups."""
         assert grid.super_blocks is not None
         floats, integers = f"{name}.super_scales", f"{name}.sub_scales"
-        super_scales, scales = self._products(floats, integers, grid.super_blocks.scale_limits)
+        super_scales, scales = self._products(name, "scales")
         if not super_scales.all():
             raise self._damaged(f"has a scale of zero in {floats!r}")
         if not scales.all() and not grid.table:
             raise self._damaged(f"has a scale of zero in {integers!r}")
         super_minima, offsets = None, -scales * np.float32(grid.middle)
-        limits = grid.super_blocks.minimum_limits
-        if limits is not None:
-            floats, integers = f"{name}.super_minima", f"{name}.sub_minima"
-            super_minima, minima = self._products(floats, integers, limits)
+        if grid.super_blocks.minimum_limits is not None:
+            super_minima, minima = self._products(name, "minima")
             offsets = -minima
         outliers = self._outliers(name)
         return QuantizedLinear(codes, scales, offsets, grid, outliers, super_scales, super_minima)
 
-    def _products(
-        self, floats: str, integers: str, limits: tuple[int, int]
-    ) -> tuple[NumpyArray, NumpyArray]:
+    def _products(self, name: str, kind: str) -> tuple[NumpyArray, NumpyArray]:
         """Read the floats of super-blocks, and their products with the integers of groups."""
-        stored, factors = self._finite(floats).astype(np.float32), self._array(integers)
-        low, high = limits
-        if factors.min(initial=low) < low or factors.max(initial=low) > high:
-            raise self._damaged(f"has other numbers than {low} to {high} in {integers!r}")
-        groups = factors.shape[1] // max(1, stored.shape[1])
-        return stored, np.repeat(stored, groups, axis=1) * factors.astype(np.float32)
+        (_, columns), grid = self.grids[name]
+        stored = self._finite(f"{name}.super_{kind}").astype(np.float32)
+        low, high = integer_limits(grid, f"sub_{kind}")
+        groups = grid.group_count(columns)
+        words = self._array(f"{name}.sub_{kind}")
+        fields = unpack_words(words, SuperBlocks.integer_bits((low, high)), groups)
+        integers = fields.astype(np.float32) + np.float32(low)
+        per_block = groups // grid.super_block_count(columns)
+        return stored, np.repeat(stored, per_block, axis=1) * integers
 
     def _outliers(self, name: str) -> OutlierColumns | None:
         (_, in_features), grid = self.grids[name]

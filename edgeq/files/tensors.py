@@ -26,7 +26,6 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
     "U64": np.dtype("<u8"),
     "U32": np.dtype("<u4"),
     "U16": np.dtype("<u2"),

@@ -10,6 +10,7 @@ from command_line import finished
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.run import pipeline
 from edgeq.run.report import read_report
+from edgeq.solving.report import Stage
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "tie_word_embeddings": True}
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "IQ4_XS", "TQ2_0")
@@ -64,7 +65,7 @@ def test_what_was_solved_lies_in_the_file(edgeq, on_type, name):
     assert verified.status == 0
     assert "5 dense, 15 exact; largest deviation from the checkpoint 0\n" in verified.out
     losses = [layer.losses for layer in read_report(Checkpoint(folder)).layers]
-    assert all(loss["refitted"] <= loss["nearest"] for loss in losses)
+    assert all(loss[Stage.REFITTED] <= loss[Stage.NEAREST] for loss in losses)
 
 
 @pytest.mark.parametrize("name", ["Q3_K", "IQ4_XS"])
@@ -97,7 +98,10 @@ def test_other_backends_come_to_the_same_error(on_type, backend, name):
     if backend == "mlx":
         pytest.importorskip("mlx.core", reason="MLX has no build for this system")
     losses = [
-        [layer.losses["refitted"] for layer in read_report(Checkpoint(on_type(name, kind))).layers]
+        [
+            layer.losses[Stage.REFITTED]
+            for layer in read_report(Checkpoint(on_type(name, kind))).layers
+        ]
         for kind in ("cpu", backend)
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.15)
