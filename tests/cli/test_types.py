@@ -49,6 +49,11 @@ def files(folder):
     }
 
 
+def refitted_losses(folder):
+    layers = read_report(Checkpoint(folder)).layers
+    return [layer.losses[Stage.REFITTED] for layer in layers]
+
+
 @pytest.mark.parametrize("name", TYPES)
 def test_what_was_solved_lies_in_the_file(edgeq, on_type, name):
     folder = on_type(name)
@@ -97,12 +102,6 @@ def test_a_stopped_run_continues_to_the_same_bytes(
 def test_other_backends_come_to_the_same_error(on_type, backend, name):
     if backend == "mlx":
         pytest.importorskip("mlx.core", reason="MLX has no build for this system")
-    losses = [
-        [
-            layer.losses[Stage.REFITTED]
-            for layer in read_report(Checkpoint(on_type(name, kind))).layers
-        ]
-        for kind in ("cpu", backend)
-    ]
+    losses = [refitted_losses(on_type(name, kind)) for kind in ("cpu", backend)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.15)
     assert sum(losses[0]) == pytest.approx(sum(losses[1]), rel=0.03)

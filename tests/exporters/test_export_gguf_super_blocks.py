@@ -13,6 +13,7 @@ import torch
 from solved_models import shapes_of, solved, tiny, torch_logits, with_grid
 from tiny_models import products_of, random_layer, tokenizer_files
 
+from benchmarks.llama_cpp_library import LlamaCpp
 from edgeq.checkpoint.certificate import hash_of_layer
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput
@@ -230,6 +231,20 @@ def test_llama_cpp_predicts_like_torch_with_the_dequantized_weights(rng, tmp_pat
     rounded = np.stack(list(LlamaCppLogits(path).logits(windows)))
     assert divergence(expected, exact) < SAME
     assert divergence(expected, rounded) < ROUNDED
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path(LIBRARIES, "libggml-base.so").is_file(), reason=WHERE)
+@every_type
+def test_llama_cpp_of_the_newest_types_predicts_like_torch_too(rng, tmp_path, name):
+    model, export = wide(rng, [SPECIAL[name]])
+    path, _ = GgufExporter().write(export, tmp_path)
+    windows = rng.integers(0, 290, (2, 48))
+    with LlamaCpp(Path(LIBRARIES)).opened(path, 48) as opened:
+        found = np.stack([opened.logits(window) for window in windows])
+    far = divergence(torch_logits(model, export.weights(), windows), found)
+    print(f"{name}: {far:.1e} nats per token")
+    assert far < ROUNDED
 
 
 def divergence(expected, found):
