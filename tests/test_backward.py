@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgeq.streams import backward
 from edgeq_backends.torch.gradients import torch_sensitivities
 
 WINDOWS, LENGTH, SEED = 3, 12, 4
@@ -64,6 +65,19 @@ def test_gradients_are_those_of_the_whole_model(tied):
     np.testing.assert_allclose(found.head_inputs, inputs, rtol=1e-3, atol=1e-5)
     counts = np.bincount(windows.reshape(-1), minlength=40)
     np.testing.assert_allclose(found.tokens, counts / windows.size)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, LENGTH])
+def test_predictions_of_a_few_tokens_at_a_time_change_nothing(tokens, monkeypatch):
+    source = models.MemorySource(models.tiny_llama())
+    windows = np.random.default_rng(0).integers(0, 40, (2, LENGTH))
+    whole = torch_sensitivities(source, windows, seed=SEED)
+    monkeypatch.setattr(backward, "HEAD_NUMBERS", 40 * tokens)
+    in_parts = torch_sensitivities(source, windows, seed=SEED)
+    np.testing.assert_allclose(in_parts.head, whole.head, rtol=1e-5)
+    np.testing.assert_allclose(in_parts.head_inputs, whole.head_inputs, rtol=1e-4, atol=1e-6)
+    for name, squares in whole.outputs.items():
+        np.testing.assert_allclose(in_parts.outputs[name], squares, rtol=1e-4)
 
 
 def test_hidden_states_on_disk_change_nothing(tmp_path):

@@ -34,6 +34,7 @@ def run_allocate(  # noqa: PLR0913, PLR0917 (one argument per option)
     force: bool,
     recipe: Path | None,
     calibration: tuple[str, ...],
+    imatrix: Path | None,
     export_options: Mapping[str, Any],
     max_ram: str | None,
     **options: Any,
@@ -65,6 +66,7 @@ def run_allocate(  # noqa: PLR0913, PLR0917 (one argument per option)
         calibration=calibration,
         exports=exports,
         export_options=export_options,
+        imatrix=imatrix,
     )
     job, _ = fit_job(job, max_ram, output.parent)
     console = make_console(stderr=True)

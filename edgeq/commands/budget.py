@@ -26,7 +26,7 @@ OPTIONS = (
         "--bits-per-weight",
         type=click.FLOAT,
         metavar="BITS",
-        help="The same within so many bits per weight of the checkpoint, such as 3.4.",
+        help="The same within so many bits for each weight in the export's file, such as 3.4.",
     ),
     click.option(
         "--fits",

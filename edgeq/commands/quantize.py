@@ -31,6 +31,7 @@ from edgeq.commands.options import (
 from edgeq.commands.plain_text import visible_line
 
 if TYPE_CHECKING:
+    from edgeq.checkpoint.reader import Checkpoint
     from edgeq.commands.summary import FinishedRun
     from edgeq.run.pipeline import Job
 
@@ -102,7 +103,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.commands.progress import watching  # noqa: PLC0415
     from edgeq.commands.screen import make_console  # noqa: PLC0415
     from edgeq.commands.summary import finish_run, keeping  # noqa: PLC0415
-    from edgeq.measuring.evaluate import check_evaluation, evaluate  # noqa: PLC0415
+    from edgeq.measuring.evaluate import check_evaluation  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
     from edgeq.run.assembly import make_job  # noqa: PLC0415
     from edgeq.run.pipeline import quantize  # noqa: PLC0415
@@ -131,9 +132,17 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     with keeping(checkpoint, flags, evaluated_against=model if evaluated else None):
         finished = finish_run(job, checkpoint, model)
         if evaluated:
-            quality = evaluate(finished.result, reference=model, backend=backend)
-            finished = replace(finished, quality=quality)
+            finished = measured(finished, checkpoint, backend)
     print_finished(finished, as_json=as_json)
+
+
+def measured(finished: "FinishedRun", checkpoint: "Checkpoint", backend: str) -> "FinishedRun":
+    """Evaluate a finished run against the original, and note it beside what a budget predicted."""
+    from edgeq.measuring.evaluate import evaluate  # noqa: PLC0415
+    from edgeq.run.report import with_measured  # noqa: PLC0415
+
+    quality = evaluate(finished.result, reference=finished.original, backend=backend)
+    return replace(finished, quality=quality, report=with_measured(checkpoint, quality))
 
 
 def print_finished(finished: "FinishedRun", *, as_json: bool) -> None:

@@ -18,12 +18,11 @@ from rich.text import Text
 from edgeq.commands.plain_text import visible, visible_line
 from edgeq.commands.summary import FinishedRun
 from edgeq.registry import find_format
-from edgeq.run.allocation import gain_words
+from edgeq.run.allocation import curve_words, gain_words
 from edgeq.words import show_counts
 
 MEGABYTE = 1e6
 MOST_NOTES = 10  # on one screen
-POINTS_SHOWN = 8  # of the curve of a budget, about
 LEAST_SHOWN = 0.5  # seconds of a stage: less would be written as 0
 
 
@@ -89,6 +88,7 @@ def show_run(console: Console, finished: FinishedRun) -> None:
     table.add_row("bits per weight", ", ".join(f"{part} {bits[part]:.2f}" for part in bits))
     if finished.report.budget is not None:
         table.add_row("budget", "\n".join(gain_words(finished.report.budget)))
+        table.add_row("predicted KL", "\n".join(curve_words(finished.report.budget)))
     experts = finished.report.experts
     if experts:
         reached = [expert.tokens for expert in experts]
@@ -135,11 +135,7 @@ def show_allocation(console: Console, found: Mapping[str, Any]) -> None:
     table.add_row("model", found["model"])
     table.add_row("recipe", found["recipe"])
     table.add_row("budget", "\n".join(gain_words(found)))
-    points = found["curve"][:: max(1, len(found["curve"]) // POINTS_SHOWN)]
-    curve = [
-        f"{point['bytes'] / MEGABYTE:9.1f} MB  {point['predicted_kl']:.3g}" for point in points
-    ]
-    table.add_row("predicted KL", "\n".join(curve))
+    table.add_row("predicted KL", "\n".join(curve_words(found)))
     console.print(table, highlight=False, soft_wrap=True)
 
 

@@ -15,7 +15,7 @@ from edgeq.files.json_files import read_json
 from edgeq.files.ownership import ALLOCATION_FILE, REPORT_FILE, RUN_FILE, temporary_of
 from edgeq.recipe.layer_grids import check_exports, plan_grids
 from edgeq.recipe.recipe import Recipe, make_recipe, recipe_settings
-from edgeq.registry import load_exporter
+from edgeq.registry import BACKENDS, load_exporter
 from edgeq.run.budget import Budget, infeasible
 from edgeq.run.candidates import EMBEDDING, Container, Item, find_items, with_options
 from edgeq.run.costs import Costs, measure_costs
@@ -24,6 +24,7 @@ from edgeq.words import show_megabytes
 
 POINTS = 24  # of the curve of sizes against predicted KL divergence
 DEFAULT_FORMAT = "gguf"
+POINTS_SHOWN = 6  # of them on screen, beside the chosen one
 LEAST_GAIN = 0.02  # of the predicted KL divergence: less is within what predictions miss by
 
 
@@ -34,7 +35,9 @@ class Allocation:
     overrides and outer are the settings that a recipe gets; patterns of layers come in the order of
     execution. bytes counts the whole of what the budget is of, limit what was asked for. curve has
     the least predicted KL divergence of all sizes, uniform that of one type for all layers, with
-    the best type of the embedding that the same limit leaves. slack bounds what rounded sizes lost.
+    the best type of the embedding that the same limit leaves, and beside it the least of that size.
+    measured, where it was evaluated, is the KL divergence that was found, by which runtime and on
+    how many tokens. slack bounds what rounded sizes lost.
     """
 
     asked: dict[str, Any]
@@ -50,6 +53,7 @@ class Allocation:
     curve: list[dict[str, float]]
     uniform: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
+    measured: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +95,13 @@ def pose(job: Job, budget: Budget) -> Question:
             f"type {job.recipe.type} says what all layers are stored in, and a budget chooses that "
             "layer by layer; leave out one of them"
         )
+    if job.importance is not None:
+        raise BadInput(
+            "--imatrix with a budget: what types cost is measured on calibration text, and an "
+            "importance matrix is for runs without one; leave out one of them"
+        )
     exporters = tuple(job.exporters) or (load_exporter(DEFAULT_FORMAT),)
-    per_weight = budget.bits_per_weight is not None
-    container = Container(job.source, exporters, counts_checkpoint=per_weight)
+    container = Container(job.source, exporters)
     items = find_items(job.recipe, container)
     grids = plan_grids(job.source, job.recipe)
     first = with_options(grids, items, [0] * len(items))
@@ -109,7 +117,7 @@ def pose(job: Job, budget: Budget) -> Question:
     return question
 
 
-def allocate(question: Question, costs: Costs) -> Allocation:
+def allocate(question: Question, costs: Costs, notes: Sequence[str] = ()) -> Allocation:
     """Choose a type for each item by what each costs, within the budget."""
     items = question.items
     options = [
@@ -125,13 +133,13 @@ def allocate(question: Question, costs: Costs) -> Allocation:
         item.name: [option.size, of_item[number]]
         for item, option, number, of_item in zip(items, picked, chosen.options, costs, strict=True)
     }
-    notes = []
+    notes = list(notes)
     largest = max(sum(max(o.size for o in item) for item in options), knapsack.smallest)
     if chosen.size < question.left and question.left >= largest:
         notes.append("the budget is larger than the types that cost least take")
     return Allocation(
         question.budget.asked,
-        "checkpoint" if question.container.counts_checkpoint else formats_of(question.container),
+        formats_of(question.container),
         question.limit + beside,
         question.fixed + chosen.size + beside,
         question.beside,
@@ -141,7 +149,7 @@ def allocate(question: Question, costs: Costs) -> Allocation:
         overrides,
         spent,
         curve_of(knapsack, question, options),
-        uniform_types(question, options),
+        uniform_types(knapsack, question, options),
         notes,
     )
 
@@ -184,11 +192,13 @@ def curve_of(
     return [{"bytes": beside + size, "predicted_kl": points[size].cost} for size in sorted(points)]
 
 
-def uniform_types(question: Question, options: Sequence[Sequence[Option]]) -> list[dict[str, Any]]:
+def uniform_types(
+    knapsack: Knapsack, question: Question, options: Sequence[Sequence[Option]]
+) -> list[dict[str, Any]]:
     """Say what one type for all layers takes and costs, for each that layers may have.
 
     Layers that cannot have it take the type next in size, as llama.cpp does. The embedding has the
-    best type that keeps within the budget, or the smallest.
+    best type that keeps within the budget, or the one that llama.cpp gives it.
     """
     items = question.items
     labels = dict.fromkeys(
@@ -206,10 +216,18 @@ def uniform_types(question: Question, options: Sequence[Sequence[Option]]) -> li
             if item.name == EMBEDDING:
                 fitting = [each for each in of_item if size + each.size <= question.left]
                 best = min(fitting, key=lambda each: each.cost, default=None)
-                best = best or min(of_item, key=lambda each: each.size)
+                best = best or of_item[usual_embedding(item)]
                 size, cost = size + best.size, cost + best.cost
-        found.append({"type": label, "bytes": beside + size, "predicted_kl": cost})
+        best_kl = knapsack.choose(size).cost
+        row = {"type": label, "bytes": beside + size, "predicted_kl": cost}
+        found.append(row | {"best_of_size": best_kl})
     return sorted(found, key=lambda row: (row["bytes"], row["type"]))
+
+
+def usual_embedding(item: Item) -> int:
+    """Number the type that llama.cpp gives an embedding, or else the largest."""
+    labels = [option.label for option in item.options]
+    return labels.index("Q6_K") if "Q6_K" in labels else len(labels) - 1
 
 
 def nearest(item: Item, label: str, items: Sequence[Item]) -> int:
@@ -227,7 +245,7 @@ def gain_words(stored: Mapping[str, Any]) -> list[str]:
     beside = "".join(f", {part} {show_megabytes(took)}" for part, took in stored["beside"].items())
     lines = [
         f"{size} of {limit} ({stored['format']}{beside})",
-        f"predicted KL divergence {stored['predicted_kl']:.3g}",
+        f"KL divergence: {kl_words(stored)}",
     ]
     fitting = [row for row in stored["uniform"] if row["bytes"] <= stored["limit"]]
     best = min(fitting, key=lambda row: row["predicted_kl"], default=None)
@@ -236,13 +254,37 @@ def gain_words(stored: Mapping[str, Any]) -> list[str]:
     else:
         gain = 1 - stored["predicted_kl"] / best["predicted_kl"] if best["predicted_kl"] else 0.0
         less = f"{gain:.0%} less" if gain >= LEAST_GAIN else "next to nothing less"
-        lines[-1] += (
-            f", {less} than {best['type']} for all layers "
-            f"({best['predicted_kl']:.3g}, {show_megabytes(best['bytes'])})"
+        lines.append(
+            f"predicted {less} than with {best['type']} for all layers: "
+            f"{best['predicted_kl']:.3g} at {show_megabytes(best['bytes'])}, "
+            f"where types by layer give {best['best_of_size']:.3g}"
         )
     if stored["slack"]:
         lines.append(f"sizes were rounded: at most {stored['slack']:.2g} of KL divergence lost")
     return [*lines, *stored["notes"]]
+
+
+def kl_words(stored: Mapping[str, Any]) -> str:
+    """State the KL divergence that is predicted, and what was measured where it was."""
+    measured = stored.get("measured")
+    if measured is None:
+        return f"{stored['predicted_kl']:.3g} predicted"
+    return (
+        f"{stored['predicted_kl']:.3g} predicted, {measured['kl']:.3g} measured "
+        f"({measured['runtime']}, {measured['tokens']} tokens)"
+    )
+
+
+def curve_words(stored: Mapping[str, Any]) -> list[str]:
+    """Write a few sizes with the least predicted KL divergence, and where the choice lies."""
+    chosen = {"bytes": stored["bytes"], "predicted_kl": stored["predicted_kl"]}
+    step = max(1, -(-len(stored["curve"]) // POINTS_SHOWN))
+    points = [point for point in stored["curve"][::step] if point["bytes"] != chosen["bytes"]]
+    lines = []
+    for point in sorted([*points, chosen], key=lambda point: point["bytes"]):
+        mark = "  chosen" if point is chosen else ""
+        lines.append(f"{show_megabytes(point['bytes']):>9}  {point['predicted_kl']:.3g}{mark}")
+    return lines
 
 
 def recipe_of(recipe: Recipe, outer: Mapping[str, Any], overrides: Sequence[Any]) -> Recipe:
@@ -261,13 +303,20 @@ def spend(job: Job, question: Question, observer: Observer) -> Job:
     """
     calibration = start_calibration(job, observer)
     costs = measure_costs(job, question.items, calibration.windows, observer.measured)
-    allocation = allocate(question, costs)
+    allocation = allocate(question, costs, measured_notes(job.backend.name))
     found = with_allocation(job, asdict(allocation))
     grids = plan_grids(found.source, found.recipe)
     check_exports(found.exporters, found.source, grids)
     counted = question.container.bytes_of(grids) + sum(question.beside.values())
     assert counted <= allocation.limit, "bytes of tensors add up"
     return replace(found, make_calibration=lambda *_: calibration)
+
+
+def measured_notes(backend: str) -> list[str]:
+    """Say what a backend left to torch."""
+    if BACKENDS[backend].framework == "torch":
+        return []
+    return [f"sensitivities were measured by torch on the CPU, all else by {backend}"]
 
 
 def with_allocation(job: Job, stored: Mapping[str, Any]) -> Job:

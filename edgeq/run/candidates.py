@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeq.errors import BadInput
 from edgeq.grids.types import GRIDS
-from edgeq.planning.sizes import item_bytes, tensor_bytes
+from edgeq.planning.sizes import item_bytes
 from edgeq.protocols import Exporter, ModelSource
 from edgeq.recipe.layer_grids import Grids, plan_grids
 from edgeq.recipe.recipe import Recipe
@@ -25,7 +25,11 @@ LAYER_TYPES = (
 """GGUF types of linear layers, the first row where all of it fits: llama.cpp's own for rows of
 whole super-blocks, and for others. Ternary types are left out, which no solve makes usable, and
 Q2_0, which installed runtimes do not read."""
-EMBEDDING_TYPES = (("Q4_K", "Q5_K", "Q6_K", "Q8_0"), ("Q4_0", "Q5_0", "Q8_0"))
+EMBEDDING_TYPES = (
+    ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0"),
+    ("Q4_0", "IQ4_NL", "Q5_0", "Q8_0"),
+)
+"""Of embedding and head, rows as above: the largest matrix of a small model."""
 EMBEDDING_BITS = (4, 5, 6, 8)
 GROUPS = (32, 64, 128)
 """Of formats without types: sizes that all of them hold."""
@@ -60,20 +64,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """What holds the model and counts its bytes: exports, or the checkpoint.
-
-    Whatever counts, the types are those that all exports hold.
-    """
+    """The formats that hold the model: its types are those that all of them hold."""
 
     source: ModelSource
     exporters: tuple[Exporter, ...]
-    counts_checkpoint: bool = False
     _known: dict[Any, int] = field(default_factory=dict, compare=False)
 
     def bytes_of(self, grids: Grids) -> int:
         """Count the weights of some tensors, in the format that takes most."""
-        if self.counts_checkpoint:
-            return sum(tensor_bytes(name, *of, self.source) for name, of in grids.items())
         items = {name: item_bytes(self.source, name) for name in grids}
         record = self.source.record
         kept = {name: of for name, of in grids.items() if not record.decoder.is_redundant(name)}
@@ -300,7 +298,7 @@ def with_options(grids: Grids, items: Sequence[Item], chosen: Sequence[int]) -> 
 
 
 def weight_count(source: ModelSource) -> int:
-    """Count the weights of a model's file; those that runtimes compute anew are none of them."""
+    """Count the weights in a model's file; those that runtimes compute anew are none of them."""
     decoder = source.record.decoder
     names = (name for name in source.tensor_names() if not decoder.is_redundant(name))
     return sum(math.prod(source.shape(name)) for name in names)

@@ -29,9 +29,9 @@ from edgeq.sources.hub import download_description
 from edgeq.sources.outline import ModelOutline
 from edgeq.sources.refusals import SHARD_INDEX, SINGLE_FILE
 from edgeq.sources.safetensors_directory import weight_files
+from edgeq.streams.backward import HEAD_COPIES, head_tokens
 from edgeq.words import show_time
 
-PREDICTIONS = 7  # copies of a window's predictions while they are taken back
 SOLVE_PRODUCTS = 3  # of the rows with a square: the solve, and energies around it
 COLUMN_SECONDS = 1e-4  # of a solve for each column, however few rows: calls of the framework
 
@@ -133,8 +133,8 @@ def stage_seconds(job: Job, memory: MemoryPlan, grids: Grids) -> dict[str, float
 def measuring_takes(job: Job, items: Sequence[Item]) -> dict[str, float]:
     """Estimate the seconds that a budget measures types for, and the memory that it takes at most.
 
-    The gradient takes most memory at the head, whose predictions of a window are there several
-    times. Units: bytes, seconds.
+    Most memory take hidden states between all blocks, the head's table, and predictions of some
+    tokens, which are there several times. Units: bytes, seconds.
     """
     decoder, recipe = job.source.record.decoder, job.recipe
     rates = measure_rates(job.backend)
@@ -150,7 +150,8 @@ def measuring_takes(job: Job, items: Sequence[Item]) -> dict[str, float]:
     seconds = 2 * weights * length * passes / rates["forward"] + factors
     seconds += SOLVE_PRODUCTS * operations / rates["solve"] + columns * COLUMN_SECONDS
     states = (len(decoder.layers) + 1) * min(recipe.samples, GRADIENT_WINDOWS) * decoder.hidden
-    predictions = PREDICTIONS * length * decoder.vocabulary
+    at_once = min(length, head_tokens(decoder.vocabulary))
+    predictions = HEAD_COPIES * at_once * decoder.vocabulary
     table = decoder.hidden * decoder.vocabulary
     return {"seconds": seconds, "memory": 4 * (states * length + predictions + table)}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
-from edgeq.files.json_files import MAKE_AGAIN, read_json
+from edgeq.files.json_files import MAKE_AGAIN, read_json, write_json
 from edgeq.files.ownership import REPORT_FILE
 from edgeq.grids.limits import clamped_groups
 from edgeq.protocols import ModelSource
@@ -177,6 +177,21 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not abs(value) <= sys.float_info.max:  # also where it is NaN
             raise ValueError(f"{name} is {value!r:.40} and no number")
+
+
+def with_measured(checkpoint: Checkpoint, quality: Mapping[str, Any]) -> RunReport:
+    """Put the KL divergence that was measured beside the one that a budget predicted, and store it.
+
+    Without a budget the report stays as it is.
+
+    Raises: BadInput when it is missing or damaged.
+    """
+    report = read_report(checkpoint)
+    if report.budget is not None and quality["kl"] is not None:
+        measured = {name: quality[name] for name in ("kl", "runtime", "tokens")}
+        report.budget = {**report.budget, "measured": measured}
+        write_json(checkpoint.path / REPORT_FILE, report.plain())
+    return report
 
 
 def read_report(checkpoint: Checkpoint) -> RunReport:

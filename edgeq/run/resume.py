@@ -20,7 +20,15 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput, DamagedModel, reason_of
 from edgeq.files.hashes import hash_of_content, hash_of_file
 from edgeq.files.json_files import read_json, write_json
-from edgeq.files.ownership import MADE, RUN_FILE, STATES, clear_contents, remove_entry
+from edgeq.files.ownership import (
+    ALLOCATION_FILE,
+    MADE,
+    MARKER_FILE,
+    RUN_FILE,
+    STATES,
+    clear_contents,
+    remove_entry,
+)
 from edgeq.files.storage import (
     bring_back,
     check_destination,
@@ -198,6 +206,9 @@ def working_on(
                 error.add_note(
                     f"{run.done} of {len(files)} blocks are kept; to continue: {ask.again}"
                 )
+            elif (folder / ALLOCATION_FILE).is_file() and not isinstance(error, DamagedModel):
+                keep_allocation(folder)
+                error.add_note(f"the types of the budget are kept; to continue: {ask.again}")
             else:
                 discard(folder)
             raise
@@ -208,6 +219,13 @@ def discard(folder: Path) -> None:
     """Remove a run, first the file that makes it one."""
     (folder / RUN_FILE).unlink(missing_ok=True)
     clear_contents(folder)
+
+
+def keep_allocation(folder: Path) -> None:
+    """Remove all of a run without a block but how its budget is spent, which took long to find."""
+    for entry in folder.iterdir():
+        if entry.name not in {MARKER_FILE, ALLOCATION_FILE}:
+            remove_entry(entry)
 
 
 def open_run(destination: Path, fresh: Run, ask: Ask, check: Callable[[Run], None]) -> Run | None:

@@ -17,8 +17,16 @@ from edgeq.streams.blockwise import BlockwiseModel, split_windows
 from edgeq.streams.hidden_states import HiddenStates
 from edgeq.types import Array, BlockSpec, NumpyArray
 
+HEAD_NUMBERS = 1 << 22  # predictions that are taken back at once: 16 MB in float32
+HEAD_COPIES = 7  # of them while they are taken back
+
 Squares = Mapping[str, NumpyArray]
 """Sums over tokens of squared gradients, by the name of a linear layer. Shapes: (out,)."""
+
+
+def head_tokens(vocabulary: int) -> int:
+    """Count the tokens whose predictions are taken back at once, so that these take little."""
+    return max(1, HEAD_NUMBERS // max(1, vocabulary))
 
 
 @dataclass(slots=True)

@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
+import gguf
+import models
 import pytest
 from command_line import finished
 
@@ -11,6 +14,7 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.storage import size_of
 from edgeq.recipe.recipe import make_recipe, read_recipe
 from edgeq.run import allocation, pipeline
+from edgeq.run.budget import cache_bytes
 
 FAST = ["--quality", "fast"]
 FORMATS = ["gguf", "mlx", "onnx", "gptq", "compressed-tensors"]
@@ -114,15 +118,50 @@ def test_the_result_and_the_screen_say_how_it_was_spent(run, edgeq, saved_model,
         "-o", folder, "--resume",
     )  # fmt: skip
     assert result.status == 0, result.err
-    assert "predicted KL divergence" in " ".join(result.out.split())
+    assert "KL divergence:" in result.out
+    sizes = [line for line in result.out.splitlines() if " MB  " in line]
+    assert sum(line.endswith("chosen") for line in map(str.rstrip, sizes)) == 1
+    assert len(sizes) <= 8  # with that of the files
 
 
-def test_bits_per_weight_are_those_of_the_report(edgeq, saved_model, quick, tmp_path):
-    options = ["--bits-per-weight", "7", "--export", "gguf", *FAST, "-o", tmp_path / "out"]
-    result = edgeq("quantize", saved_model, *quick, *options, "--json")
+@pytest.mark.parametrize("export", [["--export", "gguf"], []])
+def test_bits_per_weight_are_those_of_the_file(export, edgeq, wide_model, quick, tmp_path):
+    """By the library of the format; a budget without an export is that of a GGUF file."""
+    options = ["--bits-per-weight", "5", *export, *FAST, "-o", tmp_path / "out"]
+    result = edgeq("quantize", wide_model, *quick, *options, "--json")
     assert result.status == 0, result.err
-    bits = json.loads(result.out)["bits_per_weight"]["model"]
-    assert 6.5 < bits <= 7
+    if not export:
+        finished("export", tmp_path / "out", "--format", "gguf")
+    tensors = gguf.GGUFReader(tmp_path / "out" / "gguf" / "model.gguf").tensors
+    weights = sum(int(tensor.n_elements) for tensor in tensors)
+    bits = 8 * sum(int(tensor.n_bytes) for tensor in tensors) / weights
+    # all is used but what the smallest step to a larger type would exceed
+    assert 4.8 < bits <= 5
+
+
+@pytest.mark.parametrize(
+    ("name", "smallest"), [("wide_model", {"Q2_K"}), ("saved_model", {"Q4_0", "IQ4_NL"})]
+)
+def test_embeddings_are_chosen_too(name, smallest, request, quick, tmp_path):
+    model = request.getfixturevalue(name)
+    least = known_before(model, quick, "--export", "gguf", "--file-size", "1GB")["smallest"]
+    out = tmp_path / "out"
+    options = ["--file-size", least, "--export", "gguf", *FAST, "-o", out]
+    finished("quantize", model, *quick, *options)
+    tensors = {t.name: t for t in gguf.GGUFReader(out / "gguf" / "model.gguf").tensors}
+    assert tensors["token_embd.weight"].tensor_type.name in smallest
+    assert size_of(out / "gguf" / "model.gguf") <= least
+
+
+def test_what_is_measured_stands_beside_what_is_predicted(edgeq, saved_model, quick, tmp_path):
+    size, out = middle(saved_model, quick, "gguf"), tmp_path / "out"
+    options = ["--file-size", size, "--export", "gguf", *FAST, "--evaluate", "-o", out]
+    found = json.loads(finished("quantize", saved_model, *quick, *options, "--json").out)
+    stored = json.loads((out / "report.json").read_text(encoding="utf-8"))["budget"]
+    assert stored == found["budget"]
+    assert stored["measured"]["kl"] == found["quality"]["kl"]
+    again = finished("quantize", saved_model, *quick, *options, "--resume")
+    assert " measured (llama.cpp" in " ".join(again.out.split())
 
 
 def test_a_device_holds_weights_and_cache_and_runtime(saved_model, quick):
@@ -132,6 +171,23 @@ def test_a_device_holds_weights_and_cache_and_runtime(saved_model, quick):
     assert found["beside"]["keys and values"] == 2 * 2 * 2 * 16 * context * 2
     whole = known_before(saved_model, quick, "--fits", "1GB", "--context", 2 * context)
     assert whole["beside"]["keys and values"] == 2 * found["beside"]["keys and values"]
+
+
+@pytest.mark.parametrize(
+    ("sliding", "tokens"),
+    # all blocks keep the context where llama.cpp knows of no window; else those with one keep it
+    # and a batch
+    [([None, None], 4096 + 4096), ([64, None], 64 + 512 + 4096), ([64, 64], 4096 + 4096)],
+)
+def test_blocks_with_a_window_keep_less(sliding, tokens):
+    decoder = models.MemorySource(models.tiny_llama()).record.decoder
+    layers = tuple(
+        replace(layer, attention=replace(layer.attention, window=window))
+        for layer, window in zip(decoder.layers, sliding, strict=True)
+    )
+    one = decoder.layers[0].attention
+    numbers = 2 * one.key_heads * one.head_size
+    assert cache_bytes(replace(decoder, layers=layers), 4096) == 2 * numbers * tokens
 
 
 @pytest.mark.parametrize("kind", ["--file-size", "--fits", "--bits-per-weight"])
@@ -172,6 +228,28 @@ def test_layers_that_a_runtime_fuses_get_one_type(edgeq, saved_model, quick, tmp
     # and no others: four choices in each block
     rows = finished("plan", saved_model, *quick, "--export", name, "--file-size", size, "--json")
     assert json.loads(rows.out)["budget"]["items"] == 8
+
+
+def test_an_importance_matrix_is_no_budget(edgeq, saved_model, quick, tmp_path):
+    matrix, out = tmp_path / "some.gguf", tmp_path / "out"
+    finished("imatrix", saved_model, "-o", matrix, *quick)
+    for command in (["plan"], ["quantize", "-o", out], ["allocate", "-o", out]):
+        result = edgeq(
+            command[0], saved_model, *command[1:], "--imatrix", matrix, "--file-size", "1GB",
+            "--backend", "cpu",
+        )  # fmt: skip
+        assert result.status == 1
+        assert result.err.startswith("edgeq: --imatrix with a budget")
+        assert len(result.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [matrix]
+
+
+def test_what_mlx_leaves_to_torch_is_said(edgeq, saved_model, quick, tmp_path):
+    pytest.importorskip("mlx.core")
+    options = ["--file-size", "1GB", "--backend", "mlx", "-o", tmp_path / "recipe.toml"]
+    result = edgeq("allocate", saved_model, *quick, *options)
+    assert result.status == 0, result.err
+    assert "measured by torch" in " ".join(result.out.split())
 
 
 def test_what_overrides_state_stays(edgeq, saved_model, quick, tmp_path):
@@ -221,6 +299,47 @@ def test_allocate_asks_for_a_budget_and_a_free_place(edgeq, saved_model, quick, 
     assert result.status == 1
     assert "is there already" in result.err
     assert file.read_text(encoding="utf-8") == "mine"
+
+
+def interrupt(*arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def fail(*arguments):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("stop", [interrupt, fail])
+def test_a_stop_before_the_first_block_keeps_the_choice(
+    stop, run, edgeq, saved_model, quick, tmp_path, monkeypatch
+):
+    size, folder, _ = run
+    options = ["--file-size", size, "--export", "gguf", *FAST]
+    output = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "write_part", stop)
+        result = edgeq("quantize", saved_model, *quick, *options, "-o", output)
+    assert "the types of the budget are kept; to continue: " in result.err
+    kept = {path.name for path in (tmp_path / ".out.edgeq-partial").iterdir()}
+    assert kept == {"EDGEQ-UNFINISHED", "allocation.json"}
+
+    def measured_again(*arguments):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(allocation, "measure_costs", measured_again)
+    result = edgeq("quantize", saved_model, *quick, *options, "-o", output, "--resume")
+    assert result.status == 0, result.err
+    assert (output / "report.json").read_bytes() == (folder / "report.json").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_stop_while_types_are_measured_leaves_nothing(
+    edgeq, saved_model, quick, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(allocation, "measure_costs", interrupt)
+    options = ["--file-size", "1GB", *FAST, "-o", tmp_path / "out"]
+    assert edgeq("quantize", saved_model, *quick, *options).status == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_goes_on_does_not_measure_again(

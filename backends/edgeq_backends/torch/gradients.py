@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgeq.decoder import Decoder
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
-from edgeq.streams.backward import HeadMoments, Sensitivities, Squares, measure_sensitivities
+from edgeq.streams.backward import (
+    HeadMoments,
+    Sensitivities,
+    Squares,
+    head_tokens,
+    measure_sensitivities,
+)
 from edgeq.streams.hidden_states import HiddenStates, StatesInMemory, StatesOnDisk
 from edgeq.types import BlockSpec, NumpyArray
 from edgeq_backends.torch.experts import traced_experts
@@ -113,17 +120,24 @@ class TracedModel(StreamedModel):
         try:
             with self._filled(self._outer):
                 for batch, ids in enumerate(batches):
-                    states = hidden.read(batch).detach().requires_grad_(True)
-                    self.places[-1].result = states
-                    with torch.enable_grad():
-                        logits = self._run(ids).float()
-                    yield self._of_batch(states, logits, seen, draws[batch])
-                    seen.clear()
+                    states = hidden.read(batch).detach()
+                    parts = []
+                    # behind the last block each token is on its own
+                    for part in parts_of_window(ids.shape[1], self.source.record.decoder):
+                        before = states[:, part].requires_grad_(True)
+                        self.places[-1].result = before
+                        with torch.enable_grad():
+                            logits = self._run(ids[:, part]).float()
+                        parts.append(self._of_part(before, logits, seen, draws[batch][:, part]))
+                        del logits
+                        seen.clear()
+                    gradients, moments = zip(*parts, strict=True)
+                    yield torch.cat(gradients, dim=1), total_moments(moments)
         finally:
             self.places[-1].result = None
             hook.remove()
 
-    def _of_batch(
+    def _of_part(
         self,
         states: torch.Tensor,
         logits: torch.Tensor,
@@ -153,6 +167,19 @@ class TracedModel(StreamedModel):
             (inputs.T @ inputs).double().cpu().numpy(),
         )
         return gradient, moments
+
+
+def parts_of_window(length: int, decoder: Decoder) -> list[slice]:
+    """Cut a window so that the predictions of a part take little memory."""
+    size = head_tokens(decoder.vocabulary)
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def total_moments(parts: Sequence[HeadMoments]) -> HeadMoments:
+    """Add the sums of all parts of a window."""
+    squares = [part.squares for part in parts if part.squares is not None]
+    inputs = [part.inputs for part in parts if part.inputs is not None]
+    return HeadMoments(np.sum(squares, axis=0), np.sum(inputs, axis=0))
 
 
 def _note_output(
