@@ -31,6 +31,16 @@ def test_every_option_in_the_readme_exists():
         assert set(re.findall(r"--[a-z-]+", command)) <= options | secondary, command
 
 
+def test_every_option_in_the_examples_of_the_command_line_exists():
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    (edgeq .*)$", text, re.MULTILINE)
+    assert any(command.startswith("edgeq allocate ") for command in commands)
+    for command in commands:
+        items = cli.commands[command.split()[1]].get_params(click.Context(cli))
+        options = {option for item in items for option in (*item.opts, *item.secondary_opts)}
+        assert set(re.findall(r" (--?[a-z][a-z-]*)", command)) <= options, command
+
+
 def test_the_recipe_in_the_readme_is_valid():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     recipe = make_recipe(tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1]))

@@ -111,8 +111,7 @@ def cache_bytes(decoder: Decoder, context: int) -> int:
     """Count the cache of keys and values of a text, in float16.
 
     Where only some blocks have a window, these keep it and the tokens that are computed at once.
-    Where all have one, llama.cpp keeps the whole context. Blocks without attention keep a state of
-    fixed size, which is not counted.
+    Where all have one, llama.cpp keeps the whole context.
 
     Raises: UnsupportedModel where no block's attention is described.
     """
