@@ -86,7 +86,7 @@ def within_budget(
     question = pose(job, budget)
     if place is not None:
         refuse_other(place.output, Ask(place.force, place.resume))
-        stored = stored_allocation(place.output, budget) if place.resume else None
+        stored = stored_allocation(place.output, question) if place.resume else None
         if stored is not None:
             return with_allocation(job, stored)
     check_gradients()

@@ -334,11 +334,15 @@ def with_allocation(job: Job, stored: Mapping[str, Any]) -> Job:
     return replace(job, recipe=recipe, allocation=stored)
 
 
-def stored_allocation(output: Path, budget: Budget) -> Mapping[str, Any] | None:
+def stored_allocation(output: Path, question: Question) -> Mapping[str, Any] | None:
     """Find how the run that is there, unfinished or complete, spent its budget; None without one.
+
+    Whether a run with blocks is that of this model and recipe is seen when it goes on. A choice
+    that is kept without one counts where it is of the same tensors and formats.
 
     Raises: BadInput where it was another budget.
     """
+    budget = question.budget
     working = temporary_of(output.resolve())
     for path, inside in (
         (working / RUN_FILE, ("progress", "budget")),
@@ -356,5 +360,18 @@ def stored_allocation(output: Path, budget: Budget) -> Mapping[str, Any] | None:
                 f"{budget.asked}); continue it with what it was started with, or start over with "
                 "--force and without --resume"
             )
+        if path.name == ALLOCATION_FILE and not answers(found, question):
+            continue
         return found
     return None
+
+
+def answers(stored: Mapping[str, Any], question: Question) -> bool:
+    """Say whether a stored choice is one of the same tensors, in the same formats and bytes."""
+    spent = stored.get("spent")
+    return (
+        stored.get("format") == formats_of(question.container)
+        and stored.get("limit") == question.limit + sum(question.beside.values())
+        and isinstance(spent, dict)
+        and set(spent) == {item.name for item in question.items}
+    )

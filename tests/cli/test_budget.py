@@ -333,6 +333,18 @@ def test_a_stop_before_the_first_block_keeps_the_choice(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_choice_for_other_files_is_not_taken(edgeq, saved_model, quick, tmp_path, monkeypatch):
+    size, output = middle(saved_model, quick, "onnx"), tmp_path / "out"
+    options = ["--file-size", size, *FAST, "-o", output]
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "write_part", interrupt)
+        edgeq("quantize", saved_model, *quick, *options, "--export", "gguf")
+    options += ["--export", "onnx", "--resume", "--json"]
+    found = json.loads(finished("quantize", saved_model, *quick, *options).out)
+    assert found["budget"]["format"] == "onnx"
+    assert found["bytes"]["onnx"] <= size
+
+
 def test_a_stop_while_types_are_measured_leaves_nothing(
     edgeq, saved_model, quick, tmp_path, monkeypatch
 ):
