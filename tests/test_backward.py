@@ -17,6 +17,7 @@ WINDOWS, LENGTH, SEED = 3, 12, 4
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@torch.enable_grad()
 def brute_force(model, windows):
     """Squared gradients of each linear layer's output, and of the hidden states before block 0."""
     model = model.double()
@@ -67,6 +68,17 @@ def test_gradients_are_those_of_the_whole_model(tied):
     np.testing.assert_allclose(found.tokens, counts / windows.size)
 
 
+def test_a_caller_that_wants_no_gradients_itself_gets_the_same():
+    source = models.MemorySource(models.tiny_llama())
+    windows = np.random.default_rng(0).integers(0, 40, (2, LENGTH))
+    expected = torch_sensitivities(source, windows, seed=SEED)
+    with torch.no_grad():
+        found = torch_sensitivities(source, windows, seed=SEED)
+    np.testing.assert_array_equal(found.head, expected.head)
+    for name, squares in expected.outputs.items():
+        np.testing.assert_array_equal(found.outputs[name], squares)
+
+
 @pytest.mark.parametrize("tokens", [1, 5, LENGTH])
 def test_predictions_of_a_few_tokens_at_a_time_change_nothing(tokens, monkeypatch):
     source = models.MemorySource(models.tiny_llama())
@@ -105,6 +117,7 @@ def test_experts_count_the_tokens_that_reach_them():
             )
 
 
+@torch.enable_grad()
 def squares_by_weight(model, windows):
     """Make what finds the sum of squared gradients of a layer of an expert."""
     model = model.double()

@@ -137,6 +137,7 @@ class TracedModel(StreamedModel):
             self.places[-1].result = None
             hook.remove()
 
+    @torch.enable_grad()
     def _of_part(
         self,
         states: torch.Tensor,
