@@ -241,7 +241,7 @@ def started(monkeypatch):
 
 
 def test_all_chats_of_a_text_share_one_process_that_ends_with_the_text(tmp_path, started):
-    chats = [[USER | {"content": f"{number} \ud7ff🙂\x85"}, ASSISTANT] for number in range(2000)]
+    chats = [[USER | {"content": f"{number} \ud7ff🙂\x85"}, ASSISTANT] for number in range(500)]
     path = saved(tmp_path, [{"messages": messages} for messages in chats])
     text = open_text(path, source_with(CHAT_ML))
     assert text == "".join(text_by_transformers(CHAT_ML, messages) for messages in chats)

@@ -126,10 +126,10 @@ def layers_of(model):
 @pytest.mark.parametrize(
     ("model", "bits"),
     [
-        ("glassllm", 4),
+        pytest.param("glassllm", 4, marks=SLOW),
         ("glassllm", 3),
         ("glassllm", 2),
-        ("rows of demo", 3),
+        pytest.param("rows of demo", 3, marks=SLOW),
         pytest.param("demo", 4, marks=SLOW),
         pytest.param("demo", 3, marks=SLOW),
         pytest.param("demo", 2, marks=SLOW),
