@@ -14,9 +14,11 @@ from edgeq.dtypes import LARGEST, LARGEST_WEIGHT, NUMPY, SMALLEST
 from edgeq.errors import BadInput
 from edgeq.files.json_files import json_bytes
 from edgeq.grids.limits import check_size, clamped_groups
+from edgeq.grids.types import SPECIAL, SUPER_COLUMNS
 from edgeq.recipe.recipe import make_recipe
 from edgeq.run.report import RunReport
 from edgeq.solving.layer import solve_layer, solve_without_statistics
+from edgeq.solving.report import Stage
 from edgeq.solving.site import Layer, prepare_site
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import Grid, LayerStatistics
@@ -35,17 +37,17 @@ RECIPES = {
 }
 
 
-def awkward_rows(rng):
+def awkward_rows(rng, columns=IN):
     """Rows that are exact in float32, by what is odd in them."""
-    base = rng.standard_normal(IN)
-    column = np.arange(IN)
+    base = rng.standard_normal(columns)
+    column = np.arange(columns)
     rows = {
         "ordinary": base,
         "zeros": 0 * base,
         "a group of zeros": np.where(column < 32, 0, base),
         "columns of zeros": np.where(column % 4 == 0, 0, base),
-        "constant": np.full(IN, 0.7),
-        "negative constant": np.full(IN, -0.7),
+        "constant": np.full(columns, 0.7),
+        "negative constant": np.full(columns, -0.7),
         "positive": np.abs(base),
         "one weight": np.where(column == 40, 0.3, 0),
         "an outlier": np.where(column == 5, 1e4, base),
@@ -102,6 +104,18 @@ def test_no_row_of_an_embedding_is_worse_than_plainly_rounded(backend, rng, scal
         noise = IN * (1e-6 * np.abs(W).max(axis=1).astype(np.float64)) ** 2
         worse = error > 1.001 * plainly_rounded(W, grid) + noise
         assert not worse.any(), (grid, np.array(list(rows))[worse])
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_no_row_on_a_type_is_worse_than_zeros(backend, rng, name):
+    """Every type holds zeros, also where weights are far below its least scale."""
+    rows = awkward_rows(rng, SUPER_COLUMNS)
+    W = np.stack(list(rows.values()))
+    solved = solve_without_statistics(W, SPECIAL[name], make_recipe({}), backend)
+    check_held(solved)
+    error = ((solved.dequantized().astype(np.float64) - W) ** 2).sum(axis=1)
+    worse = error > 1.001 * (W.astype(np.float64) ** 2).sum(axis=1)
+    assert not worse.any(), np.array(list(rows))[worse]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +181,21 @@ def test_an_offset_beyond_its_type_is_refused_by_name_and_not_by_a_warning(backe
     )
     with pytest.raises(BadInput, match=r"'w': .* exceeds float16; choose scale_dtype bfloat16"):
         clamped_groups("w", W, solved)
+
+
+def test_a_loss_that_is_no_number_is_not_reported(backend, rng):
+    """Plain rounding alone finds offsets beyond their type here; what is solved has none."""
+    W, X, _ = plain.random_layer(rng, in_features=IN)
+    W[0, 0] = -1e5
+    recipe = make_recipe({"zeros": "offset", "solver": "rtn"})
+    statistics = LayerStatistics(backend.asarray(plain.moments(X, X)[0]), None, 300)
+    site = prepare_site(statistics, recipe, backend)
+    layer = Layer("w", backend.asarray(W), Grid(4, None, "offset"), site, recipe)
+    solved, report = solve_layer(layer, Stopwatch())
+    check_held(solved)
+    assert Stage.NEAREST not in report.losses
+    assert 0 <= report.final_loss < 1
+    assert json_bytes(report.losses)
 
 
 @pytest.mark.parametrize("largest", [1e15, 1e30, 3.4e38])

@@ -96,6 +96,9 @@ def _search_rows(groups: Groups, search: ScaleSearch) -> Solution:
         backend.evaluate(best.scales, best.offsets, best_loss)
     for _ in range(search.refits):
         best, best_loss = _keep_better(groups, best, best_loss, _least_squares(groups, best))
+    if grid.table:  # weights far below the least scale are nearer to zero than to any level of it
+        zero = Solution(0.0 * best.scales, 0.0 * best.offsets)
+        best, _ = _keep_better(groups, best, best_loss, zero)
     return best
 
 

@@ -6,7 +6,7 @@ here loads NumPy: the options of the command line are made from these names.
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from edgeq.errors import BadInput
@@ -107,10 +107,30 @@ def check_type_alone(given: Mapping[str, Any], *, options: bool = False) -> None
             f"{called('type')}{equals} {named} says bits, groups and zeros itself; leave out {flag}"
         )
     chosen = given.get("embedding_type")
-    if chosen not in (None, AUTOMATIC) and given.get("embedding_bits") is not None:
+    if chosen is not None and given.get("embedding_bits") is not None:
         raise BadInput(
             f"{called('embedding_type')}{equals} {chosen} says bits and groups itself; "
             f"leave out {called('embedding_bits')}"
+        )
+
+
+def check_types_are_asked(given: Mapping[str, Any], types: Collection[str | None]) -> None:
+    """Refuse settings that go by types where no layer has one; else they would change nothing.
+
+    types are those of the recipe and its overrides, None where bits are said.
+
+    Raises: BadInput.
+    """
+    narrow = given.get("narrow_type", AUTOMATIC)
+    if narrow != AUTOMATIC and not any(types):
+        raise BadInput(
+            f"narrow_type = {narrow} is for layers that a type does not fit, and none is to have "
+            "a type; set type too, or leave out narrow_type"
+        )
+    if given.get("embedding_type") == AUTOMATIC and given.get("type") is None:
+        raise BadInput(
+            "embedding_type = auto goes by the type of linear layers, which is not set; "
+            "set type, name a type such as Q6_K, or set embedding_bits instead"
         )
 
 
@@ -120,7 +140,9 @@ def without_replaced(stated: Mapping[str, Any], chosen: Mapping[str, Any]) -> di
     if "type" in chosen:
         replaced |= {*REPLACED, "embedding_bits"} - {*chosen}
     if "bits" in chosen:
-        replaced.add("type")
+        replaced |= {"type", "narrow_type"}
+        if stated.get("embedding_type") == AUTOMATIC:
+            replaced.add("embedding_type")
     if "embedding_type" in chosen:
         replaced.add("embedding_bits")
     if "embedding_bits" in chosen:
