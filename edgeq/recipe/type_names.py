@@ -102,7 +102,7 @@ def check_type_alone(given: Mapping[str, Any], *, options: bool = False) -> None
     named, equals = given.get("type"), "" if options else " ="
     both = [name for name in REPLACED if given.get(name) is not None]
     if named is not None and both:
-        flag = "--symmetric or --asymmetric" if options and both[0] == "zeros" else called(both[0])
+        flag = option_of(both[0]) if options else both[0]
         raise BadInput(
             f"{called('type')}{equals} {named} says bits, groups and zeros itself; leave out {flag}"
         )
@@ -111,6 +111,25 @@ def check_type_alone(given: Mapping[str, Any], *, options: bool = False) -> None
         raise BadInput(
             f"{called('embedding_type')}{equals} {chosen} says bits and groups itself; "
             f"leave out {called('embedding_bits')}"
+        )
+
+
+def option_of(name: str) -> str:
+    """Write one of the settings that a type replaces as its option."""
+    return "--symmetric or --asymmetric" if name == "zeros" else f"--{name.replace('_', '-')}"
+
+
+def check_options_beside(stated: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    """Refuse options that change groups or zeros of the type that a recipe file states.
+
+    Raises: BadInput.
+    """
+    changed = [name for name in REPLACED if name in chosen]
+    if stated.get("type") is not None and changed and not {"type", "bits"} & chosen.keys():
+        flag = option_of(changed[0])
+        raise BadInput(
+            f"the recipe's type = {stated['type']!s:.60} says bits, groups and zeros itself; "
+            f"leave out {flag}, or give --bits too"
         )
 
 

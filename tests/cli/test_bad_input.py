@@ -267,3 +267,14 @@ def test_a_recipe_on_types_gives_way_to_bits_that_are_asked_for(
     result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *quick, *options)
     assert result.status == 0, result.err
     assert "3 bits, group 32, symmetric" in result.out
+
+
+@pytest.mark.parametrize("option", ["--asymmetric", "--symmetric", "--group-size 64"])
+def test_options_that_the_type_of_a_recipe_excludes_are_named(
+    refuse, saved_model, tmp_path, option
+):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('type = "Q4_K"\n')
+    line = refuse(saved_model, "--recipe", recipe, *option.split())
+    assert "the recipe's type = Q4_K says bits, groups and zeros itself; leave out --" in line
+    assert option.split()[0] in line
