@@ -203,3 +203,28 @@ def test_weights_whose_squares_overflow_are_refused_by_name(largest):
     check_size("w", LARGEST_WEIGHT)
     with pytest.raises(BadInput, match=r"tensor 'w' holds a weight of .*keep the tensor dense"):
         check_size("w", largest)
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q4_K", "Q5_K"])
+def test_weights_far_above_zero_need_no_minimum(backend, rng, name):
+    """Minima of types lie at zero or below: scales are fitted without one, not beside it."""
+    W = (1 + 0.1 * rng.standard_normal((32, SUPER_COLUMNS))).astype(np.float32)
+    solved = solve_without_statistics(W, SPECIAL[name], make_recipe({}), backend)
+    error = ((solved.dequantized().astype(np.float64) - W) ** 2).sum(axis=1)
+    step = W.max(axis=1) / SPECIAL[name].max_code
+    assert (error < SUPER_COLUMNS * step**2 / 6).all()
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q4_K", "Q5_K"])
+@pytest.mark.parametrize("mean", [0.2, 1.0, -0.2])
+def test_a_group_of_equal_codes_does_not_decide_for_its_super_block(backend, rng, name, mean):
+    """Its own best scale is arbitrary, and a large one takes all others to zero."""
+    W = (mean + 0.02 * rng.standard_normal((64, SUPER_COLUMNS))).astype(np.float32)
+    X = rng.standard_normal((100, SUPER_COLUMNS))
+    statistics = LayerStatistics(backend.asarray(X.T @ X / 100), None, 100)
+    recipe = make_recipe({"type": name, "solver": "rtn", "scales": "first"})
+    site = prepare_site(statistics, recipe, backend)
+    layer = Layer("w", backend.asarray(W), SPECIAL[name], site, recipe)
+    solved, _ = solve_layer(layer, Stopwatch())
+    assert np.abs(solved.super_scales).max() < 1
+    assert np.abs(solved.dequantized() - W).max() < 0.5 * abs(mean)
