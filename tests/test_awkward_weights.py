@@ -14,9 +14,11 @@ from edgeq.dtypes import LARGEST, LARGEST_WEIGHT, NUMPY, SMALLEST
 from edgeq.errors import BadInput
 from edgeq.files.json_files import json_bytes
 from edgeq.grids.limits import check_size, clamped_groups
+from edgeq.grids.types import SPECIAL, SUPER_COLUMNS
 from edgeq.recipe.recipe import make_recipe
 from edgeq.run.report import RunReport
 from edgeq.solving.layer import solve_layer, solve_without_statistics
+from edgeq.solving.report import Stage
 from edgeq.solving.site import Layer, prepare_site
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import Grid, LayerStatistics
@@ -35,17 +37,17 @@ RECIPES = {
 }
 
 
-def awkward_rows(rng):
+def awkward_rows(rng, columns=IN):
     """Rows that are exact in float32, by what is odd in them."""
-    base = rng.standard_normal(IN)
-    column = np.arange(IN)
+    base = rng.standard_normal(columns)
+    column = np.arange(columns)
     rows = {
         "ordinary": base,
         "zeros": 0 * base,
         "a group of zeros": np.where(column < 32, 0, base),
         "columns of zeros": np.where(column % 4 == 0, 0, base),
-        "constant": np.full(IN, 0.7),
-        "negative constant": np.full(IN, -0.7),
+        "constant": np.full(columns, 0.7),
+        "negative constant": np.full(columns, -0.7),
         "positive": np.abs(base),
         "one weight": np.where(column == 40, 0.3, 0),
         "an outlier": np.where(column == 5, 1e4, base),
@@ -102,6 +104,18 @@ def test_no_row_of_an_embedding_is_worse_than_plainly_rounded(backend, rng, scal
         noise = IN * (1e-6 * np.abs(W).max(axis=1).astype(np.float64)) ** 2
         worse = error > 1.001 * plainly_rounded(W, grid) + noise
         assert not worse.any(), (grid, np.array(list(rows))[worse])
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_no_row_on_a_type_is_worse_than_zeros(backend, rng, name):
+    """Every type holds zeros, also where weights are far below its least scale."""
+    rows = awkward_rows(rng, SUPER_COLUMNS)
+    W = np.stack(list(rows.values()))
+    solved = solve_without_statistics(W, SPECIAL[name], make_recipe({}), backend)
+    check_held(solved)
+    error = ((solved.dequantized().astype(np.float64) - W) ** 2).sum(axis=1)
+    worse = error > 1.001 * (W.astype(np.float64) ** 2).sum(axis=1)
+    assert not worse.any(), np.array(list(rows))[worse]
 
 
 @pytest.mark.parametrize(
@@ -169,8 +183,48 @@ def test_an_offset_beyond_its_type_is_refused_by_name_and_not_by_a_warning(backe
         clamped_groups("w", W, solved)
 
 
+def test_a_loss_that_is_no_number_is_not_reported(backend, rng):
+    """Plain rounding alone finds offsets beyond their type here; what is solved has none."""
+    W, X, _ = plain.random_layer(rng, in_features=IN)
+    W[0, 0] = -1e5
+    recipe = make_recipe({"zeros": "offset", "solver": "rtn"})
+    statistics = LayerStatistics(backend.asarray(plain.moments(X, X)[0]), None, 300)
+    site = prepare_site(statistics, recipe, backend)
+    layer = Layer("w", backend.asarray(W), Grid(4, None, "offset"), site, recipe)
+    solved, report = solve_layer(layer, Stopwatch())
+    check_held(solved)
+    assert Stage.NEAREST not in report.losses
+    assert 0 <= report.final_loss < 1
+    assert json_bytes(report.losses)
+
+
 @pytest.mark.parametrize("largest", [1e15, 1e30, 3.4e38])
 def test_weights_whose_squares_overflow_are_refused_by_name(largest):
     check_size("w", LARGEST_WEIGHT)
     with pytest.raises(BadInput, match=r"tensor 'w' holds a weight of .*keep the tensor dense"):
         check_size("w", largest)
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q4_K", "Q5_K"])
+def test_weights_far_above_zero_need_no_minimum(backend, rng, name):
+    """Minima of types lie at zero or below: scales are fitted without one, not beside it."""
+    W = (1 + 0.1 * rng.standard_normal((32, SUPER_COLUMNS))).astype(np.float32)
+    solved = solve_without_statistics(W, SPECIAL[name], make_recipe({}), backend)
+    error = ((solved.dequantized().astype(np.float64) - W) ** 2).sum(axis=1)
+    step = W.max(axis=1) / SPECIAL[name].max_code
+    assert (error < SUPER_COLUMNS * step**2 / 6).all()
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q4_K", "Q5_K"])
+@pytest.mark.parametrize("mean", [0.2, 1.0, -0.2])
+def test_a_group_of_equal_codes_does_not_decide_for_its_super_block(backend, rng, name, mean):
+    """Its own best scale is arbitrary, and a large one takes all others to zero."""
+    W = (mean + 0.02 * rng.standard_normal((64, SUPER_COLUMNS))).astype(np.float32)
+    X = rng.standard_normal((100, SUPER_COLUMNS))
+    statistics = LayerStatistics(backend.asarray(X.T @ X / 100), None, 100)
+    recipe = make_recipe({"type": name, "solver": "rtn", "scales": "first"})
+    site = prepare_site(statistics, recipe, backend)
+    layer = Layer("w", backend.asarray(W), SPECIAL[name], site, recipe)
+    solved, _ = solve_layer(layer, Stopwatch())
+    assert np.abs(solved.super_scales).max() < 1
+    assert np.abs(solved.dequantized() - W).max() < 0.5 * abs(mean)

@@ -154,8 +154,8 @@ def test_a_value_outside_of_its_rule_is_refused_with_the_rule(name, value):
     ("name", "value"), [(name, value) for name in GOOD_VALUES for value in GOOD_VALUES[name]]
 )
 def test_values_inside_of_a_rule_are_taken(name, value):
-    needed = {"sweeps": 10} if name == "relaxed_sweeps" else {}
-    assert getattr(make_recipe({**needed, name: value}), name) == value
+    needed = {"relaxed_sweeps": {"sweeps": 10}, "narrow_type": {"type": "Q4_K"}}
+    assert getattr(make_recipe({**needed.get(name, {}), name: value}), name) == value
 
 
 def test_relaxed_sweeps_are_refused_where_they_are_too_few_to_pay():
@@ -394,6 +394,10 @@ def test_an_override_may_have_a_type_where_the_recipe_has_bits():
         ({"type": "Q4_K", "zeros": "offset"}, "leave out zeros"),
         ({"type": "Q4_K", "outlier_columns": 0.01}, "types have no outlier columns"),
         ({"embedding_type": "Q6_K", "embedding_bits": 8}, "leave out embedding_bits"),
+        ({"type": "Q4_K", "embedding_type": "auto", "embedding_bits": 8}, "leave out embedding_b"),
+        ({"bits": 3, "embedding_type": "auto"}, "set type, name a type such as Q6_K, or set"),
+        ({"narrow_type": "q4_0"}, "narrow_type = Q4_0 is for layers that a type does not fit"),
+        ({"embedding_type": "Q6_K", "narrow_type": "Q4_0"}, "set type too, or leave out narrow"),
         ({"overrides": [{"layers": "*", "type": "Q4_K_M"}]}, "a mix chooses types for a whole"),
         ({"overrides": [{"layers": "*", "type": "Q4_K", "bits": 3}]}, "leave out bits"),
         ({"overrides": [{"layers": "*", "type": "IQ1_S"}]}, "override setting type = 'IQ1_S'"),
@@ -418,8 +422,8 @@ def test_types_are_refused_where_they_do_not_go(settings, part):
         {"type": "q3_k_m", "embedding_bits": 4, "narrow_type": "iq4_nl"},
         {"type": "Q2_K", "embedding_type": 16},
         {"type": "Q2_K", "embedding_type": "q8_0"},
-        {"bits": 3, "embedding_type": "auto"},
         {"bits": 3, "overrides": [{"layers": "*", "type": "q5_k"}]},
+        {"narrow_type": "q4_0", "overrides": [{"layers": "*", "type": "q5_k"}]},
         {"type": "Q4_K", "overrides": [{"layers": "*", "bits": 4, "zeros": "offset"}]},
     ],
 )
@@ -433,5 +437,4 @@ def test_recipes_with_types_are_the_inverse_of_their_settings(settings):
 def test_the_embedding_goes_by_the_type_unless_its_bits_are_said():
     assert make_recipe({"type": "Q4_K"}).embedding_type == "auto"
     assert make_recipe({"type": "Q4_K", "embedding_bits": 4}).embedding_type is None
-    assert make_recipe({"embedding_type": "auto"}).embedding_type is None
     assert make_recipe({"embedding_type": "16"}).embedding_type == 16

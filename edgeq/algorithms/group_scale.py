@@ -31,6 +31,7 @@ MOST_REACH = 3  # of integers: their tries grow with its square where there are 
 CANDIDATES_PER_STEP = 6  # of integers of two-level scales, which are searched as finely
 # Of one chunk of rows: the search passes over it a few hundred times, best in a cache.
 ELEMENTS_AT_ONCE = 2**17
+EQUAL = 1e-9  # share of the energy of codes below which their spread is a rounding error
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,9 @@ def _search_rows(groups: Groups, search: ScaleSearch) -> Solution:
         backend.evaluate(best.scales, best.offsets, best_loss)
     for _ in range(search.refits):
         best, best_loss = _keep_better(groups, best, best_loss, _least_squares(groups, best))
+    if grid.table:  # weights far below the least scale are nearer to zero than to any level of it
+        zero = Solution(0.0 * best.scales, 0.0 * best.offsets)
+        best, _ = _keep_better(groups, best, best_loss, zero)
     return best
 
 
@@ -165,10 +169,23 @@ def _least_squares(groups: Groups, fitted: Solution) -> Solution:
         zeros = zero_points(fitted, grid, backend)
         features = codes - zeros[:, :, None]
     strength = (weights * features * features).sum(axis=-1)
-    seen = strength > 0
+    # of equal codes, what rounding leaves of their differences to their mean says nothing
+    seen = strength > EQUAL * (weights * codes * codes).sum(axis=-1)
     scales = (weights * features * values).sum(axis=-1) / backend.where(seen, strength, 1.0)
     scales = store_scales(backend.where(seen, scales, fitted.scales), grid, backend)
     if grid.zeros != "offset":
         return Solution(scales, offsets_for(scales, zeros, grid, backend))
     offsets = (weights * (values - scales[:, :, None] * codes)).sum(axis=-1) / total[:, :, 0]
+    if grid.type:
+        scales, offsets = _below_zero(groups, codes, scales, offsets)
     return Solution(scales, backend.round_to(offsets, grid.scale_dtype))
+
+
+def _below_zero(groups: Groups, codes: Array, scales: Array, offsets: Array) -> tuple[Array, Array]:
+    """Fit scales anew without an offset where it lies above zero: minima of types are not below."""
+    weights, grid, backend = groups.weights, groups.grid, groups.backend
+    strength = (weights * codes * codes).sum(axis=-1)
+    alone = (weights * codes * groups.values).sum(axis=-1)
+    alone = store_scales(alone / backend.where(strength > 0, strength, 1.0), grid, backend)
+    above = (offsets > 0) & (strength > 0)
+    return backend.where(above, alone, scales), backend.where(offsets > 0, 0.0, offsets)

@@ -14,7 +14,7 @@ import click
 from edgeq.errors import BadInput
 from edgeq.recipe.setting_rules import DENSE_BITS, Rule
 from edgeq.recipe.settings import DEFAULT_QUALITY, PRESETS, TABLE, Setting
-from edgeq.recipe.type_names import check_type_alone, without_replaced
+from edgeq.recipe.type_names import check_options_beside, check_type_alone, without_replaced
 
 Command = Callable[..., None]
 
@@ -198,6 +198,7 @@ def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[st
     dense = [{"layers": name, "bits": DENSE_BITS} for name in given.pop("keep_dense", ())]
     chosen = {name: setting_value(name, value) for name, value in given.items()}
     check_type_alone(chosen, options=True)
+    check_options_beside(settings, chosen)
     settings = without_replaced(settings, chosen)
     stated = settings.get("overrides", [])
     # what is no list is refused by whoever makes a recipe of it

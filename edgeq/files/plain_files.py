@@ -91,6 +91,8 @@ def read_array(path: Path, dtype: np.dtype[Any], count: int, *, offset: int) -> 
 
 def what_to_do(error: OSError) -> str:
     """Say what to do about a file that cannot be read."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return "check the path"
     return "put a file there" if error.errno == errno.EINVAL else "check its permissions"
 
 

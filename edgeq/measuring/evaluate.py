@@ -22,7 +22,7 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE
-from edgeq.files.plain_files import refuse_odd_files
+from edgeq.files.plain_files import refuse_odd_files, what_to_do
 from edgeq.measuring.manifest import check_as_written
 from edgeq.measuring.quality import Quality, compare
 from edgeq.measuring.references import check_reference, opened_reference
@@ -87,7 +87,7 @@ class DescribedDirectory:
             return {file.name: file.read_bytes()} if file.is_file() else {}
         except OSError as error:
             raise BadInput(
-                f"{str(file)!r} cannot be read ({reason_of(error)}); check its permissions"
+                f"{str(file)!r} cannot be read ({reason_of(error)}); {what_to_do(error)}"
             ) from error
 
 

@@ -17,7 +17,7 @@ from edgeq.files.plain_files import read_file
 from edgeq.grids.types import GRIDS
 from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS
 from edgeq.recipe.settings import TABLE, Settings, column_of, defaults
-from edgeq.recipe.type_names import BASES, REPLACED, check_type_alone
+from edgeq.recipe.type_names import BASES, REPLACED, check_type_alone, check_types_are_asked
 from edgeq.types import Grid
 
 OPTIONS_ONLY = {
@@ -204,6 +204,8 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
     for name, row in TABLE.items():
         row.rule.check(f"recipe setting {name} =", values[name])
     check_type_alone(_normal(given))
+    asked = [values["type"], *(item.settings.get("type") for item in made)]
+    check_types_are_asked(_normal(given), asked)
     recipe = Recipe(**{**values, "embedding_type": _embedding_type(values, given)}, overrides=made)
     for chosen in (recipe, *(_as_for(recipe, item) for item in recipe.overrides)):
         _check_conflicts(chosen)

@@ -6,7 +6,7 @@ here loads NumPy: the options of the command line are made from these names.
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from edgeq.errors import BadInput
@@ -102,15 +102,54 @@ def check_type_alone(given: Mapping[str, Any], *, options: bool = False) -> None
     named, equals = given.get("type"), "" if options else " ="
     both = [name for name in REPLACED if given.get(name) is not None]
     if named is not None and both:
-        flag = "--symmetric or --asymmetric" if options and both[0] == "zeros" else called(both[0])
+        flag = option_of(both[0]) if options else both[0]
         raise BadInput(
             f"{called('type')}{equals} {named} says bits, groups and zeros itself; leave out {flag}"
         )
     chosen = given.get("embedding_type")
-    if chosen not in (None, AUTOMATIC) and given.get("embedding_bits") is not None:
+    if chosen is not None and given.get("embedding_bits") is not None:
         raise BadInput(
             f"{called('embedding_type')}{equals} {chosen} says bits and groups itself; "
             f"leave out {called('embedding_bits')}"
+        )
+
+
+def option_of(name: str) -> str:
+    """Write one of the settings that a type replaces as its option."""
+    return "--symmetric or --asymmetric" if name == "zeros" else f"--{name.replace('_', '-')}"
+
+
+def check_options_beside(stated: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    """Refuse options that change groups or zeros of the type that a recipe file states.
+
+    Raises: BadInput.
+    """
+    changed = [name for name in REPLACED if name in chosen]
+    if stated.get("type") is not None and changed and not {"type", "bits"} & chosen.keys():
+        flag = option_of(changed[0])
+        raise BadInput(
+            f"the recipe's type = {stated['type']!s:.60} says bits, groups and zeros itself; "
+            f"leave out {flag}, or give --bits too"
+        )
+
+
+def check_types_are_asked(given: Mapping[str, Any], types: Collection[str | None]) -> None:
+    """Refuse settings that go by types where no layer has one; else they would change nothing.
+
+    types are those of the recipe and its overrides, None where bits are said.
+
+    Raises: BadInput.
+    """
+    narrow = given.get("narrow_type", AUTOMATIC)
+    if narrow != AUTOMATIC and not any(types):
+        raise BadInput(
+            f"narrow_type = {narrow} is for layers that a type does not fit, and none is to have "
+            "a type; set type too, or leave out narrow_type"
+        )
+    if given.get("embedding_type") == AUTOMATIC and given.get("type") is None:
+        raise BadInput(
+            "embedding_type = auto goes by the type of linear layers, which is not set; "
+            "set type, name a type such as Q6_K, or set embedding_bits instead"
         )
 
 
@@ -120,7 +159,9 @@ def without_replaced(stated: Mapping[str, Any], chosen: Mapping[str, Any]) -> di
     if "type" in chosen:
         replaced |= {*REPLACED, "embedding_bits"} - {*chosen}
     if "bits" in chosen:
-        replaced.add("type")
+        replaced |= {"type", "narrow_type"}
+        if stated.get("embedding_type") == AUTOMATIC:
+            replaced.add("embedding_type")
     if "embedding_type" in chosen:
         replaced.add("embedding_bits")
     if "embedding_bits" in chosen:

@@ -57,7 +57,9 @@ def solve_layer(
             solution = found
         if step.stage is not None:
             with clock("measure"):
-                losses[step.stage] = layer_loss(problem, solution, H) / unit
+                loss = layer_loss(problem, solution, H) / unit
+            if math.isfinite(loss):  # offsets of plain rounding may exceed their type
+                losses[step.stage] = loss
     grid = layer.grid
     report = LayerReport(
         layer.name, tuple(layer.W.shape), grid.bits, grid.group_size, losses, **facts

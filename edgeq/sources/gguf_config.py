@@ -5,6 +5,7 @@ What each architecture states is in `edgeq.sources.gguf_families`; tokenizer fil
 """
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from edgeq.architectures.llama_cpp import END_KEYS, KNOWN_ENDS, SENTENCEPIECE_IDS
@@ -98,14 +99,21 @@ def renamed(config: Mapping[str, Any], family: GgufFamily) -> dict[str, Any]:
     return {name: config[key] for key, name in names.items() if name is not None}
 
 
-def known_family(metadata: Metadata) -> GgufFamily:
-    """Find the family of a file; refuse other architectures, and what is no whole model.
+def check_whole_model(metadata: Metadata, path: Path) -> None:
+    """Refuse files of another kind, such as an importance matrix or an adapter.
 
     Raises: UnsupportedModel.
     """
     kind = metadata.get("general.type", "model")
     if kind != "model":
-        raise UnsupportedModel(f"the GGUF holds {kind!r:.60}; give one that holds 'model'")
+        raise UnsupportedModel(f"{path} is a GGUF file of type {kind!r:.60}; give that of a model")
+
+
+def known_family(metadata: Metadata) -> GgufFamily:
+    """Find the family of a file; refuse other architectures, and one part of several.
+
+    Raises: UnsupportedModel.
+    """
     family = family_of(metadata)
     if family is None:
         architecture = metadata.get("general.architecture")

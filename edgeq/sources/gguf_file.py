@@ -21,7 +21,7 @@ from edgeq.files.json_files import json_bytes
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
 from edgeq.sources.gguf_checks import check_computed
-from edgeq.sources.gguf_config import build_config
+from edgeq.sources.gguf_config import build_config, check_whole_model
 from edgeq.sources.gguf_rope import FACTORS, LONG_FACTORS, SHORT_FACTORS
 from edgeq.sources.gguf_tensors import Part, check_types, decode_whole, parts_of
 from edgeq.sources.gguf_tokenizer import tokenizer_files
@@ -45,6 +45,7 @@ class GgufFile:
         reader = open_reader(path)
         self.path = path
         self.metadata = read_metadata(reader, path)
+        check_whole_model(self.metadata, path)
         stored = {tensor.name: tensor for tensor in reader.tensors}
         check_types(stored)
         config = build_config(

@@ -233,3 +233,48 @@ def test_other_commands_refuse_a_missing_path_in_one_line(edgeq, tmp_path, comma
     assert result.status == 1
     assert result.err.count("\n") == 1
     assert "nowhere" in result.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["export", "FILE", "--format", "gguf", "-o", "out"],
+        ["formats", "FILE"],
+        ["quantize", "MODEL", "-o", "out", "--imatrix", "missing.gguf"],
+    ],
+)
+def test_a_path_of_nothing_or_of_another_kind_is_not_a_matter_of_permissions(
+    edgeq, saved_model, tmp_path, command
+):
+    places = {
+        "FILE": saved_model / "config.json",
+        "MODEL": saved_model,
+        "out": tmp_path / "out",
+        "missing.gguf": tmp_path / "missing.gguf",
+    }
+    result = edgeq(*(places.get(word, word) for word in command))
+    assert (result.status, result.err.count("\n")) == (1, 1)
+    assert result.err.endswith("; check the path\n")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_recipe_on_types_gives_way_to_bits_that_are_asked_for(
+    edgeq, saved_model, quick, tmp_path
+):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('type = "Q4_K"\nnarrow_type = "Q5_0"\nembedding_type = "auto"\n')
+    options = ["--recipe", recipe, "--bits", "3", "--solver", "rtn", "--scales", "none"]
+    result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *quick, *options)
+    assert result.status == 0, result.err
+    assert "3 bits, group 32, symmetric" in result.out
+
+
+@pytest.mark.parametrize("option", ["--asymmetric", "--symmetric", "--group-size 64"])
+def test_options_that_the_type_of_a_recipe_excludes_are_named(
+    refuse, saved_model, tmp_path, option
+):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('type = "Q4_K"\n')
+    line = refuse(saved_model, "--recipe", recipe, *option.split())
+    assert "the recipe's type = Q4_K says bits, groups and zeros itself; leave out --" in line
+    assert option.split()[0] in line

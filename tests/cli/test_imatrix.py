@@ -418,3 +418,12 @@ def test_an_output_that_cannot_be_made_is_refused_before_any_work(
     assert result.err.startswith("edgeq: output")
     assert result.err.count("\n") == 1
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", ["inspect", "quantize", "plan", "imatrix"])
+def test_a_matrix_is_not_taken_for_a_model(edgeq, matrix, tmp_path, command):
+    output = [] if command == "inspect" else ["-o", tmp_path / "out"]
+    result = edgeq(command, matrix[0], *output)
+    assert result.status == 1
+    assert "is a GGUF file of type 'imatrix'; give that of a model\n" in result.err
+    assert not any(tmp_path.iterdir())

@@ -408,3 +408,13 @@ def test_other_formats_hold_types_that_are_bits_and_groups(rng, tmp_path, name, 
 )
 def test_other_formats_refuse_types_whose_parts_they_do_not_hold(name, kind, words):
     assert words in load_exporter(name).why_not_grid((256, 256), SPECIAL[kind])
+
+
+@pytest.mark.parametrize("name", ["mlx", "onnx", "gptq", "compressed-tensors"])
+def test_a_type_that_is_not_held_is_refused_by_its_name(rng, name):
+    """Advice to choose groups or zeros would be none: they are the type's own."""
+    _, export = wide(rng, [SPECIAL["Q5_K" if name == "onnx" else "Q3_K"]], num_hidden_layers=1)
+    export = with_grid(export, rng, EMBEDDING, Grid(8, 32))
+    reason = load_exporter(name).reject_reason(export.record, export.files, shapes_of(export))
+    assert "it is on type Q" in reason
+    assert reason.endswith("choose another type or bits for it, or format gguf")

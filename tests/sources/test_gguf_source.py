@@ -218,7 +218,7 @@ def test_linear_rope_scaling_is_kept(make_gguf, tiny_metadata, tiny_tensors):
         ({"llama.logit_scale": 0.25}, "logit_scale' 0.25"),
         ({"llama.expert_weights_scale": 2.5}, "expert_weights_scale' 2.5"),
         ({"llama.some_new_key": 1}, "'llama.some_new_key' 1, by which a llama model is not"),
-        ({"general.type": "adapter"}, "holds 'adapter'"),
+        ({"general.type": "adapter"}, "is a GGUF file of type 'adapter'; give that of a model"),
         ({"split.count": 2}, "one of several parts"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count 8"),
         ({"llama.attention.value_length": 8}, "attention.value_length 8"),

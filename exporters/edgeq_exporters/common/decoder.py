@@ -34,8 +34,8 @@ def why_not_tensors(
         if shape != wanted:
             return wrong_shape(name, shape, wanted)
         reason = None if grid is None else why_not_grid(name, shape, grid)
-        if reason is not None:
-            return f"tensor '{name}': {reason}"
+        if reason is not None and grid is not None:
+            return f"tensor '{name}': {of_its_type(grid, reason)}"
     missing = next((name for name in expected if name not in kept), None)
     if missing is None:
         return None
@@ -87,6 +87,17 @@ def why_not_table(grid: Grid, container: str) -> str | None:
         f"{container} holds no grid with a table of levels such as {grid.type}; "
         "choose bits and groups, or format gguf"
     )
+
+
+def of_its_type(grid: Grid, reason: str) -> str:
+    """Say in terms of types why a grid of one is not held: bits and groups are not what was chosen.
+
+    A reason says what is wrong, a semicolon, and what to change.
+    """
+    if not grid.type or grid.table:
+        return reason
+    wrong, _, _ = reason.partition("; ")
+    return f"it is on type {grid.type}: {wrong}; choose another type or bits for it, or format gguf"
 
 
 def claimed_grids(model: QuantizedModel) -> Shapes:
