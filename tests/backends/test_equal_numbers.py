@@ -156,6 +156,7 @@ def test_mlx_chooses_the_codes_of_torch(model, bits, solver):
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+@SLOW
 def test_the_layers_of_the_demo_have_different_shapes():
     assert {W.shape for W, _, _ in trained.demo_layers().values()} == {
         (576, 576),

@@ -1,6 +1,7 @@
 """A model that quantizes in a second, and a way to run commands as a user does."""
 
 import shutil
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,14 @@ from tiny_models import SMALL_LLAMA, TEXT, tokenizer_files
 from transformers import AutoConfig, AutoModelForCausalLM
 
 QUICK = ["--samples", "4", "--sequence-length", "32", "--backend", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def heeding_ctrl_c():
+    """Jobs that a shell started in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -74,14 +74,6 @@ def at_call(number, action, function):
     return wrapped
 
 
-@pytest.fixture(autouse=True)
-def heeding_ctrl_c():
-    """Jobs that a shell started in the background ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
