@@ -29,6 +29,8 @@ from edgeq.types import Grid, SuperBlocks
 
 THOROUGH = ScaleSearch(candidates=24, refits=2)
 TWO_LEVELS = [name for name, grid in SPECIAL.items() if grid.super_blocks]
+ON_BACKENDS = [(kind, name) for name in SPECIAL for kind in ("reference", "cpu")]
+ON_BACKENDS += [("mlx", "Q2_K"), ("mlx", "IQ4_XS")]  # one with minima, one with a table
 TABLES = [name for name, grid in SPECIAL.items() if grid.table]
 
 
@@ -74,7 +76,7 @@ def assert_storable(solution, grid, backend):
     assert integers.min() >= low and integers.max() <= high
 
 
-@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize(("backend", "name"), ON_BACKENDS, indirect=["backend"])
 def test_every_step_leaves_what_blocks_store_and_no_row_worse(backend, rng, name):
     layer = solved_layer(rng, backend, name)
     problem, grid = layer.problem, layer.grid
@@ -127,7 +129,7 @@ def test_sweeps_choose_what_trying_every_level_finds(backend, rng, name):
     np.testing.assert_array_equal(found, codes)
 
 
-@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize(("backend", "name"), ON_BACKENDS, indirect=["backend"])
 def test_uncorrelated_inputs_make_the_solver_plain_rounding(backend, rng, name):
     W = rng.standard_normal((4, 256))
     U = backend.asarray(np.diag(rng.uniform(0.5, 2, 256)))
@@ -249,7 +251,7 @@ def test_twelve_columns_come_within_one_percent_of_trying_everything(rng, bits, 
         assert error <= 1.01 * least
 
 
-@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize(("backend", "name"), ON_BACKENDS, indirect=["backend"])
 def test_awkward_rows_stay_finite_and_zeros_stay_zeros(backend, name):
     W = np.zeros((5, 256))
     W[1, 77] = 3.0

@@ -68,6 +68,7 @@ def test_the_tokenizer_of_the_test_model_splits_text_as_its_package_does(glass):
     )
 
 
+@pytest.mark.slow
 def test_quality_is_that_of_torch(glass, runs):
     kl = {}
     for backend, checkpoints in runs[0].items():

@@ -11,6 +11,7 @@ from edgeq.run.report import read_report
 from edgeq.solving.report import Stage
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "tie_word_embeddings": True}
+SLOW = pytest.mark.slow
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "IQ4_XS", "TQ2_0")
 
 
@@ -71,7 +72,7 @@ def test_what_was_solved_lies_in_the_file(edgeq, on_type, name):
     assert all(loss[Stage.REFITTED] <= loss[Stage.NEAREST] for loss in losses)
 
 
-@pytest.mark.parametrize("name", ["Q3_K", "IQ4_XS"])
+@pytest.mark.parametrize("name", ["Q3_K", pytest.param("IQ4_XS", marks=SLOW)])
 def test_a_stopped_run_continues_to_the_same_bytes(
     edgeq, wide_model, text_file, on_type, tmp_path, monkeypatch, name
 ):
@@ -93,7 +94,9 @@ def test_a_stopped_run_continues_to_the_same_bytes(
     assert files(tmp_path / "out") == files(on_type(name))
 
 
-@pytest.mark.parametrize(("backend", "name"), [("reference", "IQ4_XS"), ("mlx", "Q2_K")])
+@pytest.mark.parametrize(
+    ("backend", "name"), [("reference", "IQ4_XS"), pytest.param("mlx", "Q2_K", marks=SLOW)]
+)
 def test_other_backends_come_to_the_same_error(on_type, backend, name):
     if backend == "mlx":
         pytest.importorskip("mlx.core", reason="MLX has no build for this system")
