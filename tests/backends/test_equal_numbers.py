@@ -128,7 +128,7 @@ def layers_of(model):
     [
         pytest.param("glassllm", 4, marks=SLOW),
         ("glassllm", 3),
-        ("glassllm", 2),
+        pytest.param("glassllm", 2, marks=SLOW),
         pytest.param("rows of demo", 3, marks=SLOW),
         pytest.param("demo", 4, marks=SLOW),
         pytest.param("demo", 3, marks=SLOW),
