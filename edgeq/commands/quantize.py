@@ -98,7 +98,8 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     \b
     Examples:
       edgeq quantize demo --output smollm2 --export gguf --evaluate
-      edgeq quantize ./Llama-3.2-1B --output llama-3bit --bits 3 --asymmetric --export gguf
+      edgeq quantize ./Llama-3.2-1B --output llama-3bit --type Q3_K --export gguf
+      edgeq quantize ./Llama-3.2-1B --output llama-small --file-size 700MB --export gguf
     """
     from edgeq.commands.progress import watching  # noqa: PLC0415
     from edgeq.commands.screen import make_console  # noqa: PLC0415
