@@ -49,16 +49,16 @@ def run_allocate(  # noqa: PLR0913, PLR0917 (one argument per option)
     """
     from edgeq.commands.progress import watching  # noqa: PLC0415
     from edgeq.commands.screen import make_console, print_result, show_allocation  # noqa: PLC0415
-    from edgeq.files.storage import write_bytes  # noqa: PLC0415
+    from edgeq.files.storage import check_output_file, write_bytes  # noqa: PLC0415
     from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
-    from edgeq.run.recipe_file import budget_recipe  # noqa: PLC0415
+    from edgeq.run.recipe_file import budget_recipe, is_budget_recipe  # noqa: PLC0415
     from edgeq.sources import at_revision, open_source  # noqa: PLC0415
 
     budget = take_budget(options)
     if not any(value is not None for value in budget.values()):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in NAMES[:-1])
         raise click.UsageError(f"give a budget: one of {flags}")
-    check_file(output, force=force)
+    check_output_file(output, force=force, is_own=is_budget_recipe)
     job = make_job(
         open_source(at_revision(model, revision)),
         collect_settings(recipe, options),
@@ -76,20 +76,6 @@ def run_allocate(  # noqa: PLR0913, PLR0917 (one argument per option)
     write_bytes(output, budget_recipe(job.recipe, job.allocation).encode())
     found = {"model": job.source.record.name, "recipe": str(output), **job.allocation}
     print_result(found, as_json, show_allocation)
-
-
-def check_file(path: Path, *, force: bool) -> None:
-    """Refuse a recipe's place that is taken, or that nothing can be written to.
-
-    Raises: BadInput.
-    """
-    from edgeq.errors import BadInput  # noqa: PLC0415
-
-    if path.is_dir() or (path.exists() and not force):
-        what = "is a directory" if path.is_dir() else "is there already"
-        raise BadInput(f"output {str(path)!r} {what}; choose another name, or --force for a file")
-    if not path.absolute().parent.is_dir():
-        raise BadInput(f"output {str(path)!r}: its directory is not there; make it first")
 
 
 def options_of_allocate() -> list[click.Parameter]:

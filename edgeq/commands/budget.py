@@ -36,6 +36,8 @@ OPTIONS = (
     ),
     click.option("--context", type=click.INT, metavar="TOKENS", help="Length of text for --fits."),
 )
+NAMES = ("file_size", "bits_per_weight", "fits", "context")
+"""Those options, and the fields of `edgeq.run.budget.Budget`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,6 @@ def budget_options(command: Command) -> Command:
 def take_budget(options: dict[str, Any]) -> dict[str, Any]:
     """Take the options of a budget out of those of settings."""
     return {name: options.pop(name, None) for name in NAMES}
-
-
-NAMES = ("file_size", "bits_per_weight", "fits", "context")
 
 
 def within_budget(

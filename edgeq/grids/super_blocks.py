@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from edgeq.dtypes import LARGEST
 from edgeq.grids.fitting import group_range, grouped, scales_for_range, store_scales
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, Solution, SuperBlocks
@@ -134,7 +135,8 @@ def store_floats(floats: Array, grid: Grid, backend: Backend) -> Array:
 
 def store_minima(minima: Array, backend: Backend) -> Array:
     """Round the minima of super-blocks to float16."""
-    return backend.round_to(backend.clip(minima, -65504.0, 65504.0), "float16")
+    largest = LARGEST["float16"]
+    return backend.round_to(backend.clip(minima, -largest, largest), "float16")
 
 
 def split_into_levels(fitted: Solution, grid: Grid, backend: Backend) -> Solution:

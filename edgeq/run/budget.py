@@ -20,7 +20,6 @@ PROGRAM = 65 * 10**6  # bytes: the runtime itself, and what it keeps whatever th
 TOKEN = 400  # bytes that it keeps of each token of the vocabulary
 MASK_BYTES = 6  # of each token of the batch for each of the context: in float32 and in float16
 FEWEST_BITS, MOST_BITS = 1.0, 16.0
-OPTIONS = ("file_size", "bits_per_weight", "fits", "context")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Budget:
     @property
     def asked(self) -> dict[str, Any]:
         """Give what was asked for, as reports state it."""
-        values = {name: getattr(self, name) for name in OPTIONS}
+        values = {name: getattr(self, name) for name in self.__slots__}
         return {name: value for name, value in values.items() if value is not None}
 
     def describe(self) -> str:
@@ -76,7 +75,7 @@ def read_budget(options: Mapping[str, Any]) -> Budget | None:
 
     Raises: BadInput naming the option.
     """
-    given = {name: options[name] for name in OPTIONS if options.get(name) is not None}
+    given = {name: options[name] for name in Budget.__slots__ if options.get(name) is not None}
     limits = [name for name in given if name != "context"]
     if len(limits) > 1:
         both = " and ".join(f"--{name.replace('_', '-')}" for name in limits[:2])

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from edgeq.recipe.recipe import Recipe, recipe_settings
 
+BEGINNING = "# Types chosen for "
 WIDEST = 72  # characters of what stands in front of a comment, where that lines up
 
 
@@ -19,7 +21,7 @@ def budget_recipe(recipe: Recipe, allocation: Mapping[str, Any]) -> str:
         f"--{name.replace('_', '-')} {value}" for name, value in allocation["asked"].items()
     )
     lines = [
-        f"# Types chosen for {asked}: {allocation['bytes']} bytes of {allocation['format']},",
+        f"{BEGINNING}{asked}: {allocation['bytes']} bytes of {allocation['format']},",
         f"# predicted KL divergence from the original {allocation['predicted_kl']:.3g}.",
         "# Behind each choice: its bytes, and the part of the KL divergence that it is predicted",
         "# to cause. Change what you like and give the file to edgeq quantize --recipe.",
@@ -32,6 +34,11 @@ def budget_recipe(recipe: Recipe, allocation: Mapping[str, Any]) -> str:
         lines.append(f"{name} = {toml_value(value)}{comment}")
     lines += ["", "overrides = [", *override_lines(overrides, spent), "]", ""]
     return "\n".join(lines)
+
+
+def is_budget_recipe(path: Path) -> bool:
+    """Say whether a file is a recipe that a budget led to, which --force may replace."""
+    return path.is_file() and path.read_bytes().startswith(BEGINNING.encode())
 
 
 def outer_comment(name: str, allocation: Mapping[str, Any]) -> str:

@@ -297,8 +297,22 @@ def test_allocate_asks_for_a_budget_and_a_free_place(edgeq, saved_model, quick, 
     file.write_text("mine", encoding="utf-8")
     result = edgeq("allocate", saved_model, *quick, "--file-size", "1GB", "-o", file)
     assert result.status == 1
-    assert "is there already" in result.err
+    assert "exists; choose another name" in result.err
     assert file.read_text(encoding="utf-8") == "mine"
+    result = edgeq("allocate", saved_model, *quick, "--file-size", "1GB", "-o", file, "--force")
+    assert result.status == 1
+    assert "--force replaces only such files" in result.err
+    assert file.read_text(encoding="utf-8") == "mine"
+
+
+def test_allocate_replaces_its_own_recipe_if_it_is_told_to(edgeq, saved_model, quick, tmp_path):
+    file = tmp_path / "recipe.toml"
+    command = ["allocate", saved_model, *quick, "--file-size", "1GB", *FAST, "-o", file]
+    assert edgeq(*command).status == 0
+    first = file.read_bytes()
+    assert edgeq(*command).status == 1
+    assert edgeq(*command, "--force").status == 0
+    assert file.read_bytes() == first
 
 
 def interrupt(*arguments):
