@@ -3,9 +3,12 @@
 import math
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from edgeq.errors import BadInput
-from edgeq.types import Grid
+
+if TYPE_CHECKING:
+    from edgeq.types import Grid  # which loads NumPy, and --help reads this module
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)
 LARGEST_SIZE = 2.0**60  # an exabyte: beyond it a typing error is likelier than a machine
@@ -69,10 +72,22 @@ def show_counts(by_part: Mapping[str, Mapping[str, int]]) -> str:
     return "\n".join(parts)
 
 
-def describe_grid(grid: Grid) -> str:
+def describe_grid(grid: "Grid") -> str:
     """Write a grid as reports show it: "4 bits, group 32, symmetric", or "Q4_K" by its type."""
     outliers = f", {100 * grid.outlier_columns:g}% outlier columns" if grid.outlier_columns else ""
     if grid.type:
         return f"{grid.type}{outliers}"
     group = "row" if grid.group_size is None else grid.group_size
     return f"{grid.bits} bits, group {group}, {grid.zeros}{outliers}"
+
+
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """Write options with the values they were given as words of a command line."""
+    words = []
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(str(value))
+    return words

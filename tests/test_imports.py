@@ -61,8 +61,13 @@ ALLOWED = {
     "run": "ground registry files sources grids calibration streams algorithms checkpoint recipe"
     " solving"
     " planning measuring",
-    "commands": "ground registry files sources checkpoint recipe solving planning measuring run",
-    "edgeq": "ground",
+    "talking": "ground registry files sources checkpoint measuring",
+    "pages": "ground files checkpoint solving measuring run",
+    "api": "ground registry files sources checkpoint recipe solving planning measuring run talking"
+    " pages",
+    "commands": "ground registry files sources checkpoint recipe solving planning measuring run"
+    " talking pages api",
+    "edgeq": "ground api",
     "__main__": "commands",
     "backends": "ground architectures streams sources",
     "backends/*": "backends ground architectures streams sources",

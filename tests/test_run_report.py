@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from edgeq.commands.summary import notes
 from edgeq.errors import BadInput
 from edgeq.files.json_files import json_bytes
 from edgeq.recipe.recipe import make_recipe
+from edgeq.run.finished import notes
 from edgeq.run.report import VERSION, RunReport, report_from
 from edgeq.solving.layer import solve_without_statistics
 from edgeq.solving.report import LayerReport, Stage

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from edgeq.commands.formats import FormatCommand, format_options, list_formats, show_formats
-from edgeq.commands.options import FORCE_OPTION, JSON_OPTION, PATH, option_words
+from edgeq.commands.options import FORCE_OPTION, JSON_OPTION, PATH
+from edgeq.words import option_words
 
 
 @click.command(name="export", cls=FormatCommand)
@@ -71,9 +72,9 @@ def write_export(
     Units: bytes.
     """
     from edgeq.checkpoint.reader import Checkpoint  # noqa: PLC0415
-    from edgeq.commands.summary import export_notes  # noqa: PLC0415
     from edgeq.files.storage import size_of  # noqa: PLC0415
     from edgeq.registry import load_exporter  # noqa: PLC0415
+    from edgeq.run.finished import export_notes  # noqa: PLC0415
     from edgeq.run.pipeline import export  # noqa: PLC0415
 
     exporter = load_exporter(format_name, options)

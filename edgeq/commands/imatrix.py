@@ -104,7 +104,7 @@ def describe_matrix(job: "Job", measured: "Measured", output: Path) -> dict[str,
 
     Units: bytes, seconds.
     """
-    from edgeq.commands.summary import short_texts  # noqa: PLC0415
+    from edgeq.run.finished import short_texts  # noqa: PLC0415
 
     calibration, record = measured.calibration, job.source.record
     short = short_texts(job.recipe, calibration.record())

@@ -165,18 +165,6 @@ def option_word(row: Setting, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def option_words(options: Mapping[str, Any]) -> list[str]:
-    """Write options with the values they were given as words of a command line."""
-    words = []
-    for name, value in options.items():
-        if value is None or value is False:
-            continue
-        words.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            words.append(str(value))
-    return words
-
-
 def with_flag(words: Sequence[str], flag: str) -> list[str]:
     """Add a flag to a command line, where it may not stand behind a bare `--`."""
     end = words.index("--") if "--" in words else len(words)

@@ -14,6 +14,7 @@ import click
 
 from edgeq.commands.budget import Place, budget_options, take_budget, within_budget
 from edgeq.commands.formats import FormatCommand, format_options
+from edgeq.commands.keeping import keeping
 from edgeq.commands.options import (
     BACKEND_OPTION,
     CALIBRATION_OPTION,
@@ -24,15 +25,15 @@ from edgeq.commands.options import (
     RESUME_OPTION,
     REVISION_OPTION,
     collect_settings,
-    option_words,
     setting_options,
     with_flag,
 )
 from edgeq.commands.plain_text import visible_line
+from edgeq.words import option_words
 
 if TYPE_CHECKING:
     from edgeq.checkpoint.reader import Checkpoint
-    from edgeq.commands.summary import FinishedRun
+    from edgeq.run.finished import FinishedRun
     from edgeq.run.pipeline import Job
 
 
@@ -103,10 +104,10 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     """
     from edgeq.commands.progress import watching  # noqa: PLC0415
     from edgeq.commands.screen import make_console  # noqa: PLC0415
-    from edgeq.commands.summary import finish_run, keeping  # noqa: PLC0415
     from edgeq.measuring.evaluate import check_evaluation  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
     from edgeq.run.assembly import make_job  # noqa: PLC0415
+    from edgeq.run.finished import finish_run  # noqa: PLC0415
     from edgeq.run.pipeline import quantize  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
 

@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeq.commands.plain_text import visible, visible_line
-from edgeq.commands.summary import FinishedRun
 from edgeq.registry import find_format
 from edgeq.run.allocation import curve_words, gain_words
+from edgeq.run.finished import FinishedRun
 from edgeq.words import show_counts
 
 MEGABYTE = 1e6

@@ -1,7 +1,7 @@
 """How a run came out: what the pipeline finds, report.json stores, and the last screen prints.
 
 Nothing here depends on time or place, so that equal runs write equal bytes; seconds and sizes lie
-beside it, in `edgeq.commands.summary`. How one layer came out is `edgeq.solving.report`.
+beside it, in `edgeq.run.finished`. How one layer came out is `edgeq.solving.report`.
 """
 
 import math

@@ -1,18 +1,16 @@
 """A finished run: its report, with the sizes, times and places that lie beside it.
 
-`edgeq.commands.screen` prints it on the last screen, `--json` as plain data.
+The last screen, `--json`, pages and the Python interface show it.
 """
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeq.checkpoint.certificate import is_sealed, why_not_as_written
 from edgeq.checkpoint.reader import Checkpoint
-from edgeq.commands.options import option_words
 from edgeq.errors import BadInput, NotInstalled
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE, REPORT_FILE
@@ -29,6 +27,7 @@ from edgeq.run.report import RunReport, check_findings, read_report
 from edgeq.solving.lending import LENT_TOKENS
 from edgeq.solving.propagation import FEW_TOKENS
 from edgeq.solving.report import ExpertReport, LayerReport
+from edgeq.words import option_words
 
 WORST_LAYERS = 5  # on the last screen
 MUCH_LENT = 0.5  # of an expert's moments: more than its own tokens make up
@@ -195,31 +194,6 @@ def stored_size(path: Path, described: Format) -> int:
     if not described.data_suffix:
         return size_of(path)
     return size_of(path) + size_of(path.with_name(path.name + described.data_suffix))
-
-
-@contextmanager
-def keeping(
-    checkpoint: Checkpoint, exports: Mapping[str, Sequence[str]], *, evaluated_against: str | None
-) -> Iterator[None]:
-    """Note on whatever stops the commands inside that the checkpoint stays, and how to continue.
-
-    exports has the options of each format as words of the command line.
-    """
-    try:
-        yield
-    except BaseException as error:
-        missing = [
-            ["export", str(checkpoint.path), "--format", name, *words]
-            for name, words in exports.items()
-            if not (checkpoint.path / name).exists()
-        ]
-        if evaluated_against is not None:
-            result = checkpoint.path / next(iter(exports), ".")
-            missing.append(["evaluate", str(result), "--reference", evaluated_against])
-        commands = ", then ".join(shlex.join(["edgeq", *command]) for command in missing)
-        note = f"the checkpoint {str(checkpoint.path)!r} is complete and stays"
-        error.add_note(f"{note}; to continue: {commands}" if commands else note)
-        raise
 
 
 def short_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[str]:

@@ -1,0 +1,1 @@
+"""Do from Python what the command line does, by the same names."""

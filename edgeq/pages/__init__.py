@@ -1,0 +1,1 @@
+"""Show runs and comparisons as pages of HTML that stand alone."""
