@@ -1,0 +1,113 @@
+"""Measure what llama.cpp's file types lose on a real model: the anchors of edgeq's verdicts.
+
+    uv run python -m benchmarks.padded_demo demo-turned.gguf --turned
+    uv run python -m benchmarks.anchors demo-turned.gguf --libraries DIR --work DIR
+
+llama.cpp makes a file of every kind with an importance matrix, and edgeq one of the kinds of
+--edgeq, both from the same token windows; all run in llama.cpp on text that nothing was calibrated
+on. The model is SmolLM2-135M-Instruct off the grid that its weights come on, as wide as K-quants
+ask for (`benchmarks.padded_demo`). DIR of --libraries is what `benchmarks.llama_cpp_library`
+describes. Rows go to benchmarks/results/anchors.jsonl; those of llama.cpp are what
+edgeq/data/anchors.json ships. --work keeps what was made: a run goes on where it was stopped.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.llama_cpp_library import Choice
+from benchmarks.llama_cpp_tables import EDGEQ, LLAMA
+from benchmarks.llama_cpp_types import (
+    LIBRARIES,
+    Bench,
+    Made,
+    importance_of,
+    measured,
+    open_bench,
+    quantized,
+    reference_path,
+    say,
+    store,
+)
+
+ROOT = Path(__file__).parent
+RESULT = ROOT / "results" / "anchors.jsonl"
+SHIPPED = ROOT.parent / "edgeq" / "data" / "anchors.json"
+KINDS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M", "Q2_K")
+TYPES = {"Q2_K": "Q2_K_M"}
+"""What edgeq calls a kind, where that is another name."""
+MODEL = "SmolLM2-135M-Instruct"
+
+
+def main() -> None:
+    arguments = parse()
+    bench = open_bench(arguments)
+    made = [*references(bench), *own(bench)]
+    rows = [{"model": MODEL, "curve": True, **row} for row in measured(bench, made)]
+    store(rows, RESULT)
+    ship(rows, bench)
+    for row in rows:
+        print(f"{row['side']:10} {row['kind']:7} {row['bits_per_weight']:.2f}  KL {row['kl']:.4f}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="what benchmarks.padded_demo --turned writes")
+    parser.add_argument("--libraries", type=Path, default=os.environ.get(LIBRARIES))
+    parser.add_argument("--work", type=Path, required=True, help="keep what is made in this folder")
+    parser.add_argument("--edgeq", nargs="*", choices=KINDS, default=(), help="edgeq's files too")
+    parser.add_argument("--windows", type=int, default=32, help="evaluation windows")
+    parser.add_argument("--threads", type=int, default=1)
+    # the calibration is edgeq's default
+    parser.set_defaults(samples=64, sequence_length=512, calibration=None, evaluation=None)
+    arguments = parser.parse_args()
+    if arguments.libraries is None:
+        parser.error(f"give --libraries, or set {LIBRARIES}")
+    return arguments
+
+
+def references(bench: Bench) -> Iterator[Made]:
+    """Make llama.cpp's file of every kind, as its users do: with an importance matrix."""
+    importance = importance_of(bench)
+    for kind in KINDS:
+        path = reference_path(bench, kind, pure=False)
+        if not path.exists():
+            say(f"llama.cpp makes {path.name}")
+            bench.library.quantize(bench.dense, path, Choice(kind), importance)
+        yield Made(LLAMA, kind, path)
+
+
+def own(bench: Bench) -> Iterator[Made]:
+    """Make edgeq's files of the kinds that were asked for."""
+    for kind in bench.arguments.edgeq:
+        options = ["--type", TYPES.get(kind, kind)]
+        yield Made(EDGEQ, kind, quantized(bench.arguments, kind, options), "balanced")
+
+
+def ship(rows: Sequence[Mapping[str, Any]], bench: Bench) -> None:
+    """Write llama.cpp's rows where edgeq reads them."""
+    count, length = bench.evaluation.shape
+    anchors = {
+        "model": MODEL,
+        "text": f"{count} windows of {length} tokens of the text that ships with edgeq",
+        "rows": [
+            {
+                "type": row["kind"],
+                "bits_per_weight": round(row["bits_per_weight"], 2),
+                "kl": float(f"{row['kl']:.3g}"),
+            }
+            for row in rows
+            if row["side"] == LLAMA
+        ],
+    }
+    SHIPPED.write_text(json.dumps(anchors, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
