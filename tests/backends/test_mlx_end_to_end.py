@@ -41,23 +41,29 @@ def in_a_process(*arguments):
     return done.stdout, set(done.stderr.rsplit("LOADED", 1)[1].split())
 
 
-def quantizing(glass, output, backend, seed):
+def quantizing(glass, output, backend, *words):
     """The words of a run at 3 bits."""
     grid = ["--bits", 3, "--embedding-bits", 16, "--group-size", 32]
-    return ["quantize", glass, "-o", output, "--backend", backend, *grid, *SHORT, "--seed", seed]
+    return ["quantize", glass, "-o", output, "--backend", backend, *grid, *SHORT, *words]
+
+
+@pytest.fixture(scope="module")
+def run(glass, tmp_path_factory):
+    """A checkpoint that one process made in MLX, and what it had loaded."""
+    output = tmp_path_factory.mktemp("run") / "mlx"
+    _, loaded = in_a_process(*quantizing(glass, output, "mlx", "--samples", 4))
+    return output, loaded
 
 
 @pytest.fixture(scope="module")
 def runs(glass, tmp_path_factory):
-    """The checkpoints of both backends, one for each seed, and what one MLX process had loaded."""
+    """The checkpoints of both backends, one for each seed."""
     folder = tmp_path_factory.mktemp("runs")
     checkpoints = {name: [folder / f"{name}-{seed}" for seed in SEEDS] for name in ("cpu", "mlx")}
-    _, loaded = in_a_process(*quantizing(glass, checkpoints["mlx"][0], "mlx", 0))
     for backend, outputs in checkpoints.items():
-        for seed, output in enumerate(outputs):
-            if not output.exists():
-                finished(*quantizing(glass, output, backend, seed))
-    return checkpoints, loaded
+        for seed, output in zip(SEEDS, outputs, strict=True):
+            finished(*quantizing(glass, output, backend, "--seed", seed))
+    return checkpoints
 
 
 def test_the_tokenizer_of_the_test_model_splits_text_as_its_package_does(glass):
@@ -71,7 +77,7 @@ def test_the_tokenizer_of_the_test_model_splits_text_as_its_package_does(glass):
 @pytest.mark.slow
 def test_quality_is_that_of_torch(glass, runs):
     kl = {}
-    for backend, checkpoints in runs[0].items():
+    for backend, checkpoints in runs.items():
         results = [
             finished("evaluate", path, "--reference", glass, *MEASURED, *IN_TORCH)
             for path in checkpoints
@@ -82,25 +88,25 @@ def test_quality_is_that_of_torch(glass, runs):
     assert kl["mlx"] == pytest.approx(kl["cpu"], rel=0.02)
 
 
-def test_torch_is_never_imported(runs):
-    assert "mlx" in runs[1]
-    assert not {"torch", "accelerate"} & runs[1]
+def test_torch_is_never_imported(run):
+    assert "mlx" in run[1]
+    assert not {"torch", "accelerate"} & run[1]
 
 
-def test_mlx_measures_what_torch_measures(glass, runs):
+def test_mlx_measures_what_torch_measures(glass, run):
     quality = {}
     for runtime, backend in (("torch", "cpu"), ("mlx", "mlx")):
         how = ["--runtime", runtime, "--backend", backend, "--json"]
-        words = ["evaluate", runs[0]["mlx"][0], "--reference", glass, *how]
+        words = ["evaluate", run[0], "--reference", glass, *how]
         out = finished(*words, "--windows", 4, "--sequence-length", 128).out
         quality[runtime] = json.loads(out)
     assert quality["mlx"]["kl"] == pytest.approx(quality["torch"]["kl"], rel=1e-3)
     assert quality["mlx"]["perplexity"] == pytest.approx(quality["torch"]["perplexity"], rel=1e-4)
 
 
-def test_mlx_measures_without_torch_where_nothing_is_compared(runs):
+def test_mlx_measures_without_torch_where_nothing_is_compared(run):
     how = ["--runtime", "mlx", "--backend", "mlx", "--json"]
-    out, loaded = in_a_process("evaluate", runs[0]["mlx"][0], *how, "--windows", 1)
+    out, loaded = in_a_process("evaluate", run[0], *how, "--windows", 1)
     assert json.loads(out)["perplexity"] > 1
     assert "mlx" in loaded and "torch" not in loaded
 

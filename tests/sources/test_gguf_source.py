@@ -59,6 +59,7 @@ def demo_in_transformers(demo):
         ).eval()
 
 
+@pytest.mark.slow  # transformers takes a quarter of a minute to read the demo
 @pytest.mark.parametrize(
     "name",
     [
@@ -79,6 +80,7 @@ def test_demo_tensors_equal_those_of_transformers(demo, demo_in_transformers, na
     np.testing.assert_array_equal(demo.read(name), expected)
 
 
+@pytest.mark.slow
 def test_demo_config_and_tensors_give_the_logits_of_transformers(demo, demo_in_transformers):
     tokens = torch.arange(100, 3000, 60)[None]
     with torch.no_grad():
@@ -91,7 +93,11 @@ def test_the_demo_has_a_name_and_all_blocks(demo):
     assert [block.index for block in demo.blocks()] == list(range(30))
     assert demo.record.config()["rms_norm_eps"] == 1e-5
     assert demo.record.config()["tie_word_embeddings"] is True
-    assert demo.fingerprint() == open_source("demo").fingerprint()
+
+
+def test_a_file_has_the_same_fingerprint_when_it_is_opened_again(tiny_gguf):
+    path = tiny_gguf()
+    assert GgufFile(path).fingerprint() == GgufFile(path).fingerprint()
 
 
 def test_a_converted_model_gives_its_own_logits_again(
