@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edgeq.commands.budget import NAMES, take_budget, within_budget
+from edgeq.commands.budget import NAMES, take_budget
 from edgeq.commands.formats import FormatCommand
 from edgeq.commands.options import PATH, collect_settings
 from edgeq.commands.quantize import quantize_command
@@ -52,6 +52,7 @@ def run_allocate(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.files.storage import check_output_file, write_bytes  # noqa: PLC0415
     from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
     from edgeq.run.recipe_file import budget_recipe, is_budget_recipe  # noqa: PLC0415
+    from edgeq.run.spending import within_budget  # noqa: PLC0415
     from edgeq.sources import at_revision, open_source  # noqa: PLC0415
 
     budget = take_budget(options)

@@ -46,6 +46,7 @@ def export_command(
       edgeq export --list smollm2
     """
     from edgeq.commands.screen import print_result, show_exported  # noqa: PLC0415
+    from edgeq.run.exporting import write_export  # noqa: PLC0415
 
     words = option_words(export_options)
     if listed and words:
@@ -57,35 +58,3 @@ def export_command(
         raise click.UsageError("give CHECKPOINT and --format, or --list")
     written = write_export(checkpoint, format_name, export_options, output, force=force)
     print_result(written, as_json, show_exported)
-
-
-def write_export(
-    checkpoint: Path,
-    format_name: str,
-    options: Mapping[str, Any],
-    output: Path | None,
-    *,
-    force: bool,
-) -> dict[str, Any]:
-    """Write a checkpoint in one format, and return the files with their sizes, and notes.
-
-    Units: bytes.
-    """
-    from edgeq.checkpoint.reader import Checkpoint  # noqa: PLC0415
-    from edgeq.files.storage import size_of  # noqa: PLC0415
-    from edgeq.registry import load_exporter  # noqa: PLC0415
-    from edgeq.run.finished import export_notes  # noqa: PLC0415
-    from edgeq.run.pipeline import export  # noqa: PLC0415
-
-    exporter = load_exporter(format_name, options)
-    destination = output if output is not None else checkpoint / format_name
-    opened = Checkpoint(checkpoint)
-    written = export(opened, exporter, destination, force=force)
-    files = {str(path): size_of(path) for path in written}
-    notes = [*opened.record.notes, *export_notes([exporter], opened)]
-    return {
-        "format": exporter.format.name,
-        "result": str(written[0]),
-        "files": files,
-        "notes": notes,
-    }

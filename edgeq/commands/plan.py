@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.commands.budget import budget_lines, describe_budget, take_budget
+from edgeq.commands.budget import budget_lines, take_budget
 from edgeq.commands.formats import FormatCommand
 from edgeq.commands.options import PATH, collect_settings
 from edgeq.commands.quantize import quantize_command
@@ -58,6 +58,7 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.commands.screen import print_result  # noqa: PLC0415
     from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
     from edgeq.run.forecast import describe_run, open_outline  # noqa: PLC0415
+    from edgeq.run.spending import describe_budget  # noqa: PLC0415
     from edgeq.sources import at_revision, open_source  # noqa: PLC0415
 
     budget = take_budget(options)

@@ -6,13 +6,12 @@ Heavy imports stand inside of the command.
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.commands.budget import Place, budget_options, take_budget, within_budget
+from edgeq.commands.budget import budget_options, take_budget
 from edgeq.commands.formats import FormatCommand, format_options
 from edgeq.commands.keeping import keeping
 from edgeq.commands.options import (
@@ -32,7 +31,6 @@ from edgeq.commands.plain_text import visible_line
 from edgeq.words import option_words
 
 if TYPE_CHECKING:
-    from edgeq.checkpoint.reader import Checkpoint
     from edgeq.run.finished import FinishedRun
     from edgeq.run.pipeline import Job
 
@@ -107,12 +105,14 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.measuring.evaluate import check_evaluation  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
     from edgeq.run.assembly import make_job  # noqa: PLC0415
-    from edgeq.run.finished import finish_run  # noqa: PLC0415
+    from edgeq.run.finished import finish_run, measured  # noqa: PLC0415
     from edgeq.run.pipeline import quantize  # noqa: PLC0415
+    from edgeq.run.place import Place, check_place  # noqa: PLC0415
+    from edgeq.run.spending import within_budget  # noqa: PLC0415
     from edgeq.sources import open_source  # noqa: PLC0415
 
-    budget = take_budget(options)
-    model = checked(model, revision, output, force=force, resume=resume)
+    budget, place = take_budget(options), Place(output, force, resume)
+    model = check_place(model, revision, place)
     job = make_job(
         open_source(model),
         collect_settings(recipe, options),
@@ -128,7 +128,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     again = shlex.join(["edgeq", *with_flag(sys.argv[1:], "--resume")])
     console = make_console(stderr=True)
     with watching(console, plain=as_json, log_file=log_file, output=output) as observer:
-        job = within_budget(job, budget, observer, place=Place(output, force, resume))
+        job = within_budget(job, budget, observer, place=place)
         checkpoint = quantize(job, output, observer, force=force, resume=resume, again=again)
     flags = {name: option_words(options_of(name, export_options)) for name in exports}
     with keeping(checkpoint, flags, evaluated_against=model if evaluated else None):
@@ -136,15 +136,6 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         if evaluated:
             finished = measured(finished, checkpoint, backend)
     print_finished(finished, as_json=as_json)
-
-
-def measured(finished: "FinishedRun", checkpoint: "Checkpoint", backend: str) -> "FinishedRun":
-    """Evaluate a finished run against the original, and note it beside what a budget predicted."""
-    from edgeq.measuring.evaluate import evaluate  # noqa: PLC0415
-    from edgeq.run.report import with_measured  # noqa: PLC0415
-
-    quality = evaluate(finished.result, reference=finished.original, backend=backend)
-    return replace(finished, quality=quality, report=with_measured(checkpoint, quality))
 
 
 def print_finished(finished: "FinishedRun", *, as_json: bool) -> None:
@@ -155,17 +146,6 @@ def print_finished(finished: "FinishedRun", *, as_json: bool) -> None:
         print_json(finished.plain())
     else:
         show_finished(make_console(), finished)
-
-
-def checked(model: str, revision: str | None, output: Path, *, force: bool, resume: bool) -> str:
-    """Give the whole name of a model, once it may be quantized into a directory."""
-    from edgeq.files.storage import check_destination  # noqa: PLC0415
-    from edgeq.sources import at_revision  # noqa: PLC0415
-
-    model = at_revision(model, revision)
-    place = Path(model).expanduser() if model != "demo" else None
-    check_destination(output, force=force or resume, source=place, whole=force)
-    return model
 
 
 def planned(job: "Job", max_ram: str | None, folder: Path) -> "Job":

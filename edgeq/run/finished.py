@@ -5,7 +5,7 @@ The last screen, `--json`, pages and the Python interface show it.
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from edgeq.errors import BadInput, NotInstalled
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE, REPORT_FILE
 from edgeq.files.storage import size_of
+from edgeq.measuring.evaluate import evaluate
 from edgeq.measuring.formats import fit
 from edgeq.measuring.inspection import parameter_count
 from edgeq.protocols import Exporter, Format
@@ -23,7 +24,7 @@ from edgeq.recipe.layer_types import replaced_types
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import FORMATS, load_exporter, options_of
 from edgeq.run.pipeline import Job, export
-from edgeq.run.report import RunReport, check_findings, read_report
+from edgeq.run.report import RunReport, check_findings, read_report, with_measured
 from edgeq.solving.lending import LENT_TOKENS
 from edgeq.solving.propagation import FEW_TOKENS
 from edgeq.solving.report import ExpertReport, LayerReport
@@ -158,6 +159,12 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
         grids=grids_by_part(grids, decoder, job.recipe),
         next_format=suggested,
     )
+
+
+def measured(finished: FinishedRun, checkpoint: Checkpoint, backend: str) -> FinishedRun:
+    """Evaluate a finished run against the original, and note it beside what a budget predicted."""
+    quality = evaluate(finished.result, reference=finished.original, backend=backend)
+    return replace(finished, quality=quality, report=with_measured(checkpoint, quality))
 
 
 def export_notes(exporters: Sequence[Exporter], checkpoint: Checkpoint) -> Iterator[str]:
