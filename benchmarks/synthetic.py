@@ -22,6 +22,24 @@ from edgeq.architectures.record import read_record
 
 Config = dict[str, Any]
 SHAPES: Mapping[str, Mapping[str, int]] = {
+    "llama-3.2-1b": {
+        "hidden": 2048,
+        "inner": 8192,
+        "heads": 32,
+        "key_heads": 8,
+        "vocabulary": 128256,
+        "blocks": 16,
+        "tied": True,
+    },
+    "llama-3.2-3b": {
+        "hidden": 3072,
+        "inner": 8192,
+        "heads": 24,
+        "key_heads": 8,
+        "vocabulary": 128256,
+        "blocks": 28,
+        "tied": True,
+    },
     "llama-2-7b": {
         "hidden": 4096,
         "inner": 11008,
@@ -49,6 +67,7 @@ def make_config(
     blocks: int,
     key_heads: int | None = None,
     vocabulary: int = 320,
+    tied: int = False,
 ) -> Config:
     """Make the config.json of a Llama of these sizes."""
     return {
@@ -62,7 +81,7 @@ def make_config(
         "vocab_size": vocabulary,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": bool(tied),
         "hidden_act": "silu",
         "dtype": "bfloat16",
     }
