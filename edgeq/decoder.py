@@ -12,6 +12,7 @@ from typing import Any, Literal
 from edgeq.errors import UnsupportedModel
 from edgeq.runtime_names import RuntimeNames
 from edgeq.types import LinearSpec
+from edgeq.words import edgeq_command
 
 Shape = tuple[int, ...]
 
@@ -190,7 +191,7 @@ class Decoder:
         if found is None:
             raise UnsupportedModel(
                 f"the attention of model_type '{self.model_type}' is not described; "
-                "see edgeq export --list for formats that hold it"
+                f"see {edgeq_command('export', '--list')} for formats that hold it"
             )
         return found
 

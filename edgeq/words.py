@@ -1,8 +1,11 @@
-"""Write sizes, times and grids for people, and read sizes that people wrote."""
+"""Write sizes, times, grids and commands for people, and read sizes that people wrote."""
 
 import math
 import re
-from collections.abc import Mapping
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeq.errors import BadInput
@@ -14,6 +17,7 @@ SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)
 LARGEST_SIZE = 2.0**60  # an exabyte: beyond it a typing error is likelier than a machine
 FEW_SECONDS = 120  # up to here times are shown in seconds
 FEW_HOURS = 2 * 3600  # up to here in minutes
+_program = ["edgeq"]  # what starts edgeq in the commands that messages print
 
 
 def as_text(name: str) -> str:
@@ -91,3 +95,21 @@ def option_words(options: Mapping[str, Any]) -> list[str]:
         if value is not True:
             words.append(str(value))
     return words
+
+
+def print_commands_with(program: Sequence[str]) -> None:
+    """Let the commands that messages print start as the user started edgeq.
+
+    The command line says it when it starts; without that they start with `edgeq`.
+    """
+    _program[:] = program
+
+
+def edgeq_command(*words: object) -> str:
+    """Write a command of edgeq that can be pasted into a shell."""
+    return shell_line([*_program, *map(str, words)])
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """Quote the words of a command for the shell of this system."""
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)

@@ -1,9 +1,10 @@
 """What is said when a command stops after its checkpoint is complete."""
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from edgeq.commands.typed import command_words
 
 if TYPE_CHECKING:
     from edgeq.checkpoint.reader import Checkpoint
@@ -28,7 +29,7 @@ def keeping(
         if evaluated_against is not None:
             result = checkpoint.path / next(iter(exports), ".")
             missing.append(["evaluate", str(result), "--reference", evaluated_against])
-        commands = ", then ".join(shlex.join(["edgeq", *command]) for command in missing)
+        commands = ", then ".join(command_words(*command) for command in missing)
         note = f"the checkpoint {str(checkpoint.path)!r} is complete and stays"
         error.add_note(f"{note}; to continue: {commands}" if commands else note)
         raise

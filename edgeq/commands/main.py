@@ -19,8 +19,10 @@ from edgeq.commands.plain_text import write_what_can_be_encoded
 from edgeq.commands.plan import plan_command
 from edgeq.commands.quantize import quantize_command
 from edgeq.commands.signals import stopping_on_signals
+from edgeq.commands.typed import program_words
 from edgeq.commands.verify import verify_command
 from edgeq.version import __version__
+from edgeq.words import print_commands_with
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -52,6 +54,7 @@ for command in COMMANDS:
 def main() -> None:
     """Run the command line and exit: 0 done, 1 one line of an error, 2 usage, 128 + N signal N."""
     write_what_can_be_encoded()
+    print_commands_with(program_words())
     try:
         with stopping_on_signals():
             sys.exit(cli.main(standalone_mode=False))

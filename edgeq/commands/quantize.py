@@ -3,7 +3,6 @@
 Heavy imports stand inside of the command.
 """
 
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from edgeq.commands.options import (
     with_flag,
 )
 from edgeq.commands.plain_text import visible_line
+from edgeq.commands.typed import command_words
 from edgeq.words import option_words
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     if evaluated:
         check_evaluation(job.source, exports, backend)
     job = planned(job, max_ram, output.parent)
-    again = shlex.join(["edgeq", *with_flag(sys.argv[1:], "--resume")])
+    again = command_words(*with_flag(sys.argv[1:], "--resume"))
     console = make_console(stderr=True)
     with watching(console, plain=as_json, log_file=log_file, output=output) as observer:
         job = within_budget(job, budget, observer, place=place)

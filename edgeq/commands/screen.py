@@ -6,8 +6,7 @@ this module when they run.
 
 import json
 import math
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeq.commands.plain_text import visible, visible_line
+from edgeq.commands.typed import command_words, shell_line
 from edgeq.registry import find_format
 from edgeq.run.allocation import curve_words, gain_words
 from edgeq.run.finished import FinishedRun
@@ -113,20 +113,20 @@ def show_finished(console: Console, finished: FinishedRun) -> None:
     if finished.quality is not None:
         show_quality(console, finished.quality)
     else:
-        command = ["edgeq", "evaluate", finished.result, "--reference", finished.original]
-        _show_command(console, "next", command)
+        command = command_words("evaluate", finished.result, "--reference", finished.original)
+        print_line(console, f"next: {command}")
     for name, path in finished.exports.items():
         show_runtime(console, name, path)
     if finished.next_format is not None:
-        command = ["edgeq", "export", str(finished.output), "--format", finished.next_format]
-        _show_command(console, f"for {find_format(finished.next_format).read_by}", command)
+        command = command_words("export", finished.output, "--format", finished.next_format)
+        print_line(console, f"for {find_format(finished.next_format).read_by}: {command}")
 
 
 def show_runtime(console: Console, format_name: str, path: str) -> None:
     """Print the command that runs an exported file, where its format names one."""
     command = find_format(format_name).run_with
     if command:
-        _show_command(console, "run it with", [*command, path])
+        print_line(console, f"run it with: {shell_line([*command, path])}")
 
 
 def show_allocation(console: Console, found: Mapping[str, Any]) -> None:
@@ -146,10 +146,6 @@ def show_exported(console: Console, result: Mapping[str, Any]) -> None:
     for note in result["notes"]:
         print_line(console, f"note: {note}")
     show_runtime(console, result["format"], result["result"])
-
-
-def _show_command(console: Console, when: str, command: Sequence[str]) -> None:
-    print_line(console, f"{when}: {shlex.join(command)}")
 
 
 def _seconds_row(finished: FinishedRun) -> str:

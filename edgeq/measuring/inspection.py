@@ -10,6 +10,7 @@ from edgeq.measuring.evaluate import find_export, open_model
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import bits_per_weight
 from edgeq.registry import find_format
+from edgeq.words import edgeq_command
 
 
 def inspect_model(name: str) -> dict[str, Any]:
@@ -17,7 +18,8 @@ def inspect_model(name: str) -> dict[str, Any]:
     exported = find_export(name)
     if exported is not None and not find_format(exported.kind).is_model:
         raise BadInput(
-            f"{name!r} is an export of format {exported.kind!r}, which edgeq verify reads back; "
+            f"{name!r} is an export of format {exported.kind!r}, which "
+            f"{edgeq_command('verify', name)} reads back; "
             "to see tensors give the checkpoint it was made from"
         )
     source = open_model(name if exported is None else str(exported.path))

@@ -20,6 +20,7 @@ from edgeq.grids.types import with_type
 from edgeq.protocols import ExportReader, Format
 from edgeq.registry import find_format
 from edgeq.types import LARGEST_OUTLIER_SHARE, Grid, ScaleDtype, ZeroKind
+from edgeq.words import edgeq_command
 
 Entry = Mapping[str, Any]
 
@@ -191,7 +192,8 @@ def check_as_written(target: Path) -> None:
         if target.is_dir() or line.partition(":")[0] in named:
             found.append(line)
     if found:
-        raise BadInput(f"{str(folder)!r}: {found[0]}; see edgeq verify, and export again")
+        see = edgeq_command("verify", folder)
+        raise BadInput(f"{str(folder)!r}: {found[0]}; see {see}, and export again")
 
 
 def other_head(manifest: Mapping[str, Any], reader: ExportReader) -> Iterator[str]:

@@ -252,7 +252,7 @@ def test_a_missing_device_is_named_where_predictions_are_made(edgeq, solved):
 def test_inspect_says_of_an_export_what_reads_it(edgeq, solved, name):
     result = edgeq("inspect", solved / name)
     assert result.status == 1
-    assert f"is an export of format '{name}', which edgeq verify reads back" in result.err
+    assert f"of format '{name}', which edgeq verify {solved / name} reads back" in result.err
 
 
 def test_a_run_is_told_in_lines_for_users_and_for_float32(edgeq, solved):

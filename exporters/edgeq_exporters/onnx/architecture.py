@@ -12,6 +12,7 @@ from edgeq.architectures.requirements import (
     why_not_stated,
 )
 from edgeq.decoder import Decoder, Layer
+from edgeq.words import edgeq_command
 from edgeq_exporters.onnx.feed_forward import ACTIVATIONS
 from edgeq_exporters.onnx.rotary import why_not_rotary
 
@@ -69,7 +70,7 @@ def _why_not_described(decoder: Decoder) -> str | None:
             return (
                 f"block {index} of a {decoder.model_type} model is not described as attention and "
                 "feed-forward, which the graph computes; "
-                "see edgeq export --list for formats that hold it"
+                f"see {edgeq_command('export', '--list')} for formats that hold it"
             )
     return None
 
