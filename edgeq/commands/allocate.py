@@ -49,33 +49,30 @@ def run_allocate(  # noqa: PLR0913, PLR0917 (one argument per option)
     """
     from edgeq.commands.progress import watching  # noqa: PLC0415
     from edgeq.commands.screen import make_console, print_result, show_allocation  # noqa: PLC0415
-    from edgeq.files.storage import check_output_file, write_bytes  # noqa: PLC0415
-    from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
-    from edgeq.run.recipe_file import budget_recipe, is_budget_recipe  # noqa: PLC0415
-    from edgeq.run.spending import within_budget  # noqa: PLC0415
-    from edgeq.sources import at_revision, open_source  # noqa: PLC0415
+    from edgeq.run.asked import Asked, allocate_asked, prepare_allocation  # noqa: PLC0415
+    from edgeq.run.spending import Place  # noqa: PLC0415
 
     budget = take_budget(options)
     if not any(value is not None for value in budget.values()):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in NAMES[:-1])
         raise click.UsageError(f"give a budget: one of {flags}")
-    check_output_file(output, force=force, is_own=is_budget_recipe)
-    job = make_job(
-        open_source(at_revision(model, revision)),
-        collect_settings(recipe, options),
+    asked = Asked(
+        model,
+        Place(output, force),
+        budget=budget,
+        settings=collect_settings(recipe, options),
+        revision=revision,
         backend=backend,
         calibration=calibration,
+        imatrix=imatrix,
         exports=exports,
         export_options=export_options,
-        imatrix=imatrix,
+        max_ram=max_ram,
     )
-    job, _ = fit_job(job, max_ram, output.parent)
+    job = prepare_allocation(asked)
     console = make_console(stderr=True)
     with watching(console, plain=as_json, log_file=None, output=output) as observer:
-        job = within_budget(job, budget, observer)
-    assert job.allocation is not None
-    write_bytes(output, budget_recipe(job.recipe, job.allocation).encode())
-    found = {"model": job.source.record.name, "recipe": str(output), **job.allocation}
+        found = allocate_asked(asked, job, observer)
     print_result(found, as_json, show_allocation)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from edgeq.errors import BadInput
-from edgeq.recipe.setting_rules import DENSE_BITS, Rule
+from edgeq.recipe.setting_rules import Rule
 from edgeq.recipe.settings import DEFAULT_QUALITY, PRESETS, TABLE, Setting
-from edgeq.recipe.type_names import check_options_beside, check_type_alone, without_replaced
+from edgeq.recipe.type_names import check_type_alone
 
 Command = Callable[..., None]
 
@@ -174,25 +174,15 @@ def with_flag(words: Sequence[str], flag: str) -> list[str]:
 def collect_settings(recipe: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Gather settings: those of a recipe file, then the options that were given, which win.
 
-    What a recipe file says of grids gives way to options that say it in the other way: bits to a
-    type, a type to bits.
-
     Raises: BadInput naming the option whose value breaks its rule.
     """
-    from edgeq.recipe.recipe import read_recipe  # noqa: PLC0415
+    from edgeq.recipe.recipe import settings_over  # noqa: PLC0415
 
-    settings = read_recipe(str(recipe)) if recipe is not None else {}
     given = {name: value for name, value in options.items() if value is not None}
-    dense = [{"layers": name, "bits": DENSE_BITS} for name in given.pop("keep_dense", ())]
+    dense = given.pop("keep_dense", ())
     chosen = {name: setting_value(name, value) for name, value in given.items()}
     check_type_alone(chosen, options=True)
-    check_options_beside(settings, chosen)
-    settings = without_replaced(settings, chosen)
-    stated = settings.get("overrides", [])
-    # what is no list is refused by whoever makes a recipe of it
-    if dense and isinstance(stated, list):
-        chosen["overrides"] = [*stated, *dense]
-    return settings | chosen
+    return settings_over(None if recipe is None else str(recipe), chosen, keep_dense=dense)
 
 
 def setting_value(name: str, value: Any) -> Any:

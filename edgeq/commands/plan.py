@@ -56,28 +56,24 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq plan ./Llama-3.2-1B --max-ram 8GB --export gguf
     """
     from edgeq.commands.screen import print_result  # noqa: PLC0415
-    from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
-    from edgeq.run.forecast import describe_run, open_outline  # noqa: PLC0415
-    from edgeq.run.spending import describe_budget  # noqa: PLC0415
-    from edgeq.sources import at_revision, open_source  # noqa: PLC0415
+    from edgeq.run.asked import Asked, plan_asked  # noqa: PLC0415
+    from edgeq.run.spending import Place  # noqa: PLC0415
 
-    budget = take_budget(options)
-    model = at_revision(model, revision)
     planned = {name: value for name, value in options.items() if name not in ONLY_OF_RUNS}
-    settings = collect_settings(recipe, planned)
-    job = make_job(
-        open_outline(model) or open_source(model),
-        settings,
+    asked = Asked(
+        model,
+        Place(output or Path.cwd()),
+        budget=take_budget(planned),
+        settings=collect_settings(recipe, planned),
+        revision=revision,
         backend=backend,
         calibration=calibration,
+        imatrix=imatrix,
         exports=exports,
         export_options=export_options,
-        imatrix=imatrix,
+        max_ram=max_ram,
     )
-    folder = existing_parent(output or Path.cwd())
-    job, memory = fit_job(job, max_ram, folder)
-    plan = describe_run(job, memory, folder) | describe_budget(job, budget)
-    print_result(plan, as_json, show_plan)
+    print_result(plan_asked(asked), as_json, show_plan)
 
 
 def options_of_plan() -> list[click.Parameter]:
@@ -95,11 +91,6 @@ def options_of_plan() -> list[click.Parameter]:
 plan_command = FormatCommand(
     "plan", params=options_of_plan(), callback=run_plan, help=run_plan.__doc__
 )
-
-
-def existing_parent(path: Path) -> Path:
-    """Return the directory itself, or the nearest one above it that is there."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
 
 
 def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:

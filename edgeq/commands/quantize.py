@@ -31,6 +31,7 @@ from edgeq.commands.typed import command_words
 from edgeq.words import option_words
 
 if TYPE_CHECKING:
+    from edgeq.planning.memory import MemoryPlan
     from edgeq.run.finished import FinishedRun
     from edgeq.run.pipeline import Job
 
@@ -102,37 +103,34 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     """
     from edgeq.commands.progress import watching  # noqa: PLC0415
     from edgeq.commands.screen import make_console  # noqa: PLC0415
-    from edgeq.measuring.evaluate import check_evaluation  # noqa: PLC0415
     from edgeq.registry import options_of  # noqa: PLC0415
-    from edgeq.run.assembly import make_job  # noqa: PLC0415
+    from edgeq.run.asked import Asked, prepare_run, run_asked  # noqa: PLC0415
     from edgeq.run.finished import finish_run, measured  # noqa: PLC0415
-    from edgeq.run.pipeline import quantize  # noqa: PLC0415
-    from edgeq.run.place import Place, check_place  # noqa: PLC0415
-    from edgeq.run.spending import within_budget  # noqa: PLC0415
-    from edgeq.sources import open_source  # noqa: PLC0415
+    from edgeq.run.spending import Place  # noqa: PLC0415
 
-    budget, place = take_budget(options), Place(output, force, resume)
-    model = check_place(model, revision, place)
-    job = make_job(
-        open_source(model),
-        collect_settings(recipe, options),
+    asked = Asked(
+        model,
+        Place(output, force, resume),
+        budget=take_budget(options),
+        settings=collect_settings(recipe, options),
+        revision=revision,
         backend=backend,
         calibration=calibration,
+        imatrix=imatrix,
         exports=exports,
         export_options=export_options,
-        imatrix=imatrix,
+        max_ram=max_ram,
+        evaluated=evaluated,
     )
-    if evaluated:
-        check_evaluation(job.source, exports, backend)
-    job = planned(job, max_ram, output.parent)
+    asked, job, memory = prepare_run(asked)
+    say_annealing(job, memory)
     again = command_words(*with_flag(sys.argv[1:], "--resume"))
     console = make_console(stderr=True)
     with watching(console, plain=as_json, log_file=log_file, output=output) as observer:
-        job = within_budget(job, budget, observer, place=place)
-        checkpoint = quantize(job, output, observer, force=force, resume=resume, again=again)
+        job, checkpoint = run_asked(asked, job, observer, again=again)
     flags = {name: option_words(options_of(name, export_options)) for name in exports}
-    with keeping(checkpoint, flags, evaluated_against=model if evaluated else None):
-        finished = finish_run(job, checkpoint, model)
+    with keeping(checkpoint, flags, evaluated_against=asked.model if evaluated else None):
+        finished = finish_run(job, checkpoint, asked.model)
         if evaluated:
             finished = measured(finished, checkpoint, backend)
     print_finished(finished, as_json=as_json)
@@ -148,12 +146,9 @@ def print_finished(finished: "FinishedRun", *, as_json: bool) -> None:
         show_finished(make_console(), finished)
 
 
-def planned(job: "Job", max_ram: str | None, folder: Path) -> "Job":
-    """Fit a job into max_ram, and say what annealing will take before it starts."""
-    from edgeq.run.assembly import fit_job  # noqa: PLC0415
+def say_annealing(job: "Job", memory: "MemoryPlan") -> None:
+    """Say what annealing will take before it starts."""
     from edgeq.run.forecast import annealing_note  # noqa: PLC0415
 
-    job, memory = fit_job(job, max_ram, folder)
     if note := annealing_note(job, memory):
         click.echo(visible_line(note), err=True)
-    return job

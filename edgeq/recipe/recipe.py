@@ -17,7 +17,14 @@ from edgeq.files.plain_files import read_file
 from edgeq.grids.types import GRIDS
 from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS
 from edgeq.recipe.settings import TABLE, Settings, column_of, defaults
-from edgeq.recipe.type_names import BASES, REPLACED, check_type_alone, check_types_are_asked
+from edgeq.recipe.type_names import (
+    BASES,
+    REPLACED,
+    check_options_beside,
+    check_type_alone,
+    check_types_are_asked,
+    without_replaced,
+)
 from edgeq.types import Grid
 
 OPTIONS_ONLY = {
@@ -178,6 +185,27 @@ def read_recipe(path: str) -> dict[str, Any]:
         raise BadInput(
             f"recipe {path!r}: not valid TOML ({reason_of(error)}); see docs/cli.md, Settings"
         ) from error
+
+
+def settings_over(
+    recipe: str | None, chosen: Mapping[str, Any], *, keep_dense: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Put settings over those of a recipe file, and keep the layers that match patterns dense.
+
+    What the file says of grids gives way to settings that say it in the other way: bits to a type,
+    a type to bits.
+
+    Raises: BadInput.
+    """
+    stated = read_recipe(recipe) if recipe is not None else {}
+    check_options_beside(stated, chosen)
+    settings = without_replaced(stated, chosen) | dict(chosen)
+    dense = [{"layers": pattern, "bits": DENSE_BITS} for pattern in keep_dense]
+    overrides = settings.get("overrides", [])
+    # what is no list is refused by whoever makes a recipe of it
+    if dense and isinstance(overrides, list | tuple):
+        settings["overrides"] = [*overrides, *dense]
+    return settings
 
 
 def make_recipe(settings: Mapping[str, Any]) -> Recipe:

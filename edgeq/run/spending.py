@@ -4,6 +4,8 @@ Which types these are is chosen by `edgeq.run.allocation`.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edgeq.run.allocation import pose, spend, stored_allocation, with_allocation
@@ -11,8 +13,16 @@ from edgeq.run.assembly import check_gradients
 from edgeq.run.budget import read_budget
 from edgeq.run.forecast import measuring_takes
 from edgeq.run.pipeline import Job, Observer
-from edgeq.run.place import Place
 from edgeq.run.resume import Ask, refuse_other
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run writes, and whether it replaces or continues what is there."""
+
+    output: Path
+    force: bool = False
+    resume: bool = False
 
 
 def within_budget(

@@ -1,0 +1,132 @@
+"""What a user asks of a run, and the steps from there to a checkpoint, a plan or a recipe.
+
+The command line and the Python interface go this way. `prepare_run` refuses whatever can be
+refused, and nothing is computed before it is done.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edgeq.checkpoint.reader import Checkpoint
+from edgeq.files.storage import check_destination, check_output_file, write_bytes
+from edgeq.measuring.evaluate import check_evaluation
+from edgeq.planning.memory import MemoryPlan
+from edgeq.protocols import ModelSource
+from edgeq.run.assembly import fit_job, make_job
+from edgeq.run.forecast import describe_run, open_outline
+from edgeq.run.pipeline import Job, Observer, quantize
+from edgeq.run.recipe_file import budget_recipe, is_budget_recipe
+from edgeq.run.spending import Place, describe_budget, within_budget
+from edgeq.sources import at_revision, open_source
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Everything that a user asks of a run, in words and plain settings.
+
+    model is what `edgeq.sources.open_source` opens. settings are those of `make_recipe`, budget
+    those of `edgeq.run.spending.within_budget`, and the others those of `make_job`.
+    """
+
+    model: str
+    place: Place
+    settings: Mapping[str, Any]
+    revision: str | None = None
+    backend: str = "auto"
+    calibration: Sequence[str] = ()
+    imatrix: Path | None = None
+    exports: Sequence[str] = ()
+    export_options: Mapping[str, Any] = field(default_factory=dict)
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    max_ram: str | None = None
+    evaluated: bool = False
+
+
+def assemble(asked: Asked, source: ModelSource) -> Job:
+    """Make the job that was asked for of a model that is open."""
+    return make_job(
+        source,
+        asked.settings,
+        backend=asked.backend,
+        calibration=asked.calibration,
+        exports=asked.exports,
+        export_options=asked.export_options,
+        imatrix=asked.imatrix,
+    )
+
+
+def prepare_run(asked: Asked) -> tuple[Asked, Job, MemoryPlan]:
+    """Assemble a run that fits into its memory, once all that can be refused has been.
+
+    The model of what was asked then has its whole name.
+
+    Raises: the errors of `edgeq.errors`.
+    """
+    model, place = at_revision(asked.model, asked.revision), asked.place
+    source = Path(model).expanduser() if model != "demo" else None
+    replaced = place.force or place.resume
+    check_destination(place.output, force=replaced, source=source, whole=place.force)
+    job = assemble(asked, open_source(model))
+    if asked.evaluated:
+        check_evaluation(job.source, asked.exports, asked.backend)
+    job, memory = fit_job(job, asked.max_ram, place.output.parent)
+    return replace(asked, model=model), job, memory
+
+
+def run_asked(asked: Asked, job: Job, observer: Observer, *, again: str) -> tuple[Job, Checkpoint]:
+    """Spend the budget, where there is one, and quantize; return the job as it then was.
+
+    again is what the error of a run that stops names to continue.
+
+    Raises: the errors of `edgeq.errors`.
+    """
+    place = asked.place
+    job = within_budget(job, asked.budget, observer, place=place)
+    checkpoint = quantize(
+        job, place.output, observer, force=place.force, resume=place.resume, again=again
+    )
+    return job, checkpoint
+
+
+def plan_asked(asked: Asked) -> dict[str, Any]:
+    """Say what a run would take in memory, disk and time, without running it.
+
+    Weights are not read, and need not be there. Units: bytes, seconds.
+
+    Raises: the errors of `edgeq.errors`.
+    """
+    model = at_revision(asked.model, asked.revision)
+    job = assemble(asked, open_outline(model) or open_source(model))
+    folder = existing_parent(asked.place.output)
+    job, memory = fit_job(job, asked.max_ram, folder)
+    return describe_run(job, memory, folder) | describe_budget(job, asked.budget)
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the directory itself, or the nearest one above it that is there."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
+
+
+def allocate_asked(asked: Asked, job: Job, observer: Observer) -> dict[str, Any]:
+    """Choose types within the budget, write them as a recipe at the place, and describe them.
+
+    Raises: the errors of `edgeq.errors`.
+    """
+    job = within_budget(job, asked.budget, observer)
+    assert job.allocation is not None, "a budget was asked for"
+    output = asked.place.output
+    write_bytes(output, budget_recipe(job.recipe, job.allocation).encode())
+    return {"model": job.source.record.name, "recipe": str(output), **job.allocation}
+
+
+def prepare_allocation(asked: Asked) -> Job:
+    """Assemble a job whose types are to be written as a recipe, which may be written there.
+
+    Raises: the errors of `edgeq.errors`.
+    """
+    place = asked.place
+    check_output_file(place.output, force=place.force, is_own=is_budget_recipe)
+    job = assemble(asked, open_source(at_revision(asked.model, asked.revision)))
+    return fit_job(job, asked.max_ram, place.output.parent)[0]
