@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from edgeq.calibration.windows import begin_ids, load_tokenizer, tokenize
 from edgeq.commands.progress import Silent
-from edgeq.measuring.evaluate import model_logits
+from edgeq.measuring.targets import model_logits
 from edgeq.registry import LOGITS, find_format, load, load_exporters
 from edgeq.run.assembly import make_job
 from edgeq.run.pipeline import export, quantize

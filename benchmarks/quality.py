@@ -29,8 +29,8 @@ from typing import Any
 from benchmarks.solves import COMMON, PLAIN, TABLES, TEXTS, Solve, Table
 from edgeq.calibration.windows import first_windows, tokenize
 from edgeq.commands.progress import Silent
-from edgeq.measuring.evaluate import model_logits
 from edgeq.measuring.quality import compare
+from edgeq.measuring.targets import model_logits
 from edgeq.protocols import ModelSource
 from edgeq.run.assembly import make_job
 from edgeq.run.pipeline import quantize

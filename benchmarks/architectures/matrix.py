@@ -33,8 +33,8 @@ from benchmarks.architectures.models import make_checkpoint
 from benchmarks.architectures.rows import ROWS
 from benchmarks.architectures.running import Outcome, run_edgeq, run_step
 from edgeq.checkpoint.reader import Checkpoint
-from edgeq.measuring.evaluate import model_logits
 from edgeq.measuring.references import write_out
+from edgeq.measuring.targets import model_logits
 from edgeq.registry import FORMATS
 from edgeq.sources import open_source
 

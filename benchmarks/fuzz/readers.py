@@ -18,8 +18,8 @@ from edgeq.calibration.texts import make_calibration, read_texts
 from edgeq.calibration.windows import tokenize
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.ownership import MANIFEST_FILE, temporary_of
-from edgeq.measuring.evaluate import find_export
 from edgeq.measuring.inspection import inspect_model
+from edgeq.measuring.targets import find_export
 from edgeq.measuring.verify import verify
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import plan_grids

@@ -6,7 +6,7 @@ from typing import Any
 
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
-from edgeq.measuring.evaluate import find_export, open_model
+from edgeq.measuring.targets import find_export, open_model
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import bits_per_weight
 from edgeq.registry import find_format

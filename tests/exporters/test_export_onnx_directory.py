@@ -18,7 +18,7 @@ from tiny_models import tokenizer_files
 from tokenizers import Tokenizer
 
 from edgeq.errors import BadInput
-from edgeq.measuring.evaluate import find_export
+from edgeq.measuring.targets import find_export
 from edgeq.types import Grid
 from edgeq_exporters.gguf.exporter import GgufExporter
 from edgeq_exporters.onnx.exporter import OnnxExporter

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from edgeq.architectures.record import read_record
 from edgeq.architectures.text_part import text_config
 from edgeq.errors import BadInput
-from edgeq.measuring.evaluate import model_logits
+from edgeq.measuring.targets import model_logits
 from edgeq.sources import open_source
 from edgeq.sources.outline import ModelOutline
 
