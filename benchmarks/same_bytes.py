@@ -21,6 +21,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from benchmarks.synthetic import byte_tokenizer
+from edgeq.files.ownership import TIMED_FILES
 
 FORMATS = ("gguf", "mlx", "onnx", "gptq", "compressed-tensors")
 EXPORTS = [f"--export={name}" for name in FORMATS]
@@ -100,7 +101,9 @@ def hashes_of(place: Path, name: str) -> dict[str, str]:
     command = [sys.executable, "-m", "edgeq", "quantize", model, "--output", str(output)]
     command += ["--force", *ON_CPU, *options, *short_windows(model)]
     subprocess.run(command, cwd=place, check=True, stdout=subprocess.DEVNULL)
-    paths = sorted(path for path in output.rglob("*") if path.is_file())
+    paths = sorted(
+        path for path in output.rglob("*") if path.is_file() and path.name not in TIMED_FILES
+    )
     return {
         f"{name}: {path.relative_to(output)}": hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths

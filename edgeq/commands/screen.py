@@ -5,7 +5,6 @@ this module when they run.
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from edgeq.commands.plain_text import visible, visible_line
 from edgeq.commands.typed import command_words, shell_line
+from edgeq.files.json_files import finite
 from edgeq.registry import find_format
 from edgeq.run.allocation import curve_words, gain_words
 from edgeq.run.finished import FinishedRun
@@ -56,15 +56,6 @@ def print_result(
 def print_json(result: Mapping[str, Any]) -> None:
     """Print one JSON object on standard output."""
     click.echo(json.dumps(finite(result), indent=2, allow_nan=False))
-
-
-def finite(value: Any) -> Any:
-    """Return the same data with null for infinity and NaN, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def facts_table() -> Table:

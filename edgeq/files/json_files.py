@@ -6,6 +6,7 @@ What keys a file has, and what they mean, is up to whoever reads it.
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def json_bytes(content: Any, *, indent: int = 2) -> bytes:
         raise EdgeqError(
             f"what was found cannot be written as JSON ({reason_of(error)}); please report it"
         ) from error
+
+
+def finite(value: Any) -> Any:
+    """Return the same data with null for infinity and NaN, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, content: Any, *, indent: int = 2) -> None:

@@ -5,6 +5,8 @@ head says.
 
 - A checkpoint (edgeq.json) holds blocks/NNNN.safetensors and outer.safetensors, whose headers carry
   edgeq's metadata, beside them config.json, report.json, recipe.toml, tokenizer files, and exports.
+  measured.json and report.html may lie there too. Both depend on time and machine, and no hash
+  counts them.
 - An export (manifest.json) holds files called model..., ..._config.json, or like those beside a
   model's weights, each with the hash that the manifest states.
 - A temporary directory (its name, and a marker in it) holds new/, states/, run.json,
@@ -38,6 +40,9 @@ from edgeq.files.plain_files import (
 HEAD_FILE = "edgeq.json"
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
+MEASURED_FILE = "measured.json"
+PAGE_FILE = "report.html"
+PAGE_MARK = b'<meta name="generator" content="edgeq">'  # near the beginning of each page
 RECIPE_FILE = "recipe.toml"
 CONFIG_FILE = "config.json"
 TEMPORARY_SUFFIX = ".edgeq-partial"
@@ -49,6 +54,10 @@ MADE = "new"
 STATES = "states"
 REPLACED = "replaced"
 
+TIMED_FILES = (MEASURED_FILE, PAGE_FILE)
+"""The files of a checkpoint that depend on time and machine: equal runs write different ones."""
+REWRITTEN_FILES = (REPORT_FILE, *TIMED_FILES)
+"""Files of a finished checkpoint that are written anew, under a name of their own until then."""
 OWN_FILES = {
     MARKER_FILE,
     *(name for file in (RUN_FILE, ALLOCATION_FILE) for name in (file, f".{file}.partial")),
@@ -75,6 +84,7 @@ TENSOR_FILE = re.compile(r"(blocks/\d{4,}|outer)\.safetensors")
 EXPORT_FILE = re.compile(r"model[\w.-]*|(\w+_)?config\.json")
 STATE_FILE = re.compile(r"(\d{4,}|\.\d{4,}\.partial)(/[\w-]+\.npy)?")
 MOST_HEADER_BYTES = 100_000_000  # as the safetensors library has it
+MARK_WITHIN = 1024  # bytes from the beginning of a page
 
 IsOwn = Callable[[Path], bool]
 """Says of a file that a head lists whether it is what edgeq writes under this name."""
@@ -168,12 +178,14 @@ def _files_of_checkpoint(folder: Path, head: Mapping[str, Any]) -> dict[str, IsO
     tensors, companions = (_names(head[key]) for key in HEAD_LISTS)
     if not all(map(TENSOR_FILE.fullmatch, tensors)) or not set(companions) <= {*COMPANION_FILES}:
         return {}
-    beside = {HEAD_FILE, REPORT_FILE, RECIPE_FILE, CONFIG_FILE, *companions}
+    beside = {HEAD_FILE, REPORT_FILE, RECIPE_FILE, CONFIG_FILE, MEASURED_FILE, *companions}
     # without one tensor file nothing shows that the others are edgeq's, unless no file is left
     proven = any(_is_tensor_file(folder / name) for name in tensors)
     if not proven and any((folder / name).exists() for name in beside - {HEAD_FILE}):
         return {}
-    files: dict[str, IsOwn] = dict.fromkeys(beside, _is_any)
+    partial = [f".{name}.partial" for name in REWRITTEN_FILES]
+    files: dict[str, IsOwn] = dict.fromkeys([*beside, *partial], _is_any)
+    files[PAGE_FILE] = is_page
     return files | dict.fromkeys(tensors, _is_tensor_file)
 
 
@@ -220,6 +232,15 @@ def _is_tensor_file(path: Path) -> bool:
             header = json.loads(file.read(size)) if size <= MOST_HEADER_BYTES else {}
         return bool("edgeq" in header["__metadata__"])
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return False
+
+
+def is_page(path: Path) -> bool:
+    """Say whether a file is a page that edgeq wrote, by the mark in its head."""
+    try:
+        with open_file(path, follow=False) as file:
+            return PAGE_MARK in file.read(MARK_WITHIN)
+    except OSError:
         return False
 
 

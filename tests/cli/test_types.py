@@ -6,6 +6,7 @@ import pytest
 from command_line import finished
 
 from edgeq.checkpoint.reader import Checkpoint
+from edgeq.files.ownership import TIMED_FILES
 from edgeq.run import pipeline
 from edgeq.run.report import read_report
 from edgeq.solving.report import Stage
@@ -44,7 +45,7 @@ def files(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name not in TIMED_FILES
     }
 
 
