@@ -81,6 +81,18 @@ LOGITS = {
         "edgeq_backends.torch.directories:CompressedTensorsLogits", "compressed-tensors"
     ),
 }
+SPEAKERS = {
+    "torch": Entry("edgeq_backends.torch.speaking:TorchSpeaker", "cuda"),
+    "mlx": Entry("edgeq_backends.mlx.speaking:MlxSpeaker", "mlx"),
+    "llama.cpp": Entry("edgeq_backends.llama_cpp_speaking:LlamaCppSpeaker", "llama-cpp"),
+    "mlx-lm": Entry("edgeq_backends.mlx.speaking:MlxLmSpeaker", "mlx"),
+    "onnxruntime": Entry("edgeq_backends.onnx_speaking:open_speaker", "onnx"),
+    "gptqmodel": Entry("edgeq_backends.torch.speaking:GptqModelSpeaker", "cuda"),
+    "compressed-tensors": Entry(
+        "edgeq_backends.torch.speaking:CompressedTensorsSpeaker", "compressed-tensors"
+    ),
+}
+"""What writes text token by token, by runtime: a framework takes a source, others take a path."""
 REFERENCES = {
     "transformers": Entry("edgeq_backends.torch.originals:TransformersLogits", "cuda"),
     "llama.cpp": Entry("edgeq_backends.llama_cpp:LlamaCppLogits", "llama-cpp"),

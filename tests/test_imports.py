@@ -61,7 +61,7 @@ ALLOWED = {
     "run": "ground registry files sources grids calibration streams algorithms checkpoint recipe"
     " solving"
     " planning measuring",
-    "talking": "ground registry files sources checkpoint measuring",
+    "talking": "ground registry files architectures sources calibration checkpoint measuring",
     "pages": "ground files checkpoint solving measuring run",
     "api": "ground registry files sources checkpoint recipe solving planning measuring run talking"
     " pages",

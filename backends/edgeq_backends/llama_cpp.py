@@ -66,7 +66,7 @@ class LlamaCppLogits:
         check_loads(Path(path))
         self._threads = threads or os.cpu_count() or 1
         self._path, self._exact = Path(path), exact
-        self._model = self._load(self._path)
+        self._model = load_model(self._path)
         self.vocabulary = int(self._model.get_vocab().n_vocab)
         self.context = int(self._model.n_ctx_train) or None
         self.library = library_name()
@@ -93,7 +93,7 @@ class LlamaCppLogits:
             yield from self._predict(self._model, windows)
             return
         with float32_copy(self._path, weights=int(self._model.n_params)) as copy:
-            yield from self._predict(self._load(copy), windows)
+            yield from self._predict(load_model(copy), windows)
 
     def _predict(self, model: Any, windows: np.ndarray[Any, Any]) -> Iterator[NumpyArray]:
         tokens = windows.shape[1]
@@ -112,19 +112,6 @@ class LlamaCppLogits:
         """Turn a text into token ids by llama.cpp's own tokenizer; none are added at its ends."""
         ids = self._model.get_vocab().tokenize(text, add_special=False, parse_special=parse_special)
         return [int(token) for token in ids]
-
-    def _load(self, path: Path) -> Any:
-        parameters = self._llama.LlamaModelParams()
-        parameters.n_gpu_layers = 0
-        try:
-            return _model_class(self._llama)(str(path), parameters)
-        # the binding raises a different type for each way a file can be wrong
-        except Exception as failure:
-            reason = " ".join(str(failure).split())
-            raise BadInput(
-                f"llama.cpp cannot load '{path}': {reason}; export it again, check the path, "
-                "or update cyllama where the file has types that are newer than it"
-            ) from failure
 
     def _context(self, model: Any, tokens: int) -> Any:
         parameters = self._llama.LlamaContextParams()
@@ -146,6 +133,25 @@ class LlamaCppLogits:
                 f"but the model's vocabulary has {self.vocabulary} tokens; "
                 "use the tokenizer of this model"
             )
+
+
+def load_model(path: Path) -> Any:
+    """Load a GGUF file on the CPU; see `check_loads`, which comes first.
+
+    Raises: NotInstalled; BadInput for a file that llama.cpp cannot load.
+    """
+    llama = load_cyllama()
+    parameters = llama.LlamaModelParams()
+    parameters.n_gpu_layers = 0
+    try:
+        return _model_class(llama)(str(path), parameters)
+    # the binding raises a different type for each way a file can be wrong
+    except Exception as failure:
+        reason = " ".join(str(failure).split())
+        raise BadInput(
+            f"llama.cpp cannot load '{path}': {reason}; export it again, check the path, "
+            "or update cyllama where the file has types that are newer than it"
+        ) from failure
 
 
 def check_loads(path: Path) -> None:

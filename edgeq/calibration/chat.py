@@ -66,15 +66,18 @@ class ChatTemplate:
             self._process.communicate()
             self._process = None
 
-    def render(self, item: Mapping[str, Any]) -> str:
+    def render(self, item: Mapping[str, Any], *, answering: bool = False) -> str:
         """Write the conversation of an item, with the special tokens of the template.
+
+        answering has it end where the next answer begins.
 
         Raises: BadChat, also when the model has no template that can be read.
         """
         if self._process is None:
             self._start()
         messages = conversation_of(item, as_parts=self._reads_parts)
-        answer = self._ask({"messages": messages, "tools": item.get("tools") or None})
+        tools = item.get("tools") or None
+        answer = self._ask({"messages": messages, "tools": tools, "answering": answering})
         if "text" in answer:
             return str(answer["text"])
         raise BadChat(

@@ -102,7 +102,7 @@ class Chats:
             messages=asked["messages"],
             tools=asked["tools"],
             documents=None,
-            add_generation_prompt=False,
+            add_generation_prompt=asked["answering"],
             **self._tokens,
         )
         written = []

@@ -1,1 +1,6 @@
-"""Let models write: an export in its own runtime, a checkpoint or an original in a framework."""
+"""Have models write: one prompt continued or answered, or a conversation, each in its runtime."""
+
+from edgeq.talking.opening import answer, open_talker
+from edgeq.talking.talker import Reply, Talker
+
+__all__ = ["Reply", "Talker", "answer", "open_talker"]

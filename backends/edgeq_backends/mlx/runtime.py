@@ -29,24 +29,7 @@ class MlxLmLogits:
     """
 
     def __init__(self, path: Path, *, exact: bool = False) -> None:
-        try:
-            asks_for_code = MODEL_FILE in json.loads((path / "config.json").read_bytes())
-        except (OSError, ValueError, RecursionError, TypeError) as error:
-            raise BadInput(
-                f"{str(path)!r}: its config.json cannot be read ({reason_of(error)}); "
-                "export it again"
-            ) from error
-        if asks_for_code:
-            raise BadInput(
-                f"{str(path)!r}: {MODEL_FILE!r} in its config.json is code to run, "
-                "which no export of edgeq brings; export it again"
-            )
-        try:
-            self._model, _ = load_model(path)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BadInput(
-                f"{str(path)!r}: mlx-lm cannot load it ({error}); export it again"
-            ) from error
+        self._model = checked_model(path)
         half = None if exact else half_of(self._model)
         self.rounding = None if half is None else HALVES[half]
         if exact or mx.default_device().type == mx.cpu:
@@ -61,6 +44,31 @@ class MlxLmLogits:
     def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
         for ids in windows:
             yield np.array(self._model(mx.array(ids[None].astype(np.int32)))[0].astype(mx.float32))
+
+
+def checked_model(path: Path) -> Any:
+    """Load a directory in mlx-lm, in the type of its file, without running code that it brings.
+
+    Raises: BadInput.
+    """
+    try:
+        asks_for_code = MODEL_FILE in json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError, TypeError) as error:
+        raise BadInput(
+            f"{str(path)!r}: its config.json cannot be read ({reason_of(error)}); export it again"
+        ) from error
+    if asks_for_code:
+        raise BadInput(
+            f"{str(path)!r}: {MODEL_FILE!r} in its config.json is code to run, "
+            "which no export of edgeq brings; export it again"
+        )
+    try:
+        model, _ = load_model(path)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BadInput(
+            f"{str(path)!r}: mlx-lm cannot load it ({error}); export it again"
+        ) from error
+    return model
 
 
 def half_of(model: Any) -> Any | None:

@@ -59,24 +59,8 @@ class CompressedTensorsLogits:
 
     def __init__(self, path: Path, *, exact: bool = False) -> None:
         with wide_scales(path) if exact and has_experts(path) else nullcontext(path) as read:
-            self._model = self._load(read, exact)
+            self._model = load_compressed_tensors(read, exact=exact)
         self.rounding = HALVES.get(self._model.dtype)
-
-    @staticmethod
-    def _load(path: Path, exact: bool) -> Any:
-        symmetric = symmetric_groups(path)
-        if all(symmetric):
-            return load_model(path, exact=exact)
-        # compressed-tensors 0.20 expects unpacked zero points unless it dequantizes, and knows one
-        # group only then
-        if len(symmetric) > 1:
-            raise BadInput(
-                f"{str(path)!r}: transformers cannot load several grids with zero points; vLLM can"
-            )
-        from transformers import CompressedTensorsConfig  # noqa: PLC0415
-
-        dequantizing = CompressedTensorsConfig(dequantize=True)
-        return load_model(path, exact=exact, quantization_config=dequantizing)
 
     @staticmethod
     def check_installed() -> None:
@@ -90,6 +74,26 @@ class CompressedTensorsLogits:
 
     def logits(self, windows: NumpyArray) -> Iterator[NumpyArray]:
         yield from model_logits(self._model, windows)
+
+
+def load_compressed_tensors(path: Path, *, exact: bool = False) -> Any:
+    """Load a compressed-tensors directory in transformers.
+
+    Raises: BadInput for several grids with zero points, and where transformers cannot load it.
+    """
+    symmetric = symmetric_groups(path)
+    if all(symmetric):
+        return load_model(path, exact=exact)
+    # compressed-tensors 0.20 expects unpacked zero points unless it dequantizes, and knows one
+    # group only then
+    if len(symmetric) > 1:
+        raise BadInput(
+            f"{str(path)!r}: transformers cannot load several grids with zero points; vLLM can"
+        )
+    from transformers import CompressedTensorsConfig  # noqa: PLC0415
+
+    dequantizing = CompressedTensorsConfig(dequantize=True)
+    return load_model(path, exact=exact, quantization_config=dequantizing)
 
 
 def has_experts(path: Path) -> bool:
