@@ -1,7 +1,7 @@
 """Open what a target names in its own runtime, so that it writes text."""
 
 from edgeq.errors import BadInput, EdgeqError, NotInstalled, reason_of
-from edgeq.measuring.evaluate import (
+from edgeq.measuring.targets import (
     Exported,
     check_runtime,
     choose_runtime,

@@ -19,7 +19,7 @@ from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import COMPANION_FILES
 from edgeq.files.plain_files import read_file, what_to_do
-from edgeq.measuring.evaluate import EXPORT_AGAIN, NO_CONFIG, is_size
+from edgeq.measuring.targets import EXPORT_AGAIN, NO_CONFIG, is_size
 from edgeq.protocols import ModelDescription, TextModel
 
 ANY_VOCABULARY = 2**31  # rows, where a config states none
