@@ -1,14 +1,15 @@
-"""Measure what llama.cpp's file types lose on a real model: the anchors of edgeq's verdicts.
+"""Measure what llama.cpp's file types lose: the anchors of edgeq's verdicts.
 
-    uv run python -m benchmarks.padded_demo demo-turned.gguf --turned
-    uv run python -m benchmarks.anchors demo-turned.gguf --libraries DIR --work DIR
+    uv run python -m benchmarks.train_small llama OUT
+    uv run python -m benchmarks.anchors OUT --name "a Llama of 4 M weights" --ship \
+        --edgeq Q8_0 Q6_K Q5_K_M Q4_K_M IQ4_XS Q4_0 Q3_K_M Q2_K --sequence-length 256 --windows 64
 
 llama.cpp makes a file of every kind with an importance matrix, and edgeq one of the kinds of
 --edgeq, both from the same token windows; all run in llama.cpp on text that nothing was calibrated
-on. The model is SmolLM2-135M-Instruct off the grid that its weights come on, as wide as K-quants
-ask for (`benchmarks.padded_demo`). DIR of --libraries is what `benchmarks.llama_cpp_library`
-describes. Rows go to benchmarks/results/anchors.jsonl; those of llama.cpp are what
-edgeq/data/anchors.json ships. --work keeps what was made: a run goes on where it was stopped.
+on. --libraries is what `benchmarks.llama_cpp_library` describes. Rows go to
+benchmarks/results/anchors.jsonl; with --ship, those of llama.cpp go to edgeq/data/anchors.json,
+which edgeq ships. --work keeps what was made: a run goes on where it was stopped. A model should
+lie on no grid when it comes: trained here, or turned (`benchmarks.padded_demo --turned`).
 """
 
 import argparse
@@ -27,6 +28,7 @@ from benchmarks.llama_cpp_types import (
     Made,
     importance_of,
     measured,
+    name_of,
     open_bench,
     quantized,
     reference_path,
@@ -40,16 +42,16 @@ SHIPPED = ROOT.parent / "edgeq" / "data" / "anchors.json"
 KINDS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q4_0", "Q3_K_M", "Q2_K")
 TYPES = {"Q2_K": "Q2_K_M"}
 """What edgeq calls a kind, where that is another name."""
-MODEL = "SmolLM2-135M-Instruct"
 
 
 def main() -> None:
     arguments = parse()
     bench = open_bench(arguments)
     made = [*references(bench), *own(bench)]
-    rows = [{"model": MODEL, "curve": True, **row} for row in measured(bench, made)]
+    rows = [{"model": name_of(arguments), "curve": True, **row} for row in measured(bench, made)]
     store(rows, RESULT)
-    ship(rows, bench)
+    if arguments.ship:
+        ship(rows, bench)
     for row in rows:
         print(f"{row['side']:10} {row['kind']:7} {row['bits_per_weight']:.2f}  KL {row['kl']:.4f}")
 
@@ -58,14 +60,17 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="what benchmarks.padded_demo --turned writes")
+    parser.add_argument("model", help="what edgeq quantize takes: a directory or a GGUF file")
+    parser.add_argument("--name", help="call the model this")
+    parser.add_argument("--ship", action="store_true", help="write edgeq/data/anchors.json too")
     parser.add_argument("--libraries", type=Path, default=os.environ.get(LIBRARIES))
     parser.add_argument("--work", type=Path, required=True, help="keep what is made in this folder")
     parser.add_argument("--edgeq", nargs="*", choices=KINDS, default=(), help="edgeq's files too")
     parser.add_argument("--windows", type=int, default=32, help="evaluation windows")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sequence-length", type=int, default=512, help="tokens of every window")
     # the calibration is edgeq's default
-    parser.set_defaults(samples=64, sequence_length=512, calibration=None, evaluation=None)
+    parser.set_defaults(samples=64, calibration=None, evaluation=None)
     arguments = parser.parse_args()
     if arguments.libraries is None:
         parser.error(f"give --libraries, or set {LIBRARIES}")
@@ -94,7 +99,7 @@ def ship(rows: Sequence[Mapping[str, Any]], bench: Bench) -> None:
     """Write llama.cpp's rows where edgeq reads them."""
     count, length = bench.evaluation.shape
     anchors = {
-        "model": MODEL,
+        "model": name_of(bench.arguments),
         "text": f"{count} windows of {length} tokens of the text that ships with edgeq",
         "rows": [
             {
