@@ -118,20 +118,9 @@ class Page:
             what = details.get("exception", {}).get("description", details["text"])
             self.seen.complaints.append(what)
 
-    def open(
-        self,
-        path: Path,
-        *,
-        size: tuple[int, int] = DESKTOP,
-        dark: bool = False,
-        touch: bool = False,
-    ) -> Seen:
+    def open(self, path: Path, *, size: tuple[int, int] = DESKTOP, dark: bool = False) -> Seen:
         """Open a file in a window of some size, wait until it is drawn, and say what it did."""
-        width, height = size
-        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": touch}
-        self.send("Emulation.setDeviceMetricsOverride", **screen)
-        theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.send("Emulation.setEmulatedMedia", features=[theme])
+        self.show(size=size, dark=dark)
         self.seen, self._events = Seen(), []
         address = path.resolve().as_uri()
         self.send("Page.navigate", url=address)
@@ -140,6 +129,14 @@ class Page:
         self.settle()
         self.seen.requests = [url for url in self.seen.requests if url != address]
         return self.seen
+
+    def show(self, *, size: tuple[int, int] = DESKTOP, dark: bool = False) -> None:
+        """Give the window a size, that of a phone with its touch, and the system's colours."""
+        width, height = size
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE}
+        self.send("Emulation.setDeviceMetricsOverride", **screen)
+        theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[theme])
 
     def settle(self) -> None:
         """Wait until what is due is drawn, and until events of what is done have come."""

@@ -29,6 +29,8 @@ def budget_chart(budget: Budget) -> Chart:
         points = [*best, *uniform, chosen, *([] if found is None else [found])]
         if not all(isinstance(point[0], int | float) and point[1] >= 0 for point in points):
             raise ValueError("sizes and divergences are numbers")
+        if not all(isinstance(point[4], str) for point in uniform):
+            raise ValueError("types have names")
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{REPORT_FILE}: its budget cannot be read ({type(error).__name__}: {error}); "

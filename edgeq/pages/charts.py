@@ -95,5 +95,5 @@ def shortened(header: Sequence[str], rows: Sequence[Sequence[str]], what: str) -
     """Make a table of at most so many rows, and say how many there are."""
     more = ""
     if len(rows) > MOST_ROWS:
-        more = f"{len(rows) - MOST_ROWS} more {what} are in report.json."
+        more = f"{len(rows) - MOST_ROWS} more {what} are left out here."
     return Table(header, rows[:MOST_ROWS], more)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeq.pages import shown
-from edgeq.pages.charts import Axis, Chart, Series, Table, View
+from edgeq.pages.charts import Axis, Chart, Series, Table, View, shortened
 from edgeq.pages.names import shortest_ends
 from edgeq.solving.report import LayerReport, Stage
 
@@ -18,7 +18,7 @@ Kinds = Mapping[str, Mapping[int, Sequence[LayerReport]]]
 
 LAST = "after the last stage"
 ALL = "mean of all layers"
-MOST_KINDS = 16  # that runs are compared by, one at a time
+MOST_KINDS = 24  # of layers: models have about ten, and more lines are not told apart
 BLOCK = Axis("block (0 is next to the embedding)", "integer", least=0)
 ERROR = Axis("error, in % of the layer's squared output", "percent", log=True)
 GAIN = Axis("error of the last stage, in % of that of rounding", "percent")
@@ -26,11 +26,17 @@ STRENGTH = Axis("propagation strength", "number", least=0, most=1)
 
 
 def layers_by_kind(layers: Sequence[LayerReport]) -> Kinds:
-    """Sort layers by kind and block, kinds with the shortest names that tell them apart."""
+    """Sort layers by kind and block, kinds with the shortest names that tell them apart.
+
+    Of very many kinds those with the most layers stay.
+    """
     found: dict[str, dict[int, list[LayerReport]]] = {}
     for layer in layers:
         block, kind = place_of(layer.name)
         found.setdefault(kind, {}).setdefault(block, []).append(layer)
+    if len(found) > MOST_KINDS:
+        most = sorted(found, key=lambda kind: -sum(map(len, found[kind].values())))[:MOST_KINDS]
+        found = {kind: blocks for kind, blocks in found.items() if kind in most}
     labels = shortest_ends([kind.split(".") for kind in found], ".")
     return dict(zip(labels, found.values(), strict=True))
 
@@ -71,7 +77,7 @@ def table_of(kinds: Kinds, value: Value, write: Callable[[float | None], str]) -
     for block in blocks:
         cells = [write(mean_of(each.get(block, ()), value)) for each in kinds.values()]
         rows.append([str(block), *cells])
-    return Table(["block", *kinds], rows)
+    return shortened(["block", *kinds], rows, "blocks")
 
 
 def loss_at(stage: Stage) -> Value:
@@ -187,7 +193,7 @@ def errors_of_runs(runs: Mapping[str, Sequence[LayerReport]]) -> Chart | None:
         name: {ALL: merged(kinds)} for name, kinds in kinds_of.items() if kinds
     }
     views = [runs_view(ALL, all_layers)]
-    views += [runs_view(kind, kinds_of) for kind in [*kinds][:MOST_KINDS]]
+    views += [runs_view(kind, kinds_of) for kind in kinds]
     means = {name: each[ALL] for name, each in all_layers.items()}
     return Chart(
         "errors",

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeq.pages import shown
-from edgeq.pages.charts import Axis, Chart, Series, Table, View, spans_decades
+from edgeq.pages.charts import Axis, Chart, Series, Table, View, shortened, spans_decades
 
 Quality = Mapping[str, Any]
 KL_NAME = "KL divergence (nats per token)"
-SURE = "lines: 95% intervals"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def windows_chart(quality: Quality) -> Chart | None:
         Axis("window", "integer", least=1),
         Axis(KL_NAME, "number", least=0),
         [View("", [Series(name, each, "points") for name, each in by_text.items()])],
-        Table(["window", "text", "KL"], rows),
+        shortened(["window", "text", "KL"], rows, "windows"),
     )
 
 

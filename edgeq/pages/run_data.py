@@ -45,6 +45,17 @@ class RunData:
         return self.measured.quality or {}
 
     @property
+    def answers(self) -> list[dict[str, str]]:
+        """Return what both models answered to each prompt."""
+        keys = ("prompt", "original", "quantized")
+        return [{key: each.get(key) or "" for key in keys} for each in self.measured.answers]
+
+    @property
+    def made_by(self) -> str:
+        """Return the version of edgeq that quantized the model."""
+        return str(self.checkpoint.head.get("edgeq", "of an unknown version"))
+
+    @property
     def bits(self) -> float | None:
         """Return the bits per weight of the whole model."""
         return self.report.bits_per_weight.get("model")
@@ -95,7 +106,7 @@ def run_notes(run: RunData) -> list[str]:
     found = notes(run.report, run.checkpoint.grids())
     if len(found) > MOST_NOTES:
         left = len(found) - MOST_NOTES
-        return [*found[:MOST_NOTES], f"{left} more notes follow from report.json"]
+        return [*found[:MOST_NOTES], f"{left} more notes are left out here"]
     return found
 
 

@@ -93,7 +93,7 @@ def run_page(checkpoint: Checkpoint) -> bytes:
         texts=texts_table(measured),
         tasks=tasks_table(measured),
         worst=worst_tokens(quality),
-        answers=run.measured.answers,
+        answers=run.answers,
         budget_lines=[] if budget is None else budget_words(budget),
         spent=None if budget is None else spent_table(budget),
         stages=stage_rows(layers),

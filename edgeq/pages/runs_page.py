@@ -105,9 +105,9 @@ def answers_together(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """Gather what runs answered to equal prompts, with what the originals did."""
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for run in runs:
-        for answer in run.measured.answers:
-            key = (answer.get("prompt", ""), answer.get("original", ""))
-            found.setdefault(key, []).append((run.name, answer.get("quantized", "")))
+        for answer in run.answers:
+            key = (answer["prompt"], answer["original"])
+            found.setdefault(key, []).append((run.name, answer["quantized"]))
     return [
         {"prompt": prompt, "original": original, "others": others}
         for (prompt, original), others in found.items()
