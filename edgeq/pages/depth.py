@@ -17,6 +17,7 @@ Kinds = Mapping[str, Mapping[int, Sequence[LayerReport]]]
 """Layers by kind and block."""
 
 LAST = "after the last stage"
+AGAINST = "against rounding"
 ALL = "mean of all layers"
 MOST_KINDS = 24  # of layers: models have about ten, and more lines are not told apart
 BLOCK = Axis("block (0 is next to the embedding)", "integer", least=0)
@@ -104,7 +105,7 @@ def error_chart(layers: Sequence[LayerReport]) -> Chart | None:
     views = [View(LAST, series_of(kinds, last_loss))]
     views += [View(str(stage), series_of(kinds, loss_at(stage))) for stage in stages_of(layers)]
     if any(layer.losses.get(Stage.NEAREST) and len(layer.losses) > 1 for layer in layers):
-        views.append(View("gain over rounding", series_of(kinds, gain_over_rounding), GAIN))
+        views.append(View(AGAINST, series_of(kinds, gain_over_rounding), GAIN))
     return Chart(
         "errors",
         "Error of each layer through the depth",

@@ -3,8 +3,10 @@
 A measurement is what `edgeq evaluate --json` prints. Whatever it lacks is left out.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from edgeq.pages import shown
@@ -45,10 +47,31 @@ def quality_facts(quality: Quality) -> list[Fact]:
         below = f"as the original, {between}" if between else "as the original"
         facts.append(Fact("Same first choice", shown.percent(quality["top1_agreement"]), below))
     if quality.get("perplexity") is not None:
-        original = quality.get("reference_perplexity")
-        below = "" if original is None else f"the original has {shown.perplexity(original)}"
-        facts.append(Fact("Perplexity", shown.perplexity(quality["perplexity"]), below))
+        written = shown.perplexity(quality["perplexity"])
+        facts.append(Fact("Perplexity", written, beside_original(quality)))
     return facts
+
+
+def beside_original(quality: Quality) -> str:
+    """Say how a perplexity is to that of the original; empty where it is not known."""
+    original, ratio = quality.get("reference_perplexity"), quality.get("perplexity_ratio")
+    if original is None:
+        return ""
+    said = f"the original has {shown.perplexity(original)}"
+    between = shown.interval(shown.interval_of(quality, "perplexity_ratio"), shown.plain)
+    return said if ratio is None or not between else f"{said}; times {between} of that"
+
+
+def verdict_of(quality: Quality) -> str:
+    """Say in a sentence how good a quality is; empty where no KL divergence was measured."""
+    kl = quality.get("kl")
+    if kl is None:
+        return ""
+    try:
+        anchors = import_module("edgeq.measuring.anchors")
+    except ModuleNotFoundError:
+        return f"Its predictions are {shown.nats(kl)} nats per token from the original's"
+    return str(anchors.verdict(kl))
 
 
 def measured_how(quality: Quality) -> str:
@@ -67,8 +90,9 @@ def position_chart(measured: Mapping[str, Quality]) -> Chart | None:
     """Draw the KL divergence by position in the text, of one model or several."""
     series = []
     for name, quality in measured.items():
+        # the middle on a logarithmic scale: ranges of positions double
         points = [
-            ((row["from"] + row["to"]) / 2, row["kl"], None, None, span_of(row))
+            (math.sqrt(row["from"] * row["to"]), row["kl"], None, None, span_of(row))
             for row in quality.get("by_position") or ()
             if None not in (row.get("from"), row.get("to"), row.get("kl"))
         ]
@@ -199,18 +223,23 @@ def worst_tokens(quality: Quality) -> list[dict[str, str]]:
     return [
         {
             "kl": shown.plain(each.get("kl")),
-            **{key: visible(each.get(key) or "") for key in WORST_KEYS},
+            "before": visible(each.get("before") or ""),
+            "token": visible(each.get("token") or ""),
+            "original_says": marked(visible(each.get("original_says") or "")),
+            "target_says": marked(visible(each.get("target_says") or "")),
         }
         for each in quality.get("worst_tokens") or ()
     ]
 
 
-WORST_KEYS = ("before", "token", "original_says", "target_says")
-
-
 def visible(text: str) -> str:
     """Write line ends and tabs of a text as signs that are seen."""
     return text.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
+
+
+def marked(text: str) -> str:
+    """Write a blank at the beginning of a token as a sign, or no one sees it."""
+    return f"␣{text[1:]}" if text.startswith(" ") else text
 
 
 def share_changed(quality: Quality) -> str:
@@ -219,8 +248,8 @@ def share_changed(quality: Quality) -> str:
     if agreement is None:
         return ""
     if agreement >= 0.9995:
-        return "its first choice for the next token is the original's nearly always"
+        return "Its first choice for the next token is the original's nearly always"
     if agreement > 0.5:
         other = f"1 of {1 / (1 - agreement):.0f}"
-        return f"its first choice for the next token is another one in {other} cases"
-    return f"its first choice for the next token is the original's in {agreement:.0%} of cases"
+        return f"Its first choice for the next token is another one in {other} cases"
+    return f"Its first choice for the next token is the original's in {agreement:.0%} of cases"

@@ -19,6 +19,7 @@ from edgeq.pages.quality import (
     share_changed,
     tasks_table,
     texts_table,
+    verdict_of,
     windows_chart,
     worst_tokens,
 )
@@ -131,16 +132,8 @@ def lead(run: RunData) -> list[str]:
     before, after = run.original_bytes, run.result_bytes
     smaller = f", {shown.digits(before / after)} times smaller" if 0 < after < before else ""
     lines = [f"{run.model} takes {shown.size(after)} instead of {shown.size(before)}{smaller}."]
-    kl = run.quality.get("kl")
-    changed = share_changed(run.quality)
-    if kl is not None:
-        lines.append(
-            f"Its predictions are {shown.nats(kl)} nats per token from the original's"
-            + (f"; {changed}." if changed else ".")
-        )
-    stated = run.quality.get("verdict")
-    if isinstance(stated, str) and stated:
-        lines.append(stated)
+    said = (verdict_of(run.quality), share_changed(run.quality))
+    lines += [f"{each}." for each in said if each]
     return lines
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup, escape
+
 Write = Callable[[Any], str]
 
 NOTHING = "-"
@@ -39,7 +41,7 @@ def percent(share: float | None, places: int = 1) -> str:
         return NOTHING
     number = 100 * share
     small = 0 < abs(number) < 10.0 ** (1 - places)
-    return f"{number:.2g}%" if small else f"{number:.{places}f}%"
+    return f"{number:#.2g}%" if small else f"{number:.{places}f}%"
 
 
 def plain(number: float | None) -> str:
@@ -78,3 +80,11 @@ def sure(quality: Mapping[str, Any], key: str, write: Write) -> str:
     """Write a measured number, with its interval on a line below where there is one."""
     between = interval(interval_of(quality, key), write)
     return write(quality.get(key)) + (f"\n{between}" if between else "")
+
+
+def breakable(text: str) -> Markup:
+    """Let a path or the name of a layer break behind its dots and slashes."""
+    written = escape(text)
+    for sign in (".", "/"):
+        written = written.replace(sign, Markup(f"{sign}<wbr>"))
+    return written

@@ -56,6 +56,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals["shown"] = shown
+    made.filters["breakable"] = shown.breakable
     return made
 
 
