@@ -18,6 +18,7 @@ from edgeq.commands.inspect import inspect_command
 from edgeq.commands.plain_text import write_what_can_be_encoded
 from edgeq.commands.plan import plan_command
 from edgeq.commands.quantize import quantize_command
+from edgeq.commands.report import report_command
 from edgeq.commands.signals import stopping_on_signals
 from edgeq.commands.typed import program_words
 from edgeq.commands.verify import verify_command
@@ -46,6 +47,7 @@ COMMANDS = (
     verify_command,
     evaluate_command,
     inspect_command,
+    report_command,
 )
 for command in COMMANDS:
     cli.add_command(command)

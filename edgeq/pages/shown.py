@@ -1,0 +1,72 @@
+"""Write numbers for pages, in the units that people use."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NOTHING = "-"
+"""What stands for a number that is not known."""
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def size(count: float | None) -> str:
+    """Write bytes with three digits: "1.23 GB", "98.4 MB"."""
+    if count is None:
+        return NOTHING
+    for unit, name in UNITS:
+        if count >= 0.9995 * unit:  # rounds to 1.00 of the unit
+            return f"{digits(count / unit)} {name}"
+    return f"{count:.0f} bytes"
+
+
+def digits(number: float) -> str:
+    """Write a number with three digits, and all digits before the point."""
+    places = next((n for n, limit in ((2, 9.995), (1, 99.95)) if abs(number) < limit), 0)
+    return f"{number:.{places}f}"
+
+
+def nats(number: float | None) -> str:
+    """Write a KL divergence: four places, or two digits of what is smaller."""
+    if number is None:
+        return NOTHING
+    return f"{number:.4f}" if abs(number) >= 0.001 or number == 0 else f"{number:.1e}"
+
+
+def percent(share: float | None, places: int = 1) -> str:
+    """Write a share in percent, small ones with two digits."""
+    if share is None:
+        return NOTHING
+    number = 100 * share
+    small = 0 < abs(number) < 10.0 ** (1 - places)
+    return f"{number:.2g} %" if small else f"{number:.{places}f} %"
+
+
+def plain(number: float | None) -> str:
+    """Write a number with four digits."""
+    return NOTHING if number is None else f"{number:.4g}"
+
+
+def perplexity(number: float | None) -> str:
+    """Write a perplexity with three places, without them where it is large."""
+    if number is None:
+        return NOTHING
+    return f"{number:.3f}" if number < 1000 else f"{number:.4g}"
+
+
+def seconds(time: float) -> str:
+    """Write a time in the unit that leaves few digits."""
+    if time < 10:
+        return f"{time:.1f} s"
+    if time < 120:
+        return f"{time:.0f} s"
+    return f"{time / 60:.0f} min" if time < 2 * 3600 else f"{time / 3600:.1f} h"
+
+
+def interval(found: Sequence[float] | None, write: Any = nats) -> str:
+    """Write an interval; empty where there is none."""
+    return "" if found is None else f"{write(found[0])} to {write(found[1])}"
+
+
+def interval_of(quality: Mapping[str, Any], key: str) -> Sequence[float] | None:
+    """Find the interval of a measured number; None where none was measured."""
+    found = (quality.get("intervals") or {}).get(key)
+    return found if found is None or None not in found else None
