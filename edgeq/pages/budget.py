@@ -23,7 +23,7 @@ def budget_chart(budget: Budget) -> Chart:
             (row["bytes"], row["predicted_kl"], None, None, row["type"])
             for row in budget["uniform"]
         ]
-        chosen = (budget["bytes"], budget["predicted_kl"], None, None, "chosen")
+        chosen = (budget["bytes"], budget["predicted_kl"], None, None, "")
         measured = budget.get("measured")
         found = None if measured is None else (budget["bytes"], measured["kl"], None, None, "")
         points = [*best, *uniform, chosen, *([] if found is None else [found])]
@@ -37,7 +37,7 @@ def budget_chart(budget: Budget) -> Chart:
     series = [Series("best types by layer (predicted)", best)]
     if uniform:
         series.append(Series("one type for all layers (predicted)", uniform, "labels"))
-    series.append(Series("chosen (predicted)", [chosen], "labels"))
+    series.append(Series("chosen (predicted)", [chosen], "points"))
     if found is not None:
         series.append(Series("chosen (measured)", [found], "points"))
     return Chart(

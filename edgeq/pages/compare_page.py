@@ -85,16 +85,14 @@ def targets_table(measured: Mapping[str, Quality]) -> Table:
                 each.get("runtime") or shown.NOTHING,
                 shown.size(each.get("bytes")),
                 shown.NOTHING if bits is None else f"{bits:.2f}",
-                shown.nats(each.get("kl")),
-                shown.interval(shown.interval_of(each, "kl")),
-                shown.perplexity(each.get("perplexity")),
-                shown.interval(shown.interval_of(each, "perplexity"), shown.perplexity),
-                shown.percent(each.get("top1_agreement")),
+                shown.sure(each, "kl", shown.nats),
+                shown.sure(each, "perplexity", shown.perplexity),
+                shown.sure(each, "top1_agreement", shown.percent),
                 shown.NOTHING if tokens is None else f"{tokens:,}",
             ]
         )
-    header = ["model", "runs in", "size", "bits per weight", "KL", "95 % interval"]
-    return Table([*header, "perplexity", "95 % interval", "same first choice", "tokens"], rows)
+    header = ["model", "runs in", "size", "bits per weight", "KL"]
+    return Table([*header, "perplexity", "same first choice", "tokens"], rows)
 
 
 def pairs_table(pairs: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Table | None:
@@ -104,20 +102,20 @@ def pairs_table(pairs: Sequence[Mapping[str, Any]], names: Mapping[str, str]) ->
         first, second = (names.get(str(pair[key]), str(pair[key])) for key in ("a", "b"))
         between = pair.get("interval")
         difference = pair.get("kl_difference")
-        said = closer(first, second, between)
-        rows.append([first, second, shown.nats(difference), shown.interval(between), said])
+        numbers = "\n".join([shown.nats(difference), shown.interval(between)])
+        rows.append([first, second, numbers, closer(first, second, between)])
     if not rows:
         return None
-    header = ["model", "against", "KL difference", "95 % interval", "which means"]
+    header = ["model", "against", "KL difference", "closer to the original"]
     return Table(header, rows)
 
 
 def closer(first: str, second: str, between: Sequence[float] | None) -> str:
-    """Say which model is closer to the original, by the interval of the difference."""
+    """Name the model that is closer to the original, by the interval of the difference."""
     if between is None or None in between:
         return ""
     if between[1] < 0:
-        return f"{first} is closer to the original"
+        return first
     if between[0] > 0:
-        return f"{second} is closer to the original"
+        return second
     return "no clear difference"

@@ -1,11 +1,18 @@
 """Name things on a page so that they can be told apart, with few words."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import PurePath
 
+from edgeq.registry import FORMATS
 
-def shortest_ends(wholes: Sequence[Sequence[str]], joint: str) -> list[str]:
-    """Give each list of parts its shortest end that no other list has; equal ones are numbered."""
+
+def shortest_ends(
+    wholes: Sequence[Sequence[str]], joint: str, common: Container[str] = ()
+) -> list[str]:
+    """Give each list of parts its shortest end that no other list has; equal ones are numbered.
+
+    No end begins with a common part, unless the whole does.
+    """
     names: list[str] = []
     for parts in wholes:
         others = [other for other in wholes if other != parts]
@@ -13,7 +20,8 @@ def shortest_ends(wholes: Sequence[Sequence[str]], joint: str) -> list[str]:
         alone = (
             count
             for count in lengths
-            if not any(tuple(other[-count:]) == tuple(parts[-count:]) for other in others)
+            if parts[-count] not in common
+            and not any(tuple(other[-count:]) == tuple(parts[-count:]) for other in others)
         )
         name = joint.join(parts[-next(alone, len(parts)) :])
         times = sum(1 for earlier in wholes[: len(names)] if earlier == parts)
@@ -22,5 +30,8 @@ def shortest_ends(wholes: Sequence[Sequence[str]], joint: str) -> list[str]:
 
 
 def names_of(places: Sequence[str]) -> list[str]:
-    """Name models by the shortest ends of their paths that tell them apart."""
-    return shortest_ends([PurePath(place).parts or (place,) for place in places], "/")
+    """Name models by the shortest ends of their paths that tell them apart.
+
+    A folder that is named after its format says nothing alone, so the one above it comes too.
+    """
+    return shortest_ends([PurePath(place).parts or (place,) for place in places], "/", FORMATS)

@@ -12,7 +12,7 @@ from edgeq.pages.charts import Axis, Chart, Series, Table, View, spans_decades
 
 Quality = Mapping[str, Any]
 KL_NAME = "KL divergence (nats per token)"
-SURE = "lines: 95 % intervals"
+SURE = "lines: 95% intervals"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ def position_chart(measured: Mapping[str, Quality]) -> Chart | None:
             series.append(Series(name, points))
     if not series:
         return None
+    places = [point[0] for each in series for point in each.points]
     spans = dict.fromkeys(point[4] for each in series for point in each.points)
     by_span = [{point[4]: point[1] for point in each.points} for each in series]
     rows = [[span, *(shown.nats(each.get(span)) for each in by_span)] for span in spans]
@@ -84,7 +85,7 @@ def position_chart(measured: Mapping[str, Quality]) -> Chart | None:
         "position",
         "KL divergence by position in the text",
         "How far predictions are from the original's behind so many tokens of context.",
-        Axis("position in the text (tokens)", "integer", least=0),
+        Axis("position in the text (tokens)", "integer", log=spans_decades(places)),
         Axis(KL_NAME, "number", least=0),
         [View("", series)],
         Table(["tokens", *(each.name for each in series)], rows),
@@ -141,7 +142,7 @@ def size_chart(points: Sequence[Sized], curves: Sequence[Series] = ()) -> Chart 
         Axis("size", "bytes"),
         Axis(KL_NAME, "number", log=spans_decades([*values, *ends])),
         [View("", series)],
-        Table(["model", "size", "KL", "95 % interval"], rows),
+        Table(["model", "size", "KL", "95% interval"], rows),
     )
 
 
@@ -153,7 +154,7 @@ def texts_table(measured: Mapping[str, Quality]) -> Table | None:
             rows.append([*([name] if len(measured) > 1 else []), *text_row(text)])
     if not rows:
         return None
-    header = ["text", "tokens", "KL", "95 % interval", "perplexity", "original", "same choice"]
+    header = ["text", "tokens", "KL", "perplexity", "of the original", "same first choice"]
     return Table([*(["model"] if len(measured) > 1 else []), *header], rows)
 
 
@@ -163,11 +164,10 @@ def text_row(text: Mapping[str, Any]) -> list[str]:
     return [
         text.get("name") or "text",
         shown.NOTHING if tokens is None else f"{tokens:,}",
-        shown.nats(text.get("kl")),
-        shown.interval(shown.interval_of(text, "kl")),
-        shown.perplexity(text.get("perplexity")),
+        shown.sure(text, "kl", shown.nats),
+        shown.sure(text, "perplexity", shown.perplexity),
         shown.perplexity(text.get("reference_perplexity")),
-        shown.percent(text.get("top1_agreement")),
+        shown.sure(text, "top1_agreement", shown.percent),
     ]
 
 
@@ -179,15 +179,19 @@ def tasks_table(measured: Mapping[str, Quality]) -> Table | None:
             items = task.get("items")
             cells = [
                 task.get("name") or "task",
-                shown.percent(task.get("accuracy")),
-                shown.interval(task.get("interval"), shown.percent),
+                "\n".join(
+                    [
+                        shown.percent(task.get("accuracy")),
+                        shown.interval(task.get("interval"), shown.percent),
+                    ]
+                ),
                 shown.percent(task.get("reference_accuracy")),
                 shown.NOTHING if items is None else f"{items:,}",
             ]
             rows.append([*([name] if len(measured) > 1 else []), *cells])
     if not rows:
         return None
-    header = ["task", "right", "95 % interval", "original", "questions"]
+    header = ["task", "right", "original", "questions"]
     return Table([*(["model"] if len(measured) > 1 else []), *header], rows)
 
 
@@ -195,7 +199,7 @@ def worst_tokens(quality: Quality) -> list[dict[str, str]]:
     """List the tokens with the largest KL divergence, each in its context."""
     return [
         {
-            "kl": shown.nats(each.get("kl")),
+            "kl": shown.plain(each.get("kl")),
             **{key: visible(each.get(key) or "") for key in WORST_KEYS},
         }
         for each in quality.get("worst_tokens") or ()
@@ -218,5 +222,6 @@ def share_changed(quality: Quality) -> str:
     if agreement >= 0.9995:
         return "its first choice for the next token is the original's nearly always"
     if agreement > 0.5:
-        return f"its first choice for the next token differs once in {1 / (1 - agreement):.0f}"
+        other = f"1 of {1 / (1 - agreement):.0f}"
+        return f"its first choice for the next token is another one in {other} cases"
     return f"its first choice for the next token is the original's in {agreement:.0%} of cases"

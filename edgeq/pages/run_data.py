@@ -12,7 +12,7 @@ from edgeq.pages.charts import Table, shortened
 from edgeq.pages.quality import Quality, Sized
 from edgeq.run.finished import notes
 from edgeq.run.measured import Measured, read_measured
-from edgeq.run.report import RunReport, read_report
+from edgeq.run.report import RunReport, is_count, read_report
 from edgeq.solving.report import LayerReport
 
 ORIGINAL = "original"
@@ -183,6 +183,15 @@ def texts_used(checkpoint: Checkpoint) -> Table | None:
         for text in stated["texts"]
     ]
     return Table(["calibration text", "share", "sequences", "tokens in it"], rows)
+
+
+def tokens_solved_on(checkpoint: Checkpoint) -> int | None:
+    """Count the tokens of all calibration sequences; None where there are none."""
+    stated = checkpoint.head.get("calibration")
+    length = checkpoint.head["recipe"].get("sequence_length")
+    if stated is None or not is_count(length):
+        return None
+    return int(length * sum(text["samples"] for text in stated["texts"]))
 
 
 def dense_table(report: RunReport) -> Table | None:

@@ -34,6 +34,7 @@ from edgeq.pages.run_data import (
     settings_table,
     tensors_table,
     texts_used,
+    tokens_solved_on,
 )
 from edgeq.pages.template import render
 from edgeq.run.allocation import gain_words
@@ -109,6 +110,7 @@ def run_page(checkpoint: Checkpoint) -> bytes:
         notes=run_notes(run),
         settings=settings_table(checkpoint),
         calibration=texts_used(checkpoint),
+        solved_on=tokens_solved_on(checkpoint),
     )
 
 

@@ -74,15 +74,14 @@ def runs_table(runs: Sequence[RunData]) -> Table:
                 run.model,
                 shown.size(run.result_bytes),
                 shown.NOTHING if run.bits is None else f"{run.bits:.2f}",
-                shown.nats(quality.get("kl")),
-                shown.interval(shown.interval_of(quality, "kl")),
-                shown.perplexity(quality.get("perplexity")),
-                shown.percent(quality.get("top1_agreement")),
+                shown.sure(quality, "kl", shown.nats),
+                shown.sure(quality, "perplexity", shown.perplexity),
+                shown.sure(quality, "top1_agreement", shown.percent),
                 shown.percent(mean_of(run.report.layers, last_loss), 2),
                 shown.seconds(seconds) if seconds else shown.NOTHING,
             ]
         )
-    header = ["run", "model", "size", "bits per weight", "KL", "95 % interval", "perplexity"]
+    header = ["run", "model", "size", "bits per weight", "KL", "perplexity"]
     return Table([*header, "same first choice", "mean error of layers", "time"], rows)
 
 

@@ -1,7 +1,9 @@
 """Write numbers for pages, in the units that people use."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+Write = Callable[[Any], str]
 
 NOTHING = "-"
 """What stands for a number that is not known."""
@@ -37,7 +39,7 @@ def percent(share: float | None, places: int = 1) -> str:
         return NOTHING
     number = 100 * share
     small = 0 < abs(number) < 10.0 ** (1 - places)
-    return f"{number:.2g} %" if small else f"{number:.{places}f} %"
+    return f"{number:.2g}%" if small else f"{number:.{places}f}%"
 
 
 def plain(number: float | None) -> str:
@@ -61,7 +63,7 @@ def seconds(time: float) -> str:
     return f"{time / 60:.0f} min" if time < 2 * 3600 else f"{time / 3600:.1f} h"
 
 
-def interval(found: Sequence[float] | None, write: Any = nats) -> str:
+def interval(found: Sequence[float] | None, write: Write = nats) -> str:
     """Write an interval; empty where there is none."""
     return "" if found is None else f"{write(found[0])} to {write(found[1])}"
 
@@ -70,3 +72,9 @@ def interval_of(quality: Mapping[str, Any], key: str) -> Sequence[float] | None:
     """Find the interval of a measured number; None where none was measured."""
     found = (quality.get("intervals") or {}).get(key)
     return found if found is None or None not in found else None
+
+
+def sure(quality: Mapping[str, Any], key: str, write: Write) -> str:
+    """Write a measured number, with its interval on a line below where there is one."""
+    between = interval(interval_of(quality, key), write)
+    return write(quality.get(key)) + (f"\n{between}" if between else "")

@@ -8,7 +8,7 @@
   const FORMATS = {
     integer: (value) => Math.round(value).toLocaleString("en"),
     number: (value) => short(value),
-    percent: (value) => short(100 * value) + " %",
+    percent: (value) => short(100 * value) + "%",
     bytes: (value) => {
       const [unit, name] = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]].find(([unit]) => value >= unit) || [1, "bytes"];
       return short(value / unit) + " " + name;
@@ -18,8 +18,8 @@
   function short(value) {
     if (value === 0) return "0";
     const size = Math.abs(value);
-    if (size < 1e-4) return value.toExponential(1).replace(".0e", "e");
-    return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
+    if (size < 1e-5) return value.toExponential(1).replace(".0e", "e");
+    return size >= 1000 ? Math.round(value).toLocaleString("en") : Number(value.toPrecision(3)).toLocaleString("en", { maximumFractionDigits: 8 });
   }
 
   function color(name) {
@@ -39,24 +39,20 @@
       const shade = color("s" + (number % COLORS));
       const symbol = SYMBOLS[number % SYMBOLS.length];
       const dashed = series.dashed || number >= COLORS;
-      const known = series.points.map(([x, y, low, high, label]) => ({ value: [x, y], low, high, label }));
+      const known = series.points.map(([x, y, low, high, label]) => ({ value: [x, y], low, high, known: label }));
       const drawn = {
         name: series.name,
         type: series.kind === "line" ? "line" : "scatter",
         data: known,
         symbol,
         symbolSize: series.kind === "line" ? (known.length > 40 ? 4 : 6) : 10,
-        itemStyle: { color: shade },
+        itemStyle: { color: shade, opacity: 1 },
         lineStyle: { color: shade, width: 2, type: dashed ? "dashed" : "solid" },
         emphasis: { focus: "none" },
         z: series.kind === "line" ? 2 : 3,
       };
       if (series.kind === "labels") {
-        drawn.label = {
-          show: true, position: "right", color: color("text"), fontSize: narrow ? 11 : 12,
-          formatter: (point) => clipped(point.data.label || "", narrow ? 18 : 32),
-        };
-        drawn.labelLayout = { hideOverlap: true, moveOverlap: "shiftY" };
+        drawn.label = { show: false, color: color("text"), fontSize: fontSize(narrow), formatter: (point) => point.data.short };
       }
       const bounds = known.filter((point) => point.low != null && point.high != null);
       const ends = bounds.flatMap(({ value: [x], low, high }) => [[x, low], [x, high], [x, null]]);
@@ -68,9 +64,45 @@
     });
   }
 
+  /* Names of points, each on the first side where it covers nothing; one that fits nowhere is left out: the legend has it. */
+  function placeNames(chart, series, hidden, narrow) {
+    const pen = document.createElement("canvas").getContext("2d");
+    pen.font = `${fontSize(narrow)}px ${getComputedStyle(document.body).fontFamily}`;
+    const shown = series.filter((each) => !hidden.has(each.name) && !each.silent);
+    const pixel = (point) => chart.convertToPixel({ xAxisIndex: 0, yAxisIndex: 0 }, point.value);
+    const taken = shown.flatMap((each) => each.data.map((point) => {
+      const [x, y] = pixel(point);
+      return [x - 5, y - 5, x + 5, y + 5];
+    }));
+    const free = ([left, top, right, bottom]) => left >= 0 && right <= chart.getWidth()
+      && !taken.some(([l, t, r, b]) => left < r && right > l && top < b && bottom > t);
+    for (const each of shown.filter((each) => each.label)) {
+      each.data = each.data.map((point) => {
+        const short = clipped(point.known || "", narrow ? 20 : 36);
+        const [[x, y], width, gap] = [pixel(point), pen.measureText(short).width, 9];
+        const sides = {
+          right: [x + gap, y - 8, x + gap + width, y + 8], left: [x - gap - width, y - 8, x - gap, y + 8],
+          top: [x - width / 2, y - gap - 15, x + width / 2, y - gap], bottom: [x - width / 2, y + gap, x + width / 2, y + gap + 15],
+        };
+        const order = each.data.length > 1 ? ["top", "right", "bottom", "left"] : ["right", "left", "top", "bottom"];
+        const position = order.find((side) => free(sides[side]));
+        if (!position) return point;
+        taken.push(sides[position]);
+        return { ...point, short, label: { show: true, position } };
+      });
+    }
+    return series;
+  }
+
+  function fontSize(narrow) {
+    return narrow ? 11 : 12;
+  }
+
   function clipped(text, most) {
     const characters = [...text];
-    return characters.length > most ? characters.slice(0, most - 1).join("") + "…" : text;
+    if (characters.length <= most) return text;
+    const half = (most - 1) >> 1; // both ends of a path say what it is
+    return characters.slice(0, half).join("") + "…" + characters.slice(-half).join("");
   }
 
   function axisOf(axis, across, narrow) {
@@ -84,7 +116,7 @@
       nameTextStyle: { color: soft, fontSize: 12, align: across ? "center" : "left" },
       nameTruncate: {},
       scale: !axis.log && axis.least === null,
-      axisLabel: { color: soft, formatter: write, hideOverlap: true, fontSize: narrow ? 11 : 12 },
+      axisLabel: { color: soft, formatter: write, hideOverlap: true, fontSize: fontSize(narrow) },
       axisLine: { show: across, lineStyle: { color: color("line") } },
       axisTick: { show: false },
       splitLine: { show: !across, lineStyle: { color: color("line") } },
@@ -104,12 +136,12 @@
     const made = element("div", undefined, "tip");
     const write = FORMATS[spec.x.format];
     const [first] = points;
-    const place = first.data.label && spec.x.format === "integer" ? first.data.label : write(first.value[0]);
+    const place = first.data.known && spec.x.format === "integer" ? first.data.known : write(first.value[0]);
     made.append(element("b", spec.x.name.replace(/ \(.*\)$/, "") + " " + place));
     for (const point of [...points].sort((a, b) => b.value[1] - a.value[1])) {
       const line = element("div");
-      const named = spec.x.format === "bytes" && point.data.label && point.data.label !== point.seriesName;
-      line.append(element("span", point.seriesName + (named ? ": " + point.data.label : "")));
+      const named = spec.x.format === "bytes" && point.data.known && point.data.known !== point.seriesName;
+      line.append(element("span", point.seriesName + (named ? ": " + point.data.known : "")));
       const { low, high } = point.data;
       const between = low != null && high != null ? ` (${FORMATS[y.format](low)} to ${FORMATS[y.format](high)})` : "";
       line.append(element("span", FORMATS[y.format](point.value[1]) + between));
@@ -120,11 +152,10 @@
 
   function optionsOf(spec, view, hidden, width) {
     const narrow = width < NARROW;
-    const named = view.series.some((series) => series.kind === "labels");
     return {
       animation: false,
       textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
-      grid: { left: 8, right: named ? (narrow ? 70 : 150) : 16, top: 34, bottom: 44, containLabel: true },
+      grid: { left: 8, right: 20, top: 34, bottom: 30, containLabel: true },
       xAxis: axisOf(spec.x, true, narrow),
       yAxis: axisOf(view.y || spec.y, false, narrow),
       legend: { show: false, selected: Object.fromEntries([...hidden].map((name) => [name, false])) },
@@ -166,7 +197,13 @@
     const hidden = new Set();
     let view = spec.views[0];
 
-    const draw = () => chart.setOption(optionsOf(spec, view, hidden, plot.clientWidth), { notMerge: true });
+    function draw() {
+      const options = optionsOf(spec, view, hidden, plot.clientWidth);
+      chart.setOption(options, { notMerge: true });
+      if (options.series.some((series) => series.label)) {
+        chart.setOption({ series: placeNames(chart, options.series, hidden, plot.clientWidth < NARROW) });
+      }
+    }
 
     function list() {
       if (view.series.length < 2) return legend.replaceChildren();
