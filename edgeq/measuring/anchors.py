@@ -90,7 +90,7 @@ def verdict(kl: float) -> str:
 
 def show_kl(kl: float) -> str:
     """Write a KL divergence with two digits that count."""
-    return f"{kl:.2g}" if kl >= 1e-4 else f"{kl:.0e}"  # noqa: PLR2004 (below, zeros fill the line)
+    return f"{kl:.2g}" if kl >= 1e-4 else f"{kl:.0e}"
 
 
 def bits_of(name: str) -> int:

@@ -135,6 +135,6 @@ def bad_scales(report: RunReport, grids: Grids) -> Iterator[str]:
 
 def short_of_types(replaced: Sequence[str]) -> list[str]:
     """Say in one line that not all layers have the type that was asked for."""
-    if len(replaced) < 2:  # noqa: PLR2004 (then it is short already)
+    if len(replaced) < 2:
         return list(replaced)
     return [f"{replaced[0]}; and {len(replaced) - 1} more such (--verbose)"]
