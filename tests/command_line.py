@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from edgeq.commands import progress
 from edgeq.commands.main import main
 
 
@@ -22,12 +23,13 @@ class Result:
 def run_edgeq(*arguments: object) -> Result:
     """Run a command; gives its status, standard output and standard error.
 
-    What it prints does not depend on the terminal that the tests run in, nor on uv.
+    What it prints does not depend on the terminal and the time that the tests run in, nor on uv.
     """
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", ["edgeq", *map(str, arguments)])
         patched.setenv("COLUMNS", "80")
+        patched.setattr(progress, "PATIENCE", 1e6)  # no line because the machine is busy
         for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "UV"):
             patched.delenv(name, raising=False)
         with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stopped:

@@ -15,7 +15,7 @@ from edgeq.commands.formats import FormatCommand
 from edgeq.commands.options import PATH, collect_settings
 from edgeq.commands.quantize import quantize_command
 
-ONLY_OF_RUNS = ("evaluated", "resume", "log_file")
+ONLY_OF_RUNS = ("evaluated", "resume", "log_file", "verbose")
 OUTPUT_OPTION = click.Option(
     ["-o", "--output"],
     type=PATH,

@@ -23,7 +23,7 @@ SCHEDULES = {
     "recomputing": "batch by batch, recomputed (small)",
 }
 """What people see of the schedules of `edgeq.streams.blockwise.Flow`; JSON has their names."""
-ONLY_OF_RUNS = ("force", "evaluated", "resume", "log_file")
+ONLY_OF_RUNS = ("force", "evaluated", "resume", "log_file", "verbose")
 """Options that a plan takes, so that a command line can stay as it is, and does not look at."""
 OUTPUT_OPTION = click.Option(
     ["-o", "--output"],

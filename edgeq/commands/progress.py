@@ -2,38 +2,40 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
+from threading import Timer
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from edgeq.commands.plain_text import visible_line
 from edgeq.commands.screen import print_line
+from edgeq.commands.work import Work, against_rounding, layer_in_block, memory
 from edgeq.errors import BadInput, lower_first, reason_of
 from edgeq.files.plain_files import append_to_file, inside
-from edgeq.planning.process_memory import resident_bytes
-from edgeq.run.pipeline import Observer
-from edgeq.solving.report import LayerReport, Stage
+from edgeq.run.pipeline import SOLVING, Observer
+from edgeq.solving.report import LayerReport
+
+Clock = Callable[[], float]
+PATIENCE = 5.0
+"""Seconds after which plain lines name work beside the blocks: most of it takes less."""
+GAP = 2  # columns between the parts of a line
+BAR_SHARE = 5  # the bar has a fifth of the line
+SHORTEST_BAR, LONGEST_BAR = 6, 40
 
 
 class Silent:
     """An observer that shows nothing, for runs that nobody watches."""
 
-    def wrote(self, tokens: int, total: int) -> None:
-        pass
-
-    def measured(self, blocks: int, total: int) -> None:
+    def progressed(self, what: str, done: int = 0, total: int = 0) -> None:
         pass
 
     def begin(self, blocks: int, done: int) -> None:
@@ -47,90 +49,151 @@ class Silent:
 
 
 class Lines:
-    """One plain line per block, with the time left and the memory in use, for logs and pipes."""
+    """Plain lines for logs and pipes: one per block, and what else takes long.
 
-    def __init__(self, console: Console) -> None:
+    Each has the time left; those of blocks have the memory in use. Work beside the blocks is named
+    once it has taken so many seconds of patience, and then at every tenth of what is counted.
+    """
+
+    def __init__(
+        self, console: Console, clock: Clock = time.monotonic, patience: float | None = None
+    ) -> None:
         self._console = console
-        self._blocks = 0
-        self._before = 0
-        self._start = 0.0
+        self._work = Work(clock)
+        self._clock = clock
+        self._patience = PATIENCE if patience is None else patience
         self._layers: list[LayerReport] = []
-        self._written = 0
+        self._said = -1  # tenths of this work
+        self._is_continued = False
+        self._timer: Timer | None = None
 
-    def wrote(self, tokens: int, total: int) -> None:
-        """Print a line for every tenth of the text."""
-        tenths = 10 * tokens // total
-        if tenths > self._written:
-            self._print(f"writing text, {tokens} of {total} tokens")
-        self._written = tenths
+    def __enter__(self) -> "Lines":
+        return self
 
-    def measured(self, blocks: int, total: int) -> None:
-        self._print(f"measuring types, block {blocks}/{total}")
+    def __exit__(self, *_: object) -> None:
+        self._stop_waiting()
+
+    def progressed(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Name work that takes long, and every tenth of what is counted; the end always."""
+        if what != self._work.what:
+            self._stop_waiting()
+            self._said = -1
+        self._work.goes_on(what, done, total)
+        if what == SOLVING:
+            self._say_what_is_there()
+        elif done and done == total:
+            self._say()
+        elif self._patience == 0 or self._work.passed >= self._patience:
+            self._say()
+        elif self._timer is None:
+            self._timer = Timer(self._patience, self._say)
+            self._timer.daemon = True
+            self._timer.start()
 
     def begin(self, blocks: int, done: int) -> None:
-        self._blocks = blocks
-        self._before = done
-        self._start = time.monotonic()
-        if done:
-            self._print(f"{done} of {blocks} blocks are there")
+        self._work.begin(blocks, done)
+        self._is_continued = done > 0
 
     def solved(self, report: LayerReport) -> None:
         self._layers.append(report)
 
     def finished_block(self, index: int) -> None:
-        done = index + 1
-        left = (time.monotonic() - self._start) / (done - self._before) * (self._blocks - done)
-        parts = [
-            f"block {done}/{self._blocks}, about {left:.0f} s left",
-            *against_rounding(self._layers),
-            *memory(),
-        ]
+        self._work.finish_block(index)
+        parts = [self._work.head(), self._work.time(), *against_rounding(self._layers), *memory()]
         self._print(", ".join(parts))
         self._layers = []
+
+    def _say(self) -> None:
+        """Print a line of the work of this moment, unless that has been said."""
+        work = self._work
+        tenths = 10 * work.done // work.total if work.total else 0
+        if tenths > self._said:
+            self._said = tenths
+            known = work.done and work.done < work.total
+            self._print(f"{work.head()}, {work.time()}" if known else work.head())
+
+    def _say_what_is_there(self) -> None:
+        """Say once how many blocks were there: not at once, as the run may yet be refused."""
+        if self._is_continued:
+            self._is_continued = False
+            done, blocks = self._work.blocks
+            self._print(f"{done} of {blocks} blocks are there")
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _print(self, text: str) -> None:
         print_line(self._console, text)
 
 
 class Bar:
-    """A progress bar with an estimate, for terminals."""
+    """One line at the foot of a terminal: what is worked on, a bar, the time left, details.
 
-    def __init__(self, console: Console) -> None:
-        self._bar = Progress(
-            TextColumn("{task.fields[what]}"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=console,
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=None, what="block")
+    Details give way where the line is short, then the bar.
+    """
+
+    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+        self._work = Work(clock)
+        self._live = Live(self, console=console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> "Bar":
-        self._bar.start()
+        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._live.stop()
 
-    def wrote(self, tokens: int, total: int) -> None:
-        self._bar.update(self._task, completed=tokens, total=total, what="writing text, token")
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield status_line(self._work, options.max_width)
 
-    def measured(self, blocks: int, total: int) -> None:
-        self._bar.update(self._task, completed=blocks, total=total, what="measuring types, block")
+    def progressed(self, what: str, done: int = 0, total: int = 0) -> None:
+        self._work.goes_on(what, done, total)
 
     def begin(self, blocks: int, done: int) -> None:
-        self._bar.reset(self._task, total=blocks, completed=done, what="block")
+        self._work.begin(blocks, done)
 
     def solved(self, report: LayerReport) -> None:
-        parts = [report.name, *against_rounding([report]), *memory()]
-        self._bar.update(self._task, description=visible_line(", ".join(parts)))
+        name = layer_in_block(report.name, self._work.blocks[1])
+        self._work.detail = [name, *memory(), *against_rounding([report])]
 
     def finished_block(self, index: int) -> None:
-        self._bar.update(self._task, completed=index + 1)
+        self._work.finish_block(index)
+
+
+def status_line(work: Work, width: int) -> Table:
+    """Lay out what is known of the work in one line of so many columns."""
+    left = work.time()
+    head = set_cell_size(work.head(), min(cell_len(work.head()), max(0, width - len(left) - GAP)))
+    rest = width - cell_len(head) - GAP - len(left)
+    bar = max(SHORTEST_BAR, min(LONGEST_BAR, width // BAR_SHARE))
+    done, total = work.counts
+    has_bar = total > 0 and rest >= SHORTEST_BAR + GAP
+    if has_bar:
+        bar = min(bar, rest - GAP)
+        rest -= bar + GAP
+    line = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
+    parts: list[Text | ProgressBar] = [Text(head), Text(left, style="bold")]
+    if has_bar:
+        parts.insert(1, ProgressBar(total=total, completed=done, width=bar))
+    if detail := fitting(work.detail, rest - GAP):
+        parts.append(Text(detail, style="dim"))
+    for _ in parts:
+        line.add_column(no_wrap=True)
+    line.add_row(*parts)
+    return line
+
+
+def fitting(parts: Iterable[str], width: int) -> str:
+    """Join those first parts that fit into so many columns."""
+    found = ""
+    for part in parts:
+        longer = f"{found}, {part}" if found else part
+        if cell_len(longer) > width:
+            break
+        found = longer
+    return found
 
 
 class Log:
@@ -139,11 +202,9 @@ class Log:
     def __init__(self, file: FileIO, path: Path) -> None:
         self._file, self._path = file, path
 
-    def wrote(self, tokens: int, total: int) -> None:
-        self._write(f"writing text, {tokens} of {total} tokens")
-
-    def measured(self, blocks: int, total: int) -> None:
-        self._write(f"measuring types, block {blocks}/{total}")
+    def progressed(self, what: str, done: int = 0, total: int = 0) -> None:
+        if what != SOLVING:
+            self._write(f"{what} {done}/{total}" if total else what)
 
     def begin(self, blocks: int, done: int) -> None:
         self._write(f"{blocks} blocks, {done} of them there already")
@@ -171,13 +232,9 @@ class Both:
     def __init__(self, one: Observer, other: Observer) -> None:
         self._watching = (one, other)
 
-    def wrote(self, tokens: int, total: int) -> None:
+    def progressed(self, what: str, done: int = 0, total: int = 0) -> None:
         for observer in self._watching:
-            observer.wrote(tokens, total)
-
-    def measured(self, blocks: int, total: int) -> None:
-        for observer in self._watching:
-            observer.measured(blocks, total)
+            observer.progressed(what, done, total)
 
     def begin(self, blocks: int, done: int) -> None:
         for observer in self._watching:
@@ -193,6 +250,17 @@ class Both:
 
 
 @contextmanager
+def following(console: Console, *, plain: bool) -> Iterator[Observer]:
+    """Show how far work has come: a line at the foot of a terminal, or plain lines."""
+    if plain or not console.is_terminal:
+        with Lines(console) as lines:
+            yield lines
+    else:
+        with Bar(console) as bar:
+            yield bar
+
+
+@contextmanager
 def watching(
     console: Console, *, plain: bool, log_file: Path | None, output: Path
 ) -> Iterator[Observer]:
@@ -204,9 +272,7 @@ def watching(
     """
     check_log_file(log_file, output)
     with ExitStack() as stack:
-        shown: Observer = Lines(console)
-        if console.is_terminal and not plain:
-            shown = stack.enter_context(Bar(console))
+        shown = stack.enter_context(following(console, plain=plain))
         if log_file is not None:
             file = stack.enter_context(open_log(log_file))
             shown = Both(shown, Log(file, log_file))
@@ -247,18 +313,3 @@ def unwritable(log_file: Path, error: OSError) -> BadInput:
         f"--log-file {str(log_file)!r}: {lower_first(reason_of(error))}; "
         "choose a file that can be written"
     )
-
-
-def against_rounding(layers: Sequence[LayerReport]) -> list[str]:
-    """Compare the loss of layers with that of plain rounding, in words, where there is one."""
-    plain = sum(report.losses.get(Stage.NEAREST, 0.0) for report in layers)
-    if not plain:
-        return []
-    share = sum(report.final_loss for report in layers) / plain
-    return [f"layer error {share:.0%} of plain rounding"]
-
-
-def memory() -> list[str]:
-    """Say how much memory is in use, where the system says it."""
-    resident = resident_bytes()
-    return [] if resident is None else [f"{resident / 1e9:.1f} GB in use"]

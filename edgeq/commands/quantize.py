@@ -32,6 +32,7 @@ from edgeq.words import option_words
 
 if TYPE_CHECKING:
     from edgeq.planning.memory import MemoryPlan
+    from edgeq.run.asked import Asked
     from edgeq.run.finished import FinishedRun
     from edgeq.run.pipeline import Job
 
@@ -71,6 +72,9 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Measure the result against the original at the end.",
 )
+@click.option(
+    "--verbose", is_flag=True, help="Print grids, the largest errors, times and all notes too."
+)
 @BACKEND_OPTION
 @JSON_OPTION
 @FORCE_OPTION
@@ -81,6 +85,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     output: Path,
     exports: tuple[str, ...],
     evaluated: bool,
+    verbose: bool,
     backend: str,
     as_json: bool,
     force: bool,
@@ -101,11 +106,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --type Q3_K --export gguf
       edgeq quantize ./Llama-3.2-1B --output llama-small --file-size 700MB --export gguf
     """
-    from edgeq.commands.progress import watching  # noqa: PLC0415
-    from edgeq.commands.screen import make_console  # noqa: PLC0415
-    from edgeq.registry import options_of  # noqa: PLC0415
-    from edgeq.run.asked import Asked, prepare_run, run_asked  # noqa: PLC0415
-    from edgeq.run.finished import finish_run, measured  # noqa: PLC0415
+    from edgeq.run.asked import Asked, prepare_run  # noqa: PLC0415
     from edgeq.run.spending import Place  # noqa: PLC0415
 
     asked = Asked(
@@ -124,26 +125,47 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     )
     asked, job, memory = prepare_run(asked)
     say_annealing(job, memory)
+    finished = run_watched(asked, job, plain=as_json, log_file=log_file)
+    print_finished(finished, as_json=as_json, verbose=verbose)
+
+
+def run_watched(asked: "Asked", job: "Job", *, plain: bool, log_file: Path | None) -> "FinishedRun":
+    """Quantize, export and measure what was asked for, while people see how far it has come."""
+    from edgeq.api.closing import close_run  # noqa: PLC0415
+    from edgeq.commands.progress import watching  # noqa: PLC0415
+    from edgeq.commands.screen import make_console  # noqa: PLC0415
+    from edgeq.registry import options_of  # noqa: PLC0415
+    from edgeq.run.asked import run_asked  # noqa: PLC0415
+    from edgeq.run.finished import finish_run  # noqa: PLC0415
+
     again = command_words(*with_flag(sys.argv[1:], "--resume"))
-    console = make_console(stderr=True)
-    with watching(console, plain=as_json, log_file=log_file, output=output) as observer:
+    console, place = make_console(stderr=True), asked.place
+    with watching(console, plain=plain, log_file=log_file, output=place.output) as observer:
         job, checkpoint = run_asked(asked, job, observer, again=again)
-    flags = {name: option_words(options_of(name, export_options)) for name in exports}
-    with keeping(checkpoint, flags, evaluated_against=asked.model if evaluated else None):
-        finished = finish_run(job, checkpoint, asked.model)
-        if evaluated:
-            finished = measured(finished, checkpoint, backend)
-    print_finished(finished, as_json=as_json)
+        flags = {
+            name: option_words(options_of(name, asked.export_options)) for name in asked.exports
+        }
+        against = asked.model if asked.evaluated else None
+        with keeping(checkpoint, flags, evaluated_against=against):
+            finished = finish_run(job, checkpoint, asked.model, observer.progressed)
+            return close_run(
+                finished,
+                checkpoint,
+                observer,
+                evaluated=asked.evaluated,
+                backend=asked.backend,
+            )
 
 
-def print_finished(finished: "FinishedRun", *, as_json: bool) -> None:
+def print_finished(finished: "FinishedRun", *, as_json: bool, verbose: bool) -> None:
     """Print a finished run on standard output, for machines or for people."""
-    from edgeq.commands.screen import make_console, print_json, show_finished  # noqa: PLC0415
+    from edgeq.commands.finished_screen import show_finished  # noqa: PLC0415
+    from edgeq.commands.screen import make_console, print_json  # noqa: PLC0415
 
     if as_json:
         print_json(finished.plain())
     else:
-        show_finished(make_console(), finished)
+        show_finished(make_console(), finished, verbose=verbose)
 
 
 def say_annealing(job: "Job", memory: "MemoryPlan") -> None:

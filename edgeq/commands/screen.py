@@ -5,6 +5,7 @@ this module when they run.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,16 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeq.commands.plain_text import visible, visible_line
-from edgeq.commands.typed import command_words, shell_line
+from edgeq.commands.typed import shell_line
 from edgeq.files.json_files import finite
 from edgeq.registry import find_format
 from edgeq.run.allocation import curve_words, gain_words
-from edgeq.run.finished import FinishedRun
-from edgeq.words import show_counts
 
 MEGABYTE = 1e6
-MOST_NOTES = 10  # on one screen
-LEAST_SHOWN = 0.5  # seconds of a stage: less would be written as 0
 
 
 class PlainConsole(Console):
@@ -66,58 +63,20 @@ def facts_table() -> Table:
     return table
 
 
-def show_run(console: Console, finished: FinishedRun) -> None:
-    """Print the result of `edgeq quantize`: sizes, errors, times and what was unusual."""
-    table = facts_table()
-    table.add_row("model", finished.model)
-    table.add_row("written to", str(finished.output))
-    for name, path in finished.exports.items():
-        table.add_row(name, path)
-    table.add_row("size", _size_row(finished.sizes))
-    table.add_row("grids", show_counts(finished.grids))
-    bits = finished.report.bits_per_weight
-    table.add_row("bits per weight", ", ".join(f"{part} {bits[part]:.2f}" for part in bits))
-    if finished.report.budget is not None:
-        table.add_row("budget", "\n".join(gain_words(finished.report.budget)))
-        table.add_row("predicted KL", "\n".join(curve_words(finished.report.budget)))
-    experts = finished.report.experts
-    if experts:
-        reached = [expert.tokens for expert in experts]
-        table.add_row(
-            "experts", f"{len(experts)}, reached by {min(reached)} to {max(reached)} tokens"
-        )
-    worst = "\n".join(f"{layer.final_loss:7.2%}  {layer.name}" for layer in finished.worst_layers)
-    if worst:
-        unit = "in % of the layer's squared output on the calibration text"
-        table.add_row("largest errors", f"{unit}\n{worst}")
-    table.add_row("seconds", _seconds_row(finished))
-    for note in finished.notes[:MOST_NOTES]:
-        table.add_row("note", note)
-    if len(finished.notes) > MOST_NOTES:
-        table.add_row("note", f"... and {len(finished.notes) - MOST_NOTES} more, see report.json")
-    console.print(table, highlight=False, soft_wrap=True)
-
-
-def show_finished(console: Console, finished: FinishedRun) -> None:
-    """Print a finished run, its quality where it was measured, and what to do next."""
-    show_run(console, finished)
-    if finished.quality is not None:
-        show_quality(console, finished.quality)
-    else:
-        command = command_words("evaluate", finished.result, "--reference", finished.original)
-        print_line(console, f"next: {command}")
-    for name, path in finished.exports.items():
-        show_runtime(console, name, path)
-    if finished.next_format is not None:
-        command = command_words("export", finished.output, "--format", finished.next_format)
-        print_line(console, f"for {find_format(finished.next_format).read_by}: {command}")
-
-
 def show_runtime(console: Console, format_name: str, path: str) -> None:
     """Print the command that runs an exported file, where its format names one."""
-    command = find_format(format_name).run_with
-    if command:
-        print_line(console, f"run it with: {shell_line([*command, path])}")
+    for when, command in run_commands(format_name, path):
+        print_line(console, f"{when}: {command}")
+
+
+def run_commands(format_name: str, path: str) -> list[tuple[str, str]]:
+    """List the commands that run an exported file, with what has to be there for each."""
+    described = find_format(format_name)
+    if not described.run_with:
+        return []
+    program = described.run_with[0]
+    when = "run it with" if shutil.which(program) else f"with {program} installed"
+    return [(when, shell_line([*described.run_with, path]))]
 
 
 def show_allocation(console: Console, found: Mapping[str, Any]) -> None:
@@ -137,19 +96,6 @@ def show_exported(console: Console, result: Mapping[str, Any]) -> None:
     for note in result["notes"]:
         print_line(console, f"note: {note}")
     show_runtime(console, result["format"], result["result"])
-
-
-def _seconds_row(finished: FinishedRun) -> str:
-    """Write the time of a run with those stages that took some of it."""
-    noticed = [(stage, taken) for stage, taken in finished.seconds.items() if taken >= LEAST_SHOWN]
-    if not noticed:
-        return "less than 1"
-    stages = ", ".join(f"{stage} {taken:.0f}" for stage, taken in noticed)
-    return f"{finished.total_seconds:.0f} ({stages})"
-
-
-def _size_row(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{what} {size / MEGABYTE:.1f} MB" for what, size in sizes.items())
 
 
 def show_quality(console: Console, quality: Mapping[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """What this process takes of the machine's memory, and how the C library is kept from hoarding it.
 
-On other systems than Linux nothing is known and nothing is changed.
+On other systems than Linux nothing is known of the process, and nothing is changed.
 """
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,14 @@ def peak_resident_bytes() -> int | None:
     getrusage would not do: it goes on from the peak of the process that started this one.
     """
     return _status_bytes("VmHWM")
+
+
+def machine_bytes() -> int | None:
+    """Read how much memory this machine has; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _status_bytes(name: str) -> int | None:

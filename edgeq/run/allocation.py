@@ -6,6 +6,7 @@ The result is a recipe, which can be read, changed and used again.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from edgeq.words import show_megabytes
 
 POINTS = 24  # of the curve of sizes against predicted KL divergence
 DEFAULT_FORMAT = "gguf"
+MEASURING = "measuring types, block"
 POINTS_SHOWN = 6  # of them on screen, beside the chosen one
 LEAST_GAIN = 0.02  # of the predicted KL divergence: less is within what predictions miss by
 
@@ -302,7 +304,8 @@ def spend(job: Job, question: Question, observer: Observer) -> Job:
     Calibration text is drawn once for both.
     """
     calibration = start_calibration(job, observer)
-    costs = measure_costs(job, question.items, calibration.windows, observer.measured)
+    tell = partial(observer.progressed, MEASURING)
+    costs = measure_costs(job, question.items, calibration.windows, tell)
     allocation = allocate(question, costs, measured_notes(job.backend.name))
     found = with_allocation(job, asdict(allocation))
     grids = plan_grids(found.source, found.recipe)

@@ -4,8 +4,8 @@ The last screen, `--json`, pages and the Python interface show it.
 """
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from edgeq.errors import BadInput, NotInstalled
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE, REPORT_FILE
 from edgeq.files.storage import size_of
-from edgeq.measuring.evaluate import evaluate
 from edgeq.measuring.formats import fit
 from edgeq.measuring.inspection import parameter_count
 from edgeq.protocols import Exporter, Format
@@ -23,16 +22,18 @@ from edgeq.recipe.layer_grids import Grids, grids_by_part, kept_dense, plan_grid
 from edgeq.recipe.layer_types import replaced_types
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import FORMATS, load_exporter, options_of
+from edgeq.run.advice import LARGE_ERROR, MUCH_LENT, advise, short_of_types
 from edgeq.run.pipeline import Job, export
-from edgeq.run.report import RunReport, check_findings, read_report, with_measured
+from edgeq.run.report import RunReport, check_findings, read_report
 from edgeq.solving.lending import LENT_TOKENS
 from edgeq.solving.propagation import FEW_TOKENS
 from edgeq.solving.report import ExpertReport, LayerReport
 from edgeq.words import option_words
 
+Told = Callable[[str], None]
+"""Is told what is worked on."""
+NO_TEMPLATE = "the model has no chat template, so none goes into its exports"
 WORST_LAYERS = 5  # on the last screen
-MUCH_LENT = 0.5  # of an expert's moments: more than its own tokens make up
-LARGE_ERROR = 0.5  # of a layer's output energy: rounding well loses a few hundredths
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,11 @@ class FinishedRun:
 
     original is the model as the user named it. grids counts, by part of the model, the matrices on
     each grid. exports are, by format, what a runtime is given.
-    notes say what was not done as usual. quality is what `evaluate` measured, where it was asked
-    for.
+    notes say all that was not done as usual, advice what of it a user can do something about.
+    quality is what `evaluate` measured, where it was asked for, and answers are what the original
+    and the result wrote behind a prompt (see `edgeq.run.measured.Measured`); unanswered says why
+    there are none. page is the report for a browser. is_chat says whether the model answers
+    messages, by a template.
 
     Units: sizes in bytes, seconds of wall-clock time by stage.
     """
@@ -56,7 +60,12 @@ class FinishedRun:
     notes: Sequence[str]
     seconds: Mapping[str, float]
     grids: Mapping[str, Mapping[str, int]]
+    advice: Sequence[str] = ()
+    is_chat: bool = False
     quality: Mapping[str, Any] | None = None
+    answers: Sequence[Mapping[str, str]] = ()
+    unanswered: str = ""
+    page: Path | None = None
     next_format: str | None = None
     """A format that holds the result, to suggest where none was asked for."""
 
@@ -88,6 +97,7 @@ class FinishedRun:
             "bits_per_weight": self.report.bits_per_weight,
             "worst_layers": [(layer.name, layer.final_loss) for layer in self.worst_layers],
             "notes": self.notes,
+            "advice": self.advice,
             "seconds": self.seconds,
             "total_seconds": self.total_seconds,
         }
@@ -95,7 +105,15 @@ class FinishedRun:
             found["budget"] = self.report.budget
         if self.report.experts:
             found["experts"] = [asdict(expert) for expert in self.report.experts]
-        return found if self.quality is None else found | {"quality": self.quality}
+        if self.page is not None:
+            found["page"] = str(self.page)
+        if self.quality is not None:
+            found |= {"quality": self.quality, "answers": self.answers}
+        return found
+
+
+def say_nothing(what: str) -> None:
+    """Tell nobody what is worked on."""
 
 
 def first_format(checkpoint: Checkpoint) -> str | None:
@@ -110,16 +128,67 @@ def first_format(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
+def finish_run(
+    job: Job, checkpoint: Checkpoint, model: str, progressed: Told = say_nothing
+) -> FinishedRun:
     """Write the exports, and gather sizes, errors, times and what was not done as usual.
+
+    progressed is told what is written.
 
     Raises: BadInput for an export that is there and not what this run would write.
     """
     report, grids = read_report(checkpoint), plan_grids(job.source, job.recipe)
     called, decoder = repr(str(checkpoint.path / REPORT_FILE)), job.source.record.decoder
     check_findings(job.source, grids, called, report, len(job.source.blocks()))
-    exports = {}
-    stored = {}
+    exports, stored, kept = write_exports(job, checkpoint, progressed)
+    sizes = {
+        "original": job.source.stored_bytes(),
+        "original at 16 bits": 2 * parameter_count(job.source),
+        "checkpoint": checkpoint.stored_bytes(),
+    }
+    suggested = None if job.exporters else first_format(checkpoint)
+    calibration = checkpoint.head.get("calibration")
+    stated = [
+        *dict.fromkeys((*job.source.record.notes, *checkpoint.record.notes)),
+        *export_notes(job.exporters, checkpoint),
+        *kept,
+    ]
+    replaced = list(replaced_types(job.recipe, decoder))
+    return FinishedRun(
+        model=job.source.record.name,
+        original=model,
+        output=checkpoint.path,
+        exports={name: str(path) for name, path in exports.items()},
+        sizes=sizes | stored,
+        report=report,
+        notes=[
+            *stated,
+            *short_texts(job.recipe, calibration),
+            *replaced,
+            *notes(report, grids),
+        ],
+        seconds=dict(job.clock.seconds),
+        grids=grids_by_part(grids, decoder, job.recipe),
+        advice=[
+            *advise(report, grids, job.recipe, calibration),
+            *short_of_types(replaced),
+            *(note for note in stated if note != NO_TEMPLATE),
+        ],
+        is_chat=checkpoint.record.template is not None,
+        next_format=suggested,
+    )
+
+
+def write_exports(
+    job: Job, checkpoint: Checkpoint, progressed: Told
+) -> tuple[dict[str, Path], dict[str, int], list[str]]:
+    """Write the exports of a run; give by format what a runtime is given and its size, and notes.
+
+    Units: bytes.
+    Raises: BadInput for an export that is there and not what this run would write.
+    """
+    exports: dict[str, Path] = {}
+    stored: dict[str, int] = {}
     kept = []
     for exporter in job.exporters:
         name = exporter.format.name
@@ -130,48 +199,19 @@ def finish_run(job: Job, checkpoint: Checkpoint, model: str) -> FinishedRun:
             path = runnable(folder, exporter.format)
             kept.append(f"format {name!r} was there already and stays as it is")
         else:
+            progressed(f"writing {name}")
             with job.clock("export"):
                 path = export(checkpoint, exporter, folder)[0]
         exports[name] = path
         stored[name] = stored_size(path, exporter.format)
-    sizes = {
-        "original at 16 bits": 2 * parameter_count(job.source),
-        "checkpoint": checkpoint.stored_bytes(),
-    }
-    suggested = None if job.exporters else first_format(checkpoint)
-    short = short_texts(job.recipe, checkpoint.head.get("calibration"))
-    return FinishedRun(
-        model=job.source.record.name,
-        original=model,
-        output=checkpoint.path,
-        exports={name: str(path) for name, path in exports.items()},
-        sizes=sizes | stored,
-        report=report,
-        notes=[
-            *dict.fromkeys((*job.source.record.notes, *checkpoint.record.notes)),
-            *export_notes(job.exporters, checkpoint),
-            *kept,
-            *short,
-            *replaced_types(job.recipe, decoder),
-            *notes(report, grids),
-        ],
-        seconds=dict(job.clock.seconds),
-        grids=grids_by_part(grids, decoder, job.recipe),
-        next_format=suggested,
-    )
-
-
-def measured(finished: FinishedRun, checkpoint: Checkpoint, backend: str) -> FinishedRun:
-    """Evaluate a finished run against the original, and note it beside what a budget predicted."""
-    quality = evaluate(finished.result, reference=finished.original, backend=backend)
-    return replace(finished, quality=quality, report=with_measured(checkpoint, quality))
+    return exports, stored, kept
 
 
 def export_notes(exporters: Sequence[Exporter], checkpoint: Checkpoint) -> Iterator[str]:
     """Note what exports do not hold of the model as it is."""
     companions, grids = checkpoint.companions(), checkpoint.grids()
     if exporters and checkpoint.record.template is None:
-        yield "the model has no chat template, so none goes into its exports"
+        yield NO_TEMPLATE
     for exporter in exporters:
         for note in exporter.notes(checkpoint.record, companions, grids):
             yield f"format {exporter.format.name!r}: {note}"

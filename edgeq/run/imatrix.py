@@ -14,7 +14,7 @@ from edgeq.decoder import Decoder
 from edgeq.errors import BadInput
 from edgeq.files.storage import output_file
 from edgeq.protocols import Backend, ModelSource, Site
-from edgeq.run.pipeline import Job, Observer, start_activations, start_calibration
+from edgeq.run.pipeline import SOLVING, Job, Observer, start_activations, start_calibration
 from edgeq.sources.imatrix import places_of
 from edgeq.sources.imatrix_file import Entry, write_entries
 from edgeq.types import LinearSpec, NumpyArray
@@ -102,10 +102,11 @@ def measure_importance(job: Job, observer: Observer) -> Measured:
     llama.cpp has no names for.
     """
     sums = Sums(job.source.record.decoder)
-    calibration = start_calibration(job, observer)
-    activations = start_activations(job, calibration)
     blocks = job.source.blocks()
     observer.begin(len(blocks), 0)
+    calibration = start_calibration(job, observer)
+    activations = start_activations(job, calibration, observer)
+    observer.progressed(SOLVING, 0, len(blocks))
     for block in blocks:
         with job.clock("forward passes"):
             for site in activations.sites(block):

@@ -17,17 +17,24 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite, UnsupportedModel
 from edgeq.files.json_files import write_json
-from edgeq.files.ownership import ALLOCATION_FILE, HEAD_FILE, RECIPE_FILE, REPORT_FILE, RUN_FILE
-from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
+from edgeq.files.ownership import ALLOCATION_FILE, RUN_FILE
+from edgeq.files.storage import check_destination, claimed, new_directory
 from edgeq.grids.limits import check_size
 from edgeq.planning.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
-from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, kept_dense, plan_grids
+from edgeq.recipe.layer_grids import Grids, check_exports, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
-from edgeq.run.identity import IMATRIX, KEYS, identify
-from edgeq.run.recipe_file import budget_recipe
+from edgeq.run.head import write_head
+from edgeq.run.identity import identify
 from edgeq.run.report import RunReport, check_findings
-from edgeq.run.resume import Ask, Run, refuse_unfinished, working_on
+from edgeq.run.resume import (
+    Ask,
+    Run,
+    is_unfinished,
+    refuse_unfinished,
+    stored_run,
+    working_on,
+)
 from edgeq.run.weighing import weighed_layers
 from edgeq.solving.layer import join_layers, solve_without_statistics
 from edgeq.solving.lending import Lender
@@ -51,18 +58,27 @@ MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
 MeasureGradients = Callable[[ModelSource, NumpyArray, int], Sensitivities]
 MakeCalibration = Callable[[ModelSource, Recipe, Callable[[int, int], None]], Calibration]
 
+TOKENIZING = "tokenizing the calibration text"
+WRITING_TEXT = "writing text, token"
+LOADING = "loading the model"
+SOLVING = "block"
+ROUNDING = "rounding the embedding"
+
 
 class Observer(Protocol):
     """Whoever watches a run: the screen, a log, nobody."""
 
-    def wrote(self, tokens: int, total: int) -> None:
-        """Note how far the model has come that writes text to calibrate on."""
+    def progressed(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Note how far work has come; total is 0 where it is not counted.
 
-    def measured(self, blocks: int, total: int) -> None:
-        """Note in how many blocks it is known what each type costs, where a budget asks for it."""
+        what says it in words that a count may follow: "measuring types, block".
+        """
 
     def begin(self, blocks: int, done: int) -> None:
-        """Note that a run of so many blocks starts; `done` of them were there already."""
+        """Note that a run of so many blocks starts; `done` of them were there already.
+
+        Texts are tokenized and the model is loaded after that, before the first block.
+        """
 
     def solved(self, report: LayerReport) -> None:
         """Note that a layer is solved, and how it came out."""
@@ -120,11 +136,13 @@ def quantize(
     check_destination(destination, force=force or resume, whole=force)
     with claimed(destination) as folder:
         refuse_unfinished(destination, folder, ask)
+        done = stored_run(folder).done if resume and is_unfinished(folder) else 0
     grids = plan_grids(job.source, job.recipe)
     check_exports(job.exporters, job.source, grids)
     companions = {
         name: data for name, data in job.source.companions().items() if name != "config.json"
     }
+    observer.begin(len(job.source.blocks()), done)
     calibration = start_calibration(job, observer) if needs_calibration(job, grids) else None
     texts = None if calibration is None else calibration.record()
     of_file = None if job.importance is None else job.importance.record()
@@ -137,7 +155,7 @@ def quantize(
             if job.allocation is not None:  # a run that is stopped need not measure again
                 write_json(run.folder / ALLOCATION_FILE, job.allocation)
             write_model(job, grids, calibration, run, observer)
-            write_head(job, run, companions)
+            write_head(job.source, job.recipe, job.allocation, run, companions)
     return Checkpoint(destination)
 
 
@@ -169,12 +187,15 @@ def needs_calibration(job: Job, grids: Grids) -> bool:
 def start_calibration(job: Job, observer: Observer) -> Calibration:
     """Draw token windows from the calibration texts, before any block is solved."""
     check_length(job.source, job.recipe.sequence_length)
+    observer.progressed(TOKENIZING)
     with job.clock("calibration text"):
-        return job.make_calibration(job.source, job.recipe, observer.wrote)
+        wrote = partial(observer.progressed, WRITING_TEXT)
+        return job.make_calibration(job.source, job.recipe, wrote)
 
 
-def start_activations(job: Job, calibration: Calibration) -> ActivationSource:
+def start_activations(job: Job, calibration: Calibration, observer: Observer) -> ActivationSource:
     """Take token windows through the embedding, where both streams start."""
+    observer.progressed(LOADING)
     with job.clock("load model"):
         drift = job.recipe.propagation_share if job.recipe.needs_drift else 0.0
         return job.make_activations(job.source, calibration.windows, drift)
@@ -202,9 +223,9 @@ def write_model(
     if calibration is not None:
         findings.calibration_tokens = calibration.tokens
         if any(solves(grids, block) for block in left):
-            activations = start_activations(job, calibration)
+            activations = start_activations(job, calibration, observer)
             run.restore(activations)
-    observer.begin(len(blocks), run.done)
+    observer.progressed(SOLVING, run.done, len(blocks))
     for block in left:
         if activations is None:
             tensors = list(dict.fromkeys(linear.tensor for linear in block.linears))
@@ -217,6 +238,7 @@ def write_model(
             run.commit(activations)
         trim()
         observer.finished_block(block.index)
+    observer.progressed(ROUNDING)
     rounded = round_tensors(job, grids, outside, findings)
     write_part(job, run.made / "outer.safetensors", outside, rounded)
 
@@ -337,35 +359,6 @@ def write_part(
     with job.clock("write"):
         dense = {name: read_tensor(job.source, name) for name in names if name not in solved}
         write_tensors(path, solved, dense)
-
-
-def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
-    """Write edgeq.json, config.json, the tokenizer files and report.json, edgeq.json last.
-
-    Nothing in them depends on time or place.
-
-    Raises: BadInput when the model was changed meanwhile.
-    """
-    if job.source.fingerprint() != run.identity["source"]["fingerprint"]:
-        raise BadInput(
-            f"model {job.source.record.name!r} was changed while it was quantized; "
-            "bring it back or start over"
-        )
-    for name, data in companions.items():
-        write_bytes(run.made / name, data)
-    write_json(run.made / "config.json", job.source.record.config())
-    files = [*run.files, "outer.safetensors"]
-    opened = [TensorFile(run.made / file) for file in files]
-    stored = {
-        name: (file.shape(name), file.tensor_bytes(name)) for file in opened for name in file.names
-    }
-    run.report.bits_per_weight = bits_per_weight(stored, job.source.record.decoder)
-    write_json(run.made / REPORT_FILE, run.report.plain())
-    if job.allocation is not None:
-        write_bytes(run.made / RECIPE_FILE, budget_recipe(job.recipe, job.allocation).encode())
-    known = {key: run.identity[key] for key in (*KEYS, IMATRIX) if key in run.identity}
-    head = {"backend": ", ".join(run.backends), "files": files, "companions": sorted(companions)}
-    write_json(run.made / HEAD_FILE, known | head)
 
 
 def export(

@@ -16,6 +16,7 @@ from tiny_models import TEXT
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.commands.main import cli
 from edgeq.files.ownership import TIMED_FILES
+from edgeq.measuring.anchors import show_kl
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +273,7 @@ def test_a_recipe_file_sets_what_options_do_not(edgeq, saved_model, quick, tmp_p
         "--bits",
         "5",
     ]
-    result = edgeq(*command, *quick)
+    result = edgeq(*command, *quick, "--verbose")
     checkpoint = Checkpoint(tmp_path / "out")
     assert checkpoint.grid("model.layers.0.mlp.up_proj.weight").bits == 5
     assert checkpoint.grid("model.layers.0.mlp.up_proj.weight").group_size is None
@@ -342,7 +343,7 @@ def test_a_short_calibration_text_is_noted(edgeq, saved_model, quick, tmp_path):
     ]
     assert (
         "calibration text 'short.txt': 8 sequences of 16 overlap"
-        in edgeq("quantize", saved_model, "-o", tmp_path / "out", *options).out
+        in edgeq("quantize", saved_model, "-o", tmp_path / "out", *options, "--verbose").out
     )
 
 
@@ -354,37 +355,48 @@ def test_weights_that_do_not_fit_the_grid_are_noted(edgeq, saved_model, quick, t
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"] *= 1e-9
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    shown = " ".join(edgeq("quantize", model, "-o", tmp_path / "out", *quick).out.split())
+    command = ["quantize", model, "-o", tmp_path / "out", *quick, "--verbose"]
+    shown = " ".join(edgeq(*command).out.split())
+    advice = "model.layers.0.mlp.up_proj loses 100% of its output: keep it as it is with"
+    assert f"{advice} --keep-dense model.layers.0.mlp.up_proj" in shown
     assert "model.layers.0.mlp.up_proj: 100% error, its weights do not fit the grid" in shown
     assert "192 scales are at the limit of float16" in shown
 
 
-def test_the_last_screen_says_how_to_read_the_quality_and_how_to_run_the_file(
+def test_the_last_screen_says_how_good_the_result_is_and_how_to_run_it(
     edgeq, saved_model, quick, tmp_path
 ):
     """The model reads 128 tokens, fewer than the 512 of an evaluation window elsewhere."""
+    out = tmp_path / "out"
     command = [
         "quantize",
         saved_model,
         "-o",
-        tmp_path / "out",
+        out,
         *quick,
         "--export",
         "gguf",
         "--evaluate",
+        "--verbose",
     ]
     result = edgeq(*command)
-    assert result.status == 0
-    assert "nats per token (0 is equal" in result.out
-    assert f"{16 * 128} tokens" in result.out
-    assert f"run it with: llama-cli -m {tmp_path / 'out' / 'gguf' / 'model.gguf'}" in result.out
-    assert "squared output" in result.out
+    assert result.status == 0, result.err
+    short, details = result.out.split("written to", 1)
+    measured = json.loads((out / "measured.json").read_text(encoding="utf-8"))
+    assert f"KL {show_kl(measured['quality']['kl'])}" in short.splitlines()[0]
+    assert measured["quality"]["tokens"] == 16 * 128
+    assert measured["sizes"]["original"] == sum(f.stat().st_size for f in saved_model.glob("*.sa*"))
+    (answers,) = measured["answers"]
+    assert " ".join(answers["original"].split())[:20] in " ".join(short.split())
+    assert f"llama-cli -m {out / 'gguf' / 'model.gguf'}" in short
+    assert (out / "report.html").is_file() and str(out / "report.html") in "".join(short.split())
+    assert "squared output" in details and f"{16 * 128} tokens" in details
 
 
 def test_progress_goes_to_standard_error_with_an_estimate(edgeq, saved_model, quick, tmp_path):
     result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *quick)
     assert "block 1/2, about" in result.err
-    assert "next: edgeq evaluate" in result.out
+    assert "measure it: edgeq evaluate" in result.out
     assert "edgeq export" in result.out
 
 
