@@ -37,6 +37,7 @@ GROUND = (
     "runtime_names",
     "decoder",
     "protocols",
+    "format_parts",
     "stopwatch",
     "words",
     "version",

@@ -147,6 +147,12 @@ class Checkpoint:
     def companions(self) -> Mapping[str, bytes]:
         return {name: self._companion(name) for name in self.head["companions"]}
 
+    @property
+    def type_asked(self) -> str | None:
+        """Give the type or mix that the recipe names for all layers; None where it names none."""
+        named = self.head["recipe"].get("type")
+        return named if isinstance(named, str) else None
+
     def _companion(self, name: str) -> bytes:
         try:
             return read_file(self._inside(name))

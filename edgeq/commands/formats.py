@@ -15,7 +15,7 @@ from edgeq.commands.options import JSON_OPTION, PATH
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgeq.protocols import FormatOption
+    from edgeq.format_parts import FormatOption
 
 COLLECTED = "export_options"  # the argument of a command that gets all of them
 FITS = {

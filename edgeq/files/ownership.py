@@ -8,7 +8,7 @@ head says.
   measured.json and report.html may lie there too. Both depend on time and machine, and no hash
   counts them.
 - An export (manifest.json) holds files called model..., ..._config.json, or like those beside a
-  model's weights, each with the hash that the manifest states.
+  model's weights, and the .gguf file that it names first, each with the hash that it states.
 - A temporary directory (its name, and a marker in it) holds new/, states/, run.json,
   allocation.json, and replaced/, which is one of the two above.
 
@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from edgeq.files.hashes import hash_of_file
+from edgeq.files.names import GGUF_FILE
 from edgeq.files.plain_files import (
     entries_below,
     first_not_plain,
@@ -191,13 +192,20 @@ def _files_of_checkpoint(folder: Path, head: Mapping[str, Any]) -> dict[str, IsO
 
 def _files_of_export(manifest: Mapping[str, Any], *, whole: bool) -> dict[str, IsOwn]:
     stated = manifest["files"] if isinstance(manifest["files"], dict) else {}
-    if not all(EXPORT_FILE.fullmatch(name) or name in COMPANION_FILES for name in stated):
+    if not all(_is_exported(name, manifest) for name in stated):
         return {}
     tensors = manifest["tensors"]
     if not isinstance(tensors, list) or not tensors or not all(map(_is_tensor_entry, tensors)):
         return {}
     files = {name: _has_hash(digest) if whole else _is_any for name, digest in stated.items()}
     return {MANIFEST_FILE: _is_any, **files}
+
+
+def _is_exported(name: str, manifest: Mapping[str, Any]) -> bool:
+    """Say whether exporters write files of a name; a GGUF file has a name of its own."""
+    if EXPORT_FILE.fullmatch(name) or name in COMPANION_FILES:
+        return True
+    return name == manifest["file"] and bool(GGUF_FILE.fullmatch(name))
 
 
 def _is_tensor_entry(entry: Any) -> bool:

@@ -1,6 +1,7 @@
 """What a toy file holds: any grid, as NumPy arrays in a zip file."""
 
-from edgeq.protocols import Format, FormatOption, GroupSizes
+from edgeq.format_parts import FormatOption, GroupSizes
+from edgeq.protocols import Format
 
 FORMAT = Format(
     name="toy",

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeq.decoder import ModelRecord
 from edgeq.errors import BadInput, NotInstalled, install
+from edgeq.files.names import gguf_name
 from edgeq.files.storage import rename_when_stored
 from edgeq.protocols import ModelDescription, QuantizedModel
 from edgeq.types import Grid, NumpyArray
@@ -51,7 +52,6 @@ try:
 except ModuleNotFoundError as missing:
     raise NotInstalled(f"export 'gguf' needs the package gguf; {install('gguf')}") from missing
 
-FILE_NAME = "model.gguf"
 # llama.cpp's numbers (llama_ftype) for a file that is mostly of a type.
 FILE_TYPES = {
     **{"F32": 0, "F16": 1, "BF16": 32},
@@ -62,8 +62,11 @@ FILE_TYPES = {
 }
 
 
+DENSE_TYPES = {"F32", "F16", "BF16"}
+
+
 class GgufExporter:
-    """Writes model.gguf and manifest.json; minima of integer zero points become float16."""
+    """Writes NAME-TYPE.gguf and manifest.json; minima of integer zero points become float16."""
 
     format = FORMAT
     settings: Mapping[str, Any] = MappingProxyType({})
@@ -106,7 +109,7 @@ class GgufExporter:
         return planned_bytes(record.decoder, grids, item_bytes)
 
     def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
-        """Count the bytes of model.gguf beside those of `planned_bytes`, by writing its header.
+        """Count the bytes of the GGUF file beside those of `planned_bytes`, by writing its header.
 
         What fills places up to whole units counts as if each took most.
         """
@@ -115,7 +118,7 @@ class GgufExporter:
         plan = plan_tensors(record.decoder, sources)
         factors = rope_tensors(record.decoder)
         with TemporaryDirectory() as folder:
-            path = Path(folder) / FILE_NAME
+            path = Path(folder) / "header.gguf"
             writer = new_writer(Described(record, companions), plan, path)
             try:
                 write_header(writer)
@@ -139,11 +142,31 @@ class GgufExporter:
         if reason is not None:
             raise BadInput(f"export 'gguf': {reason}")
         plan = plan_tensors(model.record.decoder, sources)
-        path = destination / FILE_NAME
+        path = destination / gguf_name(model.record.name, type_label(model, plan))
         entries = write_gguf(model, plan, path)
         name = self.format.name
-        manifest = write_manifest(destination, format_name=name, file=FILE_NAME, entries=entries)
+        manifest = write_manifest(destination, format_name=name, file=path.name, entries=entries)
         return [path, manifest]
+
+
+def type_label(model: QuantizedModel, plan: Sequence[PlannedTensor]) -> str:
+    """Say in a word what a file is made of: the type or mix asked for, else that of all its blocks.
+
+    A file of several types without a name of their own has its bits per weight: "3.40bpw".
+    """
+    if model.type_asked is not None:
+        return model.type_asked
+    types = block_types(plan)
+    if len(types) == 1:
+        return types.pop()
+    weights = sum(int(np.prod(tensor.shape)) for tensor in plan)
+    return f"{8 * sum(map(tensor_size, plan)) / weights:.2f}bpw"
+
+
+def block_types(plan: Sequence[PlannedTensor]) -> set[str]:
+    """List the types of matrices in blocks of the model; dense ones where there are no others."""
+    types = {tensor.type_name for tensor in plan if tensor.name.startswith("blk.")}
+    return types - DENSE_TYPES or {dominating_type(plan)}
 
 
 def write_gguf(model: QuantizedModel, plan: Sequence[PlannedTensor], path: Path) -> list[Entry]:

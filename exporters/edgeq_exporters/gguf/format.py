@@ -1,6 +1,7 @@
 """Describe GGUF as edgeq writes it: blocks of llama.cpp's own types."""
 
-from edgeq.protocols import Format, GroupSizes
+from edgeq.format_parts import GroupSizes
+from edgeq.protocols import Format
 
 FORMAT = Format(
     name="gguf",

@@ -1,6 +1,7 @@
 """Describe the two directories of packed linear layers: GPTQ and compressed-tensors."""
 
-from edgeq.protocols import Format, GroupSizes
+from edgeq.format_parts import GroupSizes
+from edgeq.protocols import Format
 
 GPTQ = Format(
     name="gptq",

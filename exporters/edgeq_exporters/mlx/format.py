@@ -1,6 +1,7 @@
 """Describe MLX directories: the affine quantization that mlx-lm loads."""
 
-from edgeq.protocols import Format, GroupSizes
+from edgeq.format_parts import GroupSizes
+from edgeq.protocols import Format
 
 FORMAT = Format(
     name="mlx",

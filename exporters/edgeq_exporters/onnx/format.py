@@ -1,6 +1,7 @@
 """Describe ONNX graphs as ONNX Runtime and onnxruntime-genai read them."""
 
-from edgeq.protocols import Format, FormatOption, GroupSizes
+from edgeq.format_parts import FormatOption, GroupSizes
+from edgeq.protocols import Format
 
 ACCURACY_LEVELS = range(5)
 
