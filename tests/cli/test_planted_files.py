@@ -14,6 +14,7 @@ from edgeq_backends.mlx.runtime import MlxLmLogits
 from edgeq_backends.torch.directories import CompressedTensorsLogits, load_model
 
 FORMATS = ["gguf", "onnx", "mlx", "compressed-tensors"]
+WEIGHTS = (".gguf", ".onnx", ".safetensors")
 
 
 class Bomb:
@@ -85,7 +86,7 @@ def test_a_second_file_that_would_be_opened_first_is_refused(edgeq, solved, copy
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_changed_file_is_named_before_anything_is_loaded(edgeq, solved, copy_of, kind):
     folder = copy_of(kind)
-    file = next(file for file in sorted(folder.iterdir()) if file.name.startswith("model"))
+    file = next(file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
