@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeq.decoder import ModelRecord
-    from edgeq.format_parts import FormatOption, GroupSizes
+    from edgeq.format_parts import App, FormatOption, GroupSizes
     from edgeq.types import (
         Array,
         BlockSpec,
@@ -273,7 +273,8 @@ class Format:
     suffix: how the one file that a runtime is given ends, empty for a directory; data_suffix: what
     a data file beside it has behind its name.
     runtime: which of `edgeq.registry.LOGITS` runs the files; empty where none does.
-    run_with: the command that runs a file. is_model: whether `edgeq.sources` opens it as a model.
+    run_with: the apps that run a file. library: what the hub's cards call who reads it. is_model:
+    whether `edgeq.sources` opens it as a model.
     """
 
     name: str
@@ -295,7 +296,8 @@ class Format:
     read_by: str
     verified_by: str
     runtime: str = ""
-    run_with: tuple[str, ...] = ()
+    run_with: tuple[App, ...] = ()
+    library: str = ""
     is_model: bool = False
 
     def holds_bits(self, bits: int) -> bool:

@@ -116,6 +116,8 @@ def show_formats(console: "Console", result: Mapping[str, Any]) -> None:
         if "fits" in row:
             reason = f": {row['reason']}" if row["reason"] else ""
             print_line(console, f"  {FITS[row['fits']]}{reason}")
+            for note in row["notes"]:
+                print_line(console, f"  note: {note}")
 
 
 def _held_text(row: Mapping[str, Any]) -> str:

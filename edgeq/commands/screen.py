@@ -18,6 +18,7 @@ from edgeq.commands.typed import command_words, shell_line
 from edgeq.files.json_files import finite
 from edgeq.registry import find_format
 from edgeq.run.allocation import curve_words, gain_words
+from edgeq.run.apps import app_lines
 from edgeq.run.finished import FinishedRun
 from edgeq.words import show_counts
 
@@ -114,10 +115,10 @@ def show_finished(console: Console, finished: FinishedRun) -> None:
 
 
 def show_runtime(console: Console, format_name: str, path: str) -> None:
-    """Print the command that runs an exported file, where its format names one."""
-    command = find_format(format_name).run_with
-    if command:
-        print_line(console, f"run it with: {shell_line([*command, path])}")
+    """Print the commands that run an exported file, in each app that its format names."""
+    for number, (label, lines) in enumerate(app_lines(format_name, path)):
+        when = f"in {label}" if number else "run it with"
+        print_line(console, f"{when}: {' && '.join(map(shell_line, lines))}")
 
 
 def show_allocation(console: Console, found: Mapping[str, Any]) -> None:

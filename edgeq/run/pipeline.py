@@ -13,17 +13,25 @@ from typing import Any, Protocol, TypeVar
 from edgeq.calibration.texts import Calibration
 from edgeq.calibration.windows import check_length
 from edgeq.checkpoint.certificate import is_sealed, seal
-from edgeq.checkpoint.reader import Checkpoint
+from edgeq.checkpoint.reader import ORIGIN, Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite, UnsupportedModel
 from edgeq.files.json_files import write_json
-from edgeq.files.ownership import ALLOCATION_FILE, HEAD_FILE, RECIPE_FILE, REPORT_FILE, RUN_FILE
+from edgeq.files.ownership import (
+    ALLOCATION_FILE,
+    CARD_FILE,
+    HEAD_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    RUN_FILE,
+)
 from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
 from edgeq.grids.limits import check_size
 from edgeq.planning.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
 from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
+from edgeq.run.card import export_card, write_checkpoint_card
 from edgeq.run.identity import IMATRIX, KEYS, identify
 from edgeq.run.recipe_file import budget_recipe
 from edgeq.run.report import RunReport, check_findings
@@ -365,7 +373,9 @@ def write_head(job: Job, run: Run, companions: Mapping[str, bytes]) -> None:
         write_bytes(run.made / RECIPE_FILE, budget_recipe(job.recipe, job.allocation).encode())
     known = {key: run.identity[key] for key in (*KEYS, IMATRIX) if key in run.identity}
     head = {"backend": ", ".join(run.backends), "files": files, "companions": sorted(companions)}
+    known[ORIGIN] = job.source.record.origin.plain()
     write_json(run.made / HEAD_FILE, known | head)
+    write_checkpoint_card(Checkpoint(run.made))
 
 
 def export(
@@ -386,5 +396,6 @@ def export(
         raise BadInput(f"format {exporter.format.name!r}: {reason}")
     with new_directory(destination, force=force, whole=whole) as folder:
         written = [path.relative_to(folder) for path in exporter.write(checkpoint, folder)]
-        seal(folder, checkpoint)
+        written.append(Path(CARD_FILE))
+        seal(folder, checkpoint, card=export_card(checkpoint, exporter, folder, None))
     return [destination / path for path in written]

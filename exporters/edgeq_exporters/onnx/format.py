@@ -2,6 +2,7 @@
 
 from edgeq.format_parts import FormatOption, GroupSizes
 from edgeq.protocols import Format
+from edgeq_exporters.onnx.apps import APPS
 
 ACCURACY_LEVELS = range(5)
 
@@ -32,4 +33,6 @@ FORMAT = Format(
     verified_by="bytes by the `onnx` library and bit by bit; "
     "logits in ONNX Runtime, tokens in onnxruntime-genai",
     runtime="onnxruntime",
+    run_with=APPS,
+    library="onnx",
 )
