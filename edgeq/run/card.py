@@ -13,14 +13,17 @@ from typing import Any
 
 from edgeq.checkpoint.certificate import is_sealed, seal
 from edgeq.checkpoint.reader import Checkpoint
+from edgeq.decoder import ModelRecord
 from edgeq.files.hashes import hash_of_file
 from edgeq.files.json_files import read_json
 from edgeq.files.names import safe_name
 from edgeq.files.ownership import CARD_FILE, LEGAL_FILE, MANIFEST_FILE, is_own_card, signed_card
+from edgeq.files.plain_files import is_plain_file
 from edgeq.files.storage import write_bytes
 from edgeq.format_parts import App, apps_for, filled
 from edgeq.protocols import Exporter, Format
 from edgeq.registry import all_formats, load_exporter
+from edgeq.run.measured import read_measured
 from edgeq.words import describe_grid, shell_line, show_size
 
 HUB = "https://huggingface.co/"
@@ -29,12 +32,42 @@ UNKNOWN_LICENSE = "not stated by the base model"
 CODE = {"console": "", "python": "python", "swift": "swift"}
 
 
-def write_checkpoint_card(checkpoint: Checkpoint, quality: Mapping[str, Any] | None = None) -> None:
+def write_checkpoint_card(checkpoint: Checkpoint) -> None:
     """Write the card of a checkpoint, with what was measured of it where something was."""
-    write_bytes(checkpoint.path / CARD_FILE, signed_card(checkpoint_card(checkpoint, quality)))
+    write_bytes(checkpoint.path / CARD_FILE, signed_card(checkpoint_card(checkpoint)))
 
 
-def checkpoint_card(checkpoint: Checkpoint, quality: Mapping[str, Any] | None) -> str:
+def add_card(folder: Path, checkpoint: Checkpoint, exporter: Exporter) -> Path:
+    """Write the card of an export that is complete but for it, and state it in the manifest."""
+    seal(folder, checkpoint, card=export_card(checkpoint, exporter, folder))
+    return folder / CARD_FILE
+
+
+def renew_cards(checkpoint: Checkpoint) -> None:
+    """Write what was measured since into the cards of a checkpoint and of the exports inside of it.
+
+    Cards that people have changed stay as they are.
+    """
+    if is_own_card(checkpoint.path / CARD_FILE):
+        write_checkpoint_card(checkpoint)
+    for described in all_formats():
+        folder = checkpoint.path / described.name
+        if not is_plain_file(folder / CARD_FILE) or not is_sealed(folder, checkpoint):
+            continue
+        manifest = read_json(folder / MANIFEST_FILE)
+        if manifest["files"].get(CARD_FILE) == hash_of_file(folder / CARD_FILE):
+            settings = manifest.get("settings", {})
+            options = {option.name: settings.get(option.name) for option in described.options}
+            add_card(folder, checkpoint, load_exporter(described.name, options))
+
+
+def measured_quality(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """Give what was measured of a checkpoint or one of its exports; None where nothing was."""
+    found = read_measured(checkpoint)
+    return None if found is None else found.quality
+
+
+def checkpoint_card(checkpoint: Checkpoint) -> str:
     """Make the card of a checkpoint: what it is, and how it becomes what runtimes read."""
     name = plain(checkpoint.record.name)
     formats = ", ".join(each.name for each in all_formats())
@@ -46,10 +79,16 @@ def checkpoint_card(checkpoint: Checkpoint, quality: Mapping[str, Any] | None) -
         "Exports are written from these files.",
         "",
         *facts_table(checkpoint, {"size": show_size(checkpoint.stored_bytes())}),
-        *quality_lines(quality),
+        *quality_lines(measured_quality(checkpoint)),
         "## Use it",
         "",
-        *code("console", ["edgeq chat .", "edgeq export . --format gguf"]),
+        *code(
+            "console",
+            [
+                shell_line(["edgeq", *talk_words(checkpoint.record, ".")]),
+                "edgeq export . --format gguf",
+            ],
+        ),
         f"Formats: {formats}.",
         "",
         *notes_lines(checkpoint.record.notes),
@@ -58,9 +97,7 @@ def checkpoint_card(checkpoint: Checkpoint, quality: Mapping[str, Any] | None) -
     return "\n".join(lines)
 
 
-def export_card(
-    checkpoint: Checkpoint, exporter: Exporter, folder: Path, quality: Mapping[str, Any] | None
-) -> bytes:
+def export_card(checkpoint: Checkpoint, exporter: Exporter, folder: Path) -> bytes:
     """Make the card of an export that lies in a directory, complete but for the card."""
     described, name = exporter.format, plain(checkpoint.record.name)
     file = str(read_json(folder / MANIFEST_FILE)["file"])
@@ -79,10 +116,10 @@ def export_card(
         f"{name}, quantized by edgeq {plain(str(checkpoint.head['edgeq']))}.",
         "",
         *facts_table(checkpoint, facts),
-        *quality_lines(quality),
+        *quality_lines(measured_quality(checkpoint)),
         "## Run it",
         "",
-        *running_lines(described, folder, path, checkpoint.record.name),
+        *running_lines(described, folder, path, checkpoint.record),
         *notes_lines([*checkpoint.record.notes, *notes]),
         *terms_lines(checkpoint),
     ]
@@ -186,11 +223,19 @@ def quality_lines(quality: Mapping[str, Any] | None) -> Iterator[str]:
     yield ""
 
 
-def running_lines(described: Format, folder: Path, path: str, name: str) -> Iterator[str]:
+def talk_words(record: ModelRecord, path: str) -> list[str]:
+    """Give the words that let a model write: a chat, or a text to continue without a template."""
+    if record.template is None:
+        return ["generate", path, "The capital of France is"]
+    return ["chat", path]
+
+
+def running_lines(described: Format, folder: Path, path: str, record: ModelRecord) -> Iterator[str]:
     """Show how to run the files in each app, from inside of their directory."""
-    values = {"path": path, "folder": ".", "name": safe_name(name).lower()}
+    stem = Path(path).stem if described.suffix == ".gguf" else record.name
+    values = {"path": path, "folder": ".", "name": safe_name(stem).lower()}
     if described.runtime:
-        yield from code("console", [shell_line(["edgeq", "chat", path])])
+        yield from code("console", [shell_line(["edgeq", *talk_words(record, path)])])
     for app in apps_for(described.run_with, [each.name for each in folder.iterdir()]):
         yield f"**{app.label}**{f' ({app.install})' if app.install else ''}"
         yield ""
@@ -245,22 +290,3 @@ def plain(text: str) -> str:
     """Write somebody else's text so that it is text in Markdown too, on one line."""
     shown = "".join(each if each.isprintable() else " " for each in text)
     return " ".join(shown.split()).replace("&", "&amp;").replace("<", "&lt;").replace("`", "'")
-
-
-def renew_cards(checkpoint: Checkpoint, quality: Mapping[str, Any]) -> None:
-    """Write what was measured into the cards of a checkpoint and of the exports inside of it.
-
-    Cards that people have changed since stay as they are.
-    """
-    if is_own_card(checkpoint.path / CARD_FILE):
-        write_checkpoint_card(checkpoint, quality)
-    for described in all_formats():
-        folder = checkpoint.path / described.name
-        if (folder / CARD_FILE).is_file() and is_sealed(folder, checkpoint):
-            manifest = read_json(folder / MANIFEST_FILE)
-            if manifest["files"].get(CARD_FILE) == hash_of_file(folder / CARD_FILE):
-                settings = {**manifest.get("settings", {})}
-                options = {option.name: settings.get(option.name) for option in described.options}
-                exporter = load_exporter(described.name, options)
-                card = export_card(checkpoint, exporter, folder, quality)
-                seal(folder, checkpoint, card=card)

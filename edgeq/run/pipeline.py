@@ -12,26 +12,19 @@ from typing import Any, Protocol, TypeVar
 
 from edgeq.calibration.texts import Calibration
 from edgeq.calibration.windows import check_length
-from edgeq.checkpoint.certificate import is_sealed, seal
+from edgeq.checkpoint.certificate import is_sealed
 from edgeq.checkpoint.reader import ORIGIN, Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite, UnsupportedModel
 from edgeq.files.json_files import write_json
-from edgeq.files.ownership import (
-    ALLOCATION_FILE,
-    CARD_FILE,
-    HEAD_FILE,
-    RECIPE_FILE,
-    REPORT_FILE,
-    RUN_FILE,
-)
+from edgeq.files.ownership import ALLOCATION_FILE, HEAD_FILE, RECIPE_FILE, REPORT_FILE, RUN_FILE
 from edgeq.files.storage import check_destination, claimed, new_directory, write_bytes
 from edgeq.grids.limits import check_size
 from edgeq.planning.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
 from edgeq.recipe.layer_grids import Grids, bits_per_weight, check_exports, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
-from edgeq.run.card import export_card, write_checkpoint_card
+from edgeq.run.card import add_card, write_checkpoint_card
 from edgeq.run.identity import IMATRIX, KEYS, identify
 from edgeq.run.recipe_file import budget_recipe
 from edgeq.run.report import RunReport, check_findings
@@ -395,7 +388,7 @@ def export(
     if reason is not None:
         raise BadInput(f"format {exporter.format.name!r}: {reason}")
     with new_directory(destination, force=force, whole=whole) as folder:
-        written = [path.relative_to(folder) for path in exporter.write(checkpoint, folder)]
-        written.append(Path(CARD_FILE))
-        seal(folder, checkpoint, card=export_card(checkpoint, exporter, folder, None))
+        made = exporter.write(checkpoint, folder)
+        made.append(add_card(folder, checkpoint, exporter))
+        written = [path.relative_to(folder) for path in made]
     return [destination / path for path in written]
