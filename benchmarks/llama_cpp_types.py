@@ -42,7 +42,7 @@ from benchmarks.llama_cpp_tables import (
 )
 from edgeq.calibration.texts import make_calibration, read_texts
 from edgeq.errors import BadInput, EdgeqError
-from edgeq.measuring.evaluate import evaluation_windows
+from edgeq.measuring.evaluate import evaluation_windows, find_export
 from edgeq.measuring.quality import Meter
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
@@ -279,8 +279,8 @@ def quantized(arguments: argparse.Namespace, name: str, options: Sequence[str]) 
     Raises: CalledProcessError.
     """
     output = arguments.work / EDGEQ / name
-    exported: Path = output / "gguf" / "model.gguf"
-    if not exported.exists():
+    exported = find_export(str(output / "gguf"))
+    if exported is None:
         say(f"edgeq makes {name}")
         texts = ["--calibration", arguments.calibration] if arguments.calibration else []
         sizes = {
@@ -294,7 +294,9 @@ def quantized(arguments: argparse.Namespace, name: str, options: Sequence[str]) 
         log = output.with_name(f"{name}.json")
         with log.open("w", encoding="utf-8") as answer:
             subprocess.run([sys.executable, "-m", "edgeq", *command], stdout=answer, check=True)
-    return exported
+        exported = find_export(str(output / "gguf"))
+    assert exported is not None
+    return exported.path
 
 
 def measured(bench: Bench, made: Sequence[Made]) -> list[dict[str, Any]]:

@@ -296,6 +296,32 @@ class TokenIds:
     unknown: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model comes from and what its licence is, as far as its own files say.
+
+    repository is its "owner/name" on the hub. license is the word that cards have for it, such as
+    "apache-2.0", or "other", which license_name and license_link then explain. base_models are the
+    models on the hub that it was made from.
+    """
+
+    repository: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    base_models: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """Give what is known, as JSON holds it."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value
+        }
+
+
 OF_ONE_MACHINE = (
     "attn_implementation",
     "_attn_implementation",
@@ -310,8 +336,9 @@ class ModelRecord:
     """The facts of a model once it is open, which never change again.
 
     dtype is the number type that it is computed in. template is its chat template, in Jinja,
-    files the ones beside the weights, tokenizer.json with all tokens that others of them add. notes
-    say which contradictions in its files were settled, and how. stated is the config as the user
+    files the ones beside the weights, tokenizer.json with all tokens that others of them add.
+    origin says where it comes from. notes say which contradictions in its files were settled, and
+    how. stated is the config as the user
     gave it, settled the keys of it that were decided anew; only `edgeq.architectures` reads them,
     nothing writes into them, and others get copies by `config` and `settled_config`.
     """
@@ -325,6 +352,7 @@ class ModelRecord:
     template: str | None = field(default=None, repr=False)
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
+    origin: Origin = Origin()
 
     @property
     def vocabulary(self) -> int:

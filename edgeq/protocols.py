@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeq.decoder import ModelRecord
+    from edgeq.format_parts import App, FormatOption, GroupSizes
     from edgeq.types import (
         Array,
         BlockSpec,
@@ -186,6 +187,10 @@ class QuantizedModel(Protocol):
 
     def companions(self) -> Mapping[str, bytes]: ...
 
+    @property
+    def type_asked(self) -> str | None:
+        """Give the type or mix that was asked for all layers ("Q4_K_M"), if one was."""
+
 
 class Site(Protocol):
     """Holds both streams at the layers that read one input (q, k, v | o | gate, up | down)."""
@@ -252,33 +257,6 @@ class LogitSource(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class FormatOption:
-    """States an option of an exporter: a keyword argument of its class, a flag of the commands.
-
-    values: whole numbers or words that it may have; None for a switch.
-    """
-
-    name: str
-    help: str
-    values: range | tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSizes:
-    """States the group sizes that a format holds: multiples of a number, or some of them."""
-
-    multiple_of: int
-    only: tuple[int, ...] = ()
-    whole_rows: bool = True
-
-    def holds(self, size: int | None) -> bool:
-        """Say whether a group may have this size; None asks for one group per row."""
-        if size is None:
-            return self.whole_rows
-        return size in self.only if self.only else size % self.multiple_of == 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """Says all of one file format: what it holds, who reads it, where its code lies.
@@ -295,7 +273,8 @@ class Format:
     suffix: how the one file that a runtime is given ends, empty for a directory; data_suffix: what
     a data file beside it has behind its name.
     runtime: which of `edgeq.registry.LOGITS` runs the files; empty where none does.
-    run_with: the command that runs a file. is_model: whether `edgeq.sources` opens it as a model.
+    run_with: the apps that run a file. library: what the hub's cards call who reads it. is_model:
+    whether `edgeq.sources` opens it as a model.
     """
 
     name: str
@@ -317,7 +296,8 @@ class Format:
     read_by: str
     verified_by: str
     runtime: str = ""
-    run_with: tuple[str, ...] = ()
+    run_with: tuple[App, ...] = ()
+    library: str = ""
     is_model: bool = False
 
     def holds_bits(self, bits: int) -> bool:

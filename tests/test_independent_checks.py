@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import finished, run_edgeq
+from exported_files import gguf_in
 from safetensors.numpy import load_file, save_file
 from tiny_models import TEXT, tokenizer_files
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -170,7 +171,7 @@ def test_a_checkpoint_is_predicted_from_its_dequantized_weights(solved, saved, i
 
 
 def test_a_gguf_file_is_predicted_by_llama_cpp_in_float32(solved, ids):
-    source = open_source(str(solved / "gguf" / "model.gguf"))
+    source = open_source(str(gguf_in(solved / "gguf")))
     with opened_reference(source, "cpu") as reference:
         found = np.stack(list(reference.logits(ids)))
         assert reference.library.startswith("llama.cpp")
@@ -188,9 +189,9 @@ def temporary(monkeypatch, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("place", ["", "gguf/model.gguf"])
+@pytest.mark.parametrize("place", ["", "gguf"])
 def test_nothing_is_left_of_what_is_written_out_for_a_reference(solved, ids, temporary, place):
-    source = open_source(str(solved / place)) if place else Checkpoint(solved)
+    source = open_source(str(gguf_in(solved / place))) if place else Checkpoint(solved)
     with opened_reference(source, "cpu") as reference:
         next(reference.logits(ids))
     assert list(temporary.iterdir()) == []
@@ -200,11 +201,11 @@ def test_nothing_is_left_of_what_is_written_out_for_a_reference(solved, ids, tem
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("place", ["", "gguf/model.gguf"])
+@pytest.mark.parametrize("place", ["", "gguf"])
 def test_too_little_room_for_a_float32_copy_is_said_first(solved, ids, monkeypatch, place):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    source = open_source(str(solved / place)) if place else Checkpoint(solved)
+    source = open_source(str(gguf_in(solved / place))) if place else Checkpoint(solved)
     with (
         pytest.raises(BadInput, match=r"GB are free.*set TMPDIR"),
         opened_reference(source, "cpu") as reference,
@@ -227,7 +228,7 @@ def test_a_checkpoint_in_several_files_is_written_out_whole(solved, monkeypatch,
 def test_what_computed_the_reference_is_stated(solved, saved):
     found = json.loads(finished("evaluate", solved, "--reference", saved, *SHORT).out)
     assert found["reference"].startswith("transformers 5.")
-    file = solved / "gguf" / "model.gguf"
+    file = gguf_in(solved / "gguf")
     found = json.loads(finished("evaluate", solved, "--reference", file, *SHORT).out)
     assert found["reference"].startswith("llama.cpp")
     shown = finished("evaluate", solved, "--reference", saved, *SHORT[:-1]).out
@@ -240,7 +241,7 @@ def test_a_reference_that_is_not_installed_is_named_before_any_work(
     solved, saved, monkeypatch, name, extra
 ):
     monkeypatch.setitem(REFERENCES, name, Entry("edgeq_backends.missing:Anything", extra))
-    source = open_source(str(saved if name == "transformers" else solved / "gguf/model.gguf"))
+    source = open_source(str(saved if name == "transformers" else gguf_in(solved / "gguf")))
     with pytest.raises(NotInstalled, match=f"the reference, which {name} computes.*{extra}"):
         check_reference(source)
 

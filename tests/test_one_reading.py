@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from exported_files import gguf_in
 from safetensors.numpy import load_file, save_file
 from tiny_models import SMALL_LLAMA as MODEL
 from tiny_models import byte_level_bpe, tokenizer_files
@@ -123,7 +124,7 @@ class TestHead:
         for name in ("compressed-tensors", "gptq", "mlx", "onnx"):
             written = json.loads((exported(checkpoint, name) / "config.json").read_text())
             assert written["tie_word_embeddings"] is False
-        reader = gguf.GGUFReader(exported(checkpoint, "gguf") / "model.gguf")
+        reader = gguf.GGUFReader(gguf_in(exported(checkpoint, "gguf")))
         assert "output.weight" in {tensor.name for tensor in reader.tensors}
 
     @pytest.mark.parametrize("place", [0, 200, 319])
@@ -227,7 +228,7 @@ def test_rotary_settings_that_contradict_each_other(folder, rng, changes, said):
     for name, close in (("gguf", 0.1), ("compressed-tensors", 1e-2)):
         written = exported(checkpoint, name)
         if name == "gguf":
-            found = np.stack(list(LlamaCppLogits(written / "model.gguf").logits(windows)))
+            found = np.stack(list(LlamaCppLogits(gguf_in(written)).logits(windows)))
         else:
             found = original(written, windows)
         assert np.abs(found - weights).max() < close * np.abs(weights).max()
@@ -264,13 +265,15 @@ class TestEnds:
             assert (written / "chat_template.jinja").is_file()
         genai = json.loads((checkpoint.path / "onnx" / "genai_config.json").read_text())
         assert set(genai["model"]["eos_token_id"]) == {1, self.turn}
-        file = exported(checkpoint, "gguf") / "model.gguf"
-        keys = {key: field.contents() for key, field in gguf.GGUFReader(file).fields.items()}
+        written_file = gguf_in(exported(checkpoint, "gguf"))
+        keys = {
+            key: field.contents() for key, field in gguf.GGUFReader(written_file).fields.items()
+        }
         assert keys["tokenizer.ggml.eos_token_id"] == 1
         assert keys["tokenizer.ggml.eot_token_id"] == self.turn
         assert keys["tokenizer.ggml.token_type"][self.turn] == gguf.TokenType.CONTROL
         assert keys["tokenizer.chat_template"] == (chat / "chat_template.jinja").read_text()
-        assert stops_at(file, range(320)) == {1, self.turn}
+        assert stops_at(written_file, range(320)) == {1, self.turn}
 
     def test_ends_are_those_of_all_files_in_order(self, folder):
         edit(folder, eos_token_id=7)
@@ -287,7 +290,7 @@ class TestEnds:
         exporter = load_exporter("gguf")
         notes = exporter.notes(checkpoint.record, checkpoint.companions(), {})
         assert notes == ["GGUF has keys for 3 ends of text: llama.cpp will not stop at token 9"]
-        assert stops_at(exported(checkpoint, "gguf") / "model.gguf", range(320)) == {1, 7, 8}
+        assert stops_at(gguf_in(exported(checkpoint, "gguf")), range(320)) == {1, 7, 8}
 
     @pytest.mark.parametrize(
         "value", [[], "1", True, [1, "2"], {"a": 1}, 1.5, [True], [[1]], "x" * 1000]
@@ -354,7 +357,7 @@ class TestAddedTokens:
         ids = theirs(text, add_special_tokens=False)["input_ids"]
         assert ours.encode(text, add_special_tokens=False).ids == ids
         assert theirs.eos_token_id == size in source.record.tokens.end
-        file = exported(solved(folder), "gguf") / "model.gguf"
+        file = gguf_in(exported(solved(folder), "gguf"))
         keys = {key: field.contents() for key, field in gguf.GGUFReader(file).fields.items()}
         assert keys["tokenizer.ggml.tokens"][size] == "<|im|end|>"
         assert keys["tokenizer.ggml.token_type"][size] == gguf.TokenType.CONTROL
@@ -414,7 +417,7 @@ class TestAddedTokens:
     def test_an_end_of_turn_that_only_the_settings_name_reaches_llama_cpp(self, folder):
         edit(folder, "tokenizer_config.json", eot_token="<|stop|>")
         turn = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|stop|>")
-        file = exported(solved(folder), "gguf") / "model.gguf"
+        file = gguf_in(exported(solved(folder), "gguf"))
         assert stops_at(file, range(320)) == {1, turn}
 
     def test_a_token_with_another_id_is_used_as_transformers_does_and_said(self, folder):
@@ -549,7 +552,7 @@ class TestWindows:
         edit(folder, model_type="qwen2", architectures=["Qwen2ForCausalLM"], **window)
         edit(folder, drop_layer_types=1)
         result = exported(solved(folder, bits=8), name)
-        file = result / "model.gguf" if name == "gguf" else result
+        file = gguf_in(result) if name == "gguf" else result
         found = evaluate(str(file), reference=str(folder), windows=4)
         assert found["tokens"] == 4 * 16
         assert found["kl"] < 0.05
@@ -592,8 +595,9 @@ class TestNames:
         assert ModelOutline(snapshot).record.name == "Fine-7B"
 
     def test_the_name_goes_into_a_gguf_file(self, folder):
-        file = exported(solved(folder.rename(folder.with_name("Fine 7B"))), "gguf") / "model.gguf"
+        file = gguf_in(exported(solved(folder.rename(folder.with_name("Fine 7B"))), "gguf"))
         assert gguf.GGUFReader(file).fields["general.name"].contents() == "Fine 7B"
+        assert file.name.startswith("Fine-7B-Q")
 
 
 def test_a_checkpoint_is_read_as_its_source_was(folder):

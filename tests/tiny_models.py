@@ -41,6 +41,7 @@ class MemoryModel:
     arrays: dict[str, NumpyArray] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     name: str = "tiny"
+    type_asked: str | None = None
 
     @property
     def record(self) -> ModelRecord:

@@ -20,6 +20,7 @@ from benchmarks.synthetic import byte_tokenizer, make_config, random_tensor, sha
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.ownership import temporary_of
 from edgeq.files.storage import write_array
+from edgeq.measuring.evaluate import find_export
 from edgeq.registry import load_exporter
 from edgeq.run.assembly import make_job
 from edgeq.run.pipeline import Job, export, quantize
@@ -175,10 +176,12 @@ def write_inputs(place: Path) -> None:
     for name, zeros in ZEROS_OF.items():
         export(Checkpoint(place / zeros), load_exporter(name), place / name)
     (place / "gguf-source").mkdir()
-    shutil.copy(place / "gguf" / "model.gguf", place / "gguf-source" / "model.gguf")
+    written = find_export(str(place / "gguf"))
+    assert written is not None
+    shutil.copy(written.path, place / "gguf-source" / "model.gguf")
     for name, architecture in ARCHITECTURES.items():
         (place / name).mkdir()
-        write_gguf(architecture, place / "gguf" / "model.gguf", place / name / "model.gguf")
+        write_gguf(architecture, written.path, place / name / "model.gguf")
     write_run(source, place / "run")
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.hashes import hash_of_content, hash_of_file
 from edgeq.files.json_files import read_json, write_json
-from edgeq.files.ownership import MANIFEST_FILE
+from edgeq.files.ownership import CARD_FILE, MANIFEST_FILE, MODELFILE
 from edgeq.files.plain_files import is_plain_file
+from edgeq.files.storage import write_bytes
 from edgeq.types import NumpyArray, QuantizedLinear
 
 SEAL = "sha256"
@@ -75,10 +76,14 @@ def without_signed_zeros(layer: QuantizedLinear) -> QuantizedLinear:
     return replace(layer, scales=layer.scales + zero, offsets=layer.offsets + zero)
 
 
-def seal(folder: Path, checkpoint: Checkpoint) -> None:
-    """Add to an export's manifest what it was made from."""
+def seal(folder: Path, checkpoint: Checkpoint, *, card: bytes | None = None) -> None:
+    """Add to an export's manifest what it was made from, and its card, which is written first."""
     path = folder / MANIFEST_FILE
     manifest = read_json(path)
+    if card is not None:
+        write_bytes(folder / CARD_FILE, card)
+        files = manifest["files"] | {CARD_FILE: hash_of_file(folder / CARD_FILE)}
+        manifest["files"] = dict(sorted(files.items()))
     manifest["checkpoint"] = seal_of(checkpoint)
     write_sealed(path, manifest)
 
@@ -109,6 +114,8 @@ def why_not_as_written(folder: Path, settings: Mapping[str, Any]) -> str | None:
         was = ", ".join(f"{name} {json.dumps(stated.get(name))}" for name in others)
         return f"it was made with other options ({was})"
     for name, digest in files.items():
+        if name in (CARD_FILE, MODELFILE):  # people write into them
+            continue
         if not (folder / name).is_file():
             return f"its file {name} is missing"
         if hash_of_file(folder / name) != digest:

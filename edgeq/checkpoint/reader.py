@@ -7,23 +7,26 @@ blocks/NNNN.safetensors (codes, scales and untouched tensors of each block) and 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgeq.architectures.blocks import find_blocks
 from edgeq.architectures.record import Evidence, read_record
 from edgeq.checkpoint.tensor_file import TensorFile
-from edgeq.decoder import ModelRecord
+from edgeq.decoder import ModelRecord, Origin
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.files.json_files import read_json
-from edgeq.files.ownership import COMPANION_FILES, HEAD_FILE, leads_out
+from edgeq.files.ownership import COMPANION_FILES, HEAD_FILE, is_companion, leads_out
 from edgeq.files.plain_files import inside, read_file
 from edgeq.sources.fingerprint import hash_model
 from edgeq.types import BlockSpec, Grid, LinearSpec, NumpyArray, QuantizedLinear
 from edgeq.words import describe_grid
 
 FORMAT_VERSION = 1
+ORIGIN = "origin"
+"""The key of a head that says where the model comes from; older ones have none."""
 MOST_TOKENS = 2**53  # beyond it no number of anything is whole in JSON
 
 
@@ -69,7 +72,8 @@ class Checkpoint:
                 lambda decoder: decoder.head in self._of_tensor,
                 self.head["source"].get("dtype"),
             )
-            return read_record(self.head["model"], config, evidence)
+            record = read_record(self.head["model"], config, evidence)
+        return replace(record, origin=origin_in(self.head.get(ORIGIN)))
 
     @contextmanager
     def _damaged(self) -> Iterator[None]:
@@ -147,6 +151,12 @@ class Checkpoint:
     def companions(self) -> Mapping[str, bytes]:
         return {name: self._companion(name) for name in self.head["companions"]}
 
+    @property
+    def type_asked(self) -> str | None:
+        """Give the type or mix that the recipe names for all layers; None where it names none."""
+        named = self.head["recipe"].get("type")
+        return named if isinstance(named, str) else None
+
     def _companion(self, name: str) -> bytes:
         try:
             return read_file(self._inside(name))
@@ -187,6 +197,28 @@ class Checkpoint:
         return self._of_tensor[tensor_name]
 
 
+def origin_in(stated: Any) -> Origin:
+    """Read where a model comes from out of a head; what is no text there is not known."""
+    known = stated if isinstance(stated, dict) else {}
+
+    def text(name: str) -> str | None:
+        value = known.get(name)
+        return value if isinstance(value, str) else None
+
+    def texts(name: str) -> tuple[str, ...]:
+        value = known.get(name)
+        return tuple(map(str, value)) if isinstance(value, list) else ()
+
+    return Origin(
+        text("repository"),
+        text("license"),
+        text("license_name"),
+        text("license_link"),
+        texts("base_models"),
+        texts("languages"),
+    )
+
+
 def _are_inside(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(name, str) and name and not leads_out(name) for name in value
@@ -219,8 +251,11 @@ HEAD_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "model": ("a name", lambda value: isinstance(value, str)),
     "files": ("a list of files inside the checkpoint", _are_inside),
     "companions": (
-        f"a list out of {', '.join(COMPANION_FILES)}",
-        lambda value: isinstance(value, list) and all(name in COMPANION_FILES for name in value),
+        f"a list out of {', '.join(COMPANION_FILES)} and files of licences",
+        lambda value: (
+            isinstance(value, list)
+            and all(isinstance(name, str) and is_companion(name) for name in value)
+        ),
     ),
     "source": (
         "an object with a fingerprint, and perhaps a dtype",
@@ -232,5 +267,6 @@ HEAD_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "recipe": ("an object", lambda value: isinstance(value, dict)),
     "calibration": ("null, or an object with texts", _is_calibration),
+    ORIGIN: ("an object of texts", lambda value: value is None or isinstance(value, dict)),
     "imatrix": ("null, or an object with a name and a sha256", _is_file),
 }

@@ -59,7 +59,7 @@ def evaluate_command(
 
     \b
     Example:
-      edgeq evaluate smollm2/gguf/model.gguf --reference demo
+      edgeq evaluate smollm2/gguf --reference demo
     """
     from edgeq.commands.screen import print_result, show_quality  # noqa: PLC0415
     from edgeq.measuring.evaluate import evaluate  # noqa: PLC0415

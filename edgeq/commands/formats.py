@@ -15,7 +15,7 @@ from edgeq.commands.options import JSON_OPTION, PATH
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgeq.protocols import FormatOption
+    from edgeq.format_parts import FormatOption
 
 COLLECTED = "export_options"  # the argument of a command that gets all of them
 FITS = {
@@ -116,6 +116,8 @@ def show_formats(console: "Console", result: Mapping[str, Any]) -> None:
         if "fits" in row:
             reason = f": {row['reason']}" if row["reason"] else ""
             print_line(console, f"  {FITS[row['fits']]}{reason}")
+            for note in row["notes"]:
+                print_line(console, f"  note: {note}")
 
 
 def _held_text(row: Mapping[str, Any]) -> str:

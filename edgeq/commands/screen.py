@@ -5,7 +5,6 @@ this module when they run.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,8 +16,8 @@ from rich.text import Text
 from edgeq.commands.plain_text import visible, visible_line
 from edgeq.commands.typed import shell_line
 from edgeq.files.json_files import finite
-from edgeq.registry import find_format
 from edgeq.run.allocation import curve_words, gain_words
+from edgeq.run.apps import app_lines
 
 MEGABYTE = 1e6
 
@@ -64,19 +63,17 @@ def facts_table() -> Table:
 
 
 def show_runtime(console: Console, format_name: str, path: str) -> None:
-    """Print the command that runs an exported file, where its format names one."""
+    """Print the commands that run an exported file, in each app that its format names."""
     for when, command in run_commands(format_name, path):
         print_line(console, f"{when}: {command}")
 
 
 def run_commands(format_name: str, path: str) -> list[tuple[str, str]]:
-    """List the commands that run an exported file, with what has to be there for each."""
-    described = find_format(format_name)
-    if not described.run_with:
-        return []
-    program = described.run_with[0]
-    when = "run it with" if shutil.which(program) else f"with {program} installed"
-    return [(when, shell_line([*described.run_with, path]))]
+    """List the commands that run an exported file, with the app that each needs."""
+    return [
+        (f"in {label}", " && ".join(map(shell_line, lines)))
+        for label, lines in app_lines(format_name, path)
+    ]
 
 
 def show_allocation(console: Console, found: Mapping[str, Any]) -> None:

@@ -4,11 +4,12 @@ A head alone proves nothing: anybody can list somebody's files in one. So each f
 head says.
 
 - A checkpoint (edgeq.json) holds blocks/NNNN.safetensors and outer.safetensors, whose headers carry
-  edgeq's metadata, beside them config.json, report.json, recipe.toml, tokenizer files, and exports.
-  measured.json and report.html may lie there too. Both depend on time and machine, and no hash
-  counts them.
-- An export (manifest.json) holds files called model..., ..._config.json, or like those beside a
-  model's weights, each with the hash that the manifest states.
+  edgeq's metadata, beside them config.json, report.json, recipe.toml, tokenizer files, licences, a
+  README.md that ends with its own hash, and exports. measured.json and report.html may lie there
+  too. Both depend on time and machine, and no hash counts them.
+- An export (manifest.json) holds files called model..., ..._config.json, README.md, Modelfile, or
+  like those beside a model's weights, and the .gguf file that it names first, each with the hash
+  that it states.
 - A temporary directory (its name, and a marker in it) holds new/, states/, run.json,
   allocation.json, and replaced/, which is one of the two above.
 
@@ -19,6 +20,7 @@ makes these edgeq's: nothing in a directory can tell them apart.
 Writing directories so that nothing is half-written is left to `edgeq.files.storage`.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -28,6 +30,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from edgeq.files.hashes import hash_of_file
+from edgeq.files.names import GGUF_FILE
 from edgeq.files.plain_files import (
     entries_below,
     first_not_plain,
@@ -75,7 +78,15 @@ COMPANION_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-"""The files beside the weights that belong to a model."""
+"""The files beside the weights that a model is read from."""
+CARD_FILE = "README.md"
+MODELFILE = "Modelfile"
+LEGAL_FILE = re.compile(
+    r"(model[-_])?(licen[cs]e|notice|copying|(acceptable[-_])?use[-_]policy)([-_]\w+)*"
+    r"(\.(txt|md|rst|pdf))?",
+    re.IGNORECASE,
+)
+"""Files that say under which terms a model is given: they go wherever it goes."""
 HEAD_LISTS = ("files", "companions")
 HEAD_KEYS = {"format_version", "edgeq", "model", "source", "recipe", *HEAD_LISTS}
 MANIFEST_KEYS = {"format", "file", "files", "tensors"}
@@ -83,6 +94,8 @@ ENTRY_KEYS = {"name", "source", "type", "status", "largest_deviation", "sha256"}
 TENSOR_FILE = re.compile(r"(blocks/\d{4,}|outer)\.safetensors")
 EXPORT_FILE = re.compile(r"model[\w.-]*|(\w+_)?config\.json")
 STATE_FILE = re.compile(r"(\d{4,}|\.\d{4,}\.partial)(/[\w-]+\.npy)?")
+SIGNATURE = "<!-- written by edgeq, sha256 "
+MOST_CARD_BYTES = 1_000_000
 MOST_HEADER_BYTES = 100_000_000  # as the safetensors library has it
 MARK_WITHIN = 1024  # bytes from the beginning of a page
 
@@ -176,28 +189,62 @@ def written_files(folder: Path, *, whole: bool = True) -> dict[str, IsOwn]:
 
 def _files_of_checkpoint(folder: Path, head: Mapping[str, Any]) -> dict[str, IsOwn]:
     tensors, companions = (_names(head[key]) for key in HEAD_LISTS)
-    if not all(map(TENSOR_FILE.fullmatch, tensors)) or not set(companions) <= {*COMPANION_FILES}:
+    if not all(map(TENSOR_FILE.fullmatch, tensors)) or not all(map(is_companion, companions)):
         return {}
     beside = {HEAD_FILE, REPORT_FILE, RECIPE_FILE, CONFIG_FILE, MEASURED_FILE, *companions}
     # without one tensor file nothing shows that the others are edgeq's, unless no file is left
     proven = any(_is_tensor_file(folder / name) for name in tensors)
     if not proven and any((folder / name).exists() for name in beside - {HEAD_FILE}):
         return {}
-    partial = [f".{name}.partial" for name in REWRITTEN_FILES]
+    partial = [f".{name}.partial" for name in (*REWRITTEN_FILES, CARD_FILE)]
     files: dict[str, IsOwn] = dict.fromkeys([*beside, *partial], _is_any)
-    files[PAGE_FILE] = is_page
+    files |= {PAGE_FILE: is_page, CARD_FILE: is_own_card}
     return files | dict.fromkeys(tensors, _is_tensor_file)
 
 
 def _files_of_export(manifest: Mapping[str, Any], *, whole: bool) -> dict[str, IsOwn]:
     stated = manifest["files"] if isinstance(manifest["files"], dict) else {}
-    if not all(EXPORT_FILE.fullmatch(name) or name in COMPANION_FILES for name in stated):
+    if not all(_is_exported(name, manifest) for name in stated):
         return {}
     tensors = manifest["tensors"]
     if not isinstance(tensors, list) or not tensors or not all(map(_is_tensor_entry, tensors)):
         return {}
-    files = {name: _has_hash(digest) if whole else _is_any for name, digest in stated.items()}
-    return {MANIFEST_FILE: _is_any, **files}
+    # what people write into a card or a Modelfile is theirs, whatever may be replaced otherwise
+    files = {
+        name: _has_hash(digest) if whole or name in (CARD_FILE, MODELFILE) else _is_any
+        for name, digest in stated.items()
+    }
+    partial = [f".{name}.partial" for name in (MANIFEST_FILE, CARD_FILE)]
+    return {**dict.fromkeys([MANIFEST_FILE, *partial], _is_any), **files}
+
+
+def is_companion(name: str) -> bool:
+    """Say whether a file beside a model's weights belongs to it and goes where it goes."""
+    return name in COMPANION_FILES or bool(LEGAL_FILE.fullmatch(name))
+
+
+def signed_card(text: str) -> bytes:
+    """Make the bytes of a checkpoint's card, which end with a hash of what stands before."""
+    content = text.encode()
+    return content + f"{SIGNATURE}{hashlib.sha256(content).hexdigest()} -->\n".encode()
+
+
+def is_own_card(path: Path) -> bool:
+    """Say whether the card of a checkpoint is as edgeq wrote it."""
+    try:
+        with open_file(path, follow=False) as file:
+            found = file.read(MOST_CARD_BYTES)
+    except OSError:
+        return False
+    text = found.rpartition(SIGNATURE.encode())[0]
+    return found == signed_card(text.decode(errors="replace"))
+
+
+def _is_exported(name: str, manifest: Mapping[str, Any]) -> bool:
+    """Say whether exporters write files of a name; a GGUF file has a name of its own."""
+    if EXPORT_FILE.fullmatch(name) or is_companion(name) or name in (CARD_FILE, MODELFILE):
+        return True
+    return name == manifest["file"] and bool(GGUF_FILE.fullmatch(name))
 
 
 def _is_tensor_entry(entry: Any) -> bool:

@@ -54,7 +54,7 @@ def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
     grids = checkpoint.grids()
     reason = exporter.reject_reason(checkpoint.record, checkpoint.companions(), grids)
     if reason is not None:
-        return {"fits": "no", "reason": reason}
+        return {"fits": "no", "reason": reason, "notes": []}
     quantized = {name: grid for name, (_, grid) in grids.items() if grid is not None}
     inside = {linear.tensor for linear in checkpoint.record.decoder.linears()}
     linear = {name: grid for name, grid in quantized.items() if name in inside}
@@ -64,7 +64,8 @@ def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
     if exporter.format.embedding == "dense" and outer:
         dense.append(f"dense, as their codes say: {', '.join(outer)}")
     fits = "with loss" if lost else "without loss"
-    return {"fits": fits, "reason": "; ".join([*lost, *dense])}
+    notes = list(exporter.notes(checkpoint.record, checkpoint.companions(), grids))
+    return {"fits": fits, "reason": "; ".join([*lost, *dense]), "notes": notes}
 
 
 def _losses(described: Format, linear: dict[str, Grid]) -> list[str]:

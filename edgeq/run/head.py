@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from edgeq.checkpoint.reader import ORIGIN, Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile
 from edgeq.errors import BadInput
 from edgeq.files.json_files import write_json
@@ -11,6 +12,7 @@ from edgeq.files.storage import write_bytes
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import bits_per_weight
 from edgeq.recipe.recipe import Recipe
+from edgeq.run.card import write_checkpoint_card
 from edgeq.run.identity import IMATRIX, KEYS
 from edgeq.run.recipe_file import budget_recipe
 from edgeq.run.resume import Run
@@ -23,7 +25,8 @@ def write_head(
     run: Run,
     companions: Mapping[str, bytes],
 ) -> None:
-    """Write edgeq.json, config.json, the tokenizer files and report.json, edgeq.json last.
+    """Write edgeq.json, config.json, the tokenizer files, report.json and the card, edgeq.json last
+    but one.
 
     Nothing in them depends on time or place.
 
@@ -48,4 +51,6 @@ def write_head(
         write_bytes(run.made / RECIPE_FILE, budget_recipe(recipe, allocation).encode())
     known = {key: run.identity[key] for key in (*KEYS, IMATRIX) if key in run.identity}
     head = {"backend": ", ".join(run.backends), "files": files, "companions": sorted(companions)}
+    known[ORIGIN] = source.record.origin.plain()
     write_json(run.made / HEAD_FILE, known | head)
+    write_checkpoint_card(Checkpoint(run.made))

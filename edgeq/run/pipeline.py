@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from edgeq.calibration.texts import Calibration
 from edgeq.calibration.windows import check_length
-from edgeq.checkpoint.certificate import is_sealed, seal
+from edgeq.checkpoint.certificate import is_sealed
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite, UnsupportedModel
@@ -24,6 +24,7 @@ from edgeq.planning.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
 from edgeq.recipe.layer_grids import Grids, check_exports, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
+from edgeq.run.card import add_card
 from edgeq.run.head import write_head
 from edgeq.run.identity import identify
 from edgeq.run.report import RunReport, check_findings
@@ -378,6 +379,7 @@ def export(
     if reason is not None:
         raise BadInput(f"format {exporter.format.name!r}: {reason}")
     with new_directory(destination, force=force, whole=whole) as folder:
-        written = [path.relative_to(folder) for path in exporter.write(checkpoint, folder)]
-        seal(folder, checkpoint)
+        made = exporter.write(checkpoint, folder)
+        made.append(add_card(folder, checkpoint, exporter))
+        written = [path.relative_to(folder) for path in made]
     return [destination / path for path in written]

@@ -48,15 +48,17 @@ def open_source(model: str) -> ModelSource:
 
 
 def open_demo() -> ModelSource:
-    from edgeq.sources.demo import find_demo  # noqa: PLC0415
+    from edgeq.sources.demo import DEMO, find_demo  # noqa: PLC0415
 
-    return open_gguf(find_demo(), name="SmolLM2-135M-Instruct")
+    return open_gguf(find_demo(), name=DEMO.split("/")[1], repository=DEMO)
 
 
-def open_directory(path: Path, *, name: str | None = None) -> ModelSource:
+def open_directory(
+    path: Path, *, name: str | None = None, repository: str | None = None
+) -> ModelSource:
     from edgeq.sources.safetensors_directory import SafetensorsDirectory  # noqa: PLC0415
 
-    return SafetensorsDirectory(path, name=name)
+    return SafetensorsDirectory(path, name=name, repository=repository)
 
 
 def open_file(path: Path) -> ModelSource:
@@ -75,10 +77,10 @@ def open_file(path: Path) -> ModelSource:
     raise BadInput(f"{path} is not a .gguf file; give a .gguf file or a directory of safetensors")
 
 
-def open_gguf(path: Path, *, name: str | None = None) -> ModelSource:
+def open_gguf(path: Path, *, name: str | None = None, repository: str | None = None) -> ModelSource:
     with needing_gguf("reading GGUF files"):
         from edgeq.sources.gguf_file import GgufFile  # noqa: PLC0415
-    return GgufFile(path, name=name)
+    return GgufFile(path, name=name, repository=repository)
 
 
 @contextmanager
@@ -95,7 +97,8 @@ def needing_gguf(what: str) -> Iterator[None]:
 def open_hub_model(model: str) -> ModelSource:
     from edgeq.sources.hub import download  # noqa: PLC0415
 
-    return open_directory(download(model), name=short_name(model))
+    repository = model.partition("@")[0]
+    return open_directory(download(model), name=short_name(model), repository=repository)
 
 
 def at_revision(model: str, revision: str | None) -> str:

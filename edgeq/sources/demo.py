@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgeq.errors import NotInstalled
 
+DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

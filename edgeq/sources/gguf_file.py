@@ -5,6 +5,7 @@ Its header is checked by `edgeq.files.gguf_header` before the gguf library reads
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
 from edgeq.sources.gguf_checks import check_computed
 from edgeq.sources.gguf_config import build_config, check_whole_model
+from edgeq.sources.gguf_origin import origin_in
 from edgeq.sources.gguf_rope import FACTORS, LONG_FACTORS, SHORT_FACTORS
 from edgeq.sources.gguf_tensors import Part, check_types, decode_whole, parts_of
 from edgeq.sources.gguf_tokenizer import tokenizer_files
@@ -41,7 +43,9 @@ class GgufFile:
     Raises: BadInput or UnsupportedModel, each with one line.
     """
 
-    def __init__(self, path: Path, *, name: str | None = None) -> None:
+    def __init__(
+        self, path: Path, *, name: str | None = None, repository: str | None = None
+    ) -> None:
         reader = open_reader(path)
         self.path = path
         self.metadata = read_metadata(reader, path)
@@ -62,6 +66,7 @@ class GgufFile:
         # among JSON, as line ends of a template in a file of its own are those of a text file
         stated = json_bytes({"chat_template": None if template is None else str(template)})
         self.record = read_record(name or own_name, config, Evidence({OLDER_FILE: stated}))
+        self.record = replace(self.record, origin=origin_in(self.metadata, repository))
         check_computed(self.metadata, self.record.decoder)
         weights = {name: stored[name] for name in stored if name not in ROPE_TENSORS}
         self.parts = parts_of(weights, self.record.decoder)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeq.errors import BadInput
-from edgeq.files.ownership import COMPANION_FILES
+from edgeq.files.ownership import CARD_FILE, COMPANION_FILES
 from edgeq.sources.refusals import SHARD_INDEX, SINGLE_FILE
 from edgeq.sources.safetensors_directory import read_weight_map
 
-DESCRIPTION = ("config.json", SHARD_INDEX, *COMPANION_FILES, "LICENSE*")
+LEGAL = ("LICEN*", "licen*", "Licen*", "*NOTICE*", "*Notice*", "COPYING*", "*USE_POLICY*")
+DESCRIPTION = ("config.json", SHARD_INDEX, *COMPANION_FILES, CARD_FILE, *LEGAL)
 """All that is read but the weights: a few megabytes."""
 
 

@@ -28,6 +28,7 @@ from edgeq.files.ownership import COMPANION_FILES, leads_out
 from edgeq.files.plain_files import open_file, read_array, read_file, what_to_do
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.gaps import StoredBytes, check_gaps, row_bytes
+from edgeq.sources.model_card import legal_files, read_origin
 from edgeq.sources.reading import is_multiplied
 from edgeq.sources.refusals import (
     SHARD_INDEX,
@@ -66,34 +67,39 @@ class SafetensorsDirectory:
     Raises: BadInput or UnsupportedModel, each with one line.
     """
 
-    def __init__(self, path: Path, *, name: str | None = None) -> None:
+    def __init__(
+        self, path: Path, *, name: str | None = None, repository: str | None = None
+    ) -> None:
         files = weight_files(path)
         config = read_model_json(path / "config.json")
         self.directory = path
         self.files = tuple(files)
         stored = {tensor: place for file in files for tensor, place in read_header(file).items()}
         check_index(path, stored)
-        companions = read_companions(path)
+        legal, left_out = legal_files(path)
+        companions = {**read_companions(path), **legal}
         notes: tuple[str, ...] = ()
         inner = text_config(config)
         if inner is not None:
             config, (stored, notes) = inner, text_part(stored)
         evidence = Evidence(companions, partial(holds_own_head, stored), commonest_dtype(stored))
         self.record = read_record(name or model_name(path), config, evidence)
-        self.record = replace(self.record, notes=(*self.record.notes, *notes))
+        origin = read_origin(path, repository or repository_of(path))
+        notes = (*self.record.notes, *notes, *left_out)
+        self.record = replace(self.record, notes=notes, origin=origin)
         decoder = self.record.decoder
         if decoder.tied_head and decoder.embedding not in stored and decoder.head in stored:
             stored[decoder.embedding] = stored[decoder.head]  # either of the two may be saved
         stored = by_whole_names(decoder, stored)
-        left_out = passed_over(decoder, stored)
-        if left_out:
+        others = passed_over(decoder, stored)
+        if others:
             self.record = replace(
-                self.record, notes=(*self.record.notes, note_of_passed_over(left_out))
+                self.record, notes=(*self.record.notes, note_of_passed_over(others))
             )
         self.stored = {
             tensor: place
             for tensor, place in stored.items()
-            if not (decoder.is_redundant(tensor) or tensor in left_out)
+            if not (decoder.is_redundant(tensor) or tensor in others)
         }
         check_names(self.record.decoder, self.stored)
         check_dtypes(self.stored)
@@ -199,12 +205,18 @@ def model_name(path: Path) -> str:
     One in the hub's cache, where directories are named by hashes, has the name of its repository.
     """
     given = Path(os.path.abspath(path))  # not resolved: a link's name is the one that people see
-    places = [given] if given.is_symlink() else [given, given.resolve()]
-    for place in places:
-        repository = place.parent.parent.name
-        if place.parent.name == "snapshots" and repository.startswith("models--"):
-            return repository.split("--")[-1]
-    return given.name or "model"
+    repository = None if given.is_symlink() else repository_of(path)
+    return repository.split("/")[-1] if repository else given.name or "model"
+
+
+def repository_of(path: Path) -> str | None:
+    """Name the repository on the hub of a model in the hub's cache; None for other directories."""
+    given = Path(os.path.abspath(path))
+    for place in (given, given.resolve()):
+        folder = place.parent.parent.name
+        if place.parent.name == "snapshots" and folder.startswith("models--"):
+            return "/".join(folder.split("--")[1:])
+    return None
 
 
 def commonest_dtype(stored: Mapping[str, StoredTensor]) -> str | None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from command_line import finished as run_to_the_end
 from command_line import run_edgeq
+from exported_files import gguf_in
 from safetensors.numpy import load_file, save_file
 
 from edgeq.files.ownership import MARKER_FILE, foreign_entry
@@ -273,7 +274,7 @@ def test_a_head_that_lists_what_edgeq_does_not_write_is_none(tmp_path, files, co
 
 @pytest.mark.parametrize(
     ("name", "digest"),
-    [("thesis.txt", None), ("photos.zip", None), ("model.gguf", "0" * 64), ("model.gguf", "")],
+    [("thesis.txt", None), ("photos.zip", None), ("model.gguf", "0" * 64), ("mine.gguf", "")],
 )
 @pytest.mark.parametrize("tensors", [[ENTRY], [], [5], "a"])
 def test_a_forged_manifest_does_not_make_files_edgeqs(
@@ -289,8 +290,9 @@ def test_a_forged_manifest_does_not_make_files_edgeqs(
 
 
 def test_an_export_that_was_changed_is_replaced_where_its_own_checkpoint_is_given(edgeq, output):
-    (output / "gguf" / "model.gguf").write_bytes(b"damaged")
-    assert foreign_entry(output) == "gguf/model.gguf"
+    file = gguf_in(output / "gguf")
+    file.write_bytes(b"damaged")
+    assert foreign_entry(output) == f"gguf/{file.name}"
     assert edgeq("export", output, "--format", "gguf", "--force").status == 0
     assert foreign_entry(output) is None
 

@@ -9,6 +9,7 @@ import gguf
 import models
 import pytest
 from command_line import finished
+from exported_files import gguf_in
 
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.storage import size_of
@@ -132,7 +133,7 @@ def test_bits_per_weight_are_those_of_the_file(export, edgeq, wide_model, quick,
     assert result.status == 0, result.err
     if not export:
         finished("export", tmp_path / "out", "--format", "gguf")
-    tensors = gguf.GGUFReader(tmp_path / "out" / "gguf" / "model.gguf").tensors
+    tensors = gguf.GGUFReader(gguf_in(tmp_path / "out" / "gguf")).tensors
     weights = sum(int(tensor.n_elements) for tensor in tensors)
     bits = 8 * sum(int(tensor.n_bytes) for tensor in tensors) / weights
     # all is used but what the smallest step to a larger type would exceed
@@ -148,9 +149,9 @@ def test_embeddings_are_chosen_too(name, smallest, request, quick, tmp_path):
     out = tmp_path / "out"
     options = ["--file-size", least, "--export", "gguf", *FAST, "-o", out]
     finished("quantize", model, *quick, *options)
-    tensors = {t.name: t for t in gguf.GGUFReader(out / "gguf" / "model.gguf").tensors}
+    tensors = {t.name: t for t in gguf.GGUFReader(gguf_in(out / "gguf")).tensors}
     assert tensors["token_embd.weight"].tensor_type.name in smallest
-    assert size_of(out / "gguf" / "model.gguf") <= least
+    assert size_of(gguf_in(out / "gguf")) <= least
 
 
 def test_what_is_measured_stands_beside_what_is_predicted(edgeq, saved_model, quick, tmp_path):
@@ -400,6 +401,6 @@ def test_a_run_that_goes_on_does_not_measure_again(
     monkeypatch.setattr(allocation, "measure_costs", measured_again)
     result = edgeq("quantize", saved_model, *quick, *options, "-o", output, "--resume")
     assert result.status == 0, result.err
-    for name in ("report.json", "recipe.toml", "gguf/model.gguf"):
+    for name in ("report.json", "recipe.toml", f"gguf/{gguf_in(folder / 'gguf').name}"):
         assert (output / name).read_bytes() == (folder / name).read_bytes()
-    assert size_of(output / "gguf" / "model.gguf") <= size
+    assert size_of(gguf_in(output / "gguf")) <= size

@@ -5,10 +5,15 @@ import shutil
 
 import pytest
 from command_line import finished
+from exported_files import gguf_in
 from safetensors.numpy import load_file, save_file
 
+from edgeq.checkpoint.certificate import write_sealed
+from edgeq.files.ownership import foreign_entry
+from edgeq.measuring.evaluate import find_export
+
 FORMATS = ["gguf", "onnx", "mlx", "gptq", "compressed-tensors"]
-WEIGHTS = ("model.gguf", "model.onnx.data", "model.safetensors")
+WEIGHTS = (".gguf", ".data", ".safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +83,7 @@ def test_an_export_runs_as_transformers_does_with_the_dequantized_weights(edgeq,
 )  # the tables at the end of an ONNX file are no tensors
 def test_one_changed_byte_is_found_and_named(edgeq, copy_of, name, place):
     folder = copy_of(name)
-    file = next(file for file in folder.iterdir() if file.name in WEIGHTS)
+    file = next(file for file in folder.iterdir() if file.suffix in WEIGHTS)
     data = bytearray(file.read_bytes())
     data[int(place * len(data))] ^= 1
     file.write_bytes(data)
@@ -263,3 +268,35 @@ def test_a_run_is_told_in_lines_for_users_and_for_float32(edgeq, solved):
     assert "as users run it, int8 activations: KL divergence" in lines[start + 1]
     assert lines[start + 2].startswith("  in float32: KL divergence ")
     assert "-" not in lines[start + 2].replace("e-", "")
+
+
+def renamed(folder, name):
+    """Call the file of a GGUF export otherwise, as a whole export of that name would."""
+    file, path = gguf_in(folder), folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"] = {
+        name if known == file.name else known: digest for known, digest in manifest["files"].items()
+    }
+    write_sealed(path, manifest | {"file": name})
+    return file.rename(folder / name)
+
+
+def test_a_file_of_an_older_release_is_read_verified_and_replaced(edgeq, solved, tmp_path):
+    """It was always called model.gguf."""
+    run = shutil.copytree(solved, tmp_path / "run")
+    new = gguf_in(run / "gguf").name
+    old = renamed(run / "gguf", "model.gguf")
+    assert edgeq("verify", run / "gguf", "--against", run).status == 0
+    found = find_export(str(run / "gguf"))
+    assert found is not None and found.path == old
+    assert foreign_entry(run) is None
+    assert edgeq("export", run, "--format", "gguf", "--force").status == 0
+    assert gguf_in(run / "gguf").name == new == "tiny-Q4_0.gguf"
+
+
+@pytest.mark.parametrize("name", ["../thesis.gguf", "a/b.gguf", "-o.gguf", ".gguf", "thesis.txt"])
+def test_a_manifest_with_another_name_makes_no_file_edgeqs(solved, tmp_path, name):
+    folder = shutil.copytree(solved / "gguf", tmp_path / "gguf")
+    (folder / "a").mkdir()
+    renamed(folder, name)
+    assert foreign_entry(folder) is not None

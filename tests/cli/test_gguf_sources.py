@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from command_line import run_edgeq
+from exported_files import gguf_in
 
 from edgeq.checkpoint.reader import Checkpoint
 
@@ -52,7 +53,7 @@ def test_an_export_is_quantized_again_with_llama_cpp_as_its_reference(
     edgeq, solved, quick, text_file, tmp_path
 ):
     _, output = solved
-    file = output / "gguf" / "model.gguf"
+    file = gguf_in(output / "gguf")
     result = edgeq("quantize", file, "-o", tmp_path / "out", *quick, "--bits", "8")
     assert result.status == 0, result.err
     first, second = Checkpoint(output), Checkpoint(tmp_path / "out")

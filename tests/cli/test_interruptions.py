@@ -8,6 +8,7 @@ import shlex
 import signal
 
 import pytest
+from exported_files import gguf_in
 
 from edgeq.commands.signals import Stopped, stopping_on_signals
 from edgeq.errors import BadInput
@@ -142,7 +143,7 @@ def test_an_evaluation_that_fails_leaves_checkpoint_and_export(
     assert result.status == 1
     command = f"edgeq evaluate {tmp_path / 'out' / 'gguf'} --reference {saved_model}"
     assert result.err.endswith(f"to continue: {command}\n")
-    assert (tmp_path / "out" / "gguf" / "model.gguf").is_file()
+    assert gguf_in(tmp_path / "out" / "gguf").is_file()
 
 
 def test_details_of_an_unexpected_error_are_shown_on_request(

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from exported_files import gguf_in
 
 from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
 from edgeq.sources.refusals import SHARD_INDEX
@@ -77,7 +78,7 @@ def test_planned_exports_are_as_large_as_written_ones(edgeq, tmp_path, words):
     planned = json.loads(edgeq("plan", source, *rounding, *words, *exports, "--json").out)["disk"]
     result = edgeq("quantize", source, *rounding, *words, *exports, "--output", tmp_path / "out")
     assert result.status == 0, result.err
-    weights = {"gguf": "model.gguf", "onnx": "model.onnx.data"}
+    weights = {"gguf": gguf_in(tmp_path / "out" / "gguf").name, "onnx": "model.onnx.data"}
     for name in FORMATS:
         written = (tmp_path / "out" / name / weights.get(name, "model.safetensors")).stat().st_size
         assert written == pytest.approx(planned[name], rel=0.03), name

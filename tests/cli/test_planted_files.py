@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from command_line import finished
+from exported_files import gguf_in
 
 from edgeq.errors import BadInput
 from edgeq_backends.mlx.runtime import MlxLmLogits
 from edgeq_backends.torch.directories import CompressedTensorsLogits, load_model
 
 FORMATS = ["gguf", "onnx", "mlx", "compressed-tensors"]
+WEIGHTS = (".gguf", ".onnx", ".safetensors")
 
 
 class Bomb:
@@ -73,17 +75,18 @@ def test_a_planted_file_is_named_before_anything_is_loaded(
 
 def test_a_second_file_that_would_be_opened_first_is_refused(edgeq, solved, copy_of):
     folder = copy_of("gguf")
-    shutil.copy(folder / "model.gguf", folder / "a.gguf")
+    shutil.copy(gguf_in(folder), folder / "a.gguf")
     result = edgeq("evaluate", folder, "--reference", solved, "--backend", "cpu")
     assert result.status == 1 and "file 'a.gguf': not part of the export" in result.err
     found = edgeq("verify", folder, "--against", solved)
-    assert found.status == 1 and "names the file 'model.gguf', a runtime opens" in found.out
+    assert found.status == 1 and "names the file 'tiny-" in found.out
+    assert "a runtime opens 'a.gguf'" in found.out
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_changed_file_is_named_before_anything_is_loaded(edgeq, solved, copy_of, kind):
     folder = copy_of(kind)
-    file = next(file for file in sorted(folder.iterdir()) if file.name.startswith("model"))
+    file = next(file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -96,8 +99,8 @@ def test_a_single_file_is_checked_by_the_manifest_beside_it(edgeq, solved, copy_
     folder = copy_of("gguf")
     (folder / "notes.txt").write_text("mine")  # of no concern to who opens one file
     options = ["--windows", 1, "--sequence-length", 32, "--reference", solved, "--backend", "cpu"]
-    assert edgeq("evaluate", folder / "model.gguf", *options).status == 0
-    file = folder / "model.gguf"
+    assert edgeq("evaluate", gguf_in(folder), *options).status == 0
+    file = gguf_in(folder)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)

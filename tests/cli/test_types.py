@@ -4,6 +4,7 @@ import gguf
 import numpy as np
 import pytest
 from command_line import finished
+from exported_files import gguf_in
 
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.ownership import TIMED_FILES
@@ -58,7 +59,7 @@ def refitted_losses(folder):
 def test_what_was_solved_lies_in_the_file(edgeq, on_type, name):
     folder = on_type(name)
     checkpoint = Checkpoint(folder)
-    reader = gguf.GGUFReader(folder / "gguf" / "model.gguf")
+    reader = gguf.GGUFReader(gguf_in(folder / "gguf"))
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     for ours, theirs in (("mlp.down_proj", "ffn_down"), ("self_attn.v_proj", "attn_v")):
         tensor = tensors[f"blk.1.{theirs}.weight"]

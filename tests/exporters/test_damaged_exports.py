@@ -6,6 +6,7 @@ import struct
 
 import onnx
 import pytest
+from exported_files import gguf_in
 
 from benchmarks.fuzz.inputs import ZEROS_OF, write_inputs
 from edgeq.errors import BadInput
@@ -72,11 +73,11 @@ def test_a_shape_that_is_larger_than_its_codes_is_a_difference(copy_of):
 
 def test_a_length_of_an_array_that_leaves_the_file_is_refused(copy_of):
     folder = copy_of("gguf")
-    data = bytearray((folder / "model.gguf").read_bytes())
+    data = bytearray(gguf_in(folder).read_bytes())
     place = data.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 4 + 4
     data[place : place + 8] = (2**33).to_bytes(8, "little")
-    (folder / "model.gguf").write_bytes(data)
-    with pytest.raises(BadInput, match=r"model\.gguf' cannot be read \(its header runs past"):
+    gguf_in(folder).write_bytes(data)
+    with pytest.raises(BadInput, match=r"\.gguf' cannot be read \(its header runs past"):
         verify(folder)
 
 
@@ -91,20 +92,20 @@ def test_a_length_of_an_array_that_leaves_the_file_is_refused(copy_of):
 )
 def test_missing_keys_and_bytes_that_are_no_text_are_refused(copy_of, old, new):
     folder = copy_of("gguf")
-    data = (folder / "model.gguf").read_bytes()
+    data = gguf_in(folder).read_bytes()
     assert old in data
-    (folder / "model.gguf").write_bytes(data.replace(old, new))
-    with pytest.raises(BadInput, match=r"model\.gguf' cannot be read") as refusal:
+    gguf_in(folder).write_bytes(data.replace(old, new))
+    with pytest.raises(BadInput, match=r"\.gguf' cannot be read") as refusal:
         verify(folder)
     assert "\n" not in str(refusal.value)
 
 
 def test_heads_that_the_rows_do_not_fill_are_a_difference(copy_of):
     folder = copy_of("gguf")
-    data = (folder / "model.gguf").read_bytes()
+    data = gguf_in(folder).read_bytes()
     key = b"llama.attention.head_count"
     place = data.index(key + b"\x04") + len(key) + 4
-    (folder / "model.gguf").write_bytes(
+    gguf_in(folder).write_bytes(
         data[:place] + (2**31 - 1).to_bytes(4, "little") + data[place + 4 :]
     )
     lines = lines_about(folder)

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from exported_files import gguf_in
 from tiny_models import VOCAB_SIZE, MemoryModel, random_layer, tokenizer_files
 from transformers import (
     LlamaConfig,
@@ -134,7 +135,7 @@ def test_a_dense_model_is_nearly_equal_in_llama_cpp(rng, tmp_path, dense):
     export = solved(model, rng, [None], dense=dense)
     assert divergence_in_llama_cpp(model, export, rng, tmp_path) < NEARLY_EQUAL
     expected = {np.float32: 0, np.float16: 1, ml_dtypes.bfloat16: 32}[dense]
-    assert keys_of(tmp_path / "model.gguf")["general.file_type"] == expected
+    assert keys_of(gguf_in(tmp_path))["general.file_type"] == expected
 
 
 def test_an_untied_model_of_mixed_types_runs_in_llama_cpp(rng, tmp_path):
@@ -143,15 +144,13 @@ def test_an_untied_model_of_mixed_types_runs_in_llama_cpp(rng, tmp_path):
         model, rng, [Grid(8, 32), Grid(4, 64), Grid(5, 32, "offset"), None], dense=np.float16
     )
     assert divergence_in_llama_cpp(model, export, rng, tmp_path) < 0.01
-    assert "output.weight" in {
-        tensor.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors
-    }
+    assert "output.weight" in {tensor.name for tensor in gguf.GGUFReader(gguf_in(tmp_path)).tensors}
 
 
 def test_a_tied_model_has_no_output_tensor(rng, tmp_path):
     GgufExporter().write(solved(llama(), rng, [Grid(4, 32)]), tmp_path)
     assert "output.weight" not in {
-        tensor.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors
+        tensor.name for tensor in gguf.GGUFReader(gguf_in(tmp_path)).tensors
     }
 
 
@@ -163,7 +162,7 @@ def test_biases_of_a_llama_are_reordered_with_the_rows_of_their_weights(rng, tmp
 def test_heads_wider_than_hidden_size_over_heads_run_in_llama_cpp(rng, tmp_path):
     model = llama(head_dim=32)
     assert divergence_in_llama_cpp(model, solved(model, rng, [None]), rng, tmp_path) < NEARLY_EQUAL
-    assert keys_of(tmp_path / "model.gguf")["llama.attention.key_length"] == 32
+    assert keys_of(gguf_in(tmp_path))["llama.attention.key_length"] == 32
 
 
 def test_stretched_rotary_frequencies_of_llama_3_run_in_llama_cpp(rng, tmp_path):
@@ -171,7 +170,7 @@ def test_stretched_rotary_frequencies_of_llama_3_run_in_llama_cpp(rng, tmp_path)
     export = solved(model, rng, [None])
     assert divergence_in_llama_cpp(model, export, rng, tmp_path) < NEARLY_EQUAL
     factors = next(
-        t for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors if t.name == "rope_freqs.weight"
+        t for t in gguf.GGUFReader(gguf_in(tmp_path)).tensors if t.name == "rope_freqs.weight"
     )
     stretched = 500.0 ** (-np.arange(0, 16, 2) / 16) / factors.data
     np.testing.assert_allclose(stretched, model.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)
@@ -188,7 +187,7 @@ def test_linear_scaling_runs_in_llama_cpp(rng, tmp_path, kind):
         model = Qwen2ForCausalLM(Qwen2Config(**settings))
     export = solved(model, rng, [None], kind={"llama": "smollm"}.get(kind, kind))
     assert divergence_in_llama_cpp(model, export, rng, tmp_path) < NEARLY_EQUAL
-    keys = keys_of(tmp_path / "model.gguf")
+    keys = keys_of(gguf_in(tmp_path))
     scaling = keys[f"{kind}.rope.scaling.type"], keys[f"{kind}.rope.scaling.factor"]
     assert scaling == ("linear", 4.0)
 
@@ -201,15 +200,13 @@ def test_rope_settings_at_the_top_of_the_config_are_the_same_file(rng, tmp_path)
     for name, model in (("nested", nested), ("flat", flat)):
         (tmp_path / name).mkdir()
         GgufExporter().write(model, tmp_path / name)
-    assert (tmp_path / "nested/model.gguf").read_bytes() == (
-        tmp_path / "flat/model.gguf"
-    ).read_bytes()
+    assert gguf_in(tmp_path / "nested").read_bytes() == gguf_in(tmp_path / "flat").read_bytes()
 
 
 def test_mistral_runs_in_llama_cpp_as_a_llama(rng, tmp_path):
     model = MistralForCausalLM(MistralConfig(**TINY))
     assert divergence_in_llama_cpp(model, solved(model, rng, [Grid(4, 32)]), rng, tmp_path) < 0.01
-    assert keys_of(tmp_path / "model.gguf")["general.architecture"] == "llama"
+    assert keys_of(gguf_in(tmp_path))["general.architecture"] == "llama"
 
 
 @pytest.mark.parametrize("grid", [None, Grid(4, 32)])
@@ -220,12 +217,12 @@ def test_qwen2_runs_in_llama_cpp_with_its_biases(rng, tmp_path, grid):
     assert divergence_in_llama_cpp(model, export, rng, tmp_path) < (
         NEARLY_EQUAL if grid is None else 0.01
     )
-    assert keys_of(tmp_path / "model.gguf")["general.architecture"] == "qwen2"
+    assert keys_of(gguf_in(tmp_path))["general.architecture"] == "qwen2"
 
 
 def test_keys_describe_the_model(rng, tmp_path):
     GgufExporter().write(solved(llama(), rng, [Grid(8, 32), Grid(4, 32), Grid(4, 32)]), tmp_path)
-    keys = keys_of(tmp_path / "model.gguf")
+    keys = keys_of(gguf_in(tmp_path))
     expected = {
         "general.architecture": "llama",
         "general.name": "tiny",
@@ -252,7 +249,7 @@ def test_the_manifest_tells_what_became_of_each_tensor(rng, tmp_path):
     files = GgufExporter().write(model, tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(files)
     content, entries = manifest_of(tmp_path)
-    assert (content["format"], content["file"]) == ("gguf", "model.gguf")
+    assert (content["format"], content["file"]) == ("gguf", gguf_in(tmp_path).name)
     assert set(entries) == set(model.tensor_names())
     expected = {4: "exact", 3: "widened", 5: "exact"}
     for name, layer in model.layers.items():
@@ -287,7 +284,7 @@ def test_the_same_model_gives_the_same_bytes(rng, tmp_path):
         (tmp_path / name).mkdir()
         model.layers = dict(reversed(model.layers.items()))
         GgufExporter().write(model, tmp_path / name)
-    for file in ("model.gguf", "manifest.json"):
+    for file in (gguf_in(tmp_path / "first").name, "manifest.json"):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 

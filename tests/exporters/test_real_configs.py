@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import onnx
 import pytest
+from exported_files import gguf_in
 from mlx_lm.utils import load_config
 from onnx import numpy_helper
 from real_configs import CONFIGS, END, GENERATION, MESSAGE, SMALL, TURN, files_of
@@ -88,7 +89,7 @@ STORED = {"float16": "F16", "bfloat16": "BF16"}
 
 
 def test_gguf_says_what_the_source_says(name, folder):
-    reader = gguf.GGUFReader(folder("gguf") / "model.gguf")
+    reader = gguf.GGUFReader(gguf_in(folder("gguf")))
     keys = {key: field.contents() for key, field in reader.fields.items()}
     expected = facts(name)
     arch = keys["general.architecture"]

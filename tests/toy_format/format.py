@@ -1,6 +1,7 @@
 """What a toy file holds: any grid, as NumPy arrays in a zip file."""
 
-from edgeq.protocols import Format, FormatOption, GroupSizes
+from edgeq.format_parts import App, FormatOption, GroupSizes
+from edgeq.protocols import Format
 
 FORMAT = Format(
     name="toy",
@@ -19,5 +20,5 @@ FORMAT = Format(
     suffix=".toy",
     read_by="these tests",
     verified_by="nobody",
-    run_with=("toy-runner", "--file"),
+    run_with=(App("toys", (("toy-runner", "--file", "{path}"),)),),
 )

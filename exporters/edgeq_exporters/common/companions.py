@@ -11,6 +11,7 @@ from edgeq.architectures.special_tokens import GENERATION_FILE
 from edgeq.architectures.tokenizer_file import SETTINGS_FILE
 from edgeq.decoder import ModelRecord
 from edgeq.files.json_files import json_bytes
+from edgeq.files.ownership import LEGAL_FILE
 
 Files = Mapping[str, bytes]
 
@@ -31,6 +32,11 @@ def exported_companions(record: ModelRecord, companions: Files) -> dict[str, byt
         if settings.get("chat_template") is None:
             files[TEMPLATE_FILE] = record.template.encode("utf-8")
     return files
+
+
+def legal_companions(companions: Files) -> dict[str, bytes]:
+    """Pick the files that say under which terms a model is given."""
+    return {name: data for name, data in companions.items() if LEGAL_FILE.fullmatch(name)}
 
 
 def window_notes(record: ModelRecord, runtime: str) -> Iterator[str]:

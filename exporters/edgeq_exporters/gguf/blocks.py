@@ -177,6 +177,15 @@ def is_widened(grid: Grid) -> bool:
     return kind is not None and kind.bits != grid.bits
 
 
+def bits_in_file(name: str, shape: tuple[int, ...], grid: Grid) -> int | None:
+    """Give the bits that the codes of a matrix have in the file; None where it is dense there.
+
+    Shapes: (out, in).
+    """
+    kind = None if is_kept_dense(shape) else block_type(grid)
+    return None if kind is None else kind.bits
+
+
 def _block_type_of(layer: QuantizedLinear) -> BlockType:
     kind = plain_type(layer.grid)
     if kind is None:

@@ -11,16 +11,21 @@ import numpy as np
 
 from edgeq.decoder import ModelRecord
 from edgeq.errors import BadInput, NotInstalled, install
-from edgeq.files.storage import rename_when_stored
+from edgeq.files.names import gguf_name
+from edgeq.files.ownership import MODELFILE
+from edgeq.files.storage import rename_when_stored, write_bytes
 from edgeq.protocols import ModelDescription, QuantizedModel
 from edgeq.types import Grid, NumpyArray
-from edgeq_exporters.common.companions import window_notes
+from edgeq_exporters.common.companions import legal_companions, window_notes
 from edgeq_exporters.common.manifest import Entry, write_manifest
+from edgeq_exporters.common.widening import widening_notes
 from edgeq_exporters.gguf.architecture import names_of, why_not_architecture
-from edgeq_exporters.gguf.blocks import why_not_packable
+from edgeq_exporters.gguf.blocks import bits_in_file, why_not_packable
 from edgeq_exporters.gguf.format import FORMAT
 from edgeq_exporters.gguf.llama_cpp import computes_windows
 from edgeq_exporters.gguf.metadata import architecture_keys, rope_tensors
+from edgeq_exporters.gguf.modelfile import modelfile
+from edgeq_exporters.gguf.origin import origin_keys
 from edgeq_exporters.gguf.super_blocks import PACKED
 from edgeq_exporters.gguf.tensors import (
     PlannedTensor,
@@ -51,7 +56,6 @@ try:
 except ModuleNotFoundError as missing:
     raise NotInstalled(f"export 'gguf' needs the package gguf; {install('gguf')}") from missing
 
-FILE_NAME = "model.gguf"
 # llama.cpp's numbers (llama_ftype) for a file that is mostly of a type.
 FILE_TYPES = {
     **{"F32": 0, "F16": 1, "BF16": 32},
@@ -62,8 +66,16 @@ FILE_TYPES = {
 }
 
 
+DENSE_TYPES = {"F32", "F16", "BF16"}
+NARROW_TYPES = {2: "Q2_K", 3: "Q3_K", 6: "Q6_K"}
+"""Types whose blocks have codes of so many bits, where plain blocks have none."""
+
+
 class GgufExporter:
-    """Writes model.gguf and manifest.json; minima of integer zero points become float16."""
+    """Writes NAME-TYPE.gguf, a Modelfile, licences and manifest.json.
+
+    Minima of integer zero points become float16.
+    """
 
     format = FORMAT
     settings: Mapping[str, Any] = MappingProxyType({})
@@ -93,7 +105,8 @@ class GgufExporter:
         if decoder.names.gguf is None:
             return list(notes)
         cut = () if computes_windows(decoder) else window_notes(record, "llama.cpp")
-        return [*cut, *type_notes(grids), *width_notes(decoder), *notes]
+        wider = widening_notes("GGUF", decoder, grids, bits_in_file, NARROW_TYPES)
+        return [*cut, *wider, *type_notes(grids), *width_notes(decoder), *notes]
 
     def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""
@@ -106,7 +119,7 @@ class GgufExporter:
         return planned_bytes(record.decoder, grids, item_bytes)
 
     def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
-        """Count the bytes of model.gguf beside those of `planned_bytes`, by writing its header.
+        """Count the bytes of the GGUF file beside those of `planned_bytes`, by writing its header.
 
         What fills places up to whole units counts as if each took most.
         """
@@ -115,7 +128,7 @@ class GgufExporter:
         plan = plan_tensors(record.decoder, sources)
         factors = rope_tensors(record.decoder)
         with TemporaryDirectory() as folder:
-            path = Path(folder) / FILE_NAME
+            path = Path(folder) / "header.gguf"
             writer = new_writer(Described(record, companions), plan, path)
             try:
                 write_header(writer)
@@ -126,7 +139,7 @@ class GgufExporter:
         return header + filling + sum(array.nbytes for array in factors.values())
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write both files into the directory `destination`.
+        """Write all files into the directory `destination`, first the one that runtimes are given.
 
         One tensor is in memory at a time, so every tensor is read twice: for its place, then for
         its bytes. The same model gives the same bytes.
@@ -139,11 +152,36 @@ class GgufExporter:
         if reason is not None:
             raise BadInput(f"export 'gguf': {reason}")
         plan = plan_tensors(model.record.decoder, sources)
-        path = destination / FILE_NAME
+        path = destination / gguf_name(model.record.name, type_label(model, plan))
         entries = write_gguf(model, plan, path)
-        name = self.format.name
-        manifest = write_manifest(destination, format_name=name, file=FILE_NAME, entries=entries)
-        return [path, manifest]
+        beside = legal_companions(model.companions())
+        beside[MODELFILE] = modelfile(model.record, model.companions(), path.name)
+        for name, data in beside.items():
+            write_bytes(destination / name, data)
+        manifest = write_manifest(
+            destination, format_name=self.format.name, file=path.name, entries=entries
+        )
+        return [path, *(destination / name for name in beside), manifest]
+
+
+def type_label(model: QuantizedModel, plan: Sequence[PlannedTensor]) -> str:
+    """Say in a word what a file is made of: the type or mix asked for, else that of all its blocks.
+
+    A file of several types without a name of their own has its bits per weight: "3.40bpw".
+    """
+    if model.type_asked is not None:
+        return model.type_asked
+    types = block_types(plan)
+    if len(types) == 1:
+        return types.pop()
+    weights = sum(int(np.prod(tensor.shape)) for tensor in plan)
+    return f"{8 * sum(map(tensor_size, plan)) / weights:.2f}bpw"
+
+
+def block_types(plan: Sequence[PlannedTensor]) -> set[str]:
+    """List the types of matrices in blocks of the model; dense ones where there are no others."""
+    types = {tensor.type_name for tensor in plan if tensor.name.startswith("blk.")}
+    return types - DENSE_TYPES or {dominating_type(plan)}
 
 
 def write_gguf(model: QuantizedModel, plan: Sequence[PlannedTensor], path: Path) -> list[Entry]:
@@ -206,6 +244,8 @@ def _add_keys(
     writer.add_type("model")
     files = TokenizerFiles.read(model.companions(), model.record.tokens)
     writer.add_name(name_in_file(model.record.name, files))
+    for key, text in origin_keys(model.record.origin):
+        _add_key(writer, key, text)
     for key, number in architecture_keys(model.record.decoder, vocab_size=vocab_size):
         _add_key(writer, key, number)
     writer.add_file_type(FILE_TYPES[dominating_type(plan)])

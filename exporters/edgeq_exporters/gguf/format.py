@@ -1,6 +1,8 @@
 """Describe GGUF as edgeq writes it: blocks of llama.cpp's own types."""
 
-from edgeq.protocols import Format, GroupSizes
+from edgeq.format_parts import GroupSizes
+from edgeq.protocols import Format
+from edgeq_exporters.gguf.apps import APPS
 
 FORMAT = Format(
     name="gguf",
@@ -21,6 +23,7 @@ FORMAT = Format(
     read_by="llama.cpp and what is built on it",
     verified_by="bytes by the `gguf` library; logits in llama.cpp",
     runtime="llama.cpp",
-    run_with=("llama-cli", "-m"),
+    run_with=APPS,
+    library="gguf",
     is_model=True,
 )

@@ -65,7 +65,9 @@ class GgufReader:
     """
 
     def __init__(self, directory: Path) -> None:
-        path = next(iter(sorted(directory.glob("*.gguf"))), directory / "model.gguf")
+        path = next(iter(sorted(directory.glob("*.gguf"))), None)
+        if path is None:
+            raise BadInput(f"{str(directory)!r} has no .gguf file; export again")
         self.file = path.name
         self.settings: Mapping[str, Any] = {}
         try:

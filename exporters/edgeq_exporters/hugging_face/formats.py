@@ -1,6 +1,8 @@
 """Describe the two directories of packed linear layers: GPTQ and compressed-tensors."""
 
-from edgeq.protocols import Format, GroupSizes
+from edgeq.format_parts import GroupSizes
+from edgeq.protocols import Format
+from edgeq_exporters.hugging_face.apps import COMPRESSED_TENSORS_APPS, GPTQ_APPS
 
 GPTQ = Format(
     name="gptq",
@@ -16,6 +18,8 @@ GPTQ = Format(
     verified_by="words by onnxruntime-genai's loader and bit by bit; "
     "logits in GPTQModel where it is installed",
     runtime="gptqmodel",
+    run_with=GPTQ_APPS,
+    library="transformers",
 )
 COMPRESSED_TENSORS = Format(
     name="compressed-tensors",
@@ -31,4 +35,6 @@ COMPRESSED_TENSORS = Format(
     read_by="vLLM, transformers",
     verified_by="words by the `compressed-tensors` library and bit by bit; logits in transformers",
     runtime="compressed-tensors",
+    run_with=COMPRESSED_TENSORS_APPS,
+    library="transformers",
 )

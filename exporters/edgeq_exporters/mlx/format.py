@@ -1,6 +1,8 @@
 """Describe MLX directories: the affine quantization that mlx-lm loads."""
 
-from edgeq.protocols import Format, GroupSizes
+from edgeq.format_parts import GroupSizes
+from edgeq.protocols import Format
+from edgeq_exporters.mlx.apps import APPS
 
 FORMAT = Format(
     name="mlx",
@@ -16,5 +18,6 @@ FORMAT = Format(
     read_by="mlx-lm",
     verified_by="words by MLX and bit by bit; logits in mlx-lm",
     runtime="mlx-lm",
-    run_with=("mlx_lm.generate", "--model"),
+    run_with=APPS,
+    library="mlx",
 )

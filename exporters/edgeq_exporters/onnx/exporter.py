@@ -21,6 +21,7 @@ from edgeq_exporters.common.manifest import (
     write_manifest,
 )
 from edgeq_exporters.common.overhead import directory_overhead
+from edgeq_exporters.common.widening import widening_notes
 from edgeq_exporters.onnx.architecture import why_not_decoder
 from edgeq_exporters.onnx.blocks import held_by_blocks, is_widened, why_not_grid
 from edgeq_exporters.onnx.decoder import decoder_model
@@ -84,10 +85,17 @@ class OnnxExporter:
         self, record: ModelRecord, companions: Mapping[str, bytes], grids: Shapes
     ) -> list[str]:
         """Say what the files will not hold of the model as it is, and where the runtime differs."""
-        if record.decoder.names.genai is not None:
-            return list(runtime_notes(companions))
-        kind = record.decoder.model_type
-        return [f"onnxruntime-genai does not run model type {kind}; ONNX Runtime does"]
+        decoder = record.decoder
+        layout = Layout(decoder, self.qdq)
+
+        def held(name: str, shape: Shape, grid: Grid) -> int:
+            return layout.container(name, shape[-1], grid).bits
+
+        wider = list(widening_notes("ONNX", decoder, grids, held, {}))
+        if decoder.names.genai is not None:
+            return [*wider, *runtime_notes(companions)]
+        kind = decoder.model_type
+        return [*wider, f"onnxruntime-genai does not run model type {kind}; ONNX Runtime does"]
 
     def why_not_grid(self, shape: Shape, grid: Grid) -> str | None:
         """Say what keeps a matrix on this grid out of the format and what to change, or None."""

@@ -1,6 +1,8 @@
 """Describe ONNX graphs as ONNX Runtime and onnxruntime-genai read them."""
 
-from edgeq.protocols import Format, FormatOption, GroupSizes
+from edgeq.format_parts import FormatOption, GroupSizes
+from edgeq.protocols import Format
+from edgeq_exporters.onnx.apps import APPS
 
 ACCURACY_LEVELS = range(5)
 
@@ -31,4 +33,6 @@ FORMAT = Format(
     verified_by="bytes by the `onnx` library and bit by bit; "
     "logits in ONNX Runtime, tokens in onnxruntime-genai",
     runtime="onnxruntime",
+    run_with=APPS,
+    library="onnx",
 )

@@ -1,0 +1,292 @@
+"""Write the card of a checkpoint or an export: README.md, as people and the hub read it.
+
+It says what the model is, what made it, what was measured, how to run it, and under which terms it
+is given. Nothing in it depends on time or place, so that equal runs write equal cards.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from edgeq.checkpoint.certificate import is_sealed, seal
+from edgeq.checkpoint.reader import Checkpoint
+from edgeq.decoder import ModelRecord
+from edgeq.files.hashes import hash_of_file
+from edgeq.files.json_files import read_json
+from edgeq.files.names import safe_name
+from edgeq.files.ownership import CARD_FILE, LEGAL_FILE, MANIFEST_FILE, is_own_card, signed_card
+from edgeq.files.plain_files import is_plain_file
+from edgeq.files.storage import write_bytes
+from edgeq.format_parts import App, apps_for, filled
+from edgeq.protocols import Exporter, Format
+from edgeq.registry import all_formats, load_exporter
+from edgeq.run.measured import read_measured
+from edgeq.words import describe_grid, shell_line, show_size
+
+HUB = "https://huggingface.co/"
+WEIGHTS = (".gguf", ".onnx", ".data", ".safetensors")
+UNKNOWN_LICENSE = "not stated by the base model"
+CODE = {"console": "", "python": "python", "swift": "swift"}
+
+
+def write_checkpoint_card(checkpoint: Checkpoint) -> None:
+    """Write the card of a checkpoint, with what was measured of it where something was."""
+    write_bytes(checkpoint.path / CARD_FILE, signed_card(checkpoint_card(checkpoint)))
+
+
+def add_card(folder: Path, checkpoint: Checkpoint, exporter: Exporter) -> Path:
+    """Write the card of an export that is complete but for it, and state it in the manifest."""
+    seal(folder, checkpoint, card=export_card(checkpoint, exporter, folder))
+    return folder / CARD_FILE
+
+
+def renew_cards(checkpoint: Checkpoint) -> None:
+    """Write what was measured since into the cards of a checkpoint and of the exports inside of it.
+
+    Cards that people have changed stay as they are.
+    """
+    if is_own_card(checkpoint.path / CARD_FILE):
+        write_checkpoint_card(checkpoint)
+    for described in all_formats():
+        folder = checkpoint.path / described.name
+        if not is_plain_file(folder / CARD_FILE) or not is_sealed(folder, checkpoint):
+            continue
+        manifest = read_json(folder / MANIFEST_FILE)
+        if manifest["files"].get(CARD_FILE) == hash_of_file(folder / CARD_FILE):
+            settings = manifest.get("settings", {})
+            options = {option.name: settings.get(option.name) for option in described.options}
+            add_card(folder, checkpoint, load_exporter(described.name, options))
+
+
+def measured_quality(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """Give what was measured of a checkpoint or one of its exports; None where nothing was."""
+    found = read_measured(checkpoint)
+    return None if found is None else found.quality
+
+
+def checkpoint_card(checkpoint: Checkpoint) -> str:
+    """Make the card of a checkpoint: what it is, and how it becomes what runtimes read."""
+    name = plain(checkpoint.record.name)
+    formats = ", ".join(each.name for each in all_formats())
+    lines = [
+        *front_matter(checkpoint, "edgeq", ["edgeq"]),
+        f"# {name}, a checkpoint of edgeq",
+        "",
+        f"{name}, quantized by edgeq {plain(str(checkpoint.head['edgeq']))}. "
+        "Exports are written from these files.",
+        "",
+        *facts_table(checkpoint, {"size": show_size(checkpoint.stored_bytes())}),
+        *quality_lines(measured_quality(checkpoint)),
+        "## Use it",
+        "",
+        *code(
+            "console",
+            [
+                shell_line(["edgeq", *talk_words(checkpoint.record, ".")]),
+                "edgeq export . --format gguf",
+            ],
+        ),
+        f"Formats: {formats}.",
+        "",
+        *notes_lines(checkpoint.record.notes),
+        *terms_lines(checkpoint),
+    ]
+    return "\n".join(lines)
+
+
+def export_card(checkpoint: Checkpoint, exporter: Exporter, folder: Path) -> bytes:
+    """Make the card of an export that lies in a directory, complete but for the card."""
+    described, name = exporter.format, plain(checkpoint.record.name)
+    file = str(read_json(folder / MANIFEST_FILE)["file"])
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
+    weights = sum(math.prod(checkpoint.shape(tensor)) for tensor in checkpoint.tensor_names())
+    facts = {
+        "format": f"{described.name}, read by {described.read_by}",
+        "size": f"{show_size(size)}, {8 * size / weights:.2f} bits per weight",
+    }
+    notes = exporter.notes(checkpoint.record, checkpoint.companions(), checkpoint.grids())
+    path = file if described.suffix else "."
+    lines = [
+        *front_matter(checkpoint, described.library, [described.name, "edgeq"]),
+        f"# {name} for {described.read_by}",
+        "",
+        f"{name}, quantized by edgeq {plain(str(checkpoint.head['edgeq']))}.",
+        "",
+        *facts_table(checkpoint, facts),
+        *quality_lines(measured_quality(checkpoint)),
+        "## Run it",
+        "",
+        *running_lines(described, folder, path, checkpoint.record),
+        *notes_lines([*checkpoint.record.notes, *notes]),
+        *terms_lines(checkpoint),
+    ]
+    return "\n".join(lines).encode()
+
+
+def front_matter(checkpoint: Checkpoint, library: str, tags: Sequence[str]) -> Iterator[str]:
+    """Make the lines of YAML at the beginning of a card, as the hub reads them."""
+    origin = checkpoint.record.origin
+    bases = [origin.repository] if origin.repository else list(origin.base_models)
+    pairs: dict[str, Any] = {
+        "base_model": bases[0] if len(bases) == 1 else bases,
+        "base_model_relation": "quantized" if origin.repository else None,
+        "license": origin.license,
+        "license_name": origin.license_name,
+        "license_link": origin.license_link,
+        "language": list(origin.languages),
+        "library_name": library,
+        "pipeline_tag": "text-generation",
+        "quantized_by": "edgeq",
+        "tags": list(dict.fromkeys(tags)),
+    }
+    yield "---"
+    for key, value in pairs.items():
+        if value:
+            yield f"{key}: {json.dumps(value, ensure_ascii=False)}"  # YAML reads JSON
+    yield "---"
+
+
+def facts_table(checkpoint: Checkpoint, facts: Mapping[str, str]) -> Iterator[str]:
+    """Lay out what the model is and what made it."""
+    origin, name = checkpoint.record.origin, plain(checkpoint.record.name)
+    known = origin.repository
+    rows = {
+        "base model": f"[{known}]({HUB}{known})" if known else name,
+        **({"made from": ", ".join(origin.base_models)} if origin.base_models else {}),
+        **facts,
+        "solved on": "; ".join(grid_counts(checkpoint)),
+        "recipe": recipe_words(checkpoint.head),
+        "licence": licence_words(checkpoint),
+    }
+    yield from ("| | |", "| --- | --- |")
+    for label, text in rows.items():
+        yield f"| {label} | {text.replace('|', chr(92) + '|')} |"
+    yield ""
+
+
+def grid_counts(checkpoint: Checkpoint) -> Iterator[str]:
+    """Count linear layers, and the matrices beside them, on each grid."""
+    decoder = checkpoint.record.decoder
+    linear = {layer.tensor for layer in decoder.linears()}
+    counts: dict[str, Counter[str]] = {"layers": Counter(), "embedding and head": Counter()}
+    for name, (shape, grid) in checkpoint.grids().items():
+        if len(shape) > 1:
+            part = "layers" if name in linear else "embedding and head"
+            counts[part]["dense" if grid is None else describe_grid(grid)] += 1
+    for part, of_part in counts.items():
+        for called, count in of_part.items():
+            yield f"{count} layers {called}" if part == "layers" else f"{part} {called}"
+
+
+def recipe_words(head: Mapping[str, Any]) -> str:
+    """Write the recipe of a run in short: solver, and the text it was calibrated on."""
+    recipe, words = head["recipe"], []
+    if isinstance(recipe.get("solver"), str):
+        words.append(plain(recipe["solver"]))
+    strength = recipe.get("propagation_strength")
+    if strength:
+        words.append(f"error propagation {plain(str(strength))}")
+    if head.get("calibration") is not None:
+        texts = head["calibration"]["texts"]
+        names = ", ".join(plain(PurePath(text["name"]).name) for text in texts)
+        samples = sum(text["samples"] for text in texts)
+        words.append(f"{samples} samples of text ({names})")
+    if head.get("imatrix") is not None:
+        words.append(f"importance matrix {plain(PurePath(head['imatrix']['name']).name)}")
+    return "; ".join(words) or "plain rounding"
+
+
+def quality_lines(quality: Mapping[str, Any] | None) -> Iterator[str]:
+    """Say what was measured against the original, or how to measure it."""
+    yield from ("## Quality", "")
+    if quality is None or not isinstance(quality.get("kl"), int | float):
+        yield "Not measured. `edgeq evaluate . --reference MODEL` compares it with the original."
+        yield ""
+        return
+    intervals = quality.get("intervals") or {}
+    low_high = intervals.get("kl")
+    within = f" (95 %: {low_high[0]:.4g} to {low_high[1]:.4g})" if low_high else ""
+    yield f"Against the original, in {plain(str(quality.get('runtime')))}:"
+    yield ""
+    yield f"- KL divergence {quality['kl']:.4g} nats per token{within}; 0 is equal"
+    if isinstance(quality.get("top1_agreement"), int | float):
+        yield f"- the same likeliest token {quality['top1_agreement']:.1%} of the time"
+    if isinstance(quality.get("reference_perplexity"), int | float):
+        yield (
+            f"- perplexity {quality['perplexity']:.4g}, "
+            f"{quality['reference_perplexity']:.4g} of the original"
+        )
+    yield f"- measured on {quality.get('tokens')} tokens"
+    yield ""
+
+
+def talk_words(record: ModelRecord, path: str) -> list[str]:
+    """Give the words that let a model write: a chat, or a text to continue without a template."""
+    if record.template is None:
+        return ["generate", path, "The capital of France is"]
+    return ["chat", path]
+
+
+def running_lines(described: Format, folder: Path, path: str, record: ModelRecord) -> Iterator[str]:
+    """Show how to run the files in each app, from inside of their directory."""
+    stem = Path(path).stem if described.suffix == ".gguf" else record.name
+    values = {"path": path, "folder": ".", "name": safe_name(stem).lower()}
+    if described.runtime:
+        yield from code("console", [shell_line(["edgeq", *talk_words(record, path)])])
+    for app in apps_for(described.run_with, [each.name for each in folder.iterdir()]):
+        yield f"**{app.label}**{f' ({app.install})' if app.install else ''}"
+        yield ""
+        yield from app_code(app, values)
+        if app.note:
+            yield from (app.note, "")
+
+
+def app_code(app: App, values: Mapping[str, str]) -> Iterator[str]:
+    """Show what is typed or run in an app."""
+    if app.commands:
+        yield from code("console", map(shell_line, app.lines(**values)))
+    if app.script:
+        yield from code(app.language, filled(app.script, **values).rstrip().split("\n"))
+
+
+def code(language: str, lines: Iterable[str]) -> Iterator[str]:
+    """Put lines into a block of code."""
+    yield f"```{CODE.get(language, language)}"
+    yield from lines
+    yield from ("```", "")
+
+
+def notes_lines(notes: Sequence[str]) -> Iterator[str]:
+    """List what is not as in the base model."""
+    if notes:
+        yield from ("## Notes", "", *(f"- {plain(note)}" for note in dict.fromkeys(notes)), "")
+
+
+def terms_lines(checkpoint: Checkpoint) -> Iterator[str]:
+    """Say under which terms the model is given, and how to upload it."""
+    files = sorted(filter(LEGAL_FILE.fullmatch, checkpoint.companions()))
+    yield from ("## Licence", "", f"Licence: {licence_words(checkpoint)}.")
+    if files:
+        yield f"The base model's terms lie beside this card: {', '.join(files)}."
+    elif checkpoint.record.origin.license is None:
+        yield "Look at the base model's page before you give it to others."
+    name = safe_name(checkpoint.record.name)
+    yield from ("", "## Upload", "", *code("console", [f"hf upload OWNER/{name} ."]))
+
+
+def licence_words(checkpoint: Checkpoint) -> str:
+    """Name the licence as the base model states it."""
+    origin = checkpoint.record.origin
+    if origin.license is None:
+        return UNKNOWN_LICENSE
+    more = [plain(text) for text in (origin.license_name, origin.license_link) if text]
+    return f"{origin.license} ({', '.join(more)})" if more else origin.license
+
+
+def plain(text: str) -> str:
+    """Write somebody else's text so that it is text in Markdown too, on one line."""
+    shown = "".join(each if each.isprintable() else " " for each in text)
+    return " ".join(shown.split()).replace("&", "&amp;").replace("<", "&lt;").replace("`", "'")
