@@ -5,9 +5,11 @@ has one line here; what it holds and takes is said by its own description.
 """
 
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,6 +116,32 @@ FORMATS = {
     "compressed-tensors": "edgeq_exporters.hugging_face.formats:COMPRESSED_TENSORS",
 }
 """Where the `edgeq.protocols.Format` of each format lies; it says everything else."""
+PROGRAMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "ollama": ("Ollama", ("gguf",)),
+    "lmstudio": ("LM Studio", ("gguf", "mlx")),
+    "llamacpp": ("llama.cpp", ("gguf",)),
+    "llama": ("llama.cpp", ("gguf",)),
+    "ggml": ("llama.cpp", ("gguf",)),
+    "koboldcpp": ("KoboldCpp", ("gguf",)),
+    "jan": ("Jan", ("gguf",)),
+    "gpt4all": ("GPT4All", ("gguf",)),
+    "llamafile": ("llamafile", ("gguf",)),
+    "mlxlm": ("mlx-lm", ("mlx",)),
+    "onnxruntime": ("ONNX Runtime", ("onnx",)),
+    "onnxruntimegenai": ("onnxruntime-genai", ("onnx",)),
+    "ort": ("ONNX Runtime", ("onnx",)),
+    "genai": ("onnxruntime-genai", ("onnx",)),
+    "transformersjs": ("Transformers.js", ("onnx",)),
+    "gptqmodel": ("GPTQModel", ("gptq",)),
+    "autogptq": ("AutoGPTQ", ("gptq",)),
+    "vllm": ("vLLM", ("compressed-tensors", "gptq")),
+    "sglang": ("SGLang", ("compressed-tensors", "gptq")),
+    "transformers": ("transformers", ("compressed-tensors", "gptq")),
+    "huggingface": ("transformers", ("compressed-tensors", "gptq")),
+    "hf": ("transformers", ("compressed-tensors", "gptq")),
+    "llmcompressor": ("vLLM", ("compressed-tensors",)),
+}
+"""Programs by their names in small letters and digits, and which formats they read."""
 
 
 def load(entry: Entry, what: str) -> Any:
@@ -140,7 +168,9 @@ def find(table: Mapping[str, T], name: str, what: str) -> T:
     Raises: BadInput listing the known names.
     """
     if name not in table:
-        raise BadInput(f"{what} {name!r} is not known; choose one of {', '.join(table)}")
+        near = get_close_matches(name.lower(), table, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadInput(f"{what} {name!r} is not known; choose one of {', '.join(table)}{hint}")
     return table[name]
 
 
@@ -197,11 +227,25 @@ def load_backend(name: str) -> Backend:
     return backend
 
 
+def format_read_by(program: str) -> tuple[str, tuple[str, ...]] | None:
+    """Say how a program is called and which formats it reads; None where it is not known.
+
+    Users give the names of programs in the place of formats, in any spelling.
+    """
+    return PROGRAMS.get(re.sub(r"[^a-z0-9]", "", program.lower()))
+
+
 def find_format(name: str) -> Format:
     """Look a format up by name.
 
     Raises: BadInput listing the known ones.
     """
+    program, read = format_read_by(name) or ("", ())
+    if name not in FORMATS and program:
+        raise BadInput(
+            f"format {name!r} is not known; {program} reads {' and '.join(read)}; choose one of "
+            f"{', '.join(FORMATS)}"
+        )
     described: Format = load(Entry(find(FORMATS, name, "format")), f"format {name!r}")
     return described
 

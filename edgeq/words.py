@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)
 LARGEST_SIZE = 2.0**60  # an exabyte: beyond it a typing error is likelier than a machine
+FEWEST_BYTES = 10**6  # fewer without a unit were meant in another one
+MOST_GIGABYTES = 64  # more without a unit were megabytes
 FEW_SECONDS = 120  # up to here times are shown in seconds
 FEW_HOURS = 2 * 3600  # up to here in minutes
 _program = ["edgeq"]  # what starts edgeq in the commands that messages print
@@ -36,8 +38,15 @@ def parse_size(text: str, option: str) -> int:
         power = " KMGT".index((found[2] or " ").upper())
         stated = float(found[1]) * (1024 if found[3] else 1000) ** power
         size = int(stated) if stated < LARGEST_SIZE else 0
+    expected = f"{option} {text!r}: expected a size such as 8GB, 7.5GiB or 500MB"
     if size <= 0:
-        raise BadInput(f"{option} {text!r}: expected a size such as 8GB, 7.5GiB or 500MB")
+        comma = SIZE.fullmatch(text.replace(",", ".", 1))
+        raise BadInput(
+            f"{expected}; did you mean {comma[0].replace(' ', '')}?" if comma else expected
+        )
+    if found and not found[2] and size < FEWEST_BYTES:
+        unit = "GB" if size <= MOST_GIGABYTES else "MB"
+        raise BadInput(f"{expected}, and {size} bytes hold no model; did you mean {size}{unit}?")
     return size
 
 

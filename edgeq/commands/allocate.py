@@ -11,15 +11,18 @@ from typing import Any
 import click
 
 from edgeq.commands.budget import NAMES, take_budget
+from edgeq.commands.choices import PATH
 from edgeq.commands.formats import FormatCommand
-from edgeq.commands.options import PATH, collect_settings
+from edgeq.commands.groups import GroupedOption
+from edgeq.commands.options import collect_settings
 from edgeq.commands.quantize import quantize_command
 
 ONLY_OF_RUNS = ("evaluated", "resume", "log_file", "verbose")
-OUTPUT_OPTION = click.Option(
+OUTPUT_OPTION = GroupedOption(
     ["-o", "--output"],
     type=PATH,
     required=True,
+    group="everyday",
     help="Write the recipe to this file, such as recipe.toml; must not exist.",
 )
 

@@ -8,28 +8,39 @@ from typing import Any
 
 import click
 
+from edgeq.commands.groups import grouped_option
+
 Command = Callable[..., None]
 
 OPTIONS = (
-    click.option(
+    grouped_option(
         "--file-size",
         metavar="SIZE",
+        group="everyday",
         help="Choose a type for each tensor so that the export's file stays within SIZE, such as "
         "95MB, with the least predicted loss.",
     ),
-    click.option(
+    grouped_option(
         "--bits-per-weight",
         type=click.FLOAT,
         metavar="BITS",
+        group="quality",
         help="The same within so many bits for each weight in the export's file, such as 3.4.",
     ),
-    click.option(
+    grouped_option(
         "--fits",
         metavar="SIZE",
+        group="quality",
         help="The same within the memory of a device: weights, keys and values of --context "
         "tokens, and the runtime.",
     ),
-    click.option("--context", type=click.INT, metavar="TOKENS", help="Length of text for --fits."),
+    grouped_option(
+        "--context",
+        type=click.INT,
+        metavar="TOKENS",
+        group="quality",
+        help="Length of text for --fits.",
+    ),
 )
 NAMES = ("file_size", "bits_per_weight", "fits", "context")
 """Those options, and the fields of `edgeq.run.budget.Budget`."""

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import click
 
-from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION, PATH
+from edgeq.commands.choices import MODEL, PATH, RUNTIME
+from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION
+from edgeq.registry import LOGITS
 
 
 @click.command(name="evaluate")
-@click.argument("target")
+@click.argument("target", type=MODEL)
 @click.option(
     "--reference",
+    type=MODEL,
     metavar="MODEL",
     help="Compare with the original model: adds KL divergence and top-1 agreement.",
 )
@@ -37,9 +40,9 @@ from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION, PATH
 )
 @click.option(
     "--runtime",
+    type=RUNTIME,
     metavar="NAME",
-    help="Run it in torch, mlx, llama.cpp, mlx-lm, onnxruntime, gptqmodel or compressed-tensors.  "
-    "[default: an export's own, else the backend's]",
+    help=f"Run it in one of {', '.join(LOGITS)}.  [default: an export's own, else the backend's]",
 )
 @BACKEND_OPTION
 @JSON_OPTION

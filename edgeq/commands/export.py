@@ -9,14 +9,22 @@ from typing import Any
 
 import click
 
+from edgeq.commands.choices import CHECKPOINT, DIRECTORY, FORMAT
 from edgeq.commands.formats import FormatCommand, format_options, list_formats, show_formats
-from edgeq.commands.options import FORCE_OPTION, JSON_OPTION, PATH
+from edgeq.commands.options import FORCE_OPTION, JSON_OPTION
+from edgeq.registry import FORMATS
 from edgeq.words import option_words
 
 
 @click.command(name="export", cls=FormatCommand)
-@click.argument("checkpoint", type=PATH, required=False)
-@click.option("--format", "format_name", help="Write this format, one of those that --list shows.")
+@click.argument("checkpoint", type=CHECKPOINT, required=False)
+@click.option(
+    "--format",
+    "format_name",
+    type=FORMAT,
+    metavar="FORMAT",
+    help=f"Write this format: one of {', '.join(FORMATS)}.",
+)
 @click.option(
     "--list",
     "listed",
@@ -24,7 +32,7 @@ from edgeq.words import option_words
     help="Show all formats, and whether CHECKPOINT fits each without loss.",
 )
 @click.option(
-    "-o", "--output", type=PATH, help="Write to this directory.  [default: CHECKPOINT/FORMAT]"
+    "-o", "--output", type=DIRECTORY, help="Write to this directory.  [default: CHECKPOINT/FORMAT]"
 )
 @format_options
 @JSON_OPTION

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.commands.options import JSON_OPTION, PATH
+from edgeq.commands.choices import CHECKPOINT
+from edgeq.commands.groups import GroupedCommand, GroupedOption
+from edgeq.commands.options import JSON_OPTION
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +35,7 @@ format_options = click.option("--export-options", COLLECTED, cls=OptionsOfFormat
 """Put the options of all formats here; the command must be made with cls=FormatCommand."""
 
 
-class FormatCommand(click.Command):
+class FormatCommand(GroupedCommand):
     """A command that takes the options formats describe, and passes them on as one mapping."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -73,15 +75,19 @@ def _param_of(option: "FormatOption", having: str) -> click.Option:
     flag = f"--{option.name.replace('_', '-')}"
     text = f"{having}: {option.help}"
     if option.values is None:
-        return click.Option([flag], is_flag=True, default=None, help=text)
+        return GroupedOption([flag], is_flag=True, default=None, help=text, group="output")
+    kind: click.ParamType[Any]
     if isinstance(option.values, range):
-        numbers = click.IntRange(option.values[0], option.values[-1])
-        return click.Option([flag], type=numbers, help=text)
-    return click.Option([flag], type=click.Choice(option.values), help=text)
+        low, high = option.values[0], option.values[-1]
+        kind, shown = click.IntRange(low, high), f"{low}-{high}"
+    else:
+        kind = click.Choice(option.values, case_sensitive=False)
+        shown = "|".join(option.values)
+    return GroupedOption([flag], type=kind, metavar=shown, help=text, group="output")
 
 
 @click.command(name="formats")
-@click.argument("checkpoint", type=PATH, required=False)
+@click.argument("checkpoint", type=CHECKPOINT, required=False)
 @JSON_OPTION
 def formats_command(checkpoint: Path | None, as_json: bool) -> None:
     """Show all export formats, and whether CHECKPOINT fits each without loss.

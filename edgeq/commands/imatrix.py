@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeq.commands.choices import MODEL, PATH, SettingValue
 from edgeq.commands.options import (
     BACKEND_OPTION,
     CALIBRATION_OPTION,
     FORCE_OPTION,
     JSON_OPTION,
     MAX_RAM_OPTION,
-    PATH,
     REVISION_OPTION,
     Command,
     collect_settings,
-    option_type,
+    metavar_of,
 )
 from edgeq.recipe.settings import PLAIN, TABLE
 
@@ -34,11 +34,12 @@ def of_setting(name: str) -> Callable[[Command], Command]:
     """Make the option of a setting, without the defaults of presets."""
     row = TABLE[name]
     text = f"{row.help}  [default: {row.defaults[PLAIN]}]"
-    return click.option(row.flag, row.name, type=option_type(row.rule), help=text)
+    value = SettingValue(row.rule)
+    return click.option(row.flag, row.name, type=value, metavar=metavar_of(row.rule), help=text)
 
 
 @click.command(name="imatrix")
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @REVISION_OPTION
 @click.option(
     "-o", "--output", required=True, type=PATH, help="Write to this .gguf file; must not exist."

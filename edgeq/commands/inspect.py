@@ -5,11 +5,12 @@ Heavy imports stand inside of the command.
 
 import click
 
+from edgeq.commands.choices import MODEL
 from edgeq.commands.options import JSON_OPTION, REVISION_OPTION
 
 
 @click.command(name="inspect")
-@click.argument("path")
+@click.argument("path", type=MODEL)
 @REVISION_OPTION
 @JSON_OPTION
 def inspect_command(path: str, revision: str | None, as_json: bool) -> None:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq.commands.budget import budget_lines, take_budget
+from edgeq.commands.choices import DIRECTORY
 from edgeq.commands.formats import FormatCommand
-from edgeq.commands.options import PATH, collect_settings
+from edgeq.commands.groups import GroupedOption
+from edgeq.commands.options import collect_settings
 from edgeq.commands.quantize import quantize_command
 
 if TYPE_CHECKING:
@@ -25,9 +27,10 @@ SCHEDULES = {
 """What people see of the schedules of `edgeq.streams.blockwise.Flow`; JSON has their names."""
 ONLY_OF_RUNS = ("force", "evaluated", "resume", "log_file", "verbose")
 """Options that a plan takes, so that a command line can stay as it is, and does not look at."""
-OUTPUT_OPTION = click.Option(
+OUTPUT_OPTION = GroupedOption(
     ["-o", "--output"],
-    type=PATH,
+    type=DIRECTORY,
+    group="output",
     help="Show the space where the run would write.  [default: here]",
 )
 

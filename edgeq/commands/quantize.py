@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq.commands.budget import budget_options, take_budget
+from edgeq.commands.choices import DIRECTORY, FORMAT, MODEL, PATH
 from edgeq.commands.formats import FormatCommand, format_options
+from edgeq.commands.groups import grouped_option
 from edgeq.commands.keeping import keeping
 from edgeq.commands.options import (
     BACKEND_OPTION,
@@ -19,15 +21,16 @@ from edgeq.commands.options import (
     FORCE_OPTION,
     JSON_OPTION,
     MAX_RAM_OPTION,
-    PATH,
     RESUME_OPTION,
     REVISION_OPTION,
     collect_settings,
+    in_group,
     setting_options,
     with_flag,
 )
 from edgeq.commands.plain_text import visible_line
 from edgeq.commands.typed import command_words
+from edgeq.registry import FORMATS
 from edgeq.words import option_words
 
 if TYPE_CHECKING:
@@ -38,47 +41,64 @@ if TYPE_CHECKING:
 
 
 @click.command(name="quantize", cls=FormatCommand)
-@click.argument("model")
-@REVISION_OPTION
-@click.option(
-    "-o", "--output", required=True, type=PATH, help="Write to this directory; must not exist."
-)
-@click.option(
-    "--recipe", type=PATH, help="Read settings from a TOML file (docs/cli.md); options win."
-)
+@click.argument("model", type=MODEL)
 @setting_options
-@CALIBRATION_OPTION
-@click.option(
-    "--imatrix",
-    type=PATH,
-    metavar="FILE",
-    help="Round without calibrating, on scales searched by the weights of this importance matrix "
-    "of llama.cpp (GGUF or .dat; see edgeq imatrix).",
-)
-@click.option(
+@grouped_option(
     "--export",
     "exports",
+    type=FORMAT,
     multiple=True,
     metavar="FORMAT",
-    help="Also write this format (see edgeq formats); may be repeated.",
+    group="everyday",
+    help=f"Also write this format: one of {', '.join(FORMATS)}; may be repeated.",
 )
-@format_options
+@grouped_option(
+    "-o",
+    "--output",
+    type=DIRECTORY,
+    group="everyday",
+    help="Write to this directory; must not exist.  [default: MODEL's name, and bits, type or "
+    "size, such as NAME-4bit]",
+)
 @budget_options
 @MAX_RAM_OPTION
-@click.option("--log-file", type=PATH, help="Append a line for every layer to this file.")
-@click.option(
+@grouped_option(
     "--evaluate",
     "evaluated",
     is_flag=True,
+    group="everyday",
     help="Measure the result against the original at the end.",
 )
-@click.option(
-    "--verbose", is_flag=True, help="Print grids, the largest errors, times and all notes too."
+@grouped_option(
+    "--verbose",
+    is_flag=True,
+    group="output",
+    help="Print grids, the largest errors, times and all notes too.",
 )
-@BACKEND_OPTION
-@JSON_OPTION
-@FORCE_OPTION
 @RESUME_OPTION
+@in_group(FORCE_OPTION, "everyday")
+@CALIBRATION_OPTION
+@grouped_option(
+    "--imatrix",
+    type=PATH,
+    metavar="FILE",
+    group="text",
+    help="Round without calibrating, on scales searched by the weights of this importance matrix "
+    "of llama.cpp (GGUF or .dat; see edgeq imatrix).",
+)
+@format_options
+@in_group(JSON_OPTION, "output")
+@grouped_option(
+    "--log-file", type=PATH, group="output", help="Append a line for every layer to this file."
+)
+@grouped_option(
+    "--recipe",
+    type=PATH,
+    group="expert",
+    help="Read settings from a TOML file (docs/cli.md); options win.",
+)
+@REVISION_OPTION
+@in_group(BACKEND_OPTION, "expert")
 def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str,
     revision: str | None,

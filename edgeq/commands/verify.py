@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION, PATH
+from edgeq.commands.choices import CHECKPOINT, PATH
+from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @click.argument("export", type=PATH)
 @click.option(
     "--against",
-    type=PATH,
+    type=CHECKPOINT,
     metavar="CHECKPOINT",
     help="Compare tensor by tensor with the checkpoint it was made from.",
 )

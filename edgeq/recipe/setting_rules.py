@@ -46,7 +46,9 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-def whole(low: int, high: int, *others: int | str) -> Rule[Any]:
+def whole(
+    low: int, high: int, *others: int | str, hint: Callable[[Any], str] = lambda value: ""
+) -> Rule[Any]:
     """Allow whole numbers in a range, and single others or words beside them."""
     words = tuple(other for other in others if isinstance(other, str))
 
@@ -55,7 +57,8 @@ def whole(low: int, high: int, *others: int | str) -> Rule[Any]:
             return low <= value <= high or value in others
         return isinstance(value, str) and value in words
 
-    return Rule(f"a whole number from {low} to {high}{_or(others)}", holds, int, words)
+    text = f"a whole number from {low} to {high}{_or(others)}"
+    return Rule(text, holds, int, words, hint=hint)
 
 
 def number(low: float, high: float, *words: str, optional: bool = False) -> Rule[Any]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from edgeq.errors import BadInput
 from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS, Rule, flag, number, one_of, whole
-from edgeq.recipe.type_names import type_rule
+from edgeq.recipe.type_names import hint_of_bits, type_rule
 
 if TYPE_CHECKING:
     from edgeq.types import ScaleDtype, ScaleWeighting, ZeroKind
@@ -45,12 +45,13 @@ class Option:
 
     switch has click's two flags, "--symmetric/--asymmetric", and values what they set; what is true
     or false has --its-name/--no-its-name without saying so. metavar stands for the value in --help;
-    without one, the rule says it.
+    without one, the rule says it. group is where --help lists it (`edgeq.commands.groups`).
     """
 
     switch: str = ""
     values: tuple[Any, Any] = (True, False)
     metavar: str | None = None
+    group: str = "expert"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +143,9 @@ class Settings:
 
     bits: int = setting(
         4,
-        whole(2, 8, DENSE_BITS),
+        whole(2, 8, DENSE_BITS, hint=hint_of_bits),
         "Round weights of linear layers to this many bits, 2 to 8; 16 keeps them dense.",
-        option=Option(),
+        option=Option(group="everyday"),
         override=True,
     )
     group_size: int | Literal["row"] = setting(
@@ -152,7 +153,7 @@ class Settings:
         whole(8, 65536, "row"),
         "Let this many columns share a scale, or with row all of them.",
         cost="smaller groups take more bits per weight",
-        option=Option(),
+        option=Option(group="quality"),
         override=True,
     )
     zeros: ZeroKind = setting(
@@ -162,7 +163,7 @@ class Settings:
         more='`"integer"` are whole zero points, `"offset"` free offsets, `"asymmetric"` the kind '
         "of these that every named export holds without loss, refused where there is none",
         cost="asymmetric: an offset per group",
-        option=Option("--symmetric/--asymmetric", ("symmetric", "asymmetric")),
+        option=Option("--symmetric/--asymmetric", ("symmetric", "asymmetric"), group="quality"),
         override=True,
     )
     scale_dtype: ScaleDtype = setting(
@@ -178,7 +179,7 @@ class Settings:
         "such as Q4_K_M.",
         more="in the place of bits, groups and zeros; scales then are of the type's own kind; "
         "see Types",
-        option=Option(metavar="TYPE"),
+        option=Option(metavar="TYPE", group="everyday"),
         override=True,
         conflict=_has_no_columns,
     )
@@ -202,7 +203,7 @@ class Settings:
         "Damp the solver by this share of the mean input energy.",
         more="the energy is the mean of diag H; damping is raised tenfold up to four times when "
         "needed, and reported",
-        option=Option(),
+        option=Option(metavar="SHARE"),
     )
     activation_order: bool = setting(
         True,
@@ -231,7 +232,7 @@ class Settings:
         "reported; not used by `auto`",
         plain=0.01,
         fast=0.01,
-        option=Option(),
+        option=Option(metavar="SHARE"),
     )
     propagation_share: float = setting(
         0.25,
@@ -317,7 +318,7 @@ class Settings:
         "Keep this share of a layer's input columns in 16 bits beside the codes, such as 0.01.",
         more="their type is `scale_dtype`; see Outlier columns",
         cost="16 bits per weight of such a column",
-        option=Option(metavar="SHARE"),
+        option=Option(metavar="SHARE", group="quality"),
         override=True,
         conflict=_fits_no_columns,
     )
@@ -339,7 +340,7 @@ class Settings:
         8,
         whole(2, 8, DENSE_BITS),
         "Round embedding and head to this many bits in groups of 32; 16 keeps them dense.",
-        option=Option(),
+        option=Option(group="quality"),
     )
     embedding_type: str | int | None = setting(
         None,
@@ -347,7 +348,7 @@ class Settings:
         "Solve embedding and head on this type, or on those that llama.cpp chooses (auto, which "
         "--type implies); 16 keeps them dense.",
         more="unset, `embedding_bits` says their grid",
-        option=Option(metavar="TYPE"),
+        option=Option(metavar="TYPE", group="quality"),
     )
     samples: int = setting(
         64,
@@ -356,7 +357,7 @@ class Settings:
         cost="passes and statistics of each",
         stage="forward passes",
         best=128,
-        option=Option(),
+        option=Option(group="text"),
     )
     sequence_length: int = setting(
         512,
@@ -364,7 +365,7 @@ class Settings:
         "Read this many tokens per calibration sequence.",
         cost="passes and statistics of each, and attention between all of them",
         stage="forward passes",
-        option=Option(),
+        option=Option(group="text"),
     )
     seed: int = setting(
         0,

@@ -45,6 +45,8 @@ BASES: Mapping[str, str] = {
 
 Q2_K_M is the mix that llama.cpp itself calls Q2_K, which here is the type alone.
 """
+WIDTH = re.compile(r"(?:int|fp|bf|f)?-?(\d+)(?:[ -]?bits?)?", re.IGNORECASE)
+"""What people call a number of bits: 4, int4, 4bit, fp16."""
 CODEBOOKS = re.compile(r"IQ[123]_[A-Z]+")
 REPLACED = ("bits", "group_size", "zeros")
 """What a type says of a layer by itself, so that nothing else may."""
@@ -86,8 +88,27 @@ def hint(value: Any, names: Sequence[str]) -> str:
             f"; {value.upper()} has codebooks of vectors, "
             "where a column of weights cannot be rounded by itself"
         )
+    width = WIDTH.fullmatch(value)
+    if width:
+        return f"; {value} is a number of bits: --bits {width[1]}, in recipes bits = {width[1]}"
     nearest = difflib.get_close_matches(value.upper(), names, n=3)
     return f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+
+
+def hint_of_bits(value: Any) -> str:
+    """Say what is meant by a number of bits that is none: a type, a width in words, an average."""
+    if isinstance(value, float) and 1 < value < DENSE_BITS:
+        return "; for an average use --bits-per-weight"
+    if not isinstance(value, str):
+        return ""
+    named = next((name for name in (*TYPES, *BASES) if name.lower() == value.lower()), None)
+    if named:
+        return f'; {named} is a type: --type {named}, in recipes type = "{named}"'
+    width = WIDTH.fullmatch(value)
+    if width:
+        return f"; did you mean {width[1]}?"
+    average = re.fullmatch(r"\d+\.\d+", value)
+    return f"; for an average use --bits-per-weight {value}" if average else ""
 
 
 def check_type_alone(given: Mapping[str, Any], *, options: bool = False) -> None:
