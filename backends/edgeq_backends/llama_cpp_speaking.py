@@ -36,7 +36,7 @@ class LlamaCppSpeaker:
     ) -> None:
         self._llama = load_cyllama()
         check_loads(Path(path))
-        self._threads, self._exact = threads or os.cpu_count() or 1, exact
+        self._threads, self._exact = threads or usable_threads(), exact
         self._model: Any = load_model(Path(path))
         self._context: Any = None
         self._held = 0
@@ -85,6 +85,19 @@ class LlamaCppSpeaker:
         if self._context is not None:
             self._context.close()
         self._context, self._held = None, 0
+
+
+def usable_threads() -> int:
+    """Count the threads to compute with: as OMP_NUM_THREADS says, else the cores of this process.
+
+    llama.cpp's threads wait for each other at every layer: one too many costs most of the speed.
+    """
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    if stated.isascii() and stated.isdigit() and int(stated):
+        return int(stated)
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class LlamaCppTexts:

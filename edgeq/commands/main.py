@@ -9,10 +9,12 @@ import sys
 import click
 
 from edgeq.commands.allocate import allocate_command
+from edgeq.commands.chat import chat_command
 from edgeq.commands.evaluate import evaluate_command
 from edgeq.commands.export import export_command
 from edgeq.commands.failures import report_failure
 from edgeq.commands.formats import formats_command
+from edgeq.commands.generate import generate_command
 from edgeq.commands.imatrix import imatrix_command
 from edgeq.commands.inspect import inspect_command
 from edgeq.commands.plain_text import write_what_can_be_encoded
@@ -46,6 +48,8 @@ COMMANDS = (
     formats_command,
     verify_command,
     evaluate_command,
+    generate_command,
+    chat_command,
     inspect_command,
     report_command,
 )

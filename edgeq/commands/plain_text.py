@@ -11,10 +11,18 @@ from io import TextIOWrapper
 UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Categories of Unicode: control, format, surrogate, line and paragraph separator."""
 
+IN_TEXT = "\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
+"""Characters of these that text needs: letters of Persian and Hindi, and faces, are joined so."""
+
 
 def visible(text: str) -> str:
     r"""Write characters that a terminal obeys as Python does, such as \x1b; line ends stay."""
     return "".join(map(_visible, text))
+
+
+def visible_text(text: str) -> str:
+    r"""Do as `visible` does for running text, where tabs and joiners of letters stay."""
+    return "".join(each if each in IN_TEXT else _visible(each) for each in text)
 
 
 def visible_line(text: str) -> str:

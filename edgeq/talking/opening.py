@@ -8,21 +8,25 @@ from edgeq.measuring.targets import (
     find_export,
     open_model,
 )
-from edgeq.protocols import ModelSource
+from edgeq.protocols import ModelDescription
 from edgeq.registry import ACTIVATIONS, BACKENDS, SPEAKERS, choose_backend, device_of, find, load
 from edgeq.sources import open_source
-from edgeq.talking.speakers import Speaker, Texts
+from edgeq.talking.speakers import Texts
 from edgeq.talking.talker import Talker
 from edgeq.talking.texts import DirectoryModel, TokenizerTexts
 
 DEMO = "demo"
+OWN_TEXTS = ("llama.cpp",)
+"""Runtimes that find tokenizer and template inside of the file that they run."""
 
 
-def open_talker(target: str, *, runtime: str | None = None, backend: str = "auto") -> Talker:
+def open_talker(
+    target: str, *, runtime: str | None = None, backend: str = "auto", chat: bool = False
+) -> Talker:
     """Open a checkpoint, a model or an export, so that it continues texts and answers messages.
 
     An export runs in the runtime it is for, and so does a model in a GGUF file; everything else
-    in the framework of the backend.
+    in the framework of the backend. With chat a model without a chat template is refused.
 
     Raises: BadInput, UnsupportedModel; NotInstalled where the runtime is missing.
     """
@@ -33,15 +37,39 @@ def open_talker(target: str, *, runtime: str | None = None, backend: str = "auto
     check_runtime(chosen)
     if chosen in ACTIVATIONS:
         source = open_model(target) if exported is None else open_source(str(exported.path))
-        return in_framework(source, chosen, backend)
+        texts: Texts = opened_texts(source, chat=chat)
+        options = device_of(backend) if BACKENDS[backend].framework == chosen else {}
+        return Talker(make(source, **options), texts, chosen)
     assert exported is not None
+    if chosen in OWN_TEXTS:
+        speaker = make(exported.path)
+        check_template(speaker.texts, chat=chat)
+        return Talker(speaker, speaker.texts, chosen)
     folder = exported.path if exported.path.is_dir() else exported.path.parent
-    # read first: a directory that states nothing is refused before its weights are loaded
-    texts: Texts | None = None
-    if chosen != "llama.cpp":
-        texts = TokenizerTexts(DirectoryModel(folder))
-    speaker = make(exported.path)
-    return Talker(speaker, texts or speaker.texts, chosen)
+    texts = opened_texts(DirectoryModel(folder), chat=chat)
+    return Talker(make(exported.path), texts, chosen)
+
+
+def opened_texts(model: ModelDescription | DirectoryModel, *, chat: bool) -> TokenizerTexts:
+    """Open what a model says of its texts, before its weights are loaded.
+
+    Raises: BadInput.
+    """
+    texts = TokenizerTexts(model)
+    check_template(texts, chat=chat)
+    return texts
+
+
+def check_template(texts: Texts, *, chat: bool) -> None:
+    """Refuse to chat with a model without a chat template.
+
+    Raises: BadInput.
+    """
+    if chat and texts.template is None:
+        raise BadInput(
+            f"model {texts.name!r} has no chat template, so it answers no messages; "
+            "have it continue a text with: edgeq generate"
+        )
 
 
 def exported_demo(target: str, runtime: str | None) -> Exported | None:
@@ -55,17 +83,6 @@ def exported_demo(target: str, runtime: str | None) -> Exported | None:
             return None
         raise
     return Exported("gguf", open_source(DEMO).location())
-
-
-def in_framework(source: ModelSource, framework: str, backend: str) -> Talker:
-    """Open a source in a framework, on the backend's device if it has that one.
-
-    Raises: BadInput for a model without tokenizer, UnsupportedModel.
-    """
-    texts = TokenizerTexts(source)
-    options = device_of(backend) if BACKENDS[backend].framework == framework else {}
-    speaker: Speaker = load(SPEAKERS[framework], "writing")(source, **options)
-    return Talker(speaker, texts, framework)
 
 
 def answer(target: str, prompt: str, most_tokens: int = 48) -> str:

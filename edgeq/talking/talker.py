@@ -64,14 +64,16 @@ class Talker:
 
         Raises: BadInput for what has no tokens, or more than the model reads.
         """
-        if chat and isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        is_text = isinstance(messages, str)
-        text = messages if isinstance(messages, str) else self._rendered(messages)
-        check_text(text)
-        ids = self._texts.encode(text, begin=is_text)
+        ids = self._encoded(messages, chat=chat)
         check_prompt(ids, self._texts)
         return ids
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Count the tokens of messages, however many the model reads.
+
+        Raises: BadInput.
+        """
+        return len(self._encoded(messages))
 
     def reply(
         self,
@@ -106,6 +108,14 @@ class Talker:
     def decode(self, ids: Sequence[int]) -> str:
         """Turn tokens into text without special ones."""
         return self._texts.decode(ids)
+
+    def _encoded(self, messages: Sequence[Message] | str, *, chat: bool = False) -> list[int]:
+        if chat and isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        is_text = isinstance(messages, str)
+        text = messages if isinstance(messages, str) else self._rendered(messages)
+        check_text(text)
+        return self._texts.encode(text, begin=is_text)
 
     def _rendered(self, messages: Sequence[Message]) -> str:
         for message in messages:
