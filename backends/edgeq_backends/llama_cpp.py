@@ -113,6 +113,12 @@ class LlamaCppLogits:
         ids = self._model.get_vocab().tokenize(text, add_special=False, parse_special=parse_special)
         return [int(token) for token in ids]
 
+    def token_text(self, token: int) -> str | None:
+        """Give the text of a token as the file has it; None for an id outside the vocabulary."""
+        if not 0 <= token < self.vocabulary:
+            return None
+        return str(self._model.get_vocab().get_text(token))
+
     def _load(self, path: Path) -> Any:
         parameters = self._llama.LlamaModelParams()
         parameters.n_gpu_layers = 0
