@@ -12,11 +12,11 @@ from rich.table import Table
 
 from edgeq.commands.screen import facts_table, print_line
 from edgeq.measuring.text_kinds import DEFAULT_KIND
-from edgeq.words import show_size
+from edgeq.words import show_megabytes, show_size
 
 NOTHING = "-"
 MEANING = "95 % intervals, by windows of text; KL divergence in nats per token, 0 is equal"
-MANY = 40  # columns of a name that is shown whole
+GIGABYTE = 10**9
 
 
 def show_measurement(console: Console, quality: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ def target_cells(quality: Mapping[str, Any]) -> list[str]:
     bits, kl = quality["bits_per_weight"], quality["kl"]
     interval = quality["intervals"]["kl"]
     return [
-        show_size(quality["bytes"]),
+        size_of(quality),
         NOTHING if bits is None else f"{bits:.2f}",
         NOTHING if kl is None else f"{kl:.4f}",
         NOTHING if interval is None else f"{interval[0]:.4f}-{interval[1]:.4f}",
@@ -144,11 +144,17 @@ def text_names(quality: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(window["text"] for window in quality["windows"]))
 
 
+def size_of(quality: Mapping[str, Any]) -> str:
+    """Write the bytes of a target's files."""
+    size: int = quality["bytes"]
+    return show_size(size) if size >= GIGABYTE else show_megabytes(size)
+
+
 def size_words(quality: Mapping[str, Any]) -> str:
     """Write the size of a target, with its bits per weight where they are known."""
     bits = quality["bits_per_weight"]
     beside = "" if bits is None else f", {bits:.2f} bits per weight"
-    return f"{show_size(quality['bytes'])}{beside}"
+    return f"{size_of(quality)}{beside}"
 
 
 def task_words(task: Mapping[str, Any]) -> str:

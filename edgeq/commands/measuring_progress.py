@@ -10,12 +10,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from edgeq.commands.plain_text import visible_line
 from edgeq.commands.screen import print_line
 from edgeq.measuring import watching
 
 SECONDS_BETWEEN_LINES = 10.0  # in a log or pipe; a short measurement prints none
-LONGEST_NAME = 24  # columns of 80: the end of a longer name is shown
 
 
 class WindowLines:
@@ -23,17 +21,19 @@ class WindowLines:
 
     def __init__(self, console: Console, *, every: float = SECONDS_BETWEEN_LINES) -> None:
         self._console, self._every = console, every
-        self._start = self._last = time.monotonic()
+        self._begun: tuple[float, int] | None = None  # models are loaded by then
+        self._last = time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._last < self._every or not done:
+        if self._begun is None:
+            self._begun = now, done
+        start, before = self._begun
+        if now - self._last < self._every or done in (before, total):
             return
         self._last = now
-        left = (now - self._start) / done * (total - done)
-        print_line(
-            self._console, f"measuring {what}, window {done}/{total}, about {left:.0f} s left"
-        )
+        left = (now - start) / (done - before) * (total - done)
+        print_line(self._console, f"measuring, window {done}/{total}, about {left:.0f} s left")
 
 
 class WindowBar:
@@ -46,7 +46,6 @@ class WindowBar:
             BarColumn(bar_width=None),
             TimeRemainingColumn(),
             TextColumn("left"),
-            TextColumn("{task.description}", markup=False),
             console=console,
             transient=True,
         )
@@ -60,9 +59,7 @@ class WindowBar:
         self._bar.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        name = visible_line(what)
-        shown = name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
-        self._bar.update(self._task, completed=done, total=total, description=shown)
+        self._bar.update(self._task, completed=done, total=total)
 
 
 @contextmanager

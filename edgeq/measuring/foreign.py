@@ -82,7 +82,13 @@ def foreign_directory(path: Path) -> Exported | None:
     has_weights = next(path.glob("*.safetensors"), None) is not None
     if has_weights:
         return packed_directory(path, config)
-    return onnx_directory(path) or gguf_directory(path)
+    graph, file = onnx_directory(path), gguf_directory(path)
+    if graph is not None and file is not None:
+        raise BadInput(
+            f"{str(path)!r} holds an ONNX graph and a GGUF model ({graph.path.name}, "
+            f"{file.path.name}); name one of them"
+        )
+    return graph or file
 
 
 def packed_directory(path: Path, config: Mapping[str, Any]) -> Exported | None:

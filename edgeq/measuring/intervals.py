@@ -22,6 +22,7 @@ Values = npt.NDArray[np.float64]
 
 NORMAL_QUANTILE = 1.959963984540054  # 97.5 % of a normal distribution lies below it
 FIRST_QUANTILES = {1: 12.706204736, 2: 4.302652730}  # of Student's t; the series starts at 3
+FEWEST_FOR_SKEWNESS = 8  # windows
 SAME = 1e-12  # of the mean: a spread below it is rounding
 
 
@@ -60,9 +61,12 @@ def split(values: Values, groups: Sequence[str]) -> list[Values]:
 
 
 def third_moment(values: Values) -> float:
-    """Estimate the third central moment of a mean, without bias; zero for two values."""
+    """Estimate the third central moment of a mean, without bias.
+
+    Of few values it would be noise that moves an end of the interval far away, and is left out.
+    """
     count = len(values)
-    if count < 3:
+    if count < FEWEST_FOR_SKEWNESS:
         return 0.0
     cubes = float(((values - values.mean()) ** 3).sum())
     return cubes / ((count - 1) * (count - 2) * count)
