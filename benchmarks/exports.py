@@ -25,9 +25,9 @@ from edgeq.commands.progress import Silent
 from edgeq.errors import NotInstalled
 from edgeq.files.hashes import hash_files
 from edgeq.files.ownership import MANIFEST_FILE
-from edgeq.measuring.evaluate import EVALUATION_TEXT
 from edgeq.measuring.run_export import run_export
 from edgeq.measuring.targets import model_logits
+from edgeq.measuring.texts import EVALUATION_TEXT
 from edgeq.measuring.verify import verify
 from edgeq.registry import FORMATS, load_exporter
 from edgeq.run.assembly import make_job

@@ -42,8 +42,10 @@ from benchmarks.llama_cpp_tables import (
 )
 from edgeq.calibration.texts import make_calibration, read_texts
 from edgeq.errors import BadInput, EdgeqError
-from edgeq.measuring.evaluate import evaluation_windows, find_export
 from edgeq.measuring.quality import Meter
+from edgeq.measuring.targets import find_export
+from edgeq.measuring.text_kinds import DEFAULT_KIND
+from edgeq.measuring.texts import cut_windows
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 
@@ -174,12 +176,12 @@ def open_bench(arguments: argparse.Namespace) -> Bench:
         sequence_length=arguments.sequence_length,
         seed=SEED,
     )
-    evaluation = evaluation_windows(
+    evaluation = cut_windows(
         [source],
-        arguments.evaluation,
+        [arguments.evaluation or DEFAULT_KIND],
         windows=arguments.windows,
         sequence_length=arguments.sequence_length,
-    )
+    ).ids
     library = LlamaCpp(arguments.libraries, threads=arguments.threads)
     dense = dense_file(library, arguments)
     return Bench(library, arguments, dense, calibration.windows, evaluation)

@@ -10,7 +10,7 @@ from pydoc_data.topics import topics as pydoc_topics
 from typing import Any
 
 from edgeq.calibration.reading import read_text
-from edgeq.measuring.evaluate import EVALUATION_TEXT
+from edgeq.measuring.texts import EVALUATION_TEXT
 from edgeq.recipe import settings as table
 
 Solve = dict[str, Any]

@@ -37,7 +37,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from transformers.utils.logging import disable_progress_bar
 
 from edgeq.calibration.reading import read_text
-from edgeq.measuring.evaluate import EVALUATION_TEXT
+from edgeq.measuring.texts import EVALUATION_TEXT
 
 VOCABULARY = 2048
 SEQUENCE = 256  # tokens per row of a batch

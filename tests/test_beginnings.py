@@ -17,7 +17,7 @@ from edgeq.calibration.self_text import written_windows
 from edgeq.calibration.texts import Text, make_calibration
 from edgeq.calibration.windows import begin_ids, tokenize
 from edgeq.errors import BadInput
-from edgeq.measuring.evaluate import evaluation_windows
+from edgeq.measuring.texts import cut_windows
 
 LENGTH = 24
 CONTENT = TEXT * 40
@@ -78,9 +78,9 @@ def test_every_window_begins_as_in_transformers(tmp_path, kind):
     options = {"samples": 5, "sequence_length": LENGTH, "seed": 3}
     calibrated = make_calibration(source, [Text("t", 1.0, CONTENT)], None, **options).windows
     (tmp_path / "text.txt").write_text(CONTENT)
-    evaluated = evaluation_windows(
-        [source], str(tmp_path / "text.txt"), windows=3, sequence_length=LENGTH
-    )
+    evaluated = cut_windows(
+        [source], [str(tmp_path / "text.txt")], windows=3, sequence_length=LENGTH
+    ).ids
     for windows in (calibrated, evaluated):
         assert windows.shape[1] == LENGTH
         for window in windows:

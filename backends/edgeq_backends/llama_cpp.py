@@ -113,6 +113,12 @@ class LlamaCppLogits:
         ids = self._model.get_vocab().tokenize(text, add_special=False, parse_special=parse_special)
         return [int(token) for token in ids]
 
+    def token_text(self, token: int) -> str | None:
+        """Give the text of a token as the file has it; None for an id outside the vocabulary."""
+        if not 0 <= token < self.vocabulary:
+            return None
+        return str(self._model.get_vocab().get_text(token))
+
     def _context(self, model: Any, tokens: int) -> Any:
         parameters = self._llama.LlamaContextParams()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = tokens

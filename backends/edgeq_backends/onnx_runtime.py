@@ -15,11 +15,19 @@ PROVIDER = "CPUExecutionProvider"
 FILE_NAME = "model.onnx"
 EXACT = 0  # the accuracy level at which ONNX Runtime computes in float32
 EIGHT_BITS = 4  # the one at which it rounds activations, and its own choice for qdq graphs
-NUMPY_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # of a cache
+NUMPY_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+}
+IDS = "input_ids"
+ALL_LOGITS = ("num_logits_to_keep", "logits_to_keep")  # zero asks for those of every token
+FILLED = ("attention_mask", "position_ids", *ALL_LOGITS)
 
 
 class OnnxRuntimeLogits:
-    """A LogitSource over an exported directory or its model.onnx, on the CPU.
+    """A LogitSource over an exported directory or its model.onnx, on the CPU, of any maker.
 
     Every window starts with an empty cache. The graph runs as it ships: at accuracy level 4 ONNX
     Runtime rounds activations to 8 bits. With `exact` it runs at level 0, whatever level it was
@@ -43,14 +51,30 @@ class OnnxRuntimeLogits:
                 f"ONNX Runtime cannot load '{file}': {reason}; export it again or check the path"
             ) from failure
         assert self._session.get_providers()[0] == PROVIDER
+        self._file = file
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         outputs = {value.name: value.shape for value in self._session.get_outputs()}
-        if not {"input_ids", "attention_mask"} <= set(self._inputs) or "logits" not in outputs:
+        if IDS not in self._inputs or "logits" not in outputs:
             raise BadInput(
-                f"'{file}' is not a decoder with a cache, as edgeq writes it; "
-                "give an export of edgeq"
+                f"'{file}' is no decoder: it lacks the input 'input_ids' or the output 'logits'; "
+                "give a graph that predicts tokens from tokens"
             )
-        self.vocabulary = int(outputs["logits"][-1])
+        for value in self._inputs.values():
+            self._check_input(value)
+        stated = outputs["logits"][-1]
+        self.vocabulary = stated if isinstance(stated, int) else None
+
+    def _check_input(self, value: Any) -> None:
+        """Refuse an input that is not filled here.
+
+        Raises: BadInput.
+        """
+        known = value.name in (IDS, *FILLED) or is_empty_cache(value)
+        if not known or value.type not in NUMPY_TYPES:
+            raise BadInput(
+                f"'{self._file}' takes {value.name!r} ({value.type}, {value.shape}); edgeq runs "
+                "graphs of token ids, mask, positions, and a cache in float32 or float16"
+            )
 
     @staticmethod
     def check_installed() -> None:
@@ -63,23 +87,48 @@ class OnnxRuntimeLogits:
         window.
         Raises: BadInput for token ids outside the vocabulary.
         """
-        if windows.size and not 0 <= windows.min() <= windows.max() < self.vocabulary:
+        most = self.vocabulary
+        if windows.size and (windows.min() < 0 or (most is not None and windows.max() >= most)):
             raise BadInput(
                 f"token ids reach from {windows.min()} to {windows.max()}, "
-                f"but the model's vocabulary has {self.vocabulary} tokens; "
-                "use the tokenizer of this model"
+                f"but the model's vocabulary has {most} tokens; use the tokenizer of this model"
             )
         for ids in windows:
-            (found,) = self._session.run(["logits"], self._feeds(ids[np.newaxis].astype(np.int64)))
+            (found,) = self._session.run(["logits"], self._feeds(ids[np.newaxis]))
+            if found.ndim != 3 or found.shape[1] != len(ids):
+                raise BadInput(
+                    f"'{self._file}' gives logits of shape {found.shape} for {len(ids)} tokens; "
+                    "give a graph that predicts at every token"
+                )
             yield found[0].astype(np.float32, copy=False)
 
     def _feeds(self, ids: NumpyArray) -> dict[str, NumpyArray]:
-        empty = {
-            name: np.zeros((1, value.shape[1], 0, value.shape[3]), NUMPY_TYPES[value.type])
-            for name, value in self._inputs.items()
-            if name.startswith("past_key_values.")
-        }
-        return {"input_ids": ids, "attention_mask": np.ones_like(ids), **empty}
+        """Fill every input: the tokens, what follows from their number, and an empty cache.
+
+        Shapes: ids (1, tokens).
+        """
+        filled = {IDS: ids, "attention_mask": np.ones_like(ids)}
+        filled["position_ids"] = np.arange(ids.shape[1])[np.newaxis]
+        feeds = {}
+        for name, value in self._inputs.items():
+            dtype = NUMPY_TYPES[value.type]
+            if name in filled:
+                feeds[name] = filled[name].astype(dtype)
+            elif name in ALL_LOGITS:
+                feeds[name] = np.zeros(value.shape, dtype)
+            else:
+                feeds[name] = np.zeros((1, value.shape[1], 0, value.shape[3]), dtype)
+        return feeds
+
+
+def is_empty_cache(value: Any) -> bool:
+    """Say whether an input is keys or values of earlier tokens, of which there are none at first.
+
+    Their shape is (texts, heads, earlier tokens, head size).
+    """
+    sizes = value.shape
+    fixed = len(sizes) == 4 and all(isinstance(sizes[axis], int) for axis in (1, 3))
+    return fixed and value.name.startswith("past")
 
 
 def open_session(file: Path, *, threads: int = 0, accuracy_level: int | None = EXACT) -> Any:

@@ -3,17 +3,24 @@
 Heavy imports stand inside of the command.
 """
 
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
 from edgeq.commands.choices import MODEL, PATH, RUNTIME
-from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION
+from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION, TEXT
+from edgeq.measuring.text_kinds import ALL_KINDS, DEFAULT_KIND, KINDS
 from edgeq.registry import LOGITS
+
+PAGE_SUFFIXES = (".html", ".htm")
+MADE_BY = b"Made by edgeq"  # stands in every page
 
 
 @click.command(name="evaluate")
-@click.argument("target", type=MODEL)
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...", type=MODEL)
 @click.option(
     "--reference",
     type=MODEL,
@@ -22,22 +29,38 @@ from edgeq.registry import LOGITS
 )
 @click.option(
     "--text",
-    type=PATH,
-    help='Measure on UTF-8 text, or JSON lines or an array with "text" or chat "messages".  '
-    "[default: a text that ships with edgeq]",
+    "texts",
+    type=TEXT,
+    multiple=True,
+    metavar="NAME|FILE",
+    help=f"Measure on a text that ships with edgeq: {', '.join(KINDS)}, or {ALL_KINDS}; or on a "
+    'file of UTF-8 text, or JSON lines or an array with "text" or chat "messages". May be '
+    f"repeated.  [default: {DEFAULT_KIND}]",
 )
 @click.option(
     "--windows",
     type=click.IntRange(1),
     default=16,
     show_default=True,
-    help="Use this many windows of the text.",
+    help="Use this many windows of each text; more make intervals narrower.",
 )
 @click.option(
     "--sequence-length",
     type=click.IntRange(8),
-    help="Read this many tokens per window.  [default: 512, or fewer if the model does]",
+    help="Read this many tokens per window.  [default: 512, or fewer if a model does]",
 )
+@click.option(
+    "--tasks",
+    type=TEXT,
+    multiple=True,
+    metavar="FILE|NAME",
+    help='Answer questions of JSON lines with "question" or "context", "choices" and "answer", or '
+    "a task of lm-eval by its name (extra tasks). May be repeated.",
+)
+@click.option(
+    "--html", "page", type=PATH, metavar="FILE", help="Write the comparison as a web page too."
+)
+@click.option("--force", is_flag=True, help="Replace a page that edgeq wrote before.")
 @click.option(
     "--runtime",
     type=RUNTIME,
@@ -46,34 +69,82 @@ from edgeq.registry import LOGITS
 )
 @BACKEND_OPTION
 @JSON_OPTION
-def evaluate_command(
-    target: str,
+def evaluate_command(  # noqa: PLR0913, PLR0917 (one argument per option)
+    targets: tuple[str, ...],
     reference: str | None,
-    text: Path | None,
+    texts: tuple[str, ...],
     windows: int,
     sequence_length: int | None,
+    tasks: tuple[str, ...],
+    page: Path | None,
+    force: bool,
     runtime: str | None,
     backend: str,
     as_json: bool,
 ) -> None:
-    """Measure the perplexity of TARGET, and how far it is from the original.
+    """Measure the perplexity of TARGETs, and how far they are from the original.
 
-    TARGET is a checkpoint, a model, a GGUF file or the directory of an export.
+    A TARGET is a checkpoint, a model, a GGUF or ONNX file, or a directory of an export: MLX, ONNX,
+    GPTQ or compressed-tensors, of any maker. Each runs in its own runtime. Several are compared on
+    the same windows of text.
 
     \b
-    Example:
+    Examples:
       edgeq evaluate smollm2/gguf --reference demo
+      edgeq evaluate smollm2 theirs-Q4_K_M.gguf --reference demo --text all --html compare.html
     """
-    from edgeq.commands.screen import print_result, show_quality  # noqa: PLC0415
-    from edgeq.measuring.evaluate import evaluate  # noqa: PLC0415
-
-    quality = evaluate(
-        target,
-        reference=reference,
-        backend=backend,
-        text=None if text is None else str(text),
-        windows=windows,
-        sequence_length=sequence_length,
-        runtime=runtime,
+    from edgeq.commands.evaluation_screen import (  # noqa: PLC0415
+        show_comparison,
+        show_measurement,
     )
-    print_result(quality, as_json, show_quality)
+    from edgeq.commands.measuring_progress import watching_windows  # noqa: PLC0415
+    from edgeq.commands.screen import make_console, print_line, print_result  # noqa: PLC0415
+    from edgeq.measuring.evaluate import evaluate_all  # noqa: PLC0415
+
+    write_page = None if page is None else page_writer(page, force=force)
+    console = make_console(stderr=True)
+    with watching_windows(console, plain=as_json) as progress:
+        result = evaluate_all(
+            targets,
+            reference=reference,
+            text=texts,
+            windows=windows,
+            sequence_length=sequence_length,
+            runtime=runtime,
+            backend=backend,
+            tasks=tasks,
+            progress=progress,
+        )
+    if write_page is not None:
+        write_page(result, page)
+    if len(targets) == 1:
+        print_result(result["targets"][0], as_json, show_measurement)
+    else:
+        print_result(result, as_json, show_comparison)
+    if page is not None:
+        print_line(console, f"written: {page}")
+
+
+def page_writer(path: Path, *, force: bool) -> Callable[[Mapping[str, Any], Any], Any]:
+    """Load what writes the page, once the page may be written where it is asked for.
+
+    Raises: BadInput for a file that is there, or that cannot be made.
+    """
+    from edgeq.errors import BadInput  # noqa: PLC0415
+    from edgeq.files.storage import check_output_file  # noqa: PLC0415
+
+    if path.suffix.lower() not in PAGE_SUFFIXES:
+        raise BadInput(f"--html {str(path)!r} is no name of a page; give one that ends in .html")
+    check_output_file(path, force=force, is_own=is_page)
+    write: Callable[[Mapping[str, Any], Any], Any] = import_module(
+        "edgeq.pages.compare_page"
+    ).write_compare_page
+    return write
+
+
+def is_page(path: Path) -> bool:
+    """Say whether a file is a page that edgeq wrote."""
+    try:
+        return MADE_BY in path.read_bytes()
+    except OSError:
+        return False

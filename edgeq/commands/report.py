@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeq.commands.options import BACKEND_OPTION, FORCE_OPTION, JSON_OPTION, PATH
+from edgeq.commands.choices import PATH
+from edgeq.commands.options import BACKEND_OPTION, FORCE_OPTION, JSON_OPTION
 
 if TYPE_CHECKING:
     from edgeq.checkpoint.reader import Checkpoint

@@ -2,10 +2,12 @@
 
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
+from edgeq.files.ownership import MANIFEST_FILE
 from edgeq.measuring.targets import find_export, open_model
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import bits_per_weight
@@ -17,9 +19,10 @@ def inspect_model(name: str) -> dict[str, Any]:
     """List tensors, sizes and bits per weight of whatever a user can name."""
     exported = find_export(name)
     if exported is not None and not find_format(exported.kind).is_model:
+        is_own = (Path(name).expanduser() / MANIFEST_FILE).is_file()
+        read_by = f", which {edgeq_command('verify', name)} reads back" if is_own else ""
         raise BadInput(
-            f"{name!r} is an export of format {exported.kind!r}, which "
-            f"{edgeq_command('verify', name)} reads back; "
+            f"{name!r} is an export of format {exported.kind!r}{read_by}; "
             "to see tensors give the checkpoint it was made from"
         )
     source = open_model(name if exported is None else str(exported.path))

@@ -15,6 +15,7 @@ from edgeq.types import NumpyArray
 
 LARGEST_LOGIT = 1e30  # differences of two such are still numbers of float32
 LARGEST_LOSS = 700.0  # nats; exp of it is still a number
+ROWS_AT_ONCE = 64  # of log probabilities: a large vocabulary takes some ten megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,39 @@ class Quality:
     top1_agreement: float | None = None
 
 
+Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a reference predicts of a window, and how far a target's predictions are from that.
+
+    Shapes: losses (tokens - 1,), of the reference; kl, says and agrees (tokens,).
+    Units: nats.
+    """
+
+    losses: Floats
+    kl: Floats
+    says: Ids
+    agrees: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowQuality:
+    """The quality of one window, token by token; compared is None without a reference.
+
+    losses are those of the second token on; says are the tokens that are predicted first at each.
+
+    Shapes: losses (tokens - 1,); says (tokens,).
+    Units: nats.
+    """
+
+    losses: Floats
+    says: Ids
+    compared: Compared | None = None
+
+
 class Meter:
     """The sums behind `Quality`, added up window by window in float64."""
 
@@ -45,26 +79,20 @@ class Meter:
         Shapes: ids (tokens,); target and reference logits (tokens, vocabulary).
         Raises: BadInput for logits that are not finite, and for models of different vocabularies.
         """
-        check_logits(target, "target")
-        target = log_softmax(target)
-        self.tokens += len(ids)
-        self.predicted += len(ids) - 1
-        self.loss += next_token_loss(target, ids)
-        if reference is None:
+        expected = None if reference is None else predictions(reference, "reference")
+        self.add_window(measure_window(ids, predictions(target, "target"), expected))
+
+    def add_window(self, window: WindowQuality) -> None:
+        """Add what was measured of one window."""
+        self.tokens += len(window.says)
+        self.predicted += len(window.losses)
+        self.loss += float(window.losses.sum())
+        if window.compared is None:
             return
-        if reference.shape != target.shape:
-            raise BadInput(
-                f"target and reference predict {target.shape[1]} and {reference.shape[1]} tokens; "
-                "give the model that the target was made from"
-            )
-        check_logits(reference, "reference")
-        reference = log_softmax(reference)
-        self.compared += len(ids)
-        self.reference_loss += next_token_loss(reference, ids)
-        self.agreed += int((reference.argmax(axis=1) == target.argmax(axis=1)).sum())
-        np.subtract(reference, target, out=target)
-        np.exp(reference, out=reference)
-        self.kl += float(np.einsum("tv,tv->t", reference, target).sum(dtype=np.float64))
+        self.compared += len(window.says)
+        self.reference_loss += float(window.compared.losses.sum())
+        self.agreed += int(window.compared.agrees.sum())
+        self.kl += float(window.compared.kl.sum())
 
     def quality(self) -> Quality:
         """Average what was added.
@@ -127,10 +155,60 @@ def log_softmax(logits: NumpyArray) -> npt.NDArray[np.float32]:
     return shifted
 
 
-def next_token_loss(log_probabilities: NumpyArray, ids: NumpyArray) -> float:
-    """Sum the negative log probabilities of each token given those before it."""
+def predictions(logits: NumpyArray, whose: str) -> npt.NDArray[np.float32]:
+    """Turn logits into log probabilities; what they are made of stays as it is.
+
+    Shapes: (tokens, vocabulary).
+    Raises: BadInput for logits that are not finite.
+    """
+    check_logits(logits, whose)
+    return log_softmax(logits)
+
+
+def measure_window(
+    ids: NumpyArray, target: NumpyArray, reference: NumpyArray | None
+) -> WindowQuality:
+    """Measure one window token by token, given log probabilities.
+
+    Shapes: ids (tokens,); target and reference (tokens, vocabulary).
+    Raises: BadInput for models of different vocabularies.
+    """
+    losses, says = next_token_losses(target, ids), target.argmax(axis=1)
+    if reference is None:
+        return WindowQuality(losses, says)
+    if reference.shape != target.shape:
+        raise BadInput(
+            f"target and reference predict {target.shape[1]} and {reference.shape[1]} tokens; "
+            "give the model that the target was made from"
+        )
+    expected, kl = next_token_losses(reference, ids), divergences(target, reference)
+    likeliest = reference.argmax(axis=1)
+    return WindowQuality(losses, says, Compared(expected, kl, likeliest, likeliest == says))
+
+
+def divergences(target: NumpyArray, reference: NumpyArray) -> Floats:
+    """Compute KL(reference || target) of each token, some rows at a time to save memory.
+
+    Shapes: log probabilities (tokens, vocabulary) -> (tokens,).
+    Units: nats.
+    """
+    found = np.empty(len(target))
+    for start in range(0, len(target), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        terms = np.exp(reference[rows])
+        terms *= reference[rows] - target[rows]
+        found[rows] = terms.sum(axis=1, dtype=np.float64)
+    return found
+
+
+def next_token_losses(log_probabilities: NumpyArray, ids: NumpyArray) -> Floats:
+    """Pick the negative log probability of each token given those before it.
+
+    Shapes: (tokens, vocabulary) and (tokens,) -> (tokens - 1,).
+    """
     picked = log_probabilities[np.arange(len(ids) - 1), ids[1:]]
-    return -float(picked.sum(dtype=np.float64))
+    losses: Floats = -picked.astype(np.float64)
+    return losses
 
 
 def compare(

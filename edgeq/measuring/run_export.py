@@ -16,11 +16,12 @@ from edgeq.calibration.windows import begin_ids, first_windows, tokenize
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput
-from edgeq.measuring.evaluate import EVALUATION_TEXT
+from edgeq.measuring.foreign import Exported
 from edgeq.measuring.manifest import read_manifest
 from edgeq.measuring.quality import compare
 from edgeq.measuring.references import check_reference, opened_checkpoint
-from edgeq.measuring.targets import Exported, check_runtime, find_export, in_runtime, runnable_names
+from edgeq.measuring.targets import check_runtime, find_export, in_runtime, runnable_names
+from edgeq.measuring.texts import EVALUATION_TEXT
 from edgeq.protocols import LogitSource
 from edgeq.registry import LOGITS, find_format, load
 from edgeq.types import NumpyArray, Rounding, ScaleDtype

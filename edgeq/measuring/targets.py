@@ -3,16 +3,27 @@
 Runtimes are backends, found by the registry. Measuring is `edgeq.measuring.evaluate`.
 """
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeq.checkpoint.reader import Checkpoint
-from edgeq.errors import BadInput, reason_of
+from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE
 from edgeq.files.plain_files import refuse_odd_files, what_to_do
+from edgeq.measuring.foreign import (
+    CONFIG_FILE,
+    GENAI_FILE,
+    RUNS,
+    Exported,
+    exported_file,
+    foreign_directory,
+    parts_of,
+    refused_method,
+)
 from edgeq.protocols import LogitSource, ModelSource, TextModel
 from edgeq.registry import (
     ACTIVATIONS,
@@ -30,14 +41,7 @@ from edgeq.sources import open_source
 
 NO_CONFIG = "an export has one beside its weights"
 EXPORT_AGAIN = "export it again"
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """The format of an exported model and what its runtime opens."""
-
-    kind: str
-    path: Path
+TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +62,13 @@ class DescribedDirectory:
 
     @property
     def record(self) -> StatedSizes:
-        config = read_json(self.path / "config.json", missing=NO_CONFIG, mend=EXPORT_AGAIN)
+        config = stated_sizes(self.path)
         stated = [config.get(key) for key in ("vocab_size", "max_position_embeddings")]
         vocabulary, context = (size if is_size(size) else None for size in stated)
         return StatedSizes(self.path.name, vocabulary, context)
 
     def companions(self) -> Mapping[str, bytes]:
-        file = self.path / "tokenizer.json"
+        file = self.path / TOKENIZER_FILE
         try:
             return {file.name: file.read_bytes()} if file.is_file() else {}
         except OSError as error:
@@ -88,22 +92,47 @@ def is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def stated_sizes(folder: Path) -> Mapping[str, Any]:
+    """Read the sizes of an exported model: of its config.json, else as onnxruntime-genai has them.
+
+    Raises: BadInput for a directory without either.
+    """
+    if not (folder / CONFIG_FILE).exists() and (folder / GENAI_FILE).is_file():
+        stated = read_json(folder / GENAI_FILE, mend=EXPORT_AGAIN).get("model")
+        sizes = stated if isinstance(stated, dict) else {}
+        return sizes | {"max_position_embeddings": sizes.get("context_length")}
+    return read_json(folder / CONFIG_FILE, missing=NO_CONFIG, mend=EXPORT_AGAIN)
+
+
+def folder_of(path: Path) -> Path:
+    """Find the directory with the config of an export: its own, or the one that a graph's lies in.
+
+    Repositories of ONNX models hold their graphs one directory below.
+    """
+    folder = path if path.is_dir() else path.parent
+    beside = any((folder / name).is_file() for name in (CONFIG_FILE, GENAI_FILE, TOKENIZER_FILE))
+    is_below = not beside and (folder.parent / CONFIG_FILE).is_file()
+    return folder.parent if is_below else folder
+
+
 def in_runtime(exported: Exported, logits: LogitSource) -> TextModel:
     """Say what an exported file reads: its context may be cut to less than the original's.
 
     A runtime of single files says so itself, others go by config.json.
     """
-    folder = exported.path if exported.path.is_dir() else exported.path.parent
+    folder = folder_of(exported.path)
     context = getattr(logits, "context", None)
-    if context is None and (folder / "config.json").is_file():
+    is_described = any((folder / name).is_file() for name in (CONFIG_FILE, GENAI_FILE))
+    if context is None and is_described:
         return DescribedDirectory(folder)
     return ExportedFile(StatedSizes(exported.path.name, None, context))
 
 
 def described_export(target: str) -> DescribedDirectory:
     """Open the directory that an exported directory or file lies in, for its tokenizer."""
-    path = Path(target).expanduser()
-    return DescribedDirectory(path.parent if path.is_file() else path)
+    exported = find_export(target)
+    path = Path(target).expanduser() if exported is None else exported.path
+    return DescribedDirectory(folder_of(path))
 
 
 def open_model(name: str) -> ModelSource:
@@ -115,29 +144,58 @@ def open_model(name: str) -> ModelSource:
 def open_target(
     target: str, exported: Exported | None, runtime: str, original: ModelSource | None
 ) -> ModelSource | None:
-    """Open a target's tensors, or only its tokenizer, where needed and readable; else None."""
+    """Open a target's tensors, or only its tokenizer, where needed and readable; else None.
+
+    Raises: BadInput for weights that are packed as no runtime here runs them.
+    """
     if exported is None:
-        return open_model(target)
+        method = refused_method(Path(target).expanduser())
+        try:
+            return open_model(target)
+        except (BadInput, UnsupportedModel) as error:
+            if method is None:
+                raise
+            raise BadInput(
+                f"{target!r}: its weights are packed by {method!r}, which nothing here runs; "
+                f"give an export for one of these: {RUNS}"
+            ) from error
     if find_format(exported.kind).is_model and (runtime in ACTIVATIONS or original is None):
         return open_source(str(exported.path))
     return None
 
 
 def find_export(name: str) -> Exported | None:
-    """Find the exported model that a target names: a single file, or the directory of an export."""
+    """Find the exported model that a target names: a single file, or the directory of an export.
+
+    Without a manifest of edgeq's it is recognised by what lies in it.
+
+    Raises: BadInput for one part of several, and for several models to choose from.
+    """
     path = Path(name).expanduser()
     suffixes = {each.suffix: each.name for each in all_formats() if each.suffix}
     if path.suffix.lower() in suffixes and path.is_file():
-        return Exported(suffixes[path.suffix.lower()], path)
+        return exported_file(path, suffixes[path.suffix.lower()])
     if not (path / MANIFEST_FILE).is_file():
-        return None
+        return foreign_directory(path)
     kind = read_json(path / MANIFEST_FILE, mend=EXPORT_AGAIN).get("format")
     if not isinstance(kind, str) or kind not in FORMATS:
-        return None
+        return foreign_directory(path)
     refuse_odd_files(path)
     suffix = find_format(kind).suffix
     files = sorted(path.glob(f"*{suffix}")) if suffix else [path]
     return Exported(kind, files[0]) if files else None
+
+
+def bytes_of_export(exported: Exported) -> int:
+    """Count the bytes of the files that hold the weights of an export."""
+    path = exported.path
+    if path.is_dir():
+        files = list(path.glob("*.safetensors"))
+    elif exported.kind == "gguf":
+        files = parts_of(path)
+    else:
+        files = [each for each in path.parent.glob(f"{glob.escape(path.name)}*") if each.is_file()]
+    return sum(each.stat().st_size for each in files)
 
 
 def choose_runtime(

@@ -263,7 +263,12 @@ class CalibrationStreams:
 
 
 class BlockwiseLogits:
-    """Predictions of any ModelSource, block by block: one block has weights at a time."""
+    """Predictions of any ModelSource, block by block: one block has weights at a time.
+
+    watch is told after each block how many of them are done, and how many there are.
+    """
+
+    watch: Callable[[int, int], None] | None = None
 
     def __init__(self, model: BlockwiseModel) -> None:
         self._model = model
@@ -281,5 +286,7 @@ class BlockwiseLogits:
                     self._model.run_block(index, batch, states)
                     for batch, states in enumerate(hidden)
                 ]
+            if self.watch is not None:
+                self.watch(index + 1, len(self._model.places))
         for of_batch in self._model.logits(batches, hidden):
             yield from of_batch

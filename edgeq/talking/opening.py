@@ -1,8 +1,8 @@
 """Open what a target names in its own runtime, so that it writes text."""
 
 from edgeq.errors import BadInput, EdgeqError, NotInstalled, reason_of
+from edgeq.measuring.foreign import Exported
 from edgeq.measuring.targets import (
-    Exported,
     check_runtime,
     choose_runtime,
     find_export,
