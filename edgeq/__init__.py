@@ -1,33 +1,102 @@
-"""edgeq: quantize language models for laptops and phones; solve once, export everywhere."""
+"""edgeq: quantize language models for laptops and phones; solve once, export everywhere.
 
+The functions do what the commands of the same names do. They print nothing and install no handlers
+of signals; how far they are is told to a callback, and what they refuse is an `EdgeqError`.
+
+    import edgeq
+
+    run = edgeq.quantize("demo", "smollm2", export="gguf", evaluate=True)
+    print(run.sizes, run.quality.kl)
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from edgeq.errors import BadInput, EdgeqError, NotInstalled, NotPositiveDefinite, UnsupportedModel
 from edgeq.version import __version__
 
 if TYPE_CHECKING:
+    from edgeq.api.evaluating import evaluate
+    from edgeq.api.exporting import export, formats, verify
+    from edgeq.api.layer import SolvedLayer, quantize_layer
+    from edgeq.api.opening import Model, open
+    from edgeq.api.progress import Progress
+    from edgeq.api.quantizing import allocate, plan, quantize
+    from edgeq.api.results import (
+        Allocation,
+        ExportResult,
+        FormatRow,
+        Plan,
+        Quality,
+        RunResult,
+        Verification,
+    )
     from edgeq.types import Grid, LayerStatistics, QuantizedLinear
 
 __all__ = [
+    "Allocation",
     "BadInput",
     "EdgeqError",
+    "ExportResult",
+    "FormatRow",
     "Grid",
     "LayerStatistics",
+    "Model",
     "NotInstalled",
     "NotPositiveDefinite",
+    "Plan",
+    "Progress",
+    "Quality",
     "QuantizedLinear",
+    "RunResult",
+    "SolvedLayer",
     "UnsupportedModel",
+    "Verification",
     "__version__",
+    "allocate",
+    "evaluate",
+    "export",
+    "formats",
+    "open",
+    "plan",
+    "quantize",
+    "quantize_layer",
+    "verify",
 ]
+
+_MEMBERS = {
+    "edgeq.api.evaluating": ("evaluate",),
+    "edgeq.api.exporting": ("export", "formats", "verify"),
+    "edgeq.api.layer": ("SolvedLayer", "quantize_layer"),
+    "edgeq.api.opening": ("Model", "open"),
+    "edgeq.api.progress": ("Progress",),
+    "edgeq.api.quantizing": ("allocate", "plan", "quantize"),
+    "edgeq.api.results": (
+        "Allocation",
+        "ExportResult",
+        "FormatRow",
+        "Plan",
+        "Quality",
+        "RunResult",
+        "Verification",
+    ),
+    "edgeq.types": ("Grid", "LayerStatistics", "QuantizedLinear"),
+}
+"""Where the members lie that are imported when they are asked for."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import types when they are asked for.
+    """Import what is asked for, and keep it.
 
-    They come with NumPy, which takes longer to import than --help may take.
+    It comes with NumPy, which takes longer to import than --help may take.
     """
-    if name not in __all__:
-        raise AttributeError(f"module 'edgeq' has no attribute {name!r}")
-    from edgeq import types  # noqa: PLC0415
+    for module, members in _MEMBERS.items():
+        if name in members:
+            found = getattr(import_module(module), name)
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module 'edgeq' has no attribute {name!r}")
 
-    return getattr(types, name)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

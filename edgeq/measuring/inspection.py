@@ -15,8 +15,11 @@ from edgeq.registry import find_format
 from edgeq.words import edgeq_command
 
 
-def inspect_model(name: str) -> dict[str, Any]:
-    """List tensors, sizes and bits per weight of whatever a user can name."""
+def open_named(name: str) -> ModelSource:
+    """Open whatever has tensors to look at: a model, a checkpoint, an export that is a model.
+
+    Raises: BadInput, UnsupportedModel, NotInstalled.
+    """
     exported = find_export(name)
     if exported is not None and not find_format(exported.kind).is_model:
         is_own = (Path(name).expanduser() / MANIFEST_FILE).is_file()
@@ -25,7 +28,12 @@ def inspect_model(name: str) -> dict[str, Any]:
             f"{name!r} is an export of format {exported.kind!r}{read_by}; "
             "to see tensors give the checkpoint it was made from"
         )
-    source = open_model(name if exported is None else str(exported.path))
+    return open_model(name if exported is None else str(exported.path))
+
+
+def inspect_model(name: str) -> dict[str, Any]:
+    """List tensors, sizes and bits per weight of whatever a user can name."""
+    source = open_named(name)
     result = {
         "model": source.record.name,
         "kind": "quantized checkpoint" if isinstance(source, Checkpoint) else "model",
