@@ -9,18 +9,23 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 REASON = re.compile(r'no-run="([^"]+)"')
+TITLE = re.compile(r'title="([^"]+)"')
 PROGRAM = "edgeq"
 RUNNER = ("uv", "run")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, why it cannot run here (None: it can), and its text."""
+    """A fenced block: its language, why it cannot run here (None: it can), and its text.
+
+    A block with a file is what readers write into that file.
+    """
 
     page: str
     line: int
     language: str
     reason: str | None
+    file: str | None
     text: str
 
     @property
@@ -41,9 +46,10 @@ def read(page: str) -> str:
 def blocks(page: str) -> Iterator[Block]:
     text = read(page)
     for found in FENCE.finditer(text):
-        reason = REASON.search(found[2])
+        reason, title = REASON.search(found[2]), TITLE.search(found[2])
         line = text.count("\n", 0, found.start()) + 1
-        yield Block(page, line, found[1], reason[1] if reason else None, found[3])
+        why, file = (each[1] if each else None for each in (reason, title))
+        yield Block(page, line, found[1], why, file, found[3])
 
 
 def lines(block: Block) -> Iterator[list[str]]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import shutil
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -37,7 +38,8 @@ LESS = {
     "allocate": SHORT,
     "imatrix": SHORT,
     "evaluate": ["--windows", "2", "--sequence-length", "32"],
-    "generate": ["--most-tokens", "4"],
+    "generate": ["--max-tokens", "4"],
+    "chat": ["--max-tokens", "4"],
 }
 """What the test adds to a command so that it takes a second."""
 INDEPENDENT = "docs/reference/commands.md"
@@ -48,7 +50,9 @@ DEFAULT = {"README.md", "docs/quickstart.md", "docs/run/llama-cpp.md", "docs/run
 
 def to_run(page):
     return [
-        block for block in blocks(page) if block.language in ("sh", "python") and not block.reason
+        block
+        for block in blocks(page)
+        if block.file or (block.language in ("sh", "python") and not block.reason)
     ]
 
 
@@ -88,6 +92,7 @@ def desk(shelf, tmp_path, monkeypatch, one_thread):
     shutil.copytree(shelf / "Llama-3.2-1B", tmp_path / "Llama-3.2-1B")
     shutil.copy(shelf / "book.txt", tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))  # what chat is told
     monkeypatch.setattr(demo, "find_demo", lambda: shelf / demo.DEMO_FILE)
     monkeypatch.setattr(reading, "resources", SimpleNamespace(files=lambda _: shelf))
     return tmp_path
@@ -97,7 +102,9 @@ def desk(shelf, tmp_path, monkeypatch, one_thread):
 def test_the_examples_run(page, desk):
     names = {}
     for block in to_run(page):
-        if block.language == "python":
+        if block.file:
+            (desk / block.file).write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
             run_python(block, names)
         else:
             for words in lines(block):
