@@ -83,10 +83,11 @@ def types_table() -> str:
     rows = []
     for kind, theirs, own in compared(of_types()):
         megabytes = f"{theirs['bytes'] / 1e6:.{0 if theirs['bytes'] >= 1e7 else 2}f} MB"
-        size = f"{theirs['bits_per_weight']:.2f} bits, {megabytes}"
+        size = (f"{theirs['bits_per_weight']:.2f}", megabytes)
         quality = (shown(theirs["kl"]), shown(own["kl"]) if own else "")
-        rows.append((f"`{kind}`", size, *quality, USES[kind]))
-    return markdown(("type", "size", "KL llama.cpp", "KL edgeq", "for what"), rows)
+        rows.append((f"`{kind}`", *size, *quality, USES[kind]))
+    header = ("type", "bits per weight", "file", "KL llama.cpp", "KL edgeq", "for what")
+    return markdown(header, rows)
 
 
 def small_table() -> str:
