@@ -47,9 +47,10 @@ for settings in ({"toy_turns": 10}, {"toy_turn": 1}):
 def copy(tmp_path_factory):
     """A copy of edgeq, its documents and the script that writes them, with one more setting."""
     folder = tmp_path_factory.mktemp("copy")
-    for name in ("edgeq", "docs", "scripts", "benchmarks/results"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for name in ("edgeq", "docs", "scripts", "benchmarks"):
+        ignored = shutil.ignore_patterns("__pycache__", "data")
+        shutil.copytree(ROOT / name, folder / name, ignore=None if name == "edgeq" else ignored)
+    shutil.copy(ROOT / "README.md", folder)
     table = folder / "edgeq" / "recipe" / "settings.py"
     text = table.read_text(encoding="utf-8")
     assert text.count(BEFORE) == 1
@@ -86,10 +87,12 @@ def test_commands_have_an_option_for_a_new_setting(copy):
 
 def test_documents_have_a_line_for_a_new_setting(copy):
     stale = run(copy, "scripts/document", "--check")
-    assert (stale.returncode, stale.stderr.count("cli.md")) == (1, 1)
+    assert (stale.returncode, "settings.md" in stale.stderr) == (1, True)
+    assert "commands.md" in stale.stderr
     assert run(copy, "scripts/document").returncode == 0
     assert run(copy, "scripts/document", "--check").returncode == 0
-    text = (copy / "docs" / "cli.md").read_text(encoding="utf-8")
+    pages = copy / "docs" / "reference"
+    text = (pages / "settings.md").read_text(encoding="utf-8")
     row = next(line for line in text.splitlines() if line.startswith("| `toy_turns`"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == [
@@ -100,7 +103,8 @@ def test_documents_have_a_line_for_a_new_setting(copy):
         "Turn the toy this often.",
         "a turn each",
     ]
-    assert "| `--toy-turns INTEGER` | Turn the toy this often. [default: 2; fast: 1] |" in text
+    text = (pages / "commands.md").read_text(encoding="utf-8")
+    assert "| `--toy-turns INTEGER` | Turn the toy this often. \\[default: 2; fast: 1] |" in text
 
 
 COSTLIER = {
