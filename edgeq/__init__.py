@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         RunResult,
         Verification,
     )
+    from edgeq.api.settings import FormatOptions, LayerSettings, RunSettings
     from edgeq.types import Grid, LayerStatistics, QuantizedLinear
 
 __all__ = [
@@ -38,8 +39,10 @@ __all__ = [
     "BadInput",
     "EdgeqError",
     "ExportResult",
+    "FormatOptions",
     "FormatRow",
     "Grid",
+    "LayerSettings",
     "LayerStatistics",
     "Model",
     "NotInstalled",
@@ -49,6 +52,7 @@ __all__ = [
     "Quality",
     "QuantizedLinear",
     "RunResult",
+    "RunSettings",
     "SolvedLayer",
     "UnsupportedModel",
     "Verification",
@@ -80,6 +84,7 @@ _MEMBERS = {
         "RunResult",
         "Verification",
     ),
+    "edgeq.api.settings": ("FormatOptions", "LayerSettings", "RunSettings"),
     "edgeq.types": ("Grid", "LayerStatistics", "QuantizedLinear"),
 }
 """Where the members lie that are imported when they are asked for."""
