@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgeq.api.quantizing import allocate, plan, quantize
     from edgeq.api.results import (
         Allocation,
+        Comparison,
         ExportResult,
         FormatRow,
         Plan,
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
         Verification,
     )
     from edgeq.api.settings import FormatOptions, LayerSettings, RunSettings
+    from edgeq.api.talking import generate
     from edgeq.types import Grid, LayerStatistics, QuantizedLinear
 
 __all__ = [
     "Allocation",
     "BadInput",
+    "Comparison",
     "EdgeqError",
     "ExportResult",
     "FormatOptions",
@@ -61,6 +64,7 @@ __all__ = [
     "evaluate",
     "export",
     "formats",
+    "generate",
     "open",
     "plan",
     "quantize",
@@ -77,6 +81,7 @@ _MEMBERS = {
     "edgeq.api.quantizing": ("allocate", "plan", "quantize"),
     "edgeq.api.results": (
         "Allocation",
+        "Comparison",
         "ExportResult",
         "FormatRow",
         "Plan",
@@ -85,6 +90,7 @@ _MEMBERS = {
         "Verification",
     ),
     "edgeq.api.settings": ("FormatOptions", "LayerSettings", "RunSettings"),
+    "edgeq.api.talking": ("generate",),
     "edgeq.types": ("Grid", "LayerStatistics", "QuantizedLinear"),
 }
 """Where the members lie that are imported when they are asked for."""

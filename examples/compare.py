@@ -8,6 +8,7 @@ import sys
 import edgeq
 
 original, *targets = sys.argv[1:]
-for target in targets:
-    found = edgeq.evaluate(target, reference=original, windows=4)
-    print(f"{target}: KL divergence {found.kl:.4f}, same top token {found.top1_agreement:.1%}")
+compared = edgeq.evaluate(targets, reference=original, windows=8)
+for found in compared.targets:
+    low, high = found.intervals["kl"]
+    print(f"{found.target}: KL divergence {found.kl:.4f} ({low:.4f} to {high:.4f})")

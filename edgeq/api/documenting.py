@@ -6,7 +6,7 @@ Editors read these arguments from the types, which are written out; `help()` and
 
 import inspect
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 from edgeq.api.arguments import in_python_words
@@ -19,18 +19,20 @@ MARK = "        KEYWORDS\n"
 """The line of a docstring that the list of keyword arguments takes the place of."""
 
 
-def documented(keywords: type, names: Collection[str] = ()) -> Callable[[Function], Function]:
+def documented(
+    keywords: type, names: Collection[str] = (), table: Mapping[str, Argument] = ARGUMENTS
+) -> Callable[[Function], Function]:
     """Write the keyword arguments of a function into its signature and help.
 
     keywords is the `TypedDict` that types them, names are those of the function's own that the
-    list in its help describes too.
+    list in its help describes too. table describes those that are no settings.
     """
 
     def write(function: Function) -> Function:
         hints = get_type_hints(keywords)
-        ordered = [name for name in ARGUMENTS if name in hints]
-        ordered += [name for name in hints if name not in ARGUMENTS]
-        described = {name: describe(name) for name in (*ordered, *names)}
+        ordered = [name for name in table if name in hints]
+        ordered += [name for name in hints if name not in table]
+        described = {name: table.get(name) or describe(name) for name in (*ordered, *names)}
         own = inspect.signature(function)
         fixed = [
             parameter

@@ -71,11 +71,6 @@ class Model:
         return dict(self._source.record.config())
 
     @property
-    def is_quantized(self) -> bool:
-        """Say whether this is a checkpoint that edgeq wrote."""
-        return self._checkpoint is not None
-
-    @property
     def grids(self) -> dict[str, Grid]:
         """Return the grid of each quantized tensor by name."""
         if self._checkpoint is None:
@@ -108,6 +103,11 @@ class Model:
         """Count the bytes of the files that hold the weights."""
         return self._source.stored_bytes()
 
+    def is_quantized(self, name: str) -> bool:
+        """Say whether a tensor has codes and scales."""
+        known = self._known(name)
+        return self._checkpoint is not None and self._checkpoint.grid(known) is not None
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor as the model has it."""
         return self._source.shape(self._known(name))
@@ -122,7 +122,7 @@ class Model:
         Shapes: codes (out, in) uint8; scales and offsets (out, groups) float32.
         Raises: KeyError for an unknown name, BadInput for a tensor without codes.
         """
-        if self._checkpoint is None or self._checkpoint.grid(self._known(name)) is None:
+        if self._checkpoint is None or not self.is_quantized(name):
             raise BadInput(
                 f"tensor {name!r} of {self.name!r} has no codes, it is {self.stored_as(name)}; "
                 "`grids` names the tensors that have some"
@@ -169,8 +169,8 @@ class Model:
         return str(self.path)
 
     def __repr__(self) -> str:
-        kind = "checkpoint" if self.is_quantized else "model"
-        of_codes = f", {len(self.grids)} of them quantized" if self.is_quantized else ""
+        kind = "model" if self._checkpoint is None else "checkpoint"
+        of_codes = "" if self._checkpoint is None else f", {len(self.grids)} of them quantized"
         return (
             f"<{kind} {self.name!r} in {str(self.path)!r}: {len(self)} tensors{of_codes}, "
             f"{show_size(self.stored_bytes)}>"

@@ -2,38 +2,42 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
+from edgeq.run.pipeline import SOLVING
 from edgeq.solving.report import LayerReport
 
-Activity = Literal["writing text", "measuring types", "quantizing", "evaluating"]
+QUANTIZING = "quantizing"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a function has come, as its `progress` callback is told.
 
-    what is done at the moment: "writing text" (calibration text that the model writes, in tokens),
-    "measuring types" (for a budget, in blocks), "quantizing" (in blocks) or "evaluating" (in
-    windows). done of total units are ready; a run that is continued starts above 0. layer is the
-    report of a layer that has just been solved, None in all other events.
+    what is being done: "quantizing" (counted in blocks), "writing text" (calibration text that the
+    model writes, in tokens), "measuring types" (for a budget, in blocks), "evaluating" (in windows
+    of all models), or a step that is not counted, such as "loading the model", whose total is 0.
+    done of total units are ready; a run that is continued starts above 0. layer is the report of a
+    layer that has just been solved, None in all other events. model says which model is evaluated,
+    and is empty elsewhere.
     """
 
-    what: Activity
-    done: int
-    total: int
-    unit: Literal["tokens", "blocks", "windows"]
+    what: str
+    done: int = 0
+    total: int = 0
+    unit: str = ""
     layer: LayerReport | None = None
+    model: str = ""
 
     @property
     def share(self) -> float:
-        """Return what is done of the total, 0 to 1."""
-        return self.done / self.total if self.total else 1.0
+        """Return what is done of the total, 0 to 1; 0 for what is not counted."""
+        return self.done / self.total if self.total else 0.0
 
     def __str__(self) -> str:
         """Write one line, such as "quantizing: 3 of 30 blocks"."""
-        layer = "" if self.layer is None else f", {self.layer.name}"
-        return f"{self.what}: {self.done} of {self.total} {self.unit}{layer}"
+        counted = f": {self.done} of {self.total} {self.unit}" if self.total else ""
+        about = self.model if self.layer is None else self.layer.name
+        return f"{self.what}{counted}{', ' if about else ''}{about}"
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -51,25 +55,29 @@ class Teller:
         self._blocks = 0
         self._done = 0
 
-    def wrote(self, tokens: int, total: int) -> None:
-        self._tell(Progress("writing text", tokens, total, "tokens"))
-
-    def measured(self, blocks: int, total: int) -> None:
-        self._tell(Progress("measuring types", blocks, total, "blocks"))
+    def progressed(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Tell of a step, whose words end with the unit that it is counted in, if any."""
+        if what == SOLVING:
+            self._tell(Progress(QUANTIZING, done, total, "blocks"))
+        elif total:
+            step, _, unit = what.partition(", ")
+            self._tell(Progress(step, done, total, f"{unit}s" if unit else ""))
+        else:
+            self._tell(Progress(what))
 
     def begin(self, blocks: int, done: int) -> None:
         self._blocks, self._done = blocks, done
-        self._tell(Progress("quantizing", done, blocks, "blocks"))
 
     def solved(self, report: LayerReport) -> None:
-        self._tell(Progress("quantizing", self._done, self._blocks, "blocks", report))
+        self._tell(Progress(QUANTIZING, self._done, self._blocks, "blocks", report))
 
     def finished_block(self, index: int) -> None:
         self._done = index + 1
-        self._tell(Progress("quantizing", self._done, self._blocks, "blocks"))
+        self._tell(Progress(QUANTIZING, self._done, self._blocks, "blocks"))
 
-    def evaluated(self, windows: int, total: int) -> None:
-        self._tell(Progress("evaluating", windows, total, "windows"))
+    def evaluated(self, model: str, done: int, total: int) -> None:
+        """Tell of windows that a model has run over."""
+        self._tell(Progress("evaluating", done, total, "windows", model=model))
 
     def _tell(self, event: Progress) -> None:
         if self._progress is not None:

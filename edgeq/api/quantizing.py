@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Unpack
 
 from edgeq.api.arguments import PathLike, path_of, python_words, switch_of
+from edgeq.api.closing import close_run
 from edgeq.api.documenting import documented
 from edgeq.api.progress import ProgressCallback, Teller
 from edgeq.api.request import ARGUMENTS, PlanArguments, RunArguments, read_request
@@ -19,7 +20,7 @@ from edgeq.run.asked import (
     prepare_run,
     run_asked,
 )
-from edgeq.run.finished import finish_run, measured
+from edgeq.run.finished import finish_run
 from edgeq.run.spending import Place
 
 AGAIN = "the same call with resume=True"
@@ -66,9 +67,10 @@ def quantize(
     asked, job, _ = prepare_run(asked)
     job, checkpoint = run_asked(asked, job, teller, again=AGAIN)
     with keeping(checkpoint):
-        finished = finish_run(job, checkpoint, asked.model)
-        if asked.evaluated:
-            finished = measured(finished, checkpoint, asked.backend)
+        finished = finish_run(job, checkpoint, asked.model, teller.progressed)
+        finished = close_run(
+            finished, checkpoint, teller, evaluated=asked.evaluated, backend=asked.backend
+        )
     return RunResult.from_run(finished)
 
 

@@ -3,7 +3,7 @@
 Those that stand for something on disk may be given where a path is: `edgeq.evaluate(run)`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ class Quality:
     runtime is what ran it, reference the library that computed the original. perplexity is that of
     the text. kl is the mean KL divergence from the original in nats per token (0 is equal),
     top1_agreement the share of tokens whose likeliest next token is the same, 0 to 1; they are None
-    without an original. details has all of `edgeq evaluate --json`.
+    without an original. intervals are those that hold the true value in 95 of 100 cases, by name.
+    details has all of `edgeq evaluate --json`.
     """
 
     target: str
@@ -31,6 +32,7 @@ class Quality:
     reference_perplexity: float | None
     kl: float | None
     top1_agreement: float | None
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -45,6 +47,7 @@ class Quality:
             found["reference_perplexity"],
             found["kl"],
             found["top1_agreement"],
+            dict(found["intervals"]),
             dict(found),
         )
 
@@ -59,13 +62,37 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class Comparison:
+    """Several models on the same windows of text: the quality of each, and every two compared.
+
+    reference is the library that computed the original. pairs have "a", "b", "kl_difference" and
+    its 95 % interval. details has all of `edgeq evaluate --json`.
+    """
+
+    reference: str | None
+    targets: tuple[Quality, ...]
+    pairs: tuple[Mapping[str, Any], ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_plain(cls, found: Mapping[str, Any]) -> "Comparison":
+        """Make one of what `edgeq evaluate --json` prints of several targets."""
+        targets = tuple(map(Quality.from_plain, found["targets"]))
+        return cls(found["reference"], targets, tuple(found["pairs"]), dict(found))
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self.targets))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class RunResult:
     """A finished run: what was written where, how large it is and how well it came out.
 
     output is the checkpoint's directory, exports what a runtime is given, by format. sizes are in
     bytes by what they are of, seconds are of wall-clock time by stage. grids counts matrices by
     part of the model and grid. report has every layer with its errors. notes say what was not done
-    as usual. quality is None unless evaluate=True.
+    as usual, advice what of it can be done better. quality and answers (what the original and the
+    result wrote behind a prompt) are there with evaluate=True. page is the report for a browser.
     """
 
     model: str
@@ -76,8 +103,11 @@ class RunResult:
     grids: Mapping[str, Mapping[str, int]]
     report: RunReport
     notes: tuple[str, ...]
+    advice: tuple[str, ...]
     seconds: Mapping[str, float]
     quality: Quality | None
+    answers: tuple[Mapping[str, str], ...]
+    page: Path | None
     details: Mapping[str, Any] = field(default_factory=dict)
     """All of `edgeq quantize --json`."""
 
@@ -94,8 +124,11 @@ class RunResult:
             dict(finished.grids),
             finished.report,
             tuple(finished.notes),
+            tuple(finished.advice),
             dict(finished.seconds),
             None if quality is None else Quality.from_plain(quality),
+            tuple(finished.answers),
+            finished.page,
             finished.plain(),
         )
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from edgeq.api.arguments import check_names, plain, short, texts_of
 from edgeq.errors import BadInput
-from edgeq.protocols import FormatOption
+from edgeq.format_parts import FormatOption
 from edgeq.recipe.recipe import settings_over
 from edgeq.recipe.settings import PRESETS, TABLE, Setting
 from edgeq.recipe.type_names import check_type_alone

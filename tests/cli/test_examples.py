@@ -36,7 +36,10 @@ def words(quantized, saved_model, text_file, tmp_path):
             [saved_model, "120KB", tmp_path / "chosen.toml", text_file],
             r"to quantize with it: .*chosen\.toml",
         ),
-        "compare.py": ([saved_model, quantized.output, gguf], r"KL divergence 0\.\d+, same top"),
+        "compare.py": (
+            [saved_model, quantized.output, gguf],
+            r"KL divergence 0\.\d+ \(0\.\d+ to 0\.\d+\)",
+        ),
         "export_all.py": ([quantized.output], r"compressed-tensors: as it was written$"),
         "look_inside.py": (
             [quantized.output, saved_model],
@@ -44,6 +47,7 @@ def words(quantized, saved_model, text_file, tmp_path):
         ),
         "one_layer.py": ([], r"rounded: \d\.\d+% of the output's energy is lost"),
         "run_onnx.py": ([onnx, "It's 2026"], r".*"),
+        "talk.py": ([gguf, "It's 2026"], r".*"),
     }
 
 

@@ -115,7 +115,7 @@ def test_an_opened_checkpoint_gives_codes_and_what_they_stand_for(run):
 
 def test_an_opened_model_gives_its_tensors_and_has_no_codes(saved_model):
     model = edgeq.open(saved_model)
-    assert not model.is_quantized
+    assert not any(map(model.is_quantized, model))
     assert model.report is None
     assert model.grids == {}
     with pytest.raises(edgeq.BadInput, match="has no codes, it is F32"):
@@ -164,7 +164,7 @@ def test_ctrl_c_in_the_callback_keeps_blocks_and_resume_goes_on(
     again = edgeq.quantize(
         saved_model, tmp_path / "out", **words, resume=True, progress=done.append
     )
-    assert done[0].done == 1
+    assert next(e.done for e in done if e.what == "quantizing") == 1
     assert contents(again.output) == contents(run.output)
 
 
@@ -197,7 +197,7 @@ WRONG = [
     ({"type": "Q4_K", "bits": 4}, r"type = Q4_K says bits, .* leave out bits"),
     ({"quality": "great"}, r"quality = 'great': expected one of fast, balanced, best"),
     ({"zeros": "none"}, r"zeros = 'none': expected one of"),
-    ({"export": "ggml"}, r"format 'ggml' is not known; choose one of gguf"),
+    ({"export": "ggml"}, r"format 'ggml' is not known; .*choose one of gguf"),
     ({"export": 5}, r"export = 5: expected a str, or a list of them"),
     ({"export": [b"gguf"]}, r"export = b'gguf': expected a text"),
     ({"calibration": {"a.txt": 1}}, r"calibration = .*: expected a str, or a list of them"),
