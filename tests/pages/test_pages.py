@@ -53,7 +53,7 @@ def test_the_first_lines_say_what_became_of_the_model_in_plain_words(full_run):
     assert "Its first choice for the next token is another one in 1 of 8 cases" in text
     assert "KL divergence 0.0865 nats per token, 0.0800 to 0.0900" in text
     assert "Bits per weight 4.62 4.50 in linear layers" in text
-    assert "Perplexity 31.500 the original has 30.250" in text
+    assert "Perplexity 31.50 the original has 30.25" in text
     assert "Why? Original Because. Quantized As." in text
     assert "At most 900 MB of memory were in use" in text and "Time, 78 s in all" in text
     assert "Not measured" not in text
@@ -202,7 +202,7 @@ def test_measurements_with_gaps_are_shown_as_far_as_they_go(make_run):
     gaps = {"kl": None, "intervals": {"kl": None}, "windows": [{}], "by_position": [{}, {"kl": 1}]}
     gaps |= {"worst_tokens": [{}], "texts": [{}], "tasks": [{}], "top1_agreement": None}
     page = run_page(make_run("gaps", None, Measured(quality(**gaps), [{}], {})))
-    assert "Perplexity 31.500" in words(page) and "None" not in words(page)
+    assert "Perplexity 31.50" in words(page) and "None" not in words(page)
     assert "position" not in drawn(page)
 
 
@@ -264,6 +264,8 @@ def test_a_measurement_of_today_without_reference_makes_a_page():
         (["run/gguf", "run/mlx", "other/onnx"], ["run/gguf", "run/mlx", "other/onnx"]),
         (["x", "x", "x"], ["x", "x (2)", "x (3)"]),
         (["x.gguf", "a/x.gguf"], ["x.gguf", "a/x.gguf"]),
+        (["a/gguf/model.gguf", "b/model.gguf"], ["a/gguf/model.gguf", "b/model.gguf"]),
+        (["a/b/model.gguf"], ["b/model.gguf"]),
         (["gguf", ""], ["gguf", ""]),
         (["/", "/a"], ["/", "a"]),
     ],
@@ -311,7 +313,9 @@ def test_kinds_have_short_names_that_tell_them_apart():
         (shown.percent, 0.008, "0.80%"),
         (shown.seconds, 75, "75 s"),
         (shown.seconds, 600, "10 min"),
-        (shown.perplexity, 12345.6, "1.235e+04"),
+        (shown.perplexity, 21.3456, "21.35"),
+        (shown.perplexity, 12345.6, "12,346"),
+        (shown.perplexity, 1e9, "1.00e+09"),
     ],
 )
 def test_numbers_are_written_for_people(write, number, text):
@@ -367,3 +371,22 @@ def contrast(first, second):
 
     dark, bright = sorted((luminance(first), luminance(second)))
     return (bright + 0.05) / (dark + 0.05)
+
+
+def test_several_models_are_compared_text_by_text_and_one_in_all_numbers():
+    texts = [{"name": name, "tokens": 9, "kl": kl, "perplexity": 8.5} for name, kl in TEXTS.items()]
+    one, other = quality("one.gguf", texts=texts), quality("other.gguf", texts=texts[:1])
+    assert "KL on one.gguf other.gguf code 0.5000 0.5000 prose 0.2500 -" in words(
+        compare_page({"targets": [one, other]})
+    )
+    alone = words(compare_page({"targets": [one]}))
+    assert "code 9 0.5000 8.500 - - prose 9 0.2500 8.500 - -" in alone
+
+
+TEXTS = {"code": 0.5, "prose": 0.25}
+
+
+def test_a_perplexity_stands_beside_the_originals_with_the_interval_of_their_ratio():
+    ratio = {"perplexity_ratio": 1.0413, "intervals": {"perplexity_ratio": [1.03, 1.05]}}
+    text = words(compare_page(quality(**ratio)))
+    assert "Perplexity 31.50 1.041 times the original's 30.25, 1.03 to 1.05" in text
