@@ -6,9 +6,9 @@ A measurement is what `edgeq evaluate --json` prints. Whatever it lacks is left 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
+from edgeq.measuring.anchors import verdict
 from edgeq.pages import shown
 from edgeq.pages.charts import Axis, Chart, Series, Table, View, shortened, spans_decades
 
@@ -65,14 +65,7 @@ def beside_original(quality: Quality) -> str:
 
 def verdict_of(quality: Quality) -> str:
     """Say in a sentence how good a quality is; empty where no KL divergence was measured."""
-    kl = quality.get("kl")
-    if kl is None:
-        return ""
-    try:
-        anchors = import_module("edgeq.measuring.anchors")
-    except ModuleNotFoundError:
-        return f"Its predictions are {shown.nats(kl)} nats per token from the original's"
-    return str(anchors.verdict(kl))
+    return "" if quality.get("kl") is None else verdict(quality["kl"])
 
 
 def measured_how(quality: Quality) -> str:

@@ -13,6 +13,7 @@ from page_data import KINDS, budget, layer, quality, run_report
 
 from edgeq.errors import BadInput
 from edgeq.files.ownership import foreign_entry, is_page
+from edgeq.measuring.anchors import verdict
 from edgeq.pages import shown
 from edgeq.pages.compare_page import compare_page
 from edgeq.pages.depth import LAST, layers_by_kind, place_of
@@ -49,7 +50,7 @@ def view(chart, name):
 def test_the_first_lines_say_what_became_of_the_model_in_plain_words(full_run):
     text = words(run_page(full_run))
     assert "takes 98.0 MB instead of 269 MB, 2.74 times smaller" in text
-    assert "Its predictions are 0.0865 nats per token from the original's" in text
+    assert f"{verdict(0.0865)}." in text
     assert "Its first choice for the next token is another one in 1 of 8 cases" in text
     assert "KL divergence 0.0865 nats per token, 0.0800 to 0.0900" in text
     assert "Bits per weight 4.62 4.50 in linear layers" in text
@@ -118,6 +119,22 @@ def test_what_was_unusual_is_on_the_page(make_run):
     assert "model.layers.0.down 7" in text
     assert "model.layers.1.up 1, few tokens" in text
     assert "model.layers.0.mlp.down_proj.weight 5" in text
+
+
+def test_what_can_be_done_better_is_on_the_page(make_run, full_run):
+    bad = make_run("bad", run_report(layers=[layer("model.layers.0.up", 0.95, 0.9)]))
+    text = words(run_page(bad))
+    assert "What can be done better model.layers.0.up loses 90% of its output: keep it" in text
+    assert "What can be done better" not in words(run_page(full_run))
+    older = make_run("older", None, None, recipe={"bits": 4, "forgotten": 1})
+    assert "What could be done better is not known: " in words(run_page(older))
+
+
+def test_the_size_of_the_original_is_the_one_on_disk_and_the_one_at_16_bits(make_run):
+    sizes = {"original": 98_000_000, "original at 16 bits": 269_000_000, "gguf": 84_000_000}
+    text = words(run_page(make_run("sizes", None, Measured(sizes=sizes))))
+    assert "takes 84.0 MB instead of 98.0 MB, 1.17 times smaller" in text
+    assert "Size 84.0 MB was 98.0 MB, 269 MB at 16 bits" in text
 
 
 def test_types_by_layer_are_laid_out_where_they_differ(make_run, full_run):
