@@ -63,7 +63,7 @@ ALLOWED = {
     " solving"
     " planning measuring",
     "talking": "ground registry files architectures sources calibration checkpoint measuring",
-    "pages": "ground registry files checkpoint solving measuring run",
+    "pages": "ground registry files checkpoint recipe solving measuring run",
     "api": "ground registry files sources checkpoint recipe solving planning measuring run talking"
     " pages",
     "commands": "ground registry files sources checkpoint recipe solving planning measuring run"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeq.commands.choices import PATH
+from edgeq.commands.choices import CHECKPOINT, MODEL, PATH
 from edgeq.commands.options import BACKEND_OPTION, FORCE_OPTION, JSON_OPTION
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ SEVERAL_RUNS = Path("report.html")
 
 
 @click.command(name="report")
-@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=CHECKPOINT, metavar="RUN...")
 @click.option(
     "-o",
     "--output",
@@ -30,6 +30,7 @@ SEVERAL_RUNS = Path("report.html")
 )
 @click.option(
     "--reference",
+    type=MODEL,
     metavar="MODEL",
     help="Measure each run against this original first, and keep that beside its report.",
 )

@@ -32,6 +32,11 @@ def shortest_ends(
 def names_of(places: Sequence[str]) -> list[str]:
     """Name models by the shortest ends of their paths that tell them apart.
 
-    A folder that is named after its format says nothing alone, so the one above it comes too.
+    What is named after its format says nothing alone, so the folder above it comes too.
     """
-    return shortest_ends([PurePath(place).parts or (place,) for place in places], "/", FORMATS)
+    parts = [PurePath(place).parts or (place,) for place in places]
+    return shortest_ends(parts, "/", {*FORMATS, *MODEL_FILES})
+
+
+MODEL_FILES = ("model.gguf", "model.onnx", "model.safetensors")
+"""Names that files of many models have."""

@@ -6,9 +6,9 @@ A measurement is what `edgeq evaluate --json` prints. Whatever it lacks is left 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
+from edgeq.measuring.anchors import verdict
 from edgeq.pages import shown
 from edgeq.pages.charts import Axis, Chart, Series, Table, View, shortened, spans_decades
 
@@ -57,21 +57,15 @@ def beside_original(quality: Quality) -> str:
     original, ratio = quality.get("reference_perplexity"), quality.get("perplexity_ratio")
     if original is None:
         return ""
-    said = f"the original has {shown.perplexity(original)}"
     between = shown.interval(shown.interval_of(quality, "perplexity_ratio"), shown.plain)
-    return said if ratio is None or not between else f"{said}; times {between} of that"
+    if ratio is None or not between:
+        return f"the original has {shown.perplexity(original)}"
+    return f"{ratio:.4g} times the original's {shown.perplexity(original)}, {between}"
 
 
 def verdict_of(quality: Quality) -> str:
     """Say in a sentence how good a quality is; empty where no KL divergence was measured."""
-    kl = quality.get("kl")
-    if kl is None:
-        return ""
-    try:
-        anchors = import_module("edgeq.measuring.anchors")
-    except ModuleNotFoundError:
-        return f"Its predictions are {shown.nats(kl)} nats per token from the original's"
-    return str(anchors.verdict(kl))
+    return "" if quality.get("kl") is None else verdict(quality["kl"])
 
 
 def measured_how(quality: Quality) -> str:
@@ -83,7 +77,8 @@ def measured_how(quality: Quality) -> str:
         parts.append(f"in {quality['runtime']}")
     if quality.get("reference"):
         parts.append(f"against the original in {quality['reference']}")
-    return f"Measured {', '.join(parts)}." if parts else ""
+    said = f"Measured {', '.join(parts)}." if parts else ""
+    return f"{said} Ranges are 95% intervals." if quality.get("intervals") else said
 
 
 def position_chart(measured: Mapping[str, Quality]) -> Chart | None:
@@ -101,6 +96,7 @@ def position_chart(measured: Mapping[str, Quality]) -> Chart | None:
     if not series:
         return None
     places = [point[0] for each in series for point in each.points]
+    ends = [int(point[4].rpartition(" ")[2]) for each in series for point in each.points]
     spans = dict.fromkeys(point[4] for each in series for point in each.points)
     by_span = [{point[4]: point[1] for point in each.points} for each in series]
     rows = [[span, *(shown.nats(each.get(span)) for each in by_span)] for span in spans]
@@ -108,7 +104,7 @@ def position_chart(measured: Mapping[str, Quality]) -> Chart | None:
         "position",
         "KL divergence by position in the text",
         "How far predictions are from the original's behind so many tokens of context.",
-        Axis("position in the text (tokens)", "integer", log=spans_decades(places)),
+        Axis("position in the text (tokens)", "integer", spans_decades(places), 1, max(ends)),
         Axis(KL_NAME, "number", least=0),
         [View("", series)],
         Table(["tokens", *(each.name for each in series)], rows),
@@ -134,7 +130,7 @@ def windows_chart(quality: Quality) -> Chart | None:
         "windows",
         "KL divergence of each window of text",
         "How much the numbers above depend on the text: each point is one window.",
-        Axis("window", "integer", least=1),
+        Axis("window", "integer", least=1, most=max(point[0] for point in points)),
         Axis(KL_NAME, "number", least=0),
         [View("", [Series(name, each, "points") for name, each in by_text.items()])],
         shortened(["window", "text", "KL"], rows, "windows"),
@@ -151,7 +147,7 @@ def size_chart(points: Sequence[Sized], curves: Sequence[Series] = ()) -> Chart 
         low, high = each.interval or (None, None)
         series.append(Series(each.name, [(each.bytes, each.kl, low, high, each.name)], "labels"))
     ends = [end for each in known for end in (each.interval or ())]
-    values = [point[1] for each in series for point in each.points]
+    log = spans_decades([*ends, *(point[1] for each in series for point in each.points)])
     rows = [
         [each.name, shown.size(each.bytes), shown.nats(each.kl), shown.interval(each.interval)]
         for each in known
@@ -163,22 +159,29 @@ def size_chart(points: Sequence[Sized], curves: Sequence[Series] = ()) -> Chart 
         "Size against KL divergence",
         "Further left is smaller, further down is closer to the original.",
         Axis("size", "bytes"),
-        Axis(KL_NAME, "number", log=spans_decades([*values, *ends])),
+        Axis(KL_NAME, "number", log=log, least=None if log else 0),
         [View("", series)],
         Table(["model", "size", "KL", "95% interval"], rows),
     )
 
 
 def texts_table(measured: Mapping[str, Quality]) -> Table | None:
-    """Lay out the quality on each text, where several were measured."""
-    rows = []
+    """Lay out the quality on each text, where several were measured; of several models the KL."""
+    if len(measured) == 1:
+        [quality] = measured.values()
+        rows = [text_row(text) for text in quality.get("texts") or ()]
+        header = ["text", "tokens", "KL", "perplexity", "of the original", "same first choice"]
+        return Table(header, rows) if rows else None
+    by_text: dict[str, dict[str, str]] = {}
     for name, quality in measured.items():
         for text in quality.get("texts") or ():
-            rows.append([*([name] if len(measured) > 1 else []), *text_row(text)])
-    if not rows:
-        return None
-    header = ["text", "tokens", "KL", "perplexity", "of the original", "same first choice"]
-    return Table([*(["model"] if len(measured) > 1 else []), *header], rows)
+            found = by_text.setdefault(text.get("name") or "text", {})
+            found[name] = shown.sure(text, "kl", shown.nats)
+    rows = [
+        [text, *(found.get(name, shown.NOTHING) for name in measured)]
+        for text, found in by_text.items()
+    ]
+    return Table(["KL on", *measured], rows) if rows else None
 
 
 def text_row(text: Mapping[str, Any]) -> list[str]:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeq.checkpoint.reader import Checkpoint
+from edgeq.errors import BadInput
 from edgeq.measuring.inspection import parameter_count, tensor_rows
 from edgeq.pages import shown
 from edgeq.pages.charts import Table, shortened
 from edgeq.pages.quality import Quality, Sized
+from edgeq.recipe.recipe import make_recipe
+from edgeq.run.advice import advise
 from edgeq.run.finished import notes
 from edgeq.run.measured import Measured, read_measured
 from edgeq.run.report import RunReport, is_count, read_report
@@ -108,6 +111,20 @@ def run_notes(run: RunData) -> list[str]:
         left = len(found) - MOST_NOTES
         return [*found[:MOST_NOTES], f"{left} more notes are left out here"]
     return found
+
+
+def run_advice(run: RunData) -> list[str]:
+    """List what a user can do to have a better result.
+
+    Call `run_notes` first, which refuses a damaged report.
+    """
+    checkpoint = run.checkpoint
+    try:
+        recipe = make_recipe(checkpoint.head["recipe"])
+    except BadInput as error:
+        return [f"What could be done better is not known: {error}"]
+    stated = checkpoint.head.get("calibration")
+    return advise(run.report, checkpoint.grids(), recipe, stated)
 
 
 def odd_layers(run: RunData) -> Table | None:

@@ -31,6 +31,7 @@ from edgeq.pages.run_data import (
     layers_table,
     measure_command,
     odd_layers,
+    run_advice,
     run_notes,
     settings_table,
     tensors_table,
@@ -109,6 +110,7 @@ def run_page(checkpoint: Checkpoint) -> bytes:
         odd=odd_layers(run),
         experts=experts_table(run.report),
         notes=run_notes(run),
+        advice=run_advice(run),
         settings=settings_table(checkpoint),
         calibration=texts_used(checkpoint),
         solved_on=tokens_solved_on(checkpoint),
@@ -117,14 +119,21 @@ def run_page(checkpoint: Checkpoint) -> bytes:
 
 def facts(run: RunData) -> list[Fact]:
     """List the numbers that stand large: size, bits, and quality where it was measured."""
-    found = [
-        Fact("Size", shown.size(run.result_bytes), f"was {shown.size(run.original_bytes)}"),
-    ]
+    found = [Fact("Size", shown.size(run.result_bytes), was(run.sizes))]
     if run.bits is not None:
         layers = run.report.bits_per_weight.get("linear layers")
         below = "" if layers is None else f"{layers:.2f} in linear layers"
         found.append(Fact("Bits per weight", f"{run.bits:.2f}", below))
     return [*found, *quality_facts(run.quality)]
+
+
+def was(sizes: Mapping[str, int]) -> str:
+    """Say how large the original is on disk, and at 16 bits where that is another size."""
+    stored, whole = sizes.get("original"), sizes.get("original at 16 bits")
+    known = [] if whole is None or whole == stored else [f"{shown.size(whole)} at 16 bits"]
+    if stored is not None:
+        known.insert(0, shown.size(stored))
+    return f"was {', '.join(known)}" if known else ""
 
 
 def lead(run: RunData) -> list[str]:

@@ -50,10 +50,13 @@ def plain(number: float | None) -> str:
 
 
 def perplexity(number: float | None) -> str:
-    """Write a perplexity with three places, without them where it is large."""
+    """Write a perplexity with four digits, and all digits before the point."""
     if number is None:
         return NOTHING
-    return f"{number:.3f}" if number < 1000 else f"{number:.4g}"
+    if number >= 1e6:
+        return f"{number:.2e}"
+    places = next((n for n, limit in ((3, 10), (2, 100), (1, 1000)) if number < limit), 0)
+    return f"{number:,.{places}f}"
 
 
 def seconds(time: float) -> str:

@@ -13,6 +13,7 @@ from page_data import KINDS, budget, layer, quality, run_report
 
 from edgeq.errors import BadInput
 from edgeq.files.ownership import foreign_entry, is_page
+from edgeq.measuring.anchors import verdict
 from edgeq.pages import shown
 from edgeq.pages.compare_page import compare_page
 from edgeq.pages.depth import LAST, layers_by_kind, place_of
@@ -49,11 +50,11 @@ def view(chart, name):
 def test_the_first_lines_say_what_became_of_the_model_in_plain_words(full_run):
     text = words(run_page(full_run))
     assert "takes 98.0 MB instead of 269 MB, 2.74 times smaller" in text
-    assert "Its predictions are 0.0865 nats per token from the original's" in text
+    assert f"{verdict(0.0865)}." in text
     assert "Its first choice for the next token is another one in 1 of 8 cases" in text
     assert "KL divergence 0.0865 nats per token, 0.0800 to 0.0900" in text
     assert "Bits per weight 4.62 4.50 in linear layers" in text
-    assert "Perplexity 31.500 the original has 30.250" in text
+    assert "Perplexity 31.50 the original has 30.25" in text
     assert "Why? Original Because. Quantized As." in text
     assert "At most 900 MB of memory were in use" in text and "Time, 78 s in all" in text
     assert "Not measured" not in text
@@ -118,6 +119,22 @@ def test_what_was_unusual_is_on_the_page(make_run):
     assert "model.layers.0.down 7" in text
     assert "model.layers.1.up 1, few tokens" in text
     assert "model.layers.0.mlp.down_proj.weight 5" in text
+
+
+def test_what_can_be_done_better_is_on_the_page(make_run, full_run):
+    bad = make_run("bad", run_report(layers=[layer("model.layers.0.up", 0.95, 0.9)]))
+    text = words(run_page(bad))
+    assert "What can be done better model.layers.0.up loses 90% of its output: keep it" in text
+    assert "What can be done better" not in words(run_page(full_run))
+    older = make_run("older", None, None, recipe={"bits": 4, "forgotten": 1})
+    assert "What could be done better is not known: " in words(run_page(older))
+
+
+def test_the_size_of_the_original_is_the_one_on_disk_and_the_one_at_16_bits(make_run):
+    sizes = {"original": 98_000_000, "original at 16 bits": 269_000_000, "gguf": 84_000_000}
+    text = words(run_page(make_run("sizes", None, Measured(sizes=sizes))))
+    assert "takes 84.0 MB instead of 98.0 MB, 1.17 times smaller" in text
+    assert "Size 84.0 MB was 98.0 MB, 269 MB at 16 bits" in text
 
 
 def test_types_by_layer_are_laid_out_where_they_differ(make_run, full_run):
@@ -202,7 +219,7 @@ def test_measurements_with_gaps_are_shown_as_far_as_they_go(make_run):
     gaps = {"kl": None, "intervals": {"kl": None}, "windows": [{}], "by_position": [{}, {"kl": 1}]}
     gaps |= {"worst_tokens": [{}], "texts": [{}], "tasks": [{}], "top1_agreement": None}
     page = run_page(make_run("gaps", None, Measured(quality(**gaps), [{}], {})))
-    assert "Perplexity 31.500" in words(page) and "None" not in words(page)
+    assert "Perplexity 31.50" in words(page) and "None" not in words(page)
     assert "position" not in drawn(page)
 
 
@@ -264,6 +281,8 @@ def test_a_measurement_of_today_without_reference_makes_a_page():
         (["run/gguf", "run/mlx", "other/onnx"], ["run/gguf", "run/mlx", "other/onnx"]),
         (["x", "x", "x"], ["x", "x (2)", "x (3)"]),
         (["x.gguf", "a/x.gguf"], ["x.gguf", "a/x.gguf"]),
+        (["a/gguf/model.gguf", "b/model.gguf"], ["a/gguf/model.gguf", "b/model.gguf"]),
+        (["a/b/model.gguf"], ["b/model.gguf"]),
         (["gguf", ""], ["gguf", ""]),
         (["/", "/a"], ["/", "a"]),
     ],
@@ -311,7 +330,9 @@ def test_kinds_have_short_names_that_tell_them_apart():
         (shown.percent, 0.008, "0.80%"),
         (shown.seconds, 75, "75 s"),
         (shown.seconds, 600, "10 min"),
-        (shown.perplexity, 12345.6, "1.235e+04"),
+        (shown.perplexity, 21.3456, "21.35"),
+        (shown.perplexity, 12345.6, "12,346"),
+        (shown.perplexity, 1e9, "1.00e+09"),
     ],
 )
 def test_numbers_are_written_for_people(write, number, text):
@@ -367,3 +388,22 @@ def contrast(first, second):
 
     dark, bright = sorted((luminance(first), luminance(second)))
     return (bright + 0.05) / (dark + 0.05)
+
+
+def test_several_models_are_compared_text_by_text_and_one_in_all_numbers():
+    texts = [{"name": name, "tokens": 9, "kl": kl, "perplexity": 8.5} for name, kl in TEXTS.items()]
+    one, other = quality("one.gguf", texts=texts), quality("other.gguf", texts=texts[:1])
+    assert "KL on one.gguf other.gguf code 0.5000 0.5000 prose 0.2500 -" in words(
+        compare_page({"targets": [one, other]})
+    )
+    alone = words(compare_page({"targets": [one]}))
+    assert "code 9 0.5000 8.500 - - prose 9 0.2500 8.500 - -" in alone
+
+
+TEXTS = {"code": 0.5, "prose": 0.25}
+
+
+def test_a_perplexity_stands_beside_the_originals_with_the_interval_of_their_ratio():
+    ratio = {"perplexity_ratio": 1.0413, "intervals": {"perplexity_ratio": [1.03, 1.05]}}
+    text = words(compare_page(quality(**ratio)))
+    assert "Perplexity 31.50 1.041 times the original's 30.25, 1.03 to 1.05" in text
