@@ -100,8 +100,8 @@ def result_of(reply: "Reply", text: str, library: str) -> dict[str, Any]:
         "text": text,
         "tokens": reply.tokens,
         "prompt_tokens": reply.prompt_tokens,
-        "seconds": round(reply.seconds, 3),
-        "tokens_per_second": round(reply.tokens_per_second, 2),
+        "seconds": reply.seconds,
+        "tokens_per_second": reply.tokens_per_second,
         "runtime": library,
         "stopped": reply.stopped,
     }

@@ -14,8 +14,10 @@ from edgeq.sources import open_source
 from edgeq.talking.speakers import Texts
 from edgeq.talking.talker import Talker
 from edgeq.talking.texts import DirectoryModel, TokenizerTexts
+from edgeq.words import edgeq_command
 
 DEMO = "demo"
+EXAMPLE = "Once upon a time"
 OWN_TEXTS = ("llama.cpp",)
 """Runtimes that find tokenizer and template inside of the file that they run."""
 
@@ -37,38 +39,40 @@ def open_talker(
     check_runtime(chosen)
     if chosen in ACTIVATIONS:
         source = open_model(target) if exported is None else open_source(str(exported.path))
-        texts: Texts = opened_texts(source, chat=chat)
+        texts: Texts = opened_texts(target, source, chat=chat)
         options = device_of(backend) if BACKENDS[backend].framework == chosen else {}
         return Talker(make(source, **options), texts, chosen)
     assert exported is not None
     if chosen in OWN_TEXTS:
         speaker = make(exported.path)
-        check_template(speaker.texts, chat=chat)
+        check_template(target, speaker.texts, chat=chat)
         return Talker(speaker, speaker.texts, chosen)
     folder = exported.path if exported.path.is_dir() else exported.path.parent
-    texts = opened_texts(DirectoryModel(folder), chat=chat)
+    texts = opened_texts(target, DirectoryModel(folder), chat=chat)
     return Talker(make(exported.path), texts, chosen)
 
 
-def opened_texts(model: ModelDescription | DirectoryModel, *, chat: bool) -> TokenizerTexts:
+def opened_texts(
+    target: str, model: ModelDescription | DirectoryModel, *, chat: bool
+) -> TokenizerTexts:
     """Open what a model says of its texts, before its weights are loaded.
 
     Raises: BadInput.
     """
     texts = TokenizerTexts(model)
-    check_template(texts, chat=chat)
+    check_template(target, texts, chat=chat)
     return texts
 
 
-def check_template(texts: Texts, *, chat: bool) -> None:
+def check_template(target: str, texts: Texts, *, chat: bool) -> None:
     """Refuse to chat with a model without a chat template.
 
     Raises: BadInput.
     """
     if chat and texts.template is None:
         raise BadInput(
-            f"model {texts.name!r} has no chat template, so it answers no messages; "
-            "have it continue a text with: edgeq generate"
+            f"model {texts.name!r} has no chat template, so it answers no messages; have it "
+            f"continue a text: {edgeq_command('generate', target, EXAMPLE)}"
         )
 
 

@@ -146,11 +146,13 @@ class Reply(Iterator[str]):
         self._trimmed = trimmed
 
     def __next__(self) -> str:
-        piece = next(self._pieces)
-        if self._trimmed:
-            piece = piece.lstrip()
-            self._trimmed = not piece
-        return piece or next(self)
+        piece = ""
+        while not piece:
+            piece = next(self._pieces)
+            if self._trimmed:
+                piece = piece.lstrip()
+                self._trimmed = not piece
+        return piece
 
     @property
     def tokens(self) -> int:

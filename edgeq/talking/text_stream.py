@@ -40,7 +40,9 @@ class TextStream:
             piece, self._given = whole[len(self._given) :], whole
         if piece or text == self._given:
             self._waiting = 0
-        if text == self._given and self._keep(self._ids[-self._new :]):
+        if piece.endswith(BROKEN):
+            self._ids, self._given, self._new = [], "", 0
+        elif text == self._given and self._keep(self._ids[-self._new :]):
             self._new = 0
         return piece
 
