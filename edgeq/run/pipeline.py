@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from edgeq.calibration.texts import Calibration
 from edgeq.calibration.windows import check_length
 from edgeq.checkpoint.certificate import has_own_texts, is_sealed
-from edgeq.checkpoint.reader import ORIGIN, Checkpoint
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite, UnsupportedModel
 from edgeq.files.json_files import write_json
