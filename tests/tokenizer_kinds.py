@@ -227,7 +227,7 @@ def vocabulary_of(path):
 def in_llama_cpp(kind, folder):
     """Encode as llama.cpp does with the exported file, special tokens in text found."""
     folder.mkdir()
-    path, _ = GgufExporter().write(one_block_model(kind.files, rows=ROWS), folder)
+    path, *_ = GgufExporter().write(one_block_model(kind.files, rows=ROWS), folder)
     model, vocabulary = vocabulary_of(path)
 
     def encode(line, kept=model):

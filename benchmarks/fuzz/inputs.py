@@ -51,6 +51,16 @@ ZEROS_OF = {
 """The kind of zero points that one layer has in the exports, beside symmetric ones."""
 ARCHITECTURES = {"gguf-windows": "gemma3", "gguf-experts": "qwen3moe"}
 """The architectures of further GGUF files, by the names of the inputs."""
+CARD = """---
+license: other # as below
+license_name: 'small-1.0'
+license_link: "LICENSE"
+base_model:
+- somebody/Base-1B
+language: [en, de]
+---
+# Small
+"""
 RECIPE = """\
 quality = "fast"
 bits = 4
@@ -168,6 +178,8 @@ def write_inputs(place: Path) -> None:
     write_model(source)
     write_texts(place / "calibration")
     write_matrices(source, place / "imatrix")
+    (place / "card").mkdir()
+    (place / "card" / "README.md").write_text(CARD, encoding="utf-8")
     (place / "recipe").mkdir()
     (place / "recipe" / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     for zeros in ("offset", "integer"):

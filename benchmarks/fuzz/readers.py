@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.fuzz.inputs import ARCHITECTURES, ROUNDING, ZEROS_OF, Quiet, rounding_job
 from edgeq.calibration.texts import make_calibration, read_texts
 from edgeq.calibration.windows import tokenize
-from edgeq.checkpoint.reader import Checkpoint
+from edgeq.checkpoint.reader import Checkpoint, origin_in
 from edgeq.files.ownership import MANIFEST_FILE, temporary_of
 from edgeq.measuring.inspection import inspect_model
 from edgeq.measuring.targets import find_export
@@ -30,6 +30,7 @@ from edgeq.run.pipeline import export, quantize
 from edgeq.run.report import read_report
 from edgeq.run.resume import is_unfinished, stored_run
 from edgeq.sources import open_source
+from edgeq.sources.model_card import read_origin
 from edgeq.sources.reading import read_tensor
 from edgeq.streams.blockwise import saved_windows
 
@@ -161,6 +162,13 @@ def read_export(case: Case) -> None:
         raise Refused
 
 
+def read_card(case: Case) -> None:
+    """Read the origin of a model from its card, which never fails; the checkpoint holds it."""
+    origin = read_origin(case.folder, "owner/name")
+    if origin_in(json.loads(json.dumps(origin.plain()))) != origin:
+        raise Escape("an origin is not read back as it was written")
+
+
 class Refused(Exception):
     """A difference that `edgeq verify` found."""
 
@@ -190,6 +198,7 @@ EXPORT_WEIGHTS = {
     "manifest.json": 10,
     "config.json": 3,
     "model": 6,
+    "source-": 6,  # the GGUF file, which is called after the model
     "model.safetensors.index.json": 1,
     "genai_config.json": 1,
     "tokenizer.json": 1,
@@ -201,6 +210,7 @@ READERS: Mapping[str, Reader] = {
     "recipe": Reader(read_recipe_file),
     "imatrix": Reader(read_matrix),
     "calibration": Reader(read_calibration),
+    "card": Reader(read_card),
     "checkpoint": Reader(
         read_checkpoint, {"": 1, "edgeq": 4, "config": 3, "blocks": 3, "report": 3}
     ),

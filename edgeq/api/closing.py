@@ -13,6 +13,7 @@ from edgeq.measuring.evaluate import evaluate
 from edgeq.measuring.inspection import parameter_count
 from edgeq.pages.run_page import write_run_page
 from edgeq.planning.process_memory import machine_bytes, peak_resident_bytes
+from edgeq.run.card import renew_cards
 from edgeq.run.finished import FinishedRun
 from edgeq.run.measured import Measured, read_measured, write_measured
 from edgeq.run.pipeline import Observer
@@ -60,6 +61,8 @@ def close_run(
         observer.progressed(ANSWERING)
         answers = ask_both(finished)
     write_measured(checkpoint, joined(finished, quality, answers, read_measured(checkpoint)))
+    if quality is not None:
+        renew_cards(checkpoint)
     page = write_run_page(checkpoint)
     return replace(finished, answers=answers.given, unanswered=answers.why_none, page=page)
 

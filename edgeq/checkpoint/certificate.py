@@ -100,6 +100,14 @@ def is_sealed(folder: Path, checkpoint: Checkpoint) -> bool:
     return is_plain_file(path) and read_json(path).get("checkpoint") == seal_of(checkpoint)
 
 
+def has_own_texts(folder: Path) -> bool:
+    """Say whether an export's card and Modelfile are as they were written, or not there."""
+    files = read_json(folder / MANIFEST_FILE).get("files")
+    stated = files if isinstance(files, dict) else {}
+    there = [name for name in (CARD_FILE, MODELFILE) if is_plain_file(folder / name)]
+    return all(hash_of_file(folder / name) == stated.get(name) for name in there)
+
+
 def why_not_as_written(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """Name what differs from an export written with these settings; None when nothing does."""
     manifest = read_json(folder / MANIFEST_FILE)

@@ -112,6 +112,7 @@ def write_page(checkpoints: Sequence["Checkpoint"], place: Path | None) -> Path:
 def measure(checkpoint: "Checkpoint", reference: str, backend: str) -> None:
     """Measure a run against its original, and keep that beside its report."""
     from edgeq.measuring.evaluate import evaluate  # noqa: PLC0415
+    from edgeq.run.card import renew_cards  # noqa: PLC0415
     from edgeq.run.measured import Measured, read_measured, write_measured  # noqa: PLC0415
     from edgeq.run.report import with_measured  # noqa: PLC0415
 
@@ -119,3 +120,4 @@ def measure(checkpoint: "Checkpoint", reference: str, backend: str) -> None:
     quality = evaluate(str(checkpoint.path), reference=reference, backend=backend)
     with_measured(checkpoint, quality)
     write_measured(checkpoint, replace(before, quality=quality))
+    renew_cards(checkpoint)

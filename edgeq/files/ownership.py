@@ -111,8 +111,8 @@ def temporary_of(destination: Path) -> Path:
 def foreign_entry(folder: Path, *, whole: bool = True) -> str | None:
     """Find the first entry of a directory that edgeq did not write, as a path inside of it.
 
-    `whole` says whether a file of an export that was changed since counts as such. Returns None
-    where edgeq wrote all of them, "." where it did not write the directory.
+    `whole` says whether a card, or a file of an export, that was changed since counts as such.
+    Returns None where edgeq wrote all of them, "." where it did not write the directory.
     """
     written = written_files(folder, whole=whole)
     return _first_foreign(folder, PurePosixPath(), written, whole=whole) if written else "."
@@ -180,14 +180,14 @@ def written_files(folder: Path, *, whole: bool = True) -> dict[str, IsOwn]:
     """
     head = _read(folder / HEAD_FILE)
     if set(head) >= HEAD_KEYS:
-        return _files_of_checkpoint(folder, head)
+        return _files_of_checkpoint(folder, head, whole=whole)
     manifest = _read(folder / MANIFEST_FILE)
     if set(manifest) >= MANIFEST_KEYS:
         return _files_of_export(manifest, whole=whole)
     return {}
 
 
-def _files_of_checkpoint(folder: Path, head: Mapping[str, Any]) -> dict[str, IsOwn]:
+def _files_of_checkpoint(folder: Path, head: Mapping[str, Any], *, whole: bool) -> dict[str, IsOwn]:
     tensors, companions = (_names(head[key]) for key in HEAD_LISTS)
     if not all(map(TENSOR_FILE.fullmatch, tensors)) or not all(map(is_companion, companions)):
         return {}
@@ -198,7 +198,7 @@ def _files_of_checkpoint(folder: Path, head: Mapping[str, Any]) -> dict[str, IsO
         return {}
     partial = [f".{name}.partial" for name in (*REWRITTEN_FILES, CARD_FILE)]
     files: dict[str, IsOwn] = dict.fromkeys([*beside, *partial], _is_any)
-    files |= {PAGE_FILE: is_page, CARD_FILE: is_own_card}
+    files |= {PAGE_FILE: is_page, CARD_FILE: is_own_card if whole else _is_any}
     return files | dict.fromkeys(tensors, _is_tensor_file)
 
 
@@ -209,11 +209,7 @@ def _files_of_export(manifest: Mapping[str, Any], *, whole: bool) -> dict[str, I
     tensors = manifest["tensors"]
     if not isinstance(tensors, list) or not tensors or not all(map(_is_tensor_entry, tensors)):
         return {}
-    # what people write into a card or a Modelfile is theirs, whatever may be replaced otherwise
-    files = {
-        name: _has_hash(digest) if whole or name in (CARD_FILE, MODELFILE) else _is_any
-        for name, digest in stated.items()
-    }
+    files = {name: _has_hash(digest) if whole else _is_any for name, digest in stated.items()}
     partial = [f".{name}.partial" for name in (MANIFEST_FILE, CARD_FILE)]
     return {**dict.fromkeys([MANIFEST_FILE, *partial], _is_any), **files}
 

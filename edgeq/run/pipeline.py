@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from edgeq.calibration.texts import Calibration
 from edgeq.calibration.windows import check_length
-from edgeq.checkpoint.certificate import is_sealed
+from edgeq.checkpoint.certificate import has_own_texts, is_sealed
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite, UnsupportedModel
@@ -369,8 +369,10 @@ def export(
 
     Raises: BadInput where the format cannot hold it, or the directory may not be replaced.
     """
-    # an export of this very checkpoint may be replaced also where it was changed or damaged
-    whole = not (force and is_sealed(destination, checkpoint))
+    # an export of this very checkpoint may be replaced also where it was changed or damaged, but
+    # what people wrote into its card is theirs
+    sealed = force and is_sealed(destination, checkpoint)
+    whole = not (sealed and has_own_texts(destination))
     check_destination(destination, force=force, source=checkpoint.path, whole=whole)
     grids: dict[str, Any] = {}
     for name in checkpoint.tensor_names():

@@ -95,13 +95,13 @@ def entries(lines: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
 def value_of(stated: str, below: Sequence[str]) -> Value | None:
     """Read a text, or a list of texts in either of YAML's ways; None for anything else."""
     beside = without_comment(stated)
+    if beside and below:
+        return None
+    if beside[:1] == "[" and beside[-1:] == "]":
+        inner = beside[1:-1].strip()
+        return texts_of(inner.split(",") if inner else ())
     if beside:
-        flow = beside[1:-1] if beside[0] == "[" and beside[-1] == "]" else None
-        if below:
-            return None
-        return (
-            text_of(beside) if flow is None else texts_of(flow.split(",") if flow.strip() else ())
-        )
+        return text_of(beside)
     items = [ITEM.fullmatch(line) for line in below]
     indents = {len(line) - len(line.lstrip()) for line in below}
     if not items or len(indents) > 1:

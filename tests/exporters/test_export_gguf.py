@@ -108,7 +108,7 @@ def divergence(reference, found):
 
 def divergence_in_llama_cpp(model, export, rng, directory):
     windows = rng.integers(0, 290, (2, 48))
-    file, _ = GgufExporter().write(export, directory)
+    file, *_ = GgufExporter().write(export, directory)
     return divergence(
         torch_logits(model, export.weights(), windows), LlamaCppLogits(file).logits(windows)
     )

@@ -209,7 +209,7 @@ def wide(rng, grids, kind="llama", **changes):
 @every_type
 def test_an_export_holds_the_solution_and_verifies(rng, tmp_path, name):
     _, export = wide(rng, [SPECIAL[name]])
-    path, _ = GgufExporter().write(export, tmp_path)
+    path, *_ = GgufExporter().write(export, tmp_path)
     result = verify(tmp_path)
     assert result["differences"] == []
     assert set(result["statuses"]) == {"dense", "exact"}
@@ -224,7 +224,7 @@ def test_an_export_holds_the_solution_and_verifies(rng, tmp_path, name):
 @pytest.mark.parametrize("name", KNOWN)
 def test_llama_cpp_predicts_like_torch_with_the_dequantized_weights(rng, tmp_path, name):
     model, export = wide(rng, [SPECIAL[name]])
-    path, _ = GgufExporter().write(export, tmp_path)
+    path, *_ = GgufExporter().write(export, tmp_path)
     windows = rng.integers(0, 290, (2, 48))
     expected = torch_logits(model, export.weights(), windows)
     exact = np.stack(list(LlamaCppLogits(path, exact=True).logits(windows)))
@@ -238,7 +238,7 @@ def test_llama_cpp_predicts_like_torch_with_the_dequantized_weights(rng, tmp_pat
 @every_type
 def test_llama_cpp_of_the_newest_types_predicts_like_torch_too(rng, tmp_path, name):
     model, export = wide(rng, [SPECIAL[name]])
-    path, _ = GgufExporter().write(export, tmp_path)
+    path, *_ = GgufExporter().write(export, tmp_path)
     windows = rng.integers(0, 290, (2, 48))
     with LlamaCpp(Path(LIBRARIES)).opened(path, 48) as opened:
         found = np.stack([opened.logits(window) for window in windows])
@@ -258,7 +258,7 @@ def test_an_embedding_on_q6_k_and_layers_of_other_types_run_in_one_file(rng, tmp
     grids = [SPECIAL["Q4_K"], Grid(5, 32), SPECIAL["IQ4_XS"], None]
     model, export = wide(rng, grids, "qwen2")
     export = with_grid(export, rng, EMBEDDING, SPECIAL["Q6_K"])
-    path, _ = GgufExporter().write(export, tmp_path)
+    path, *_ = GgufExporter().write(export, tmp_path)
     assert verify(tmp_path)["differences"] == []
     windows = rng.integers(0, 290, (2, 32))
     expected = torch_logits(model, export.weights(), windows)
@@ -278,7 +278,7 @@ def test_a_file_states_the_type_of_most_weights_by_the_number_of_llama_cpp(
 ):
     _, export = wide(rng, [SPECIAL[name]], num_hidden_layers=1)
     export = with_grid(export, rng, EMBEDDING, Grid(8, 32))
-    path, _ = GgufExporter().write(export, tmp_path)
+    path, *_ = GgufExporter().write(export, tmp_path)
     assert Reader(path).fields["general.file_type"].contents() == number
     if name in KNOWN:
         numbers = gguf.LlamaFileType.__members__

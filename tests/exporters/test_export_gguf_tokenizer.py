@@ -49,13 +49,13 @@ def keys_of(files, config=ONE_BLOCK):
 def test_llama_cpp_splits_text_like_the_tokenizers_library(tmp_path, kind):
     files = tokenizer_files(kind)
     assert keys_of(files)["tokenizer.ggml.pre"] == kind
-    file, _ = GgufExporter().write(one_block_model(files), tmp_path)
+    file, *_ = GgufExporter().write(one_block_model(files), tmp_path)
     assert LlamaCppLogits(file).tokenize(TEXT) == byte_level_bpe(kind).encode(TEXT).ids
 
 
 def test_special_and_added_tokens_are_found_in_text_by_llama_cpp(tmp_path):
     text = "the<|eos|> mice<tool> run"
-    file, _ = GgufExporter().write(one_block_model(tokenizer_files()), tmp_path)
+    file, *_ = GgufExporter().write(one_block_model(tokenizer_files()), tmp_path)
     assert (
         LlamaCppLogits(file).tokenize(text, parse_special=True) == byte_level_bpe().encode(text).ids
     )

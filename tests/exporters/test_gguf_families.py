@@ -168,7 +168,7 @@ def check_export(described, folder):
     kind, settings = described
     make_checkpoint(kind, settings, folder / "checkpoint")
     model = solve(folder / "checkpoint")
-    file, _ = GgufExporter().write(model, folder / "gguf")
+    file, *_ = GgufExporter().write(model, folder / "gguf")
     found = verify(folder / "gguf")
     assert found["differences"] == []
     assert set(found["statuses"]) <= {"exact", "dense"}

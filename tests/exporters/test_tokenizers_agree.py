@@ -193,7 +193,7 @@ def test_sentencepiece_itself_gives_the_same_tokens(tmp_path):
 )
 def test_a_file_that_is_read_again_gives_the_same_tokens(tmp_path, make):
     kind = make()
-    path, _ = GgufExporter().write(one_block_model(kind.files, rows=ROWS), tmp_path)
+    path, *_ = GgufExporter().write(one_block_model(kind.files, rows=ROWS), tmp_path)
     read = Tokenizer.from_buffer(open_source(str(path)).companions()["tokenizer.json"])
     lines = [line for line in mixed_lines(FEW, kind.special) if BLANK_SIGN not in line]
     theirs = in_llama_cpp(kind, tmp_path / "again")
@@ -364,7 +364,7 @@ def phi_3(kind):
 def test_a_model_of_the_name_of_phi_3_has_its_own_special_tokens(tmp_path, make):
     kind = make(sentencepiece_kind("prepend"))
     model = dataclasses.replace(one_block_model(kind.files, rows=ROWS), name="Phi-3-mini")
-    path, _ = GgufExporter().write(model, tmp_path)
+    path, *_ = GgufExporter().write(model, tmp_path)
     _, vocabulary = kept = vocabulary_of(path)
     others = re.compile(r"[^\S \t\r\n]")  # blanks that llama.cpp does not take for such
     tokenizer = kind.tokenizer()

@@ -32,7 +32,7 @@ def exported(name, rng, folder):
             result.layers[tensor] = random_layer(rng, linears[tensor], GRID, size=0.3)
         else:
             result.arrays[tensor] = array
-    file, _ = GgufExporter().write(result, folder)
+    file, *_ = GgufExporter().write(result, folder)
     return result, file
 
 

@@ -12,8 +12,8 @@ for part in model("The capital of France is", max_tokens=16, stream=True):
 CYLLAMA = """\
 from cyllama import LLM
 
-model = LLM("{path}", n_ctx=512)
-for text in model("The capital of France is", max_tokens=16, stream=True):
+model = LLM("{path}", n_ctx=512, max_tokens=16)
+for text in model("The capital of France is", stream=True):
     print(text, end="", flush=True)
 """
 

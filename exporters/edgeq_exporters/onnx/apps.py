@@ -27,12 +27,12 @@ types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 past = {each.name: np.zeros((1, each.shape[1], 0, each.shape[3]), types[each.type])
         for each in session.get_inputs() if each.name.startswith("past")}
 ids, new = [], tokenizer.encode("The capital of France is").ids
-for _ in range(16):
+for _ in range(16):  # the likeliest token each time
     ids += new
     inputs = {"input_ids": np.array([new]), "attention_mask": np.ones((1, len(ids)), np.int64)}
     logits, *cache = session.run(None, {**inputs, **past})
     past, new = dict(zip(past, cache)), [int(logits[0, -1].argmax())]
-    print(tokenizer.decode(ids + new))
+print(tokenizer.decode(ids + new))
 """
 
 APPS = (
