@@ -182,13 +182,11 @@ def size_of(name: str, value: object) -> str | None:
     return f"{whole_of(name, value, 1)}B"
 
 
-def number_of(name: str, value: object) -> float | None:
-    """Read a number; None for none.
+def number_of(name: str, value: object) -> float:
+    """Read a number.
 
     Raises: BadInput.
     """
-    if value is None:
-        return None
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadInput(f"{name} = {short(value)}: expected a number")

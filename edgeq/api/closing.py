@@ -56,7 +56,12 @@ def close_run(
     quality: Mapping[str, Any] | None = None
     answers = Answers()
     if evaluated:
-        quality = evaluate(finished.result, reference=finished.original, backend=backend)
+        quality = evaluate(
+            finished.result,
+            reference=finished.original,
+            backend=backend,
+            progress=lambda _, done, total: observer.progressed(EVALUATING, done, total),
+        )
         finished = replace(finished, quality=quality, report=with_measured(checkpoint, quality))
         observer.progressed(ANSWERING)
         answers = ask_both(finished)

@@ -103,7 +103,7 @@ def read_request(
     of_run = {name: given.get(name, ARGUMENTS[name].default) for name in known}
     rest = {name: value for name, value in given.items() if name not in known}
     settings, options = split_settings(function, rest, {*ALWAYS, *known})
-    context = of_run["context"]
+    context, bits = of_run["context"], of_run["bits_per_weight"]
     revision = of_run["revision"]
     return Asked(
         path_text("model", model),
@@ -119,7 +119,7 @@ def read_request(
         export_options=options,
         budget={
             "file_size": size_of("file_size", of_run["file_size"]),
-            "bits_per_weight": number_of("bits_per_weight", of_run["bits_per_weight"]),
+            "bits_per_weight": None if bits is None else number_of("bits_per_weight", bits),
             "fits": size_of("fits", of_run["fits"]),
             "context": None if context is None else whole_of("context", context, 1),
         },

@@ -1,9 +1,11 @@
 """Have a model answer a prompt, in the runtime that it is for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, TypedDict, Unpack
 
 from edgeq.api.arguments import (
     PathLike,
+    check_names,
     number_of,
     path_text,
     python_words,
@@ -11,26 +13,48 @@ from edgeq.api.arguments import (
     text_of,
     whole_of,
 )
+from edgeq.api.documenting import documented
+from edgeq.api.request import Argument
 from edgeq.errors import BadInput
 from edgeq.talking import Reply, Talker, open_talker
 from edgeq.talking.choosing import check_choice
 
-MOST_TOKENS = 256  # as the command has it
+
+class GenerateArguments(TypedDict, total=False):
+    """Keyword arguments of `edgeq.generate`, named like the options of the command."""
+
+    raw: bool
+    system: str | None
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    runtime: str | None
+    backend: str
 
 
+ARGUMENTS: Mapping[str, Argument] = {
+    "raw": Argument(False, "Continue the text as it is, without the chat template."),
+    "system": Argument(None, "Begin the conversation with this system message."),
+    "max_tokens": Argument(256, "Write at most this many tokens."),
+    "temperature": Argument(
+        0.0, "Take the likeliest token at 0; the higher, the more freely others are drawn."
+    ),
+    "top_p": Argument(
+        1.0, "Draw among the likeliest tokens that have this share of the probability."
+    ),
+    "seed": Argument(0, "Draw by this seed; the same seed writes the same text."),
+    "runtime": Argument(
+        None, "Run it in this runtime; without it an export in its own, else in the backend's."
+    ),
+    "backend": Argument("auto", 'Compute with "auto", "cuda", "cpu", "mps", "mlx" or "reference".'),
+}
+
+
+@documented(GenerateArguments, (), ARGUMENTS)
 @python_words()
-def generate(  # noqa: PLR0913 (one argument per option)
-    target: PathLike,
-    prompt: str,
-    *,
-    raw: bool = False,
-    system: str | None = None,
-    max_tokens: int = MOST_TOKENS,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    runtime: str | None = None,
-    backend: str = "auto",
+def generate(
+    target: PathLike, prompt: str, **arguments: Unpack[GenerateArguments]
 ) -> Iterator[str]:
     """Have a model answer a prompt, or continue it where the model has no chat template.
 
@@ -42,14 +66,7 @@ def generate(  # noqa: PLR0913 (one argument per option)
         target: A checkpoint, a model, a GGUF file, the directory of an export, or a result of
             `quantize` or `export`.
         prompt: What to answer, or to go on from.
-        raw: Continue the text as it is, without the chat template.
-        system: Begin the conversation with this system message.
-        max_tokens: Write at most this many tokens.
-        temperature: Take the likeliest token at 0; the higher, the more freely others are drawn.
-        top_p: Draw among the likeliest tokens that have this share of the probability.
-        seed: Draw by this seed; the same seed writes the same text.
-        runtime: Run it in this runtime; without it an export in its own, else in the backend's.
-        backend: Compute with "auto", "cuda", "cpu", "mps", "mlx" or "reference".
+        KEYWORDS
 
     Returns:
         The text in pieces, as they are written; "".join(...) is the whole. The model is let go of
@@ -59,25 +76,28 @@ def generate(  # noqa: PLR0913 (one argument per option)
         BadInput: A target, prompt or number that cannot be worked with; before the first piece.
         UnsupportedModel: A kind of model that this version does not handle.
         NotInstalled: A runtime whose extra is missing.
+        TypeError: An argument that is not known, with the nearest name.
     """
-    name = path_text("target", target)
-    text = text_of("prompt", prompt)
-    most = whole_of("max_tokens", max_tokens, 1)
-    heat, share = number_of("temperature", temperature), number_of("top_p", top_p)
-    heat, share = (0.0 if heat is None else heat), (1.0 if share is None else share)
-    check_choice(temperature=heat, top_p=share)
-    drawn = whole_of("seed", seed, 0)
-    chosen = None if runtime is None else text_of("runtime", runtime)
+    check_names("generate", arguments, {"target", "prompt", *ARGUMENTS})
+    given = {name: arguments.get(name, row.default) for name, row in ARGUMENTS.items()}
+    name, text, system = path_text("target", target), text_of("prompt", prompt), given["system"]
+    choosing: dict[str, Any] = {
+        "most_tokens": whole_of("max_tokens", given["max_tokens"], 1),
+        "temperature": number_of("temperature", given["temperature"]),
+        "top_p": number_of("top_p", given["top_p"]),
+        "seed": whole_of("seed", given["seed"], 0),
+    }
+    check_choice(temperature=choosing["temperature"], top_p=choosing["top_p"])
     first = [] if system is None else [{"role": "system", "content": text_of("system", system)}]
-    if switch_of("raw", raw) and first:
+    if switch_of("raw", given["raw"]) and first:
         raise BadInput("system with raw=True: continued text has no messages; leave one out")
-    talker = open_talker(
-        name, runtime=chosen, backend=text_of("backend", backend), chat=bool(first)
-    )
+    runtime = None if given["runtime"] is None else text_of("runtime", given["runtime"])
+    backend = text_of("backend", given["backend"])
+    talker = open_talker(name, runtime=runtime, backend=backend, chat=bool(first))
     try:
         messages = [*first, {"role": "user", "content": text}]
-        asked = text if raw or not talker.has_template else messages
-        reply = talker.reply(asked, most_tokens=most, temperature=heat, top_p=share, seed=drawn)
+        is_text = given["raw"] or not talker.has_template
+        reply = talker.reply(text if is_text else messages, **choosing)
     except BaseException:
         talker.__exit__(None, None, None)
         raise

@@ -84,6 +84,9 @@ def test_progress_counts_up_to_the_total_and_tells_each_layer(run, events):
     assert [e.done for e in counted if e.layer is None] == list(range(blocks + 1))
     assert [e.layer for e in counted if e.layer is not None] == list(run.report.layers)
     assert counted[-1].share == 1
+    windows = [event for event in events if event.what == "measuring quality"]
+    assert windows[-1].done == windows[-1].total > 0
+    assert windows[-1].unit == "windows"
     assert str(counted[-1]) == f"quantizing: {blocks} of {blocks} blocks"
 
 
@@ -134,6 +137,65 @@ def test_exports_and_formats_go_by_the_result_of_a_run(run, tmp_path):
     again = edgeq.evaluate(run.exports["gguf"], windows=2, sequence_length=16)
     assert again.kl is None
     assert again.tokens == 2 * 16
+
+
+def test_a_model_writes_what_the_command_prints(run):
+    words = {"max_tokens": 5, "seed": 3, "temperature": 0.5}
+    pieces = edgeq.generate(run.exports["gguf"], "It's 2026", **words)
+    options = ["--max-tokens", 5, "--seed", 3, "--temperature", 0.5, "--json"]
+    printed = finished("generate", run.exports["gguf"], "It's 2026", *options)
+    assert "".join(pieces) == json.loads(printed.out)["text"]
+
+
+@pytest.mark.parametrize(
+    "wrong, line",
+    [
+        ({"prompt": ""}, r"^prompt = '': expected a text"),
+        ({"max_tokens": 0}, r"^max_tokens = 0: expected a whole number of 1 or more"),
+        ({"temperature": "hot"}, r"^temperature = 'hot': expected a number"),
+        ({"temperature": -1}, r"^temperature -1: give 0"),
+        ({"raw": True, "system": "Be brief."}, r"^system with raw=True"),
+        ({"runtime": "tensorrt"}, r"^runtime 'tensorrt' is not known"),
+        ({"target": "no/such"}, r"no/such"),
+    ],
+)
+def test_a_prompt_that_cannot_be_answered_is_one_line(run, wrong, line):
+    with pytest.raises(edgeq.BadInput, match=line):
+        edgeq.generate(**{"target": run.exports["gguf"], "prompt": "Hi", **wrong})
+
+
+def test_several_targets_are_compared_with_progress(run, saved_model):
+    told = []
+    found = edgeq.evaluate(
+        [run, run.exports["gguf"]], reference=saved_model, windows=2, progress=told.append
+    )
+    alone = edgeq.evaluate(run, reference=str(saved_model), windows=2)
+    assert found.targets[0].kl == alone.kl
+    low, high = alone.intervals["kl"]
+    assert low <= alone.kl <= high
+    assert len(found.pairs) == 1
+    assert [event.done for event in told] == sorted(event.done for event in told)
+    assert told[-1].share == 1
+    assert {event.what for event in told} == {"evaluating"}
+    assert str(run.output) in {event.model for event in told}
+
+
+@pytest.mark.parametrize(
+    "wrong, line",
+    [
+        ({"target": []}, r"^target = \[\]: expected a target"),
+        ({"target": 5}, r"^target = 5: expected a str, or a list"),
+        ({"windows": 0}, r"^windows = 0: expected a whole number of 1 or more"),
+        ({"windows": 2.5}, r"^windows = 2.5: expected a whole number"),
+        ({"sequence_length": 4}, r"^sequence_length = 4: expected a whole number of 8 or more"),
+        ({"reference": 1}, r"^reference = 1: expected a path"),
+        ({"text": "nothing.txt"}, r"^text 'nothing.txt': no such file"),
+        ({"runtime": "tensorrt"}, r"^runtime 'tensorrt' is not known"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(run, wrong, line):
+    with pytest.raises(edgeq.BadInput, match=line):
+        edgeq.evaluate(**{"target": run, **wrong})
 
 
 def test_a_plan_reads_no_weights_and_takes_the_words_of_a_run(saved_model, tmp_path, text_file):
