@@ -23,6 +23,13 @@ QUALITY = {
     "reference_perplexity": 20.0,
     "kl": 0.009,
     "top1_agreement": 0.95,
+    "intervals": {"kl": None, "perplexity": None, "top1_agreement": None},
+    "windows": [{"text": "reference text"}] * 16,
+    "texts": [],
+    "tasks": [],
+    "notes": [],
+    "bytes": 76 * 10**6,
+    "bits_per_weight": None,
 }
 LONG = "one answer of many words " * 20
 FINISHED = FinishedRun(
@@ -52,7 +59,12 @@ FINISHED = FinishedRun(
 
 
 @pytest.fixture(autouse=True)
-def made_up_anchors(monkeypatch):
+def made_up_place(monkeypatch, tmp_path):
+    """An export on disk, and anchors."""
+    (tmp_path / "out" / "gguf").mkdir(parents=True)
+    for name in ("small-Q4_0.gguf", "Modelfile", "README.md"):
+        (tmp_path / "out" / "gguf" / name).touch()
+    monkeypatch.chdir(tmp_path)
     found = Anchors("SmolLM2-135M", "text", (Anchor("Q5_K_M", 5.7, 0.009),))
     monkeypatch.setattr(anchors, "read_anchors", lambda: found)
 

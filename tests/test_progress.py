@@ -146,20 +146,18 @@ def test_quick_work_is_not_named_in_lines(clock):
     assert len(lines_of(clock, 1000, play)) == 1
 
 
-def test_a_terminal_gets_the_bar_and_a_pipe_gets_lines():
-    terminal = Console(file=io.StringIO(), width=80, force_terminal=True)
-    pipe = Console(file=io.StringIO(), width=80)
-    for console, plain, kind in (
-        (terminal, False, Bar),
-        (terminal, True, Lines),
-        (pipe, False, Lines),
-    ):
-        with following(console, plain=plain) as observer:
-            assert isinstance(observer, kind)
-            observer.begin(2, 0)
-            observer.progressed(SOLVING, 0, 2)
-            observer.solved(LAYER)
-            observer.finished_block(0)
+@pytest.mark.parametrize(
+    ("is_terminal", "plain", "kind"),
+    [(True, False, Bar), (True, True, Lines), (False, False, Lines)],
+)
+def test_a_terminal_gets_the_bar_and_a_pipe_gets_lines(is_terminal, plain, kind):
+    file = io.StringIO()
+    with following(Console(file=file, width=80, force_terminal=is_terminal), plain=plain) as shown:
+        assert isinstance(shown, kind)
+        shown.begin(2, 0)
+        shown.progressed(SOLVING, 0, 2)
+        shown.solved(LAYER)
+        shown.finished_block(0)
     assert "block 1/2" in file.getvalue()
 
 

@@ -15,7 +15,7 @@ from edgeq.pages.run_page import write_run_page
 from edgeq.planning.process_memory import machine_bytes, peak_resident_bytes
 from edgeq.run.finished import FinishedRun
 from edgeq.run.measured import Measured, read_measured, write_measured
-from edgeq.run.pipeline import Observer
+from edgeq.run.pipeline import EVALUATING, Observer
 from edgeq.run.report import with_measured
 from edgeq.sources import open_source
 from edgeq.talking import answer
@@ -26,7 +26,6 @@ BEGINNING = "The sky is blue because"  # for models that continue
 MOST_TOKENS = 48  # of an answer: a few lines
 FLOAT = 4  # bytes of a weight of a model that writes in a framework
 ROOM = 0.7  # of the machine's memory: the rest is other programs'
-EVALUATING = "measuring quality, window"
 ANSWERING = "asking both models"
 
 
@@ -55,7 +54,13 @@ def close_run(
     quality: Mapping[str, Any] | None = None
     answers = Answers()
     if evaluated:
-        quality = evaluate(finished.result, reference=finished.original, backend=backend)
+        observer.progressed(EVALUATING)
+        quality = evaluate(
+            finished.result,
+            reference=finished.original,
+            backend=backend,
+            progress=observer.evaluated,
+        )
         finished = replace(finished, quality=quality, report=with_measured(checkpoint, quality))
         observer.progressed(ANSWERING)
         answers = ask_both(finished)
