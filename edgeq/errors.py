@@ -3,6 +3,8 @@
 Every text says what was received, the rule, and what to change.
 """
 
+from collections.abc import Sequence
+
 
 class EdgeqError(Exception):
     """Base of all errors that edgeq raises on purpose.
@@ -13,6 +15,17 @@ class EdgeqError(Exception):
 
 class BadInput(EdgeqError):
     """A path, file, text or value from the user that edgeq cannot work with."""
+
+
+class TooLittleMemory(BadInput):
+    """A limit on memory that no way of running keeps, with the smallest one that would do.
+
+    words are those of the command line with which the run would fit. Units: bytes.
+    """
+
+    def __init__(self, message: str, limit: int, least: int, words: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.limit, self.least, self.words = limit, least, tuple(words)
 
 
 class DamagedModel(BadInput):

@@ -16,7 +16,7 @@ from edgeq.planning.process_memory import machine_bytes, peak_resident_bytes
 from edgeq.run.card import renew_cards
 from edgeq.run.finished import FinishedRun
 from edgeq.run.measured import Measured, read_measured, write_measured
-from edgeq.run.pipeline import Observer
+from edgeq.run.pipeline import EVALUATING, Observer
 from edgeq.run.report import with_measured
 from edgeq.sources import open_source
 from edgeq.talking import answer
@@ -27,7 +27,6 @@ BEGINNING = "The sky is blue because"  # for models that continue
 MOST_TOKENS = 48  # of an answer: a few lines
 FLOAT = 4  # bytes of a weight of a model that writes in a framework
 ROOM = 0.7  # of the machine's memory: the rest is other programs'
-EVALUATING = "measuring quality, window"
 ANSWERING = "asking both models"
 
 
@@ -56,11 +55,12 @@ def close_run(
     quality: Mapping[str, Any] | None = None
     answers = Answers()
     if evaluated:
+        observer.progressed(EVALUATING)
         quality = evaluate(
             finished.result,
             reference=finished.original,
             backend=backend,
-            progress=lambda _, done, total: observer.progressed(EVALUATING, done, total),
+            progress=observer.evaluated,
         )
         finished = replace(finished, quality=quality, report=with_measured(checkpoint, quality))
         observer.progressed(ANSWERING)

@@ -97,13 +97,13 @@ def evaluate_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         show_comparison,
         show_measurement,
     )
-    from edgeq.commands.measuring_progress import watching_windows  # noqa: PLC0415
+    from edgeq.commands.progress import following  # noqa: PLC0415
     from edgeq.commands.screen import make_console, print_line, print_result  # noqa: PLC0415
     from edgeq.measuring.evaluate import evaluate_all  # noqa: PLC0415
 
     write_page = None if page is None else page_writer(page, force=force)
     console = make_console(stderr=True)
-    with watching_windows(console, plain=as_json) as progress:
+    with following(console, plain=as_json) as observer:
         result = evaluate_all(
             targets,
             reference=reference,
@@ -113,7 +113,7 @@ def evaluate_command(  # noqa: PLR0913, PLR0917 (one argument per option)
             runtime=runtime,
             backend=backend,
             tasks=tasks,
-            progress=progress,
+            progress=observer.evaluated,
         )
     if write_page is not None:
         write_page(result, page)

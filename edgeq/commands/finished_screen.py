@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 
+from edgeq.commands.evaluation_screen import show_measurement
 from edgeq.commands.plain_text import visible_line
 from edgeq.commands.screen import (
     MEGABYTE,
     facts_table,
     print_line,
     run_commands,
-    show_quality,
 )
 from edgeq.commands.typed import command_words
 from edgeq.measuring.anchors import verdict
@@ -23,6 +23,7 @@ from edgeq.run.finished import FinishedRun
 from edgeq.words import show_counts
 
 MOST_ADVICE = 3  # lines; all of it is in --verbose and report.html
+MOST_APPS = 2  # that run the export; its README.md has all of them
 MOST_LETTERS = 230  # of an answer: three lines of 80 columns
 MOST_NOTES = 10  # with --verbose
 LEAST_SHOWN = 0.5  # seconds of a stage: less would be written as 0
@@ -112,8 +113,8 @@ def next_commands(finished: FinishedRun) -> Iterator[tuple[str, str]]:
         yield "talk to it", command_words("chat", finished.result)
     else:
         yield "try it", command_words("generate", finished.result, BEGINNING)
-    for name, path in finished.exports.items():
-        yield from run_commands(name, path)
+    running = [line for name, path in finished.exports.items() for line in run_commands(name, path)]
+    yield from running[:MOST_APPS]
     if finished.next_format is not None:
         words = ("export", str(finished.output), "--format", finished.next_format)
         yield f"for {find_format(finished.next_format).read_by}", command_words(*words)
@@ -147,7 +148,7 @@ def show_details(console: Console, finished: FinishedRun) -> None:
         table.add_row("note", f"... and {len(finished.notes) - MOST_NOTES} more, see report.json")
     console.print(table, highlight=False, soft_wrap=True)
     if finished.quality is not None:
-        show_quality(console, finished.quality)
+        show_measurement(console, finished.quality)
 
 
 def seconds_row(finished: FinishedRun) -> str:

@@ -12,6 +12,7 @@ import click
 
 from edgeq.commands.budget import budget_lines, take_budget
 from edgeq.commands.choices import DIRECTORY
+from edgeq.commands.fitting import naming_what_fits
 from edgeq.commands.formats import FormatCommand
 from edgeq.commands.groups import GroupedOption
 from edgeq.commands.options import collect_settings
@@ -76,7 +77,9 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
         export_options=export_options,
         max_ram=max_ram,
     )
-    print_result(plan_asked(asked), as_json, show_plan)
+    with naming_what_fits():
+        plan = plan_asked(asked)
+    print_result(plan, as_json, show_plan)
 
 
 def options_of_plan() -> list[click.Parameter]:
@@ -102,31 +105,44 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     from edgeq.words import show_counts, show_size, show_time  # noqa: PLC0415
 
     table = facts_table()
-    memory = plan["memory"]
     seconds = plan["seconds"]
     size = show_size(plan["original"])
     table.add_row("model", f"{plan['model']}, {seconds['blocks']} blocks, {size}")
     table.add_row("grids", show_counts(plan["grids"]))
-    lines = [f"{show_size(memory['peak'])} at most, at {memory['at']}"]
-    lines += [f"{show_size(size):>8}  {part}" for part, size in memory["parts"].items() if size]
-    table.add_row("memory", "\n".join(lines))
+    table.add_row("memory", "\n".join(memory_lines(plan["memory"])))
     table.add_row("schedule", describe_way(plan["way"]))
     disk = ", ".join(f"{part} {show_size(size)}" for part, size in plan["disk"].items())
     table.add_row("disk", f"{disk}; {show_size(plan['disk free'])} free")
     by_stage = seconds["by stage of a block"]
     stages = ", ".join(f"{stage} {show_time(taken)}" for stage, taken in by_stage.items() if taken)
-    total = show_time(seconds["total"])
-    table.add_row("time", f"about {total}, {show_time(seconds['block'])} a block ({stages})")
+    shortest, longest = show_time(seconds["total"]), show_time(seconds["at most"])
+    takes = f"about {shortest} to {longest} on this machine as busy as it is now"
+    table.add_row("time", f"{takes}; a block {show_time(seconds['block'])} ({stages})")
     if "budget" in plan:
         table.add_row("budget", "\n".join(budget_lines(plan["budget"])))
-    for row in plan["formats"]:
-        fits = f"does not fit: {row['refused']}" if row["refused"] else f"loads in {row['read_by']}"
+    for row in plan["formats"] or plan["other formats"]:
+        fits = f"does not fit: {row['refused']}" if row["refused"] else f"for {row['read_by']}"
         table.add_row(row["format"], f"{show_size(row['bytes'])}, {fits}")
         for note in row["notes"]:
-            table.add_row("note", f"format {row['format']!r}: {note}")
+            table.add_row("", f"note: {note}")
     for note in plan["notes"]:
         table.add_row("note", note)
     console.print(table, highlight=False, soft_wrap=True)
+
+
+def memory_lines(memory: Mapping[str, Any]) -> list[str]:
+    """Say what a run takes at most, of what, with how little it could do, and what is there."""
+    from edgeq.words import show_size  # noqa: PLC0415
+
+    lines = [f"{show_size(memory['peak'])} at most, at {memory['at']}"]
+    lines += [f"{show_size(size):>8}  {part}" for part, size in memory["parts"].items() if size]
+    least, machine = memory["least"], memory["machine"]
+    if least < memory["peak"]:
+        option = show_size(least, up=True).replace(" ", "")
+        lines.append(f"the least, slower: --max-ram {option}")
+    if machine is not None and machine < memory["peak"]:
+        lines.append(f"this machine has {show_size(machine)}: give --max-ram with less than that")
+    return lines
 
 
 def describe_way(way: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from edgeq.commands.screen import print_line
 from edgeq.commands.work import Work, against_rounding, layer_in_block, memory
 from edgeq.errors import BadInput, lower_first, reason_of
 from edgeq.files.plain_files import append_to_file, inside
-from edgeq.run.pipeline import SOLVING, Observer
+from edgeq.run.pipeline import EVALUATING, SOLVING, Observer
 from edgeq.solving.report import LayerReport
 
 Clock = Callable[[], float]
@@ -30,6 +30,7 @@ PATIENCE = 5.0
 GAP = 2  # columns between the parts of a line
 BAR_SHARE = 5  # the bar has a fifth of the line
 SHORTEST_BAR, LONGEST_BAR = 6, 40
+LONGEST_NAME = 24  # of a model
 
 
 class Silent:
@@ -45,6 +46,9 @@ class Silent:
         pass
 
     def finished_block(self, index: int) -> None:
+        pass
+
+    def evaluated(self, model: str, done: int, total: int) -> None:
         pass
 
 
@@ -102,6 +106,9 @@ class Lines:
         parts = [self._work.head(), self._work.time(), *against_rounding(self._layers), *memory()]
         self._print(", ".join(parts))
         self._layers = []
+
+    def evaluated(self, model: str, done: int, total: int) -> None:
+        self.progressed(EVALUATING, done, total)
 
     def _say(self) -> None:
         """Print a line of the work of this moment, unless that has been said."""
@@ -161,6 +168,16 @@ class Bar:
     def finished_block(self, index: int) -> None:
         self._work.finish_block(index)
 
+    def evaluated(self, model: str, done: int, total: int) -> None:
+        self._work.goes_on(EVALUATING, done, total)
+        self._work.detail = [last_letters(model)]
+
+
+def last_letters(name: str) -> str:
+    """Give the end of a name: of a path, that says most."""
+    shown = visible_line(name)
+    return shown if len(shown) <= LONGEST_NAME else f"...{shown[3 - LONGEST_NAME :]}"
+
 
 def status_line(work: Work, width: int) -> Table:
     """Lay out what is known of the work in one line of so many columns."""
@@ -216,6 +233,9 @@ class Log:
     def finished_block(self, index: int) -> None:
         self._write(f"block {index + 1} is done")
 
+    def evaluated(self, model: str, done: int, total: int) -> None:
+        self._write(f"{EVALUATING} {done}/{total}, {model}")
+
     def _write(self, text: str) -> None:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         left = f"{now} {visible_line(text)}\n".encode()
@@ -247,6 +267,10 @@ class Both:
     def finished_block(self, index: int) -> None:
         for observer in self._watching:
             observer.finished_block(index)
+
+    def evaluated(self, model: str, done: int, total: int) -> None:
+        for observer in self._watching:
+            observer.evaluated(model, done, total)
 
 
 @contextmanager

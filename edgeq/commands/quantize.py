@@ -12,6 +12,7 @@ import click
 
 from edgeq.commands.budget import budget_options, take_budget
 from edgeq.commands.choices import DIRECTORY, FORMAT, MODEL, PATH
+from edgeq.commands.fitting import naming_what_fits
 from edgeq.commands.formats import FormatCommand, format_options
 from edgeq.commands.groups import grouped_option
 from edgeq.commands.keeping import keeping
@@ -143,7 +144,8 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         max_ram=max_ram,
         evaluated=evaluated,
     )
-    asked, job, memory = prepare_run(asked)
+    with naming_what_fits():
+        asked, job, memory = prepare_run(asked)
     say_annealing(job, memory)
     finished = run_watched(asked, job, plain=as_json, log_file=log_file)
     print_finished(finished, as_json=as_json, verbose=verbose)

@@ -95,22 +95,6 @@ def show_exported(console: Console, result: Mapping[str, Any]) -> None:
     show_runtime(console, result["format"], result["result"])
 
 
-def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
-    """Print the result of `edgeq evaluate`."""
-    table = facts_table()
-    table.add_row("runtime", f"{quality['runtime']}, {quality['tokens']} tokens")
-    if quality["reference"] is not None:
-        table.add_row("reference", quality["reference"])
-    original = quality["reference_perplexity"]
-    beside = f" (original {original:.3f})" if original else ""
-    table.add_row("perplexity", f"{quality['perplexity']:.3f}{beside}")
-    if quality["kl"] is not None:
-        divergence = f"{quality['kl']:.4f} nats per token (0 is equal, lower is better)"
-        table.add_row("KL divergence", divergence)
-        table.add_row("same top token", f"{quality['top1_agreement']:.1%}")
-    console.print(table, highlight=False)
-
-
 def show_inspection(console: Console, result: Mapping[str, Any]) -> None:
     """Print the result of `edgeq inspect`."""
     facts = (

@@ -62,9 +62,9 @@ def verdict(kl: float) -> str:
 
     Units: nats per token.
     """
-    number = f"KL {show_kl(kl)}"
     if kl <= NOTHING_LOST:
-        return f"Equal to the original: {number}"
+        return "Equal to the original: KL 0"
+    number = f"KL {show_kl(kl)}"
     anchors = read_anchors()
     if anchors is None:
         return f"{number} nats per token from the original (0 is equal, lower is better)"

@@ -14,7 +14,7 @@ from edgeq.algorithms.damping import INVERTED_COLUMNS
 from edgeq.algorithms.propagation_choice import DAMPINGS
 from edgeq.calibration.self_text import CACHE_BYTES, bytes_per_token
 from edgeq.decoder import Decoder, Layer
-from edgeq.errors import BadInput
+from edgeq.errors import TooLittleMemory
 from edgeq.planning.mixtures import is_of_expert, mixture_of, telling_sites
 from edgeq.planning.process_memory import resident_bytes
 from edgeq.recipe.recipe import Recipe
@@ -106,10 +106,14 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The way a run goes and the moment at which it takes most."""
+    """The way a run goes and the moment at which it takes most.
+
+    least is the smallest limit that some way keeps, in bytes.
+    """
 
     way: Way
     peak: Moment
+    least: int = 0
 
 
 def choose_way(
@@ -124,30 +128,23 @@ def choose_way(
 
     writes_text says that the model also writes its calibration text.
 
-    Raises: BadInput with the smallest limit that would do.
+    Raises: TooLittleMemory with the smallest limit that would do.
     """
     ways: Sequence[Way] = WAYS
     if recipe.chooses_by_layer:
         ways = [replace(way, rows_at_once=None) for way in WAYS]
-    plans = []
-    for way in ways:
-        peak = peak_moment(decoder, recipe, process, way, writes_text)
-        plans.append(MemoryPlan(way, peak))
-    if limit is None:
-        return plans[0]
-    for plan in plans:
-        if plan.peak.total <= limit:
-            return plan
-    least = min(plans, key=lambda plan: plan.peak.total)
-    advice = "choose a smaller model"
-    if recipe.needs_drift and least.peak.name != EMBEDDING_MOMENT:
-        advice = "choose --quality fast or a smaller model"
-    if least.peak.name == WRITING:
-        advice = "calibrate on a text file"
-    enough = show_size(ENOUGH * least.peak.total, up=True)
-    raise BadInput(
-        f"--max-ram {show_size(limit)}: this run needs at least {enough} "
-        f"(while it is at {least.peak.name}); give that much, or {advice}"
+    peaks = [(way, peak_moment(decoder, recipe, process, way, writes_text)) for way in ways]
+    least = min((peak for _, peak in peaks), key=lambda peak: peak.total)
+    enough = math.ceil(ENOUGH * least.total)
+    for way, peak in peaks:
+        if limit is None or peak.total <= limit:
+            return MemoryPlan(way, peak, enough)
+    assert limit is not None
+    raise TooLittleMemory(
+        f"--max-ram {show_size(limit)}: this run needs at least {show_size(enough, up=True)} "
+        f"(while it is at {least.name})",
+        limit,
+        enough,
     )
 
 

@@ -87,7 +87,7 @@ def samples_needed(report: RunReport, recipe: Recipe) -> int:
     if lent:  # n own tokens beside m lent ones are a share m / (n + m)
         share = max(lent)
         needed = max(needed, recipe.samples * share / (1 - share))
-    return math.ceil(needed / STEP) * STEP
+    return math.ceil(round(needed / STEP, 6)) * STEP  # what floats add does not count
 
 
 def unlike_text(layers: Sequence[LayerReport]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from edgeq.measuring.evaluate import check_evaluation
 from edgeq.planning.memory import MemoryPlan
 from edgeq.protocols import ModelSource
 from edgeq.run.assembly import fit_job, make_job
+from edgeq.run.fitting import fit_asked
 from edgeq.run.forecast import describe_run, open_outline
 from edgeq.run.pipeline import Job, Observer, quantize
 from edgeq.run.recipe_file import budget_recipe, is_budget_recipe
@@ -57,6 +58,11 @@ def assemble(asked: Asked, source: ModelSource) -> Job:
     )
 
 
+def fit_into(asked: Asked, job: Job, folder: Path) -> tuple[Job, MemoryPlan]:
+    """Fit a job into the memory that was asked for. Raises: BadInput with words that would fit."""
+    return fit_asked(job, asked.max_ram, folder, asked.settings, asked.imatrix)
+
+
 def prepare_run(asked: Asked) -> tuple[Asked, Job, MemoryPlan]:
     """Assemble a run that fits into its memory, once all that can be refused has been.
 
@@ -71,7 +77,7 @@ def prepare_run(asked: Asked) -> tuple[Asked, Job, MemoryPlan]:
     job = assemble(asked, open_source(model))
     if asked.evaluated:
         check_evaluation(job.source, asked.exports, asked.backend)
-    job, memory = fit_job(job, asked.max_ram, place.output.parent)
+    job, memory = fit_into(asked, job, place.output.parent)
     return replace(asked, model=model), job, memory
 
 
@@ -100,7 +106,7 @@ def plan_asked(asked: Asked) -> dict[str, Any]:
     model = at_revision(asked.model, asked.revision)
     job = assemble(asked, open_outline(model) or open_source(model))
     folder = existing_parent(asked.place.output)
-    job, memory = fit_job(job, asked.max_ram, folder)
+    job, memory = fit_into(asked, job, folder)
     return describe_run(job, memory, folder) | describe_budget(job, asked.budget)
 
 

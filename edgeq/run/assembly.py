@@ -72,8 +72,7 @@ def make_job(
             "search for scales where no text is calibrated on; give one of the two"
         )
     exporters = load_exporters(exports, export_options or {})
-    settled = with_kind_of_zeros(with_scale_dtype(settings, source), exporters)
-    recipe = make_recipe(settled) if imatrix is None else weighed_recipe(settled)
+    recipe = chosen_recipe(settings, source, exporters, weighed=imatrix is not None)
     loaded = load_backend(backend)
     importance = None if imatrix is None else load_importance(imatrix, source)
     texts = read_texts(calibration, source)
@@ -89,6 +88,23 @@ def make_job(
         writes_text=any(text.content is None for text in texts),
         importance=importance,
     )
+
+
+def chosen_recipe(
+    settings: Mapping[str, Any],
+    source: ModelSource,
+    exporters: Sequence[Exporter],
+    *,
+    weighed: bool = False,
+) -> Recipe:
+    """Make a recipe from plain settings, for a model and its exports.
+
+    weighed says that an importance matrix takes the place of calibration.
+
+    Raises: BadInput.
+    """
+    settled = with_kind_of_zeros(with_scale_dtype(settings, source), exporters)
+    return weighed_recipe(settled) if weighed else make_recipe(settled)
 
 
 def load_importance(path: Path, source: ModelSource) -> Importance:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.calibration.windows import check_length
-from edgeq.errors import BadInput
+from edgeq.errors import BadInput, NotInstalled
 from edgeq.planning.memory import MemoryPlan
+from edgeq.planning.process_memory import machine_bytes
 from edgeq.planning.sizes import format_row, tensor_bytes
 from edgeq.planning.time import block_seconds, measure_rates
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, grids_by_part, plan_grids
 from edgeq.recipe.layer_types import replaced_types
+from edgeq.registry import FORMATS, load_exporter
 from edgeq.run.candidates import Item
 from edgeq.run.costs import GRADIENT_WINDOWS, SOLVE_WINDOWS
 from edgeq.run.pipeline import Job, needs_calibration
@@ -32,6 +34,7 @@ from edgeq.sources.safetensors_directory import weight_files
 from edgeq.streams.backward import HEAD_COPIES, head_tokens
 from edgeq.words import show_time
 
+LONGER = 1.5  # than planned: what a run on a busy laptop took (benchmarks/results/laptop.md)
 SOLVE_PRODUCTS = 3  # of the rows with a square: the solve, and energies around it
 COLUMN_SECONDS = 1e-4  # of a solve for each column, however few rows: calls of the framework
 
@@ -83,6 +86,8 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
             "peak": memory.peak.total,
             "at": memory.peak.name,
             "parts": dict(memory.peak.parts),
+            "least": memory.least,
+            "machine": machine_bytes(),
         },
         "way": asdict(memory.way),
         "disk": disk,
@@ -91,10 +96,12 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
             "block": per_block,
             "blocks": blocks,
             "total": per_block * blocks,
+            "at most": LONGER * per_block * blocks,
             "by stage of a block": seconds,
         },
         "original": job.source.stored_bytes(),
         "formats": exports,
+        "other formats": [] if exports else other_formats(job, grids),
         "grids": grids_by_part(grids, decoder, job.recipe),
         "notes": [
             *job.source.record.notes,
@@ -102,6 +109,18 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
             *importance_notes(job, grids),
         ],
     }
+
+
+def other_formats(job: Job, grids: Grids) -> list[dict[str, Any]]:
+    """Describe each format that could be asked for: those that are installed."""
+    rows = []
+    for name in FORMATS:
+        try:
+            exporter = load_exporter(name)
+        except NotInstalled:
+            continue
+        rows.append(format_row(exporter, grids, job.source))
+    return rows
 
 
 def importance_notes(job: Job, grids: Grids) -> list[str]:

@@ -64,6 +64,7 @@ WRITING_TEXT = "writing text, token"
 LOADING = "loading the model"
 SOLVING = "block"
 ROUNDING = "rounding the embedding"
+EVALUATING = "evaluating, window"
 
 
 class Observer(Protocol):
@@ -86,6 +87,9 @@ class Observer(Protocol):
 
     def finished_block(self, index: int) -> None:
         """Note that a block is solved and on disk."""
+
+    def evaluated(self, model: str, done: int, total: int) -> None:
+        """Note that a model has run over windows of text, and how many are done for all models."""
 
 
 @dataclass(frozen=True, slots=True)
