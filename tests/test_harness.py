@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from test_tasks import ITEMS, SHORT, saved
+from models import save_small_llama
+from test_tasks import ITEMS, SHORT
 
 from edgeq.errors import BadInput, NotInstalled
 from edgeq.measuring import harness
@@ -33,7 +34,7 @@ def written(tmp_path):
     rows = [{**row, "answer": answer} for row, answer in zip(rows, [0] * len(rows), strict=True)]
     data = tmp_path / "mice.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
-    return saved(tmp_path / "model", seed=3), data
+    return save_small_llama(tmp_path / "model", seed=3), data
 
 
 @pytest.mark.slow
@@ -64,5 +65,5 @@ def test_a_task_that_writes_text_is_refused(written, tmp_path, monkeypatch):
 
 def test_a_name_without_the_harness_says_what_brings_it(written, monkeypatch):
     monkeypatch.setattr(harness, "find_spec", lambda name: None)
-    with pytest.raises(NotInstalled, match="'hellaswag' is no file.*extra 'tasks'"):
+    with pytest.raises(NotInstalled, match=r"'hellaswag' is no file.*extra 'tasks'"):
         evaluate(str(written[0]), reference=None, tasks=["hellaswag"], **SHORT)

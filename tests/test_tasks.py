@@ -1,19 +1,21 @@
 """Tasks of several choices, against a loop over transformers' logits, one choice at a time."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from command_line import finished
-from tiny_models import SMALL_LLAMA, byte_level_bpe, tokenizer_files
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from models import save_small_llama
+from tiny_models import byte_level_bpe, tokenizer_files
+from transformers import AutoModelForCausalLM
 
 from edgeq.errors import BadInput
 from edgeq.measuring.evaluate import evaluate, evaluate_all
 from edgeq.measuring.tasks import read_task
 
-ITEMS = [
+ITEMS: list[dict[str, Any]] = [
     {"question": "What do mice eat?", "choices": ["cheese", "stones and iron", "9"], "answer": 0},
     {
         "context": "The 12 mice run to ",
@@ -30,22 +32,13 @@ SHORT = {"windows": 1, "sequence_length": 16, "backend": "cpu", "text": "dialogu
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("model") / "first", seed=0)
+    return save_small_llama(tmp_path_factory.mktemp("model") / "first", seed=0)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """The same model with other weights, so that it answers otherwise."""
-    return saved(tmp_path_factory.mktemp("model") / "second", seed=1)
-
-
-def saved(folder, *, seed, **settings):
-    torch.manual_seed(seed)
-    sizes = {**SMALL_LLAMA, "max_position_embeddings": 128, "initializer_range": 0.2}
-    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
-    for name, data in tokenizer_files(**settings).items():
-        (folder / name).write_bytes(data)
-    return folder
+    return save_small_llama(tmp_path_factory.mktemp("model") / "second", seed=1)
 
 
 @pytest.fixture
@@ -102,7 +95,7 @@ def test_choices_are_scored_by_what_they_add_to_their_context(model, other, task
 
 
 def test_a_text_begins_as_the_tokenizer_begins_it(tmp_path, task):
-    folder = saved(tmp_path / "begun", seed=2)
+    folder = save_small_llama(tmp_path / "begun", seed=2)
     for name, data in tokenizer_files(template=True).items():
         (folder / name).write_bytes(data)
     [result] = evaluate(str(folder), reference=None, tasks=[str(task)], **SHORT)["tasks"]
