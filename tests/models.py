@@ -7,6 +7,7 @@ from importlib.resources import files
 
 import numpy as np
 import torch
+from tiny_models import SMALL_LLAMA, tokenizer_files
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -205,4 +206,14 @@ def save_glass(folder):
     """glassllm as a directory of safetensors with its tokenizer; gives the directory."""
     glass_llama().save_pretrained(folder)
     (folder / "tokenizer.json").write_text(glass_tokenizer().to_str(), encoding="utf-8")
+    return folder
+
+
+def save_small_llama(folder, *, seed=0, **tokenizer):
+    """Save a small random Llama of peaked predictions, with a tokenizer that every format holds."""
+    torch.manual_seed(seed)
+    sizes = {**SMALL_LLAMA, "max_position_embeddings": 128, "initializer_range": 0.2}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
+    for name, data in tokenizer_files(**tokenizer).items():
+        (folder / name).write_bytes(data)
     return folder

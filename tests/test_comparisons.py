@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 from command_line import finished, run_edgeq
-from tiny_models import SMALL_LLAMA, byte_level_bpe, tokenizer_files
+from tiny_models import byte_level_bpe
 from transformers import (
     AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -22,7 +20,7 @@ from edgeq.errors import BadInput
 from edgeq.measuring.evaluate import evaluate, evaluate_all
 from edgeq.measuring.quality import compare
 from edgeq.measuring.references import opened_reference
-from edgeq.measuring.targets import open_model
+from edgeq.measuring.targets import find_export, open_model
 from edgeq.registry import LOGITS, load
 
 PLAINLY = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0"]
@@ -36,13 +34,7 @@ WORDS = ["--windows", 3, "--sequence-length", 64, "--backend", "cpu", "--text", 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     """A small random model of peaked predictions, with a tokenizer that every format holds."""
-    folder = tmp_path_factory.mktemp("model") / "original"
-    torch.manual_seed(0)
-    sizes = {**SMALL_LLAMA, "max_position_embeddings": 128, "initializer_range": 0.2}
-    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
-    for name, data in tokenizer_files().items():
-        (folder / name).write_bytes(data)
-    return folder
+    return models.save_small_llama(tmp_path_factory.mktemp("model") / "original")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +146,7 @@ def test_the_worst_tokens_stand_in_their_context(result, expected, original):
     first, ids = worst[0], windows[window]
     assert first["kl"] == pytest.approx(per_token.max(), rel=1e-3)
     assert first["token"] == tokenizer.decode([ids[place + 1]])
-    assert tokenizer.decode(ids[: place + 1]).endswith(first["before"])
+    assert str(tokenizer.decode(ids[: place + 1])).endswith(first["before"])
     assert first["original_says"] == tokenizer.decode([reference[window, place].argmax()])
     assert first["target_says"] == tokenizer.decode([four[window, place].argmax()])
 
@@ -229,7 +221,7 @@ def test_one_checkpoint_has_the_same_divergence_in_every_runtime(original, four_
     opened = {"torch": load(LOGITS["torch"], "torch")(Checkpoint(four_bits))}
     opened["mlx"] = load(LOGITS["mlx"], "mlx")(Checkpoint(four_bits))
     for name, runtime in RUNTIMES.items():
-        path = four_bits / name / "model.gguf" if name == "gguf" else four_bits / name
+        path = find_export(str(four_bits / name)).path
         opened[runtime] = load(LOGITS[runtime], runtime)(path, exact=True)
     kl = {
         name: compare(windows, each.logits(windows), reference).kl for name, each in opened.items()
@@ -260,7 +252,6 @@ def test_a_table_says_what_is_closer_to_the_original(original, four_bits, eight_
 
 
 def test_a_page_is_written_where_it_is_asked_for(original, eight_bits, tmp_path):
-    pytest.importorskip("edgeq.pages.compare_page")
     page = tmp_path / "page.html"
     words = ["--reference", original, "--html", page, *WORDS]
     assert "written" in finished("evaluate", eight_bits, *words).err

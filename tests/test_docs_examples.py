@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgeq.calibration import reading
 from edgeq.commands.main import cli
-from edgeq.measuring.evaluate import EVALUATION_TEXT
+from edgeq.measuring.texts import EVALUATION_TEXT
 from edgeq.sources import demo
 
 SIZES = {

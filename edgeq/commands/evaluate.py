@@ -4,7 +4,6 @@ Heavy imports stand inside of the command.
 """
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +114,7 @@ def evaluate_command(  # noqa: PLR0913, PLR0917 (one argument per option)
             tasks=tasks,
             progress=observer.evaluated,
         )
-    if write_page is not None:
+    if page is not None and write_page is not None:
         write_page(result, page)
     if len(targets) == 1:
         print_result(result["targets"][0], as_json, show_measurement)
@@ -125,21 +124,19 @@ def evaluate_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         print_line(console, f"written: {page}")
 
 
-def page_writer(path: Path, *, force: bool) -> Callable[[Mapping[str, Any], Any], Any]:
+def page_writer(path: Path, *, force: bool) -> Callable[[Mapping[str, Any], Path], Path]:
     """Load what writes the page, once the page may be written where it is asked for.
 
     Raises: BadInput for a file that is there, or that cannot be made.
     """
     from edgeq.errors import BadInput  # noqa: PLC0415
     from edgeq.files.storage import check_output_file  # noqa: PLC0415
+    from edgeq.pages.compare_page import write_compare_page  # noqa: PLC0415
 
     if path.suffix.lower() not in PAGE_SUFFIXES:
         raise BadInput(f"--html {str(path)!r} is no name of a page; give one that ends in .html")
     check_output_file(path, force=force, is_own=is_page)
-    write: Callable[[Mapping[str, Any], Any], Any] = import_module(
-        "edgeq.pages.compare_page"
-    ).write_compare_page
-    return write
+    return write_compare_page
 
 
 def is_page(path: Path) -> bool:

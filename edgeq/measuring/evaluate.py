@@ -31,7 +31,7 @@ from edgeq.measuring.targets import (
     open_target,
     runtime_of,
 )
-from edgeq.measuring.task_runs import TaskRuns, check_tasks
+from edgeq.measuring.task_runs import TaskRuns, check_named, read_tasks
 from edgeq.measuring.texts import (
     WINDOWS,
     Windows,
@@ -119,11 +119,12 @@ def evaluate_all(  # noqa: PLR0913 (one argument per option)
     """
     backend = choose_backend(backend)
     texts = chosen_texts(text)
-    asked = check_tasks(tasks)
+    asked = read_tasks(tasks)
     planned = [plan_target(name, runtime, backend) for name in targets]
     original = open_model(reference) if reference is not None else None
     if original is not None:
         check_reference(original)
+    check_named(asked)
     sources = [open_target(each.name, each.exported, each.runtime, original) for each in planned]
     known = [each for each in (original, *sources) if each is not None]
     described: TextModel = known[0] if known else described_export(targets[0])

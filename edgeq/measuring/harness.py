@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
@@ -39,13 +40,21 @@ def check_harness(names: Sequence[str]) -> None:
             f"task {names[0]!r} is no file, and tasks by name need lm-eval; {install('tasks')}, "
             "or give a file of JSON lines"
         )
-    manager = quietly(lambda: import_module("lm_eval.tasks").TaskManager())
     for name in names:
-        if name not in manager.all_tasks and not name.endswith(TASK_FILE):
+        is_file = name.endswith(TASK_FILE)
+        known = Path(name).expanduser().is_file() if is_file else name in manager().all_tasks
+        if not known:
             raise BadInput(
                 f"task {name!r}: no such file, and no task of lm-eval; "
-                "lm_eval ls tasks lists those there are"
+                "`lm-eval ls tasks` lists those there are"
             )
+
+
+@cache
+def manager(*, with_names: bool = True) -> Any:
+    """Have the harness list its tasks, which are many; those in files need no list."""
+    make = import_module("lm_eval.tasks").TaskManager
+    return quietly(lambda: make(include_defaults=with_names))
 
 
 def run_harness(
@@ -56,14 +65,17 @@ def run_harness(
     Raises: BadInput where its data cannot be had, and for tasks that are not of choices.
     """
     harness: Any = import_module("lm_eval")
-    asked: Any = name
-    if name.endswith(TASK_FILE):
-        asked = import_module("lm_eval.utils").load_yaml_config(str(Path(name).expanduser()))
+    is_file = name.endswith(TASK_FILE)
+    asked = str(Path(name).expanduser().absolute()) if is_file else name
     adapter = adapted(model, described, longest)
     try:
         found = quietly(
             lambda: harness.simple_evaluate(
-                model=adapter, tasks=[asked], bootstrap_iters=0, log_samples=False
+                model=adapter,
+                tasks=[asked],
+                task_manager=manager(with_names=not is_file),
+                bootstrap_iters=0,
+                log_samples=False,
             )
         )
     except BadInput:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.measuring.harness import check_harness, run_harness
+from edgeq.measuring.harness import TASK_FILE, check_harness, run_harness
 from edgeq.measuring.references import Reference
 from edgeq.measuring.tasks import (
     Answers,
@@ -29,18 +29,25 @@ Asked = Sequence[Task | str]
 """Tasks that were read from files, and names of the harness' own."""
 
 
-def check_tasks(names: Sequence[str]) -> Asked:
-    """Read tasks from files, and check that the names of others can be run.
+def read_tasks(names: Sequence[str]) -> Asked:
+    """Read tasks from files; other names are kept, see `check_named`.
 
-    Raises: BadInput, NotInstalled.
+    Raises: BadInput.
     """
     asked: list[Task | str] = []
     for name in dict.fromkeys(names):
         path = Path(name).expanduser()
-        is_file = path.suffix.lower() in FILES or (path.is_file() and path.suffix != ".yaml")
+        is_file = path.suffix.lower() in FILES or (path.is_file() and path.suffix != TASK_FILE)
         asked.append(read_task(str(path)) if is_file else name)
-    check_harness([each for each in asked if isinstance(each, str)])
     return asked
+
+
+def check_named(asked: Asked) -> None:
+    """Check that the tasks that are named and not read from files can be run.
+
+    Raises: NotInstalled, BadInput.
+    """
+    check_harness([each for each in asked if isinstance(each, str)])
 
 
 class TaskRuns:
