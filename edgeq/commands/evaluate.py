@@ -3,9 +3,7 @@
 Heavy imports stand inside of the command.
 """
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -13,9 +11,6 @@ from edgeq.commands.choices import MODEL, PATH, RUNTIME
 from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION, TEXT
 from edgeq.measuring.text_kinds import ALL_KINDS, DEFAULT_KIND, KINDS
 from edgeq.registry import LOGITS
-
-PAGE_SUFFIXES = (".html", ".htm")
-MADE_BY = b"Made by edgeq"  # stands in every page
 
 
 @click.command(name="evaluate")
@@ -99,8 +94,11 @@ def evaluate_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.commands.progress import following  # noqa: PLC0415
     from edgeq.commands.screen import make_console, print_line, print_result  # noqa: PLC0415
     from edgeq.measuring.evaluate import evaluate_all  # noqa: PLC0415
+    from edgeq.pages.compare_page import write_compare_page  # noqa: PLC0415
+    from edgeq.pages.places import check_page_file  # noqa: PLC0415
 
-    write_page = None if page is None else page_writer(page, force=force)
+    if page is not None:
+        check_page_file(page, "--html", force=force)
     console = make_console(stderr=True)
     with following(console, plain=as_json) as observer:
         result = evaluate_all(
@@ -114,34 +112,11 @@ def evaluate_command(  # noqa: PLR0913, PLR0917 (one argument per option)
             tasks=tasks,
             progress=observer.evaluated,
         )
-    if page is not None and write_page is not None:
-        write_page(result, page)
+    if page is not None:
+        write_compare_page(result, page)
     if len(targets) == 1:
         print_result(result["targets"][0], as_json, show_measurement)
     else:
         print_result(result, as_json, show_comparison)
     if page is not None:
         print_line(console, f"written: {page}")
-
-
-def page_writer(path: Path, *, force: bool) -> Callable[[Mapping[str, Any], Path], Path]:
-    """Load what writes the page, once the page may be written where it is asked for.
-
-    Raises: BadInput for a file that is there, or that cannot be made.
-    """
-    from edgeq.errors import BadInput  # noqa: PLC0415
-    from edgeq.files.storage import check_output_file  # noqa: PLC0415
-    from edgeq.pages.compare_page import write_compare_page  # noqa: PLC0415
-
-    if path.suffix.lower() not in PAGE_SUFFIXES:
-        raise BadInput(f"--html {str(path)!r} is no name of a page; give one that ends in .html")
-    check_output_file(path, force=force, is_own=is_page)
-    return write_compare_page
-
-
-def is_page(path: Path) -> bool:
-    """Say whether a file is a page that edgeq wrote."""
-    try:
-        return MADE_BY in path.read_bytes()
-    except OSError:
-        return False

@@ -15,6 +15,7 @@ from edgeq.commands.options import BACKEND_OPTION, FORCE_OPTION, JSON_OPTION
 
 if TYPE_CHECKING:
     from edgeq.checkpoint.reader import Checkpoint
+    from edgeq.measuring.watching import Progress
 
 SEVERAL_RUNS = Path("report.html")
 """The page of several runs, in the current directory, unless another one is named."""
@@ -57,13 +58,15 @@ def report_command(
       edgeq report smollm2-3bit smollm2-4bit --output compared.html
     """
     from edgeq.checkpoint.reader import Checkpoint  # noqa: PLC0415
+    from edgeq.commands.measuring_progress import watching_windows  # noqa: PLC0415
     from edgeq.commands.screen import make_console, print_json, print_line  # noqa: PLC0415
 
     checkpoints = [Checkpoint(run) for run in runs]
     place = page_place(checkpoints, output, force=force)
     if reference is not None:
-        for checkpoint in checkpoints:
-            measure(checkpoint, reference, backend)
+        with watching_windows(make_console(stderr=True), plain=as_json) as progress:
+            for checkpoint in checkpoints:
+                measure(checkpoint, reference, backend, progress)
     written = write_page(checkpoints, place)
     if as_json:
         listed = [str(checkpoint.path) for checkpoint in checkpoints]
@@ -81,15 +84,13 @@ def page_place(
 
     Raises: BadInput for a file that is there and may not be replaced.
     """
-    from edgeq.files.ownership import is_page  # noqa: PLC0415
-    from edgeq.files.storage import check_output_file  # noqa: PLC0415
-    from edgeq.pages.run_page import check_page  # noqa: PLC0415
+    from edgeq.pages.places import check_page_file, page_of  # noqa: PLC0415
 
     if output is None and len(checkpoints) == 1:
-        check_page(checkpoints[0])
+        page_of(checkpoints[0])
         return None
     place = SEVERAL_RUNS if output is None else output
-    check_output_file(place, force=force, is_own=is_page)
+    check_page_file(place, "--output", force=force)
     return place
 
 
@@ -109,7 +110,7 @@ def write_page(checkpoints: Sequence["Checkpoint"], place: Path | None) -> Path:
     return place
 
 
-def measure(checkpoint: "Checkpoint", reference: str, backend: str) -> None:
+def measure(checkpoint: "Checkpoint", reference: str, backend: str, progress: "Progress") -> None:
     """Measure a run against its original, and keep that beside its report."""
     from edgeq.measuring.evaluate import evaluate  # noqa: PLC0415
     from edgeq.run.card import renew_cards  # noqa: PLC0415
@@ -117,7 +118,9 @@ def measure(checkpoint: "Checkpoint", reference: str, backend: str) -> None:
     from edgeq.run.report import with_measured  # noqa: PLC0415
 
     before = read_measured(checkpoint) or Measured()
-    quality = evaluate(str(checkpoint.path), reference=reference, backend=backend)
+    quality = evaluate(
+        str(checkpoint.path), reference=reference, backend=backend, progress=progress
+    )
     with_measured(checkpoint, quality)
     write_measured(checkpoint, replace(before, quality=quality))
     renew_cards(checkpoint)

@@ -142,10 +142,11 @@ def size_chart(points: Sequence[Sized], curves: Sequence[Series] = ()) -> Chart 
     known = [each for each in points if each.bytes is not None and each.kl is not None]
     if not known and not curves:
         return None
-    series = list(curves)
+    series = []
     for each in known:
         low, high = each.interval or (None, None)
         series.append(Series(each.name, [(each.bytes, each.kl, low, high, each.name)], "labels"))
+    series += curves
     ends = [end for each in known for end in (each.interval or ())]
     log = spans_decades([*ends, *(point[1] for each in series for point in each.points)])
     rows = [

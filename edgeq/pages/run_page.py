@@ -6,11 +6,11 @@ from typing import Any
 
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
-from edgeq.files.ownership import PAGE_FILE, is_page
 from edgeq.files.storage import explaining, write_bytes
 from edgeq.pages import shown
 from edgeq.pages.budget import budget_chart, spent_table
 from edgeq.pages.depth import error_chart, grid_map, stage_rows, strength_chart
+from edgeq.pages.places import page_of
 from edgeq.pages.quality import (
     Fact,
     measured_how,
@@ -50,21 +50,10 @@ def write_run_page(checkpoint: Checkpoint) -> Path:
 
     Raises: BadInput for a damaged report, and where a file of somebody else has the page's name.
     """
-    path = check_page(checkpoint)
+    path = page_of(checkpoint)
     page = run_page(checkpoint)
     with explaining(path):
         write_bytes(path, page)
-    return path
-
-
-def check_page(checkpoint: Checkpoint) -> Path:
-    """Give the place of a run's page. Raises: BadInput where something of somebody else lies."""
-    path = checkpoint.path / PAGE_FILE
-    if path.is_symlink() or (path.exists() and not is_page(path)):
-        raise BadInput(
-            f"{str(path)!r} exists and is no page that edgeq wrote; move it away, "
-            "or write another file with edgeq report --output"
-        )
     return path
 
 

@@ -9,6 +9,7 @@ from checkpoints import tiny_checkpoint
 
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.json_files import write_json
+from edgeq.files.ownership import is_page
 from edgeq.run.measured import Measured, read_measured, write_measured
 
 
@@ -59,7 +60,10 @@ def test_no_file_of_somebody_else_is_replaced(edgeq, run, tmp_path):
     page.write_text("<title>My thesis</title>")
     refused(edgeq("report", run, "--output", page), "exists", "--force")
     refused(edgeq("report", run, "--output", page, "--force"), "no file of the kind")
-    refused(edgeq("report", run, "--output", tmp_path, "--force"), "no file of the kind")
+    refused(edgeq("report", run, "--output", tmp_path, "--force"), "is no name of a page")
+    (tmp_path / "folder.html").mkdir()
+    refused(edgeq("report", run, "-o", tmp_path / "folder.html", "--force"), "no file of the kind")
+    refused(edgeq("report", run, "-o", tmp_path / "page"), "give one that ends in .html")
     shutil.copy(page, run / "report.html")
     refused(edgeq("report", run), "is no page that edgeq wrote; move it away")
     refused(edgeq("report", run, "--force"), "is no page that edgeq wrote; move it away")
@@ -123,3 +127,19 @@ def test_an_original_that_does_not_open_is_refused_before_anything_is_written(ed
 def test_a_report_of_another_version_is_refused_with_both(edgeq, run):
     write_json(run / "report.json", {"version": 2})
     refused(edgeq("report", run), "a report of version 2, where this edgeq reads 1")
+
+
+def test_evaluate_writes_a_comparison_as_a_page(edgeq, run, made, tmp_path):
+    original, page = made.parent / "model", tmp_path / "compared.html"
+    words = ["--reference", original, "--windows", 2, "--backend", "cpu", "--html", page]
+    result = edgeq("evaluate", run, original, *words)
+    assert result.status == 0, result.err
+    assert is_page(page)
+    text = page.read_text(encoding="utf-8")
+    assert "2 models compared" in text and "Which is closer" in text
+    before = page.read_bytes()
+    refused(edgeq("evaluate", run, original, *words), "exists", "--force")
+    refused(edgeq("evaluate", run, *words[:-1], tmp_path / "page.pdf"), "ends in .html")
+    (tmp_path / "mine.html").write_text("Made by edgeq, I say")
+    refused(edgeq("evaluate", run, *words[:-1], tmp_path / "mine.html", "--force"), "of the kind")
+    assert page.read_bytes() == before

@@ -242,6 +242,12 @@ def test_runs_come_on_one_page_with_what_differs(make_run, full_run):
     assert mean[1] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
+def test_names_may_break_behind_dots_and_numbers_may_not(full_run, make_run):
+    page = runs_page([full_run, make_run("a.b")]).decode("utf-8")
+    assert '<th scope="row">a.<wbr>b</th>' in page
+    assert "<td>98.0 MB</td>" in page and "<td>0.0865<small>" in page
+
+
 def test_runs_of_different_models_are_shown_and_said_to_be_so(make_run, full_run):
     source = {"fingerprint": "another", "dtype": None}
     other = make_run("other", None, None, source=source, model="bigger")
