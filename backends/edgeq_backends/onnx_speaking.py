@@ -67,6 +67,8 @@ def check_no_code(stated: Any, file: Path) -> None:
 class GenaiSpeaker:
     """A directory in onnxruntime-genai, on the CPU; see `edgeq.talking.speakers.Speaker`."""
 
+    longest: int | None = None
+
     def __init__(self, folder: Path) -> None:
         self._library: Any = import_module("onnxruntime_genai")
         config = self._library.Config(str(folder))
@@ -99,6 +101,8 @@ class GenaiSpeaker:
 
 class SessionSpeaker:
     """A graph in ONNX Runtime alone, on the CPU, with keys and values as the graph gives them."""
+
+    longest: int | None = None
 
     def __init__(self, file: Path) -> None:
         self._session: Any = open_session(file, accuracy_level=None)
