@@ -172,6 +172,15 @@ def test_a_tokenizer_that_begins_texts_begins_prompts_but_not_chats(tmp_path):
         assert talker.tokens_of(MESSAGES)[:2] != [0, 0]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_exports_of_other_makers_are_recognised(made, talkers, tmp_path, name):
+    folder = shutil.copytree(made[1] / name, tmp_path / "other")
+    (folder / "manifest.json").unlink()
+    with open_talker(str(folder)) as talker:
+        assert talker.library == talkers[name].library
+        assert written(talker, PROMPT, 8)[1].ids == written(talkers[name], PROMPT, 8)[1].ids
+
+
 def test_onnx_runtime_alone_writes_the_same(made, talkers, tmp_path):
     folder = shutil.copytree(made[1] / "onnx", tmp_path / "onnx")
     (folder / "genai_config.json").unlink()

@@ -31,6 +31,8 @@ class LlamaCppSpeaker:
     Raises: NotInstalled; BadInput for a file that llama.cpp cannot load.
     """
 
+    longest: int | None = None
+
     def __init__(
         self, path: Path | str, *, threads: int | None = None, exact: bool = False
     ) -> None:

@@ -22,6 +22,7 @@ NUMPY_TYPES = {
     "tensor(int32)": "int32",
 }
 IDS = "input_ids"
+LOGITS = "logits"
 ALL_LOGITS = ("num_logits_to_keep", "logits_to_keep")  # zero asks for those of every token
 FILLED = ("attention_mask", "position_ids", *ALL_LOGITS)
 
@@ -52,29 +53,11 @@ class OnnxRuntimeLogits:
             ) from failure
         assert self._session.get_providers()[0] == PROVIDER
         self._file = file
+        check_decoder(self._session, file)
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         outputs = {value.name: value.shape for value in self._session.get_outputs()}
-        if IDS not in self._inputs or "logits" not in outputs:
-            raise BadInput(
-                f"'{file}' is no decoder: it lacks the input 'input_ids' or the output 'logits'; "
-                "give a graph that predicts tokens from tokens"
-            )
-        for value in self._inputs.values():
-            self._check_input(value)
-        stated = outputs["logits"][-1]
+        stated = outputs[LOGITS][-1]
         self.vocabulary = stated if isinstance(stated, int) else None
-
-    def _check_input(self, value: Any) -> None:
-        """Refuse an input that is not filled here.
-
-        Raises: BadInput.
-        """
-        known = value.name in (IDS, *FILLED) or is_empty_cache(value)
-        if not known or value.type not in NUMPY_TYPES:
-            raise BadInput(
-                f"'{self._file}' takes {value.name!r} ({value.type}, {value.shape}); edgeq runs "
-                "graphs of token ids, mask, positions, and a cache in float32 or float16"
-            )
 
     @staticmethod
     def check_installed() -> None:
@@ -94,7 +77,7 @@ class OnnxRuntimeLogits:
                 f"but the model's vocabulary has {most} tokens; use the tokenizer of this model"
             )
         for ids in windows:
-            (found,) = self._session.run(["logits"], self._feeds(ids[np.newaxis]))
+            (found,) = self._session.run([LOGITS], self._feeds(ids[np.newaxis]))
             if found.ndim != 3 or found.shape[1] != len(ids):
                 raise BadInput(
                     f"'{self._file}' gives logits of shape {found.shape} for {len(ids)} tokens; "
@@ -119,6 +102,27 @@ class OnnxRuntimeLogits:
             else:
                 feeds[name] = np.zeros((1, value.shape[1], 0, value.shape[3]), dtype)
         return feeds
+
+
+def check_decoder(session: Any, file: Path) -> None:
+    """Refuse a graph that does not predict tokens, or with an input that is not filled here.
+
+    Raises: BadInput.
+    """
+    inputs = session.get_inputs()
+    is_decoder = any(value.name == IDS for value in inputs)
+    if not is_decoder or all(value.name != LOGITS for value in session.get_outputs()):
+        raise BadInput(
+            f"'{file}' is no decoder: it lacks the input 'input_ids' or the output 'logits'; "
+            "give a graph that predicts tokens from tokens"
+        )
+    for value in inputs:
+        known = value.name in (IDS, *FILLED) or is_empty_cache(value)
+        if not known or value.type not in NUMPY_TYPES:
+            raise BadInput(
+                f"'{file}' takes {value.name!r} ({value.type}, {value.shape}); edgeq runs "
+                "graphs of token ids, mask, positions, and a cache in float32 or float16"
+            )
 
 
 def is_empty_cache(value: Any) -> bool:

@@ -17,7 +17,15 @@ import onnxruntime
 
 from edgeq.errors import BadInput, reason_of
 from edgeq.types import NumpyArray
-from edgeq_backends.onnx_runtime import FILE_NAME, NUMPY_TYPES, open_session
+from edgeq_backends.onnx_runtime import (
+    FILE_NAME,
+    IDS,
+    LOGITS,
+    NUMPY_TYPES,
+    check_decoder,
+    is_empty_cache,
+    open_session,
+)
 
 SETTINGS = "genai_config.json"
 LIBRARY_KEYS = ("custom_ops_library", "library")
@@ -33,8 +41,7 @@ def open_speaker(path: Path | str) -> "GenaiSpeaker | SessionSpeaker":
     file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     settings = file.parent / SETTINGS
     try:
-        if settings.is_file() and find_spec("onnxruntime_genai") is not None:
-            check_no_code(json.loads(settings.read_bytes()), settings)
+        if find_spec("onnxruntime_genai") is not None and is_run_by(settings, file):
             return GenaiSpeaker(file.parent)
         return SessionSpeaker(file)
     except BadInput:
@@ -45,6 +52,18 @@ def open_speaker(path: Path | str) -> "GenaiSpeaker | SessionSpeaker":
             f"ONNX Runtime cannot load '{file}': {reason_of(failure)}; "
             "export it again or check the path"
         ) from failure
+
+
+def is_run_by(settings: Path, file: Path) -> bool:
+    """Say whether settings of onnxruntime-genai are there, and of this graph.
+
+    Raises: BadInput for settings that bring code; ValueError or LookupError for damaged ones.
+    """
+    if not settings.is_file():
+        return False
+    stated = json.loads(settings.read_bytes())
+    check_no_code(stated, settings)
+    return bool(stated["model"]["decoder"]["filename"] == file.name)
 
 
 def check_no_code(stated: Any, file: Path) -> None:
@@ -66,6 +85,8 @@ def check_no_code(stated: Any, file: Path) -> None:
 
 class GenaiSpeaker:
     """A directory in onnxruntime-genai, on the CPU; see `edgeq.talking.speakers.Speaker`."""
+
+    longest: int | None = None
 
     def __init__(self, folder: Path) -> None:
         self._library: Any = import_module("onnxruntime_genai")
@@ -98,39 +119,54 @@ class GenaiSpeaker:
 
 
 class SessionSpeaker:
-    """A graph in ONNX Runtime alone, on the CPU, with keys and values as the graph gives them."""
+    """A graph in ONNX Runtime alone, on the CPU, with keys and values as the graph gives them.
+
+    A graph without a cache is given the whole text every time.
+    Raises: BadInput for a graph that is no decoder.
+    """
+
+    longest: int | None = None
 
     def __init__(self, file: Path) -> None:
         self._session: Any = open_session(file, accuracy_level=None)
-        self._past = {
-            value.name: value
-            for value in self._session.get_inputs()
-            if value.name.startswith("past_key_values.")
-        }
-        self._outputs = ["logits", *(name_of_present(name) for name in self._past)]
+        check_decoder(self._session, file)
+        self._inputs = {value.name: value for value in self._session.get_inputs()}
+        self._past = [name for name, value in self._inputs.items() if is_empty_cache(value)]
+        names = [value.name for value in self._session.get_outputs()]
+        present = [name for name in names if name.startswith("present")]
+        if len(present) != len(self._past):
+            raise BadInput(
+                f"'{file}' takes {len(self._past)} keys and values and gives {len(present)}; "
+                "give a graph that gives those it takes"
+            )
+        self._outputs = [LOGITS, *present]
         self._cache: dict[str, NumpyArray] = {}
+        self._ids: list[int] = []
         self.library = f"ONNX Runtime {onnxruntime.__version__}"
 
     def begin(self, room: int) -> None:
         """Start an empty text; the cache grows as it must."""
+        shapes = {name: self._inputs[name].shape for name in self._past}
         self._cache = {
-            name: np.zeros((1, value.shape[1], 0, value.shape[3]), NUMPY_TYPES[value.type])
-            for name, value in self._past.items()
+            name: np.zeros((1, shapes[name][1], 0, shapes[name][3]), self._dtype(name))
+            for name in self._past
         }
+        self._ids = []
 
     def cut(self, length: int) -> bool:
         """Forget all tokens but the first ones."""
         self._cache = {name: kept[:, :, :length] for name, kept in self._cache.items()}
+        del self._ids[length:]
         return True
 
     def read(self, ids: Sequence[int]) -> NumpyArray:
         """Go on with tokens. Shapes: gives (vocabulary,) float32, the logits behind the last."""
-        for start in range(0, len(ids), TOKENS):
-            tokens = np.asarray([ids[start : start + TOKENS]], np.int64)
-            held = next((kept.shape[2] for kept in self._cache.values()), 0)
-            mask = np.ones((1, held + tokens.shape[1]), np.int64)
-            feeds = {"input_ids": tokens, "attention_mask": mask, **self._cache}
-            logits, *present = self._session.run(self._outputs, feeds)
+        at_once = TOKENS if self._past else len(ids)
+        for start in range(0, len(ids), at_once):
+            logits, *present = self._session.run(
+                self._outputs, self._feeds(ids[start : start + at_once])
+            )
+            self._ids += ids[start : start + at_once]
             self._cache = dict(zip(self._past, present, strict=True))
         found: NumpyArray = logits[0, -1].astype(np.float32)
         return found
@@ -139,9 +175,25 @@ class SessionSpeaker:
         """Let go of the model."""
         self._session, self._cache = None, {}
 
+    def _feeds(self, new: Sequence[int]) -> dict[str, NumpyArray]:
+        """Fill every input with what follows from the new tokens and those before."""
+        whole = [*self._ids, *new]
+        first = len(self._ids) if self._past else 0
+        filled = {
+            IDS: np.asarray([whole[first:]]),
+            "attention_mask": np.ones((1, len(whole))),
+            "position_ids": np.arange(first, len(whole))[np.newaxis],
+        }
+        feeds = dict(self._cache)
+        for name in self._inputs.keys() - feeds.keys():
+            value = filled.get(name)
+            if value is None:  # of how many tokens logits are wanted
+                value = np.ones(self._inputs[name].shape)
+            feeds[name] = value.astype(self._dtype(name))
+        return feeds
 
-def name_of_present(past: str) -> str:
-    return past.replace("past_key_values", "present")
+    def _dtype(self, name: str) -> str:
+        return NUMPY_TYPES[self._inputs[name].type]
 
 
 def version_of(package: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeq.commands.choices import MODEL
 from edgeq.commands.plain_text import visible_line
 from edgeq.commands.writing import SYSTEM_OPTION, choosing_options, ending_words, write_pieces
 from edgeq.errors import BadInput, EdgeqError, reason_of
@@ -28,7 +29,7 @@ PROMPT = "> "
 
 
 @click.command(name="chat")
-@click.argument("target")
+@click.argument("target", type=MODEL)
 @SYSTEM_OPTION
 @choosing_options(most_tokens=1024, temperature=0.7, top_p=0.9)
 def chat_command(

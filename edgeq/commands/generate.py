@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeq.commands.choices import MODEL
 from edgeq.commands.options import JSON_OPTION
 from edgeq.commands.writing import (
     SYSTEM_OPTION,
@@ -25,7 +26,7 @@ STANDARD_INPUT = "-"
 
 
 @click.command(name="generate")
-@click.argument("target")
+@click.argument("target", type=MODEL)
 @click.argument("prompt")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
 @SYSTEM_OPTION

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeq.commands.choices import RUNTIME
 from edgeq.commands.options import BACKEND_OPTION
 from edgeq.commands.plain_text import visible_text
+from edgeq.registry import SPEAKERS
 
 if TYPE_CHECKING:
     from edgeq.talking import Reply
@@ -19,9 +21,9 @@ SYSTEM_OPTION = click.option(
 )
 RUNTIME_OPTION = click.option(
     "--runtime",
+    type=RUNTIME,
     metavar="NAME",
-    help="Run it in torch, mlx, llama.cpp, mlx-lm, onnxruntime, gptqmodel or compressed-tensors.  "
-    "[default: an export's own, else the backend's]",
+    help=f"Run it in one of {', '.join(SPEAKERS)}.  [default: an export's own, else the backend's]",
 )
 
 

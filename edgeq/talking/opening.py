@@ -6,6 +6,7 @@ from edgeq.measuring.targets import (
     check_runtime,
     choose_runtime,
     find_export,
+    folder_of,
     open_model,
 )
 from edgeq.protocols import ModelDescription
@@ -47,8 +48,7 @@ def open_talker(
         speaker = make(exported.path)
         check_template(target, speaker.texts, chat=chat)
         return Talker(speaker, speaker.texts, chosen)
-    folder = exported.path if exported.path.is_dir() else exported.path.parent
-    texts = opened_texts(target, DirectoryModel(folder), chat=chat)
+    texts = opened_texts(target, DirectoryModel(folder_of(exported.path)), chat=chat)
     return Talker(make(exported.path), texts, chosen)
 
 

@@ -15,6 +15,8 @@ class Speaker(Protocol):
 
     library: str
     """What computes, with its version."""
+    longest: int | None
+    """How many tokens it computes as the model does, where that is fewer than the model reads."""
 
     def begin(self, room: int) -> None:
         """Start an empty text with room for so many tokens."""

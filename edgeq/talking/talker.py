@@ -37,11 +37,13 @@ class Talker:
 
     def __init__(self, speaker: Speaker, texts: Texts, runtime: str) -> None:
         self._speaker, self._texts = speaker, texts
-        self._kept = KeptText(speaker, texts.context)
+        bounds = [bound for bound in (texts.context, speaker.longest) if bound is not None]
+        self.context = min(bounds, default=None)
+        self._kept = KeptText(speaker, self.context)
         self._template = ChatTemplate(SizedTexts(texts))
         self.runtime = runtime
         self.library = speaker.library
-        self.name, self.context = texts.name, texts.context
+        self.name = texts.name
         self.has_template = texts.template is not None
 
     def __enter__(self) -> Self:
@@ -65,7 +67,7 @@ class Talker:
         Raises: BadInput for what has no tokens, or more than the model reads.
         """
         ids = self._encoded(messages, chat=chat)
-        check_prompt(ids, self._texts)
+        check_prompt(ids, self._texts, self.context)
         return ids
 
     def count(self, messages: Sequence[Message]) -> int:
@@ -228,16 +230,16 @@ def check_text(text: str) -> None:
         ) from error
 
 
-def check_prompt(ids: Sequence[int], texts: Texts) -> None:
+def check_prompt(ids: Sequence[int], texts: Texts, context: int | None) -> None:
     """Refuse tokens that a model cannot write behind.
 
     Raises: BadInput.
     """
     if not ids:
         raise BadInput("the prompt is empty; give some text to go on from")
-    if texts.context is not None and len(ids) >= texts.context:
+    if context is not None and len(ids) >= context:
         raise BadInput(
-            f"the prompt has {len(ids)} tokens, and model {texts.name!r} reads {texts.context} "
+            f"the prompt has {len(ids)} tokens, and model {texts.name!r} reads {context} "
             "with its answer; shorten the prompt"
         )
     if texts.vocabulary is not None and max(ids) >= texts.vocabulary:

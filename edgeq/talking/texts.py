@@ -16,10 +16,9 @@ from edgeq.architectures.tokenizer_library import tamed
 from edgeq.calibration.windows import begin_ids, encode, load_tokenizer
 from edgeq.decoder import TokenIds
 from edgeq.errors import BadInput, reason_of
-from edgeq.files.json_files import read_json
 from edgeq.files.ownership import COMPANION_FILES
 from edgeq.files.plain_files import read_file, what_to_do
-from edgeq.measuring.targets import EXPORT_AGAIN, NO_CONFIG, is_size
+from edgeq.measuring.targets import is_size, stated_sizes
 from edgeq.protocols import ModelDescription, TextModel
 
 ANY_VOCABULARY = 2**31  # rows, where a config states none
@@ -43,7 +42,7 @@ class DirectoryModel:
     """
 
     def __init__(self, path: Path) -> None:
-        config = read_json(path / "config.json", missing=NO_CONFIG, mend=EXPORT_AGAIN)
+        config = dict(stated_sizes(path))
         text_part = config.get("text_config")
         config = {**config, **text_part} if isinstance(text_part, dict) else config
         stated = with_common_keys(config)

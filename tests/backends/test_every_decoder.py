@@ -11,7 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edgeq.errors import BadInput
 from edgeq.sources import open_source
 from edgeq.streams.blockwise import Flow
+from edgeq.talking.kept import KeptText
 from edgeq_backends.torch.activations import TorchActivations, TorchLogits
+from edgeq_backends.torch.speaking import TorchSpeaker
+from edgeq_backends.torch.writer import TorchWriter
 
 SIZES = {
     "vocab_size": 96,
@@ -149,6 +152,34 @@ def test_predictions_are_those_of_transformers(kind, tmp_path):
     expected = own_logits(saved(kind, tmp_path), windows())
     found = np.stack(list(TorchLogits(open_source(str(tmp_path))).logits(windows())))
     assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_texts_that_grow_are_predicted_as_whole_ones(kind, tmp_path):
+    """A prompt, single tokens, several at once, and another text with the same beginning."""
+    model, ids = saved(kind, tmp_path), windows(1, 24)[0].tolist()
+    kept = KeptText(TorchSpeaker(open_source(str(tmp_path))), context=None)
+    texts = [ids[:12], ids[:13], ids[:14], ids[:20], [*ids[:7], *ids[20:]], [*ids[:7], *ids[19:]]]
+    for text in texts:
+        expected = own_logits(model, np.array([text]))[0, -1]
+        found = kept.predict(text, room=32)
+        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_text_that_a_model_writes_itself_knows_its_positions(tmp_path):
+    """The first block of this model keeps no keys that would count them."""
+    model = saved("bamba", tmp_path)
+    allowed = np.arange(3, 90)
+    first = np.arange(5, 25)
+    written = TorchWriter(open_source(str(tmp_path)), allowed, 0).continue_text(first)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        texts = torch.from_numpy(first[:, None])
+        for tokens, _ in zip(written, range(12), strict=False):
+            logits = torch.from_numpy(own_logits(model, texts.numpy()))[:, -1, 3:90]
+            drawn = torch.multinomial(torch.softmax(logits, dim=1), 1) + 3
+            assert tokens.tolist() == drawn[:, 0].tolist()
+            texts = torch.cat([texts, drawn], dim=1)
 
 
 def run_streams(source, flow, weights):

@@ -8,15 +8,18 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from edgeq.architectures.mlx_config import alike_tokens
 from edgeq.protocols import ModelSource
 from edgeq.types import NumpyArray
-from edgeq_backends.mlx.model import check_window, model_definition, whole_model
+from edgeq_backends.mlx.model import model_definition, whole_model
 
 TOKENS = 512  # that are read at once, as in mlx-lm
 
 
 class CachedModel:
     """An mlx-lm model with its cache; see `edgeq.talking.speakers.Speaker`."""
+
+    longest: int | None = None
 
     def __init__(self, model: Any, library: str) -> None:
         self._model, self.library = model, library
@@ -57,16 +60,10 @@ class MlxSpeaker(CachedModel):
     """
 
     def __init__(self, source: ModelSource) -> None:
-        self._source = source
         super().__init__(whole_model(source), f"MLX {version('mlx')}")
-
-    def read(self, ids: Sequence[int]) -> NumpyArray:
-        """Go on with tokens, as far as mlx-lm computes what torch does.
-
-        Raises: UnsupportedModel.
-        """
-        check_window(self._source, self._held + len(ids))
-        return super().read(ids)
+        self.longest = alike_tokens(
+            source.record.decoder
+        )  # as far as mlx-lm computes what torch does
 
 
 class MlxLmSpeaker(CachedModel):

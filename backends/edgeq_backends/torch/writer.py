@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from inspect import signature
+from itertools import count
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from edgeq.types import NumpyArray
 from edgeq_backends.torch.empty import quiet_library
 from edgeq_backends.torch.model import whole_model
 
+POSITIONS = "position_ids"
+"""What most models call the argument with the places of tokens in their text."""
 ROOM = 256  # tokens by which keys and values grow
 
 
@@ -54,6 +57,18 @@ def cache_name(model: torch.nn.Module) -> str:
     return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
+def positions(held: int, tokens: torch.Tensor) -> torch.Tensor:
+    """Give the places of tokens behind those that a cache holds.
+
+    A model counts by the first layer of its cache alone, which holds none where it does not attend.
+
+    Shapes: (texts, tokens).
+    """
+    texts, count = tokens.shape
+    places = torch.arange(held, held + count, device=tokens.device)
+    return places[None].expand(texts, count)
+
+
 class TorchWriter:
     """The whole model in float32, and the keys and values of what it wrote so far."""
 
@@ -64,14 +79,15 @@ class TorchWriter:
         self._model: Any = whole_model(source, device)
         self._attends = all(layer.attention for layer in source.record.decoder.layers)
         self._cache_name = cache_name(self._model)
+        self._takes_positions = POSITIONS in signature(self._model.forward).parameters
         self._allowed = torch.from_numpy(allowed).to(self._device)
         self._generator = torch.Generator(device=self._device).manual_seed(seed)
 
     def continue_text(self, first: NumpyArray) -> Iterator[NumpyArray]:
         newest = torch.from_numpy(first.copy()).to(self._device)
         cache = self._empty_cache()
-        while True:
-            newest = self._next(newest, cache)
+        for held in count():
+            newest = self._next(newest, cache, held)
             yield newest.cpu().numpy()
 
     def _empty_cache(self) -> Cache:
@@ -84,10 +100,13 @@ class TorchWriter:
         return Cache(layers=[GrowingLayer() for _ in range(self._model.config.num_hidden_layers)])
 
     @torch.inference_mode()
-    def _next(self, newest: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def _next(self, newest: torch.Tensor, cache: Cache, held: int) -> torch.Tensor:
+        tokens = newest[:, None]
         kept = {self._cache_name: cache, "use_cache": True}
+        if self._takes_positions:
+            kept[POSITIONS] = positions(held, tokens)
         with quiet_library():
-            logits = self._model(input_ids=newest[:, None], **kept).logits[:, -1]
+            logits = self._model(input_ids=tokens, **kept).logits[:, -1]
         logits = logits.index_select(1, self._allowed)
         if not bool(torch.isfinite(logits).all()):
             raise BadInput(
