@@ -18,14 +18,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgeq.calibration import reading
 from edgeq.commands.main import cli
-from edgeq.measuring.evaluate import EVALUATION_TEXT
+from edgeq.measuring.text_kinds import KINDS
 from edgeq.sources import demo
 
 SIZES = {
     **SMALL_LLAMA,
     "hidden_size": 256,
     "intermediate_size": 256,
-    "max_position_embeddings": 4096,
+    "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
 TEMPLATE = (
@@ -35,6 +35,7 @@ TEMPLATE = (
 SHORT = ["--samples", "4", "--sequence-length", "32"]
 LESS = {
     "quantize": SHORT,
+    "plan": SHORT,
     "allocate": SHORT,
     "imatrix": SHORT,
     "evaluate": ["--windows", "2", "--sequence-length", "32"],
@@ -75,8 +76,10 @@ def shelf(tmp_path_factory):
     for name, data in tokenizer_files(pad_token="<|pad|>", chat_template=TEMPLATE).items():
         (directory / name).write_bytes(data)
     (folder / "data").mkdir()
-    for name in ("book.txt", f"data/{reading.CALIBRATION_TEXT}", f"data/{EVALUATION_TEXT}"):
+    for name in ("book.txt", f"data/{reading.CALIBRATION_TEXT}"):
         (folder / name).write_text(TEXT * 200, encoding="utf-8")
+    for name in KINDS.values():  # a few windows each
+        (folder / "data" / name).write_text(TEXT * 12, encoding="utf-8")
     made = folder / "made"
     text = ["--calibration", folder / "book.txt", *SHORT]
     finished("quantize", directory, "-o", made, "--export", "gguf", "--solver", "rtn", *text)
