@@ -16,6 +16,7 @@ from documents import PROGRAM, blocks, lines
 from tiny_models import SMALL_LLAMA, TEXT, tokenizer_files
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import edgeq
 from edgeq.calibration import reading
 from edgeq.commands.main import cli
 from edgeq.measuring.text_kinds import KINDS
@@ -43,6 +44,13 @@ LESS = {
     "chat": ["--max-tokens", "4"],
 }
 """What the test adds to a command so that it takes a second."""
+FEWER = {"samples": 4, "sequence_length": 32}
+LESS_IN_PYTHON = {
+    "quantize": FEWER,
+    "plan": FEWER,
+    "evaluate": {"windows": 2, "sequence_length": 32},
+}
+"""The same for functions."""
 INDEPENDENT = "docs/reference/commands.md"
 """Here each example stands for itself; elsewhere they are typed one after the other."""
 DEFAULT = {"README.md", "docs/quickstart.md", "docs/run/llama-cpp.md", "docs/run/onnx.md"}
@@ -95,6 +103,8 @@ def desk(shelf, tmp_path, monkeypatch, one_thread):
     shutil.copytree(shelf / "Llama-3.2-1B", tmp_path / "Llama-3.2-1B")
     shutil.copy(shelf / "book.txt", tmp_path)
     monkeypatch.chdir(tmp_path)
+    for name, less in LESS_IN_PYTHON.items():
+        monkeypatch.setattr(edgeq, name, with_less(getattr(edgeq, name), less))
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))  # what chat is told
     monkeypatch.setattr(demo, "find_demo", lambda: shelf / demo.DEMO_FILE)
     monkeypatch.setattr(reading, "resources", SimpleNamespace(files=lambda _: shelf))
@@ -127,6 +137,10 @@ def run_command(words, block):
 def flags(command):
     parameters = cli.commands[command].get_params(click.Context(cli))
     return {flag for parameter in parameters for flag in parameter.opts}
+
+
+def with_less(function, less):
+    return lambda *arguments, **stated: function(*arguments, **(stated | less))
 
 
 def run_python(block, names):
