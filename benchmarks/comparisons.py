@@ -74,8 +74,24 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, 
 
 
 def of_types() -> list[dict[str, Any]]:
-    """Choose the rows that README shows: of a real model, else those of the small one."""
-    return results(ANCHORS) or [row for row in results(SMALL) if not row["curve"]]
+    """Choose the rows that README shows: those of the largest model that both tools quantized."""
+    rows = [row for row in results(ANCHORS) if row["side"] in (LLAMA, EDGEQ)]
+    both = {row["model"] for row in rows if row["side"] == EDGEQ}
+    rows = [row for row in rows if row["model"] in both]
+    if not rows:
+        return [row for row in results(SMALL) if not row["curve"]]
+    largest = max(rows, key=_size)["model"]
+    return [row for row in rows if row["model"] == largest]
+
+
+def of_curve() -> list[dict[str, Any]]:
+    """Choose the rows of the picture: those with budgets too, so of the small model."""
+    return [row for row in results(SMALL) if row["curve"]]
+
+
+def model_words(name: str) -> str:
+    """Name a model for readers."""
+    return {"llama256": "a Llama of 4 million weights, trained for this"}.get(name, name)
 
 
 def types_table() -> str:
@@ -87,7 +103,8 @@ def types_table() -> str:
         quality = (shown(theirs["kl"]), shown(own["kl"]) if own else "")
         rows.append((f"`{kind}`", *size, *quality, USES[kind]))
     header = ("type", "bits per weight", "file", "KL llama.cpp", "KL edgeq", "for what")
-    return markdown(header, rows)
+    model = model_words(of_types()[0]["model"])
+    return f"The model is {model}.\n\n{markdown(header, rows)}"
 
 
 def small_table() -> str:

@@ -125,10 +125,8 @@ def box(
 
 def size_against_loss(palette: Palette) -> str:
     """Draw what each file loses over its size, both tools, on a logarithmic scale of KL."""
-    rows = comparisons.results(comparisons.ANCHORS)
-    if not any(row["side"] == EDGEQ for row in rows):
-        rows = [row for row in comparisons.results(comparisons.SMALL) if row["curve"]]
-    model = {"llama256": "a small trained Llama"}.get(rows[0]["model"], rows[0]["model"])
+    rows = comparisons.of_curve()
+    model = comparisons.model_words(rows[0]["model"])
     sheet = (0.0, 0.0, 760.0, 430.0)
     left, top, right, bottom = 70.0, 74.0, 730.0, 372.0
     bits = [row["bits_per_weight"] for row in rows]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-REASON = re.compile(r'no-run="([^"]+)"')
+FENCE = re.compile(
+    r"^(?:<!-- no-run: ([^\n]+) -->\n)?```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 TITLE = re.compile(r'title="([^"]+)"')
 PROGRAM = "edgeq"
 RUNNER = ("uv", "run")
@@ -46,10 +47,9 @@ def read(page: str) -> str:
 def blocks(page: str) -> Iterator[Block]:
     text = read(page)
     for found in FENCE.finditer(text):
-        reason, title = REASON.search(found[2]), TITLE.search(found[2])
+        title = TITLE.search(found[3])
         line = text.count("\n", 0, found.start()) + 1
-        why, file = (each[1] if each else None for each in (reason, title))
-        yield Block(page, line, found[1], why, file, found[3])
+        yield Block(page, line, found[2], found[1], title[1] if title else None, found[4])
 
 
 def lines(block: Block) -> Iterator[list[str]]:

@@ -99,6 +99,8 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_the_net(tmp_pa
     written = {page.removeprefix("docs/") for page in pages() if page.startswith("docs/")}
     assert built - {"404.md"} == written
     loaded = re.compile(r'<(?:script|link|img|source|iframe)\b[^>]*?(?:src|href|srcset)="([^"]+)"')
+    shown = [path.read_text(encoding="utf-8") for path in site.rglob("*.html")]
+    assert not any("```" in page for page in shown)  # a fence that was not understood
     for path in site.rglob("[!4]*.html"):  # 404.html is for servers, with addresses from their root
         for address in loaded.findall(path.read_text(encoding="utf-8")):
             assert not address.startswith(OUTSIDE), f"{path.name}: {address}"

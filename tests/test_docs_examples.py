@@ -16,16 +16,17 @@ from documents import PROGRAM, blocks, lines
 from tiny_models import SMALL_LLAMA, TEXT, tokenizer_files
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import edgeq
 from edgeq.calibration import reading
 from edgeq.commands.main import cli
-from edgeq.measuring.texts import EVALUATION_TEXT
+from edgeq.measuring.text_kinds import KINDS
 from edgeq.sources import demo
 
 SIZES = {
     **SMALL_LLAMA,
     "hidden_size": 256,
     "intermediate_size": 256,
-    "max_position_embeddings": 4096,
+    "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
 TEMPLATE = (
@@ -35,6 +36,7 @@ TEMPLATE = (
 SHORT = ["--samples", "4", "--sequence-length", "32"]
 LESS = {
     "quantize": SHORT,
+    "plan": SHORT,
     "allocate": SHORT,
     "imatrix": SHORT,
     "evaluate": ["--windows", "2", "--sequence-length", "32"],
@@ -42,6 +44,13 @@ LESS = {
     "chat": ["--max-tokens", "4"],
 }
 """What the test adds to a command so that it takes a second."""
+FEWER = {"samples": 4, "sequence_length": 32}
+LESS_IN_PYTHON = {
+    "quantize": FEWER,
+    "plan": FEWER,
+    "evaluate": {"windows": 2, "sequence_length": 32},
+}
+"""The same for functions."""
 INDEPENDENT = "docs/reference/commands.md"
 """Here each example stands for itself; elsewhere they are typed one after the other."""
 DEFAULT = {"README.md", "docs/quickstart.md", "docs/run/llama-cpp.md", "docs/run/onnx.md"}
@@ -75,8 +84,10 @@ def shelf(tmp_path_factory):
     for name, data in tokenizer_files(pad_token="<|pad|>", chat_template=TEMPLATE).items():
         (directory / name).write_bytes(data)
     (folder / "data").mkdir()
-    for name in ("book.txt", f"data/{reading.CALIBRATION_TEXT}", f"data/{EVALUATION_TEXT}"):
+    for name in ("book.txt", f"data/{reading.CALIBRATION_TEXT}"):
         (folder / name).write_text(TEXT * 200, encoding="utf-8")
+    for name in KINDS.values():  # a few windows each
+        (folder / "data" / name).write_text(TEXT * 12, encoding="utf-8")
     made = folder / "made"
     text = ["--calibration", folder / "book.txt", *SHORT]
     finished("quantize", directory, "-o", made, "--export", "gguf", "--solver", "rtn", *text)
@@ -92,6 +103,8 @@ def desk(shelf, tmp_path, monkeypatch, one_thread):
     shutil.copytree(shelf / "Llama-3.2-1B", tmp_path / "Llama-3.2-1B")
     shutil.copy(shelf / "book.txt", tmp_path)
     monkeypatch.chdir(tmp_path)
+    for name, less in LESS_IN_PYTHON.items():
+        monkeypatch.setattr(edgeq, name, with_less(getattr(edgeq, name), less))
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))  # what chat is told
     monkeypatch.setattr(demo, "find_demo", lambda: shelf / demo.DEMO_FILE)
     monkeypatch.setattr(reading, "resources", SimpleNamespace(files=lambda _: shelf))
@@ -124,6 +137,10 @@ def run_command(words, block):
 def flags(command):
     parameters = cli.commands[command].get_params(click.Context(cli))
     return {flag for parameter in parameters for flag in parameter.opts}
+
+
+def with_less(function, less):
+    return lambda *arguments, **stated: function(*arguments, **(stated | less))
 
 
 def run_python(block, names):

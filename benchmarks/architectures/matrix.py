@@ -6,8 +6,8 @@
 
 Forward passes are compared with transformers' own, files in their runtimes with transformers on the
 dequantized weights. Writes benchmarks/results/architectures.jsonl, a line per row, from which
-scripts/document makes the table of docs/models.md. Exits 1 for a crash, a wrong result, or a linear
-layer that was silently kept dense.
+scripts/document makes the table of docs/reference/models.md. Exits 1 for a crash, a wrong result,
+or a linear layer that was silently kept dense.
 """
 
 import argparse

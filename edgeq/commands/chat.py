@@ -48,7 +48,7 @@ def chat_command(
 
     \b
     Example:
-      edgeq chat smollm2/gguf/model.gguf --system "Answer in one sentence."
+      edgeq chat smollm2/gguf --system "Answer in one sentence."
     """
     from edgeq.talking import Conversation, open_talker  # noqa: PLC0415
     from edgeq.talking.choosing import check_choice  # noqa: PLC0415

@@ -50,7 +50,7 @@ def generate_command(
 
     \b
     Example:
-      edgeq generate smollm2/gguf/model.gguf "Why is the sky blue?"
+      edgeq generate smollm2/gguf "Why is the sky blue?"
     """
     from edgeq.commands.screen import print_json  # noqa: PLC0415
     from edgeq.talking import open_talker  # noqa: PLC0415

@@ -96,7 +96,7 @@ if TYPE_CHECKING:
     "--recipe",
     type=PATH,
     group="expert",
-    help="Read settings from a TOML file (docs/cli.md); options win.",
+    help="Read settings from a TOML file (docs/reference/settings.md); options win.",
 )
 @REVISION_OPTION
 @in_group(BACKEND_OPTION, "expert")

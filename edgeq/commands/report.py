@@ -58,15 +58,15 @@ def report_command(
       edgeq report smollm2-3bit smollm2-4bit --output compared.html
     """
     from edgeq.checkpoint.reader import Checkpoint  # noqa: PLC0415
-    from edgeq.commands.measuring_progress import watching_windows  # noqa: PLC0415
+    from edgeq.commands.progress import following  # noqa: PLC0415
     from edgeq.commands.screen import make_console, print_json, print_line  # noqa: PLC0415
 
     checkpoints = [Checkpoint(run) for run in runs]
     place = page_place(checkpoints, output, force=force)
     if reference is not None:
-        with watching_windows(make_console(stderr=True), plain=as_json) as progress:
+        with following(make_console(stderr=True), plain=as_json) as observer:
             for checkpoint in checkpoints:
-                measure(checkpoint, reference, backend, progress)
+                measure(checkpoint, reference, backend, observer.evaluated)
     written = write_page(checkpoints, place)
     if as_json:
         listed = [str(checkpoint.path) for checkpoint in checkpoints]

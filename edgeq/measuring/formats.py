@@ -87,7 +87,7 @@ def _losses(described: Format, linear: dict[str, Grid]) -> list[str]:
 
 
 def markdown_table() -> str:
-    """Make the table of docs/formats.md."""
+    """Make the table of docs/reference/formats.md."""
     header = (
         "format",
         "bits",

@@ -183,7 +183,7 @@ def read_recipe(path: str) -> dict[str, Any]:
         raise BadInput(f"recipe {path!r}: {found}; give the path of a TOML file") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(
-            f"recipe {path!r}: not valid TOML ({reason_of(error)}); see docs/cli.md, Settings"
+            f"recipe {path!r}: not valid TOML ({reason_of(error)}); see docs/reference/settings.md"
         ) from error
 
 

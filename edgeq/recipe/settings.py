@@ -2,8 +2,9 @@
 
 A row is a field of `Settings`: its name and type, and in `setting(...)` its default, its rule, a
 line of help, what it costs, and whether an option or an override may set it. Recipes, the options
-of `edgeq quantize` and `edgeq plan`, recipe files, messages and the table in docs/cli.md are made
-from the rows. What a setting does is said elsewhere, by the code that reads it from the recipe.
+of `edgeq quantize` and `edgeq plan`, recipe files, messages and the table in
+docs/reference/settings.md are made from the rows. What a setting does is said elsewhere, by the
+code that reads it from the recipe.
 
 Nothing here loads NumPy: `edgeq --help` is made from this table and must answer at once.
 """
@@ -59,9 +60,10 @@ class Setting:
     """A row of the table: everything that is said of one setting.
 
     defaults has the value of "plain" and of every preset. help is the line in --help, more what
-    docs/cli.md adds to it. cost says in words what a larger value costs; stage names the time of
-    `edgeq plan` that grows with it. option is None for what only a recipe may set; override says
-    whether layers may differ in it. conflict returns what another setting has against the value.
+    docs/reference/settings.md adds to it. cost says in words what a larger value costs; stage names
+    the time of `edgeq plan` that grows with it. option is None for what only a recipe may set;
+    override says whether layers may differ in it. conflict returns what another setting has against
+    the value.
     """
 
     rule: Rule[Any]
@@ -137,8 +139,8 @@ def _has_no_columns(chosen: Settings) -> str | None:
 class Settings:
     """Every choice of a run but its overrides.
 
-    The order is that of --help, of docs/cli.md and of what a checkpoint states. Defaults of what
-    propagates were chosen by `benchmarks.quality`.
+    The order is that of --help, of docs/reference/settings.md and of what a checkpoint states.
+    Defaults of what propagates were chosen by `benchmarks.quality`.
     """
 
     bits: int = setting(

@@ -25,10 +25,9 @@ def write_head(
     run: Run,
     companions: Mapping[str, bytes],
 ) -> None:
-    """Write edgeq.json, config.json, the tokenizer files, report.json and the card, edgeq.json last
-    but one.
+    """Write the head of a checkpoint, edgeq.json, and the files beside it.
 
-    Nothing in them depends on time or place.
+    edgeq.json comes behind all but the card, which reads it. Nothing in them depends on time or place.
 
     Raises: BadInput when the model was changed meanwhile.
     """

@@ -28,7 +28,7 @@ SPECIAL_TOKENS = {"bos": "begin", "unknown": "unknown", "padding": "pad"}
 """GGUF's names of special tokens -> the field of a model's record with their ids."""
 
 KNOWN_KINDS = (
-    "GGUF export knows byte-level BPE of the kinds that docs/formats.md lists, "
+    "GGUF export knows byte-level BPE of the kinds that docs/reference/formats.md lists, "
     "and SentencePiece BPE with byte_fallback"
 )
 IN_CONFIGS = {"unknown": "unk", "padding": "pad", "eot": "eos", "eom": "eos"}
