@@ -4,7 +4,10 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from contextlib import chdir, redirect_stdout
 
 import gguf
@@ -16,6 +19,7 @@ from huggingface_hub import ModelCard
 from tiny_models import tokenizer_files
 
 from edgeq.checkpoint.reader import Checkpoint
+from edgeq.commands.main import cli
 from edgeq.files.ownership import foreign_entry
 from edgeq.measuring.evaluate import find_export
 from edgeq.measuring.verify import verify
@@ -120,7 +124,13 @@ SNIPPETS = {
 }
 
 
-@pytest.mark.parametrize(("name", "library"), SNIPPETS)
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        pytest.param(*key, marks=[pytest.mark.slow] if key[1] == "transformers" else [])
+        for key in SNIPPETS
+    ],
+)
 def test_python_in_a_card_runs_as_it_stands_there(solved, name, library):
     pytest.importorskip(SNIPPETS[name, library])
     text = (solved / name / "README.md").read_text(encoding="utf-8")
@@ -130,6 +140,35 @@ def test_python_in_a_card_runs_as_it_stands_there(solved, name, library):
     with chdir(solved / name), redirect_stdout(shown):
         exec(compile(script, "README.md", "exec"), {"__name__": "__main__"})
     assert shown.getvalue().strip()
+
+
+@pytest.mark.parametrize("place", [".", *FORMATS])
+def test_commands_of_edgeq_in_a_card_are_commands(solved, place):
+    text = (solved / place / "README.md").read_text(encoding="utf-8")
+    lines = [line for block in code_in(text, "") for line in block.splitlines()]
+    typed = [shlex.split(line) for line in lines if line.startswith("edgeq ")]
+    assert typed and {words[1] for words in typed} <= set(cli.commands)
+    for words in typed:
+        assert words[2] == "." or (solved / place / words[2]).is_file()
+
+
+@pytest.mark.slow
+def test_commands_of_mlx_in_a_card_run(solved):
+    text = (solved / "mlx" / "README.md").read_text(encoding="utf-8")
+    lines = [line for block in code_in(text, "") for line in block.splitlines()]
+    found = [shlex.split(line) for line in lines if line.startswith("mlx_lm.")]
+    assert len(found) == 2
+    for program, *words in found:
+        module = [sys.executable, "-m", "mlx_lm", program.removeprefix("mlx_lm.")]
+        run = subprocess.run(
+            [*module, *words, "--max-tokens", "4"],
+            cwd=solved / "mlx",
+            input="hello\nq\n",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
 
 
 def code_in(text, language):
@@ -163,10 +202,7 @@ def test_a_modelfile_names_the_file_its_context_and_its_ends(solved):
     assert end in stops and len(set(stops)) == len(stops)
     assert commands[-1] == ("LICENSE", "small-1.0")
     text = (solved / "gguf" / "README.md").read_text(encoding="utf-8")
-    assert (
-        "ollama create small-1b-q8_0 -f ./Modelfile" in text
-        or "ollama create small-1b-q4_0" in text
-    )
+    assert "ollama create small-1b-q4_0 -f ./Modelfile\nollama run small-1b-q4_0\n" in text
 
 
 def test_everything_in_an_export_is_hashed_and_may_be_replaced(edgeq, copy):
@@ -180,7 +216,7 @@ def test_everything_in_an_export_is_hashed_and_may_be_replaced(edgeq, copy):
     assert foreign_entry(copy) is None
 
 
-@pytest.mark.parametrize("place", ["README.md", "gguf/README.md", "gguf/Modelfile"])
+@pytest.mark.parametrize("place", ["README.md", "gguf/Modelfile"])
 def test_what_people_wrote_into_a_card_is_never_replaced(edgeq, source, copy, place):
     path = copy / place
     path.write_text(path.read_text(encoding="utf-8") + "\nMy own findings.\n", encoding="utf-8")
