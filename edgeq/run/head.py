@@ -27,7 +27,8 @@ def write_head(
 ) -> None:
     """Write the head of a checkpoint, edgeq.json, and the files beside it.
 
-    edgeq.json comes behind all but the card, which reads it. Nothing in them depends on time or place.
+    edgeq.json comes behind all but the card, which reads it. Nothing in them depends on time or
+    place.
 
     Raises: BadInput when the model was changed meanwhile.
     """

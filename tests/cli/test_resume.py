@@ -421,7 +421,7 @@ def test_a_complete_output_gets_what_is_missing_and_stays_as_it_is(
     result = edgeq(*arguments, "--export", "gguf", "--export", "onnx", "--resume")
     assert (result.status, result.err) == (0, "")
     assert "format 'gguf' was there already" in " ".join(result.out.split())
-    assert f"run it with: llama-cli -m {gguf_in(tmp_path / 'out' / 'gguf')}" in result.out
+    assert f"llama-cli -m {gguf_in(tmp_path / 'out' / 'gguf')}" in result.out
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert (tmp_path / "out" / "onnx" / "model.onnx").is_file()
     changed = edgeq(*arguments, "--export", "onnx", "--qdq", "--resume")
