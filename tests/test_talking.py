@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from edgeq.errors import BadInput, EdgeqError, NotInstalled
 from edgeq.registry import SPEAKERS, Entry
-from edgeq.talking import Conversation, answer, open_talker
+from edgeq.talking import Conversation, answer, open_talker, opening
 from edgeq.talking.talker import Talker
 from edgeq_backends.llama_cpp import float32_copy
 from edgeq_backends.llama_cpp_speaking import LlamaCppSpeaker
@@ -242,6 +242,17 @@ def test_a_missing_runtime_is_named_with_its_extra(made, monkeypatch):
     monkeypatch.setitem(SPEAKERS, "mlx-lm", Entry("edgeq_nowhere:Speaker", "mlx"))
     with pytest.raises(NotInstalled, match=r"runtime 'mlx-lm' needs edgeq_nowhere.*extra 'mlx'"):
         open_talker(target_of(made[1], "mlx"))
+
+
+def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_read(made, monkeypatch):
+    monkeypatch.setattr(opening, "memory_of_machine", lambda: 300_000)
+    with pytest.raises(BadInput, match=r"takes 0\.0 GB in float32.*give the export"):
+        open_talker(str(made[0]))
+
+
+def test_the_memory_of_this_machine_is_known():
+    psutil = pytest.importorskip("psutil", reason="which accelerate brings")
+    assert opening.memory_of_machine() == pytest.approx(psutil.virtual_memory().total, rel=0.01)
 
 
 def test_a_seed_repeats_what_is_drawn_and_the_runtime_does_not_matter(talkers):

@@ -4,13 +4,17 @@ import functools
 
 import numpy as np
 import pytest
-from tiny_models import byte_level_bpe
+import tokenizer_kinds
+from tiny_models import byte_level_bpe, one_block_model
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from edgeq.errors import BadInput
 from edgeq.talking.choosing import Choice
 from edgeq.talking.kept import KeptText
 from edgeq.talking.text_stream import BROKEN, TextStream
+from edgeq_backends.llama_cpp import load_model
+from edgeq_backends.llama_cpp_speaking import LlamaCppTexts
+from edgeq_exporters.gguf.exporter import GgufExporter
 
 TEXT = (
     "It's 中文, \U0001f42d\U0001f468‍\U0001f469‍\U0001f467 é!\n\n  They'LL run\taway 日本\U0001f600"
@@ -71,6 +75,22 @@ def test_pieces_make_up_the_text_behind_a_prompt_and_none_is_half_a_character(to
     assert BROKEN not in "".join(pieces)
     assert pieces[-1] == ""
     assert sum(map(bool, pieces)) > len(pieces) / 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blanks", tokenizer_kinds.BLANKS)
+def test_llama_cpp_gives_the_same_text_behind_every_prompt(tmp_path, blanks):
+    kind = tokenizer_kinds.sentencepiece_kind(blanks)
+    path = GgufExporter().write(one_block_model(kind.files, rows=tokenizer_kinds.ROWS), tmp_path)[0]
+    loaded = load_model(path)
+    texts = LlamaCppTexts(loaded, path)
+    own = Tokenizer.from_str(kind.files["tokenizer.json"].decode())
+    ids = texts.encode(TEXT, begin=False)
+    for start in (0, 1, 3, 9):
+        while own.decode(ids[:start]).endswith(BROKEN):
+            start += 1  # noqa: PLW2901
+        expected = pieces_of(own, ids[:start], ids[start:])
+        assert pieces_of(texts, ids[:start], ids[start:]) == expected
 
 
 def test_a_blank_before_a_word_comes_with_the_word():

@@ -1,5 +1,8 @@
 """Open what a target names in its own runtime, so that it writes text."""
 
+import math
+import os
+
 from edgeq.errors import BadInput, EdgeqError, NotInstalled, reason_of
 from edgeq.measuring.foreign import Exported
 from edgeq.measuring.targets import (
@@ -9,7 +12,7 @@ from edgeq.measuring.targets import (
     folder_of,
     open_model,
 )
-from edgeq.protocols import ModelDescription
+from edgeq.protocols import ModelDescription, ModelSource
 from edgeq.registry import ACTIVATIONS, BACKENDS, SPEAKERS, choose_backend, device_of, find, load
 from edgeq.sources import open_source
 from edgeq.talking.speakers import Texts
@@ -18,6 +21,8 @@ from edgeq.talking.texts import DirectoryModel, TokenizerTexts
 from edgeq.words import edgeq_command
 
 DEMO = "demo"
+FLOAT32_BYTES = 4
+GIGABYTE = 1e9
 EXAMPLE = "Once upon a time"
 OWN_TEXTS = ("llama.cpp",)
 """Runtimes that find tokenizer and template inside of the file that they run."""
@@ -41,6 +46,7 @@ def open_talker(
     if chosen in ACTIVATIONS:
         source = open_model(target) if exported is None else open_source(str(exported.path))
         texts: Texts = opened_texts(target, source, chat=chat)
+        check_memory(source, backend)
         options = device_of(backend) if BACKENDS[backend].framework == chosen else {}
         return Talker(make(source, **options), texts, chosen)
     assert exported is not None
@@ -50,6 +56,32 @@ def open_talker(
         return Talker(speaker, speaker.texts, chosen)
     texts = opened_texts(target, DirectoryModel(folder_of(exported.path)), chat=chat)
     return Talker(make(exported.path), texts, chosen)
+
+
+def check_memory(source: ModelSource, backend: str) -> None:
+    """Refuse a model whose weights in float32 are more than the memory of this machine.
+
+    Devices with a memory of their own say it themselves.
+
+    Raises: BadInput.
+    """
+    memory = memory_of_machine()
+    if backend == "cuda" or memory is None:
+        return
+    needed = FLOAT32_BYTES * sum(math.prod(source.shape(name)) for name in source.tensor_names())
+    if needed > memory:
+        raise BadInput(
+            f"model {source.record.name!r} takes {needed / GIGABYTE:.1f} GB in float32, and this "
+            f"machine has {memory / GIGABYTE:.1f} GB of memory; export it, and give the export"
+        )
+
+
+def memory_of_machine() -> int | None:
+    """Count the bytes of this machine's memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return None
 
 
 def opened_texts(
