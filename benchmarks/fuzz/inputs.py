@@ -181,6 +181,7 @@ def write_inputs(place: Path) -> None:
     write_matrices(source, place / "imatrix")
     (place / "card").mkdir()
     (place / "card" / "README.md").write_text(CARD, encoding="utf-8")
+    write_tasks(place / "tasks")
     (place / "recipe").mkdir()
     (place / "recipe" / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     for zeros in ("offset", "integer"):
@@ -226,6 +227,18 @@ def write_texts(folder: Path) -> None:
     (folder / "lines.jsonl").write_text("\n".join(lines[:2]), encoding="utf-8")
     (folder / "array.json").write_text(json.dumps(records), encoding="utf-8")
     (folder / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_tasks(folder: Path) -> None:
+    """Write tasks of several choices: JSON lines and a JSON array."""
+    folder.mkdir()
+    items = [
+        {"question": TEXT, "choices": ["one", "two"], "answer": 1},
+        {"context": TEXT, "choices": ["one", "two", "three"], "answer": "B"},
+    ]
+    lines = "\n".join(json.dumps(item) for item in items)
+    (folder / "lines.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "array.json").write_text(json.dumps(items), encoding="utf-8")
 
 
 def write_run(source: Path, folder: Path) -> None:

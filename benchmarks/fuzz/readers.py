@@ -15,13 +15,15 @@ import numpy as np
 
 from benchmarks.fuzz.inputs import ARCHITECTURES, ROUNDING, ZEROS_OF, Quiet, rounding_job
 from edgeq.calibration.texts import make_calibration, read_texts
-from edgeq.calibration.windows import tokenize
+from edgeq.calibration.windows import load_tokenizer, tokenize
 from edgeq.checkpoint.reader import Checkpoint, origin_in
 from edgeq.files.ownership import MANIFEST_FILE, temporary_of
 from edgeq.measuring.inspection import inspect_model
-from edgeq.measuring.targets import find_export
+from edgeq.measuring.targets import described_export, find_export
+from edgeq.measuring.tasks import read_task, requests_of
+from edgeq.measuring.texts import length_of_windows
 from edgeq.measuring.verify import verify
-from edgeq.protocols import ModelSource
+from edgeq.protocols import ModelSource, TextModel
 from edgeq.recipe.layer_grids import plan_grids
 from edgeq.recipe.recipe import make_recipe, read_recipe
 from edgeq.registry import load_exporter
@@ -110,6 +112,12 @@ def read_calibration(case: Case) -> None:
     make_calibration(source, texts, no_text, samples=2, sequence_length=16, seed=0)
 
 
+def read_tasks(case: Case) -> None:
+    """Read tasks, and tokenize them for a model."""
+    task = read_task(str(case.folder / case.changed))
+    requests_of(task, open_source(str(case.inputs / "source")), 4096)
+
+
 def no_text(count: int, length: int, seed: int) -> Any:
     raise AssertionError("no text is written")
 
@@ -154,6 +162,11 @@ def read_export(case: Case) -> None:
     compared = case.sealed or case.chance.random() < 0.5
     against = case.inputs / ZEROS_OF[name] if compared else None
     find_export(str(case.folder))
+    if case.chance.random() < RUN_SHARE:  # as one that another maker wrote
+        (case.folder / MANIFEST_FILE).rename(case.folder / "kept.json")
+        if find_export(str(case.folder)) is not None:
+            check_sizes(described_export(str(case.folder)))
+        (case.folder / "kept.json").rename(case.folder / MANIFEST_FILE)
     result = verify(case.folder, against=against)
     json.dumps(result)
     if not result["differences"] and not case.same:
@@ -167,6 +180,13 @@ def read_card(case: Case) -> None:
     origin = read_origin(case.folder, "owner/name")
     if origin_in(json.loads(json.dumps(origin.plain()))) != origin:
         raise Escape("an origin is not read back as it was written")
+
+
+def check_sizes(model: TextModel) -> None:
+    """Read what a model states of its sizes, and its tokenizer where it has one."""
+    length_of_windows([model], None)
+    if model.companions():
+        load_tokenizer(model)
 
 
 class Refused(Exception):
@@ -211,6 +231,7 @@ READERS: Mapping[str, Reader] = {
     "imatrix": Reader(read_matrix),
     "calibration": Reader(read_calibration),
     "card": Reader(read_card),
+    "tasks": Reader(read_tasks),
     "checkpoint": Reader(
         read_checkpoint, {"": 1, "edgeq": 4, "config": 3, "blocks": 3, "report": 3}
     ),
