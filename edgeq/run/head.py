@@ -25,8 +25,7 @@ def write_head(
     run: Run,
     companions: Mapping[str, bytes],
 ) -> None:
-    """Write edgeq.json, config.json, the tokenizer files, report.json and the card, edgeq.json last
-    but one.
+    """Write config.json, the tokenizer files, report.json, edgeq.json and the model's card.
 
     Nothing in them depends on time or place.
 
