@@ -24,7 +24,7 @@ from edgeq.words import show_size
 
 QUESTION = "Why is the sky blue?"  # for models that answer
 BEGINNING = "The sky is blue because"  # for models that continue
-MOST_TOKENS = 48  # of an answer: a few lines
+MOST_TOKENS = 32  # of an answer: two lines
 FLOAT = 4  # bytes of a weight of a model that writes in a framework
 ROOM = 0.7  # of the machine's memory: the rest is other programs'
 ANSWERING = "asking both models"

@@ -24,7 +24,7 @@ from edgeq.words import show_counts
 
 MOST_ADVICE = 3  # lines; all of it is in --verbose and report.html
 MOST_APPS = 2  # that run the export; its README.md has all of them
-MOST_LETTERS = 230  # of an answer: three lines of 80 columns
+MOST_LETTERS = 138  # of an answer: two lines of 80 columns
 MOST_NOTES = 10  # with --verbose
 LEAST_SHOWN = 0.5  # seconds of a stage: less would be written as 0
 LESS_THAN_16 = 0.9  # of the size at 16 bits: the original was quantized before

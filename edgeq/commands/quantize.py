@@ -4,7 +4,8 @@ Heavy imports stand inside of the command.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,11 +145,26 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         max_ram=max_ram,
         evaluated=evaluated,
     )
-    with naming_what_fits():
+    with opening_shown(model, plain=as_json), naming_what_fits():
         asked, job, memory = prepare_run(asked)
     say_annealing(job, memory)
     finished = run_watched(asked, job, plain=as_json, log_file=log_file)
     print_finished(finished, as_json=as_json, verbose=verbose)
+
+
+@contextmanager
+def opening_shown(model: str, *, plain: bool) -> Iterator[None]:
+    """Show that a model is opened, and frameworks with it; downloads show themselves."""
+    from edgeq.commands.progress import following  # noqa: PLC0415
+    from edgeq.commands.screen import make_console  # noqa: PLC0415
+    from edgeq.run.pipeline import OPENING  # noqa: PLC0415
+
+    if model != "demo" and not Path(model).expanduser().exists():
+        yield
+        return
+    with following(make_console(stderr=True), plain=plain) as observer:
+        observer.progressed(OPENING)
+        yield
 
 
 def run_watched(asked: "Asked", job: "Job", *, plain: bool, log_file: Path | None) -> "FinishedRun":

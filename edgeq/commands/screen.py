@@ -5,6 +5,7 @@ this module when they run.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,10 +71,12 @@ def show_runtime(console: Console, format_name: str, path: str) -> None:
 
 def run_commands(format_name: str, path: str) -> list[tuple[str, str]]:
     """List the commands that run an exported file, with the app that each needs."""
-    return [
-        (f"in {label}", " && ".join(map(shell_line, lines)))
-        for label, lines in app_lines(format_name, path)
-    ]
+    found = []
+    for label, lines in app_lines(format_name, path):
+        is_there = all(shutil.which(line[0]) for line in lines)
+        when = f"in {label}" if is_there else f"with {label} installed"
+        found.append((when, " && ".join(map(shell_line, lines))))
+    return found
 
 
 def show_allocation(console: Console, found: Mapping[str, Any]) -> None:

@@ -71,8 +71,11 @@ class Work:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Return what a bar shows: the count of this work, or else that of the run's blocks."""
-        return (self.done, self.total) if self.total else self.blocks
+        """Return what a bar shows: the count of this work, or else that of a run under way."""
+        if self.total:
+            return self.done, self.total
+        done, blocks = self.blocks
+        return self.blocks if 0 < done < blocks else (0, 0)
 
     def head(self) -> str:
         """Say what is worked on, with its count."""

@@ -25,10 +25,9 @@ def write_head(
     run: Run,
     companions: Mapping[str, bytes],
 ) -> None:
-    """Write the head of a checkpoint, edgeq.json, and the files beside it.
+    """Write config.json, the tokenizer files, report.json, edgeq.json and the model's card.
 
-    edgeq.json comes behind all but the card, which reads it. Nothing in them depends on time or
-    place.
+    Nothing in them depends on time or place.
 
     Raises: BadInput when the model was changed meanwhile.
     """

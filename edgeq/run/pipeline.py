@@ -59,6 +59,7 @@ MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
 MeasureGradients = Callable[[ModelSource, NumpyArray, int], Sensitivities]
 MakeCalibration = Callable[[ModelSource, Recipe, Callable[[int, int], None]], Calibration]
 
+OPENING = "opening the model"
 TOKENIZING = "tokenizing the calibration text"
 WRITING_TEXT = "writing text, token"
 LOADING = "loading the model"

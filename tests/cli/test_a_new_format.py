@@ -50,7 +50,7 @@ def test_it_is_planned_written_and_verified(edgeq, saved_model, tmp_path):
     assert (row["format"], row["read_by"], row["refused"]) == ("toy", "these tests", None)
     result = edgeq("quantize", *words, "-o", tmp_path / "out")
     file = tmp_path / "out" / "toy" / "model.toy"
-    assert result.status == 0 and f"in toys: toy-runner --file {file}" in result.out
+    assert result.status == 0 and f"with toys installed: toy-runner --file {file}" in result.out
     written = file.stat().st_size
     assert planned["disk"]["toy"] < written < planned["disk"]["toy"] + 20_000  # names, zip entries
     again = ["export", tmp_path / "out", "--format", "toy", *OPTIONS[1:], "--force"]
