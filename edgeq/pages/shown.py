@@ -9,6 +9,7 @@ Write = Callable[[Any], str]
 
 NOTHING = "-"
 """What stands for a number that is not known."""
+UNBROKEN = "\N{NO-BREAK SPACE}"  # between a number and its unit
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -18,8 +19,8 @@ def size(count: float | None) -> str:
         return NOTHING
     for unit, name in UNITS:
         if count >= 0.9995 * unit:  # rounds to 1.00 of the unit
-            return f"{digits(count / unit)} {name}"
-    return f"{count:.0f} bytes"
+            return f"{digits(count / unit)}{UNBROKEN}{name}"
+    return f"{count:.0f}{UNBROKEN}bytes"
 
 
 def digits(number: float) -> str:
@@ -61,11 +62,13 @@ def perplexity(number: float | None) -> str:
 
 def seconds(time: float) -> str:
     """Write a time in the unit that leaves few digits."""
-    if time < 10:
-        return f"{time:.1f} s"
     if time < 120:
-        return f"{time:.0f} s"
-    return f"{time / 60:.0f} min" if time < 2 * 3600 else f"{time / 3600:.1f} h"
+        number, unit = f"{time:.{int(time < 10)}f}", "s"
+    elif time < 2 * 3600:
+        number, unit = f"{time / 60:.0f}", "min"
+    else:
+        number, unit = f"{time / 3600:.1f}", "h"
+    return f"{number}{UNBROKEN}{unit}"
 
 
 def interval(found: Sequence[float] | None, write: Write = nats) -> str:

@@ -74,7 +74,8 @@
       const [x, y] = pixel(point);
       return [x - 5, y - 5, x + 5, y + 5];
     }));
-    const free = ([left, top, right, bottom]) => left >= 0 && right <= chart.getWidth()
+    const plot = chart.getModel().getComponent("grid").coordinateSystem.getRect(); // left of it are the axis' numbers
+    const free = ([left, top, right, bottom]) => left >= plot.x && right <= chart.getWidth()
       && !taken.some(([l, t, r, b]) => left < r && right > l && top < b && bottom > t);
     for (const each of shown.filter((each) => each.label)) {
       each.data = each.data.map((point) => {
