@@ -1,14 +1,19 @@
 """Every command and every Python example of README and docs runs, on a tiny model."""
 
 import contextlib
+import functools
+import inspect
 import io
+import re
 import shutil
 import sys
+import textwrap
 import warnings
 from types import SimpleNamespace
 
 import click
 import documents
+import numpy as np
 import pytest
 import torch
 from command_line import finished
@@ -125,6 +130,27 @@ def test_the_examples_run(page, desk):
                 run_command(words[1:], block)
 
 
+@pytest.mark.slow
+def test_the_examples_of_functions_run(desk):
+    examples = {name: example_of(getattr(edgeq, name)) for name in edgeq.__all__}
+    examples = {name: code for name, code in examples.items() if code}
+    assert {"evaluate", "export", "plan", "quantize", "quantize_layer"} <= set(examples)
+    random = np.random.default_rng(0)
+    names = {"edgeq": edgeq, "W": random.normal(size=(8, 64)), "X": random.normal(size=(99, 64))}
+    run_code(examples.pop("quantize"), names, "quantize")
+    shutil.rmtree(desk / "llama-4bit" / "gguf")
+    run_code(examples.pop("export"), names, "export")
+    for name, code in examples.items():
+        run_code(code, names, name)
+
+
+def example_of(function):
+    """The code below "Example:" in a docstring."""
+    text = inspect.getdoc(function) or ""
+    found = re.search(r"^Example:\n((?:    .*\n|\n)+)", text, re.MULTILINE)
+    return textwrap.dedent(found[1]) if found else ""
+
+
 def run_command(words, block):
     more = list(LESS.get(words[0], ()))
     if block.page == INDEPENDENT and "--force" in flags(words[0]):
@@ -140,10 +166,18 @@ def flags(command):
 
 
 def with_less(function, less):
-    return lambda *arguments, **stated: function(*arguments, **(stated | less))
+    @functools.wraps(function)
+    def call(*arguments, **stated):
+        return function(*arguments, **(stated | less))
+
+    return call
 
 
 def run_python(block, names):
+    run_code(block.text, names, block.place)
+
+
+def run_code(code, names, place):
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        exec(compile(block.text, block.place, "exec"), names)
+        exec(compile(code, place, "exec"), names)
