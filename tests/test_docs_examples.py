@@ -53,6 +53,7 @@ FEWER = {"samples": 4, "sequence_length": 32}
 LESS_IN_PYTHON = {
     "quantize": FEWER,
     "plan": FEWER,
+    "allocate": FEWER,
     "evaluate": {"windows": 2, "sequence_length": 32},
 }
 """The same for functions."""
