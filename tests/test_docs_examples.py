@@ -59,6 +59,8 @@ LESS_IN_PYTHON = {
 """The same for functions."""
 INDEPENDENT = "docs/reference/commands.md"
 """Here each example stands for itself; elsewhere they are typed one after the other."""
+OTHER_RUNS = ("smollm2-3bit", "smollm2-4bit")
+"""Runs that examples there start from, as copies of one."""
 DEFAULT = {"README.md", "docs/quickstart.md", "docs/run/llama-cpp.md", "docs/run/onnx.md"}
 """Pages that every run of the tests runs."""
 
@@ -108,6 +110,7 @@ def desk(shelf, tmp_path, monkeypatch, one_thread):
     """A directory with what the documents start from, in which their commands run."""
     shutil.copytree(shelf / "Llama-3.2-1B", tmp_path / "Llama-3.2-1B")
     shutil.copy(shelf / "book.txt", tmp_path)
+    shutil.copy(shelf / demo.DEMO_FILE, tmp_path / "theirs-Q4_K_M.gguf")
     monkeypatch.chdir(tmp_path)
     for name, less in LESS_IN_PYTHON.items():
         monkeypatch.setattr(edgeq, name, with_less(getattr(edgeq, name), less))
@@ -120,7 +123,10 @@ def desk(shelf, tmp_path, monkeypatch, one_thread):
 @pytest.mark.parametrize("page", PAGES)
 def test_the_examples_run(page, desk):
     names = {}
-    for block in to_run(page):
+    for block in in_order(page):
+        if page == INDEPENDENT and (desk / "smollm2").is_dir():
+            for copied in OTHER_RUNS:
+                shutil.copytree(desk / "smollm2", desk / copied, dirs_exist_ok=True)
         if block.file:
             (desk / block.file).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
@@ -150,6 +156,16 @@ def example_of(function):
     text = inspect.getdoc(function) or ""
     found = re.search(r"^Example:\n((?:    .*\n|\n)+)", text, re.MULTILINE)
     return textwrap.dedent(found[1]) if found else ""
+
+
+def in_order(page):
+    """The blocks of a page; where each stands for itself, what others start from comes first."""
+    found = to_run(page)
+    return sorted(found, key=starts_from_others) if page == INDEPENDENT else found
+
+
+def starts_from_others(block):
+    return next(lines(block))[1] != "quantize"
 
 
 def run_command(words, block):
