@@ -17,6 +17,8 @@ PRESETS = "quality-presets.jsonl"
 
 LLAMA, EDGEQ, BUDGET = "llama.cpp", "edgeq", "budget"
 """Who made a file: llama.cpp's own quantizer, edgeq on one type or mix, edgeq within a budget."""
+TYPES = {"Q2_K": "Q2_K_M"}
+"""What edgeq calls a mix of llama.cpp's, where that is another name."""
 TEXTS = ("speeches", "factbook", "manual")
 GRIDS = {
     (4, "symmetric"): "4 bits symmetric",
@@ -91,7 +93,8 @@ def of_curve() -> list[dict[str, Any]]:
 
 def model_words(name: str) -> str:
     """Name a model for readers."""
-    return {"llama256": "a Llama of 4 million weights, trained for this"}.get(name, name)
+    small = "a Llama of 4 million weights, trained for this"
+    return {"llama256": small, "a Llama of 4 M weights": small}.get(name, name)
 
 
 def types_table() -> str:
@@ -101,7 +104,8 @@ def types_table() -> str:
         megabytes = f"{theirs['bytes'] / 1e6:.{0 if theirs['bytes'] >= 1e7 else 2}f} MB"
         size = (f"{theirs['bits_per_weight']:.2f}", megabytes)
         quality = (shown(theirs["kl"]), shown(own["kl"]) if own else "")
-        rows.append((f"`{kind}`", *size, *quality, USES[kind]))
+        called = f", `{TYPES[kind]}` of edgeq" if theirs["curve"] and kind in TYPES else ""
+        rows.append((f"`{kind}`{called}", *size, *quality, USES[kind]))
     header = ("type", "bits per weight", "file", "KL llama.cpp", "KL edgeq", "for what")
     model = model_words(of_types()[0]["model"])
     return f"The model is {model}.\n\n{markdown(header, rows)}"

@@ -1,14 +1,19 @@
 """Every command and every Python example of README and docs runs, on a tiny model."""
 
 import contextlib
+import functools
+import inspect
 import io
+import re
 import shutil
 import sys
+import textwrap
 import warnings
 from types import SimpleNamespace
 
 import click
 import documents
+import numpy as np
 import pytest
 import torch
 from command_line import finished
@@ -48,11 +53,14 @@ FEWER = {"samples": 4, "sequence_length": 32}
 LESS_IN_PYTHON = {
     "quantize": FEWER,
     "plan": FEWER,
+    "allocate": FEWER,
     "evaluate": {"windows": 2, "sequence_length": 32},
 }
 """The same for functions."""
 INDEPENDENT = "docs/reference/commands.md"
 """Here each example stands for itself; elsewhere they are typed one after the other."""
+OTHER_RUNS = ("smollm2-3bit", "smollm2-4bit")
+"""Runs that examples there start from, as copies of one."""
 DEFAULT = {"README.md", "docs/quickstart.md", "docs/run/llama-cpp.md", "docs/run/onnx.md"}
 """Pages that every run of the tests runs."""
 
@@ -102,6 +110,7 @@ def desk(shelf, tmp_path, monkeypatch, one_thread):
     """A directory with what the documents start from, in which their commands run."""
     shutil.copytree(shelf / "Llama-3.2-1B", tmp_path / "Llama-3.2-1B")
     shutil.copy(shelf / "book.txt", tmp_path)
+    shutil.copy(shelf / demo.DEMO_FILE, tmp_path / "theirs-Q4_K_M.gguf")
     monkeypatch.chdir(tmp_path)
     for name, less in LESS_IN_PYTHON.items():
         monkeypatch.setattr(edgeq, name, with_less(getattr(edgeq, name), less))
@@ -114,7 +123,10 @@ def desk(shelf, tmp_path, monkeypatch, one_thread):
 @pytest.mark.parametrize("page", PAGES)
 def test_the_examples_run(page, desk):
     names = {}
-    for block in to_run(page):
+    for block in in_order(page):
+        if page == INDEPENDENT and (desk / "smollm2").is_dir():
+            for copied in OTHER_RUNS:
+                shutil.copytree(desk / "smollm2", desk / copied, dirs_exist_ok=True)
         if block.file:
             (desk / block.file).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
@@ -123,6 +135,37 @@ def test_the_examples_run(page, desk):
             for words in lines(block):
                 assert words[0] == PROGRAM, f"{block.place}: {words[0]} does not run here"
                 run_command(words[1:], block)
+
+
+@pytest.mark.slow
+def test_the_examples_of_functions_run(desk):
+    examples = {name: example_of(getattr(edgeq, name)) for name in edgeq.__all__}
+    examples = {name: code for name, code in examples.items() if code}
+    assert {"evaluate", "export", "plan", "quantize", "quantize_layer"} <= set(examples)
+    random = np.random.default_rng(0)
+    names = {"edgeq": edgeq, "W": random.normal(size=(8, 64)), "X": random.normal(size=(99, 64))}
+    run_code(examples.pop("quantize"), names, "quantize")
+    shutil.rmtree(desk / "llama-4bit" / "gguf")
+    run_code(examples.pop("export"), names, "export")
+    for name, code in examples.items():
+        run_code(code, names, name)
+
+
+def example_of(function):
+    """The code below "Example:" in a docstring."""
+    text = inspect.getdoc(function) or ""
+    found = re.search(r"^Example:\n((?:    .*\n|\n)+)", text, re.MULTILINE)
+    return textwrap.dedent(found[1]) if found else ""
+
+
+def in_order(page):
+    """The blocks of a page; where each stands for itself, what others start from comes first."""
+    found = to_run(page)
+    return sorted(found, key=starts_from_others) if page == INDEPENDENT else found
+
+
+def starts_from_others(block):
+    return next(lines(block))[1] != "quantize"
 
 
 def run_command(words, block):
@@ -140,10 +183,18 @@ def flags(command):
 
 
 def with_less(function, less):
-    return lambda *arguments, **stated: function(*arguments, **(stated | less))
+    @functools.wraps(function)
+    def call(*arguments, **stated):
+        return function(*arguments, **(stated | less))
+
+    return call
 
 
 def run_python(block, names):
+    run_code(block.text, names, block.place)
+
+
+def run_code(code, names, place):
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        exec(compile(block.text, block.place, "exec"), names)
+        exec(compile(code, place, "exec"), names)

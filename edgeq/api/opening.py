@@ -24,7 +24,7 @@ def open(path: PathLike) -> "Model":
 
     Example:
         model = edgeq.open("llama-4bit")
-        print(model.names, model.codes(model.names[0]), model.report.worst_layers(3))
+        print(model.codes("model.layers.0.mlp.up_proj.weight"), model.report.worst_layers(3))
 
     Args:
         path: A checkpoint, a directory of safetensors, a .gguf file, owner/name on the hub,

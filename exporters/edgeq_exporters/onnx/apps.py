@@ -24,8 +24,11 @@ from tokenizers import Tokenizer
 tokenizer = Tokenizer.from_file("{folder}/tokenizer.json")
 session = ort.InferenceSession("{path}", providers=["CPUExecutionProvider"])
 types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-past = {each.name: np.zeros((1, each.shape[1], 0, each.shape[3]), types[each.type])
-        for each in session.get_inputs() if each.name.startswith("past")}
+past = {
+    each.name: np.zeros((1, each.shape[1], 0, each.shape[3]), types[each.type])
+    for each in session.get_inputs()
+    if each.name.startswith("past")
+}
 ids, new = [], tokenizer.encode("The capital of France is").ids
 for _ in range(16):  # the likeliest token each time
     ids += new
