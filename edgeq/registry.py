@@ -45,21 +45,31 @@ class BackendEntry:
     device: str | None = None
 
 
-def _torch(device: str) -> BackendEntry:
-    return BackendEntry(
-        Entry("edgeq_backends.torch.backend:TorchBackend", "cuda", (device,)), "torch", device
-    )
+def _torch(device: str, extra: str) -> BackendEntry:
+    entry = Entry("edgeq_backends.torch.backend:TorchBackend", extra, (device,))
+    return BackendEntry(entry, "torch", device)
 
 
 BACKENDS = {
-    "cuda": _torch("cuda"),
-    "cpu": _torch("cpu"),
-    "mps": _torch("mps"),
+    "cuda": _torch("cuda", "cuda"),
+    "cpu": _torch("cpu", "cpu"),
+    "mps": _torch("mps", "cpu"),
     "mlx": BackendEntry(Entry("edgeq_backends.mlx.backend:MlxBackend", "mlx"), "mlx"),
     "reference": BackendEntry(
-        Entry("edgeq_backends.reference:ReferenceBackend", "cuda"), "torch", "cpu"
+        Entry("edgeq_backends.reference:ReferenceBackend", "cpu"), "torch", "cpu"
     ),
 }
+BACKENDS_MEANT = {
+    "gpu": "cuda (NVIDIA), mps or mlx (Apple)",
+    "nvidia": "cuda",
+    "rocm": "cuda, which torch calls AMD's GPUs too",
+    "metal": "mps or mlx",
+    "apple": "mlx or mps",
+    "torch": "cpu, cuda or mps",
+    "pytorch": "cpu, cuda or mps",
+    "numpy": "reference",
+}
+"""What people call backends, and which they mean."""
 ACTIVATIONS = {
     "torch": Entry("edgeq_backends.torch.activations:TorchActivations", "cuda"),
     "mlx": Entry("edgeq_backends.mlx.activations:MlxActivations", "mlx"),
@@ -205,6 +215,9 @@ def choose_backend(name: str) -> str:
     Raises: BadInput for a name that is not known.
     """
     if name != "auto":
+        meant = BACKENDS_MEANT.get(name.lower())
+        if meant:
+            raise BadInput(f"backend {name!r} is not known; use {meant}")
         find({"auto": None, **BACKENDS}, name, "backend")
         return name
     apple = sys.platform == "darwin" and platform.machine() == "arm64"

@@ -3,12 +3,12 @@
 import os
 import re
 import traceback
-from io import StringIO
 
 import click
 
-from edgeq.commands.plain_text import visible
+from edgeq.commands.plain_text import visible, visible_line
 from edgeq.commands.signals import Stopped
+from edgeq.commands.usage import describe_usage
 from edgeq.errors import EdgeqError, reason_of
 
 TRACEBACK_VARIABLE = "EDGEQ_TRACEBACK"
@@ -21,11 +21,15 @@ LOST_DEVICE = re.compile(
 
 
 def report_failure(error: BaseException) -> int:
-    """Print one line on standard error, or what click prints of usage; return the exit status."""
+    """Print one line on standard error; return the exit status."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):  # the help of the whole command line
+        error.show()
+        return error.exit_code
     if isinstance(error, click.ClickException):
-        shown = StringIO()
-        error.show(shown)
-        click.echo(visible(shown.getvalue()), err=True, nl=False)
+        line = error.format_message()
+        if isinstance(error, click.UsageError):
+            line = describe_usage(error)
+        click.echo(visible_line(f"edgeq: {line}"), err=True)
         return error.exit_code
     if os.environ.get(TRACEBACK_VARIABLE):
         click.echo(visible("".join(traceback.format_exception(error))), err=True)

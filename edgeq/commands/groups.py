@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from edgeq.commands.usage import command_hint
+
 EVERYDAY = "everyday"
 GROUPS = {
     EVERYDAY: "Everyday",
@@ -52,6 +54,14 @@ class GroupedCommand(click.Command):
         if any(group_of(param) == EVERYDAY for param in params):
             params.insert(-1, SHOW_ALL)
         return params
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words of the command line; what is wrong with them names this command."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a section for each group that is described, and one with the names of others."""
@@ -150,6 +160,22 @@ class SectionedGroup(click.Group):
         self.sections[title] = [str(command.name) for command in commands]
         for command in commands:
             self.add_command(command)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command by its name, in any case of its letters.
+
+        Raises: click.UsageError with what was probably meant.
+        """
+        name = args[0]
+        known = self.commands.get(name.lower())
+        if known is not None:
+            return known.name, known, args[1:]
+        if name.startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        hint = command_hint(name, self.list_commands(ctx))
+        raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List the commands in the order of their sections."""

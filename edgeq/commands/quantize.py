@@ -104,7 +104,7 @@ if TYPE_CHECKING:
 def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str,
     revision: str | None,
-    output: Path,
+    output: Path | None,
     exports: tuple[str, ...],
     evaluated: bool,
     verbose: bool,
@@ -129,13 +129,16 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize ./Llama-3.2-1B --output llama-small --file-size 700MB --export gguf
     """
     from edgeq.run.asked import Asked, prepare_run  # noqa: PLC0415
+    from edgeq.run.output_name import default_output  # noqa: PLC0415
     from edgeq.run.spending import Place  # noqa: PLC0415
 
+    budget, settings = take_budget(options), collect_settings(recipe, options)
+    output = output or default_output(model, settings, budget)
     asked = Asked(
         model,
         Place(output, force, resume),
-        budget=take_budget(options),
-        settings=collect_settings(recipe, options),
+        budget=budget,
+        settings=settings,
         revision=revision,
         backend=backend,
         calibration=calibration,

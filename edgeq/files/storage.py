@@ -53,7 +53,8 @@ def check_destination(
         _check_name(path)
         if path.exists() and not force:
             raise BadInput(
-                f"output {str(path)!r} exists; choose another name or pass --force to replace it"
+                f"output {str(path)!r} exists; choose another name with --output, or pass --force "
+                "to replace it"
             )
         for kept, what in ((Path.cwd(), "the current directory"), (source, "what it is made from")):
             real = None if kept is None else Path(os.path.realpath(kept))

@@ -98,7 +98,7 @@ def hint(value: Any, names: Sequence[str]) -> str:
 def hint_of_bits(value: Any) -> str:
     """Say what is meant by a number of bits that is none: a type, a width in words, an average."""
     if isinstance(value, float) and 1 < value < DENSE_BITS:
-        return "; for an average use --bits-per-weight"
+        return f"; for an average use --bits-per-weight {value:g}"
     if not isinstance(value, str):
         return ""
     named = next((name for name in (*TYPES, *BASES) if name.lower() == value.lower()), None)

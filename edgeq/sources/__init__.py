@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 from edgeq.errors import BadInput, NotInstalled, install
@@ -16,6 +17,10 @@ __all__ = ["at_revision", "needing_gguf", "open_source"]
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 """A model on the hub, perhaps with a branch, tag or commit: owner/name@revision."""
+HUB_ADDRESS = re.compile(
+    r"(?:https?://)?(?:huggingface\.co|hf\.co)/([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+)
+"""The page of a model on the hub."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -41,10 +46,23 @@ def open_source(model: str) -> ModelSource:
         raise BadInput(
             f"{model!r} names no revision; give a branch, tag or commit behind @, or leave @ out"
         )
-    raise BadInput(
-        f"{model!r} does not exist; "
-        "give a directory of safetensors, a .gguf file, owner/name or demo"
-    )
+    raise BadInput(f"{model!r} does not exist; {what_to_give(model)}")
+
+
+def what_to_give(model: str) -> str:
+    """Say how a model is named that is neither here nor a name on the hub."""
+    found = HUB_ADDRESS.match(model)
+    if found:
+        return f"give a model of the hub by its name: {found[1]}"
+    usual = "give a directory of safetensors, a .gguf file, a hub name as owner/name, or demo"
+    folder, name = os.path.split(os.path.expanduser(model))
+    try:
+        near = get_close_matches(name, os.listdir(folder or "."), n=1)
+    except (OSError, ValueError):
+        near = []
+    if near:
+        return f"did you mean {os.path.join(os.path.dirname(model), near[0])!r}? else {usual}"
+    return usual
 
 
 def open_demo() -> ModelSource:
@@ -74,6 +92,8 @@ def open_file(path: Path) -> ModelSource:
         raise BadInput(
             f"{path} is a pickle checkpoint, which edgeq never loads; convert it to safetensors"
         )
+    if suffix == ".json":
+        raise BadInput(f"{path} is one file of a model; give its directory")
     raise BadInput(f"{path} is not a .gguf file; give a .gguf file or a directory of safetensors")
 
 

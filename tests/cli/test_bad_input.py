@@ -216,12 +216,12 @@ def test_a_backend_that_is_not_installed_names_its_extra(saved_model, tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
-    assert "install edgeq with its extra 'cuda'" in result.stderr
+    assert "install edgeq with its extra 'cpu'" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    "arguments", [["quantize"], ["quantize", "demo"], ["export", "x"], ["frobnicate"], ["--bits"]]
+    "arguments", [["quantize"], ["export", "x"], ["frobnicate"], ["--bits"]]
 )
 def test_wrong_usage_exits_with_status_2(edgeq, arguments):
     assert edgeq(*arguments).status == 2

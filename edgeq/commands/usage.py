@@ -1,0 +1,108 @@
+"""Say in one line what is wrong with a command line, and what was probably meant."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import click
+
+from edgeq.errors import lower_first
+from edgeq.words import edgeq_command
+
+MEANT: Mapping[str, Sequence[str]] = {
+    "--file-size": ("--size", "--max-size", "--target-size", "--filesize"),
+    "--bits-per-weight": ("--bpw", "--target-bpw", "--avg-bits"),
+    "--type": ("--quant", "--qtype", "--outtype", "--quant-type", "--quantization", "--dtype"),
+    "--bits": ("--wbits", "--w-bit", "--w-bits", "--nbits", "--bit", "--q-bits"),
+    "--group-size": ("--groupsize", "--q-group-size", "--block-size"),
+    "--export": ("--format", "--to", "--formats"),
+    "--format": ("--export", "--to"),
+    "--output": ("--out", "--outfile", "--output-dir", "--outdir", "--save", "--mlx-path"),
+    "--backend": ("--device", "--gpu", "--cpu", "--cuda"),
+    "--quality": ("--preset", "--profile"),
+    "--samples": ("--nsamples", "--num-samples", "--n-samples"),
+    "--sequence-length": ("--seqlen", "--seq-len", "--max-seq-length", "--seq-length"),
+    "--calibration": ("--dataset", "--calib", "--calibration-data", "--data", "--calib-data"),
+    "--text": ("--dataset", "--calibration", "--data", "--texts"),
+    "--reference": ("--against", "--original", "--baseline", "--base"),
+    "--against": ("--reference",),
+    "--max-ram": ("--ram", "--memory", "--max-memory"),
+    "--fits": ("--vram", "--fit"),
+    "--context": ("--ctx", "--ctx-size", "--n-ctx", "--context-length"),
+    "--damping": ("--percdamp", "--damp-percent"),
+    "--activation-order": ("--act-order", "--desc-act"),
+    "--asymmetric": ("--asym", "--zero-point"),
+    "--symmetric": ("--sym",),
+    "--keep-dense": ("--skip", "--exclude", "--ignore", "--modules-to-not-convert"),
+    "--embedding-type": ("--token-embedding-type", "--output-tensor-type"),
+    "--evaluate": ("--eval", "--ppl", "--perplexity"),
+    "--force": ("--overwrite", "--yes", "--exist-ok"),
+    "--resume": ("--continue",),
+}
+"""Options of edgeq, and what other tools call the same."""
+NOT_NEEDED = {
+    "--trust-remote-code": "edgeq never runs code of a model; leave it out",
+    "--model": "the model is the first argument, without an option",
+}
+COMMANDS_MEANT: Mapping[str, Sequence[str]] = {
+    "quantize": ("quantise", "quant", "compress", "gptq", "make", "solve"),
+    "export": ("convert", "save", "write", "to"),
+    "generate": ("run", "complete", "prompt", "infer", "inference"),
+    "chat": ("talk", "interactive", "repl"),
+    "evaluate": ("eval", "benchmark", "bench", "perplexity", "ppl", "compare", "measure", "test"),
+    "inspect": ("info", "show", "dump", "cat", "describe"),
+    "formats": ("list", "types", "ls"),
+    "verify": ("check", "validate"),
+    "plan": ("estimate", "dry-run", "memory", "size"),
+    "doctor": ("env", "diagnose", "version", "status", "health", "backends", "runtimes"),
+    "completion": ("completions", "autocomplete", "install-completion"),
+}
+"""Commands of edgeq, and what others call the same."""
+
+
+def describe_usage(error: click.UsageError) -> str:
+    """Write what was received, what is wrong with it and what to change, and where help is."""
+    line = _describe(error).rstrip(".")
+    words = error.ctx.command_path.split(" ")[1:] if error.ctx is not None else []
+    path = error.ctx.command_path if error.ctx is not None and words else edgeq_command()
+    return f"{line} ({path} --help)"
+
+
+def _describe(error: click.UsageError) -> str:
+    if isinstance(error, click.NoSuchOption):
+        return f"there is no option {error.option_name}{option_hint(error)}"
+    if isinstance(error, click.MissingParameter) and error.param is not None:
+        return (
+            f"{error.param.make_metavar(error.ctx) if error.ctx else error.param.name} is missing"
+        )
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        message = lower_first(error.message).replace("a valid integer range", "a whole number")
+        return f"{error.param.opts[0]}: {message}"
+    return lower_first(error.format_message())
+
+
+def option_hint(error: click.NoSuchOption) -> str:
+    """Name the option that was probably meant, among those of the command; empty without one."""
+    if error.option_name in NOT_NEEDED:
+        return f"; {NOT_NEEDED[error.option_name]}"
+    known = options_of_command(error.ctx) if error.ctx is not None else []
+    meant = [ours for ours in known if error.option_name in MEANT.get(ours, ())]
+    meant = meant or get_close_matches(error.option_name, known, n=2)
+    return f"; did you mean {' or '.join(meant)}?" if meant else ""
+
+
+def options_of_command(ctx: click.Context) -> list[str]:
+    """List the names of the options of a command."""
+    params = [p for p in ctx.command.get_params(ctx) if isinstance(p, click.Option)]
+    return [name for param in params for name in (*param.opts, *param.secondary_opts)]
+
+
+def command_hint(name: str, known: Sequence[str]) -> str:
+    """Say what was probably meant by the name of a command that is not known."""
+    meant = [ours for ours in known if name.lower() in (ours, *COMMANDS_MEANT.get(ours, ()))]
+    meant = meant or get_close_matches(name.lower(), known, n=2)
+    if meant:
+        return f"; did you mean {' or '.join(meant)}?"
+    if name == "demo" or "/" in name or Path(name).exists():
+        return f"; to quantize it: {edgeq_command('quantize', name)}"
+    return f"; commands are {', '.join(known)}"
