@@ -1,6 +1,8 @@
 """`edgeq plan` and `--max-ram` as users meet them."""
 
 import json
+import re
+import shlex
 import shutil
 
 import pytest
@@ -8,6 +10,7 @@ from exported_files import gguf_in
 
 from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
 from edgeq.sources.refusals import SHARD_INDEX
+from edgeq.words import parse_size
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +194,46 @@ def test_options_that_say_grids_in_another_way_win_over_a_recipe(
 
     assert set(planned("bits = 3\ngroup_size = 64", "--type", "Q8_0")) == {"Q8_0"}
     assert set(planned('type = "Q8_0"', "--bits", "3")) == {"3 bits, group 32, symmetric"}
+
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory):
+    """The shapes of a 7B model: config and index, not a single weight."""
+    folder = tmp_path_factory.mktemp("seven") / "llama-7b"
+    return write_checkpoint(folder, make_config(**SHAPES["llama-2-7b"]), outline=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("8GB", ["--quality", "fast"]),
+        ("4GB", ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0"]),
+        ("2GB", ["--max-ram"]),
+    ],
+)
+def test_a_plan_that_does_not_fit_names_a_command_that_does(edgeq, seven, size, words):
+    """The printed words are planned again."""
+    result = edgeq("plan", seven, "--backend", "cpu", "--max-ram", size, "--export", "mlx")
+    assert (result.status, result.out, result.err.count("\n")) == (1, "", 1)
+    assert "this run needs at least" in result.err
+    command = shlex.split(result.err.split("this fits: edgeq ")[1])
+    assert command[:2] == ["quantize", str(seven)] and command.count("--max-ram") == 1
+    assert " ".join(words) in " ".join(command)
+    again = edgeq("plan", *command[1:], "--json")
+    assert again.status == 0, again.err
+    limit = parse_size(command[command.index("--max-ram") + 1], "--max-ram")
+    assert json.loads(again.out)["memory"]["peak"] <= limit
+    assert (limit == parse_size(size, "--max-ram")) == (words != ["--max-ram"])
+
+
+def test_a_plan_names_the_smallest_memory_and_what_each_format_would_take(edgeq, seven):
+    shown = " ".join(edgeq("plan", seven, "--backend", "cpu").out.split())
+    least = shown.split("the least, slower: --max-ram ")[1].split()[0]
+    again = edgeq("plan", seven, "--backend", "cpu", "--max-ram", least)
+    assert again.status == 0, again.err
+    assert re.search(r"time about \S+ (min|h) to \S+ (min|h) on this machine", shown)
+    plan = json.loads(edgeq("plan", seven, "--backend", "cpu", "--json").out)
+    assert plan["formats"] == [] and {"mlx", "gptq"} <= {
+        row["format"] for row in plan["other formats"]
+    }
+    assert "for mlx-lm" in shown
