@@ -1,13 +1,11 @@
 """Verdicts beside made-up anchors of the shape that ships, and beside those that ship."""
 
-import json
 import re
-from importlib import resources
 
 import pytest
 
 from edgeq.measuring import anchors
-from edgeq.measuring.anchors import Anchor, Anchors, read_anchors, show_kl, verdict
+from edgeq.measuring.anchors import Anchor, Anchors, anchors_for, read_anchors, show_kl, verdict
 
 MADE_UP = Anchors(
     "Small-1M",
@@ -36,27 +34,25 @@ MADE_UP = Anchors(
     ],
 )
 def test_a_verdict_names_the_nearest_anchors_and_their_model(monkeypatch, kl, said):
-    monkeypatch.setattr(anchors, "read_anchors", lambda: MADE_UP)
+    monkeypatch.setattr(anchors, "read_anchors", lambda: {"Small-1M": MADE_UP})
     assert said in verdict(kl)
     assert kl == 0 or "Small-1M" in verdict(kl)
 
 
-def test_without_anchors_a_verdict_says_how_to_read_the_number(monkeypatch):
-    monkeypatch.setattr(anchors, "read_anchors", lambda: None)
-    assert verdict(0.02) == (
-        "KL 0.02 nats per token from the original (0 is equal, lower is better)"
-    )
-
-
-def test_every_anchor_that_ships_is_its_own_nearest():
-    found = read_anchors()
-    file = resources.files("edgeq") / "data" / "anchors.json"
-    assert (found is not None) == file.is_file()
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+@pytest.mark.parametrize("model", read_anchors())
+def test_every_anchor_that_ships_is_its_own_nearest(model):
+    rows = anchors_for(model).rows
     for row in rows:
-        said = verdict(row["kl"])
-        others = [other["type"] for other in rows if abs(other["kl"] / row["kl"] - 1) < 0.01]
-        assert any(re.search(rf"about as close as llama\.cpp's {kind} ", said) for kind in others)
+        said = verdict(row.kl, model)
+        alike = [other.type for other in rows if abs(other.kl / row.kl - 1) < 0.01]
+        assert any(re.search(rf"about as close as llama\.cpp's {kind} ", said) for kind in alike)
+        assert said.endswith(f"(of {model})")
+
+
+def test_a_model_that_was_measured_has_anchors_of_its_own_and_others_those_of_the_first():
+    first, demo = read_anchors()
+    assert verdict(0.0865, demo).startswith("Close") and f"both of {demo}" in verdict(0.0865, demo)
+    assert verdict(0.0865, "another") == verdict(0.0865, first) == verdict(0.0865)
 
 
 def test_two_digits_count():

@@ -66,7 +66,7 @@ def made_up_place(monkeypatch, tmp_path):
         (tmp_path / "out" / "gguf" / name).touch()
     monkeypatch.chdir(tmp_path)
     found = Anchors("SmolLM2-135M", "text", (Anchor("Q5_K_M", 5.7, 0.009),))
-    monkeypatch.setattr(anchors, "read_anchors", lambda: found)
+    monkeypatch.setattr(anchors, "anchors_for", lambda _: found)
 
 
 def shown(finished, width=80, **options):

@@ -65,7 +65,7 @@ def how_good(finished: FinishedRun) -> str:
     quality = finished.quality
     if quality is None or quality["kl"] is None:
         return "done; how close it is to the original has not been measured"
-    said = verdict(quality["kl"])
+    said = verdict(quality["kl"], finished.model)
     return said[:1].lower() + said[1:] if said[1:2].islower() else said
 
 

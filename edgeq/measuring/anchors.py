@@ -1,11 +1,12 @@
 """Say in plain words how close a model is to its original, beside types that people know.
 
-The anchors are what llama.cpp's own quantizer loses with its types, measured once on a small model;
-data/anchors.json has them with the model and the text.
+The anchors are what llama.cpp's own quantizer loses with its types, measured once on small models;
+data/anchors.json has them with the models and the texts.
 """
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -47,27 +48,35 @@ class Anchors:
 
 
 @cache
-def read_anchors() -> Anchors | None:
-    """Read the anchors that ship with edgeq; None where there are none."""
+def read_anchors() -> Mapping[str, Anchors]:
+    """Read the anchors that ship with edgeq, by the model that they were measured on."""
     file = resources.files("edgeq") / "data" / ANCHORS_FILE
-    if not file.is_file():
-        return None
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    rows = [Anchor(row["type"], row["bits_per_weight"], row["kl"]) for row in stored["rows"]]
-    return Anchors(stored["model"], stored["text"], tuple(sorted(rows, key=lambda row: row.kl)))
+    tables = {}
+    for stored in json.loads(file.read_text(encoding="utf-8")):
+        rows = [Anchor(row["type"], row["bits_per_weight"], row["kl"]) for row in stored["rows"]]
+        ordered = tuple(sorted(rows, key=lambda row: row.kl))
+        tables[stored["model"]] = Anchors(stored["model"], stored["text"], ordered)
+    return tables
 
 
-def verdict(kl: float) -> str:
+def anchors_for(model: str) -> Anchors:
+    """Choose the anchors of a model by its name; for all others those of the first model."""
+    tables = read_anchors()
+    return tables.get(model) or next(iter(tables.values()))
+
+
+def verdict(kl: float, model: str = "") -> str:
     """Say in one sentence how good a KL divergence from the original is.
+
+    Models differ in what a type costs them; where the model itself was measured, its own anchors
+    count.
 
     Units: nats per token.
     """
     if kl <= NOTHING_LOST:
         return "Equal to the original: KL 0"
     number = f"KL {show_kl(kl)}"
-    anchors = read_anchors()
-    if anchors is None:
-        return f"{number} nats per token from the original (0 is equal, lower is better)"
+    anchors = anchors_for(model)
     best, worst = anchors.rows[0], anchors.rows[-1]
     if kl > ALIKE * worst.kl:
         return (

@@ -63,9 +63,9 @@ def beside_original(quality: Quality) -> str:
     return f"{ratio:.4g} times the original's {shown.perplexity(original)}, {between}"
 
 
-def verdict_of(quality: Quality) -> str:
-    """Say in a sentence how good a quality is; empty where no KL divergence was measured."""
-    return "" if quality.get("kl") is None else verdict(quality["kl"])
+def verdict_of(quality: Quality, model: str) -> str:
+    """Say in a sentence how good a model's quality is; empty where no KL was measured."""
+    return "" if quality.get("kl") is None else verdict(quality["kl"], model)
 
 
 def measured_how(quality: Quality) -> str:

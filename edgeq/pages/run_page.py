@@ -130,7 +130,7 @@ def lead(run: RunData) -> list[str]:
     before, after = run.original_bytes, run.result_bytes
     smaller = f", {shown.digits(before / after)} times smaller" if 0 < after < before else ""
     lines = [f"{run.model} takes {shown.size(after)} instead of {shown.size(before)}{smaller}."]
-    said = (verdict_of(run.quality), share_changed(run.quality))
+    said = (verdict_of(run.quality, run.model), share_changed(run.quality))
     lines += [f"{each}." for each in said if each]
     return lines
 

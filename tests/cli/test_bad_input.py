@@ -220,9 +220,7 @@ def test_a_backend_that_is_not_installed_names_its_extra(saved_model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "arguments", [["quantize"], ["export", "x"], ["frobnicate"], ["--bits"]]
-)
+@pytest.mark.parametrize("arguments", [["quantize"], ["export", "x"], ["frobnicate"], ["--bits"]])
 def test_wrong_usage_exits_with_status_2(edgeq, arguments):
     assert edgeq(*arguments).status == 2
 
