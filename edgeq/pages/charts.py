@@ -87,7 +87,7 @@ def rounded(value: Any) -> Any:
 
 def spans_decades(values: Iterable[float | None]) -> bool:
     """Say whether numbers need a logarithmic scale: all above 0, and the largest far larger."""
-    known = [value for value in values if value is not None]
+    known = [float(value) for value in values if value is not None]  # NumPy's compare to its own
     return bool(known) and min(known) > 0 and max(known) > 10 * min(known)
 
 
