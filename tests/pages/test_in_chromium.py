@@ -73,12 +73,12 @@ def pages(full_run, hostile_run, make_run, tmp_path_factory):
 @pytest.mark.parametrize(
     "name",
     [
-        "run",
         "hostile run",
-        "runs",
         "compared",
-        pytest.param("older run", marks=pytest.mark.slow),
-        pytest.param("measured", marks=pytest.mark.slow),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ("run", "older run", "runs", "measured")
+        ),
     ],
 )
 def test_a_page_is_quiet_and_can_be_read(page, pages, name):

@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from page_data import KINDS, budget, layer, quality, run_report
 
@@ -269,6 +270,15 @@ def test_a_comparison_names_the_closer_model_where_the_interval_is_clear():
     assert "b/x.gguf a/x.gguf 0.1000 0.0500 to 0.2000 a/x.gguf" in text
     assert "0.0000 -0.1000 to 0.1000 no clear difference" in text
     assert page == compare_page({"reference": "transformers", "targets": targets, "pairs": pairs})
+
+
+def test_numbers_of_numpy_are_drawn_as_those_of_python():
+    numbers = {"kl": np.float64(0.5), "intervals": {"kl": [np.float64(0.25), np.float64(0.75)]}}
+    positions = [{"from": 1, "to": 8, "kl": np.float64(0.5)}]
+    targets = [quality(name, by_position=positions, **numbers) for name in ("a", "b")]
+    sizes = drawn(compare_page({"targets": targets}))["sizes"]
+    assert sizes["y"]["log"] is False
+    assert sizes["views"][0]["series"][0]["points"] == [[98_000_000, 0.5, 0.25, 0.75, "a"]]
 
 
 def test_a_measurement_of_today_without_reference_makes_a_page():
