@@ -14,11 +14,11 @@ class Progress:
     """How far a function has come, as its `progress` callback is told.
 
     what is being done: "quantizing" (counted in blocks), "writing text" (calibration text that the
-    model writes, in tokens), "measuring types" (for a budget, in blocks), "evaluating" or, at the
-    end of a run, "measuring quality" (in windows of all models), or a step that is not counted,
-    such as "loading the model", whose total is 0. done of total units are ready; a run that is
-    continued starts above 0. layer is the report of a layer that has just been solved, None in all
-    other events. model says which model is evaluated, and is empty elsewhere.
+    model writes, in tokens), "measuring types" (for a budget, in blocks), "evaluating" (in windows
+    of all models), or a step that is not counted, such as "loading the model", whose total is 0.
+    done of total units are ready; a run that is continued starts above 0. layer is the report of a
+    layer that has just been solved, None in all other events. model says which model is evaluated,
+    and is empty elsewhere.
     """
 
     what: str

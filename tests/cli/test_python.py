@@ -84,7 +84,7 @@ def test_progress_counts_up_to_the_total_and_tells_each_layer(run, events):
     assert [e.done for e in counted if e.layer is None] == list(range(blocks + 1))
     assert [e.layer for e in counted if e.layer is not None] == list(run.report.layers)
     assert counted[-1].share == 1
-    windows = [event for event in events if event.what == "measuring quality"]
+    windows = [event for event in events if event.what == "evaluating" and event.total]
     assert windows[-1].done == windows[-1].total > 0
     assert windows[-1].unit == "windows"
     assert str(counted[-1]) == f"quantizing: {blocks} of {blocks} blocks"
