@@ -29,8 +29,8 @@ from edgeq.sources import demo
 
 SIZES = {
     **SMALL_LLAMA,
-    "hidden_size": 256,
-    "intermediate_size": 256,
+    "hidden_size": 128,
+    "intermediate_size": 128,
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
