@@ -66,7 +66,6 @@ def test_blocks_that_cannot_run_here_parse(page):
             make_recipe(tomllib.loads(block.text))
 
 
-@pytest.mark.xfail(reason="commands of the next release", strict=False)
 @pytest.mark.parametrize("page", pages())
 def test_commands_and_options_in_the_text_exist(page):
     known = all_options() | {"--help", "--version"}
