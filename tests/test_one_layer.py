@@ -128,7 +128,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("make, line", WRONG, ids=lambda value: str(value)[:50])
+@pytest.mark.parametrize("make, line", WRONG, ids=[line for _, line in WRONG])
 def test_what_cannot_be_a_layer_is_one_line(arrays, make, line):
     with pytest.raises(edgeq.BadInput, match=line) as refused:
         edgeq.quantize_layer(**{"backend": "reference", **make(*arrays)})
@@ -165,7 +165,8 @@ print(layer.backend, 0 < layer.error < 0.01)
 
 @pytest.mark.parametrize("name", ["reference", "cpu", "mlx"])
 def test_every_backend_solves_a_layer_about_as_well(arrays, name, one_thread):
-    pytest.importorskip("mlx.core") if name == "mlx" else None
+    if name == "mlx":
+        pytest.importorskip("mlx.core", reason="MLX has no build for this system")
     W, X, X_hat = arrays
     best = edgeq.quantize_layer(W, X, X_quantized=X_hat, backend="reference")
     layer = edgeq.quantize_layer(W, X, X_quantized=X_hat, backend=name)

@@ -8,7 +8,7 @@ as far as either. It needs no sign, no draws and no assumption on how windows ar
 
 `python -m benchmarks.intervals` measures what it covers, beside other methods: at 16 windows 94 to
 96 of 100, of real divergences and of distributions as skewed as an exponential one. Where rare
-windows dominate the mean it covers less (93 of 100 for a Pareto tail of exponent 3), as no method
+windows dominate the mean it covers less (92 of 100 for a Pareto tail of exponent 3), as no method
 knows of windows that are not in the sample.
 
 Source: Hall, On the Removal of Skewness by Transformation, J. R. Statist. Soc. B 54 (1992).
