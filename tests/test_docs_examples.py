@@ -57,6 +57,8 @@ LESS_IN_PYTHON = {
     "evaluate": {"windows": 2, "sequence_length": 32},
 }
 """The same for functions."""
+FIRST, RUN = "docs/quickstart.md", "SmolLM2-135M-Instruct-4bit"
+"""The page that says which files a run writes, and where this one writes them."""
 INDEPENDENT = "docs/reference/commands.md"
 """Here each example stands for itself; elsewhere they are typed one after the other."""
 OTHER_RUNS = ("smollm2-3bit", "smollm2-4bit")
@@ -134,6 +136,9 @@ def test_the_examples_run(page, desk):
             for words in lines(block):
                 assert words[0] == PROGRAM, f"{block.place}: {words[0]} does not run here"
                 run_command(words[1:], block)
+    if page == FIRST:
+        named = re.findall(r"`([a-zA-Z0-9_./-]+\.[a-zA-Z]+)`", documents.read(page))
+        assert len(named) > 5 and all((desk / RUN / name).is_file() for name in named), named
 
 
 @pytest.mark.slow
