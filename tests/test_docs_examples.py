@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import io
+import itertools
 import re
 import shutil
 import sys
@@ -173,6 +174,7 @@ def starts_from_others(block):
 
 
 def run_command(words, block):
+    words = list(itertools.takewhile(lambda word: word not in (">", ">>"), words))
     more = list(LESS.get(words[0], ()))
     if block.page == INDEPENDENT and "--force" in flags(words[0]):
         more.append("--force")
