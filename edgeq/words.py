@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)
 LARGEST_SIZE = 2.0**60  # an exabyte: beyond it a typing error is likelier than a machine
-FEWEST_BYTES = 10**6  # fewer without a unit were meant in another one
+FEWEST_BYTES = 10**4  # fewer without a unit were meant in another one
 MOST_GIGABYTES = 64  # more without a unit were megabytes
 FEW_SECONDS = 120  # up to here times are shown in seconds
 FEW_HOURS = 2 * 3600  # up to here in minutes

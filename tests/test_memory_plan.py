@@ -39,7 +39,7 @@ BALANCED, FAST = (make_recipe({"quality": quality}) for quality in ("balanced", 
         ("500MB", 5e8),
         ("1.5G", 1.5e9),
         ("2TB", 2e12),
-        ("4096", 4096),
+        ("40960", 40960),
     ],
 )
 def test_sizes_are_read_as_people_write_them(text, size):

@@ -136,9 +136,10 @@ def setting_option(row: Setting) -> Callable[[Command], Command]:
 
 def metavar_of(rule: Rule[Any]) -> str:
     """Write what --help shows in place of a value: the words of a rule, a number."""
+    number = "N" if rule.kind is int else "NUMBER"
     if not rule.words:
-        return "N" if rule.kind is int else "NUMBER"
-    numbers = () if rule.kind is str else ("N" if rule.kind is int else "NUMBER",)
+        return number
+    numbers = () if rule.kind is str else (number,)
     return "|".join((*numbers, *rule.words))
 
 

@@ -261,7 +261,17 @@ def test_a_recipe_on_types_gives_way_to_bits_that_are_asked_for(
 ):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('type = "Q4_K"\nnarrow_type = "Q5_0"\nembedding_type = "auto"\n')
-    options = ["--recipe", recipe, "--bits", "3", "--solver", "rtn", "--scales", "none"]
+    options = [
+        "--recipe",
+        recipe,
+        "--bits",
+        "3",
+        "--solver",
+        "rtn",
+        "--scales",
+        "none",
+        "--verbose",
+    ]
     result = edgeq("quantize", saved_model, "-o", tmp_path / "out", *quick, *options)
     assert result.status == 0, result.err
     assert "3 bits, group 32, symmetric" in result.out
