@@ -116,7 +116,7 @@ def test_the_result_and_the_screen_say_how_it_was_spent(run, edgeq, saved_model,
     assert stored["asked"] == {"file_size": size}
     result = edgeq(
         "quantize", saved_model, *quick, *FAST, "--file-size", size, "--export", "gguf",
-        "-o", folder, "--resume",
+        "-o", folder, "--resume", "--verbose",
     )  # fmt: skip
     assert result.status == 0, result.err
     assert "KL divergence:" in result.out
@@ -161,7 +161,7 @@ def test_what_is_measured_stands_beside_what_is_predicted(edgeq, saved_model, qu
     stored = json.loads((out / "report.json").read_text(encoding="utf-8"))["budget"]
     assert stored == found["budget"]
     assert stored["measured"]["kl"] == found["quality"]["kl"]
-    again = finished("quantize", saved_model, *quick, *options, "--resume")
+    again = finished("quantize", saved_model, *quick, *options, "--resume", "--verbose")
     assert " measured (llama.cpp" in " ".join(again.out.split())
 
 
