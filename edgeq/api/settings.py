@@ -23,7 +23,7 @@ ScaleDtype = Literal["float16", "bfloat16", "float32"]
 class LayerSettings(TypedDict, total=False):
     """How one linear layer is solved; what is left out is as the preset `quality` has it.
 
-    docs/cli.md says what each of them does.
+    docs/reference/settings.md says what each of them does.
     """
 
     quality: Quality
