@@ -72,6 +72,15 @@ def test_measurements_come_back_from_their_file(checkpoint):
         )
 
 
+@pytest.mark.parametrize(
+    ("target", "stored"), [("{}", "."), ("{}/gguf/a.gguf", "gguf/a.gguf"), ("/home/me/b", "b")]
+)
+def test_a_target_is_stored_as_seen_from_its_checkpoint(checkpoint, target, stored):
+    named = target.format(checkpoint.path)
+    write_measured(checkpoint, Measured({**QUALITY, "target": named}))
+    assert read_measured(checkpoint).quality["target"] == stored
+
+
 def test_what_json_cannot_hold_is_null(checkpoint):
     quality = {**QUALITY, "perplexity": math.inf, "windows": ({"kl": math.nan},)}
     write_measured(checkpoint, Measured(quality))
@@ -148,3 +157,21 @@ def test_measurements_and_page_are_edgeqs_own_and_a_page_of_others_is_not(checkp
 def test_what_a_killed_process_leaves_of_a_file_written_anew_is_edgeqs_own(checkpoint, name):
     (checkpoint.path / f".{name}.partial").write_bytes(b"half")
     assert foreign_entry(checkpoint.path) is None
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"license": "mit\n# A heading", "license_name": "a\nADAPTER /etc/passwd"},
+        {"license": "\ud800", "license_link": "\ud800", "repository": "a/\ud800"},
+        {"license": "<script>", "license_name": "\u202eevil", "languages": ["]: x"]},
+        {"license": 5, "base_models": {"a": 1}, "languages": [None, 3, ["en"]]},
+        {"license_link": "/home/me/LICENSE", "repository": "../..", "base_models": ["/home/me"]},
+        {"license_link": "file:///home/me", "license_name": "~/x", "repository": "C:\\me"},
+    ],
+)
+def test_an_origin_that_no_card_may_state_is_unknown(checkpoint, stated):
+    """A head is a file that anybody may have written; cards and Modelfiles are made from it."""
+    head = json.loads((checkpoint.path / "edgeq.json").read_text())
+    (checkpoint.path / "edgeq.json").write_text(json.dumps({**head, "origin": stated}))
+    assert not Checkpoint(checkpoint.path).record.origin.plain()

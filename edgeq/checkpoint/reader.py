@@ -14,13 +14,14 @@ from typing import Any
 from edgeq.architectures.blocks import find_blocks
 from edgeq.architectures.record import Evidence, read_record
 from edgeq.checkpoint.tensor_file import TensorFile
-from edgeq.decoder import ModelRecord, Origin
+from edgeq.decoder import ModelRecord
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import COMPANION_FILES, HEAD_FILE, is_companion, leads_out
 from edgeq.files.plain_files import inside, read_file
 from edgeq.sources.fingerprint import hash_model
+from edgeq.sources.model_card import origin_of
 from edgeq.types import BlockSpec, Grid, LinearSpec, NumpyArray, QuantizedLinear
 from edgeq.words import describe_grid
 
@@ -73,7 +74,7 @@ class Checkpoint:
                 self.head["source"].get("dtype"),
             )
             record = read_record(self.head["model"], config, evidence)
-        return replace(record, origin=origin_in(self.head.get(ORIGIN)))
+        return replace(record, origin=origin_of(self.head.get(ORIGIN) or {}))
 
     @contextmanager
     def _damaged(self) -> Iterator[None]:
@@ -195,28 +196,6 @@ class Checkpoint:
                 "it does not fit its config"
             )
         return self._of_tensor[tensor_name]
-
-
-def origin_in(stated: Any) -> Origin:
-    """Read where a model comes from out of a head; what is no text there is not known."""
-    known = stated if isinstance(stated, dict) else {}
-
-    def text(name: str) -> str | None:
-        value = known.get(name)
-        return value if isinstance(value, str) else None
-
-    def texts(name: str) -> tuple[str, ...]:
-        value = known.get(name)
-        return tuple(map(str, value)) if isinstance(value, list) else ()
-
-    return Origin(
-        text("repository"),
-        text("license"),
-        text("license_name"),
-        text("license_link"),
-        texts("base_models"),
-        texts("languages"),
-    )
 
 
 def _are_inside(value: Any) -> bool:

@@ -54,6 +54,8 @@ def chat_command(
     from edgeq.talking.choosing import check_choice  # noqa: PLC0415
 
     check_choice(temperature=choosing["temperature"], top_p=choosing["top_p"])
+    if sys.stdin is None:  # it was closed before edgeq started
+        raise BadInput("standard input is closed; start it in a terminal, or pipe messages in")
     with open_talker(target, runtime=runtime, backend=backend, chat=True) as talker:
         conversation = Conversation(talker, system=system, most_tokens=max_tokens, **choosing)
         session = Session(talker, conversation, is_terminal=sys.stdin.isatty())

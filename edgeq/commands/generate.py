@@ -74,8 +74,10 @@ def generate_command(
 def read_prompt() -> str:
     """Read the prompt from standard input, without the line end behind it.
 
-    Raises: BadInput for what is no UTF-8 text.
+    Raises: BadInput for what is no UTF-8 text, and where there is none.
     """
+    if sys.stdin is None:  # it was closed before edgeq started
+        raise BadInput("standard input is closed; give the prompt as text, or pipe it in")
     try:
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ of a checkpoint counts it, and a checkpoint is complete without it.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from edgeq.checkpoint.reader import Checkpoint
@@ -42,7 +43,20 @@ class Measured:
 def write_measured(checkpoint: Checkpoint, measured: Measured) -> None:
     """Write what was measured beside the report; what JSON cannot hold, such as NaN, is null."""
     content = {"version": VERSION, **finite(asdict(measured))}
+    if content["quality"] is not None and "target" in content["quality"]:
+        named = place_in(checkpoint.path, str(content["quality"]["target"]))
+        content["quality"] = {**content["quality"], "target": named}
     write_json(checkpoint.path / MEASURED_FILE, content)
+
+
+def place_in(folder: Path, target: str) -> str:
+    """Name a target as seen from a checkpoint, so that no path of this machine is stored."""
+    path = Path(target)
+    return (
+        path.resolve().relative_to(folder.resolve()).as_posix()
+        if inside(path, folder)
+        else (path.name)
+    )
 
 
 def read_measured(checkpoint: Checkpoint) -> Measured | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgeq.decoder import Origin
-from edgeq.sources.model_card import LANGUAGE, LICENSE, LONGEST
+from edgeq.sources.model_card import origin_of
 
 ON_THE_HUB = re.compile(r"https://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?")
 MOST_ANCESTORS = 16
@@ -16,16 +16,16 @@ def origin_in(metadata: Mapping[str, Any], repository: str | None = None) -> Ori
 
     repository is the model's name on the hub where it is known otherwise.
     """
-    license = text_of(metadata, "general.license")
-    languages = metadata.get("general.languages", ())
-    listed = languages if isinstance(languages, list) else []
-    return Origin(
-        repository or on_the_hub(metadata, "general.source.repo_url", "general.source.url"),
-        license if license is not None and LICENSE.fullmatch(license) else None,
-        text_of(metadata, "general.license.name"),
-        text_of(metadata, "general.license.link"),
-        tuple(ancestors(metadata)),
-        tuple(each for each in map(str, listed) if LANGUAGE.fullmatch(each)),
+    stated = repository or on_the_hub(metadata, "general.source.repo_url", "general.source.url")
+    return origin_of(
+        {
+            "repository": stated,
+            "license": metadata.get("general.license"),
+            "license_name": metadata.get("general.license.name"),
+            "license_link": metadata.get("general.license.link"),
+            "base_models": list(ancestors(metadata)),
+            "languages": metadata.get("general.languages"),
+        }
     )
 
 
@@ -44,10 +44,3 @@ def on_the_hub(metadata: Mapping[str, Any], *keys: str) -> str | None:
         if found is not None:
             return found[1]
     return None
-
-
-def text_of(metadata: Mapping[str, Any], key: str) -> str | None:
-    """Read a short text; None for anything else."""
-    value = metadata.get(key)
-    short = isinstance(value, str) and value.isprintable() and 0 < len(value) <= LONGEST
-    return value if isinstance(value, str) and short else None

@@ -5,10 +5,12 @@ plain texts, is not read, and nothing of the card but its beginning.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgeq.decoder import Origin
+from edgeq.files.local_paths import is_local
 from edgeq.files.ownership import CARD_FILE, LEGAL_FILE
 from edgeq.files.plain_files import open_file
 
@@ -21,6 +23,7 @@ ENTRY = re.compile(r"([A-Za-z_][\w-]*):(?:[ \t]+(.*))?")
 ITEM = re.compile(r"\s*-[ \t]+(.*)")
 PLAIN = re.compile(r"[A-Za-z0-9_./(~][^#:]*(?:[#:][^\s#:][^#:]*)*")
 """Text without quotes; a # behind a blank would start a comment, and a : before one a mapping."""
+ANYTHING = re.compile(r".*")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{2,8})*")
@@ -48,13 +51,44 @@ def read_origin(directory: Path, repository: str | None = None) -> Origin:
     license, name = next(iter(several), None), text("license_name")
     if len(several) > 1:  # cards have one word for it
         license, name = "other", ", ".join(several)
+    return origin_of(
+        {
+            "repository": repository,
+            "license": license,
+            "license_name": name,
+            "license_link": text("license_link"),
+            "base_models": texts("base_model", HUB_NAME),
+            "languages": texts("language", LANGUAGE),
+        }
+    )
+
+
+def origin_of(stated: Mapping[str, Any]) -> Origin:
+    """Take of an origin, by the names of its fields, what may stand in cards and files.
+
+    What is no short text on one line, and a path of somebody's machine, is not known.
+    """
+
+    def sound(value: Any, rule: re.Pattern[str]) -> str | None:
+        if not isinstance(value, str) or not 0 < len(value) <= LONGEST or is_local(value):
+            return None
+        return value if value.isprintable() and rule.fullmatch(value) else None
+
+    def text(name: str, rule: re.Pattern[str] = ANYTHING) -> str | None:
+        return sound(stated.get(name), rule)
+
+    def texts(name: str, rule: re.Pattern[str]) -> tuple[str, ...]:
+        value = stated.get(name)
+        listed = value if isinstance(value, list | tuple) else ()
+        return tuple(each for each in listed if sound(each, rule) is not None)
+
     return Origin(
-        repository,
-        license,
-        name,
+        text("repository", HUB_NAME),
+        text("license", LICENSE),
+        text("license_name"),
         text("license_link"),
-        texts("base_model", HUB_NAME),
-        texts("language", LANGUAGE),
+        texts("base_models", HUB_NAME),
+        texts("languages", LANGUAGE),
     )
 
 

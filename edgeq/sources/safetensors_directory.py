@@ -24,6 +24,7 @@ from edgeq.decoder import Decoder, passed_over
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, reason_of
 from edgeq.files.json_files import read_json
+from edgeq.files.local_paths import file_without_local_paths, without_local_paths
 from edgeq.files.ownership import COMPANION_FILES, leads_out
 from edgeq.files.plain_files import open_file, read_array, read_file, what_to_do
 from edgeq.sources.fingerprint import hash_model
@@ -71,7 +72,7 @@ class SafetensorsDirectory:
         self, path: Path, *, name: str | None = None, repository: str | None = None
     ) -> None:
         files = weight_files(path)
-        config = read_model_json(path / "config.json")
+        config = without_local_paths(read_model_json(path / "config.json"))
         self.directory = path
         self.files = tuple(files)
         stored = {tensor: place for file in files for tensor, place in read_header(file).items()}
@@ -365,10 +366,12 @@ def read_companions(directory: Path) -> Mapping[str, bytes]:
     for path in (directory / name for name in COMPANION_FILES):
         if os.path.lexists(path):
             try:
-                found[path.name] = read_file(path)
+                data = read_file(path)
             except OSError as error:
                 raise BadInput(
                     f"{path} cannot be read ({reason_of(error)}); {what_to_do(error)}"
                 ) from error
             check_content(path)
+            is_settings = path.name.endswith("_config.json")
+            found[path.name] = file_without_local_paths(data) if is_settings else data
     return found

@@ -313,6 +313,33 @@ def test_a_licence_that_nobody_stated_is_said_to_be_unknown(saved_model, tmp_pat
     finished("export", tmp_path / "out", "--format", "mlx")
 
 
+def test_no_path_of_a_machine_goes_into_a_checkpoint_or_an_export(edgeq, saved_model, tmp_path):
+    """Libraries save where they found a model, and people write paths into cards."""
+    home = tmp_path / "home-of-somebody"
+    folder = shutil.copytree(saved_model, home / "models" / "small")
+    for name, data in tokenizer_files(name_or_path=str(folder), vocab_file="~/v.txt").items():
+        (folder / name).write_bytes(data)
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        stated = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(stated | {"_name_or_path": str(folder)}))
+    card = f"license: other\nlicense_name: mine\nlicense_link: {folder}/LICENSE"
+    (folder / "README.md").write_text(f"---\n{card}\nbase_model: {folder}\n---\n")
+    text = home / "notes.txt"
+    text.write_text(" ".join(f"{n} mice run from {n * n} cats" for n in range(200)))
+    output = home / "out"
+    exports = [word for name in FORMATS for word in ("--export", name)]
+    calibration = ["--calibration", text, "--samples", 2, "--sequence-length", 16]
+    finished("quantize", folder, "-o", output, "--backend", "cpu", *calibration, *exports)
+    result = edgeq("report", output, "--reference", folder)
+    assert result.status == 0, result.err
+    written = [path for path in output.rglob("*") if path.is_file()]
+    assert len(written) > 30
+    assert [path for path in written if home.name.encode() in path.read_bytes()] == []
+    assert "vocab_file" not in json.loads((output / "tokenizer_config.json").read_text())
+    assert json.loads((output / "measured.json").read_text())["quality"]["target"] == "."
+
+
 def test_layers_that_a_file_widens_are_said_wherever_it_is_chosen(edgeq, source, tmp_path):
     said = "stores these 14 layers of 3 bits as 4 bits: same size as 4 bits, lower quality"
     out = tmp_path / "out"

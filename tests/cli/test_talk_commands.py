@@ -104,6 +104,14 @@ def test_prompts_that_are_no_text_are_refused(edgeq, target, typed):
     assert "standard input is no UTF-8 text" in refused(edgeq, "chat", target)
 
 
+@pytest.mark.parametrize("words", [["generate", "-"], ["chat"]])
+def test_standard_input_that_is_closed_is_said(edgeq, target, monkeypatch, words):
+    monkeypatch.setattr(sys, "stdin", None)
+    result = edgeq(words[0], target, *words[1:])
+    assert (result.status, result.err.count("\n")) == (1, 1)
+    assert "edgeq: standard input is closed; " in result.err
+
+
 def test_targets_that_are_none_are_refused(edgeq, tmp_path):
     for command in (["generate", tmp_path / "no", PROMPT], ["chat", tmp_path / "no"]):
         assert "does not exist" in refused(edgeq, *command)
