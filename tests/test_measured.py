@@ -163,7 +163,6 @@ def test_what_a_killed_process_leaves_of_a_file_written_anew_is_edgeqs_own(check
     "stated",
     [
         {"license": "mit\n# A heading", "license_name": "a\nADAPTER /etc/passwd"},
-        {"license": "\ud800", "license_link": "\ud800", "repository": "a/\ud800"},
         {"license": "<script>", "license_name": "\u202eevil", "languages": ["]: x"]},
         {"license": 5, "base_models": {"a": 1}, "languages": [None, 3, ["en"]]},
         {"license_link": "/home/me/LICENSE", "repository": "../..", "base_models": ["/home/me"]},
