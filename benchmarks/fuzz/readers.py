@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.fuzz.inputs import ARCHITECTURES, ROUNDING, ZEROS_OF, Quiet, rounding_job
 from edgeq.calibration.texts import make_calibration, read_texts
 from edgeq.calibration.windows import load_tokenizer, tokenize
-from edgeq.checkpoint.reader import Checkpoint, origin_in
+from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.ownership import MANIFEST_FILE, temporary_of
 from edgeq.measuring.inspection import inspect_model
 from edgeq.measuring.targets import described_export, find_export
@@ -32,7 +32,7 @@ from edgeq.run.pipeline import export, quantize
 from edgeq.run.report import read_report
 from edgeq.run.resume import is_unfinished, stored_run
 from edgeq.sources import open_source
-from edgeq.sources.model_card import read_origin
+from edgeq.sources.model_card import origin_of, read_origin
 from edgeq.sources.reading import read_tensor
 from edgeq.streams.blockwise import saved_windows
 
@@ -178,7 +178,7 @@ def read_export(case: Case) -> None:
 def read_card(case: Case) -> None:
     """Read the origin of a model from its card, which never fails; the checkpoint holds it."""
     origin = read_origin(case.folder, "owner/name")
-    if origin_in(json.loads(json.dumps(origin.plain()))) != origin:
+    if origin_of(json.loads(json.dumps(origin.plain()))) != origin:
         raise Escape("an origin is not read back as it was written")
 
 

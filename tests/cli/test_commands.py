@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -449,7 +450,7 @@ def test_the_help_of_every_command_says_in_a_sentence_what_it_does_and_shows_an_
     edgeq, name
 ):
     shown = edgeq(name, "--help").out
-    assert f"    edgeq {name} " in shown
+    assert re.search(rf"^    edgeq {name}\b", shown, re.MULTILINE)
     first = " ".join(shown.split("\n\n")[1].split())
     assert first[0].isupper() and (first.endswith(".") or ":" in first)
 

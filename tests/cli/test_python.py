@@ -215,7 +215,7 @@ def test_ctrl_c_in_the_callback_keeps_blocks_and_resume_goes_on(
         if event.what == "quantizing" and event.done == 1:
             raise KeyboardInterrupt
 
-    words = {**quick_text, **BITS, "export": "gguf"}
+    words = {**quick_text, **BITS, "export": "gguf", "evaluate": True}
     with pytest.raises(KeyboardInterrupt) as stopped:
         edgeq.quantize(saved_model, tmp_path / "out", **words, progress=stop)
     assert "resume=True" in " ".join(stopped.value.__notes__)

@@ -145,7 +145,7 @@ def test_help_on_options_of_formats_loads_no_numbers():
         "import atexit, sys\n"
         "atexit.register(lambda: print('LOADED', *sys.modules))\n"
         "from edgeq.commands.main import main\n"
-        "sys.argv = ['edgeq', 'quantize', '--help']\n"
+        "sys.argv = ['edgeq', 'quantize', '--help-all']\n"
         "main()\n"
     )
     run = subprocess.run(
