@@ -5,6 +5,7 @@ What is refused raises EdgeqError; whatever else comes out of a reader is an esc
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -162,7 +163,8 @@ def read_export(case: Case) -> None:
     compared = case.sealed or case.chance.random() < 0.5
     against = case.inputs / ZEROS_OF[name] if compared else None
     find_export(str(case.folder))
-    if case.chance.random() < RUN_SHARE:  # as one that another maker wrote
+    stated = os.path.lexists(case.folder / MANIFEST_FILE)  # unless the mutant took it away
+    if stated and case.chance.random() < RUN_SHARE:  # as one that another maker wrote
         (case.folder / MANIFEST_FILE).rename(case.folder / "kept.json")
         if find_export(str(case.folder)) is not None:
             check_sizes(described_export(str(case.folder)))
