@@ -166,9 +166,11 @@ def read_export(case: Case) -> None:
     stated = os.path.lexists(case.folder / MANIFEST_FILE)  # unless the mutant took it away
     if stated and case.chance.random() < RUN_SHARE:  # as one that another maker wrote
         (case.folder / MANIFEST_FILE).rename(case.folder / "kept.json")
-        if find_export(str(case.folder)) is not None:
-            check_sizes(described_export(str(case.folder)))
-        (case.folder / "kept.json").rename(case.folder / MANIFEST_FILE)
+        try:
+            if find_export(str(case.folder)) is not None:
+                check_sizes(described_export(str(case.folder)))
+        finally:
+            (case.folder / "kept.json").rename(case.folder / MANIFEST_FILE)
     result = verify(case.folder, against=against)
     json.dumps(result)
     if not result["differences"] and not case.same:
