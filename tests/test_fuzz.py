@@ -15,7 +15,7 @@ from benchmarks.fuzz.json_text import mutate_json
 from benchmarks.fuzz.mutations import fields_of_gguf, mutate_gguf, mutate_safetensors
 
 ROOT = Path(__file__).parent.parent
-MUTANTS, SEED = 350, 20261126
+MUTANTS, SEED = 352, 20261126
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are those of Linux")
 
