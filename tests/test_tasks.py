@@ -159,3 +159,12 @@ def test_an_item_that_is_longer_than_the_model_reads_is_refused(model, tmp_path)
     path = written(tmp_path / "long.jsonl", [*ITEMS, long])
     with pytest.raises(BadInput, match=r"item 7: \d+ tokens; the models read at most 128"):
         evaluate(str(model), reference=None, tasks=[str(path)], **SHORT)
+
+
+@pytest.mark.parametrize("key", ["question", "choices"])
+def test_half_a_character_is_named(model, tmp_path, key):
+    """JSON's escapes can write it, and no tokenizer reads it."""
+    item = {**ITEMS[0], key: "\ud800" if key == "question" else ["a", "\ud800"]}
+    path = written(tmp_path / "half.jsonl", [item])
+    with pytest.raises(BadInput, match=r"a text holds '\\ud800', which is no character"):
+        evaluate(str(model), reference=None, tasks=[str(path)], **SHORT)

@@ -54,8 +54,14 @@ def tokenize(source: TextModel, text: str) -> npt.NDArray[np.int64]:
 def encode(source: TextModel, tokenizer: Tokenizer, text: str) -> Encoding:
     """Turn a text into tokens that know their places in it, by the model's tokenizer.
 
-    Raises: BadInput when the tokenizer fails.
+    Raises: BadInput when the tokenizer fails, and for halves of surrogate pairs, which JSON's
+    escapes can write.
     """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise BadInput(f"a text holds {half!r}, which is no character; give UTF-8 text") from error
     try:
         return encode_text(tokenizer, text)
     except ValueError as error:

@@ -25,6 +25,7 @@ from edgeq.commands.plan import plan_command
 from edgeq.commands.quantize import quantize_command
 from edgeq.commands.report import report_command
 from edgeq.commands.signals import stopping_on_signals
+from edgeq.commands.streams import open_what_is_closed
 from edgeq.commands.typed import program_words
 from edgeq.commands.verify import verify_command
 from edgeq.version import __version__
@@ -64,6 +65,7 @@ for title, commands in SECTIONS.items():
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 one line of an error, 2 usage, 128 + N signal N."""
+    open_what_is_closed()
     write_what_can_be_encoded()
     print_commands_with(program_words())
     try:

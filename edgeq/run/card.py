@@ -214,12 +214,14 @@ def quality_lines(quality: Mapping[str, Any] | None) -> Iterator[str]:
     yield f"- KL divergence {quality['kl']:.4g} nats per token{within}; 0 is equal"
     if isinstance(quality.get("top1_agreement"), int | float):
         yield f"- the same likeliest token {quality['top1_agreement']:.1%} of the time"
-    if isinstance(quality.get("reference_perplexity"), int | float):
+    both = [quality.get(name) for name in ("perplexity", "reference_perplexity")]
+    if all(isinstance(each, int | float) for each in both):  # infinity is stored as null
         yield (
             f"- perplexity {quality['perplexity']:.4g}, "
             f"{quality['reference_perplexity']:.4g} of the original"
         )
-    yield f"- measured on {quality.get('tokens')} tokens"
+    if quality.get("tokens") is not None:
+        yield f"- measured on {quality['tokens']} tokens"
     yield ""
 
 

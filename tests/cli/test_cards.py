@@ -258,6 +258,20 @@ def test_what_is_measured_later_comes_into_the_cards(edgeq, copy):
     assert foreign_entry(copy) == "mlx/README.md"
 
 
+def test_what_was_not_finite_is_left_out_of_a_card(copy):
+    """Infinity is stored as null."""
+    checkpoint = Checkpoint(copy)
+    for left_out in ({"perplexity": float("inf")}, {"reference_perplexity": None}):
+        quality = {"kl": 5.5, "runtime": "torch", "perplexity": 9, "reference_perplexity": 9}
+        write_measured(checkpoint, Measured(quality | left_out))
+        renew_cards(checkpoint)
+        for place in (".", "mlx"):
+            text = (copy / place / "README.md").read_text(encoding="utf-8")
+            assert "KL divergence 5.5 nats per token; 0 is equal" in text
+            assert "perplexity" not in text
+            assert "None" not in text
+
+
 HOSTILE = {
     "no front matter": b"# A model\nlicense: mit\n",
     "never closed": b"---\nlicense: mit\n" + b"a: b\n" * 100_000,
