@@ -106,7 +106,7 @@ def types_table() -> str:
         quality = (shown(theirs["kl"]), shown(own["kl"]) if own else "")
         called = f", `{TYPES[kind]}` of edgeq" if theirs["curve"] and kind in TYPES else ""
         rows.append((f"`{kind}`{called}", *size, *quality, USES[kind]))
-    header = ("type", "bits per weight", "file", "KL llama.cpp", "KL edgeq", "for what")
+    header = ("type", "bits per weight", "tensors", "KL llama.cpp", "KL edgeq", "for what")
     model = model_words(of_types()[0]["model"])
     return f"The model is {model}.\n\n{markdown(header, rows)}"
 
@@ -119,7 +119,7 @@ def small_table() -> str:
         ratio = f"{own['kl'] / theirs['kl']:.2f}"
         cells = (f"{theirs['bits_per_weight']:.2f}", shown(theirs["kl"]), shown(own["kl"]), ratio)
         rows.append((f"`{kind}`", *cells))
-    header = ("type of all linear layers", "bits per weight of the file")
+    header = ("type of all linear layers", "bits per weight")
     return markdown((*header, "KL llama.cpp", "KL edgeq", "ratio"), rows)
 
 
@@ -133,7 +133,7 @@ def mixes_table() -> str:
         ratio = f"{own['kl'] / theirs['kl']:.2f}"
         cells = (f"{theirs['bits_per_weight']:.2f}", shown(theirs["kl"]), shown(own["kl"]), ratio)
         lines.append((f"`{theirs['kind']}`", *cells))
-    header = ("llama.cpp's mix", "bits per weight of its file")
+    header = ("llama.cpp's mix", "bits per weight")
     return markdown((*header, "KL llama.cpp", "KL edgeq, budget of that size", "ratio"), lines)
 
 

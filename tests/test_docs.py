@@ -125,6 +125,16 @@ def test_documents_say_what_formats_settings_commands_and_results_say():
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.parametrize("name", sorted({*cli.commands} - {"plan", "allocate"}))
+def test_the_reference_has_every_option_of_a_command(name):
+    text = documents.read("docs/reference/commands.md")
+    section = text.partition(f"### edgeq {name}\n")[2].partition("\n### ")[0]
+    assert f"| `edgeq {name}" in text.partition("## Commands and their options")[0]
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", section))
+    flags = {flag for flag in options_of(cli.commands[name]) if flag.startswith("--")}
+    assert flags - {"--help", "--help-all"} <= shown
+
+
 def test_the_tested_versions_are_what_uv_installs():
     """Otherwise run: uv run scripts/pin"""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -18,6 +18,7 @@ from edgeq.recipe.recipe import (
 )
 from edgeq.recipe.settings import PLAIN, PRESETS, TABLE, Settings, defaults
 from edgeq.recipe.type_names import BASES, TYPES
+from edgeq.run.recipe_file import plain_recipe as recipe_text
 from edgeq.types import LARGEST_OUTLIER_SHARE, Grid
 
 
@@ -432,6 +433,22 @@ def test_recipes_with_types_are_the_inverse_of_their_settings(settings):
     assert make_recipe(recipe_settings(recipe)) == recipe
     both = {"type", "bits"} <= {*recipe_settings(recipe)}
     assert not both
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"quality": "best", "group_size": "row", "zeros": "offset", "scale_dtype": "bfloat16"},
+        {"solver": "rtn", "overrides": [{"layers": 'a "b" \\ c', "bits": 16}]},
+        {"type": "Q3_K_M", "embedding_bits": 4, "narrow_type": "IQ4_NL"},
+        {"overrides": [{"layers": "*", "type": "Q5_K"}, {"layers": "*.up", "bits": 3}]},
+    ],
+)
+def test_the_recipe_file_of_a_run_makes_the_same_recipe(settings, tmp_path):
+    recipe, file = make_recipe(settings), tmp_path / "recipe.toml"
+    file.write_text(recipe_text(recipe), encoding="utf-8")
+    assert make_recipe(read_recipe(str(file))) == recipe
 
 
 def test_the_embedding_goes_by_the_type_unless_its_bits_are_said():

@@ -36,7 +36,7 @@ class EvaluateArguments(TypedDict, total=False):
 
 ARGUMENTS: Mapping[str, Argument] = {
     "reference": Argument(
-        None, "Compare with this original model: adds KL divergence and top-1 agreement."
+        None, "Compare with this original model: adds KL divergence and same top token."
     ),
     "text": Argument(
         (),

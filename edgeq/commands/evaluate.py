@@ -19,7 +19,7 @@ from edgeq.registry import LOGITS
     "--reference",
     type=MODEL,
     metavar="MODEL",
-    help="Compare with the original model: adds KL divergence and top-1 agreement.",
+    help="Compare with the original model: adds KL divergence and same top token.",
 )
 @click.option(
     "--text",

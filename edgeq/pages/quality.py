@@ -171,7 +171,7 @@ def texts_table(measured: Mapping[str, Quality]) -> Table | None:
     if len(measured) == 1:
         [quality] = measured.values()
         rows = [text_row(text) for text in quality.get("texts") or ()]
-        header = ["text", "tokens", "KL", "perplexity", "of the original", "same first choice"]
+        header = ["text", "tokens", "KL", "perplexity", "of the original", "same top token"]
         return Table(header, rows) if rows else None
     by_text: dict[str, dict[str, str]] = {}
     for name, quality in measured.items():

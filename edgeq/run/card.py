@@ -70,7 +70,6 @@ def measured_quality(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
 def checkpoint_card(checkpoint: Checkpoint) -> str:
     """Make the card of a checkpoint: what it is, and how it becomes what runtimes read."""
     name = plain(checkpoint.record.name)
-    formats = ", ".join(each.name for each in all_formats())
     lines = [
         *front_matter(checkpoint, "edgeq", ["edgeq"]),
         f"# {name}, a checkpoint of edgeq",
@@ -86,10 +85,11 @@ def checkpoint_card(checkpoint: Checkpoint) -> str:
             "console",
             [
                 shell_line(["edgeq", *talk_words(checkpoint.record, ".")]),
-                "edgeq export . --format gguf",
+                "edgeq formats .",
             ],
         ),
-        f"Formats: {formats}.",
+        "`edgeq formats .` lists the formats that hold it, and `edgeq export . --format FORMAT` "
+        "writes one.",
         "",
         *notes_lines(checkpoint.record.notes),
         *terms_lines(checkpoint),
@@ -213,7 +213,7 @@ def quality_lines(quality: Mapping[str, Any] | None) -> Iterator[str]:
     yield ""
     yield f"- KL divergence {quality['kl']:.4g} nats per token{within}; 0 is equal"
     if isinstance(quality.get("top1_agreement"), int | float):
-        yield f"- the same likeliest token {quality['top1_agreement']:.1%} of the time"
+        yield f"- the same top token {quality['top1_agreement']:.1%} of the time"
     both = [quality.get(name) for name in ("perplexity", "reference_perplexity")]
     if all(isinstance(each, int | float) for each in both):  # infinity is stored as null
         yield (

@@ -14,7 +14,7 @@ from edgeq.recipe.layer_grids import bits_per_weight
 from edgeq.recipe.recipe import Recipe
 from edgeq.run.card import write_checkpoint_card
 from edgeq.run.identity import IMATRIX, KEYS
-from edgeq.run.recipe_file import budget_recipe
+from edgeq.run.recipe_file import budget_recipe, plain_recipe
 from edgeq.run.resume import Run
 
 
@@ -25,7 +25,7 @@ def write_head(
     run: Run,
     companions: Mapping[str, bytes],
 ) -> None:
-    """Write config.json, the tokenizer files, report.json, edgeq.json and the model's card.
+    """Write config.json, tokenizer files, report.json, recipe.toml, edgeq.json and the card.
 
     Nothing in them depends on time or place.
 
@@ -46,8 +46,8 @@ def write_head(
     }
     run.report.bits_per_weight = bits_per_weight(stored, source.record.decoder)
     write_json(run.made / REPORT_FILE, run.report.plain())
-    if allocation is not None:
-        write_bytes(run.made / RECIPE_FILE, budget_recipe(recipe, allocation).encode())
+    stated = plain_recipe(recipe) if allocation is None else budget_recipe(recipe, allocation)
+    write_bytes(run.made / RECIPE_FILE, stated.encode())
     known = {key: run.identity[key] for key in (*KEYS, IMATRIX) if key in run.identity}
     head = {"backend": ", ".join(run.backends), "files": files, "companions": sorted(companions)}
     known[ORIGIN] = source.record.origin.plain()

@@ -11,6 +11,21 @@ BEGINNING = "# Types chosen for "
 WIDEST = 72  # characters of what stands in front of a comment, where that lines up
 
 
+def plain_recipe(recipe: Recipe) -> str:
+    """Write the recipe of a run without a budget. Read again, it makes the same recipe."""
+    settings = recipe_settings(recipe)
+    overrides = settings.pop("overrides")
+    lines = [
+        "# The settings of this run. Change what you like, and give a copy to edgeq quantize",
+        "# --recipe. Model, calibration text and formats are options of the command.",
+        "",
+        *(f"{name} = {toml_value(value)}" for name, value in settings.items()),
+    ]
+    if overrides:
+        lines += ["", "overrides = [", *override_lines(overrides, {}), "]"]
+    return "\n".join([*lines, ""])
+
+
 def budget_recipe(recipe: Recipe, allocation: Mapping[str, Any]) -> str:
     """Write the recipe that a budget led to, with what each choice takes and costs.
 
