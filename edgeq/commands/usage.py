@@ -44,6 +44,8 @@ NOT_NEEDED = {
     "--trust-remote-code": "edgeq never runs code of a model; leave it out",
     "--model": "the model is the first argument, without an option",
 }
+EXAMPLES = {"allocate": "recipe.toml", "imatrix": "model.imatrix.gguf"}
+"""Files that the commands with a required --output write."""
 COMMANDS_MEANT: Mapping[str, Sequence[str]] = {
     "quantize": ("quantise", "quant", "compress", "gptq", "make", "solve"),
     "export": ("convert", "save", "write", "to"),
@@ -72,13 +74,19 @@ def _describe(error: click.UsageError) -> str:
     if isinstance(error, click.NoSuchOption):
         return f"there is no option {error.option_name}{option_hint(error)}"
     if isinstance(error, click.MissingParameter) and error.param is not None:
-        return (
-            f"{error.param.make_metavar(error.ctx) if error.ctx else error.param.name} is missing"
-        )
+        return missing_words(error.param, error.ctx)
     if isinstance(error, click.BadParameter) and error.param is not None:
         message = lower_first(error.message).replace("a valid integer range", "a whole number")
         return f"{error.param.opts[0]}: {message}"
     return lower_first(error.format_message())
+
+
+def missing_words(param: click.Parameter, ctx: click.Context | None) -> str:
+    """Name a parameter that was left out, with an example where it is an option."""
+    if isinstance(param, click.Option):
+        example = EXAMPLES.get(ctx.info_name or "", "") if ctx is not None else ""
+        return f"{param.opts[-1]} FILE is missing" + (f", such as -o {example}" if example else "")
+    return f"{param.make_metavar(ctx) if ctx is not None else param.name} is missing"
 
 
 def option_hint(error: click.NoSuchOption) -> str:

@@ -92,7 +92,7 @@ def targets_table(measured: Mapping[str, Quality]) -> Table:
             ]
         )
     header = ["model", "runs in", "size", "bits per weight", "KL"]
-    return Table([*header, "perplexity", "same first choice", "tokens"], rows)
+    return Table([*header, "perplexity", "same top token", "tokens"], rows)
 
 
 def pairs_table(pairs: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Table | None:

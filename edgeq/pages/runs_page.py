@@ -82,7 +82,7 @@ def runs_table(runs: Sequence[RunData]) -> Table:
             ]
         )
     header = ["run", "model", "size", "bits per weight", "KL", "perplexity"]
-    return Table([*header, "same first choice", "mean error of layers", "time"], rows)
+    return Table([*header, "same top token", "mean error of layers", "time"], rows)
 
 
 def differing_settings(runs: Sequence[RunData]) -> Table | None:

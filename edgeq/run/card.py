@@ -213,7 +213,7 @@ def quality_lines(quality: Mapping[str, Any] | None) -> Iterator[str]:
     yield ""
     yield f"- KL divergence {quality['kl']:.4g} nats per token{within}; 0 is equal"
     if isinstance(quality.get("top1_agreement"), int | float):
-        yield f"- the same likeliest token {quality['top1_agreement']:.1%} of the time"
+        yield f"- the same top token {quality['top1_agreement']:.1%} of the time"
     if isinstance(quality.get("reference_perplexity"), int | float):
         yield (
             f"- perplexity {quality['perplexity']:.4g}, "

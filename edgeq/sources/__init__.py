@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-from edgeq.errors import BadInput, NotInstalled, install
+from edgeq.errors import BadInput, NotInstalled
 from edgeq.protocols import ModelSource
+from edgeq.words import install
 
 __all__ = ["at_revision", "needing_gguf", "open_source"]
 
