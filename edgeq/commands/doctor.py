@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command(name="doctor")
+@click.command(name="doctor", short_help="Show which backends and runtimes work here.")
 @JSON_OPTION
 def doctor_command(as_json: bool) -> None:
     """Show which backends and runtimes work here, and the command that brings each other one.
