@@ -64,10 +64,3 @@ def reason_of(error: BaseException) -> str:
 def lower_first(reason: str) -> str:
     """Begin a reason with a small letter, to stand behind a colon."""
     return reason[:1].lower() + reason[1:]
-
-
-def install(extra: str = "") -> str:
-    """Say what to do about a missing package; without an extra, one that edgeq always needs."""
-    if not extra:
-        return "install edgeq again (README, Installing)"
-    return f"install edgeq with its extra '{extra}' (README, Installing)"

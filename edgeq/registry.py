@@ -15,8 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeq.errors import BadInput, NotInstalled, install, reason_of
+from edgeq.errors import BadInput, NotInstalled, reason_of
 from edgeq.protocols import Backend, Exporter, ExportReader, Format
+from edgeq.words import install
 
 if TYPE_CHECKING:
     from edgeq.decoder import Decoder  # which loads NumPy, and --help reads this module

@@ -1,11 +1,15 @@
 """Write sizes, times, grids and commands for people, and read sizes that people wrote."""
 
+import json
 import math
+import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeq.errors import BadInput
@@ -19,6 +23,8 @@ FEWEST_BYTES = 10**4  # fewer without a unit were meant in another one
 MOST_GIGABYTES = 64  # more without a unit were megabytes
 FEW_SECONDS = 120  # up to here times are shown in seconds
 FEW_HOURS = 2 * 3600  # up to here in minutes
+BY_UV_RUN = "UV_RUN_RECURSION_DEPTH"
+"""The variable that `uv run` sets, and `uvx` does not."""
 _program = ["edgeq"]  # what starts edgeq in the commands that messages print
 
 
@@ -122,3 +128,36 @@ def edgeq_command(*words: object) -> str:
 def shell_line(words: Sequence[str]) -> str:
     """Quote the words of a command for the shell of this system."""
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+
+
+def install(extra: str = "") -> str:
+    """Say what to do about a missing package; without an extra, one that edgeq always needs."""
+    if not extra:
+        return "install edgeq again (README, Install)"
+    return f"install edgeq with its extra '{extra}': {install_command(extra)}"
+
+
+def install_command(extra: str) -> str:
+    """Write the command that brings an extra, with what installed edgeq here."""
+    if os.environ.get(BY_UV_RUN):
+        return shell_line(["uv", "sync", "--inexact", "--extra", extra])
+    wanted = f"{installed_from()}[{extra}]"
+    if find_spec("pip") is not None:
+        return shell_line([sys.executable, "-m", "pip", "install", wanted])
+    return shell_line(["uv", "pip", "install", "--python", sys.executable, wanted])
+
+
+def installed_from() -> str:
+    """Give what edgeq was installed from: a directory, or its name on the package index."""
+    from importlib.metadata import PackageNotFoundError, distribution  # noqa: PLC0415
+    from urllib.parse import unquote, urlparse  # noqa: PLC0415
+
+    sources = Path(__file__).resolve().parent.parent
+    if (sources / "pyproject.toml").is_file():
+        return str(sources)
+    try:
+        stated = distribution("edgeq").read_text("direct_url.json")
+        address = urlparse(json.loads(stated or "{}").get("url", ""))
+    except (PackageNotFoundError, ValueError):
+        return "edgeq"
+    return unquote(address.path) if address.scheme == "file" else "edgeq"

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.errors import BadInput, NotInstalled, install, reason_of
+from edgeq.errors import BadInput, NotInstalled, reason_of
 from edgeq.types import NumpyArray, Rounding
+from edgeq.words import install
 
 BLOCK_COLUMNS = 32  # of activations that share a scale where llama.cpp rounds them to 8 bits
 # llama.cpp's own numbers

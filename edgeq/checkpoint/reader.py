@@ -5,6 +5,7 @@ blocks/NNNN.safetensors (codes, scales and untouched tensors of each block) and 
 (everything else). What lies in one of these tensor files is read by `edgeq.checkpoint.tensor_file`.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from edgeq.files.plain_files import inside, read_file
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.model_card import origin_of
 from edgeq.types import BlockSpec, Grid, LinearSpec, NumpyArray, QuantizedLinear
-from edgeq.words import describe_grid
+from edgeq.words import describe_grid, edgeq_command
 
 FORMAT_VERSION = 1
 ORIGIN = "origin"
@@ -42,6 +43,7 @@ class Checkpoint:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._check_quantized()
         self.head = read_json(self._inside(HEAD_FILE))
         version = self.head.get("format_version")
         if version != FORMAT_VERSION:
@@ -56,6 +58,14 @@ class Checkpoint:
         self._of_tensor = {name: file for file in files for name in file.names}
         self.record = self._read_record(config)
         self._blocks = self._check_tensors(files)
+
+    def _check_quantized(self) -> None:
+        """Refuse a model that is not quantized yet. Raises: BadInput with what to do first."""
+        head, config = self.path / HEAD_FILE, self.path / "config.json"
+        is_model = self.path.is_file() and self.path.suffix.lower() == ".gguf"
+        if is_model or (not os.path.lexists(head) and config.is_file()):
+            made = edgeq_command("quantize", self.path, "--export", "gguf")
+            raise BadInput(f"{str(self.path)!r} is no checkpoint but a model; quantize it: {made}")
 
     def _check_head(self) -> None:
         for key, (rule, holds) in HEAD_RULES.items():

@@ -80,14 +80,22 @@ def run_allocate(  # noqa: PLR0913, PLR0917 (one argument per option)
 
 
 def options_of_allocate() -> list[click.Parameter]:
-    """Copy the options of `quantize` but those that only a run looks at."""
-    return [
+    """Copy the options of `quantize` but those that only a run looks at: the needed ones first."""
+    first = ("model", "output", *NAMES)
+    options = [
         OUTPUT_OPTION if option.name == "output" else copy(option)
         for option in quantize_command.params
         if option.name not in ONLY_OF_RUNS
     ]
+    known = [option for option in options if option.name in first]
+    rest = [option for option in options if option.name not in first]
+    return [*sorted(known, key=lambda option: first.index(str(option.name))), *rest]
 
 
 allocate_command = FormatCommand(
-    "allocate", params=options_of_allocate(), callback=run_allocate, help=run_allocate.__doc__
+    "allocate",
+    params=options_of_allocate(),
+    callback=run_allocate,
+    help=run_allocate.__doc__,
+    short_help="Choose types within a budget, and write them as a recipe.",
 )

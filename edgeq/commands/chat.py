@@ -28,7 +28,7 @@ HELP = (
 PROMPT = "> "
 
 
-@click.command(name="chat")
+@click.command(name="chat", short_help="Talk with TARGET in the terminal.")
 @click.argument("target", type=MODEL)
 @SYSTEM_OPTION
 @choosing_options(most_tokens=1024, temperature=0.7, top_p=0.9)

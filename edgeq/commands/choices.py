@@ -53,6 +53,11 @@ class FormatWord(Word):
         if name in self.words():
             return name
         flag = param.opts[0] if param is not None else "--export"
+        several = [each.strip() for each in value.split(",") if each.strip()]
+        if len(several) > 1:
+            repeated = " ".join(f"--export {each}" for each in several)
+            advice = f"repeat it: {repeated}" if flag == "--export" else "give one format"
+            raise BadInput(f"{flag} {value!r}: one format at a time; {advice}")
         program, formats = format_read_by(name) or ("", ())
         if formats:
             use = " or ".join(f"{flag} {each}" for each in formats)

@@ -19,7 +19,7 @@ SHELLS = {
 """Shells that are known, and where their users keep the script."""
 
 
-@click.command(name="completion")
+@click.command(name="completion", short_help="Print the completion script of a shell.")
 @click.argument("shell", type=Word(lambda: tuple(SHELLS)), required=False)
 @click.pass_context
 def completion_command(ctx: click.Context, shell: str | None) -> None:

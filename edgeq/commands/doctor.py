@@ -3,29 +3,25 @@
 Heavy imports stand inside of the command.
 """
 
-import json
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlparse
 
 import click
 
 from edgeq.commands.options import JSON_OPTION
-from edgeq.commands.typed import BY_UV_RUN, shell_line
 from edgeq.version import __version__
+from edgeq.words import install_command
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command(name="doctor")
+@click.command(name="doctor", short_help="Show which backends and runtimes work here.")
 @JSON_OPTION
 def doctor_command(as_json: bool) -> None:
     """Show which backends and runtimes work here, and the command that brings each other one.
@@ -92,29 +88,6 @@ def verdict_words(row: Mapping[str, Any]) -> tuple[str, str]:
     if row["command"] is not None:
         return "missing", f"{row['problem']}; to install it: {row['command']}"
     return "no", row["problem"]
-
-
-def install_command(extra: str) -> str:
-    """Write the command that brings an extra, with what installed edgeq here."""
-    if os.environ.get(BY_UV_RUN):
-        return shell_line(["uv", "sync", "--inexact", "--extra", extra])
-    wanted = f"{installed_from()}[{extra}]"
-    if find_spec("pip") is not None:
-        return shell_line([sys.executable, "-m", "pip", "install", wanted])
-    return shell_line(["uv", "pip", "install", "--python", sys.executable, wanted])
-
-
-def installed_from() -> str:
-    """Give what edgeq was installed from: a directory, or its name on the package index."""
-    sources = Path(__file__).resolve().parent.parent.parent
-    if (sources / "pyproject.toml").is_file():
-        return str(sources)
-    try:
-        stated = distribution("edgeq").read_text("direct_url.json")
-        address = urlparse(json.loads(stated or "{}").get("url", ""))
-    except (PackageNotFoundError, ValueError):
-        return "edgeq"
-    return unquote(address.path) if address.scheme == "file" else "edgeq"
 
 
 def usable_cores() -> int | None:

@@ -13,7 +13,7 @@ from edgeq.measuring.text_kinds import ALL_KINDS, DEFAULT_KIND, KINDS
 from edgeq.registry import LOGITS
 
 
-@click.command(name="evaluate")
+@click.command(name="evaluate", short_help="Measure how far TARGETs are from the original.")
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...", type=MODEL)
 @click.option(
     "--reference",

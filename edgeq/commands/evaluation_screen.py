@@ -17,6 +17,8 @@ from edgeq.words import show_megabytes, show_size
 NOTHING = "-"
 MEANING = "95 % intervals, by windows of text; KL divergence in nats per token, 0 is equal"
 GIGABYTE = 10**9
+BETWEEN = 2  # columns between those of a table
+LEAST_NAME = 8  # letters of a name that is cut
 
 
 def show_measurement(console: Console, quality: Mapping[str, Any]) -> None:
@@ -57,13 +59,20 @@ def show_comparison(console: Console, result: Mapping[str, Any]) -> None:
     """Print several targets: a table of them, then which of each two is closer to the original."""
     targets = result["targets"]
     names = short_names([each["target"] for each in targets])
+    heads = ("size", "bits", "KL", "95 %", "perplexity", "top token")
+    rows = [target_cells(each) for each in targets]
+    taken = sum(BETWEEN + max(map(len, column)) for column in zip(heads, *rows, strict=True))
+    shown = fitting_names(names, console.width - taken)
     table = Table(box=None, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for head in ("size", "bits", "KL", "95 %", "perplexity", "top token"):
+    table.add_column("", no_wrap=True)
+    for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
-    for name, each in zip(names, targets, strict=True):
-        table.add_row(name, *target_cells(each))
+    for name, row in zip(shown, rows, strict=True):
+        table.add_row(name, *row)
     console.print(table, highlight=False)
+    for number, name in zip(shown, names, strict=True):
+        if number.startswith("#"):
+            print_line(console, f"{number}: {name}")
     if result["reference"] is not None:
         original = targets[0]["reference_perplexity"]
         print_line(console, f"original: {result['reference']}, perplexity {original:.3f}")
@@ -98,21 +107,24 @@ def pair_words(pair: Mapping[str, Any], named: Mapping[str, str]) -> str:
     a, b = named[pair["a"]], named[pair["b"]]
     if pair["kl_difference"] is None:
         low, high = pair["perplexity_ratio_interval"] or (0.0, float("inf"))
-        ratio = f"perplexity ratio {pair['perplexity_ratio']:.4f}"
-        better = verdict(low - 1, high - 1, a, b, "predicts the text better")
-        return f"{better} ({ratio}{between(pair['perplexity_ratio_interval'], '.4f')})"
+        ratio = pair["perplexity_ratio"]
+        if low <= 1 <= high:
+            beside = between(pair["perplexity_ratio_interval"], ".4f")
+            return f"{a} and {b}: no difference is shown (perplexity ratio {ratio:.4f}{beside})"
+        if low > 1:
+            a, b, ratio, low, high = b, a, 1 / ratio, 1 / high, 1 / low
+        times = f"{ratio:.4f} times its perplexity ({low:.4f} to {high:.4f})"
+        return f"{a} predicts the text better than {b}, with {times}"
     low, high = pair["interval"] or (float("-inf"), float("inf"))
-    difference = f"KL difference {pair['kl_difference']:+.4f}{between(pair['interval'], '+.4f')}"
-    return f"{verdict(low, high, a, b, 'is closer to the original')} ({difference})"
-
-
-def verdict(low: float, high: float, a: str, b: str, better: str) -> str:
-    """Say what the interval of a minus b shows, where less is better."""
-    if high < 0:
-        return f"{a} {better} than {b}"
+    by = pair["kl_difference"]
+    if low <= 0 <= high:
+        difference = f"KL {by:+.4f}{between(pair['interval'], '+.4f')}"
+        return f"{a} and {b}: no difference is shown ({difference})"
     if low > 0:
-        return f"{b} {better} than {a}"
-    return f"{a} and {b}: no difference is shown"
+        a, b = b, a
+    else:
+        by, low, high = -by, -high, -low
+    return f"{a} is closer to the original than {b}, by {by:.4f} ({low:.4f} to {high:.4f})"
 
 
 def show_texts(console: Console, targets: Sequence[Mapping[str, Any]]) -> None:
@@ -161,7 +173,7 @@ def task_words(task: Mapping[str, Any]) -> str:
     """Write how many items of a task were answered rightly."""
     words = f"{task['accuracy']:.1%} right{between(task['interval'], '.1%')}"
     if task["accuracy_by_length"] is not None:
-        words += f", by length {task['accuracy_by_length']:.1%}"
+        words += f" ({task['accuracy_by_length']:.1%} by likelihood per character)"
     if task["reference_accuracy"] is not None:
         words += f", original {task['reference_accuracy']:.1%}"
     return f"{words}, {task['items']} items"
@@ -173,6 +185,15 @@ def between(interval: Sequence[float] | None, form: str) -> str:
         return ""
     low, high = (format(each, form) for each in interval)
     return f", {low} to {high}"
+
+
+def fitting_names(names: Sequence[str], room: int) -> list[str]:
+    """Cut names from the left to so many columns; number them where that makes two alike."""
+    cut = [name if len(name) <= room else f"…{name[1 - room :]}" for name in names]
+    if room >= LEAST_NAME and len(set(cut)) == len(set(names)):
+        return cut
+    fits = all(len(name) <= room for name in names)
+    return list(names) if fits else [f"#{number}" for number in range(1, len(names) + 1)]
 
 
 def short_names(targets: Sequence[str]) -> list[str]:

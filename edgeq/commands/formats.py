@@ -86,7 +86,7 @@ def _param_of(option: "FormatOption", having: str) -> click.Option:
     return GroupedOption([flag], type=kind, metavar=shown, help=text, group="output")
 
 
-@click.command(name="formats")
+@click.command(name="formats", short_help="Show all export formats, and which fit CHECKPOINT.")
 @click.argument("checkpoint", type=CHECKPOINT, required=False)
 @JSON_OPTION
 def formats_command(checkpoint: Path | None, as_json: bool) -> None:

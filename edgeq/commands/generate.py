@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 STANDARD_INPUT = "-"
 
 
-@click.command(name="generate")
+@click.command(name="generate", short_help="Have TARGET answer PROMPT.")
 @click.argument("target", type=MODEL)
 @click.argument("prompt")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")

@@ -38,7 +38,7 @@ def of_setting(name: str) -> Callable[[Command], Command]:
     return click.option(row.flag, row.name, type=value, metavar=metavar_of(row.rule), help=text)
 
 
-@click.command(name="imatrix")
+@click.command(name="imatrix", short_help="Measure the importance matrix of MODEL.")
 @click.argument("model", type=MODEL)
 @REVISION_OPTION
 @click.option(
@@ -105,6 +105,7 @@ def describe_matrix(job: "Job", measured: "Measured", output: Path) -> dict[str,
 
     Units: bytes, seconds.
     """
+    from edgeq.run.assembly import length_notes  # noqa: PLC0415
     from edgeq.run.finished import short_texts  # noqa: PLC0415
 
     calibration, record = measured.calibration, job.source.record
@@ -116,7 +117,7 @@ def describe_matrix(job: "Job", measured: "Measured", output: Path) -> dict[str,
         "entries": len(measured.entries),
         "tokens": calibration.windows.size,
         "texts": list(calibration.texts),
-        "notes": [*record.notes, *measured.notes(), *short],
+        "notes": [*record.notes, *length_notes(job.recipe, job.source), *measured.notes(), *short],
         "seconds": dict(job.clock.seconds),
     }
 

@@ -9,7 +9,7 @@ from edgeq.commands.choices import MODEL
 from edgeq.commands.options import JSON_OPTION, REVISION_OPTION
 
 
-@click.command(name="inspect")
+@click.command(name="inspect", short_help="Show what a model or checkpoint holds.")
 @click.argument("path", type=MODEL)
 @REVISION_OPTION
 @JSON_OPTION

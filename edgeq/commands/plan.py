@@ -95,7 +95,11 @@ def options_of_plan() -> list[click.Parameter]:
 
 
 plan_command = FormatCommand(
-    "plan", params=options_of_plan(), callback=run_plan, help=run_plan.__doc__
+    "plan",
+    params=options_of_plan(),
+    callback=run_plan,
+    help=run_plan.__doc__,
+    short_help="Say what quantizing MODEL takes, without running it.",
 )
 
 

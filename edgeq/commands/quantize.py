@@ -42,7 +42,11 @@ if TYPE_CHECKING:
     from edgeq.run.pipeline import Job
 
 
-@click.command(name="quantize", cls=FormatCommand)
+@click.command(
+    name="quantize",
+    short_help="Make MODEL small: a directory, a .gguf file, or a hub name.",
+    cls=FormatCommand,
+)
 @click.argument("model", type=MODEL)
 @setting_options
 @grouped_option(

@@ -3,6 +3,8 @@
 Heavy imports stand inside of the command.
 """
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ SEVERAL_RUNS = Path("report.html")
 """The page of several runs, in the current directory, unless another one is named."""
 
 
-@click.command(name="report")
+@click.command(name="report", short_help="Write a page about RUNs, with charts.")
 @click.argument("runs", nargs=-1, required=True, type=CHECKPOINT, metavar="RUN...")
 @click.option(
     "-o",
@@ -73,8 +75,16 @@ def report_command(
         print_json({"runs": listed, "page": str(written), "bytes": written.stat().st_size})
     else:
         print_line(make_console(), str(written))
-    if opened:
-        click.launch(str(written.resolve()))
+    if opened and not open_page(written):
+        print_line(make_console(stderr=True), f"no browser could be started; open {written} in one")
+
+
+def open_page(page: Path) -> bool:
+    """Open a page in the browser, and say whether one was started."""
+    screens = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    if sys.platform == "linux" and not any(map(os.environ.get, screens)):
+        return False
+    return click.launch(str(page.resolve())) == 0
 
 
 def page_place(
@@ -90,7 +100,8 @@ def page_place(
         page_of(checkpoints[0])
         return None
     place = SEVERAL_RUNS if output is None else output
-    check_page_file(place, "--output", force=force)
+    # a page without a name of its own is renewed, as that of one run is
+    check_page_file(place, "--output", force=force or output is None)
     return place
 
 

@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
-from edgeq.errors import NotInstalled, install, reason_of
+from edgeq.errors import NotInstalled, reason_of
 from edgeq.registry import BACKENDS, LOGITS, load, load_backend
+from edgeq.words import install
 
 LONGEST = 180  # seconds: more than the first import of a framework takes on a slow disk
 
@@ -102,6 +104,12 @@ def try_gguf(_: str) -> None:
     needed("gguf", "gguf")
 
 
+def try_tasks(_: str) -> None:
+    """Find what answers tasks by their names; importing it takes long."""
+    if find_spec("lm_eval") is None:
+        needed("lm_eval", "tasks")
+
+
 def needed(module: str, extra: str) -> Any:
     """Import a module that an extra brings. Raises: NotInstalled."""
     try:
@@ -133,6 +141,7 @@ GROUPS: Mapping[str, Sequence[Trial]] = {
         Trial("runtime", "llama.cpp", ("cyllama",), "llama-cpp", try_llama_cpp),
         Trial("files", "gguf", ("gguf",), "gguf", try_gguf),
     ),
+    "tasks": (Trial("tasks", "lm-eval", ("lm-eval",), "tasks", try_tasks),),
     "onnx": (
         Trial("runtime", "onnxruntime", ("onnxruntime", "onnx"), "onnx", try_onnx_runtime),
         Trial("runtime", "onnxruntime-genai", ("onnxruntime-genai",), "onnx", try_genai),

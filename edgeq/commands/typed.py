@@ -12,13 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from edgeq.words import edgeq_command, shell_line
+from edgeq.words import BY_UV_RUN, edgeq_command, shell_line
 
 PROGRAM = "edgeq"
 BY_UV = "UV"
 """The variable that uv sets for what it starts."""
-BY_UV_RUN = "UV_RUN_RECURSION_DEPTH"
-"""The variable that `uv run` sets, and `uvx` does not."""
 
 __all__ = ["command_words", "program_words", "shell_line"]
 

@@ -12,12 +12,13 @@ import click
 
 from edgeq.commands.choices import CHECKPOINT, PATH
 from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION
+from edgeq.errors import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command(name="verify")
+@click.command(name="verify", short_help="Check an EXPORT on disk against its manifest.")
 @click.argument("export", type=PATH)
 @click.option(
     "--against",
@@ -52,6 +53,7 @@ def verify_command(
         raise click.UsageError(
             "--run compares with the checkpoint's weights; add --against CHECKPOINT"
         )
+    export = folder_of_export(export)
     result = verify(export, against=against)
     if running and against is not None and not result["differences"]:
         run = run_export(export, against=against, backend=backend)
@@ -59,6 +61,22 @@ def verify_command(
     print_result(result, as_json, show_verified)
     if result["differences"]:
         sys.exit(1)
+
+
+def folder_of_export(export: Path) -> Path:
+    """Find the directory of an export: its own, or that of a file inside of it.
+
+    Raises: BadInput for a checkpoint, naming the exports that lie in it.
+    """
+    from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE  # noqa: PLC0415
+
+    if export.is_file() and (export.parent / MANIFEST_FILE).is_file():
+        return export.parent
+    if not (export / MANIFEST_FILE).is_file() and (export / HEAD_FILE).is_file():
+        inside = sorted(str(each.parent) for each in export.glob(f"*/{MANIFEST_FILE}"))
+        what = f"give one of its exports: {', '.join(inside)}" if inside else "it has no exports"
+        raise BadInput(f"{str(export)!r} is a checkpoint, not an export; {what}")
+    return export
 
 
 def show_verified(console: "Console", result: Mapping[str, Any]) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.calibration.windows import begin_ids, load_tokenizer
-from edgeq.errors import BadInput, NotInstalled, install, reason_of
+from edgeq.errors import BadInput, NotInstalled, reason_of
 from edgeq.measuring.references import Reference
 from edgeq.measuring.tasks import Request, request_of, score
 from edgeq.protocols import LogitSource, TextModel
+from edgeq.words import install
 
 Accuracies = Mapping[str, tuple[int, tuple[float, float | None]]]
 """By task: how many items, and the share answered rightly, plain and by length."""

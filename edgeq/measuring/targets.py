@@ -138,7 +138,11 @@ def described_export(target: str) -> DescribedDirectory:
 def open_model(name: str) -> ModelSource:
     """Open a quantized checkpoint, or whatever `open_source` opens."""
     path = Path(name).expanduser()
-    return Checkpoint(path) if (path / HEAD_FILE).is_file() else open_source(name)
+    return (
+        Checkpoint(path)
+        if (path / HEAD_FILE).is_file()
+        else open_source(name, also="a checkpoint, an export, ")
+    )
 
 
 def open_target(

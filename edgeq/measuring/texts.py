@@ -78,8 +78,9 @@ def cut_windows(
     cut = []
     for text in texts:
         tokens = evaluation_tokens(models[0], text, windows * length)
-        for model in models:
-            check_ids(model, tokens)
+        check_ids(models[0], tokens)
+        for model in models[1:]:
+            check_vocabularies(model, models[0], int(tokens.max(initial=0)))
         found = first_windows(tokens, windows=windows, sequence_length=length, begin=begin)
         try:
             check_variety(models[0], found)
@@ -88,6 +89,19 @@ def cut_windows(
         cut.append(found)
     names = tuple(name for name, found in zip(texts, cut, strict=True) for _ in found)
     return Windows(np.concatenate(cut), names)
+
+
+def check_vocabularies(model: TextModel, first: TextModel, largest: int) -> None:
+    """Refuse to measure a model on tokens of another one that it has no row for.
+
+    Raises: BadInput.
+    """
+    rows = model.record.vocabulary
+    if rows is not None and largest >= rows:
+        raise BadInput(
+            f"{model.record.name!r} knows {rows} tokens and {first.record.name!r} has token "
+            f"{largest}: they have other tokenizers; compare models of one tokenizer"
+        )
 
 
 def length_of_windows(models: Sequence[TextModel], sequence_length: int | None) -> int:

@@ -45,7 +45,7 @@ def quality_facts(quality: Quality) -> list[Fact]:
     if quality.get("top1_agreement") is not None:
         between = shown.interval(shown.interval_of(quality, "top1_agreement"), shown.percent)
         below = f"as the original, {between}" if between else "as the original"
-        facts.append(Fact("Same first choice", shown.percent(quality["top1_agreement"]), below))
+        facts.append(Fact("Same top token", shown.percent(quality["top1_agreement"]), below))
     if quality.get("perplexity") is not None:
         written = shown.perplexity(quality["perplexity"])
         facts.append(Fact("Perplexity", written, beside_original(quality)))
@@ -247,13 +247,13 @@ def marked(text: str) -> str:
 
 
 def share_changed(quality: Quality) -> str:
-    """Say in words how often the first choice is another one; empty where it is not known."""
+    """Say in words how often the top token is another one; empty where it is not known."""
     agreement = quality.get("top1_agreement")
     if agreement is None:
         return ""
     if agreement >= 0.9995:
-        return "Its first choice for the next token is the original's nearly always"
+        return "Its top token is the original's nearly always"
     if agreement > 0.5:
         other = f"1 of {1 / (1 - agreement):.0f}"
-        return f"Its first choice for the next token is another one in {other} cases"
-    return f"Its first choice for the next token is the original's in {agreement:.0%} of cases"
+        return f"Its top token is another one in {other} cases"
+    return f"Its top token is the original's in {agreement:.0%} of cases"

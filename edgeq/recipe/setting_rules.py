@@ -12,6 +12,7 @@ from edgeq.errors import BadInput
 
 DENSE_BITS = 16  # what a layer has in the source: it stays as it is
 AUTOMATIC = "auto"
+LONG = 100  # letters of what is expected
 
 T = TypeVar("T")
 
@@ -34,8 +35,13 @@ class Rule(Generic[T]):
 
     def check(self, called: str, value: Any) -> None:
         """Raise BadInput where a value breaks the rule, by the name it was called."""
-        if not self.holds(value):
-            raise BadInput(f"{called} {shown(value)}: expected {self.text}{self.hint(value)}")
+        if self.holds(value):
+            return
+        hint = self.hint(value)
+        stated = f"expected {self.text}{hint}"
+        if hint and len(self.text) > LONG:  # the list would hide what is meant
+            stated = f"{hint.removeprefix('; ')}; expected {self.text}"
+        raise BadInput(f"{called} {shown(value)}: {stated}")
 
 
 def shown(value: Any) -> str:

@@ -48,6 +48,8 @@ Q2_K_M is the mix that llama.cpp itself calls Q2_K, which here is the type alone
 WIDTH = re.compile(r"(?:int|fp|bf|f)?-?(\d+)(?:[ -]?bits?)?", re.IGNORECASE)
 """What people call a number of bits: 4, int4, 4bit, fp16."""
 CODEBOOKS = re.compile(r"IQ[123]_[A-Z]+")
+NEAR_CODEBOOKS = {"1": ("TQ1_0", 2.6), "2": ("Q2_K_S", 2.8), "3": ("Q3_K_S", 3.4)}
+"""Which type is nearest to the codebooks of so many bits, and which average."""
 REPLACED = ("bits", "group_size", "zeros")
 """What a type says of a layer by itself, so that nothing else may."""
 
@@ -84,9 +86,10 @@ def hint(value: Any, names: Sequence[str]) -> str:
     if not isinstance(value, str):
         return ""
     if CODEBOOKS.fullmatch(value.upper()):
+        near, bits = NEAR_CODEBOOKS[value[2]]
         return (
-            f"; {value.upper()} has codebooks of vectors, "
-            "where a column of weights cannot be rounded by itself"
+            f"; {value.upper()} has codebooks of vectors, which edgeq does not make: "
+            f"take {near}, or a budget of {bits} bits per weight"
         )
     width = WIDTH.fullmatch(value)
     if width:

@@ -26,6 +26,7 @@ from edgeq.planning.process_memory import give_large_arrays_back
 from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
 from edgeq.recipe.layer_grids import asymmetric_zeros
 from edgeq.recipe.recipe import Recipe, make_recipe
+from edgeq.recipe.settings import PLAIN, TABLE
 from edgeq.recipe.weighing import weighed_recipe
 from edgeq.registry import (
     ACTIVATIONS,
@@ -44,6 +45,9 @@ from edgeq.streams.backward import Sensitivities
 from edgeq.streams.blockwise import Flow
 from edgeq.types import NumpyArray
 from edgeq.words import parse_size
+
+USUAL_LENGTH: int = TABLE["sequence_length"].defaults[PLAIN]
+SHORTEST_LENGTH = 8  # of sequences that settings allow
 
 
 def make_job(
@@ -103,7 +107,8 @@ def chosen_recipe(
 
     Raises: BadInput.
     """
-    settled = with_kind_of_zeros(with_scale_dtype(settings, source), exporters)
+    fitting = with_length(with_scale_dtype(settings, source), source)
+    settled = with_kind_of_zeros(fitting, exporters)
     return weighed_recipe(settled) if weighed else make_recipe(settled)
 
 
@@ -125,6 +130,24 @@ def with_scale_dtype(settings: Mapping[str, Any], source: ModelSource) -> dict[s
     """
     chosen = {} if source.record.dtype != "bfloat16" else {"scale_dtype": source.record.dtype}
     return {**chosen, **settings}
+
+
+def with_length(settings: Mapping[str, Any], source: ModelSource) -> dict[str, Any]:
+    """Have sequences as long as the model reads where that is less than they usually are.
+
+    Settings that choose a length keep it, and are refused where the model reads less.
+    """
+    longest = source.record.context
+    is_shorter = longest is not None and SHORTEST_LENGTH <= longest < USUAL_LENGTH
+    return {**({"sequence_length": longest} if is_shorter else {}), **settings}
+
+
+def length_notes(recipe: Recipe, source: ModelSource) -> list[str]:
+    """Say that sequences are as short as the model makes them, where they are."""
+    length = recipe.sequence_length
+    if not recipe.needs_calibration or not source.record.context == length < USUAL_LENGTH:
+        return []
+    return [f"sequences of {length} tokens instead of {USUAL_LENGTH}: the model reads no more"]
 
 
 def with_kind_of_zeros(

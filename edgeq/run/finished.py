@@ -23,6 +23,7 @@ from edgeq.recipe.layer_types import replaced_types
 from edgeq.recipe.recipe import Recipe
 from edgeq.registry import FORMATS, load_exporter, options_of
 from edgeq.run.advice import LARGE_ERROR, MUCH_LENT, advise, short_of_types
+from edgeq.run.assembly import length_notes
 from edgeq.run.pipeline import Job, export
 from edgeq.run.report import RunReport, check_findings, read_report
 from edgeq.solving.lending import LENT_TOKENS
@@ -166,6 +167,7 @@ def finish_run(
             *short_texts(job.recipe, calibration),
             *replaced,
             *notes(report, grids),
+            *length_notes(job.recipe, job.source),
         ],
         seconds=dict(job.clock.seconds),
         grids=grids_by_part(grids, decoder, job.recipe),

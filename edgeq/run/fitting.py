@@ -56,6 +56,8 @@ def changes_that_fit(
     for change in CHANGES:
         if change.get("samples", 0) >= job.recipe.samples:
             continue
+        if change.get("sequence_length", 0) >= job.recipe.sequence_length:
+            continue
         try:
             recipe = chosen_recipe(
                 {**settings, **change}, job.source, job.exporters, weighed=imatrix is not None

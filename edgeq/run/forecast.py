@@ -21,6 +21,7 @@ from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, grids_by_part, plan_grids
 from edgeq.recipe.layer_types import replaced_types
 from edgeq.registry import FORMATS, load_exporter
+from edgeq.run.assembly import length_notes
 from edgeq.run.candidates import Item
 from edgeq.run.costs import GRADIENT_WINDOWS, SOLVE_WINDOWS
 from edgeq.run.pipeline import Job, needs_calibration
@@ -106,6 +107,7 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
         "notes": [
             *job.source.record.notes,
             *replaced_types(job.recipe, decoder),
+            *length_notes(job.recipe, job.source),
             *importance_notes(job, grids),
         ],
     }

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-from edgeq.errors import BadInput, NotInstalled, install
+from edgeq.errors import BadInput, NotInstalled
 from edgeq.protocols import ModelSource
+from edgeq.words import install
 
 __all__ = ["at_revision", "needing_gguf", "open_source"]
 
@@ -24,11 +25,11 @@ HUB_ADDRESS = re.compile(
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def open_source(model: str) -> ModelSource:
+def open_source(model: str, *, also: str = "") -> ModelSource:
     """Open what the user calls MODEL, whatever kind of source it names.
 
     That is the word demo, a .gguf file, a directory of safetensors, or owner/name on the hub,
-    perhaps with @ and a revision behind it.
+    perhaps with @ and a revision behind it. also names what else the caller takes, for a message.
 
     Raises: BadInput, UnsupportedModel or NotInstalled, each with one line.
     """
@@ -46,15 +47,17 @@ def open_source(model: str) -> ModelSource:
         raise BadInput(
             f"{model!r} names no revision; give a branch, tag or commit behind @, or leave @ out"
         )
-    raise BadInput(f"{model!r} does not exist; {what_to_give(model)}")
+    raise BadInput(f"{model!r} does not exist; {what_to_give(model, also)}")
 
 
-def what_to_give(model: str) -> str:
+def what_to_give(model: str, also: str = "") -> str:
     """Say how a model is named that is neither here nor a name on the hub."""
     found = HUB_ADDRESS.match(model)
     if found:
         return f"give a model of the hub by its name: {found[1]}"
-    usual = "give a directory of safetensors, a .gguf file, a hub name as owner/name, or demo"
+    usual = (
+        f"give {also}a directory of safetensors, a .gguf file, a hub name as owner/name, or demo"
+    )
     folder, name = os.path.split(os.path.expanduser(model))
     try:
         near = get_close_matches(name, os.listdir(folder or "."), n=1)

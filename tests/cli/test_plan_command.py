@@ -172,7 +172,7 @@ def test_a_plan_says_on_which_types_layers_lie(edgeq, saved_model, quick):
         (["--type", "Q4_K", "--asymmetric"], "leave out --symmetric or --asymmetric"),
         (["--type", "Q4_K", "--outlier-columns", "0.1"], "types have no outlier columns"),
         (["--embedding-type", "Q6_K", "--embedding-bits", "4"], "leave out --embedding-bits"),
-        (["--narrow-type", "Q4_K_M"], "--narrow-type 'Q4_K_M': expected a type of llama.cpp's"),
+        (["--narrow-type", "Q4_K_M"], "expected a type of llama.cpp's"),
     ],
 )
 def test_types_that_cannot_be_are_refused_in_one_line(edgeq, saved_model, quick, words, part):

@@ -47,8 +47,10 @@ def test_several_runs_come_on_one_page_of_a_name(edgeq, run, made, tmp_path, mon
     assert edgeq("report", run, made).out == "report.html\n"
     assert b"2 runs of" in (tmp_path / "report.html").read_bytes()
     assert not (run / "report.html").exists()
-    refused(edgeq("report", run, made), "output 'report.html' exists", "--force")
-    assert edgeq("report", run, made, "--force").status == 0
+    assert edgeq("report", run, made).status == 0
+    (tmp_path / "report.html").write_text("mine", encoding="utf-8")
+    refused(edgeq("report", run, made), "no file of the kind")
+    (tmp_path / "report.html").unlink()
     other = tmp_path / "deep" / "two.html"
     assert edgeq("report", run, made, "--output", other).out == f"{other}\n"
     assert edgeq("report", run, "--output", tmp_path / "one.html").status == 0

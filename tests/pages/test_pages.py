@@ -52,7 +52,7 @@ def test_the_first_lines_say_what_became_of_the_model_in_plain_words(full_run):
     text = words(run_page(full_run))
     assert "takes 98.0 MB instead of 269 MB, 2.74 times smaller" in text
     assert f"{verdict(0.0865)}." in text
-    assert "Its first choice for the next token is another one in 1 of 8 cases" in text
+    assert "Its top token is another one in 1 of 8 cases" in text
     assert "KL divergence 0.0865 nats per token, 0.0800 to 0.0900" in text
     assert "Bits per weight 4.62 4.50 in linear layers" in text
     assert "Perplexity 31.50 the original has 30.25" in text

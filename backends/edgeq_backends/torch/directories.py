@@ -14,8 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from edgeq.errors import BadInput, NotInstalled, install, reason_of
+from edgeq.errors import BadInput, NotInstalled, reason_of
 from edgeq.types import NumpyArray, Rounding
+from edgeq.words import install
 from edgeq_backends.torch.loading import load_directory, quiet
 
 EXPORT_AGAIN = "export it again"

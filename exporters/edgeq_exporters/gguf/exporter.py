@@ -10,12 +10,13 @@ from typing import Any, cast
 import numpy as np
 
 from edgeq.decoder import ModelRecord
-from edgeq.errors import BadInput, NotInstalled, install
+from edgeq.errors import BadInput, NotInstalled
 from edgeq.files.names import gguf_name
 from edgeq.files.ownership import MODELFILE
 from edgeq.files.storage import rename_when_stored, write_bytes
 from edgeq.protocols import ModelDescription, QuantizedModel
 from edgeq.types import Grid, NumpyArray
+from edgeq.words import install
 from edgeq_exporters.common.companions import legal_companions, window_notes
 from edgeq_exporters.common.manifest import Entry, write_manifest
 from edgeq_exporters.common.widening import widening_notes
