@@ -40,7 +40,8 @@ class App:
 
     label names it. commands are lines of a shell, each as its words; script is a program in
     `language`. In all of them {path} stands for the file or directory that a runtime is given,
-    {folder} for the directory of the export, and {name} for what the app is to call the model.
+    {folder} for the directory of the export, and {name} for what the app is to call the model;
+    in a script {context} stands for tokens that the model can read.
     install brings the app. file is one that an export must have for it. note says what else to
     know.
     """

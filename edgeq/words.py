@@ -74,6 +74,20 @@ def show_megabytes(size: float, *, up: bool = False) -> str:
     return f"{hundredths / 100:.2f} MB"
 
 
+def budget_word(budget: Mapping[str, Any]) -> str | None:
+    """Name a budget as files and directories do: 700MB, 3.4bpw, fits-6GB; None where it is none.
+
+    Units: sizes in bytes.
+    """
+    for name, form in (("file_size", "{}"), ("fits", "fits-{}")):
+        size = budget.get(name)
+        if isinstance(size, int) and not isinstance(size, bool):
+            shown = f"{size / 10**9:.9g}GB" if size >= 10**9 else f"{size / 10**6:.9g}MB"
+            return form.format(shown)
+    bits = budget.get("bits_per_weight")
+    return f"{bits:g}bpw" if isinstance(bits, int | float) else None
+
+
 def show_time(seconds: float) -> str:
     """Write a time in the unit that leaves few digits."""
     if seconds < FEW_SECONDS:

@@ -61,7 +61,7 @@ SYMMETRIC = "symmetric"
     ("grids", "asked", "kind"),
     [
         ([Grid(4, 32, SYMMETRIC)], None, "Q4_0"),
-        ([Grid(3, 32, SYMMETRIC)], None, "Q4_0"),  # what the file holds, not what was solved
+        ([Grid(3, 32, SYMMETRIC)], None, "3bit-Q4_0"),  # what the file holds, and what was solved
         ([Grid(4, 32, "offset"), None], None, "Q4_1"),  # matrices that were kept dense
         ([Grid(4, 32, SYMMETRIC)], "Q4_K_M", "Q4_K_M"),  # rows too narrow for its super-blocks
         ([None], None, "F16"),

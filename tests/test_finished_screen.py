@@ -87,7 +87,7 @@ def test_the_verdict_comes_first_and_nothing_is_cut(width):
         "SmolLM2-135M)"
     )
     for part in (
-        "98 MB (269 MB at 16 bits) before, 76 MB now; 4.60 bits per weight",
+        "98 MB (269 MB at 16 bits) before, 76 MB now; 4.52 bits per weight",
         "asked Why?",
         "original Because of light.",
         "quantized one answer of many",

@@ -53,8 +53,10 @@ def close_run(
     Raises: BadInput and the other errors of `edgeq.errors`.
     """
     quality: Mapping[str, Any] | None = None
-    answers = Answers()
+    answers, before = Answers(), read_measured(checkpoint)
+    write_measured(checkpoint, joined(finished, quality, answers, before))
     if evaluated:
+        write_run_page(checkpoint)  # stays where the measurement is stopped
         observer.progressed(EVALUATING)
         quality = evaluate(
             finished.result,
@@ -65,11 +67,18 @@ def close_run(
         finished = replace(finished, quality=quality, report=with_measured(checkpoint, quality))
         observer.progressed(ANSWERING)
         answers = ask_both(finished)
-    write_measured(checkpoint, joined(finished, quality, answers, read_measured(checkpoint)))
-    if quality is not None:
+        write_measured(checkpoint, joined(finished, quality, answers, before))
         renew_cards(checkpoint)
+    elif before is not None and measured_kl(before) is not None:
+        finished = replace(finished, quality=before.quality)
+        answers = Answers(tuple(before.answers))
     page = write_run_page(checkpoint)
     return replace(finished, answers=answers.given, unanswered=answers.why_none, page=page)
+
+
+def measured_kl(before: Measured) -> float | None:
+    """Give the KL divergence that was measured before; None where none was."""
+    return None if before.quality is None else before.quality.get("kl")
 
 
 def joined(
@@ -80,7 +89,13 @@ def joined(
 ) -> Measured:
     """Put together what was measured now and, of a run that was complete already, before."""
     found = Measured(
-        quality, answers.given, finished.seconds, peak_resident_bytes(), finished.sizes
+        quality,
+        answers.given,
+        finished.seconds,
+        peak_resident_bytes(),
+        finished.sizes,
+        finished.notes,
+        finished.advice,
     )
     if before is None:
         return found

@@ -19,12 +19,12 @@ from edgeq.decoder import ModelRecord
 from edgeq.dtypes import CODE_NAMES
 from edgeq.errors import BadInput, UnsupportedModel, reason_of
 from edgeq.files.json_files import read_json
-from edgeq.files.ownership import COMPANION_FILES, HEAD_FILE, is_companion, leads_out
-from edgeq.files.plain_files import inside, read_file
+from edgeq.files.ownership import COMPANION_FILES, HEAD_FILE, REPORT_FILE, is_companion, leads_out
+from edgeq.files.plain_files import inside, is_plain_file, read_file
 from edgeq.sources.fingerprint import hash_model
 from edgeq.sources.model_card import origin_of
 from edgeq.types import BlockSpec, Grid, LinearSpec, NumpyArray, QuantizedLinear
-from edgeq.words import describe_grid, edgeq_command
+from edgeq.words import budget_word, describe_grid, edgeq_command
 
 FORMAT_VERSION = 1
 ORIGIN = "origin"
@@ -164,9 +164,18 @@ class Checkpoint:
 
     @property
     def type_asked(self) -> str | None:
-        """Give the type or mix that the recipe names for all layers; None where it names none."""
+        """Give the type or mix that the recipe names for all layers, or the budget of the run.
+
+        None where there was neither.
+        """
         named = self.head["recipe"].get("type")
-        return named if isinstance(named, str) else None
+        return named if isinstance(named, str) else self._budget_asked()
+
+    def _budget_asked(self) -> str | None:
+        path = self.path / REPORT_FILE
+        budget = read_json(path).get("budget") if is_plain_file(path) else None
+        asked = budget.get("asked") if isinstance(budget, dict) else None
+        return budget_word(asked) if isinstance(asked, dict) else None
 
     def _companion(self, name: str) -> bytes:
         try:

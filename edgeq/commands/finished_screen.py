@@ -4,6 +4,7 @@ The rest, which report.html shows too, comes with --verbose.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from edgeq.commands.screen import (
 from edgeq.commands.typed import command_words
 from edgeq.measuring.anchors import verdict
 from edgeq.registry import find_format
-from edgeq.run.allocation import curve_words, gain_words
+from edgeq.run.allocation import best_uniform, curve_words, gain_words
 from edgeq.run.finished import FinishedRun
 from edgeq.words import show_counts
 
@@ -37,6 +38,8 @@ def show_finished(console: Console, finished: FinishedRun, *, verbose: bool = Fa
     console.print()
     table = facts_table()
     table.add_row("size", size_row(finished))
+    if finished.report.budget is not None:
+        table.add_row("budget", budget_row(finished.report.budget))
     for label, text in answer_rows(finished):
         table.add_row(label, text)
     for name, path in finished.exports.items():
@@ -75,9 +78,21 @@ def size_row(finished: FinishedRun) -> str:
     name = next(iter(finished.exports), "checkpoint")
     original, whole = sizes["original"], sizes["original at 16 bits"]
     more = f" ({megabytes(whole)} at 16 bits)" if original < LESS_THAN_16 * whole else ""
+    # of the file that is shown: formats round sizes up, and add headers and tokenizers
     bits = finished.report.bits_per_weight["model"]
+    if finished.exports and whole:
+        bits = 8 * sizes[name] / (whole / 2)
     row = f"{megabytes(original)}{more} before, {megabytes(sizes[name])} now"
     return f"{row}; {bits:.2f} bits per weight"
+
+
+def budget_row(budget: Mapping[str, Any]) -> str:
+    """Say in a line what a budget predicts, and what one type for all of that size would."""
+    said = f"KL {budget['predicted_kl']:.3g} predicted"
+    best = best_uniform(budget)
+    if best is None:
+        return f"{said}; no one type for all layers keeps within it"
+    return f"{said}; {best['type']} for all layers: {best['predicted_kl']:.3g}"
 
 
 def megabytes(size: int) -> str:

@@ -127,13 +127,15 @@ def show_formats(console: "Console", result: Mapping[str, Any]) -> None:
 
 
 def _held_text(row: Mapping[str, Any]) -> str:
+    from edgeq.measuring.formats import types_of  # noqa: PLC0415
+
     lossless = row["zeros_without_loss"]
     zeros = [kind if kind in lossless else f"{kind} (rounded)" for kind in row["zeros"]]
     parts = [
         f"bits {' '.join(map(str, row['bits']))}",
         f"groups {' '.join(row['groups'])}",
         f"zero points {' '.join(zeros)}",
-        *([f"types {' '.join(row['types'])}"] if row["types"] else []),
+        *([f"types {' '.join(types_of(row))}"] if row["types"] else []),
         f"embedding and head {row['embedding']}",
         *(["outlier columns"] if row["outlier_columns"] else []),
     ]

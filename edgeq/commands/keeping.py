@@ -27,8 +27,7 @@ def keeping(
             if not (checkpoint.path / name).exists()
         ]
         if evaluated_against is not None:
-            result = checkpoint.path / next(iter(exports), ".")
-            missing.append(["evaluate", str(result), "--reference", evaluated_against])
+            missing.append(["report", str(checkpoint.path), "--reference", evaluated_against])
         commands = ", then ".join(command_words(*command) for command in missing)
         note = f"the checkpoint {str(checkpoint.path)!r} is complete and stays"
         error.add_note(f"{note}; to continue: {commands}" if commands else note)

@@ -1,10 +1,15 @@
 """What each export format holds, as its description says, and whether a checkpoint fits it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from edgeq.checkpoint.certificate import is_sealed
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import NotInstalled
+from edgeq.files.json_files import read_json
+from edgeq.files.ownership import MANIFEST_FILE
+from edgeq.grids.types import PLAIN
 from edgeq.protocols import Exporter, Format
 from edgeq.registry import all_formats, load_exporter
 from edgeq.types import Grid, ZeroKind
@@ -49,6 +54,18 @@ def held_by(described: Format) -> dict[str, Any]:
     }
 
 
+def types_of(row: Mapping[str, Any]) -> list[str]:
+    """List the types that a format holds by name, with those that are plain bits and groups."""
+    plain = [
+        name
+        for name, grid in PLAIN.items()
+        if grid.bits in row["bits"]
+        and grid.zeros in row["zeros_without_loss"]
+        and str(grid.group_size) in row["groups"]
+    ]
+    return [*plain, *row["types"]]
+
+
 def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
     """Say whether a checkpoint fits a format: "without loss", "with loss" or "no", and why."""
     grids = checkpoint.grids()
@@ -58,7 +75,7 @@ def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
     quantized = {name: grid for name, (_, grid) in grids.items() if grid is not None}
     inside = {linear.tensor for linear in checkpoint.record.decoder.linears()}
     linear = {name: grid for name, grid in quantized.items() if name in inside}
-    lost = _losses(exporter.format, linear)
+    lost = _losses(exporter.format, linear, moved_by(checkpoint, exporter.format.name))
     outer = [name for name in quantized if name not in linear]
     dense = []
     if exporter.format.embedding == "dense" and outer:
@@ -68,19 +85,54 @@ def fit(exporter: Exporter, checkpoint: Checkpoint) -> dict[str, Any]:
     return {"fits": fits, "reason": "; ".join([*lost, *dense]), "notes": notes}
 
 
-def _losses(described: Format, linear: dict[str, Grid]) -> list[str]:
-    """Say which layers a format rounds again, and how."""
+def rounding_notes(
+    exporter: Exporter, checkpoint: Checkpoint, folder: Path | None = None
+) -> list[str]:
+    """Say which layers an export rounds again, how, and how far that moves weights.
+
+    folder is where the export lies; without it that in the checkpoint counts, if there is one.
+    """
+    inside = {linear.tensor for linear in checkpoint.record.decoder.linears()}
+    grids = checkpoint.grids().items()
+    linear = {name: grid for name, (_, grid) in grids if grid is not None and name in inside}
+    place = checkpoint.path / exporter.format.name if folder is None else folder
+    return _losses(exporter.format, linear, largest_move(place))
+
+
+def moved_by(checkpoint: Checkpoint, format_name: str) -> float | None:
+    """Find how far an export in a checkpoint moves weights, at most; None where there is none."""
+    folder = checkpoint.path / format_name
+    return largest_move(folder) if is_sealed(folder, checkpoint) else None
+
+
+def largest_move(folder: Path) -> float | None:
+    """Read from a manifest how far weights that were rounded again moved; None without one."""
+    path = folder / MANIFEST_FILE
+    tensors = read_json(path).get("tensors") if path.is_file() else None
+    if not isinstance(tensors, list):
+        return None
+    moves = [
+        each["largest_deviation"]
+        for each in tensors
+        if isinstance(each, dict) and each.get("status") == "rescaled"
+    ]
+    return max((move for move in moves if isinstance(move, int | float)), default=0.0)
+
+
+def _losses(described: Format, linear: dict[str, Grid], moved: float | None) -> list[str]:
+    """Say which layers a format rounds again, how, and how far weights move if that is known."""
     zeros = {
-        "integer": "whole zero points get rounded offsets",
-        "offset": "free offsets are rounded",
+        "integer": "whole zero points get offsets that are rounded again",
+        "offset": "free offsets that are rounded again",
     }
     rounded = {
         text: [name for name, grid in linear.items() if grid.zeros == kind]
         for kind, text in zeros.items()
         if kind not in described.zero_kinds
     }
+    far = "" if moved is None else f"; weights move by at most {moved:.1g}"
     return [
-        f"{len(names)} layers with {text}, such as {names[0]}"
+        f"{len(names)} layers with {text}, such as {names[0]}{far}"
         for text, names in rounded.items()
         if names
     ]

@@ -106,7 +106,8 @@ def measure_command(run: RunData) -> str:
 
 def run_notes(run: RunData) -> list[str]:
     """List what was not done as usual, in sentences."""
-    found = notes(run.report, run.checkpoint.grids())
+    computed = notes(run.report, run.checkpoint.grids())
+    found = [each for each in dict.fromkeys((*run.measured.notes, *computed)) if each]
     if len(found) > MOST_NOTES:
         left = len(found) - MOST_NOTES
         return [*found[:MOST_NOTES], f"{left} more notes are left out here"]
@@ -124,7 +125,8 @@ def run_advice(run: RunData) -> list[str]:
     except BadInput as error:
         return [f"What could be done better is not known: {error}"]
     stated = checkpoint.head.get("calibration")
-    return advise(run.report, checkpoint.grids(), recipe, stated)
+    found = advise(run.report, checkpoint.grids(), recipe, stated)
+    return [each for each in dict.fromkeys((*run.measured.advice, *found)) if each]
 
 
 def odd_layers(run: RunData) -> Table | None:

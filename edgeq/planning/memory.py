@@ -234,7 +234,7 @@ class _RunSizes:
         first = layers[0].name
         columns = layers[0].shape[1]
         square = columns * columns * self.precision
-        held = self._common(site) | {"standing passes": self._standing(site)}
+        held = self._common(site) | {"text held at this layer": self._standing(site)}
         held |= self._to_lend(site)
         standing = self.way.schedule == "standing"
         yield f"the statistics of {first}", held | self._statistics(columns)
@@ -245,8 +245,8 @@ class _RunSizes:
         # H, H + lambda I and U, then D and the factor of its correction, and what else is kept
         kept = (3 + 2 * self.drift + self.paired + self.split + self.correctors) * square
         if standing:
-            passing = {"running pass": self._transient(), "second moments and factors": kept}
-            yield f"the way on from {first}", held | passing
+            passing = {"one batch of text": self._transient(), "second moments and factors": kept}
+            yield f"running the text past {first}", held | passing
         rows = max(layer.shape[0] for layer in layers)
         rows = min(rows, self.way.rows_at_once or rows)
         sweeps = 2 * bool(self.recipe.sweeps) * square  # H in the order of the sweeps, and scaled
@@ -268,7 +268,7 @@ class _RunSizes:
             running = self._transient() + (2 + 2 * self.drift) * inputs
         # H and a batch's part of it, then D and those of other tokens; the part first in float32
         moments = (2 + self.drift + self.paired + self.split) * square + columns * columns * FLOAT
-        return {"running pass": running, "second moments": moments}
+        return {"one batch of text": running, "second moments": moments}
 
     def _common(self, site: int) -> dict[str, int]:
         """Count the block, what its solved layers compute with, their codes, and hidden states."""

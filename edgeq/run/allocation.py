@@ -249,8 +249,7 @@ def gain_words(stored: Mapping[str, Any]) -> list[str]:
         f"{size} of {limit} ({stored['format']}{beside})",
         f"KL divergence: {kl_words(stored)}",
     ]
-    fitting = [row for row in stored["uniform"] if row["bytes"] <= stored["limit"]]
-    best = min(fitting, key=lambda row: row["predicted_kl"], default=None)
+    best = best_uniform(stored)
     if best is None:
         lines.append("no one type for all layers keeps within it")
     else:
@@ -264,6 +263,12 @@ def gain_words(stored: Mapping[str, Any]) -> list[str]:
     if stored["slack"]:
         lines.append(f"sizes were rounded: at most {stored['slack']:.2g} of KL divergence lost")
     return [*lines, *stored["notes"]]
+
+
+def best_uniform(stored: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Find the one type for all layers that costs least within a budget; None where none fits."""
+    fitting = [row for row in stored["uniform"] if row["bytes"] <= stored["limit"]]
+    return min(fitting, key=lambda row: row["predicted_kl"], default=None)
 
 
 def kl_words(stored: Mapping[str, Any]) -> str:

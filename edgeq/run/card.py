@@ -21,13 +21,15 @@ from edgeq.files.ownership import CARD_FILE, LEGAL_FILE, MANIFEST_FILE, is_own_c
 from edgeq.files.plain_files import is_plain_file
 from edgeq.files.storage import write_bytes
 from edgeq.format_parts import App, apps_for, filled
+from edgeq.measuring.formats import rounding_notes
 from edgeq.protocols import Exporter, Format
 from edgeq.registry import all_formats, load_exporter
 from edgeq.run.measured import read_measured
-from edgeq.words import describe_grid, shell_line, show_size
+from edgeq.words import describe_grid, shell_line, show_megabytes
 
 HUB = "https://huggingface.co/"
 WEIGHTS = (".gguf", ".onnx", ".data", ".safetensors")
+SHORT_CONTEXT = 512  # tokens: enough to try a model
 UNKNOWN_LICENSE = "not stated by the base model"
 CODE = {"console": "", "python": "python", "swift": "swift"}
 
@@ -77,8 +79,8 @@ def checkpoint_card(checkpoint: Checkpoint) -> str:
         f"{name}, quantized by edgeq {plain(str(checkpoint.head['edgeq']))}. "
         "Exports are written from these files.",
         "",
-        *facts_table(checkpoint, {"size": show_size(checkpoint.stored_bytes())}),
-        *quality_lines(measured_quality(checkpoint)),
+        *facts_table(checkpoint, {"size": card_size(checkpoint.stored_bytes())}),
+        *quality_lines(checkpoint),
         "## Use it",
         "",
         *code(
@@ -92,7 +94,7 @@ def checkpoint_card(checkpoint: Checkpoint) -> str:
         "writes one.",
         "",
         *notes_lines(checkpoint.record.notes),
-        *terms_lines(checkpoint),
+        *terms_lines(checkpoint, f"{kind_of(checkpoint)}-edgeq"),
     ]
     return "\n".join(lines)
 
@@ -105,10 +107,16 @@ def export_card(checkpoint: Checkpoint, exporter: Exporter, folder: Path) -> byt
     weights = sum(math.prod(checkpoint.shape(tensor)) for tensor in checkpoint.tensor_names())
     facts = {
         "format": f"{described.name}, read by {described.read_by}",
-        "size": f"{show_size(size)}, {8 * size / weights:.2f} bits per weight",
+        "size": f"{card_size(size)}, {8 * size / weights:.2f} bits per weight",
     }
-    notes = exporter.notes(checkpoint.record, checkpoint.companions(), checkpoint.grids())
+    notes = [
+        *exporter.notes(checkpoint.record, checkpoint.companions(), checkpoint.grids()),
+        *rounding_notes(exporter, checkpoint, folder),
+    ]
     path = file if described.suffix else "."
+    kind = f"{kind_of(checkpoint)}-{described.name}"
+    if described.name == "gguf":  # its file's name says the kind
+        kind = f"{Path(file).stem.removeprefix(f'{safe_name(checkpoint.record.name)}-')}-GGUF"
     lines = [
         *front_matter(checkpoint, described.library, [described.name, "edgeq"]),
         f"# {name} for {described.read_by}",
@@ -116,12 +124,12 @@ def export_card(checkpoint: Checkpoint, exporter: Exporter, folder: Path) -> byt
         f"{name}, quantized by edgeq {plain(str(checkpoint.head['edgeq']))}.",
         "",
         *facts_table(checkpoint, facts),
-        *quality_lines(measured_quality(checkpoint)),
+        *quality_lines(checkpoint, described.name),
         "## Run it",
         "",
         *running_lines(described, folder, path, checkpoint.record),
         *notes_lines([*checkpoint.record.notes, *notes]),
-        *terms_lines(checkpoint),
+        *terms_lines(checkpoint, kind),
     ]
     return "\n".join(lines).encode()
 
@@ -199,17 +207,38 @@ def recipe_words(head: Mapping[str, Any]) -> str:
     return "; ".join(words) or "plain rounding"
 
 
-def quality_lines(quality: Mapping[str, Any] | None) -> Iterator[str]:
-    """Say what was measured against the original, or how to measure it."""
+def card_size(size: int) -> str:
+    """Write bytes with two digits behind the point."""
+    return f"{size / 10**9:.2f} GB" if size >= 10**9 else show_megabytes(size)
+
+
+def kind_of(checkpoint: Checkpoint) -> str:
+    """Say in a word what a checkpoint was made as: Q4_K_M, 4bit, or 3.8bpw where layers differ."""
+    if checkpoint.type_asked is not None:
+        return checkpoint.type_asked
+    linear = {layer.tensor for layer in checkpoint.record.decoder.linears()}
+    grids = checkpoint.grids()
+    bits = {grid.bits for name, (_, grid) in grids.items() if grid and name in linear}
+    if len(bits) == 1:
+        return f"{bits.pop()}bit"
+    weights = sum(math.prod(shape) for shape, _ in grids.values())
+    return f"{8 * checkpoint.stored_bytes() / weights:.2f}bpw"
+
+
+def quality_lines(checkpoint: Checkpoint, place: str = "") -> Iterator[str]:
+    """Say what was measured against the original, and of which files, or how to measure it.
+
+    place names the format of the export that the card is of; it is empty for the checkpoint.
+    """
+    quality = measured_quality(checkpoint)
     yield from ("## Quality", "")
     if quality is None or not isinstance(quality.get("kl"), int | float):
-        yield "Not measured. `edgeq evaluate . --reference MODEL` compares it with the original."
-        yield ""
+        yield from unmeasured_lines(checkpoint)
         return
     intervals = quality.get("intervals") or {}
     low_high = intervals.get("kl")
     within = f" (95 %: {low_high[0]:.4g} to {low_high[1]:.4g})" if low_high else ""
-    yield f"Against the original, in {plain(str(quality.get('runtime')))}:"
+    yield f"Against the original, {measured_on(quality, place)}:"
     yield ""
     yield f"- KL divergence {quality['kl']:.4g} nats per token{within}; 0 is equal"
     if isinstance(quality.get("top1_agreement"), int | float):
@@ -225,6 +254,33 @@ def quality_lines(quality: Mapping[str, Any] | None) -> Iterator[str]:
     yield ""
 
 
+def unmeasured_lines(checkpoint: Checkpoint) -> Iterator[str]:
+    """Say how quality is measured, against the base model by its name on the hub if it has one."""
+    known = checkpoint.record.origin.repository
+    command = shell_line(["edgeq", "evaluate", ".", "--reference", known or "MODEL"])
+    named = "" if known else "; MODEL is the directory of the original, or its name on the hub"
+    yield f"Not measured. `{command}` compares it with the original{named}."
+    yield ""
+
+
+def measured_on(quality: Mapping[str, Any], place: str) -> str:
+    """Say which files were measured, and in what; with that they are not those of this card."""
+    runtime = plain(str(quality.get("runtime")))
+    target = str(quality.get("target") or "")
+    if not target:
+        return f"measured in {runtime}"
+    folder = PurePath(target).parts[0] if PurePath(target).parts else ""
+    if folder == place:
+        files = "these files"
+    elif not folder:
+        files = "the checkpoint of edgeq that these files were written from"
+    elif folder in {each.name for each in all_formats()}:
+        files = f"the {folder} export of the same checkpoint" + (", not these files" * bool(place))
+    else:
+        files = plain(folder)
+    return f"measured on {files}, in {runtime}"
+
+
 def talk_words(record: ModelRecord, path: str) -> list[str]:
     """Give the words that let a model write: a chat, or a text to continue without a template."""
     if record.template is None:
@@ -236,22 +292,24 @@ def running_lines(described: Format, folder: Path, path: str, record: ModelRecor
     """Show how to run the files in each app, from inside of their directory."""
     stem = Path(path).stem if described.suffix == ".gguf" else record.name
     values = {"path": path, "folder": ".", "name": safe_name(stem).lower()}
+    context = min(record.decoder.whole_context or SHORT_CONTEXT, SHORT_CONTEXT)
     if described.runtime:
         yield from code("console", [shell_line(["edgeq", *talk_words(record, path)])])
     for app in apps_for(described.run_with, [each.name for each in folder.iterdir()]):
         yield f"**{app.label}**{f' ({app.install})' if app.install else ''}"
         yield ""
-        yield from app_code(app, values)
+        yield from app_code(app, values, context)
         if app.note:
             yield from (app.note, "")
 
 
-def app_code(app: App, values: Mapping[str, str]) -> Iterator[str]:
+def app_code(app: App, values: Mapping[str, str], context: int) -> Iterator[str]:
     """Show what is typed or run in an app."""
     if app.commands:
         yield from code("console", map(shell_line, app.lines(**values)))
     if app.script:
-        yield from code(app.language, filled(app.script, **values).rstrip().split("\n"))
+        script = filled(app.script, **values, context=str(context))
+        yield from code(app.language, script.rstrip().split("\n"))
 
 
 def code(language: str, lines: Iterable[str]) -> Iterator[str]:
@@ -267,15 +325,15 @@ def notes_lines(notes: Sequence[str]) -> Iterator[str]:
         yield from ("## Notes", "", *(f"- {plain(note)}" for note in dict.fromkeys(notes)), "")
 
 
-def terms_lines(checkpoint: Checkpoint) -> Iterator[str]:
-    """Say under which terms the model is given, and how to upload it."""
+def terms_lines(checkpoint: Checkpoint, kind: str) -> Iterator[str]:
+    """Say under which terms the model is given, and how to upload it under a name of its own."""
     files = sorted(filter(LEGAL_FILE.fullmatch, checkpoint.companions()))
     yield from ("## Licence", "", f"Licence: {licence_words(checkpoint)}.")
     if files:
         yield f"The base model's terms lie beside this card: {', '.join(files)}."
     elif checkpoint.record.origin.license is None:
         yield "Look at the base model's page before you give it to others."
-    name = safe_name(checkpoint.record.name)
+    name = f"{safe_name(checkpoint.record.name)}-{safe_name(kind)}"
     yield from ("", "## Upload", "", *code("console", [f"hf upload OWNER/{name} ."]))
 
 

@@ -30,7 +30,7 @@ def write_export(
     opened = Checkpoint(checkpoint)
     written = export(opened, exporter, destination, force=force)
     files = {str(path): size_of(path) for path in written}
-    notes = [*opened.record.notes, *export_notes([exporter], opened)]
+    notes = [*opened.record.notes, *export_notes([exporter], opened, destination)]
     return {
         "format": exporter.format.name,
         "result": str(written[0]),

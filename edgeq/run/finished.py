@@ -15,7 +15,7 @@ from edgeq.errors import BadInput, NotInstalled
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE, REPORT_FILE
 from edgeq.files.storage import size_of
-from edgeq.measuring.formats import fit
+from edgeq.measuring.formats import fit, rounding_notes
 from edgeq.measuring.inspection import parameter_count
 from edgeq.protocols import Exporter, Format
 from edgeq.recipe.layer_grids import Grids, grids_by_part, kept_dense, plan_grids
@@ -209,13 +209,19 @@ def write_exports(
     return exports, stored, kept
 
 
-def export_notes(exporters: Sequence[Exporter], checkpoint: Checkpoint) -> Iterator[str]:
-    """Note what exports do not hold of the model as it is."""
+def export_notes(
+    exporters: Sequence[Exporter], checkpoint: Checkpoint, folder: Path | None = None
+) -> Iterator[str]:
+    """Note what exports do not hold of the model as it is.
+
+    folder is where an export lies that is not in its place in the checkpoint.
+    """
     companions, grids = checkpoint.companions(), checkpoint.grids()
     if exporters and checkpoint.record.template is None:
         yield NO_TEMPLATE
     for exporter in exporters:
-        for note in exporter.notes(checkpoint.record, companions, grids):
+        stated = exporter.notes(checkpoint.record, companions, grids)
+        for note in (*stated, *rounding_notes(exporter, checkpoint, folder)):
             yield f"format {exporter.format.name!r}: {note}"
 
 

@@ -30,6 +30,8 @@ class Measured:
     quality is what `edgeq.measuring.evaluate` returned, None where it was not asked for. answers
     have each a "prompt" and what the "original" and the "quantized" model wrote after it.
 
+    notes and advice are what the run's last screen said of it, on its source and exports too.
+
     Units: seconds of wall-clock time by stage; memory_peak, of the process, and sizes in bytes.
     """
 
@@ -38,6 +40,8 @@ class Measured:
     seconds: Mapping[str, float] = field(default_factory=dict)
     memory_peak: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    advice: Sequence[str] = ()
 
 
 def write_measured(checkpoint: Checkpoint, measured: Measured) -> None:
@@ -85,6 +89,8 @@ def read_measured(checkpoint: Checkpoint) -> Measured | None:
         stored.get("seconds") or {},
         stored.get("memory_peak"),
         stored.get("sizes") or {},
+        stored.get("notes") or (),
+        stored.get("advice") or (),
     )
 
 
@@ -184,4 +190,6 @@ MEASURED: Mapping[str, Rule] = {
     "seconds": by_name(is_number),
     "memory_peak": is_count,
     "sizes": by_name(is_count),
+    "notes": [is_text],
+    "advice": [is_text],
 }

@@ -9,7 +9,7 @@ from typing import Any
 from edgeq.sources import HUB_NAME, short_name
 from edgeq.sources.demo import DEMO
 from edgeq.sources.safetensors_directory import model_name
-from edgeq.words import as_text
+from edgeq.words import as_text, budget_word, parse_size
 
 UNSAFE = re.compile(r"[^\w.+-]+")  # what shells, URLs or other systems read as something else
 LONGEST = 100  # letters of a model's name
@@ -40,11 +40,13 @@ def safe_name(model: str) -> str:
 
 def kind_of_run(settings: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
     """Say in a word what a run makes: 4bit, Q4_K_M, 700MB, 3.4bpw, fits-6GB."""
-    for name, form in (("file_size", "{}"), ("fits", "fits-{}")):
-        if budget.get(name) is not None:
-            return form.format(UNSAFE.sub("", str(budget[name])).upper())
-    if budget.get("bits_per_weight") is not None:
-        return f"{budget['bits_per_weight']:g}bpw"
+    limits = dict(budget)
+    for name in ("file_size", "fits"):
+        if limits.get(name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            limits[name] = parse_size(str(limits[name]), option)
+    if (named := budget_word(limits)) is not None:
+        return named
     if settings.get("type") is not None:
         return UNSAFE.sub("", str(settings["type"]))
     return f"{UNSAFE.sub('', str(settings.get('bits', 4)))}bit"

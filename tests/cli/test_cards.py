@@ -93,12 +93,19 @@ def test_a_card_states_base_model_and_licence_as_the_hub_reads_them(solved, plac
     assert stated["base_model_relation"] == "quantized"
 
 
+UPLOADED = {name: f"4bit-{name}" for name in FORMATS} | {".": "4bit-edgeq", "gguf": "Q4_0-GGUF"}
+
+
 @pytest.mark.parametrize("place", [".", *FORMATS])
 def test_terms_go_wherever_the_model_goes_and_no_path_does(solved, source, place):
     for name, data in TERMS.items():
         assert (solved / place / name).read_bytes() == data
     text = (solved / place / "README.md").read_text(encoding="utf-8")
-    assert ", ".join(sorted(TERMS)) in text and "hf upload OWNER/Small-1B ." in text
+    assert (
+        ", ".join(sorted(TERMS)) in text and f"hf upload OWNER/Small-1B-{UPLOADED[place]} ." in text
+    )
+    assert "edgeq evaluate . --reference somebody/Small-1B" in text
+    assert re.search(r"size \| \d+\.\d\d MB", text)
     assert str(source) not in text and str(solved) not in text and "20" + "26" not in text
 
 
@@ -244,6 +251,7 @@ def test_what_is_measured_later_comes_into_the_cards(edgeq, copy):
         "reference_perplexity": 21.0,
     }
     quality |= {"runtime": "llama.cpp", "tokens": 4096, "intervals": {"kl": [0.08, 0.093]}}
+    quality["target"] = str(gguf_in(copy / "gguf"))
     write_measured(checkpoint, Measured(quality))
     (copy / "mlx" / "README.md").write_text("mine")
     renew_cards(checkpoint)
@@ -252,6 +260,9 @@ def test_what_is_measured_later_comes_into_the_cards(edgeq, copy):
         assert ("KL divergence 0.0865 nats per token (95 %: 0.08 to 0.093)" in text) == (
             place != "mlx"
         )
+        own, other = "measured on these files, in llama.cpp", "measured on the gguf export of the"
+        assert (own in text) == (place == "gguf")
+        assert (other in text) == (place not in ("gguf", "mlx"))
     for name in FORMATS:
         different = verify(copy / name, against=copy)["differences"]
         assert len(different) == (name == "mlx")

@@ -130,7 +130,7 @@ def test_an_export_that_fails_leaves_the_checkpoint_and_says_how_to_continue(
     assert "gguf" not in entries(tmp_path / "out")
     assert not [name for name in entries(tmp_path / "out") if "partial" in name]
     assert edgeq(*shlex.split(export)[1:]).status == 0
-    assert evaluate == f"edgeq evaluate {tmp_path / 'out' / 'gguf'} --reference {saved_model}"
+    assert evaluate == f"edgeq report {tmp_path / 'out'} --reference {saved_model}"
 
 
 def test_an_evaluation_that_fails_leaves_checkpoint_and_export(
@@ -141,9 +141,10 @@ def test_an_evaluation_that_fails_leaves_checkpoint_and_export(
         "quantize", saved_model, "-o", tmp_path / "out", *ROUNDING, "--export", "gguf", "--evaluate"
     )
     assert result.status == 1
-    command = f"edgeq evaluate {tmp_path / 'out' / 'gguf'} --reference {saved_model}"
+    command = f"edgeq report {tmp_path / 'out'} --reference {saved_model}"
     assert result.err.endswith(f"to continue: {command}\n")
     assert gguf_in(tmp_path / "out" / "gguf").is_file()
+    assert {"measured.json", "report.html"} <= {*entries(tmp_path / "out")}
 
 
 def test_details_of_an_unexpected_error_are_shown_on_request(

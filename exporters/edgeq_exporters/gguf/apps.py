@@ -5,14 +5,14 @@ from edgeq.format_parts import App
 LLAMA_CPP_PYTHON = """\
 from llama_cpp import Llama
 
-model = Llama("{path}", n_ctx=512)
+model = Llama("{path}", n_ctx={context})
 for part in model("The capital of France is", max_tokens=16, stream=True):
     print(part["choices"][0]["text"], end="", flush=True)
 """
 CYLLAMA = """\
 from cyllama import LLM
 
-model = LLM("{path}", n_ctx=512, max_tokens=16)
+model = LLM("{path}", n_ctx={context}, max_tokens=16)
 for text in model("The capital of France is", stream=True):
     print(text, end="", flush=True)
 """

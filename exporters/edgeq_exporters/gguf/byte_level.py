@@ -85,8 +85,9 @@ def byte_level_notes(tokenizer: Json, data: bytes) -> Iterator[str]:
         )
     if (tokenizer.get("normalizer") or {}).get("type") == "NFC":
         yield (
-            "llama.cpp normalizes nothing: text that is not composed (NFC) gets other tokens "
-            "than in transformers"
+            "text whose accents are characters of their own, such as e + U+0301 (not NFC), gets "
+            "other tokens in llama.cpp than in transformers; usual text, with accented letters of "
+            "one character, gets the same"
         )
 
 

@@ -174,9 +174,28 @@ def type_label(model: QuantizedModel, plan: Sequence[PlannedTensor]) -> str:
         return model.type_asked
     types = block_types(plan)
     if len(types) == 1:
-        return types.pop()
+        return f"{widened_label(model, plan)}{types.pop()}"
     weights = sum(int(np.prod(tensor.shape)) for tensor in plan)
     return f"{8 * sum(map(tensor_size, plan)) / weights:.2f}bpw"
+
+
+def widened_label(model: QuantizedModel, plan: Sequence[PlannedTensor]) -> str:
+    """Say "3bit-" before the type of blocks that hold wider codes than were solved, else nothing.
+
+    Else files of 3 and of 4 bits would have one name.
+    """
+    tensors = [tensor for tensor in plan if tensor.name.startswith("blk.")]
+    bits = set()
+    for tensor in tensors:
+        source = tensor.place.sources[0]
+        grid = model.grid(source)
+        if grid is not None:
+            held = bits_in_file(source, tensor.shape, grid)
+            bits.add((grid.bits, held))
+    if len(bits) != 1:
+        return ""
+    solved, held = bits.pop()
+    return f"{solved}bit-" if held is not None and held > solved else ""
 
 
 def block_types(plan: Sequence[PlannedTensor]) -> set[str]:

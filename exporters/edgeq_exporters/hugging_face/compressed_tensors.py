@@ -41,7 +41,10 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
             grid, "compressed-tensors"
         )
     if grid.zeros == "offset":
-        return "compressed-tensors has no free offsets; use a symmetric grid or zeros = 'integer'"
+        return (
+            "compressed-tensors holds whole zero points, no free offsets; "
+            "use a symmetric grid or zeros = 'integer'"
+        )
     if grid.group_size is not None and in_features % grid.group_size:
         fitting = [str(size) for size in (32, 64, 128) if in_features % size == 0]
         choices = " or ".join([*fitting, "'row'"])

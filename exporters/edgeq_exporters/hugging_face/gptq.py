@@ -38,7 +38,10 @@ def why_not_grid(shape: Shape, grid: Grid) -> str | None:
     if grid.table or grid.outlier_columns:
         return why_not_table(grid, "GPTQ") or why_not_outliers(grid, "GPTQ")
     if grid.zeros == "offset":
-        return "GPTQ has no free offsets; use a symmetric grid or zeros = 'integer'"
+        return (
+            "GPTQ holds whole zero points, no free offsets; "
+            "use a symmetric grid or zeros = 'integer'"
+        )
     if grid.group_size is not None and grid.group_size % 32:
         return (
             f"group_size {grid.group_size} is not a multiple of 32, GPTQ's rule; "

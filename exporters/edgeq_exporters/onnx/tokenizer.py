@@ -17,8 +17,8 @@ from edgeq.files.json_files import json_bytes
 Files = Mapping[str, bytes]
 Json = Mapping[str, Any]
 
-LINE_BREAKS = "a line break between blanks"
-SLASHES = LINE_BREAKS + ", or a slash behind other signs"
+LINE_BREAKS = "a line break with spaces before and after it"
+SLASHES = LINE_BREAKS + ", or a slash after other punctuation"
 DIFFERS = {
     "llama-bpe": LINE_BREAKS,
     "smaug-bpe": LINE_BREAKS,
