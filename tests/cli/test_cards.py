@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import chdir, redirect_stdout
+from typing import Any
 
 import gguf
 import pytest
@@ -244,7 +245,7 @@ def test_what_people_wrote_into_a_card_is_never_replaced(edgeq, source, copy, pl
 
 def test_what_is_measured_later_comes_into_the_cards(edgeq, copy):
     checkpoint = Checkpoint(copy)
-    quality = {
+    quality: dict[str, Any] = {
         "kl": 0.0865,
         "top1_agreement": 0.86,
         "perplexity": 23.1,
