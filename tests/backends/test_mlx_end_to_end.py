@@ -111,7 +111,7 @@ def test_mlx_measures_without_torch_where_nothing_is_compared(run):
     assert "mlx" in loaded and "torch" not in loaded
 
 
-@pytest.mark.parametrize("backend", ["cpu", "mlx"])
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("mlx", marks=pytest.mark.slow)])
 def test_what_one_backend_wrote_is_exported_and_run_in_mlx_lm(glass, tmp_path, backend):
     checkpoint, size = tmp_path / "checkpoint", ["--sequence-length", 64]
     options = ["--backend", backend, "--quality", "fast", "--samples", 4, *size]

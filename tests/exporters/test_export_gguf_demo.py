@@ -35,6 +35,7 @@ PROJECTIONS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+pytestmark = pytest.mark.slow  # reading its tokenizer and 49,152 tokens takes seconds each time
 NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 
 
