@@ -144,3 +144,12 @@ def test_of_much_advice_the_first_is_shown_and_the_rest_is_counted():
 
 def test_names_of_somebody_else_are_not_obeyed():
     assert "\x1b[31m" not in shown(replace(FINISHED, model="\x1b[31mred", advice=["[bold]x"]))
+
+
+def test_a_budget_says_in_one_line_what_it_predicts_and_what_one_type_would():
+    uniform = [{"type": "Q3_K", "bytes": 9, "predicted_kl": 0.04, "best_of_size": 0.03}]
+    budget = {"predicted_kl": 0.0312, "limit": 10, "uniform": uniform}
+    spent = replace(FINISHED, report=replace(FINISHED.report, budget=budget))
+    assert "KL 0.0312 predicted; Q3_K for all layers: 0.04" in shown(spent)
+    none = replace(FINISHED, report=replace(FINISHED.report, budget=budget | {"limit": 8}))
+    assert "no one type for all layers keeps within it" in shown(none)

@@ -167,9 +167,31 @@ def test_the_list_names_what_keeps_a_checkpoint_out(edgeq, saved_model, quick, t
         "without loss",
         "no",
     ]
-    assert "rounded offsets" in rows["gguf"]["reason"]
+    assert "rounded again" in rows["gguf"]["reason"]
+    assert "at most" not in rows["gguf"]["reason"]  # nothing was written yet
     assert "choose group_size 32, 64 or 128" in rows["mlx"]["reason"]
     assert "choose 2, 4 or 8" in rows["compressed-tensors"]["reason"]
+
+
+def test_what_an_export_rounds_again_is_said_in_the_same_words_everywhere(
+    edgeq, saved_model, quick, tmp_path
+):
+    out = tmp_path / "out"
+    (tmp_path / "whole.toml").write_text('zeros = "integer"\nbits = 3\n', encoding="utf-8")
+    options = ["--recipe", tmp_path / "whole.toml", "--export", "gguf", "--solver", "rtn", *quick]
+    result = edgeq("quantize", saved_model, "-o", out, *options, "--json")
+    assert result.status == 0, result.err
+    run = json.loads(result.out)
+    manifest = json.loads((out / "gguf" / "manifest.json").read_text(encoding="utf-8"))
+    largest = max(each["largest_deviation"] for each in manifest["tensors"])
+    said = f"layers.0.mlp.down_proj.weight; weights move by at most {largest:.1g}"
+    assert largest > 0
+    for texts in (run["notes"], run["advice"]):
+        assert sum(said in text for text in texts) == 1
+    for path in ("gguf/README.md", "report.html"):
+        assert said in (out / path).read_text(encoding="utf-8")
+    assert said in edgeq("formats", out).out
+    assert run["result"].endswith("3bit-Q4_1.gguf")
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ def test_help_fits_a_screen_and_names_what_help_all_describes(edgeq, command):
         ("models/Tiny One/", {"bits": 3}, {}, "Tiny-One-3bit"),
         ("owner/Name@main", {"type": "Q4_K_M"}, {}, "Name-Q4_K_M"),
         ("a/b/Big.Q8_0.gguf", {}, {"file_size": "700 mb"}, "Big.Q8_0-700MB"),
+        ("x", {}, {"file_size": "1.5GB"}, "x-1.5GB"),
         ("-x", {"bits": 3}, {"bits_per_weight": 3.4}, "x-3.4bpw"),
         ("x", {}, {"fits": "6GB", "context": 64}, "x-fits-6GB"),
     ],
