@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from edgeq.checkpoint.reader import Checkpoint
+from edgeq.commands.evaluation_screen import fitting_names, pair_words
 from edgeq.errors import BadInput
 from edgeq.measuring.evaluate import evaluate, evaluate_all
 from edgeq.measuring.quality import compare
@@ -300,3 +301,21 @@ def test_another_vocabulary_under_the_same_ids_is_refused(original, eight_bits, 
     (swapped / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(BadInput, match="has another tokenizer: token"):
         evaluate_all([str(eight_bits), str(swapped)], reference=str(original), **SHORT)
+
+
+def test_names_are_cut_from_the_left_or_numbered_where_that_makes_two_alike():
+    assert fitting_names(["long/name", "b"], 9) == ["long/name", "b"]
+    assert fitting_names(["models/long-name", "b"], 9) == ["…ong-name", "b"]
+    assert fitting_names(["one/model.gguf", "two/model.gguf"], 9) == ["#1", "#2"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.25, -0.125), (0.125, 0.25)])
+def test_a_difference_is_stated_in_the_order_of_its_sentence(low, high):
+    names = {"a": "near", "b": "far"} if high < 0 else {"a": "far", "b": "near"}
+    pair = {"a": "a", "b": "b", "kl_difference": (low + high) / 2, "interval": [low, high]}
+    said = "near is closer to the original than far, by 0.1875 (0.1250 to 0.2500)"
+    assert pair_words(pair, names) == said
+    ratio = {"perplexity_ratio": 2 ** (8 * (low + high) / 3), "kl_difference": None}
+    ratio["perplexity_ratio_interval"] = [2 ** (8 * low), 2 ** (8 * high)]
+    said = "near predicts the text better than far, with 0.5000 times its perplexity"
+    assert pair_words(pair | ratio, names) == f"{said} (0.2500 to 0.5000)"

@@ -223,6 +223,7 @@ def test_every_option_that_a_message_names_is_an_argument():
     known = parameters | {"symmetric", "asymmetric", "list"}
     foreign = {"merge", "no_deps", "model", "its_name", "no", "json"}
     foreign |= {"help", "verbose"}  # none of a message's own
+    foreign |= {"extra", "inexact", "python"}  # of uv
     found = {}
     for path, text in messages():
         for option in re.findall(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)", text):

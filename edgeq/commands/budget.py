@@ -64,8 +64,11 @@ def budget_lines(found: Mapping[str, Any]) -> list[str]:
 
     beside = "".join(f", {part} {show_megabytes(size)}" for part, size in found["beside"].items())
     sizes = f"{show_megabytes(found['smallest'])} to {show_megabytes(found['largest'])}"
+    read = found["read"]
+    unread = [] if read is None else [f"the model reads only {read} tokens of that --context"]
     return [
-        f"{show_megabytes(found['limit'])}{beside}; its types take {sizes}",
+        f"{show_megabytes(found['limit'])}{beside}; in all {sizes} by its types",
+        *unread,
         f"chosen for each of {found['items']} parts from {', '.join(found['types'])}",
         f"measuring them takes about {show_time(found['seconds'])} and "
         f"{show_size(found['memory'])} beside the process, before the run",

@@ -112,7 +112,8 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     seconds = plan["seconds"]
     size = show_size(plan["original"])
     table.add_row("model", f"{plan['model']}, {seconds['blocks']} blocks, {size}")
-    table.add_row("grids", show_counts(plan["grids"]))
+    if plan["grids"]:
+        table.add_row("grids", show_counts(plan["grids"]))
     table.add_row("memory", "\n".join(memory_lines(plan["memory"])))
     table.add_row("schedule", describe_way(plan["way"]))
     disk = ", ".join(f"{part} {show_size(size)}" for part, size in plan["disk"].items())
@@ -126,7 +127,8 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
         table.add_row("budget", "\n".join(budget_lines(plan["budget"])))
     for row in plan["formats"] or plan["other formats"]:
         fits = f"does not fit: {row['refused']}" if row["refused"] else f"for {row['read_by']}"
-        table.add_row(row["format"], f"{show_size(row['bytes'])}, {fits}")
+        most = "at most " if "budget" in plan else ""
+        table.add_row(row["format"], f"{most}{show_size(row['bytes'])}, {fits}")
         for note in row["notes"]:
             table.add_row("", f"note: {note}")
     for note in plan["notes"]:

@@ -132,7 +132,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
       edgeq quantize ./Llama-3.2-1B --output llama-3bit --type Q3_K --export gguf
       edgeq quantize ./Llama-3.2-1B --output llama-small --file-size 700MB --export gguf
     """
-    from edgeq.run.asked import Asked, prepare_run  # noqa: PLC0415
+    from edgeq.run.asked import Asked, check_words, prepare_run  # noqa: PLC0415
     from edgeq.run.output_name import default_output  # noqa: PLC0415
     from edgeq.run.spending import Place  # noqa: PLC0415
 
@@ -152,6 +152,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         max_ram=max_ram,
         evaluated=evaluated,
     )
+    check_words(asked)
     with opening_shown(model, plain=as_json), naming_what_fits():
         asked, job, memory = prepare_run(asked)
     say_annealing(job, memory)

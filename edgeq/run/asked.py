@@ -14,13 +14,18 @@ from edgeq.files.storage import check_destination, check_output_file, write_byte
 from edgeq.measuring.evaluate import check_evaluation
 from edgeq.planning.memory import MemoryPlan
 from edgeq.protocols import ModelSource
-from edgeq.run.assembly import fit_job, make_job
+from edgeq.recipe.recipe import make_recipe
+from edgeq.registry import FORMATS, check_format_options, choose_backend, find_format
+from edgeq.run.allocation import DEFAULT_FORMAT
+from edgeq.run.assembly import fit_job, make_job, with_kind_of_zeros
+from edgeq.run.budget import read_budget
 from edgeq.run.fitting import fit_asked
 from edgeq.run.forecast import describe_run, open_outline
 from edgeq.run.pipeline import Job, Observer, quantize
 from edgeq.run.recipe_file import budget_recipe, is_budget_recipe
 from edgeq.run.spending import Place, describe_budget, within_budget
 from edgeq.sources import at_revision, open_source
+from edgeq.words import parse_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,23 @@ class Asked:
     budget: Mapping[str, Any] = field(default_factory=dict)
     max_ram: str | None = None
     evaluated: bool = False
+
+
+def check_words(asked: Asked) -> None:
+    """Refuse what is wrong with options by themselves, before a model is opened or fetched.
+
+    Raises: the errors of `edgeq.errors`.
+    """
+    read_budget(asked.budget)
+    if asked.max_ram is not None:
+        parse_size(asked.max_ram, "--max-ram")
+    for name in asked.exports:
+        find_format(name)
+    check_format_options(asked.exports, asked.export_options)
+    if asked.backend != "auto":  # which would load a framework
+        choose_backend(asked.backend)
+    if asked.imatrix is None:
+        make_recipe(with_kind_of_zeros(asked.settings, ()))
 
 
 def assemble(asked: Asked, source: ModelSource) -> Job:
@@ -107,7 +129,20 @@ def plan_asked(asked: Asked) -> dict[str, Any]:
     job = assemble(asked, open_outline(model) or open_source(model))
     folder = existing_parent(asked.place.output)
     job, memory = fit_into(asked, job, folder)
-    return describe_run(job, memory, folder) | describe_budget(job, asked.budget)
+    plan = describe_run(job, memory, folder)
+    found = describe_budget(job, asked.budget)
+    return {**plan, **within_file(plan, found["budget"]), **found} if found else plan
+
+
+def within_file(plan: Mapping[str, Any], budget: Mapping[str, Any]) -> dict[str, Any]:
+    """Say of formats what a budget leaves them, which chooses other types than the recipe.
+
+    Without an export it is of a GGUF file.
+    """
+    others = [row for row in plan["other formats"] if row["format"] == DEFAULT_FORMAT]
+    formats = [{**row, "bytes": budget["file"]} for row in plan["formats"] or others]
+    disk = {part: budget["file"] if part in FORMATS else n for part, n in plan["disk"].items()}
+    return {"formats": formats, "other formats": [], "grids": {}, "disk": disk}
 
 
 def existing_parent(path: Path) -> Path:

@@ -19,6 +19,8 @@ FLOAT_BYTES = 4
 PROGRAM = 65 * 10**6  # bytes: the runtime itself, and what it keeps whatever the model
 TOKEN = 400  # bytes that it keeps of each token of the vocabulary
 MASK_BYTES = 6  # of each token of the batch for each of the context: in float32 and in float16
+HEADERS = "headers and tokenizer"
+"""The part of a budget that a file holds beside weights."""
 FEWEST_BITS, MOST_BITS = 1.0, 16.0
 
 
@@ -61,7 +63,7 @@ class Budget:
         """Count by part what a limit on files or memory has to hold beside weights."""
         if self.bits_per_weight is not None:
             return {}
-        parts = {"headers and tokenizer": overhead(container)}
+        parts = {HEADERS: overhead(container)}
         if self.fits is not None:
             assert self.context is not None
             decoder = container.source.record.decoder

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeq.run.allocation import pose, spend, stored_allocation, with_allocation
 from edgeq.run.assembly import check_gradients
-from edgeq.run.budget import read_budget
+from edgeq.run.budget import HEADERS, read_budget
 from edgeq.run.forecast import measuring_takes
 from edgeq.run.pipeline import Job, Observer
 from edgeq.run.resume import Ask, refuse_other
@@ -63,12 +63,16 @@ def describe_budget(job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     question = pose(job, budget)
     beside = sum(question.beside.values())
+    longest = job.source.record.context
+    is_beyond = budget.context is not None and longest is not None and budget.context > longest
     labels = dict.fromkeys(o.label for item in question.items for o in item.options)
     return {
         "budget": {
             "asked": budget.asked,
             "limit": question.limit + beside,
             "beside": question.beside,
+            "read": longest if is_beyond else None,
+            "file": min(question.limit, question.largest) + question.beside.get(HEADERS, 0),
             "smallest": question.smallest + beside,
             "largest": question.largest + beside,
             "types": list(labels),

@@ -237,3 +237,20 @@ def test_a_plan_names_the_smallest_memory_and_what_each_format_would_take(edgeq,
         row["format"] for row in plan["other formats"]
     }
     assert "for mlx-lm" in shown
+
+
+def test_sequences_are_as_long_as_a_model_reads_unless_a_length_is_asked_for(edgeq, saved_model):
+    result = edgeq("plan", saved_model, "--backend", "cpu", "--json")
+    assert result.status == 0, result.err
+    assert "sequences of 128 tokens instead of 512: the model reads no more" in result.out
+    result = edgeq("plan", saved_model, "--backend", "cpu", "--sequence-length", 512)
+    assert "the model reads at most 128 tokens" in result.err
+
+
+def test_a_plan_of_a_budget_states_what_the_budget_leaves(edgeq, saved_model, quick):
+    words = ["--fits", "1GB", "--context", "4096"]
+    plan = json.loads(edgeq("plan", saved_model, *quick, *words, "--json").out)
+    assert [row["format"] for row in plan["formats"]] == ["gguf"]
+    assert plan["grids"] == {}
+    shown = edgeq("plan", saved_model, *quick, *words).out
+    assert "the model reads only 128 tokens of that --context" in " ".join(shown.split())
