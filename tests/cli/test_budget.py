@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import gguf
 import models
@@ -163,6 +164,9 @@ def test_what_is_measured_stands_beside_what_is_predicted(edgeq, saved_model, qu
     assert stored["measured"]["kl"] == found["quality"]["kl"]
     again = finished("quantize", saved_model, *quick, *options, "--resume", "--verbose")
     assert " measured (llama.cpp" in " ".join(again.out.split())
+    last = finished("quantize", saved_model, *quick, *options[:4], *FAST, "-o", out, "--resume")
+    assert "not been measured" not in last.out and " predicted; " in last.out
+    assert Path(found["result"]).stem.endswith(f"-{size / 10**6:.9g}MB")
 
 
 def test_a_device_holds_weights_and_cache_and_runtime(saved_model, quick):

@@ -210,6 +210,7 @@ def test_a_modelfile_names_the_file_its_context_and_its_ends(solved):
     assert end in stops and len(set(stops)) == len(stops)
     assert commands[-1] == ("LICENSE", "small-1.0")
     text = (solved / "gguf" / "README.md").read_text(encoding="utf-8")
+    assert f"n_ctx={keys['llama.context_length']}" in text  # no more than the model reads
     assert "ollama create small-1b-q4_0 -f ./Modelfile\nollama run small-1b-q4_0\n" in text
 
 
@@ -252,7 +253,7 @@ def test_what_is_measured_later_comes_into_the_cards(edgeq, copy):
         "reference_perplexity": 21.0,
     }
     quality |= {"runtime": "llama.cpp", "tokens": 4096, "intervals": {"kl": [0.08, 0.093]}}
-    quality["target"] = str(gguf_in(copy / "gguf"))
+    quality |= {"target": str(gguf_in(copy / "gguf"))}
     write_measured(checkpoint, Measured(quality))
     (copy / "mlx" / "README.md").write_text("mine")
     renew_cards(checkpoint)
@@ -329,9 +330,10 @@ def test_cards_and_terms_that_are_no_files_or_huge_do_not_hurt(source, tmp_path)
 
 def test_a_licence_that_nobody_stated_is_said_to_be_unknown(saved_model, tmp_path):
     finished("quantize", saved_model, "-o", tmp_path / "out", *PLAIN, "--export", "gguf")
+    unnamed = "`edgeq evaluate . --reference MODEL` compares it with the original; MODEL is the"
     for place in ("out", "out/gguf"):
         text = (tmp_path / place / "README.md").read_text(encoding="utf-8")
-        assert "Licence: not stated by the base model." in text
+        assert "Licence: not stated by the base model." in text and unnamed in text
         assert not {"license", "base_model"} & front_matter(tmp_path / place / "README.md").keys()
     head = json.loads((tmp_path / "out" / "edgeq.json").read_text())
     del head["origin"]  # as releases without cards wrote it
