@@ -1,5 +1,6 @@
 """Gather what a page says of one run: checkpoint, report, recipe, and what was measured of it."""
 
+import glob
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from edgeq.pages import shown
 from edgeq.pages.charts import Table, shortened
 from edgeq.pages.quality import Quality, Sized
 from edgeq.recipe.recipe import make_recipe
+from edgeq.recipe.setting_rules import DENSE_BITS
 from edgeq.run.advice import advise
 from edgeq.run.finished import notes
 from edgeq.run.measured import Measured, read_measured
+from edgeq.run.recipe_file import toml_value
 from edgeq.run.report import RunReport, is_count, read_report
 from edgeq.solving.report import LayerReport
 
 ORIGINAL = "original"
+MOST_BITS = 8  # of a grid, below those of a layer kept dense
 MOST_NOTES = 40  # of a page; report.json has all
 
 
@@ -173,6 +177,22 @@ def layers_table(layers: Sequence[LayerReport]) -> Table | None:
         errors = [shown.percent(layer.losses.get(stage), 2) for stage in stages]
         rows.append([layer.name, kind, shape, *errors])
     return shortened(["layer", "stored as", "shape", *map(str, stages)], rows, "layers")
+
+
+def more_bits(layers: Sequence[LayerReport], *, in_list: bool) -> str:
+    """Write the override that gives the layer with the largest error more bits; empty without one.
+
+    in_list: as an element of a list in TOML, else as a table of its own.
+    """
+    measured = [layer for layer in layers if layer.losses and layer.bits < DENSE_BITS]
+    if not measured:
+        return ""
+    worst = max(measured, key=lambda layer: layer.final_loss)
+    bits = DENSE_BITS if worst.bits >= MOST_BITS else MOST_BITS
+    name = toml_value(glob.escape(worst.name))
+    if in_list:
+        return f"{{ layers = {name}, bits = {bits} }},"
+    return f"[[overrides]]\nlayers = {name}\nbits = {bits}"
 
 
 def tensors_table(checkpoint: Checkpoint) -> Table:

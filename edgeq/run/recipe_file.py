@@ -21,8 +21,9 @@ def plain_recipe(recipe: Recipe) -> str:
         "",
         *(f"{name} = {toml_value(value)}" for name, value in settings.items()),
     ]
-    if overrides:
-        lines += ["", "overrides = [", *override_lines(overrides, {}), "]"]
+    for override in overrides:  # tables, behind which another can be written
+        pairs = (f"{name} = {toml_value(value)}" for name, value in override.items())
+        lines += ["", "[[overrides]]", *pairs]
     return "\n".join([*lines, ""])
 
 

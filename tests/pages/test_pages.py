@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from edgeq.pages.depth import LAST, layers_by_kind, place_of
 from edgeq.pages.names import names_of
 from edgeq.pages.run_page import run_page, write_run_page
 from edgeq.pages.runs_page import runs_page
+from edgeq.recipe.recipe import make_recipe
 from edgeq.run.measured import Measured
 from edgeq.solving.report import LayerReport, Stage
 
@@ -88,6 +90,17 @@ def test_charts_have_the_numbers_of_the_report_and_of_the_measurement(full_run):
     found = {each["name"]: each["points"] for each in charts["budget"]["views"][0]["series"]}
     assert found["chosen (predicted)"][0][:2] == [1_900_000, 0.02]
     assert found["chosen (measured)"][0][:2] == [1_900_000, 0.025]
+
+
+def test_the_worst_layer_has_an_override_to_paste_behind_the_recipe(make_run):
+    worst = layer("model.layers.0.mlp.down_proj", 0.6, 0.4)
+    other = layer("model.layers.0.mlp.up_proj", 0.9, 0.2)
+    for name, layers in (("a", [other, worst]), ("b", [worst, other])):
+        page = run_page(make_run(name, report=run_report(layers=layers))).decode("utf-8")
+        block = html.unescape(re.search(r"<pre[^>]*><code>(.*?)</code></pre>", page, re.DOTALL)[1])
+        recipe = make_recipe(tomllib.loads(f"bits = 4\n{block}"))
+        assert recipe.grid_of(worst.name).bits == 8
+        assert recipe.grid_of(other.name).bits == 4
 
 
 def test_what_was_not_measured_is_left_out_with_the_command_that_measures_it(make_run):
