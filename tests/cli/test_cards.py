@@ -142,11 +142,14 @@ SNIPPETS = {
 def test_python_in_a_card_runs_as_it_stands_there(solved, name, library):
     pytest.importorskip(SNIPPETS[name, library])
     text = (solved / name / "README.md").read_text(encoding="utf-8")
-    (script,) = [each for each in code_in(text, "python") if f"import {library}" in each
-                 or f"from {library} import" in each]  # fmt: skip
+    imported = re.compile(rf"^(import|from) {library}\b", re.MULTILINE)
+    (script,) = filter(imported.search, code_in(text, "python"))
     shown = io.StringIO()
     with chdir(solved / name), redirect_stdout(shown):
-        exec(compile(script, "README.md", "exec"), {"__name__": "__main__"})
+        for _ in range(5):  # a random model may begin with an end, where the library draws
+            exec(compile(script, "README.md", "exec"), {"__name__": "__main__"})
+            if shown.getvalue().strip():
+                break
     assert shown.getvalue().strip()
 
 

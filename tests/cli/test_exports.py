@@ -136,7 +136,8 @@ def test_a_checkpoint_that_the_export_was_not_made_from_is_noticed(edgeq, solved
 
 def test_what_is_no_export_is_refused_in_one_line(edgeq, solved, tmp_path):
     assert "is not an export" in edgeq("verify", tmp_path).err
-    assert "is not an export" in edgeq("verify", solved).err
+    line = edgeq("verify", solved).err
+    assert "is a checkpoint, not an export; give one of its exports" in line
     assert edgeq("verify", solved / "mlx", "--run").status == 2
 
 
