@@ -7,6 +7,7 @@ ends and how text is put together is the same for all of them, and lies beside t
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from edgeq.protocols import TextSizes
 from edgeq.types import NumpyArray
 
 
@@ -34,20 +35,8 @@ class Speaker(Protocol):
         """Let go of the model."""
 
 
-class Texts(Protocol):
+class Texts(TextSizes, Protocol):
     """Text of one model: its tokenizer, its template, where it ends, how much the model reads."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def vocabulary(self) -> int | None: ...
-
-    @property
-    def context(self) -> int | None: ...
-
-    @property
-    def template(self) -> str | None: ...
 
     def is_end(self, token: int) -> bool:
         """Say whether a token ends a text or a turn."""
