@@ -122,7 +122,13 @@ def layers_of(model):
     return {name: (W[::step], H, D) for name, (W, H, D) in trained.demo_layers().items()}
 
 
-@pytest.mark.parametrize("solver", TABLE["solver"].rule.words)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        word if word == "gptq" else pytest.param(word, marks=SLOW)
+        for word in TABLE["solver"].rule.words
+    ],
+)
 @pytest.mark.parametrize(
     ("model", "bits"),
     [
