@@ -1,6 +1,5 @@
 """What all tests share: one thread a process, random numbers, every backend and its tolerance."""
 
-import gc
 import os
 
 from processes import longest_first, worker_count  # first: sets the environment of frameworks
@@ -22,16 +21,6 @@ def pytest_xdist_auto_num_workers(config):
 def pytest_collection_modifyitems(config, items):
     if hasattr(config, "workerinput"):
         items.sort(key=longest_first)
-
-
-def pytest_collection_finish(session):
-    """Keep what was imported and collected out of every later search for garbage."""
-    gc.collect()
-    gc.freeze()
-
-
-def pytest_sessionfinish(session):
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

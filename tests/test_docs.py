@@ -88,6 +88,7 @@ def test_links_lead_to_files_and_headings(page):
             assert anchor in headings, f"{page}: {file}#{anchor}"
 
 
+@pytest.mark.slow  # CI builds it too
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_the_net(tmp_path):
     """A warning is also a link or an anchor that leads nowhere, or an unknown Python name."""
     site = tmp_path / "site"

@@ -64,7 +64,7 @@ INDEPENDENT = "docs/reference/commands.md"
 """Here each example stands for itself; elsewhere they are typed one after the other."""
 OTHER_RUNS = ("smollm2-3bit", "smollm2-4bit")
 """Runs that examples there start from, as copies of one."""
-DEFAULT = {"README.md", "docs/quickstart.md"}
+DEFAULT = {"README.md"}
 """Pages that every run of the tests runs; -m slow runs the others too."""
 
 

@@ -35,7 +35,14 @@ def export(inputs, tmp_path, request):
     return shutil.copytree(inputs / name, tmp_path / name), inputs / ZEROS_OF[name]
 
 
-every_format = pytest.mark.parametrize("export", ZEROS_OF, indirect=True)
+every_format = pytest.mark.parametrize(
+    "export",
+    [
+        name if name in ("gguf", "mlx", "onnx") else pytest.param(name, marks=pytest.mark.slow)
+        for name in ZEROS_OF
+    ],
+    indirect=True,
+)
 
 
 def one_of_each(manifest):

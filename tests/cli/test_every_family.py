@@ -15,7 +15,17 @@ from edgeq_backends.torch.activations import TorchLogits
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3"])
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(
+    params=[
+        "llama",
+        pytest.param("mistral", marks=SLOW),
+        pytest.param("qwen2", marks=SLOW),
+        "qwen3",
+    ]
+)
 def saved(request, save_model):
     return save_model(request.param)
 

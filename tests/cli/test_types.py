@@ -15,6 +15,7 @@ from edgeq.solving.report import Stage
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "tie_word_embeddings": True}
 SLOW = pytest.mark.slow
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "IQ4_XS", "TQ2_0")
+DEFAULT = ("Q2_K", "Q3_K", "IQ4_XS")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,9 @@ def refitted_losses(folder):
     return [layer.losses[Stage.REFITTED] for layer in layers]
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in DEFAULT else SLOW) for name in TYPES]
+)
 def test_what_was_solved_lies_in_the_file(edgeq, on_type, name):
     folder = on_type(name)
     checkpoint = Checkpoint(folder)

@@ -82,7 +82,10 @@ def verified(exporter, model, folder):
 @pytest.mark.parametrize("name", EXPORTS)  # changes fastest, for the sake of model_on's cache
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    "bits",
+    [pytest.param(bits, marks=pytest.mark.slow) if bits == 6 else bits for bits in BITS],
+)
 def test_a_combination_is_written_and_verified_or_refused(tmp_path, bits, name, tied, shape):
     exporter = load_exporter(name.split()[0], EXPORTS[name])
     for group_size in GROUPS:
