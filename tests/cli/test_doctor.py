@@ -8,6 +8,7 @@ import pytest
 
 from edgeq.commands import doctor, trials
 from edgeq.registry import BACKENDS
+from edgeq.words import BY_UV_RUN
 
 BROKEN = "raise OSError('a library that does not load')\n"
 
@@ -22,6 +23,7 @@ def test_everything_is_tried_and_each_failure_named(edgeq, tmp_path, monkeypatch
     (tmp_path / "mlx" / "__init__.py").write_text("import os; os.abort()\n", encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.delenv(BY_UV_RUN, raising=False)  # its command is another one
     result = edgeq("doctor", "--json")
     assert result.status == 0
     rows = {row["name"]: row for row in json.loads(result.out)["trials"]}
