@@ -17,9 +17,8 @@ from edgeq.api.results import ExportResult, FormatRow, Verification
 from edgeq.api.settings import FormatOptions, checked_options, option_table
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
+from edgeq.measuring.checking import check_export
 from edgeq.measuring.formats import formats as list_formats
-from edgeq.measuring.run_export import run_export
-from edgeq.measuring.verify import verify as read_back
 from edgeq.run.exporting import write_export
 
 
@@ -113,10 +112,7 @@ def verify(
     name = text_of("backend", backend)
     if run and checkpoint is None:
         raise BadInput("run=True compares with the checkpoint's weights; give against too")
-    found = read_back(place, against=checkpoint)
-    if run and checkpoint is not None and not found["differences"]:
-        ran = run_export(place, against=checkpoint, backend=name)
-        found |= {"run": ran, "differences": ran.pop("differences")}
+    found = check_export(place, against=checkpoint, backend=name, running=run)
     return Verification(
         Path(found["export"]),
         found["format"],

@@ -12,7 +12,6 @@ import click
 
 from edgeq.commands.choices import CHECKPOINT, PATH
 from edgeq.commands.options import BACKEND_OPTION, JSON_OPTION
-from edgeq.errors import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,37 +45,16 @@ def verify_command(
       edgeq verify smollm2/gguf --against smollm2 --run
     """
     from edgeq.commands.screen import print_result  # noqa: PLC0415
-    from edgeq.measuring.run_export import run_export  # noqa: PLC0415
-    from edgeq.measuring.verify import verify  # noqa: PLC0415
+    from edgeq.measuring.checking import check_export  # noqa: PLC0415
 
     if running and against is None:
         raise click.UsageError(
             "--run compares with the checkpoint's weights; add --against CHECKPOINT"
         )
-    export = folder_of_export(export)
-    result = verify(export, against=against)
-    if running and against is not None and not result["differences"]:
-        run = run_export(export, against=against, backend=backend)
-        result |= {"run": run, "differences": run.pop("differences")}
+    result = check_export(export, against=against, backend=backend, running=running)
     print_result(result, as_json, show_verified)
     if result["differences"]:
         sys.exit(1)
-
-
-def folder_of_export(export: Path) -> Path:
-    """Find the directory of an export: its own, or that of a file inside of it.
-
-    Raises: BadInput for a checkpoint, naming the exports that lie in it.
-    """
-    from edgeq.files.ownership import HEAD_FILE, MANIFEST_FILE  # noqa: PLC0415
-
-    if export.is_file() and (export.parent / MANIFEST_FILE).is_file():
-        return export.parent
-    if not (export / MANIFEST_FILE).is_file() and (export / HEAD_FILE).is_file():
-        inside = sorted(str(each.parent) for each in export.glob(f"*/{MANIFEST_FILE}"))
-        what = f"give one of its exports: {', '.join(inside)}" if inside else "it has no exports"
-        raise BadInput(f"{str(export)!r} is a checkpoint, not an export; {what}")
-    return export
 
 
 def show_verified(console: "Console", result: Mapping[str, Any]) -> None:
