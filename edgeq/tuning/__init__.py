@@ -1,0 +1,1 @@
+"""Tune what was solved against what the original model predicts; codes stay as they are."""

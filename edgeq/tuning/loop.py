@@ -1,0 +1,147 @@
+"""Tune scales, offsets, norms and biases so that a model predicts what its original predicts.
+
+Windows that are held out decide what is kept; where nothing was gained, nothing changes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from edgeq.checkpoint.reader import Checkpoint
+from edgeq.errors import BadInput
+from edgeq.streams.blockwise import share_windows
+from edgeq.tuning.adam import descend, rate_at
+from edgeq.tuning.free import FREE
+from edgeq.tuning.model import Models
+from edgeq.tuning.passes import (
+    TunedBlocks,
+    held_out_kl,
+    loss_and_gradients,
+    original_states,
+)
+from edgeq.tuning.state import Row, State, read_state, write_state
+from edgeq.types import NumpyArray
+
+MEASUREMENTS = 8  # of held-out windows, evenly spread over the steps
+PATIENCE = 4  # measurements without a gain, after which the rest is not worth its time
+READING = "reading the original, block"
+TUNING = "tuning, step"
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How to tune.
+
+    passes: how often every window is read. rate: the largest share by which a step moves a number.
+    held_out: the share of the windows that decides, evenly spread over all texts.
+    """
+
+    rate: float = 3e-3
+    passes: int = 2
+    step_windows: int = 16
+    seed: int = 0
+    held_out: float = 0.0625
+    free: tuple[str, ...] = FREE
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What came out.
+
+    values are the new floats by tensor and part, none where nothing was gained. before and after
+    are means of KL on held-out windows, in nats; kept_step is the step that is kept, 0 for none.
+    """
+
+    values: Mapping[str, Mapping[str, NumpyArray]]
+    before: float
+    after: float
+    curve: Sequence[Row]
+    kept_step: int
+    steps: int
+    tokens: int
+    held_out_tokens: int
+    way: str
+    precision: str
+
+
+def tune(
+    models: Models,
+    checkpoint: Checkpoint,
+    windows: NumpyArray,
+    tuning: Tuning,
+    *,
+    watch: Callable[[str, int, int], None],
+    folder: Path | None = None,
+    measured: Callable[[Row], None] = lambda row: None,
+) -> Tuned:
+    """Descend on the KL to the original, and keep what held-out windows are best with.
+
+    State is saved in a folder at each measurement and found there again. watch is told what is
+    done, how much of it and how much there is; measured gets each row of the curve.
+
+    Shapes: windows (count, tokens) of token ids.
+    Raises: BadInput for fewer than two windows, or predictions that are not finite.
+    """
+    held, training = share_windows(windows, tuning.held_out)
+    if not len(training):
+        raise BadInput(
+            f"tuning got {len(windows)} windows of text; it needs 2 or more, since one is held out"
+        )
+    blocks = TunedBlocks(checkpoint, models, tuning.free)
+    reading = original_states(models, held, training, partial(watch, READING))
+    order = batches_of(len(training), tuning)
+    steps = len(order)
+    state = None if folder is None else read_state(folder, blocks, steps)
+    if state is None:
+        before = held_out_kl(blocks, held, reading.read, blocks.zeros())
+        state = State.start(blocks, before)
+        measured(state.curve[-1])
+    marks = {round((place + 1) * steps / MEASUREMENTS) for place in range(MEASUREMENTS)} | {steps}
+    while state.step < steps and state.unimproved < PATIENCE:
+        chosen = order[state.step]
+        losses, gradients = loss_and_gradients(
+            blocks,
+            training[chosen],
+            lambda window, chosen=chosen: reading.read(len(held) + int(chosen[window])),  # type: ignore[misc]
+            state.masters,
+        )
+        rate = rate_at(state.step, steps, tuning.rate)
+        for key, gradient in gradients.items():
+            x, state.moments[key] = descend(
+                state.masters[key], gradient, state.moments[key], step=state.step, rate=rate
+            )
+            state.masters[key] = blocks.free[key].limited(x)
+        models.numbers.finish([*state.masters.values()])
+        state.step += 1
+        is_measured = state.step in marks
+        kl = held_out_kl(blocks, held, reading.read, state.masters) if is_measured else None
+        state.note(losses, kl)
+        measured(state.curve[-1])
+        if is_measured and folder is not None:
+            write_state(folder, state, blocks, steps)
+        watch(TUNING, state.step, steps)
+    return Tuned(
+        blocks.values(state.best) if state.kept_step else {},
+        state.before,
+        state.least,
+        state.curve,
+        state.kept_step,
+        state.step,
+        training.size,
+        held.size,
+        models.way,
+        models.quantized.precision,
+    )
+
+
+def batches_of(count: int, tuning: Tuning) -> list[NumpyArray]:
+    """Draw which windows make up each step, every one once in a pass, in steps of like size."""
+    rng = np.random.default_rng(tuning.seed)
+    of_pass = max(1, round(count / tuning.step_windows))
+    found: list[NumpyArray] = []
+    for _ in range(tuning.passes):
+        found += np.array_split(rng.permutation(count), of_pass)
+    return found

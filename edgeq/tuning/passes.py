@@ -1,0 +1,269 @@
+"""One pass of a batch through the quantized model and back, a block at a time.
+
+Hidden states between blocks are kept. What runs together passes a block before the next one is
+filled: all batches of a step where a model does not fit into memory, else one batch at a time.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
+
+import numpy as np
+
+from edgeq.checkpoint.reader import Checkpoint
+from edgeq.errors import BadInput
+from edgeq.streams.blockwise import split_windows
+from edgeq.streams.hidden_states import HiddenStates
+from edgeq.tuning.free import FreeNumbers, free_of_block, free_outside
+from edgeq.tuning.matrices import TunedMatrix, float_parts, matrix_of, tensor_of
+from edgeq.tuning.model import Models
+from edgeq.types import Array, BlockSpec, NumpyArray, QuantizedLinear
+
+Masters = dict[str, Array]
+"""What is tuned, by the key of its part."""
+
+
+class TunedBlocks:
+    """The tensors of a checkpoint as functions of what is free in them."""
+
+    def __init__(self, checkpoint: Checkpoint, models: Models, free: Sequence[str]) -> None:
+        self.checkpoint, self.models = checkpoint, models
+        self.specs = checkpoint.blocks()
+        self._kept: dict[int, Mapping[str, TunedMatrix]] = {}
+        self._fixed: dict[str, dict[str, Array]] = {}
+        numbers = models.numbers
+        self.free: dict[str, FreeNumbers] = {}
+        self._of_block: dict[int, list[str]] = {}
+        for spec in self.specs:
+            layers = self._layers(spec)
+            parts = list(free_of_block(checkpoint, spec, layers, free))
+            self.free |= {part.key: FreeNumbers(part, numbers) for part in parts}
+            self._of_block[spec.index] = [part.key for part in parts]
+            moved = {(part.tensor, part.part) for part in parts}
+            for tensor, layer in layers.items():
+                self._fixed[tensor] = {
+                    name: numbers.put(floats)
+                    for name, floats in float_parts(layer).items()
+                    if (tensor, name) not in moved
+                }
+            if models.resident:
+                self._kept[spec.index] = self._make(layers)
+        outside = list(free_outside(checkpoint, free))
+        self.free |= {part.key: FreeNumbers(part, numbers) for part in outside}
+        self._outside = [part.key for part in outside]
+
+    def zeros(self) -> Masters:
+        """Give the masters at which everything is as it was solved."""
+        return {key: numbers.zeros() for key, numbers in self.free.items()}
+
+    def values(self, masters: Masters) -> dict[str, dict[str, NumpyArray]]:
+        """Give the stored floats at these masters, by tensor and part."""
+        found: dict[str, dict[str, NumpyArray]] = {}
+        for key, free in self.free.items():
+            value = self.models.numbers.get(free.value(masters[key]))
+            found.setdefault(free.part.tensor, {})[free.part.part] = value
+        return found
+
+    def outside(self, masters: Masters) -> dict[str, Array]:
+        """Give the tensors outside of the blocks that are tuned."""
+        return self._dense(self._outside, masters)
+
+    def matrices(self, spec: BlockSpec) -> Mapping[str, TunedMatrix]:
+        """Give the quantized tensors of a block, read again unless they are kept."""
+        return self._kept.get(spec.index) or self._make(self._layers(spec))
+
+    def tensors(
+        self, spec: BlockSpec, matrices: Mapping[str, TunedMatrix], masters: Masters
+    ) -> dict[str, Array]:
+        """Compute the tensors of a block that are quantized or tuned, as the model has them."""
+        floats = {tensor: dict(self._fixed[tensor]) for tensor in matrices}
+        for key in self._of_block[spec.index]:
+            part = self.free[key].part
+            if part.tensor in matrices:
+                floats[part.tensor][part.part] = self.free[key].value(masters[key])
+        made = self._dense(self._of_block[spec.index], masters)
+        for tensor, matrix in matrices.items():
+            linear = self.checkpoint.record.decoder.linear_of(tensor)
+            whole = matrix.matrix(floats[tensor])
+            made[tensor] = whole if linear is None else tensor_of(linear, whole)
+        return made
+
+    def take_back(
+        self, gradients: Mapping[str, Array], matrices: Mapping[str, TunedMatrix]
+    ) -> Iterator[tuple[str, Array]]:
+        """Turn gradients of a model's tensors into those of the masters, by key."""
+        for tensor, gradient in gradients.items():
+            parts = {"values": gradient}
+            if tensor in matrices:
+                linear = self.checkpoint.record.decoder.linear_of(tensor)
+                whole = gradient if linear is None else matrix_of(linear, gradient)
+                parts = matrices[tensor].take_back(whole)
+            for part, of_part in parts.items():
+                key = f"{tensor}.{part}"
+                if key in self.free:
+                    yield key, of_part * self.free[key].unit
+
+    def _dense(self, keys: Sequence[str], masters: Masters) -> dict[str, Array]:
+        return {
+            self.free[key].part.tensor: self.free[key].value(masters[key])
+            for key in keys
+            if self.free[key].part.part == "values"
+        }
+
+    def _layers(self, spec: BlockSpec) -> dict[str, QuantizedLinear]:
+        names = dict.fromkeys(linear.tensor for linear in spec.linears)
+        return {
+            name: self.checkpoint.quantized(name) for name in names if self.checkpoint.grid(name)
+        }
+
+    def _make(self, layers: Mapping[str, QuantizedLinear]) -> dict[str, TunedMatrix]:
+        return {name: TunedMatrix(layer, self.models.numbers) for name, layer in layers.items()}
+
+
+def original_states(
+    models: Models,
+    exact: NumpyArray,
+    others: NumpyArray,
+    watch: Callable[[int, int], None],
+) -> HiddenStates:
+    """Run windows through the original's blocks, each of which is read once.
+
+    The first windows are run in float32, the others as training passes are. Gives the hidden states
+    behind the last block, an item per window.
+
+    Shapes: exact and others (count, tokens) of token ids.
+    """
+    original, states = models.original, models.make_states()
+    batches = split_windows(np.concatenate([exact, others]), 1)
+    for hidden in original.record(batches):
+        states.append(hidden)
+    count = len(original.places)
+    for index in range(count):
+        with original.block(index):
+            for batch in range(len(batches)):
+                with original.exact() if batch < len(exact) else nullcontext():
+                    states.replace(batch, original.run_block(index, batch, states.read(batch)))
+        watch(index + 1, count)
+    return states
+
+
+def forward(
+    blocks: TunedBlocks, batches: Sequence[NumpyArray], masters: Masters
+) -> Iterator[HiddenStates]:
+    """Run batches through the quantized model; yields the states before each block, then behind."""
+    model = blocks.models.quantized
+    states = blocks.models.make_states()
+    for hidden in model.record(batches):
+        states.append(hidden)
+    yield states
+    for spec in blocks.specs:
+        behind = blocks.models.make_states()
+        tensors = blocks.tensors(spec, blocks.matrices(spec), masters)
+        with model.traced(spec.index, tensors) as block:
+            for batch in range(len(batches)):
+                behind.append(block.forward(batch, states.read(batch)))
+        states = behind
+        yield states
+
+
+def loss_and_gradients(
+    blocks: TunedBlocks,
+    windows: NumpyArray,
+    targets: Callable[[int], Array],
+    masters: Masters,
+) -> tuple[float, Masters]:
+    """Compute the mean KL over windows, and its gradients by the keys of the masters.
+
+    targets gives the original's hidden states of a window.
+
+    Shapes: windows (count, tokens) of token ids; hidden states of a window (1, tokens, hidden).
+    """
+    kl, found = 0.0, blocks.zeros()
+    models = blocks.models
+    tokens = models.batch_tokens
+    batches = split_windows(windows, tokens)
+    together = [[batch] for batch in batches] if models.resident else [batches]
+    first = 0
+    for group in together:
+        starts = first + np.cumsum([0, *(len(ids) for ids in group)])
+        of_group = partial(targets_of, models, targets, starts)
+        kl += _add_gradients(blocks, group, of_group, masters, found, 1 / windows.size)
+        first = int(starts[-1])
+    mean = kl / windows.size
+    if not np.isfinite(mean):
+        raise BadInput(
+            f"model {blocks.checkpoint.record.name!r} predicts NaN or infinity while it is tuned; "
+            "choose a smaller rate, or other text"
+        )
+    return mean, found
+
+
+def targets_of(
+    models: Models, targets: Callable[[int], Array], starts: Sequence[int], batch: int
+) -> Array:
+    """Put the original's hidden states of a batch's windows together."""
+    found = [targets(window) for window in range(int(starts[batch]), int(starts[batch + 1]))]
+    return found[0] if len(found) == 1 else models.numbers.stacked(found)
+
+
+def _add_gradients(
+    blocks: TunedBlocks,
+    batches: Sequence[NumpyArray],
+    targets: Callable[[int], Array],
+    masters: Masters,
+    found: Masters,
+    weight: float,
+) -> float:
+    """Run batches forward and back; adds their gradients, and gives the sum of their KL."""
+    model, kl = blocks.models.quantized, 0.0
+    states = list(forward(blocks, batches, masters))
+    outside = blocks.outside(masters)
+    gradients = []
+    for result in model.divergences(
+        blocks.models.original, batches, states.pop(), targets, outside, weight=weight
+    ):
+        kl += result.kl
+        gradients.append(result.hidden)
+        for key, of_part in blocks.take_back(result.tensors or {}, {}):
+            found[key] = found[key] + of_part
+    for spec in reversed(blocks.specs):
+        before = states.pop()
+        matrices = blocks.matrices(spec)
+        tensors = None
+        if not blocks.models.resident:
+            tensors = blocks.tensors(spec, matrices, masters)
+        with model.traced(spec.index, tensors) as block:
+            for batch, gradient in enumerate(gradients):
+                gradients[batch] = block.backward(batch, before.read(batch), gradient)
+            for key, of_part in blocks.take_back(block.gradients(), matrices):
+                found[key] = found[key] + of_part
+    blocks.models.numbers.finish(list(found.values()))
+    return kl
+
+
+def held_out_kl(
+    blocks: TunedBlocks,
+    windows: NumpyArray,
+    targets: Callable[[int], Array],
+    masters: Masters,
+) -> float:
+    """Measure the mean KL over windows in float32, without gradients."""
+    models, kl, first = blocks.models, 0.0, 0
+    batches = split_windows(windows, models.batch_tokens)
+    together = [[batch] for batch in batches] if models.resident else [batches]
+    with ExitStack() as stack:
+        stack.enter_context(models.quantized.exact())
+        stack.enter_context(models.original.exact())
+        for group in together:
+            starts = first + np.cumsum([0, *(len(ids) for ids in group)])
+            states = None
+            for states in forward(blocks, group, masters):
+                pass
+            assert states is not None
+            of_group = partial(targets_of, models, targets, starts)
+            results = models.quantized.divergences(
+                models.original, group, states, of_group, blocks.outside(masters), weight=None
+            )
+            kl += sum(result.kl for result in results)
+            first = int(starts[-1])
+    return kl / windows.size
