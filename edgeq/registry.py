@@ -106,6 +106,11 @@ SPEAKERS = {
     ),
 }
 """What writes text token by token, by runtime: a framework takes a source, others take a path."""
+TUNERS = {
+    "torch": Entry("edgeq_backends.torch.tuning:torch_models", "cuda"),
+    "mlx": Entry("edgeq_backends.mlx.tuning:mlx_models", "mlx"),
+}
+"""What runs a checkpoint and its original forward and back, by framework."""
 REFERENCES = {
     "transformers": Entry("edgeq_backends.torch.originals:TransformersLogits", "cuda"),
     "llama.cpp": Entry("edgeq_backends.llama_cpp:LlamaCppLogits", "llama-cpp"),

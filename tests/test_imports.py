@@ -59,9 +59,10 @@ ALLOWED = {
     "solving": "ground grids algorithms recipe",
     "measuring": "ground registry files sources grids calibration checkpoint recipe",
     "planning": "ground architectures calibration streams algorithms checkpoint recipe solving",
+    "tuning": "ground files streams checkpoint",
     "run": "ground registry files sources grids calibration streams algorithms checkpoint recipe"
     " solving"
-    " planning measuring",
+    " planning measuring tuning",
     "talking": "ground registry files architectures sources calibration checkpoint measuring",
     "pages": "ground registry files checkpoint recipe solving measuring run",
     "api": "ground registry files sources checkpoint recipe solving planning measuring run talking"
@@ -71,7 +72,7 @@ ALLOWED = {
     "edgeq": "ground api",
     "__main__": "commands",
     "backends": "ground architectures streams sources",
-    "backends/*": "backends ground architectures streams sources",
+    "backends/*": "backends ground architectures streams sources tuning",
     "exporters": "ground files grids architectures checkpoint",
     "exporters/common": "exporters ground files grids architectures checkpoint",
     "exporters/*": "exporters exporters/common ground files grids architectures checkpoint",

@@ -1,7 +1,6 @@
 """Descend along gradients by Adam, in operators that arrays of every framework have."""
 
 import math
-from collections.abc import Mapping
 
 from edgeq.types import Array
 
@@ -34,5 +33,3 @@ def descend(
     square = second * moments[1] + (1 - second) * gradient * gradient
     size = (square / (1 - second ** (step + 1))) ** 0.5 + TINY
     return x - rate / (1 - first ** (step + 1)) * mean / size, (mean, square)
-
-

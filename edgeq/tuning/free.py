@@ -108,7 +108,10 @@ def dense_part(checkpoint: Checkpoint, tensor: str, *, is_norm: bool) -> FreePar
 
 
 def free_of_block(
-    checkpoint: Checkpoint, block: BlockSpec, layers: Mapping[str, QuantizedLinear], free: Sequence[str]
+    checkpoint: Checkpoint,
+    block: BlockSpec,
+    layers: Mapping[str, QuantizedLinear],
+    free: Sequence[str],
 ) -> Iterator[FreePart]:
     """List what is free in a block whose quantized tensors are given."""
     for tensor, layer in layers.items():

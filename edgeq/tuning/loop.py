@@ -13,6 +13,7 @@ import numpy as np
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
 from edgeq.streams.blockwise import share_windows
+from edgeq.streams.hidden_states import HiddenStates
 from edgeq.tuning.adam import descend, rate_at
 from edgeq.tuning.free import FREE
 from edgeq.tuning.model import Models
@@ -23,7 +24,7 @@ from edgeq.tuning.passes import (
     original_states,
 )
 from edgeq.tuning.state import Row, State, read_state, write_state
-from edgeq.types import NumpyArray
+from edgeq.types import Array, NumpyArray
 
 MEASUREMENTS = 8  # of held-out windows, evenly spread over the steps
 PATIENCE = 4  # measurements without a gain, after which the rest is not worth its time
@@ -93,36 +94,22 @@ def tune(
     blocks = TunedBlocks(checkpoint, models, tuning.free)
     reading = original_states(models, held, training, partial(watch, READING))
     order = batches_of(len(training), tuning)
-    steps = len(order)
-    state = None if folder is None else read_state(folder, blocks, steps)
+    state = None if folder is None else read_state(folder, blocks, len(order))
     if state is None:
-        before = held_out_kl(blocks, held, reading.read, blocks.zeros())
-        state = State.start(blocks, before)
+        state = State.start(blocks, held_out_kl(blocks, held, reading.read, blocks.zeros()))
         measured(state.curve[-1])
-    marks = {round((place + 1) * steps / MEASUREMENTS) for place in range(MEASUREMENTS)} | {steps}
-    while state.step < steps and state.unimproved < PATIENCE:
+    while state.step < len(order) and state.unimproved < PATIENCE:
         chosen = order[state.step]
-        losses, gradients = loss_and_gradients(
-            blocks,
-            training[chosen],
-            lambda window, chosen=chosen: reading.read(len(held) + int(chosen[window])),  # type: ignore[misc]
-            state.masters,
-        )
-        rate = rate_at(state.step, steps, tuning.rate)
-        for key, gradient in gradients.items():
-            x, state.moments[key] = descend(
-                state.masters[key], gradient, state.moments[key], step=state.step, rate=rate
-            )
-            state.masters[key] = blocks.free[key].limited(x)
-        models.numbers.finish([*state.masters.values()])
-        state.step += 1
-        is_measured = state.step in marks
-        kl = held_out_kl(blocks, held, reading.read, state.masters) if is_measured else None
-        state.note(losses, kl)
+        targets = partial(target_of, reading, chosen + len(held))
+        loss = take_step(blocks, state, training[chosen], targets, rate_of(state, order, tuning))
+        kl = None
+        if state.step in measured_steps(len(order)):
+            kl = held_out_kl(blocks, held, reading.read, state.masters)
+        state.note(loss, kl)
         measured(state.curve[-1])
-        if is_measured and folder is not None:
-            write_state(folder, state, blocks, steps)
-        watch(TUNING, state.step, steps)
+        if kl is not None and folder is not None:
+            write_state(folder, state, blocks, len(order))
+        watch(TUNING, state.step, len(order))
     return Tuned(
         blocks.values(state.best) if state.kept_step else {},
         state.before,
@@ -135,6 +122,40 @@ def tune(
         models.way,
         models.quantized.precision,
     )
+
+
+def measured_steps(steps: int) -> set[int]:
+    """List the steps behind which held-out windows are measured: the last one and others before."""
+    return {max(1, round((place + 1) * steps / MEASUREMENTS)) for place in range(MEASUREMENTS)}
+
+
+def target_of(states: HiddenStates, chosen: NumpyArray, window: int) -> Array:
+    """Give the original's hidden states of one of the windows that are chosen for a step."""
+    return states.read(int(chosen[window]))
+
+
+def rate_of(state: State, order: Sequence[NumpyArray], tuning: Tuning) -> float:
+    """Give the rate of the next step."""
+    return rate_at(state.step, len(order), tuning.rate)
+
+
+def take_step(
+    blocks: TunedBlocks,
+    state: State,
+    windows: NumpyArray,
+    targets: Callable[[int], Array],
+    rate: float,
+) -> float:
+    """Move all that is free against the gradients of some windows, and give their mean KL."""
+    loss, gradients = loss_and_gradients(blocks, windows, targets, state.masters)
+    for key, gradient in gradients.items():
+        x, state.moments[key] = descend(
+            state.masters[key], gradient, state.moments[key], step=state.step, rate=rate
+        )
+        state.masters[key] = blocks.free[key].limited(x)
+    blocks.models.numbers.finish([*state.masters.values()])
+    state.step += 1
+    return loss
 
 
 def batches_of(count: int, tuning: Tuning) -> list[NumpyArray]:

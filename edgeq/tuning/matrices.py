@@ -19,7 +19,9 @@ def float_parts(layer: QuantizedLinear) -> dict[str, NumpyArray]:
     """List the stored floats of a solved tensor by part; all else in it are integers."""
     if layer.super_scales is not None:
         found = {"super_scales": layer.super_scales}
-        return found if layer.super_minima is None else {**found, "super_minima": layer.super_minima}
+        return (
+            found if layer.super_minima is None else {**found, "super_minima": layer.super_minima}
+        )
     found = {"scales": layer.scales}
     return {**found, "offsets": layer.offsets} if layer.grid.zeros == "offset" else found
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from edgeq.streams.blockwise import BlockwiseModel
@@ -64,7 +64,7 @@ class HeadResult:
 
     kl: float
     hidden: Array = None
-    tensors: Mapping[str, Array] | None = None
+    tensors: Mapping[str, Array] = field(default_factory=dict)
 
 
 class TuningModel(BlockwiseModel, Protocol):

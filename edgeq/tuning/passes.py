@@ -4,8 +4,9 @@ Hidden states between blocks are kept. What runs together passes a block before 
 filled: all batches of a step where a model does not fit into memory, else one batch at a time.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -179,16 +180,8 @@ def loss_and_gradients(
     Shapes: windows (count, tokens) of token ids; hidden states of a window (1, tokens, hidden).
     """
     kl, found = 0.0, blocks.zeros()
-    models = blocks.models
-    tokens = models.batch_tokens
-    batches = split_windows(windows, tokens)
-    together = [[batch] for batch in batches] if models.resident else [batches]
-    first = 0
-    for group in together:
-        starts = first + np.cumsum([0, *(len(ids) for ids in group)])
-        of_group = partial(targets_of, models, targets, starts)
-        kl += _add_gradients(blocks, group, of_group, masters, found, 1 / windows.size)
-        first = int(starts[-1])
+    for batches, of_batch in groups(blocks.models, windows, targets):
+        kl += _add_gradients(blocks, batches, of_batch, masters, found, 1 / windows.size)
     mean = kl / windows.size
     if not np.isfinite(mean):
         raise BadInput(
@@ -198,12 +191,22 @@ def loss_and_gradients(
     return mean, found
 
 
-def targets_of(
-    models: Models, targets: Callable[[int], Array], starts: Sequence[int], batch: int
-) -> Array:
-    """Put the original's hidden states of a batch's windows together."""
-    found = [targets(window) for window in range(int(starts[batch]), int(starts[batch + 1]))]
-    return found[0] if len(found) == 1 else models.numbers.stacked(found)
+def groups(
+    models: Models, windows: NumpyArray, targets: Callable[[int], Array]
+) -> Iterator[tuple[list[NumpyArray], Callable[[int], Array]]]:
+    """List batches that pass the blocks together, with the targets of each."""
+    batches = split_windows(windows, models.batch_tokens)
+    starts = np.cumsum([0, *(len(ids) for ids in batches)]).tolist()
+
+    def of_batch(first: int, batch: int) -> Array:
+        of_windows = range(starts[first + batch], starts[first + batch + 1])
+        return models.numbers.stacked([targets(window) for window in of_windows])
+
+    if not models.resident:
+        yield batches, partial(of_batch, 0)
+        return
+    for first, ids in enumerate(batches):
+        yield [ids], partial(of_batch, first)
 
 
 def _add_gradients(
@@ -224,7 +227,7 @@ def _add_gradients(
     ):
         kl += result.kl
         gradients.append(result.hidden)
-        for key, of_part in blocks.take_back(result.tensors or {}, {}):
+        for key, of_part in blocks.take_back(result.tensors, {}):
             found[key] = found[key] + of_part
     for spec in reversed(blocks.specs):
         before = states.pop()
@@ -248,22 +251,13 @@ def held_out_kl(
     masters: Masters,
 ) -> float:
     """Measure the mean KL over windows in float32, without gradients."""
-    models, kl, first = blocks.models, 0.0, 0
-    batches = split_windows(windows, models.batch_tokens)
-    together = [[batch] for batch in batches] if models.resident else [batches]
-    with ExitStack() as stack:
-        stack.enter_context(models.quantized.exact())
-        stack.enter_context(models.original.exact())
-        for group in together:
-            starts = first + np.cumsum([0, *(len(ids) for ids in group)])
-            states = None
-            for states in forward(blocks, group, masters):
-                pass
-            assert states is not None
-            of_group = partial(targets_of, models, targets, starts)
+    models, kl = blocks.models, 0.0
+    outside = blocks.outside(masters)
+    with models.quantized.exact(), models.original.exact():
+        for batches, of_batch in groups(models, windows, targets):
+            [states] = deque(forward(blocks, batches, masters), maxlen=1)
             results = models.quantized.divergences(
-                models.original, group, states, of_group, blocks.outside(masters), weight=None
+                models.original, batches, states, of_batch, outside, weight=None
             )
             kl += sum(result.kl for result in results)
-            first = int(starts[-1])
     return kl / windows.size

@@ -93,7 +93,9 @@ def fast_type(device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     has_products = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
-    if has_products and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    if has_products and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    ):
         return torch.bfloat16
     return None
 
@@ -182,9 +184,9 @@ class TuningModel(StreamedModel):
             try:
                 yield leaves
             finally:
-                for name in leaves:
+                for name, tensor in leaves.items():
                     for module, leaf in self._slots[name]:
-                        module._parameters[leaf] = parameter(leaves[name].detach().to("meta"))
+                        module._parameters[leaf] = parameter(tensor.detach().to("meta"))
                 self._filled_once -= {each.targets for each in given}
 
     def _read(
@@ -236,7 +238,11 @@ class TuningModel(StreamedModel):
                         yield HeadResult(kl)
                         continue
                     gradient = torch.cat([part.hidden for part in found], dim=1)
-                    sums = {name: sum(part.tensors[name] for part in found) for name in leaves}
+                    parts = [[part.tensors[name] for part in found] for name in leaves]
+                    sums = {
+                        name: torch.stack(of_name).sum(0)
+                        for name, of_name in zip(leaves, parts, strict=True)
+                    }
                     yield HeadResult(kl, gradient, self.by_source(sums))
             finally:
                 self.places[-1].result = original.places[-1].result = None
@@ -289,9 +295,7 @@ class Graph:
 class TracedBlock:
     """A filled block; see `edgeq.tuning.model.TracedBlock`."""
 
-    def __init__(
-        self, model: TuningModel, index: int, leaves: Mapping[str, torch.Tensor]
-    ) -> None:
+    def __init__(self, model: TuningModel, index: int, leaves: Mapping[str, torch.Tensor]) -> None:
         self._model, self._index, self._leaves = model, index, leaves
         self._sums: dict[str, torch.Tensor] = {}
 
@@ -312,10 +316,10 @@ class TracedBlock:
         inputs = [graph.before, *(graph.leaves[name] for name in names)]
         of_hidden, *found = torch.autograd.grad(graph.behind, inputs, gradient, allow_unused=True)
         for name, of_leaf in zip(names, found, strict=True):
-            if of_leaf is None:  # no token reached it
-                of_leaf = torch.zeros_like(graph.leaves[name])
+            # no token may have reached it
+            term = torch.zeros_like(graph.leaves[name]) if of_leaf is None else of_leaf
             known = self._sums.get(name)
-            self._sums[name] = of_leaf if known is None else known.add_(of_leaf)
+            self._sums[name] = term if known is None else known.add_(term)
         return of_hidden
 
     def gradients(self) -> Mapping[str, torch.Tensor]:
