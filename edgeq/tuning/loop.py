@@ -27,6 +27,9 @@ from edgeq.tuning.state import Row, State, read_state, write_state
 from edgeq.types import Array, NumpyArray
 
 MEASUREMENTS = 8  # of held-out windows, evenly spread over the steps
+STEP_TOKENS = 2048
+"""Tokens of a step: smaller steps gain more from the same text, down to where a step costs more
+than its tokens do (`benchmarks.tuning`)."""
 PATIENCE = 4  # measurements without a gain, after which the rest is not worth its time
 READING = "reading the original, block"
 TUNING = "tuning, step"
@@ -42,7 +45,7 @@ class Tuning:
 
     rate: float = 3e-3
     passes: int = 2
-    step_windows: int = 16
+    step_windows: int = 4
     seed: int = 0
     held_out: float = 0.0625
     free: tuple[str, ...] = FREE
