@@ -21,7 +21,8 @@ from edgeq.commands.progress import Silent
 from edgeq.measuring.targets import model_logits
 from edgeq.registry import LOGITS, find_format, load, load_exporters
 from edgeq.run.assembly import make_job
-from edgeq.run.pipeline import export, quantize
+from edgeq.run.one_export import export
+from edgeq.run.pipeline import quantize
 from edgeq.sources import open_source
 
 FORMATS = ("gguf", "mlx", "onnx")

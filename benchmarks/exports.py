@@ -31,7 +31,8 @@ from edgeq.measuring.texts import EVALUATION_TEXT
 from edgeq.measuring.verify import verify
 from edgeq.registry import FORMATS, load_exporter
 from edgeq.run.assembly import make_job
-from edgeq.run.pipeline import export, quantize
+from edgeq.run.one_export import export
+from edgeq.run.pipeline import quantize
 from edgeq.sources import open_source
 from edgeq.types import NumpyArray
 

@@ -39,11 +39,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """Names a backend, the framework of its forward passes, and the device it runs them on."""
+    """Names a backend, the framework of its forward passes, and the device it runs them on.
+
+    tunes says whether that framework also tunes for it what it has solved.
+    """
 
     entry: Entry
     framework: str
     device: str | None = None
+    tunes: bool = True
 
 
 def _torch(device: str, extra: str) -> BackendEntry:
@@ -57,7 +61,7 @@ BACKENDS = {
     "mps": _torch("mps", "cpu"),
     "mlx": BackendEntry(Entry("edgeq_backends.mlx.backend:MlxBackend", "mlx"), "mlx"),
     "reference": BackendEntry(
-        Entry("edgeq_backends.reference:ReferenceBackend", "cpu"), "torch", "cpu"
+        Entry("edgeq_backends.reference:ReferenceBackend", "cpu"), "torch", "cpu", tunes=False
     ),
 }
 BACKENDS_MEANT = {
@@ -83,6 +87,10 @@ GRADIENTS = {
     "torch": Entry("edgeq_backends.torch.gradients:torch_sensitivities", "cuda"),
 }
 """What runs a model backward; backends of other frameworks use it on the CPU."""
+TUNERS = {
+    "torch": Entry("edgeq_backends.torch.tuning:torch_models", "cuda"),
+}
+"""What runs a solved model beside its original, forward and back, to tune it."""
 LOGITS = {
     "torch": Entry("edgeq_backends.torch.activations:TorchLogits", "cuda"),
     "mlx": Entry("edgeq_backends.mlx.activations:MlxLogits", "mlx"),
@@ -236,6 +244,22 @@ def device_of(backend: str) -> dict[str, str]:
     """Give the argument that places forward passes, where their framework takes one."""
     device = BACKENDS[backend].device
     return {} if device is None else {"device": device}
+
+
+def can_tune(backend: str) -> bool:
+    """Say whether a backend tunes what it has solved."""
+    return BACKENDS[backend].tunes and BACKENDS[backend].framework in TUNERS
+
+
+def find_tuner(backend: str) -> Entry:
+    """Find what tunes for a backend.
+
+    Raises: BadInput naming those that tune.
+    """
+    if not can_tune(backend):
+        others = ", ".join(filter(can_tune, BACKENDS))
+        raise BadInput(f"backend {backend!r} solves, but does not tune; choose one of {others}")
+    return TUNERS[BACKENDS[backend].framework]
 
 
 def load_backend(name: str) -> Backend:

@@ -22,7 +22,8 @@ from edgeq.measuring.evaluate import evaluate
 from edgeq.measuring.run_export import run_export
 from edgeq.registry import load_exporter
 from edgeq.run.assembly import make_job
-from edgeq.run.pipeline import export, quantize
+from edgeq.run.one_export import export
+from edgeq.run.pipeline import quantize
 from edgeq.sources import open_source
 from edgeq.sources.outline import ModelOutline
 from edgeq_backends.llama_cpp import LlamaCppLogits, load_cyllama

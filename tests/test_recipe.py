@@ -16,7 +16,8 @@ from edgeq.recipe.recipe import (
     read_recipe,
     recipe_settings,
 )
-from edgeq.recipe.settings import PLAIN, PRESETS, TABLE, Settings, defaults
+from edgeq.recipe.setting_rows import PLAIN, PRESETS
+from edgeq.recipe.settings import TABLE, Settings, defaults
 from edgeq.recipe.type_names import BASES, TYPES
 from edgeq.run.recipe_file import plain_recipe as recipe_text
 from edgeq.types import LARGEST_OUTLIER_SHARE, Grid
@@ -82,6 +83,10 @@ BAD_VALUES = {
     "anneal_steps": (0, 10**7),
     "embedding_bits": (1, 32, 8.0),
     "embedding_type": ("Q4_K_M", "F16", 8, 16.0, True),
+    "tune": ("yes", 1, None),
+    "tune_tokens": (0, 1.5, True),
+    "tune_passes": (0, 1001),
+    "tune_rate": (0, 2, "fast"),
     "samples": (0, -1, 1.5),
     "sequence_length": (7, 10**7),
     "seed": (-1, 2**32, 0.5),
@@ -113,6 +118,10 @@ GOOD_VALUES = {
     "anneal_steps": (1, 10**6),
     "embedding_bits": (2, 16),
     "embedding_type": (16, *TYPES),
+    "tune": (True, False, "auto"),
+    "tune_tokens": (1, 10**12),
+    "tune_passes": (1, 1000),
+    "tune_rate": (1e-6, 1),
     "samples": (1, 10**6),
     "sequence_length": (8, 10**6),
     "seed": (0, 2**32 - 1),

@@ -23,7 +23,8 @@ from edgeq.files.storage import write_array
 from edgeq.measuring.evaluate import find_export
 from edgeq.registry import load_exporter
 from edgeq.run.assembly import make_job
-from edgeq.run.pipeline import Job, export, quantize
+from edgeq.run.one_export import export
+from edgeq.run.pipeline import Job, quantize
 from edgeq.run.resume import Run
 from edgeq.solving.report import LayerReport
 from edgeq.sources import open_source

@@ -29,7 +29,8 @@ from edgeq.recipe.layer_grids import plan_grids
 from edgeq.recipe.recipe import make_recipe, read_recipe
 from edgeq.registry import load_exporter
 from edgeq.run.assembly import make_job
-from edgeq.run.pipeline import export, quantize
+from edgeq.run.one_export import export
+from edgeq.run.pipeline import quantize
 from edgeq.run.report import read_report
 from edgeq.run.resume import is_unfinished, stored_run
 from edgeq.sources import open_source

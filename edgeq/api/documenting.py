@@ -11,7 +11,8 @@ from typing import Any, TypeVar, get_type_hints
 
 from edgeq.api.arguments import in_python_words
 from edgeq.api.request import ARGUMENTS, Argument
-from edgeq.recipe.settings import DEFAULT_QUALITY, PRESETS, TABLE
+from edgeq.recipe.setting_rows import DEFAULT_QUALITY, PRESETS
+from edgeq.recipe.settings import TABLE
 from edgeq.registry import all_formats
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -11,7 +11,8 @@ from edgeq.api.arguments import check_names, plain, short, texts_of
 from edgeq.errors import BadInput
 from edgeq.format_parts import FormatOption
 from edgeq.recipe.recipe import settings_over
-from edgeq.recipe.settings import PRESETS, TABLE, Setting
+from edgeq.recipe.setting_rows import PRESETS, Setting
+from edgeq.recipe.settings import TABLE
 from edgeq.recipe.type_names import check_type_alone
 from edgeq.registry import all_formats
 
@@ -69,6 +70,10 @@ class RunSettings(LayerSettings, FormatOptions, total=False):
     propagation_share: float
     embedding_bits: int
     embedding_type: str | int | None
+    tune: bool | Literal["auto"]
+    tune_tokens: int
+    tune_passes: int
+    tune_rate: float
     samples: int
     sequence_length: int
     overrides: Sequence[Mapping[str, Any]]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from edgeq.calibration.long_windows import sample_long
 from edgeq.calibration.reading import LongText, open_text, read_text
 from edgeq.calibration.variety import check_variety, repeated_runs
-from edgeq.calibration.windows import begin_ids, sample_windows, tokenize
+from edgeq.calibration.windows import begin_ids, sample_windows, separate_windows, tokenize
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource, TextModel
 from edgeq.words import as_text
@@ -151,8 +151,11 @@ def make_calibration(
     samples: int,
     sequence_length: int,
     seed: int,
+    apart: bool = False,
 ) -> Calibration:
     """Cut windows from all texts in the given order, as many of each as its share says.
+
+    apart: windows share no token, and a short text gives fewer.
 
     Raises: BadInput when a text is too short for its windows, or its share too small for one.
     """
@@ -173,8 +176,8 @@ def make_calibration(
             facts: dict[str, Any] = {"tokens": windows.size, "sha256": hash_tokens(windows)}
         else:
             options = {"samples": count, "sequence_length": sequence_length, "seed": seed}
-            windows, facts = cut(source, text, text.content, **options)
-        entry = {"name": text.name, "share": text.share, "samples": count, **facts}
+            windows, facts = cut(source, text, text.content, apart=apart, **options)
+        entry = {"name": text.name, "share": text.share, "samples": len(windows), **facts}
         made[place] = windows, entry
     ordered = [made[place] for place in range(len(texts))]
     joined = np.concatenate([windows for windows, _ in ordered])
@@ -182,9 +185,11 @@ def make_calibration(
 
 
 def cut(
-    source: ModelSource, text: Text, content: str | LongText, **options: int
+    source: ModelSource, text: Text, content: str | LongText, *, apart: bool, **options: int
 ) -> tuple[Windows, dict[str, Any]]:
     """Cut the windows of one text, and give what is recorded of it.
+
+    Those of a text too long to be tokenized whole overlap seldom, so that apart is nothing to it.
 
     Raises: BadInput with the text's name.
     """
@@ -194,7 +199,8 @@ def cut(
             sha256 = content.sha256
         else:
             ids = tokenize(source, content)
-            windows = sample_windows(ids, **options, begin=begin_ids(source))
+            take = separate_windows if apart else sample_windows
+            windows = take(ids, **options, begin=begin_ids(source))
             tokens = len(ids)
             sha256 = hashlib.sha256(content.encode("utf-8")).hexdigest()
         check_variety(source, windows)

@@ -165,6 +165,34 @@ def sample_windows(
     return begun(np.stack([tokens[start : start + length] for start in starts]), begin)
 
 
+def separate_windows(
+    tokens: npt.NDArray[np.int64],
+    *,
+    samples: int,
+    sequence_length: int,
+    seed: int,
+    begin: Sequence[int] = (),
+) -> npt.NDArray[np.int64]:
+    """Cut windows that share no token, at random distances; fewer where the text is short.
+
+    Each has the tokens of begin before its text.
+
+    Shapes: (tokens,) -> (samples or fewer, sequence_length).
+    Raises: BadInput when the text is shorter than one window.
+    """
+    length = length_of_text(sequence_length, begin)
+    count = min(samples, len(tokens) // length)
+    if count == 0:
+        raise BadInput(
+            f"{len(tokens)} tokens; at least one sequence of {sequence_length} is needed, "
+            "give more text or a smaller --sequence-length"
+        )
+    left = len(tokens) - count * length  # tokens between the windows and around them
+    before = np.sort(np.random.default_rng(seed).integers(0, left + 1, count))
+    starts = before + length * np.arange(count)
+    return begun(np.stack([tokens[start : start + length] for start in starts]), begin)
+
+
 def first_windows(
     tokens: npt.NDArray[np.int64], *, windows: int, sequence_length: int, begin: Sequence[int] = ()
 ) -> npt.NDArray[np.int64]:

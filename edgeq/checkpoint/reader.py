@@ -29,6 +29,8 @@ from edgeq.words import budget_word, describe_grid, edgeq_command
 FORMAT_VERSION = 1
 ORIGIN = "origin"
 """The key of a head that says where the model comes from; older ones have none."""
+TUNED_KEY = "tuned"
+"""The key of a head that says how a checkpoint was tuned; others have none."""
 MOST_TOKENS = 2**53  # beyond it no number of anything is whole in JSON
 
 
@@ -128,6 +130,10 @@ class Checkpoint:
 
     def dense(self, tensor_name: str) -> NumpyArray:
         return self._file(tensor_name).dense(tensor_name)
+
+    def files(self) -> dict[str, TensorFile]:
+        """Give its tensor files by their names."""
+        return {name: TensorFile(self._inside(name)) for name in self.head["files"]}
 
     def read(self, tensor_name: str) -> NumpyArray:
         if self.grid(tensor_name) is None:
@@ -234,6 +240,15 @@ def _is_text(value: Any) -> bool:
     return all(_is_amount(value.get(key)) for key in ("share", "samples", "tokens"))
 
 
+def _is_tuned(value: Any) -> bool:
+    """Say whether a value tells how a checkpoint was tuned, or is null."""
+    if value is None:
+        return True
+    if not isinstance(value, dict):
+        return False
+    return all(_is_amount(value.get(key)) for key in ("tokens", "before", "after", "kept_step"))
+
+
 def _is_file(value: Any) -> bool:
     """Say whether a value names a file by its name and hash, or is null."""
     stated = isinstance(value, dict) and {"name", "sha256"} <= value.keys()
@@ -267,4 +282,5 @@ HEAD_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "calibration": ("null, or an object with texts", _is_calibration),
     ORIGIN: ("an object of texts", lambda value: value is None or isinstance(value, dict)),
     "imatrix": ("null, or an object with a name and a sha256", _is_file),
+    TUNED_KEY: ("null, or an object with what tuning measured", _is_tuned),
 }

@@ -32,6 +32,8 @@ from edgeq.types import (
 
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape of stored parts by name."""
+Floats = Mapping[str, Mapping[str, NumpyArray]]
+"""Floats by tensor and part."""
 
 
 def write_tensors(
@@ -46,10 +48,16 @@ def write_tensors(
         parts = parts_of(layer)
         tensors |= {f"{name}.{part}": array for part, array in parts.items()}
         grids[name] = [*layer.codes.shape, *stored_grid(layer.grid)]
+    # one key of metadata: more would be written in random order
+    _save(path, tensors, {"edgeq": json.dumps(grids)})
+
+
+def _save(
+    path: Path, tensors: Mapping[str, NumpyArray], metadata: Mapping[str, str] | None
+) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.unlink(missing_ok=True)
-    # one key of metadata: more would be written in random order
-    save_file(tensors, temporary, metadata={"edgeq": json.dumps(grids)})
+    save_file(dict(tensors), temporary, metadata=None if metadata is None else dict(metadata))
     rename_when_stored(temporary, path)
 
 
@@ -187,6 +195,31 @@ class TensorFile:
     def dense(self, name: str) -> NumpyArray:
         """Read an untouched tensor. Raises: BadInput when it holds NaN or infinity."""
         return self._finite(name)
+
+    def changed(self, floats: Floats) -> dict[str, NumpyArray]:
+        """Give those stored arrays that floats by tensor and part make others, by their names.
+
+        The part of a tensor that is not solved is "values".
+
+        Raises: ValueError for floats that the type of their part does not hold.
+        """
+        found = {}
+        for tensor, parts in floats.items():
+            for part, values in parts.items():
+                name = tensor if tensor not in self.grids else f"{tensor}.{part}"
+                before = self._array(name)
+                stored = values.astype(before.dtype)
+                same = stored.shape == before.shape and (stored.astype(values.dtype) == values)
+                if not np.all(same):
+                    raise ValueError(f"{name!r} of {before.dtype} does not hold its new values")
+                if stored.tobytes() != before.tobytes():
+                    found[name] = stored
+        return found
+
+    def write_with(self, path: Path, changed: Mapping[str, NumpyArray]) -> None:
+        """Write the file again with other arrays in the place of some; all else keeps its bytes."""
+        arrays = {name: changed.get(name, place.read()) for name, place in self._places.items()}
+        _save(path, arrays, self._metadata or None)
 
     def quantized(self, name: str) -> QuantizedLinear:
         """Read a solved tensor.

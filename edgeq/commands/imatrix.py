@@ -21,7 +21,8 @@ from edgeq.commands.options import (
     collect_settings,
     metavar_of,
 )
-from edgeq.recipe.settings import PLAIN, TABLE
+from edgeq.recipe.setting_rows import PLAIN
+from edgeq.recipe.settings import TABLE
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,8 +14,9 @@ import click
 from edgeq.commands.choices import BACKEND, TYPE_NAMES, SettingValue, Word
 from edgeq.commands.groups import grouped_option
 from edgeq.errors import BadInput
+from edgeq.recipe.setting_rows import DEFAULT_QUALITY, PRESETS, Setting
 from edgeq.recipe.setting_rules import Rule
-from edgeq.recipe.settings import DEFAULT_QUALITY, PRESETS, TABLE, Setting
+from edgeq.recipe.settings import TABLE
 from edgeq.recipe.type_names import check_type_alone
 from edgeq.registry import BACKENDS
 
@@ -162,7 +163,7 @@ def shown_default(row: Setting) -> str:
 
 def option_word(row: Setting, value: Any) -> str:
     """Write a value as the command line takes it."""
-    if row.option is not None and row.switch:
+    if row.option is not None and row.switch and value in row.option.values:
         flags = row.switch.split("/")
         return flags[row.option.values.index(value)].removeprefix("--")
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,8 +10,8 @@ head says.
 - An export (manifest.json) holds files called model..., ..._config.json, README.md, Modelfile, or
   like those beside a model's weights, and the .gguf file that it names first, each with the hash
   that it states.
-- A temporary directory (its name, and a marker in it) holds new/, states/, run.json,
-  allocation.json, and replaced/, which is one of the two above.
+- A temporary directory (its name, and a marker in it) holds new/, states/, tuning/, tuned/,
+  run.json, allocation.json, and replaced/, which is one of the two above.
 
 Links, FIFOs and devices are never edgeq's, and no link is followed. Who copies a whole checkpoint
 or export into a directory, or writes a manifest with the right hashes of files with such names,
@@ -55,6 +55,8 @@ RUN_FILE = "run.json"
 ALLOCATION_FILE = "allocation.json"
 MADE = "new"
 STATES = "states"
+TUNING = "tuning"
+TUNED = "tuned"
 REPLACED = "replaced"
 
 TIMED_FILES = (MEASURED_FILE, PAGE_FILE)
@@ -93,7 +95,11 @@ MANIFEST_KEYS = {"format", "file", "files", "tensors"}
 ENTRY_KEYS = {"name", "source", "type", "status", "largest_deviation", "sha256"}
 TENSOR_FILE = re.compile(r"(blocks/\d{4,}|outer)\.safetensors")
 EXPORT_FILE = re.compile(r"model[\w.-]*|(\w+_)?config\.json")
-STATE_FILE = re.compile(r"(\d{4,}|\.\d{4,}\.partial)(/[\w-]+\.npy)?")
+STATE_FILES = {
+    STATES: re.compile(r"(\d{4,}|\.\d{4,}\.partial)(/[\w-]+\.npy)?"),
+    TUNING: re.compile(r"tuning\.(json|safetensors)|\.tuning\.(json|safetensors)\.partial"),
+}
+"""What lies in the directories of a temporary one that keep how far a run has come."""
 SIGNATURE = "<!-- written by edgeq, sha256 "
 MOST_CARD_BYTES = 1_000_000
 MOST_HEADER_BYTES = 100_000_000  # as the safetensors library has it
@@ -143,7 +149,7 @@ def _first_foreign(
 def foreign_in_temporary(folder: Path) -> str | None:
     """Find the first entry of a temporary directory that edgeq does not make there.
 
-    new/ may hold whatever an exporter writes; links and the like are nowhere.
+    new/ and tuned/ may hold whatever a run or an exporter writes; links and the like are nowhere.
     """
     odd = first_not_plain(folder)
     if odd is not None:
@@ -151,20 +157,20 @@ def foreign_in_temporary(folder: Path) -> str | None:
     for entry in sorted(folder.iterdir()):
         if not _belongs_in_temporary(entry):
             return entry.name
-    return _foreign_in_states(folder) or _foreign_in_replaced(folder)
+    found = (_foreign_below(folder / name, files) for name, files in STATE_FILES.items())
+    return next(filter(None, found), None) or _foreign_in_replaced(folder)
 
 
 def _belongs_in_temporary(entry: Path) -> bool:
-    if entry.name in {MADE, STATES, REPLACED}:
+    if entry.name in {MADE, STATES, TUNING, TUNED, REPLACED}:
         return is_plain_directory(entry)
     return is_plain_file(entry) and entry.name in OWN_FILES
 
 
-def _foreign_in_states(folder: Path) -> str | None:
-    states = folder / STATES
-    below = entries_below(states) if states.exists() else ()
-    names = (path.relative_to(states).as_posix() for path in below)
-    return next((f"{STATES}/{name}" for name in names if not STATE_FILE.fullmatch(name)), None)
+def _foreign_below(folder: Path, files: re.Pattern[str]) -> str | None:
+    below = entries_below(folder) if folder.exists() else ()
+    names = (path.relative_to(folder).as_posix() for path in below)
+    return next((f"{folder.name}/{name}" for name in names if not files.fullmatch(name)), None)
 
 
 def _foreign_in_replaced(folder: Path) -> str | None:

@@ -17,8 +17,9 @@ from edgeq.recipe.setting_rules import DENSE_BITS
 from edgeq.run.advice import advise
 from edgeq.run.finished import notes
 from edgeq.run.measured import Measured, read_measured
+from edgeq.run.numbers import is_count
 from edgeq.run.recipe_file import toml_value
-from edgeq.run.report import RunReport, is_count, read_report
+from edgeq.run.report import RunReport, read_report
 from edgeq.solving.report import LayerReport
 
 ORIGINAL = "original"

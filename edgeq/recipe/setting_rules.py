@@ -87,9 +87,13 @@ def one_of(*choices: T) -> Rule[T]:
     return Rule(f"one of {', '.join(words)}", lambda value: value in words, str, words)
 
 
-def flag() -> Rule[bool]:
-    """Allow true and false."""
-    return Rule("true or false", lambda value: isinstance(value, bool), bool)
+def flag(*words: str) -> Rule[Any]:
+    """Allow true and false, and words beside them."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, bool) or (isinstance(value, str) and value in words)
+
+    return Rule(f"true or false{_or(words)}", holds, bool, words)
 
 
 def _or(others: tuple[int | str, ...]) -> str:

@@ -13,12 +13,20 @@ Nothing here loads NumPy: `edgeq --help` is made from this table and must answer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.errors import BadInput
-from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS, Rule, flag, number, one_of, whole
+from edgeq.recipe.conflicts import (
+    FEWEST_RELAXED,
+    fits_no_columns,
+    has_no_columns,
+    refits_no_scales,
+    relaxes_too_few,
+)
+from edgeq.recipe.setting_rows import DEFAULT_QUALITY, PLAIN, PRESETS, Option, Setting, setting
+from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS, flag, number, one_of, whole
 from edgeq.recipe.type_names import hint_of_bits, type_rule
 
 if TYPE_CHECKING:
@@ -26,113 +34,6 @@ if TYPE_CHECKING:
 
 ScaleStages = Literal["none", "first", "both"]
 Solver = Literal["rtn", "gptq", "quantease"]
-T = TypeVar("T")
-
-PRESETS: Mapping[str, str] = {
-    "fast": "one stream, no propagation: about the time of plain GPTQ",
-    "balanced": "propagation and sweeps: about 1.7 times that",
-    "best": "twice the sequences, both streams on all of them: about four times",
-}
-"""What `--quality` may be, in words; the rows below say what each sets."""
-DEFAULT_QUALITY = "balanced"
-PLAIN = "plain"
-"""The column of plain rounding (solver rtn), which takes nothing from a preset."""
-FEWEST_RELAXED = 10  # sweeps that pay for every third one's leaving codes unrounded
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """The option of a setting on the command line: --its-name VALUE, or a switch.
-
-    switch has click's two flags, "--symmetric/--asymmetric", and values what they set; what is true
-    or false has --its-name/--no-its-name without saying so. metavar stands for the value in --help;
-    without one, the rule says it. group is where --help lists it (`edgeq.commands.groups`).
-    """
-
-    switch: str = ""
-    values: tuple[Any, Any] = (True, False)
-    metavar: str | None = None
-    group: str = "expert"
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A row of the table: everything that is said of one setting.
-
-    defaults has the value of "plain" and of every preset. help is the line in --help, more what
-    docs/reference/settings.md adds to it. cost says in words what a larger value costs; stage names
-    the time of `edgeq plan` that grows with it. option is None for what only a recipe may set;
-    override says whether layers may differ in it. conflict returns what another setting has against
-    the value.
-    """
-
-    rule: Rule[Any]
-    help: str
-    defaults: Mapping[str, Any]
-    more: str = ""
-    cost: str = ""
-    stage: str = ""
-    option: Option | None = None
-    override: bool = False
-    conflict: Callable[[Settings], str | None] | None = None
-    name: str = ""
-
-    @property
-    def flag(self) -> str:
-        """Write the name as an option."""
-        return f"--{self.name.replace('_', '-')}"
-
-    @property
-    def switch(self) -> str:
-        """Write the two flags of an option that takes no value; empty where it takes one."""
-        if self.option is None:
-            return ""
-        if self.option.switch or self.rule.kind is not bool:
-            return self.option.switch
-        return f"{self.flag}/--no-{self.flag.removeprefix('--')}"
-
-
-def setting(default: T, rule: Rule[T], help: str, **rest: Any) -> T:
-    """Make a row of the table, as the field of a dataclass.
-
-    `default` is the value in the preset balanced, and in every column that is not stated. rest may
-    state `plain`, `fast` and `best`; what else it has are the columns of `Setting`. To type
-    checkers the result is the default, so that the field is an ordinary one.
-    """
-    stated = {column: rest.pop(column, default) for column in (PLAIN, *PRESETS)}
-    row = Setting(rule, help, stated, **rest)
-    return field(default=default, metadata={"row": row})
-
-
-def _refits_no_scales(chosen: Settings) -> str | None:
-    """Say why alternations are refused, if they are."""
-    if not chosen.alternations or chosen.scales == "both":
-        return None
-    return f'refits scales, which scales = {chosen.scales!r} excludes; choose scales = "both"'
-
-
-def _relaxes_too_few(chosen: Settings) -> str | None:
-    """Say why relaxed sweeps are refused, if they are."""
-    if not chosen.relaxed_sweeps or chosen.sweeps >= FEWEST_RELAXED:
-        return None
-    return f"expected sweeps of {FEWEST_RELAXED} or more with it, not {chosen.sweeps}"
-
-
-def _fits_no_columns(chosen: Settings) -> str | None:
-    """Say why outlier columns are refused, if they are."""
-    if not chosen.outlier_columns or chosen.solver != "rtn":
-        return None
-    return (
-        "plain rounding (solver = 'rtn') fits no columns; "
-        'choose solver = "gptq", or outlier_columns = 0'
-    )
-
-
-def _has_no_columns(chosen: Settings) -> str | None:
-    """Say why a type is refused, if it is."""
-    if chosen.type is None or not chosen.outlier_columns:
-        return None
-    return "types have no outlier columns; leave out outlier_columns, or choose bits instead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +84,7 @@ class Settings:
         "see Types",
         option=Option(metavar="TYPE", group="everyday"),
         override=True,
-        conflict=_has_no_columns,
+        conflict=has_no_columns,
     )
     narrow_type: str = setting(
         AUTOMATIC,
@@ -303,7 +204,7 @@ class Settings:
         flag(),
         "Leave codes unrounded in every third sweep, to escape local minima.",
         more=f"needs {FEWEST_RELAXED} sweeps or more",
-        conflict=_relaxes_too_few,
+        conflict=relaxes_too_few,
     )
     alternations: int = setting(
         0,
@@ -312,7 +213,7 @@ class Settings:
         more='needs scales `"both"`',
         cost="each what its sweeps cost",
         stage="solve",
-        conflict=_refits_no_scales,
+        conflict=refits_no_scales,
     )
     outlier_columns: float = setting(
         0.0,
@@ -322,7 +223,7 @@ class Settings:
         cost="16 bits per weight of such a column",
         option=Option(metavar="SHARE", group="quality"),
         override=True,
-        conflict=_fits_no_columns,
+        conflict=fits_no_columns,
     )
     anneal_rounds: int = setting(
         0,
@@ -351,6 +252,36 @@ class Settings:
         "--type implies); 16 keeps them dense.",
         more="unset, `embedding_bits` says their grid",
         option=Option(metavar="TYPE", group="quality"),
+    )
+    tune: bool | Literal["auto"] = setting(
+        False,
+        flag(AUTOMATIC),
+        "Tune scales, offsets and norms on what the original predicts, when all layers are solved.",
+        more='`"auto"` tunes where the device is a GPU, or where the model and its gradients fit '
+        "into memory; see Tuning",
+        cost="about eight passes of `tune_tokens` for each of `tune_passes`",
+        option=Option(group="quality"),
+    )
+    tune_tokens: int = setting(
+        131_072,
+        whole(1, 10**12),
+        "Tune on this many tokens of the calibration texts, other windows of them than the solve.",
+        more="some of them are kept out of it and decide which step is kept",
+        cost="passes of each",
+        option=Option(),
+    )
+    tune_passes: int = setting(
+        2,
+        whole(1, 1000),
+        "Pass this often over the tokens that are tuned on.",
+        cost="each all of its passes",
+        option=Option(),
+    )
+    tune_rate: float = setting(
+        3e-3,
+        number(1e-6, 1),
+        "Move scales by about this share of their size in a step of tuning.",
+        option=Option(metavar="SHARE"),
     )
     samples: int = setting(
         64,

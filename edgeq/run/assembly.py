@@ -23,10 +23,12 @@ from edgeq.calibration.texts import (
 from edgeq.errors import BadInput
 from edgeq.planning.memory import MemoryPlan, choose_way, measure_process
 from edgeq.planning.process_memory import give_large_arrays_back
+from edgeq.planning.tuning import TuningPlan, with_tuning
 from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
 from edgeq.recipe.layer_grids import asymmetric_zeros
 from edgeq.recipe.recipe import Recipe, make_recipe
-from edgeq.recipe.settings import PLAIN, TABLE
+from edgeq.recipe.setting_rows import PLAIN
+from edgeq.recipe.settings import TABLE
 from edgeq.recipe.weighing import weighed_recipe
 from edgeq.registry import (
     ACTIVATIONS,
@@ -34,11 +36,14 @@ from edgeq.registry import (
     GRADIENTS,
     WRITERS,
     device_of,
+    find_tuner,
     load,
     load_backend,
     load_exporters,
 )
 from edgeq.run.pipeline import Job
+from edgeq.run.tuning import Tuner, tuning_of
+from edgeq.run.tuning_choice import choose_tuner
 from edgeq.sources import needing_gguf
 from edgeq.sources.importance import Importance
 from edgeq.streams.backward import Sensitivities
@@ -78,6 +83,8 @@ def make_job(
     exporters = load_exporters(exports, export_options or {})
     recipe = chosen_recipe(settings, source, exporters, weighed=imatrix is not None)
     loaded = load_backend(backend)
+    if recipe.tune is True:
+        find_tuner(loaded.name)
     importance = None if imatrix is None else load_importance(imatrix, source)
     texts = read_texts(calibration, source)
     windows = partial(calibration_windows, loaded.name, texts)
@@ -91,6 +98,7 @@ def make_job(
         characters=most_at_once(texts),
         writes_text=any(text.content is None for text in texts),
         importance=importance,
+        draw_apart=partial(windows, apart=True),
     )
 
 
@@ -170,9 +178,18 @@ def with_kind_of_zeros(
 
 
 def calibration_windows(
-    backend: str, texts: Sequence[Text], source: ModelSource, recipe: Recipe, wrote: Wrote
+    backend: str,
+    texts: Sequence[Text],
+    source: ModelSource,
+    recipe: Recipe,
+    wrote: Wrote,
+    *,
+    apart: bool = False,
 ) -> Calibration:
-    """Draw a recipe's token windows; the model's own text is written by the backend's framework."""
+    """Draw a recipe's token windows; the model's own text is written by the backend's framework.
+
+    apart: see `edgeq.calibration.texts.make_calibration`.
+    """
     framework = BACKENDS[backend].framework
     device = device_of(backend)
 
@@ -194,6 +211,7 @@ def calibration_windows(
         samples=recipe.samples,
         sequence_length=recipe.sequence_length,
         seed=recipe.seed,
+        apart=apart,
     )
 
 
@@ -217,6 +235,8 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
     )
     place = folder.resolve()
     existing = next(path for path in (place, *place.parents) if path.is_dir())
+    choice = choose_tuner(job.source, job.recipe, job.backend.name, process, limit)
+    tuner = None if choice.plan is None else tuner_of(job, choice.plan, existing)
     fitted = replace(
         job,
         make_activations=partial(
@@ -227,8 +247,15 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
             measure_gradients, job.backend.name, folder=None if limit is None else existing
         ),
         rows_at_once=memory.way.rows_at_once,
+        tuner=tuner,
+        tuning_note=choice.note,
     )
-    return fitted, memory
+    return fitted, memory if choice.plan is None else with_tuning(memory, choice.plan)
+
+
+def tuner_of(job: Job, plan: TuningPlan, folder: Path) -> Tuner:
+    """Say how a job tunes what it has solved; hidden states on disk lie in a folder."""
+    return Tuner(job.backend.name, tuning_of(job.recipe), plan, folder)
 
 
 def check_gradients() -> None:

@@ -8,7 +8,7 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.storage import size_of
 from edgeq.registry import load_exporter
 from edgeq.run.finished import export_notes
-from edgeq.run.pipeline import export
+from edgeq.run.one_export import export
 
 
 def write_export(

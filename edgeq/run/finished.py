@@ -24,7 +24,8 @@ from edgeq.recipe.recipe import Recipe
 from edgeq.registry import FORMATS, load_exporter, options_of
 from edgeq.run.advice import LARGE_ERROR, MUCH_LENT, advise, short_of_types
 from edgeq.run.assembly import length_notes
-from edgeq.run.pipeline import Job, export
+from edgeq.run.one_export import export
+from edgeq.run.pipeline import Job
 from edgeq.run.report import RunReport, check_findings, read_report
 from edgeq.solving.lending import LENT_TOKENS
 from edgeq.solving.propagation import FEW_TOKENS

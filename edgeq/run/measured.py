@@ -14,7 +14,7 @@ from edgeq.errors import BadInput
 from edgeq.files.json_files import finite, read_json, write_json
 from edgeq.files.ownership import MEASURED_FILE, PAGE_FILE
 from edgeq.files.plain_files import inside
-from edgeq.run.report import check_numbers, is_count
+from edgeq.run.numbers import check_numbers, is_count
 
 __all__ = ["MEASURED_FILE", "PAGE_FILE", "Measured", "read_measured", "write_measured"]
 

@@ -8,23 +8,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from edgeq.calibration.texts import Calibration
 from edgeq.calibration.windows import check_length
-from edgeq.checkpoint.certificate import has_own_texts, is_sealed
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite, UnsupportedModel
 from edgeq.files.json_files import write_json
 from edgeq.files.ownership import ALLOCATION_FILE, RUN_FILE
-from edgeq.files.storage import check_destination, claimed, new_directory
+from edgeq.files.storage import check_destination, claimed
 from edgeq.grids.limits import check_size
 from edgeq.planning.process_memory import trim
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
 from edgeq.recipe.layer_grids import Grids, check_exports, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
-from edgeq.run.card import add_card
 from edgeq.run.head import write_head
 from edgeq.run.identity import identify
 from edgeq.run.report import RunReport, check_findings
@@ -36,6 +34,7 @@ from edgeq.run.resume import (
     stored_run,
     working_on,
 )
+from edgeq.run.tuning import Tuner, check_drawn, drawing_recipe, tune_into
 from edgeq.run.weighing import weighed_layers
 from edgeq.solving.layer import join_layers, solve_without_statistics
 from edgeq.solving.lending import Lender
@@ -50,11 +49,10 @@ from edgeq.sources.reading import (
     read_tensor,
     weight_reader,
 )
-from edgeq.stopwatch import Stopwatch
+from edgeq.stopwatch import Stopwatch, timed
 from edgeq.streams.backward import Sensitivities
 from edgeq.types import BlockSpec, LinearSpec, NumpyArray, QuantizedLinear
 
-T = TypeVar("T")
 MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
 MeasureGradients = Callable[[ModelSource, NumpyArray, int], Sensitivities]
 MakeCalibration = Callable[[ModelSource, Recipe, Callable[[int, int], None]], Calibration]
@@ -103,7 +101,9 @@ class Job:
     memory, characters is how many are tokenized at once and writes_text says whether the model
     writes a text. rows_at_once bounds the memory of a layer's solve; None solves all rows together.
     importance weighs the search for scales where nothing is calibrated. allocation is how a budget
-    is spent, as the recipe then says.
+    is spent, as the recipe then says. draw_apart makes windows for tuning as make_calibration makes
+    those of the solve. tuner says how the solved model is tuned, None where it is not, and
+    tuning_note what a recipe that leaves that open came to.
     """
 
     source: ModelSource
@@ -119,6 +119,9 @@ class Job:
     importance: Importance | None = None
     measure_gradients: MeasureGradients | None = None
     allocation: Mapping[str, Any] | None = None
+    draw_apart: MakeCalibration | None = None
+    tuner: Tuner | None = None
+    tuning_note: str = ""
 
 
 def quantize(
@@ -150,6 +153,7 @@ def quantize(
     }
     observer.begin(len(job.source.blocks()), done)
     calibration = start_calibration(job, observer) if needs_calibration(job, grids) else None
+    drawn = draw_for_tuning(job, observer)
     texts = None if calibration is None else calibration.record()
     of_file = None if job.importance is None else job.importance.record()
     identity = identify(job.source, job.recipe, texts, companions, imatrix=of_file)
@@ -162,6 +166,8 @@ def quantize(
                 write_json(run.folder / ALLOCATION_FILE, job.allocation)
             write_model(job, grids, calibration, run, observer)
             write_head(job.source, job.recipe, job.allocation, run, companions)
+            if drawn is not None:
+                tune_run(job, drawn, run, observer)
     return Checkpoint(destination)
 
 
@@ -197,6 +203,34 @@ def start_calibration(job: Job, observer: Observer) -> Calibration:
     with job.clock("calibration text"):
         wrote = partial(observer.progressed, WRITING_TEXT)
         return job.make_calibration(job.source, job.recipe, wrote)
+
+
+def draw_for_tuning(job: Job, observer: Observer) -> Calibration | None:
+    """Draw the windows that the solved model is tuned on; None where it is not."""
+    if job.tuner is None:
+        return None
+    assert job.draw_apart is not None
+    observer.progressed(TOKENIZING)
+    with job.clock("calibration text"):
+        wrote = partial(observer.progressed, WRITING_TEXT)
+        drawn = job.draw_apart(job.source, drawing_recipe(job.recipe), wrote)
+    check_drawn(drawn)
+    return drawn
+
+
+def tune_run(job: Job, drawn: Calibration, run: Run, observer: Observer) -> None:
+    """Tune what a run has solved, beside it: the run goes on from there if it is stopped."""
+    assert job.tuner is not None
+    with job.clock("tuning"):
+        tune_into(
+            job.tuner,
+            job.source,
+            Checkpoint(run.made),
+            drawn,
+            folder=run.folder,
+            made=run.tuned,
+            told=observer.progressed,
+        )
 
 
 def start_activations(job: Job, calibration: Calibration, observer: Observer) -> ActivationSource:
@@ -326,16 +360,6 @@ def solve_site(
         yield linear, solved
 
 
-def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:
-    """Yield the same items and book the time it takes to get each to a stage."""
-    while True:
-        with clock(stage):
-            item = next(iterator, None)
-        if item is None:
-            return
-        yield item
-
-
 def round_tensors(
     job: Job, grids: Grids, names: Sequence[str], findings: RunReport
 ) -> dict[str, QuantizedLinear]:
@@ -365,28 +389,3 @@ def write_part(
     with job.clock("write"):
         dense = {name: read_tensor(job.source, name) for name in names if name not in solved}
         write_tensors(path, solved, dense)
-
-
-def export(
-    checkpoint: Checkpoint, exporter: Exporter, destination: Path, *, force: bool = False
-) -> list[Path]:
-    """Write a checkpoint in one format into a new directory, and return the files written.
-
-    Raises: BadInput where the format cannot hold it, or the directory may not be replaced.
-    """
-    # an export of this very checkpoint may be replaced also where it was changed or damaged, but
-    # what people wrote into its card is theirs
-    sealed = force and is_sealed(destination, checkpoint)
-    whole = not (sealed and has_own_texts(destination))
-    check_destination(destination, force=force, source=checkpoint.path, whole=whole)
-    grids: dict[str, Any] = {}
-    for name in checkpoint.tensor_names():
-        grids[name] = (checkpoint.solved_shape(name), checkpoint.grid(name))
-    reason = exporter.reject_reason(checkpoint.record, checkpoint.companions(), grids)
-    if reason is not None:
-        raise BadInput(f"format {exporter.format.name!r}: {reason}")
-    with new_directory(destination, force=force, whole=whole) as folder:
-        made = exporter.write(checkpoint, folder)
-        made.append(add_card(folder, checkpoint, exporter))
-        written = [path.relative_to(folder) for path in made]
-    return [destination / path for path in written]

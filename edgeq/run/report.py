@@ -5,7 +5,6 @@ beside it, in `edgeq.run.finished`. How one layer came out is `edgeq.solving.rep
 """
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +16,8 @@ from edgeq.files.ownership import REPORT_FILE
 from edgeq.grids.limits import clamped_groups
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids
+from edgeq.run.numbers import check_numbers, is_count
+from edgeq.run.tuning_report import TuningReport, tuning_from
 from edgeq.run.weighing import WeighedLayers, weighed_from
 from edgeq.solving.report import ExpertReport, LayerReport, Stage, experts_of
 from edgeq.types import NumpyArray, QuantizedLinear
@@ -49,7 +50,8 @@ class RunReport:
     scales that hit a limit of their type. kept_dense counts the matrices that stay as they are, by
     name, with * for any number. calibration_tokens is None where nothing was calibrated. imatrix
     says which layers an importance matrix weighs, None where there is none. budget is an
-    `edgeq.run.allocation.Allocation` in plain data, None where no budget was given.
+    `edgeq.run.allocation.Allocation` in plain data, None where no budget was given. tuning says how
+    the solved model was tuned, None where it was not.
     """
 
     bits_per_weight: dict[str, float] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class RunReport:
     kept_dense: dict[str, int] = field(default_factory=dict)
     imatrix: WeighedLayers | None = None
     budget: dict[str, Any] | None = None
+    tuning: TuningReport | None = None
 
     def note_clamped(self, name: str, weight: NumpyArray, layer: QuantizedLinear) -> None:
         """Count the scales of a solved tensor that are at a limit of their type."""
@@ -79,8 +82,9 @@ class RunReport:
     def plain(self) -> dict[str, Any]:
         """Return the report as JSON stores it; `report_from` is the inverse."""
         found = {"version": VERSION, **asdict(self)}
-        if self.budget is None:
-            del found["budget"]
+        for name in ("budget", "tuning"):
+            if found[name] is None:
+                del found[name]
         return found
 
 
@@ -109,7 +113,8 @@ def report_from(stored: Mapping[str, Any], called: str) -> RunReport:
         budget = stored.get("budget")
         if not (budget is None or isinstance(budget, dict)):
             raise TypeError("its budget is none")
-        return RunReport(bits, tokens, layers, clamped, dense, weighed, budget)
+        tuning = tuning_from(stored.get("tuning"))
+        return RunReport(bits, tokens, layers, clamped, dense, weighed, budget, tuning)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{called}: not the report of a run ({type(error).__name__}: {error}); "
@@ -165,18 +170,6 @@ def layer_from(stored: Mapping[str, Any]) -> LayerReport:
     if raised and layer.propagation_damping is None:
         raise ValueError("propagation_damping was raised, and is not stated")
     return layer
-
-
-def is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def check_numbers(values: Mapping[str, Any]) -> None:
-    """Refuse what is no finite number of a float. Raises: ValueError naming it."""
-    for name, value in values.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not abs(value) <= sys.float_info.max:  # also where it is NaN
-            raise ValueError(f"{name} is {value!r:.40} and no number")
 
 
 def with_measured(checkpoint: Checkpoint, quality: Mapping[str, Any]) -> RunReport:

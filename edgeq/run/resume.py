@@ -1,9 +1,11 @@
 """A run that can be stopped at any moment and continued: what it has on disk until it is done.
 
 In the output's temporary directory lie new/ (what becomes the checkpoint), states/NNNN/ (both
-streams' hidden states behind NNNN blocks) and run.json. run.json says what the run is, how far it
-came, and the hash of every file that it goes on with. It is replaced after a block's file and
-states are on disk; only then the block counts, and whatever run.json does not know of is removed.
+streams' hidden states behind NNNN blocks) and run.json. A run that tunes also has tuning/ (how far
+that has come, see `edgeq.run.tuning`) and tuned/, which then becomes the checkpoint. run.json says
+what the run is, how far it came, and the hash of every file that it goes on with. It is replaced
+after a block's file and states are on disk; only then the block counts, and whatever run.json does
+not know of is removed.
 
 What lies there may be forged: links are refused by `edgeq.files.ownership` before a run is opened,
 and what run.json states is compared with the model before anything is touched.
@@ -26,6 +28,8 @@ from edgeq.files.ownership import (
     MARKER_FILE,
     RUN_FILE,
     STATES,
+    TUNED,
+    TUNING,
     clear_contents,
     remove_entry,
 )
@@ -87,6 +91,15 @@ class Run:
     @property
     def made(self) -> Path:
         return self.folder / MADE
+
+    @property
+    def tuned(self) -> Path:
+        return self.folder / TUNED
+
+    @property
+    def finished(self) -> Path:
+        """Return what becomes the output."""
+        return self.tuned if self.tuned.is_dir() else self.made
 
     def record(self, backend: str) -> None:
         """Note that a backend works on the run."""
@@ -166,6 +179,8 @@ class Run:
             for entry in folder.iterdir():
                 if entry not in kept:
                     remove_entry(entry)
+        if self.tuned.is_dir():
+            remove_entry(self.tuned)
         path.with_name(f".{RUN_FILE}.partial").unlink(missing_ok=True)
 
     def _states(self, done: int) -> Path:
@@ -196,7 +211,7 @@ def working_on(
             with explaining(destination, folder):
                 run.prepare()
                 yield run
-                put_in_place(run.made, destination)
+                put_in_place(run.finished, destination)
         except BaseException as error:
             bring_back(destination)
             if isinstance(error, Damaged):
@@ -261,6 +276,11 @@ def is_unfinished(folder: Path) -> bool:
 
 def refuse_unfinished(destination: Path, folder: Path, ask: Ask) -> None:
     """Raise BadInput for an unfinished run that is neither to be continued nor given up."""
+    if (folder / TUNING).is_dir() and not is_unfinished(folder) and not ask.force:
+        raise BadInput(
+            f"output {str(destination)!r}: an unfinished tuning is there; continue it with "
+            "edgeq tune --resume, or add --force to start over"
+        )
     if is_unfinished(folder) and not ask.resume and not ask.force:
         found = stored_run(folder)
         raise BadInput(

@@ -1,0 +1,88 @@
+"""How a solved model was tuned, as report.json stores it and the head of a checkpoint in short."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgeq.run.numbers import check_numbers, is_count
+
+COUNTS = ("kept_step", "steps", "tokens", "held_out_tokens", "seed", "passes", "numbers")
+FLOATS = ("before", "after", "rate")
+WORDS = ("precision", "way")
+
+
+@dataclass(frozen=True, slots=True)
+class TuningReport:
+    """What tuning read, what it moved, and what that gained on windows that were held out.
+
+    before and after are their mean KL divergence from the original, in nats; equal where nothing
+    was gained, and nothing changed then. kept_step is the step that was kept of so many steps, 0
+    where none was. tokens are those that were tuned on, held_out_tokens those that decided. texts
+    are as `edgeq.calibration.texts.Calibration` records them. free names the kinds of numbers that
+    might move, numbers counts those that did. curve has a row per step: "step", its "loss" (KL of
+    its windows), and "held_out" where that was measured. earlier are the heads of tunings before.
+    """
+
+    before: float
+    after: float
+    kept_step: int
+    steps: int
+    tokens: int
+    held_out_tokens: int
+    texts: Sequence[Mapping[str, Any]]
+    seed: int
+    passes: int
+    rate: float
+    precision: str
+    way: str
+    free: Sequence[str]
+    numbers: int
+    curve: Sequence[Mapping[str, float | None]]
+    earlier: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def is_gain(self) -> bool:
+        """Say whether anything was gained."""
+        return self.kept_step > 0
+
+    def head(self) -> dict[str, Any]:
+        """Give what the head of a checkpoint says of it: all but the curve."""
+        found = asdict(self)
+        del found["curve"]
+        return found
+
+    def line(self) -> str:
+        """Say in a line what tuning gained."""
+        return tuned_line(self.head())
+
+
+def tuned_line(head: Mapping[str, Any]) -> str:
+    """Say in a line what tuning gained, by what the head of a checkpoint says of it."""
+    before, after, tokens = head["before"], head["after"], f"{head['tokens']:,} tokens"
+    if head["kept_step"]:
+        return f"tuned on {tokens}: KL on held-out windows {before:.3g} -> {after:.3g}"
+    return (
+        f"tuning on {tokens} gained nothing on held-out windows (KL {before:.3g}): "
+        "all stays as it was solved"
+    )
+
+
+def tuning_from(stored: Any) -> TuningReport | None:
+    """Read the report of a tuning from plain data; None for null.
+
+    Raises: TypeError, ValueError, KeyError for what is none.
+    """
+    if stored is None:
+        return None
+    found = TuningReport(**{**stored, "earlier": stored.get("earlier", [])})
+    check_numbers({name: getattr(found, name) for name in (*COUNTS, *FLOATS)})
+    if not all(is_count(getattr(found, name)) for name in COUNTS):
+        raise ValueError("tokens and steps of its tuning are counted in whole numbers")
+    if not all(isinstance(getattr(found, name), str) for name in WORDS):
+        raise TypeError("precision and way of its tuning are words")
+    if not all(isinstance(rows, list) for rows in (found.texts, found.free, found.earlier)):
+        raise TypeError("texts of its tuning are a list")
+    for row in found.curve:
+        known = {key: row[key] for key in ("step", "loss", "held_out") if row[key] is not None}
+        check_numbers(known)
+    return found
