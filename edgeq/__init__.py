@@ -30,10 +30,12 @@ if TYPE_CHECKING:
         Plan,
         Quality,
         RunResult,
+        TuneResult,
         Verification,
     )
     from edgeq.api.settings import FormatOptions, LayerSettings, RunSettings
     from edgeq.api.talking import generate
+    from edgeq.api.tuning import tune
     from edgeq.types import Grid, LayerStatistics, QuantizedLinear
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "RunResult",
     "RunSettings",
     "SolvedLayer",
+    "TuneResult",
     "UnsupportedModel",
     "Verification",
     "__version__",
@@ -69,6 +72,7 @@ __all__ = [
     "plan",
     "quantize",
     "quantize_layer",
+    "tune",
     "verify",
 ]
 
@@ -87,10 +91,12 @@ _MEMBERS = {
         "Plan",
         "Quality",
         "RunResult",
+        "TuneResult",
         "Verification",
     ),
     "edgeq.api.settings": ("FormatOptions", "LayerSettings", "RunSettings"),
     "edgeq.api.talking": ("generate",),
+    "edgeq.api.tuning": ("tune",),
     "edgeq.types": ("Grid", "LayerStatistics", "QuantizedLinear"),
 }
 """Where the members lie that are imported when they are asked for."""

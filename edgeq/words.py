@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeq.types import Grid  # which loads NumPy, and --help reads this module
 
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", re.IGNORECASE)
+BRACKETS = re.compile(r" \([^()]*\)")
 LARGEST_SIZE = 2.0**60  # an exabyte: beyond it a typing error is likelier than a machine
 FEWEST_BYTES = 10**4  # fewer without a unit were meant in another one
 MOST_GIGABYTES = 64  # more without a unit were megabytes
@@ -31,6 +32,11 @@ _program = ["edgeq"]  # what starts edgeq in the commands that messages print
 def as_text(name: str) -> str:
     """Give the name of a file as text that files can hold: bytes that are no UTF-8 replaced."""
     return name.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def without_brackets(text: str) -> str:
+    """Leave out what stands in brackets behind a word: numbers that change while work goes on."""
+    return BRACKETS.sub("", text)
 
 
 def parse_size(text: str, option: str) -> int:

@@ -18,6 +18,7 @@ from edgeq.run.finished import FinishedRun
 from edgeq.run.measured import Measured, read_measured, write_measured
 from edgeq.run.pipeline import EVALUATING, Observer
 from edgeq.run.report import with_measured
+from edgeq.run.tune_run import TunedRun
 from edgeq.sources import open_source
 from edgeq.talking import answer
 from edgeq.words import show_size
@@ -74,6 +75,21 @@ def close_run(
         answers = Answers(tuple(before.answers))
     page = write_run_page(checkpoint)
     return replace(finished, answers=answers.given, unanswered=answers.why_none, page=page)
+
+
+def close_tuning(found: TunedRun) -> TunedRun:
+    """Write times and sizes of a finished tuning beside it, and its page.
+
+    One that was complete before keeps what was measured then.
+
+    Raises: BadInput.
+    """
+    checkpoint = found.checkpoint
+    if read_measured(checkpoint) is None:
+        peak = peak_resident_bytes()
+        measured = Measured(None, (), found.seconds, peak, found.sizes, found.notes)
+        write_measured(checkpoint, measured)
+    return replace(found, page=write_run_page(checkpoint))
 
 
 def measured_kl(before: Measured) -> float | None:

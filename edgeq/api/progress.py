@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from edgeq.run.pipeline import SOLVING
 from edgeq.solving.report import LayerReport
+from edgeq.words import without_brackets
 
 QUANTIZING = "quantizing"
 
@@ -18,7 +19,8 @@ class Progress:
     of all models), or a step that is not counted, such as "loading the model", whose total is 0.
     done of total units are ready; a run that is continued starts above 0. layer is the report of a
     layer that has just been solved, None in all other events. model says which model is evaluated,
-    and is empty elsewhere.
+    and is empty elsewhere. detail has numbers that are known on the way: of "tuning" (in steps) the
+    loss and the KL divergence on windows that are held out.
     """
 
     what: str
@@ -27,6 +29,7 @@ class Progress:
     unit: str = ""
     layer: LayerReport | None = None
     model: str = ""
+    detail: str = ""
 
     @property
     def share(self) -> float:
@@ -37,7 +40,8 @@ class Progress:
         """Write one line, such as "quantizing: 3 of 30 blocks"."""
         counted = f": {self.done} of {self.total} {self.unit}" if self.total else ""
         about = self.model if self.layer is None else self.layer.name
-        return f"{self.what}{counted}{', ' if about else ''}{about}"
+        parts = [f"{self.what}{counted}", *filter(None, (about, self.detail))]
+        return ", ".join(parts)
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -60,8 +64,9 @@ class Teller:
         if what == SOLVING:
             self._tell(Progress(QUANTIZING, done, total, "blocks"))
         elif total:
-            step, _, unit = what.partition(", ")
-            self._tell(Progress(step, done, total, f"{unit}s" if unit else ""))
+            step, _, unit = without_brackets(what).partition(", ")
+            detail = what.partition(" (")[2].partition(")")[0]
+            self._tell(Progress(step, done, total, f"{unit}s" if unit else "", detail=detail))
         else:
             self._tell(Progress(what))
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from edgeq.run.finished import FinishedRun
 from edgeq.run.report import RunReport
+from edgeq.run.tune_run import TunedRun
+from edgeq.run.tuning_report import TuningReport
 from edgeq.words import show_megabytes, show_size, show_time
 
 
@@ -153,6 +155,58 @@ class RunResult:
             f"<RunResult of {self.model!r} in {str(self.output)!r}: {sizes}; "
             f"{self.bits_per_weight:.2f} bits per weight{quality}{notes}>"
         )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class TuneResult:
+    """A tuned checkpoint: where it lies, and what tuning gained on windows that were held out.
+
+    kl_before and kl_after are their KL divergence from the original in nats per token; is_gain says
+    whether anything was gained, otherwise the output holds what the checkpoint did. report has the
+    curve and all else. notes say what was not as usual. seconds are of wall-clock time by stage.
+    page is the report for a browser.
+    """
+
+    model: str
+    original: str
+    output: Path
+    kl_before: float
+    kl_after: float
+    is_gain: bool
+    tokens: int
+    report: TuningReport
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+    page: Path | None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """All of `edgeq tune --json`."""
+
+    @classmethod
+    def from_run(cls, found: TunedRun) -> "TuneResult":
+        """Make one of a finished tuning."""
+        report = found.report
+        return cls(
+            found.checkpoint.record.name,
+            found.original,
+            found.checkpoint.path,
+            report.before,
+            report.after,
+            report.is_gain,
+            report.tokens,
+            report,
+            tuple(found.notes),
+            dict(found.seconds),
+            found.page,
+            found.plain(),
+        )
+
+    def __fspath__(self) -> str:
+        return str(self.output)
+
+    def __repr__(self) -> str:
+        notes = f"; {len(self.notes)} notes" if self.notes else ""
+        where = f"{self.model!r} in {str(self.output)!r}"
+        return f"<TuneResult of {where}: {self.report.line()}{notes}>"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -21,6 +21,7 @@ from edgeq.measuring.anchors import verdict
 from edgeq.registry import find_format
 from edgeq.run.allocation import best_uniform, curve_words, gain_words
 from edgeq.run.finished import FinishedRun
+from edgeq.run.tuning_report import TuningReport
 from edgeq.words import show_counts
 
 MOST_ADVICE = 3  # lines; all of it is in --verbose and report.html
@@ -40,6 +41,8 @@ def show_finished(console: Console, finished: FinishedRun, *, verbose: bool = Fa
     table.add_row("size", size_row(finished))
     if finished.report.budget is not None:
         table.add_row("budget", budget_row(finished.report.budget))
+    if finished.report.tuning is not None:
+        table.add_row("tuning", finished.report.tuning.line())
     for label, text in answer_rows(finished):
         table.add_row(label, text)
     for name, path in finished.exports.items():
@@ -146,6 +149,8 @@ def show_details(console: Console, finished: FinishedRun) -> None:
     if finished.report.budget is not None:
         table.add_row("budget", "\n".join(gain_words(finished.report.budget)))
         table.add_row("predicted KL", "\n".join(curve_words(finished.report.budget)))
+    if finished.report.tuning is not None:
+        table.add_row("tuned", "\n".join(tuning_lines(finished.report.tuning)))
     experts = finished.report.experts
     if experts:
         reached = [expert.tokens for expert in experts]
@@ -164,6 +169,18 @@ def show_details(console: Console, finished: FinishedRun) -> None:
     console.print(table, highlight=False, soft_wrap=True)
     if finished.quality is not None:
         show_measurement(console, finished.quality)
+
+
+def tuning_lines(tuning: TuningReport) -> list[str]:
+    """Say how a model was tuned: steps, what was free, precision, and texts."""
+    texts = ", ".join(f"{text['name']} {text['samples']}" for text in tuning.texts)
+    kept = f"step {tuning.kept_step} of {tuning.steps} is kept"
+    return [
+        f"{kept}, chosen on {tuning.held_out_tokens:,} tokens that were held out",
+        f"{tuning.numbers:,} numbers ({', '.join(tuning.free)}), rate {tuning.rate:g}",
+        f"{tuning.passes} passes in {tuning.precision}, {tuning.way}",
+        f"sequences of each text: {texts}",
+    ]
 
 
 def seconds_row(finished: FinishedRun) -> str:

@@ -26,6 +26,7 @@ from edgeq.commands.quantize import quantize_command
 from edgeq.commands.report import report_command
 from edgeq.commands.signals import stopping_on_signals
 from edgeq.commands.streams import open_what_is_closed
+from edgeq.commands.tune import tune_command
 from edgeq.commands.typed import program_words
 from edgeq.commands.verify import verify_command
 from edgeq.version import __version__
@@ -55,7 +56,7 @@ SECTIONS = {
         export_command,
     ),
     "Look": (report_command, plan_command, inspect_command, formats_command, verify_command),
-    "Expert": (allocate_command, imatrix_command),
+    "Expert": (tune_command, allocate_command, imatrix_command),
     "This installation": (doctor_command, completion_command),
 }
 """The commands as --help lists them."""

@@ -23,6 +23,7 @@ from edgeq.errors import BadInput, lower_first, reason_of
 from edgeq.files.plain_files import append_to_file, inside
 from edgeq.run.pipeline import EVALUATING, SOLVING, Observer
 from edgeq.solving.report import LayerReport
+from edgeq.words import without_brackets
 
 Clock = Callable[[], float]
 PATIENCE = 5.0
@@ -79,7 +80,7 @@ class Lines:
 
     def progressed(self, what: str, done: int = 0, total: int = 0) -> None:
         """Name work that takes long, and every tenth of what is counted; the end always."""
-        if what != self._work.what:
+        if without_brackets(what) != without_brackets(self._work.what):
             self._stop_waiting()
             self._said = -1
         self._work.goes_on(what, done, total)

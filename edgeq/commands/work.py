@@ -11,7 +11,7 @@ from edgeq.commands.plain_text import visible_line
 from edgeq.planning.process_memory import resident_bytes
 from edgeq.run.pipeline import SOLVING
 from edgeq.solving.report import LayerReport, Stage
-from edgeq.words import show_time
+from edgeq.words import show_time, without_brackets
 
 
 @dataclass(slots=True)
@@ -41,9 +41,10 @@ class Work:
     def goes_on(self, what: str, done: int, total: int) -> None:
         """Note how far work of a kind has come; another kind starts its clock anew."""
         now = self.clock()
-        if what != self.what or done < self.done:
-            self.what, self._since, self._before = what, now, done
+        if without_brackets(what) != without_brackets(self.what) or done < self.done:
+            self._since, self._before = now, done
             self.detail = ()
+        self.what = what
         self.done, self.total, self._counted = done, total, now
 
     def begin(self, blocks: int, done: int) -> None:

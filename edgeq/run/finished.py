@@ -27,6 +27,7 @@ from edgeq.run.assembly import length_notes
 from edgeq.run.one_export import export
 from edgeq.run.pipeline import Job
 from edgeq.run.report import RunReport, check_findings, read_report
+from edgeq.run.tuning import tuning_notes
 from edgeq.solving.lending import LENT_TOKENS
 from edgeq.solving.propagation import FEW_TOKENS
 from edgeq.solving.report import ExpertReport, LayerReport
@@ -105,6 +106,8 @@ class FinishedRun:
         }
         if self.report.budget is not None:
             found["budget"] = self.report.budget
+        if self.report.tuning is not None:
+            found["tuned"] = self.report.tuning.head()
         if self.report.experts:
             found["experts"] = [asdict(expert) for expert in self.report.experts]
         if self.page is not None:
@@ -168,6 +171,8 @@ def finish_run(
             *short_texts(job.recipe, calibration),
             *replaced,
             *notes(report, grids),
+            *filter(None, [job.tuning_note]),
+            *tuning_notes(report.tuning, job.recipe),
             *length_notes(job.recipe, job.source),
         ],
         seconds=dict(job.clock.seconds),
@@ -175,6 +180,7 @@ def finish_run(
         advice=[
             *advise(report, grids, job.recipe, calibration),
             *short_of_types(replaced),
+            *tuning_notes(report.tuning, job.recipe),
             *(note for note in stated if note != NO_TEMPLATE),
         ],
         is_chat=checkpoint.record.template is not None,

@@ -84,15 +84,18 @@ def check_drawn(drawn: Calibration) -> None:
         )
 
 
-def drawn_notes(drawn: Calibration, recipe: Recipe) -> list[str]:
-    """Say which texts have fewer windows than were asked for."""
-    wanted, found = drawing_recipe(recipe).samples, len(drawn.windows)
-    if found >= wanted:
+def tuning_notes(report: TuningReport | None, recipe: Recipe) -> list[str]:
+    """Say what is unusual of a tuning: nothing gained, or fewer windows than were asked for."""
+    if report is None:
         return []
-    return [
-        f"tuned on all that the texts have, {found} sequences of {recipe.sequence_length}; "
-        f"{recipe.tune_tokens:,} tokens take {wanted}; more text is better"
-    ]
+    found = [] if report.is_gain else [report.line()]
+    wanted, drawn = drawing_recipe(recipe).samples, sum(text["samples"] for text in report.texts)
+    if drawn < wanted:
+        found.append(
+            f"tuning took all that the texts have, {drawn} sequences of {recipe.sequence_length}, "
+            f"where {recipe.tune_tokens:,} tokens take {wanted}; more text is better"
+        )
+    return found
 
 
 def state_folder(folder: Path, question: Mapping[str, Any]) -> Path:
@@ -167,7 +170,8 @@ def tune_into(
 
     Raises: BadInput, UnsupportedModel, NotInstalled.
     """
-    place = state_folder(folder, question_of(tuner, source, checkpoint, drawn))
+    question = question_of(tuner, source, checkpoint, drawn)
+    place = state_folder(folder, question)
     told(LOADING, 0, 0)
     make = load(find_tuner(tuner.backend), "tuning")
     way = tuner.plan.way
@@ -189,15 +193,18 @@ def tune_into(
         measured=teller.measured,
         folder=place,
     )
-    report = report_of(tuned, tuner, drawn, checkpoint)
+    report = report_of(tuned, tuner, drawn, checkpoint, hash_of_content(question))
     made.mkdir(exist_ok=True)
     return write_tuned(checkpoint, tuned.values, report, made)
 
 
 def report_of(
-    tuned: Tuned, tuner: Tuner, drawn: Calibration, checkpoint: Checkpoint
+    tuned: Tuned, tuner: Tuner, drawn: Calibration, checkpoint: Checkpoint, question: str
 ) -> TuningReport:
-    """Say how a tuning came out, and how often the checkpoint was tuned before."""
+    """Say how a tuning came out, and how the checkpoint was tuned before.
+
+    question is the hash of what was asked.
+    """
     before = checkpoint.head.get(TUNED_KEY)
     earlier = [] if before is None else [*before.get("earlier", ()), {**before, "earlier": []}]
     numbers = sum(part.size for parts in tuned.values.values() for part in parts.values())
@@ -216,6 +223,7 @@ def report_of(
         way=tuned.way,
         free=list(tuner.tuning.free),
         numbers=numbers,
+        question=question,
         curve=[asdict(row) for row in tuned.curve],
         earlier=earlier,
     )

@@ -8,7 +8,7 @@ from edgeq.run.numbers import check_numbers, is_count
 
 COUNTS = ("kept_step", "steps", "tokens", "held_out_tokens", "seed", "passes", "numbers")
 FLOATS = ("before", "after", "rate")
-WORDS = ("precision", "way")
+WORDS = ("precision", "way", "question")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,9 @@ class TuningReport:
     was gained, and nothing changed then. kept_step is the step that was kept of so many steps, 0
     where none was. tokens are those that were tuned on, held_out_tokens those that decided. texts
     are as `edgeq.calibration.texts.Calibration` records them. free names the kinds of numbers that
-    might move, numbers counts those that did. curve has a row per step: "step", its "loss" (KL of
-    its windows), and "held_out" where that was measured. earlier are the heads of tunings before.
+    might move, numbers counts those that did. question is the hash of all that was asked. curve has
+    a row per step: "step", its "loss" (KL of its windows), and "held_out" where that was measured.
+    earlier are the heads of tunings before.
     """
 
     before: float
@@ -37,6 +38,7 @@ class TuningReport:
     way: str
     free: Sequence[str]
     numbers: int
+    question: str
     curve: Sequence[Mapping[str, float | None]]
     earlier: Sequence[Mapping[str, Any]] = ()
 
