@@ -40,6 +40,7 @@ from edgeq.pages.run_data import (
     tokens_solved_on,
 )
 from edgeq.pages.template import render
+from edgeq.pages.tuning import tuning_chart, tuning_facts
 from edgeq.run.allocation import gain_words
 
 Bars = Sequence[tuple[str, float, str]]
@@ -65,11 +66,13 @@ def run_page(checkpoint: Checkpoint) -> bytes:
     """
     run = gather(checkpoint, checkpoint.path.resolve().name)
     layers, budget, quality = run.report.layers, run.report.budget, run.quality
+    tuning = run.report.tuning
     measured = {run.name: quality}
     charts = [
         position_chart(measured),
         windows_chart(quality),
         None if budget is None else budget_chart(budget),
+        None if tuning is None else tuning_chart(tuning),
         error_chart(layers),
         strength_chart(layers),
     ]
@@ -88,6 +91,7 @@ def run_page(checkpoint: Checkpoint) -> bytes:
         answers=run.answers,
         budget_lines=[] if budget is None else budget_words(budget),
         spent=None if budget is None else spent_table(budget),
+        tuning=[] if tuning is None else tuning_facts(tuning),
         stages=stage_rows(layers),
         layers=layers_table(layers),
         more_bits=more_bits(layers, in_list=budget is not None),

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from edgeq.checkpoint.certificate import is_sealed, seal
-from edgeq.checkpoint.reader import Checkpoint
+from edgeq.checkpoint.reader import TUNED_KEY, Checkpoint
 from edgeq.decoder import ModelRecord
 from edgeq.files.hashes import hash_of_file
 from edgeq.files.json_files import read_json
@@ -25,6 +25,7 @@ from edgeq.measuring.formats import rounding_notes
 from edgeq.protocols import Exporter, Format
 from edgeq.registry import all_formats, load_exporter
 from edgeq.run.measured import read_measured
+from edgeq.run.tuning_report import tuned_line
 from edgeq.words import describe_grid, shell_line, show_megabytes
 
 HUB = "https://huggingface.co/"
@@ -204,6 +205,8 @@ def recipe_words(head: Mapping[str, Any]) -> str:
         words.append(f"{samples} samples of text ({names})")
     if head.get("imatrix") is not None:
         words.append(f"importance matrix {plain(PurePath(head['imatrix']['name']).name)}")
+    if head.get(TUNED_KEY) is not None:
+        words.append(tuned_line(head[TUNED_KEY]))
     return "; ".join(words) or "plain rounding"
 
 

@@ -85,6 +85,9 @@ def tuning_from(stored: Any) -> TuningReport | None:
     if not all(isinstance(rows, list) for rows in (found.texts, found.free, found.earlier)):
         raise TypeError("texts of its tuning are a list")
     for row in found.curve:
-        known = {key: row[key] for key in ("step", "loss", "held_out") if row[key] is not None}
-        check_numbers(known)
+        known = {key: row[key] for key in ("loss", "held_out") if row[key] is not None}
+        check_numbers({"step": row["step"], **known})
+    for text in found.texts:
+        if not isinstance(text["name"], str) or not is_count(text["samples"]):
+            raise ValueError("a text of its tuning has no name, or no count of sequences")
     return found
