@@ -87,10 +87,6 @@ GRADIENTS = {
     "torch": Entry("edgeq_backends.torch.gradients:torch_sensitivities", "cuda"),
 }
 """What runs a model backward; backends of other frameworks use it on the CPU."""
-TUNERS = {
-    "torch": Entry("edgeq_backends.torch.tuning:torch_models", "cuda"),
-}
-"""What runs a solved model beside its original, forward and back, to tune it."""
 LOGITS = {
     "torch": Entry("edgeq_backends.torch.activations:TorchLogits", "cuda"),
     "mlx": Entry("edgeq_backends.mlx.activations:MlxLogits", "mlx"),

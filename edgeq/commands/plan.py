@@ -123,6 +123,8 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     shortest, longest = show_time(seconds["total"]), show_time(seconds["at most"])
     takes = f"about {shortest} to {longest} on this machine as busy as it is now"
     table.add_row("time", f"{takes}; a block {show_time(seconds['block'])} ({stages})")
+    if plan["tuning"] is not None:
+        table.add_row("tuning", "\n".join(tuning_lines(plan["tuning"])))
     if "budget" in plan:
         table.add_row("budget", "\n".join(budget_lines(plan["budget"])))
     for row in plan["formats"] or plan["other formats"]:
@@ -134,6 +136,18 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     for note in plan["notes"]:
         table.add_row("note", note)
     console.print(table, highlight=False, soft_wrap=True)
+
+
+def tuning_lines(tuning: Mapping[str, Any]) -> list[str]:
+    """Say what tuning takes of time and memory, and of how much text."""
+    from edgeq.words import show_size, show_time  # noqa: PLC0415
+
+    tokens = f"{tuning['tokens']:,} tokens, {tuning['passes']} times"
+    memory = tuning["memory"]
+    return [
+        f"about {show_time(tuning['seconds'])} of that, on {tokens}",
+        f"{show_size(memory['peak'])} of memory, at {memory['at']}; {tuning['way']}",
+    ]
 
 
 def memory_lines(memory: Mapping[str, Any]) -> list[str]:

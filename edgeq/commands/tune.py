@@ -22,7 +22,6 @@ from edgeq.commands.options import (
     Command,
     in_group,
     metavar_of,
-    setting_value,
     with_flag,
 )
 from edgeq.commands.typed import command_words
@@ -133,7 +132,10 @@ def tune_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         run_tuning,
     )
 
-    given = {name: setting_value(name, x) for name, x in options.items() if x is not None}
+    given = {name: x for name, x in options.items() if x is not None}
+    for flag, name in OPTIONS.items():
+        if name in given:
+            TABLE[name].rule.check(flag, given[name])
     place = Place(output or default_tuned(checkpoint), force, resume)
     asked = TuneAsked(checkpoint, reference, place, given, calibration, backend, max_ram, exact)
     with opening_shown(reference, plain=as_json), naming_what_fits():

@@ -6,7 +6,7 @@ Memory, time and sizes are counted in `edgeq.planning`; here they become one pla
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from edgeq.planning.memory import MemoryPlan
 from edgeq.planning.process_memory import machine_bytes
 from edgeq.planning.sizes import format_row, tensor_bytes
 from edgeq.planning.time import block_seconds, measure_rates
+from edgeq.planning.tuning import TuningPlan, tuning_seconds, way_words
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, grids_by_part, plan_grids
 from edgeq.recipe.layer_types import replaced_types
@@ -78,8 +79,11 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
     copies = 2 * (blocks > 1) + memory.way.states_on_disk
     if needs_calibration(job, grids) and copies:
         disk["hidden states, while it runs"] = int(copies * states_bytes(job))
-    seconds = stage_seconds(job, memory, grids)
+    rates = measure_rates(job.backend)
+    seconds = stage_seconds(job, memory, grids, rates)
     per_block = sum(seconds.values())
+    tuning = None if job.tuner is None else describe_tuning(job.tuner.plan, rates)
+    total = per_block * blocks + (0 if tuning is None else tuning["seconds"])
     return {
         "model": job.source.record.name,
         "backend": job.backend.name,
@@ -96,10 +100,11 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
         "seconds": {
             "block": per_block,
             "blocks": blocks,
-            "total": per_block * blocks,
-            "at most": LONGER * per_block * blocks,
+            "total": total,
+            "at most": LONGER * total,
             "by stage of a block": seconds,
         },
+        "tuning": tuning,
         "original": job.source.stored_bytes(),
         "formats": exports,
         "other formats": [] if exports else other_formats(job, grids),
@@ -109,6 +114,7 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
             *replaced_types(job.recipe, decoder),
             *length_notes(job.recipe, job.source),
             *importance_notes(job, grids),
+            *filter(None, [job.tuning_note]),
         ],
     }
 
@@ -140,14 +146,33 @@ def states_bytes(job: Job) -> float:
     return tokens * job.source.record.decoder.hidden * 4
 
 
-def stage_seconds(job: Job, memory: MemoryPlan, grids: Grids) -> dict[str, float]:
-    """Estimate the seconds of a block by stage on this machine, as it is now."""
+def describe_tuning(plan: TuningPlan, rates: Mapping[str, float]) -> dict[str, Any]:
+    """Say what tuning takes: memory by part, time, text. Units: bytes, seconds."""
+    sizes = plan.sizes
+    return {
+        "seconds": tuning_seconds(sizes, plan.way, rates),
+        "tokens": (sizes.windows - sizes.held_out) * sizes.length,
+        "held out": sizes.held_out * sizes.length,
+        "passes": sizes.passes,
+        "way": way_words(plan.way),
+        "memory": {
+            "peak": plan.peak.total,
+            "at": plan.peak.name,
+            "parts": dict(plan.peak.parts),
+            "least": plan.least,
+        },
+    }
+
+
+def stage_seconds(
+    job: Job, memory: MemoryPlan, grids: Grids, rates: Mapping[str, float]
+) -> dict[str, float]:
+    """Estimate the seconds of a block by stage, at the rates of this machine."""
     linears = {linear.tensor for block in job.source.blocks() for linear in block.linears}
     solved = {
         name: shape for name, (shape, grid) in grids.items() if grid is not None and name in linears
     }
     recomputing = memory.way.schedule == "recomputing"
-    rates = measure_rates(job.backend)
     return block_seconds(job.source.record.decoder, job.recipe, rates, recomputing, solved)
 
 
@@ -181,7 +206,8 @@ def annealing_note(job: Job, memory: MemoryPlan) -> str | None:
     """Say what annealing will take of a run's time on this machine; None for runs without."""
     if not job.recipe.anneal_rounds:
         return None
-    seconds = stage_seconds(job, memory, plan_grids(job.source, job.recipe))
+    grids = plan_grids(job.source, job.recipe)
+    seconds = stage_seconds(job, memory, grids, measure_rates(job.backend))
     blocks = len(job.source.blocks())
     annealing = show_time(blocks * seconds.get("annealing", 0.0))
     total = show_time(blocks * sum(seconds.values()))
