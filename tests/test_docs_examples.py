@@ -41,7 +41,8 @@ TEMPLATE = (
 )
 SHORT = ["--samples", "4", "--sequence-length", "32"]
 LESS = {
-    "quantize": SHORT,
+    "quantize": [*SHORT, "--tune-tokens", "64"],
+    "tune": ["--tokens", "64", "--sequence-length", "32"],
     "plan": SHORT,
     "allocate": SHORT,
     "imatrix": SHORT,
@@ -52,6 +53,7 @@ LESS = {
 """What the test adds to a command so that it takes a second."""
 FEWER = {"samples": 4, "sequence_length": 32}
 LESS_IN_PYTHON = {
+    "tune": {"tokens": 64, "sequence_length": 32},
     "quantize": FEWER,
     "plan": FEWER,
     "allocate": FEWER,

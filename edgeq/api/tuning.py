@@ -47,7 +47,7 @@ def tune(  # noqa: PLR0913 (one argument per option of the command)
     Codes and sizes stay. It does what `edgeq tune` does, byte for byte, and prints nothing.
 
     Example:
-        found = edgeq.tune("llama-3bit", "llama-3bit-tuned", reference="./Llama-3.2-1B")
+        found = edgeq.tune("llama-4bit", "llama-4bit-tuned", reference="./Llama-3.2-1B")
         print(found.kl_before, found.kl_after)
 
     Args:

@@ -118,7 +118,7 @@ def tune_command(  # noqa: PLR0913, PLR0917 (one argument per option)
 
     \b
     Example:
-      edgeq tune llama-3bit --reference ./Llama-3.2-1B --output llama-3bit-tuned
+      edgeq tune smollm2-3bit --reference demo --output smollm2-3bit-tuned
     """
     from edgeq.api.closing import close_tuning  # noqa: PLC0415
     from edgeq.commands.progress import watching  # noqa: PLC0415

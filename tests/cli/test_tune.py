@@ -1,4 +1,4 @@
-"""`edgeq tune`, and `edgeq quantize --tune`: floats move, codes stay, and nothing is half-written."""
+"""`edgeq tune` and `edgeq quantize --tune`: floats move, codes stay, nothing is half-written."""
 
 import json
 import shutil
@@ -51,11 +51,7 @@ def tensor_files(folder):
 
 def arrays(folder):
     """All stored arrays of a checkpoint by their names."""
-    return {
-        name: array
-        for path in tensor_files(folder)
-        for name, array in load_file(path).items()
-    }
+    return {name: array for path in tensor_files(folder) for name, array in load_file(path).items()}
 
 
 def contents(folder):
@@ -112,8 +108,7 @@ def test_screen_head_page_and_card_say_what_was_gained(tuned):
     place, result = tuned
     head = json.loads((place / "edgeq.json").read_text(encoding="utf-8"))["tuned"]
     line = (
-        f"tuned on 1,024 tokens: KL on held-out windows "
-        f"{head['before']:.3g} -> {head['after']:.3g}"
+        f"tuned on 1,024 tokens: KL on held-out windows {head['before']:.3g} -> {head['after']:.3g}"
     )
     assert line in result.out
     assert line in (place / "README.md").read_text(encoding="utf-8")
@@ -264,9 +259,7 @@ def test_a_model_is_no_checkpoint_to_tune(edgeq, saved_model, of_model):
     assert "is no checkpoint but a model; quantize it" in result.err
 
 
-def test_a_tuned_checkpoint_may_be_tuned_again_and_that_is_said(
-    edgeq, tuned, of_model, tmp_path
-):
+def test_a_tuned_checkpoint_may_be_tuned_again_and_that_is_said(edgeq, tuned, of_model, tmp_path):
     place = shutil.copytree(tuned[0], tmp_path / "once")
     result = edgeq("tune", place, *of_model, "--tokens", 64, "--passes", 1)
     assert result.status == 0, result.err
@@ -283,10 +276,41 @@ def test_inspect_and_verify_take_a_tuned_checkpoint(edgeq, tuned):
     assert verified.status == 0, verified.out
 
 
+FREE = {
+    "Q4_K": ("gguf", ["--type", "Q4_K"], {"super_scales", "super_minima"}),
+    "Q6_K": ("gguf", ["--type", "Q6_K"], {"super_scales"}),
+    "Q4_1": ("gguf", ["--type", "Q4_1"], {"scales", "offsets"}),
+    "mlx": ("mlx", ["--bits", "4", "--group-size", "64"], {"scales", "offsets"}),
+    "onnx": ("onnx", ["--bits", "4", "--asymmetric"], {"scales"}),
+    "gptq": ("gptq", ["--bits", "4", "--asymmetric"], {"scales"}),
+    "compressed-tensors": ("compressed-tensors", ["--bits", "4"], {"scales"}),
+}
+"""Formats with settings that they hold, and the parts of layers that are free then."""
+
+
+@pytest.fixture(scope="module")
+def wide(save_model):
+    """A model whose layers are as wide as super-blocks."""
+    return save_model("llama", hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+
+
 @pytest.mark.slow  # GGUF by default, above
-@pytest.mark.parametrize("name", ["mlx", "onnx", "gptq", "compressed-tensors"])
-def test_every_format_holds_a_tuned_checkpoint(edgeq, tuned, tmp_path, name):
-    exported = edgeq("export", tuned[0], "--format", name, "-o", tmp_path / "out")
+@pytest.mark.parametrize("name", FREE)
+def test_every_format_holds_a_tuned_checkpoint(edgeq, wide, quick, of_model, tmp_path, name):
+    format_name, options, parts = FREE[name]
+    if "offsets" in parts and format_name == "mlx":
+        (tmp_path / "recipe.toml").write_text('zeros = "offset"\n', encoding="utf-8")
+        options = [*options, "--recipe", tmp_path / "recipe.toml"]
+    solved, tuned = tmp_path / "solved", tmp_path / "tuned"
+    rounded = [*quick, "--solver", "rtn"]  # so that much is to be gained
+    assert edgeq("quantize", wide, "-o", solved, *rounded, *options).status == 0
+    named = ["--reference", wide, *of_model[2:]]
+    result = edgeq("tune", solved, "-o", tuned, *named, *TUNING, "--passes", 1)
+    assert result.status == 0, result.err
+    before, after = arrays(solved), arrays(tuned)
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert {name.rsplit(".", 1)[1] for name in changed} - {"weight"} == parts
+    exported = edgeq("export", tuned, "--format", format_name, "-o", tmp_path / "out")
     assert exported.status == 0, exported.err
-    verified = edgeq("verify", tmp_path / "out", "--against", tuned[0])
+    verified = edgeq("verify", tmp_path / "out", "--against", tuned)
     assert verified.status == 0, verified.out
