@@ -18,8 +18,9 @@ NONE_OF: Mapping[str, Any] = {
     "alternations": 0,
     "anneal_rounds": 0,
     "outlier_columns": 0,
+    "tune": False,
 }
-"""What else looks at activations, by the value at which it does not."""
+"""What else looks at activations or text, by the value at which it does not."""
 
 
 def weighed_recipe(settings: Mapping[str, Any]) -> Recipe:
