@@ -4,6 +4,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Stopwatch:
@@ -23,3 +26,13 @@ class Stopwatch:
             yield
         finally:
             self.seconds[stage] += self._timer() - start
+
+
+def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:
+    """Yield the same items and book the time it takes to get each to a stage."""
+    while True:
+        with clock(stage):
+            item = next(iterator, None)
+        if item is None:
+            return
+        yield item

@@ -84,6 +84,7 @@ BAD_VALUES = {
     "embedding_type": ("Q4_K_M", "F16", 8, 16.0, True),
     "samples": (0, -1, 1.5),
     "sequence_length": (7, 10**7),
+    "token_weights": ("gradients", None, True),
     "seed": (-1, 2**32, 0.5),
 }
 GOOD_VALUES = {
@@ -115,6 +116,7 @@ GOOD_VALUES = {
     "embedding_type": (16, *TYPES),
     "samples": (1, 10**6),
     "sequence_length": (8, 10**6),
+    "token_weights": ("none", "gradient", "squares"),
     "seed": (0, 2**32 - 1),
 }
 

@@ -71,6 +71,7 @@ class RunSettings(LayerSettings, FormatOptions, total=False):
     embedding_type: str | int | None
     samples: int
     sequence_length: int
+    token_weights: Literal["none", "gradient", "squares"]
     overrides: Sequence[Mapping[str, Any]]
 
 

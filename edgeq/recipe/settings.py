@@ -18,6 +18,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from edgeq.errors import BadInput
+from edgeq.recipe.conflicts import (
+    FEWEST_RELAXED,
+    fits_no_columns,
+    has_no_columns,
+    refits_no_scales,
+    relaxes_too_few,
+    weighs_no_tokens,
+)
 from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS, Rule, flag, number, one_of, whole
 from edgeq.recipe.type_names import hint_of_bits, type_rule
 
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
 
 ScaleStages = Literal["none", "first", "both"]
 Solver = Literal["rtn", "gptq", "quantease"]
+TokenWeighting = Literal["none", "gradient", "squares"]
 T = TypeVar("T")
 
 PRESETS: Mapping[str, str] = {
@@ -37,7 +46,6 @@ PRESETS: Mapping[str, str] = {
 DEFAULT_QUALITY = "balanced"
 PLAIN = "plain"
 """The column of plain rounding (solver rtn), which takes nothing from a preset."""
-FEWEST_RELAXED = 10  # sweeps that pay for every third one's leaving codes unrounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,37 +112,6 @@ def setting(default: T, rule: Rule[T], help: str, **rest: Any) -> T:
     return field(default=default, metadata={"row": row})
 
 
-def _refits_no_scales(chosen: Settings) -> str | None:
-    """Say why alternations are refused, if they are."""
-    if not chosen.alternations or chosen.scales == "both":
-        return None
-    return f'refits scales, which scales = {chosen.scales!r} excludes; choose scales = "both"'
-
-
-def _relaxes_too_few(chosen: Settings) -> str | None:
-    """Say why relaxed sweeps are refused, if they are."""
-    if not chosen.relaxed_sweeps or chosen.sweeps >= FEWEST_RELAXED:
-        return None
-    return f"expected sweeps of {FEWEST_RELAXED} or more with it, not {chosen.sweeps}"
-
-
-def _fits_no_columns(chosen: Settings) -> str | None:
-    """Say why outlier columns are refused, if they are."""
-    if not chosen.outlier_columns or chosen.solver != "rtn":
-        return None
-    return (
-        "plain rounding (solver = 'rtn') fits no columns; "
-        'choose solver = "gptq", or outlier_columns = 0'
-    )
-
-
-def _has_no_columns(chosen: Settings) -> str | None:
-    """Say why a type is refused, if it is."""
-    if chosen.type is None or not chosen.outlier_columns:
-        return None
-    return "types have no outlier columns; leave out outlier_columns, or choose bits instead"
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Every choice of a run but its overrides.
@@ -183,7 +160,7 @@ class Settings:
         "see Types",
         option=Option(metavar="TYPE", group="everyday"),
         override=True,
-        conflict=_has_no_columns,
+        conflict=has_no_columns,
     )
     narrow_type: str = setting(
         AUTOMATIC,
@@ -303,7 +280,7 @@ class Settings:
         flag(),
         "Leave codes unrounded in every third sweep, to escape local minima.",
         more=f"needs {FEWEST_RELAXED} sweeps or more",
-        conflict=_relaxes_too_few,
+        conflict=relaxes_too_few,
     )
     alternations: int = setting(
         0,
@@ -312,7 +289,7 @@ class Settings:
         more='needs scales `"both"`',
         cost="each what its sweeps cost",
         stage="solve",
-        conflict=_refits_no_scales,
+        conflict=refits_no_scales,
     )
     outlier_columns: float = setting(
         0.0,
@@ -322,7 +299,7 @@ class Settings:
         cost="16 bits per weight of such a column",
         option=Option(metavar="SHARE", group="quality"),
         override=True,
-        conflict=_fits_no_columns,
+        conflict=fits_no_columns,
     )
     anneal_rounds: int = setting(
         0,
@@ -369,10 +346,22 @@ class Settings:
         stage="forward passes",
         option=Option(group="text"),
     )
+    token_weights: TokenWeighting = setting(
+        "none",
+        one_of("none", "gradient", "squares"),
+        "Weigh calibration tokens by what they decide: by gradient or by its squares; none: alike.",
+        more="the original model is run backward once, by torch, from tokens that it draws itself; "
+        "each token then counts, at the inputs of some layers, as much as the gradients of their "
+        "outputs have magnitude, up to 10 times and down to a tenth of the mean",
+        cost="about four passes of the original over all sequences",
+        stage="weigh tokens",
+        option=Option(),
+        conflict=weighs_no_tokens,
+    )
     seed: int = setting(
         0,
         whole(0, 2**32 - 1),
-        "Draw calibration sequences, self-written text and annealing from this seed.",
+        "Draw calibration sequences, self-written text, tokens and annealing from this seed.",
         option=Option(),
     )
 

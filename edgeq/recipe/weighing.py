@@ -18,6 +18,7 @@ NONE_OF: Mapping[str, Any] = {
     "alternations": 0,
     "anneal_rounds": 0,
     "outlier_columns": 0,
+    "token_weights": "none",
 }
 """What else looks at activations, by the value at which it does not."""
 

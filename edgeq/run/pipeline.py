@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from edgeq.calibration.texts import Calibration
 from edgeq.calibration.windows import check_length
@@ -36,6 +36,7 @@ from edgeq.run.resume import (
     stored_run,
     working_on,
 )
+from edgeq.run.token_weights import MeasureTokens, measure_weights
 from edgeq.run.weighing import weighed_layers
 from edgeq.solving.layer import join_layers, solve_without_statistics
 from edgeq.solving.lending import Lender
@@ -43,6 +44,7 @@ from edgeq.solving.report import LayerReport
 from edgeq.solving.row_chunks import solve_rows
 from edgeq.solving.site import Layer, prepare_site
 from edgeq.solving.statistics import statistics_of
+from edgeq.solving.token_weights import TokenWeights
 from edgeq.sources.importance import Importance
 from edgeq.sources.reading import (
     largest_magnitude,
@@ -50,11 +52,10 @@ from edgeq.sources.reading import (
     read_tensor,
     weight_reader,
 )
-from edgeq.stopwatch import Stopwatch
+from edgeq.stopwatch import Stopwatch, timed
 from edgeq.streams.backward import Sensitivities
 from edgeq.types import BlockSpec, LinearSpec, NumpyArray, QuantizedLinear
 
-T = TypeVar("T")
 MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
 MeasureGradients = Callable[[ModelSource, NumpyArray, int], Sensitivities]
 MakeCalibration = Callable[[ModelSource, Recipe, Callable[[int, int], None]], Calibration]
@@ -63,6 +64,7 @@ OPENING = "opening the model"
 TOKENIZING = "tokenizing the calibration text"
 WRITING_TEXT = "writing text, token"
 LOADING = "loading the model"
+WEIGHING = "weighing tokens, pass"
 SOLVING = "block"
 ROUNDING = "rounding the embedding"
 EVALUATING = "evaluating, window"
@@ -98,12 +100,12 @@ class Job:
     """Everything a run needs.
 
     `make_activations` gets the source, the token windows and on which share of them both streams
-    run. `measure_gradients` gets the source, token windows and a seed. `make_calibration` gets the
-    source, the recipe, and whom to tell how much text the model has written. For the plan of
-    memory, characters is how many are tokenized at once and writes_text says whether the model
-    writes a text. rows_at_once bounds the memory of a layer's solve; None solves all rows together.
-    importance weighs the search for scales where nothing is calibrated. allocation is how a budget
-    is spent, as the recipe then says.
+    run. `measure_gradients` gets the source, token windows and a seed, `measure_tokens` the recipe
+    instead of a seed. `make_calibration` gets the source, the recipe, and whom to tell how much
+    text the model has written. For the plan of memory, characters is how many are tokenized at once
+    and writes_text says whether the model writes a text. rows_at_once bounds the memory of a
+    layer's solve; None solves all rows together. importance weighs the search for scales where
+    nothing is calibrated. allocation is how a budget is spent, as the recipe then says.
     """
 
     source: ModelSource
@@ -118,6 +120,7 @@ class Job:
     writes_text: bool = False
     importance: Importance | None = None
     measure_gradients: MeasureGradients | None = None
+    measure_tokens: MeasureTokens | None = None
     allocation: Mapping[str, Any] | None = None
 
 
@@ -207,6 +210,16 @@ def start_activations(job: Job, calibration: Calibration, observer: Observer) ->
         return job.make_activations(job.source, calibration.windows, drift)
 
 
+def weigh_tokens(job: Job, calibration: Calibration, observer: Observer) -> TokenWeights | None:
+    """Measure how much tokens count, with the original model; None where all count alike."""
+    if job.measure_tokens is None or job.recipe.token_weights == "none":
+        return None
+    tell = partial(observer.progressed, WEIGHING)
+    with job.clock("weigh tokens"):
+        measured = job.measure_tokens(job.source, calibration.windows, job.recipe)
+        return measure_weights(measured, job.source, len(calibration.windows), tell)
+
+
 def write_model(
     job: Job, grids: Grids, calibration: Calibration | None, run: Run, observer: Observer
 ) -> None:
@@ -225,10 +238,11 @@ def write_model(
         if grids[name][1] is not None:
             check_size(name, largest_magnitude(tensor))
     left = blocks[run.done :]
-    activations = None
+    activations = weights = None
     if calibration is not None:
         findings.calibration_tokens = calibration.tokens
         if any(solves(grids, block) for block in left):
+            weights = weigh_tokens(job, calibration, observer)
             activations = start_activations(job, calibration, observer)
             run.restore(activations)
     observer.progressed(SOLVING, run.done, len(blocks))
@@ -237,7 +251,9 @@ def write_model(
             tensors = list(dict.fromkeys(linear.tensor for linear in block.linears))
             solved = round_tensors(job, grids, tensors, findings)
         else:
-            solved = solve_block(job, grids, block, activations, observer, findings)
+            linears = {linear.name: linear for linear in block.linears}
+            lender = Lender(job.recipe, job.backend, linears, weights)
+            solved = solve_block(job, grids, block, activations, lender, observer, findings)
         names = [name for name in block.tensors if name in grids]
         write_part(job, run.made / block_file(block.index), names, solved)
         with job.clock("write"):
@@ -259,14 +275,13 @@ def solve_block(
     grids: Grids,
     block: BlockSpec,
     activations: ActivationSource,
+    lender: Lender,
     observer: Observer,
     findings: RunReport,
 ) -> dict[str, QuantizedLinear]:
     """Solve the layers of a block site by site, and let the quantized stream go on with them."""
     parts: dict[str, dict[tuple[int, int], QuantizedLinear]] = {}
-    linears = {linear.name: linear for linear in block.linears}
     read = weight_reader(job.source, block)
-    lender = Lender(job.recipe, job.backend, linears)
     for site in timed(activations.sites(block), job.clock, "forward passes"):
         if site.lends:
             with job.clock("statistics"):
@@ -300,6 +315,7 @@ def solve_site(
     backend, clock = job.backend, job.clock
     with clock("statistics"):
         moments, lent = lender.moments(site)
+        reached = moments.n_tokens
         statistics, split = statistics_of(site.name, moments, backend)
     try:
         with clock("factor"):
@@ -317,23 +333,13 @@ def solve_site(
         solved, report = solve_rows(layer, clock, rows=job.rows_at_once)
         report = replace(report, type=grid.type)
         if linear.expert is not None:
-            report = replace(
-                report, expert=linear.expert, tokens=statistics.n_tokens, lent_share=lent
-            )
+            report = replace(report, expert=linear.expert, tokens=reached, lent_share=lent)
+        if lender.weights is not None:
+            report = replace(report, counting_tokens=statistics.n_tokens)
         findings.layers.append(report)
         findings.note_clamped(linear.tensor, weight, solved)
         site.replace(linear.name, solved.dequantized())
         yield linear, solved
-
-
-def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:
-    """Yield the same items and book the time it takes to get each to a stage."""
-    while True:
-        with clock(stage):
-            item = next(iterator, None)
-        if item is None:
-            return
-        yield item
 
 
 def round_tensors(
