@@ -1,17 +1,21 @@
 """Say whether weighing calibration tokens by gradients pays, on texts that nothing was fitted to.
 
-    python -m benchmarks.token_weights MODEL           every variant, on four grids
-    python -m benchmarks.token_weights MODEL --table   what was measured before, as a table
+    python -m benchmarks.token_weights MODEL             every variant, on four grids
+    python -m benchmarks.token_weights MODEL --seeds 4   on as many draws of calibration text
+    python -m benchmarks.token_weights MODEL --table     what was measured before, as a table
 
 A token counts at each site by the magnitudes |g| of gradients of log p(y) at its layers' outputs,
 scaled to mean 1 and clipped to a factor around it. Variants change the power of |g|, the clip, or
 weigh each layer by its own gradients. Solves are those of the preset balanced. Ratios are of KL to
 the original, to the same solve with tokens that all count alike, on the same windows; intervals are
-of the paired difference, as shares of that solve's KL. Each solve is a line of
+of the paired difference over windows, as shares of that solve's KL. They do not hold what another
+draw of calibration text would give: with several seeds, the ratio is the mean over them, and behind
+the ± stands the standard error of that mean. Each solve is a line of
 benchmarks/results/token_weights.jsonl; solves that stand there are not run again.
 """
 
 import argparse
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeq.commands.progress import Silent
 from edgeq.measuring.intervals import mean_interval
@@ -46,6 +51,7 @@ GRIDS = ((3, "symmetric"), (2, "offset"), (4, "symmetric"), (3, "offset"))
 GROUP = 64
 WINDOWS = 24  # of each text
 
+Floats = npt.NDArray[np.float64]
 Noted = Sequence[tuple[int, int, Mapping[str, NumpyArray]]]
 
 
@@ -81,15 +87,15 @@ class Bench:
         self.windows: Windows = cut_windows([self.source], list(KINDS), windows=WINDOWS)
         reference = model_logits(self.source, "cpu").logits(self.windows.ids)
         self.reference = [predictions(each, "the original") for each in reference]
-        self._noted: dict[bool, Noted] = {}
+        self._noted: dict[tuple[bool, int], Noted] = {}
 
     def noted(self, windows: NumpyArray, recipe: Recipe, squares: bool) -> Noted:
         """Measure the tokens of calibration windows once."""
-        if squares not in self._noted:
-            kind = "squares" if squares else "gradient"
-            recipe = replace(recipe, token_weights=kind)
-            self._noted[squares] = list(measure_tokens("cpu", self.source, windows, recipe))
-        return self._noted[squares]
+        key = squares, recipe.seed
+        if key not in self._noted:
+            recipe = replace(recipe, token_weights="squares" if squares else "gradient")
+            self._noted[key] = list(measure_tokens("cpu", self.source, windows, recipe))
+        return self._noted[key]
 
     def run(self, settings: Mapping[str, Any], variant: Variant | None) -> dict[str, Any]:
         """Quantize and measure. Units: KL in nats per token, of each window."""
@@ -166,16 +172,49 @@ def by_layer(
         yield from SOLVE_SITE(job, grids, lender, OneLayer(site, name), findings, read)
 
 
-def ratios(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """Give, by text, the ratio of KL to the base's, and half the width of its 95 % interval."""
-    found = {}
-    texts = np.array(row["texts"])
-    for text in dict.fromkeys(row["texts"]):
-        own, other = (np.array(each["kl"])[texts == text] for each in (row, base))
-        interval = mean_interval(own - other)
-        assert interval is not None
-        found[text] = (own.mean() / other.mean(), (interval[1] - interval[0]) / 2 / other.mean())
-    return found
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Make the Markdown table: a line for each grid and variant, a column for each text."""
+    texts = list(dict.fromkeys(rows[0]["texts"]))
+    names = ["grid", "tokens weighed by", "tokens that count", "seeds", *texts, "all"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        grid = f"{row['model']}, {row['bits']} {row['zeros']}"
+        groups.setdefault((grid, row["variant"]), []).append(row)
+    for (grid, variant), of_seeds in groups.items():
+        bases = {row["seed"]: row for row in groups[grid, "alike"]}
+        counting = [np.median(row["counting"] or row["tokens"]) for row in of_seeds]
+        share = np.mean(counting) / of_seeds[0]["tokens"]
+        cells = [grid, variant, f"{share:.0%}", str(len(of_seeds))]
+        for text in (*texts, None):
+            if variant == "alike":
+                cells.append(f"{np.mean([of_text(row, text).mean() for row in of_seeds]):.4f}")
+            else:
+                cells.append(ratio_words(of_seeds, bases, text))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def of_text(row: Mapping[str, Any], text: str | None) -> Floats:
+    """Give the KL of the windows of a text, or of all. Shapes: (windows,)."""
+    chosen = [text in (None, each) for each in row["texts"]]
+    return np.array(row["kl"])[chosen]
+
+
+def ratio_words(
+    rows: Sequence[Mapping[str, Any]], bases: Mapping[int, Mapping[str, Any]], text: str | None
+) -> str:
+    """Write the ratio of KL to that of bases, by seed, and how sure it is."""
+    pairs = [(of_text(row, text), of_text(bases[row["seed"]], text)) for row in rows]
+    ratios = [own.mean() / other.mean() for own, other in pairs]
+    if len(ratios) > 1:
+        error = np.std(ratios, ddof=1) / len(ratios) ** 0.5
+        return f"{np.mean(ratios):.3f} ± {error:.3f}"
+    [(own, other)] = pairs
+    groups = None if text else list(rows[0]["texts"])
+    interval = mean_interval(own - other, groups)
+    assert interval is not None
+    return f"{ratios[0]:.3f} ± {(interval[1] - interval[0]) / 2 / other.mean():.3f}"
 
 
 def load_results() -> list[dict[str, Any]]:
@@ -184,61 +223,38 @@ def load_results() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Make the Markdown table: a line for each solve, a column for each text."""
-    lines = []
-    for row in rows:
-        key = ("model", "bits", "zeros", "samples")
-        [base] = [
-            each
-            for each in rows
-            if each["variant"] == "alike" and all(each[k] == row[k] for k in key)
-        ]
-        found = ratios(row, base)
-        if not lines:
-            names = ["grid", "tokens weighed by", "tokens that count", *found]
-            lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-        total = row["tokens"]
-        share = np.median(row["counting"]) / total if row["counting"] else 1.0
-        cells = [f"{row['model']}, {row['bits']} {row['zeros']}", row["variant"], f"{share:.0%}"]
-        texts = np.array(row["texts"])
-        for text, (ratio, half) in found.items():
-            mean = np.array(row["kl"])[texts == text].mean()
-            alike = row["variant"] == "alike"
-            cells.append(f"{mean:.4f}" if alike else f"{ratio:.3f} ± {half:.3f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--bits", type=int, nargs="*", help="only these")
+    parser.add_argument("--seeds", type=int, default=1, help="draws of calibration text")
+    parser.add_argument("--grid", nargs="*", help="only these, such as 3-symmetric")
     parser.add_argument("--variant", nargs="*", help="only these, and alike")
     asked = parser.parse_args()
     name = open_source(asked.model).record.name
     rows, bench = load_results(), None
-    for bits, zeros in () if asked.table else GRIDS:
-        for variant, how in VARIANTS.items():
-            if asked.bits and bits not in asked.bits:
-                continue
-            if asked.variant and variant not in {"alike", *asked.variant}:
-                continue
-            grid = {"model": name, "bits": bits, "zeros": zeros, "samples": asked.samples}
-            row: dict[str, Any] = {**grid, "variant": variant}
-            if any(row.items() <= each.items() for each in rows):
-                continue
-            bench = bench or Bench(asked.model)
-            settings = {"bits": bits, "zeros": zeros, "group_size": GROUP, "samples": asked.samples}
-            length = make_job(bench.source, settings).recipe.sequence_length
-            row |= {"tokens": length * asked.samples, "texts": list(bench.windows.texts)}
-            row |= bench.run({**settings, "embedding_bits": 16}, how)
-            rows.append(row)
-            with RESULTS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(bits, zeros, variant, np.mean(row["kl"]), flush=True)
+    asks = [
+        {"model": name, "bits": bits, "zeros": zeros, "samples": asked.samples, "seed": seed}
+        for seed in range(0 if asked.table else asked.seeds)
+        for bits, zeros in GRIDS
+        if not asked.grid or f"{bits}-{zeros}" in asked.grid
+    ]
+    for ask, (variant, how) in itertools.product(asks, VARIANTS.items()):
+        row: dict[str, Any] = {**ask, "variant": variant}
+        left_out = asked.variant and variant not in {"alike", *asked.variant}
+        if left_out or any(row.items() <= each.items() for each in rows):
+            continue
+        bench = bench or Bench(asked.model)
+        settings = {**ask, "group_size": GROUP, "embedding_bits": 16}
+        del settings["model"]
+        length = make_job(bench.source, settings).recipe.sequence_length
+        row |= {"tokens": length * asked.samples, "texts": list(bench.windows.texts)}
+        row |= bench.run(settings, how)
+        rows.append(row)
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(*ask.values(), variant, np.mean(row["kl"]), flush=True)
     print(table([row for row in rows if row["model"] == name]))
 
 

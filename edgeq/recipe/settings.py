@@ -350,7 +350,7 @@ class Settings:
         "none",
         one_of("none", "gradient", "squares"),
         "Weigh calibration tokens by what they decide: by gradient or by its squares; none: alike.",
-        more="the original model is run backward once, by torch, from tokens that it draws itself; "
+        more="the original model is run backward once, by torch, from tokens that it draws; "
         "each token then counts, at the inputs of some layers, as much as the gradients of their "
         "outputs have magnitude, up to 10 times and down to a tenth of the mean",
         cost="about four passes of the original over all sequences",
@@ -361,7 +361,7 @@ class Settings:
     seed: int = setting(
         0,
         whole(0, 2**32 - 1),
-        "Draw calibration sequences, self-written text, tokens and annealing from this seed.",
+        "Draw calibration sequences, self-written text and annealing from this seed.",
         option=Option(),
     )
 

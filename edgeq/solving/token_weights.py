@@ -4,6 +4,8 @@ A layer's loss sums up errors of all tokens alike, though most of them change li
 model says in the end. The gradient of log p(y) by a layer's output says how much: a token counts by
 its magnitude, the mean over the layers of a site. What runs the model backward is up to
 `edgeq.streams.backward`; how moments are weighed, to `edgeq.solving.statistics`.
+
+Source: Kim et al., GuidedQuant, ICML 2025, which weighs by squares and several groups of outputs.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +21,6 @@ CLIP = 10.0
 
 Sites = Sequence[Sequence[str]]
 """The names of linear layers, those together that read one input."""
-
 
 Known = tuple[NumpyArray | None, NumpyArray]
 """Numbers of tokens, as `edgeq.types.Tokens` has them, and their weights; None for all tokens."""
