@@ -94,11 +94,18 @@ class GradientModel(BlockwiseModel, Protocol):
         """Measure the mean square over outputs of each token of a window. Shapes: (length,)."""
 
     def head_gradients(
-        self, batches: Sequence[NumpyArray], hidden: HiddenStates, draws: Sequence[NumpyArray]
+        self,
+        batches: Sequence[NumpyArray],
+        hidden: HiddenStates,
+        draws: Sequence[NumpyArray],
+        *,
+        moments: bool,
     ) -> Iterator[tuple[Array, HeadMoments]]:
         """Draw a token at each place of every batch and take log p(y) back to the hidden states.
 
-        draws are numbers in [0, 1) that choose the tokens. Shapes: (windows, length).
+        draws are numbers in [0, 1) that choose the tokens. Moments are empty unless asked for.
+
+        Shapes: draws (windows, length).
         """
 
 
@@ -123,7 +130,7 @@ def measure_sensitivities(
     rng = np.random.default_rng(seed)
     draws = [rng.random(ids.shape) for ids in batches]
     gradients = []
-    for gradient, moments in model.head_gradients(batches, states.pop(), draws):
+    for gradient, moments in model.head_gradients(batches, states.pop(), draws, moments=True):
         gradients.append(gradient)
         assert moments.squares is not None and moments.inputs is not None
         found.head = _plus(found.head, moments.squares / total)
@@ -168,7 +175,8 @@ def measure_tokens(
         states = list(run_forward(model, specs, batches, make_states))
         of_batches = [draws[first + batch, None] for batch in range(len(batches))]
         gradients = make_states()
-        for gradient, _ in model.head_gradients(batches, states.pop(), of_batches):
+        behind = states.pop()
+        for gradient, _ in model.head_gradients(batches, behind, of_batches, moments=False):
             gradients.append(gradient)
         for spec in reversed(specs):
             before = states.pop()

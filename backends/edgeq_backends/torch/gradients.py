@@ -146,7 +146,7 @@ class TracedModel(StreamedModel):
 
         Shapes: (..., out) -> (out,).
         """
-        return plain(rows_of(gradient).square().sum(0))
+        return plain(rows_of(gradient).double().square().sum(0))
 
     @staticmethod
     def magnitudes(gradient: torch.Tensor, numbers: torch.Tensor | None, length: int) -> NumpyArray:
@@ -161,7 +161,12 @@ class TracedModel(StreamedModel):
         return of_tokens(rows_of(gradient).square().mean(-1), numbers, length)
 
     def head_gradients(
-        self, batches: Sequence[NumpyArray], hidden: HiddenStates, draws: Sequence[NumpyArray]
+        self,
+        batches: Sequence[NumpyArray],
+        hidden: HiddenStates,
+        draws: Sequence[NumpyArray],
+        *,
+        moments: bool,
     ) -> Iterator[tuple[torch.Tensor, HeadMoments]]:
         """Draw tokens and take log p(y) back; see `edgeq.streams.backward.GradientModel`."""
         head = self.model.get_output_embeddings()
@@ -182,11 +187,13 @@ class TracedModel(StreamedModel):
                         self.places[-1].result = before
                         with torch.enable_grad():
                             logits = self._run(ids[:, part]).float()
-                        parts.append(self._of_part(before, logits, seen, draws[batch][:, part]))
+                        gradient = self._of_part(before, logits, draws[batch][:, part])
+                        found = moments_of(logits, seen) if moments else HeadMoments()
+                        parts.append((gradient, found))
                         del logits
                         seen.clear()
-                    gradients, moments = zip(*parts, strict=True)
-                    yield torch.cat(gradients, dim=1), total_moments(moments)
+                    gradients, of_parts = zip(*parts, strict=True)
+                    yield torch.cat(gradients, dim=1), total_moments(of_parts)
         finally:
             self.places[-1].result = None
             hook.remove()
@@ -196,9 +203,8 @@ class TracedModel(StreamedModel):
         self,
         states: torch.Tensor,
         logits: torch.Tensor,
-        seen: dict[str, torch.Tensor],
         draws: NumpyArray,
-    ) -> tuple[torch.Tensor, HeadMoments]:
+    ) -> torch.Tensor:
         """Take the log-probability of tokens that are drawn back to the hidden states."""
         log_p = logits.log_softmax(-1)
         p = log_p.detach().exp()
@@ -211,17 +217,24 @@ class TracedModel(StreamedModel):
                 f"model {self.source.record.name!r} predicts NaN or infinity on this text; "
                 "check its weights, or calibrate on other text"
             )
+        gradient: torch.Tensor
         [gradient] = torch.autograd.grad(loss, states, retain_graph=True)
-        # what lies between the head and the predictions, a scale or a cap, works on each by itself
-        [slope] = torch.autograd.grad(logits.sum(), seen["outputs"])
-        # the mean over tokens y of the squared gradient of log p(y), without noise of their draw
-        squares = p * (1 - p) * slope.float() ** 2
-        inputs = seen["inputs"].detach().reshape(-1, seen["inputs"].shape[-1]).float()
-        moments = HeadMoments(
-            squares.reshape(-1, squares.shape[-1]).double().sum(0).cpu().numpy(),
-            (inputs.T @ inputs).double().cpu().numpy(),
-        )
-        return gradient, moments
+        return gradient
+
+
+@torch.enable_grad()
+def moments_of(logits: torch.Tensor, seen: dict[str, torch.Tensor]) -> HeadMoments:
+    """Sum up what the head decides of some tokens, whose inputs and outputs were seen."""
+    # what lies between the head and the predictions, a scale or a cap, works on each by itself
+    [slope] = torch.autograd.grad(logits.sum(), seen["outputs"])
+    p = logits.detach().softmax(-1)
+    # the mean over tokens y of the squared gradient of log p(y), without noise of their draw
+    squares = p * (1 - p) * slope.float() ** 2
+    inputs = seen["inputs"].detach().reshape(-1, seen["inputs"].shape[-1]).float()
+    return HeadMoments(
+        squares.reshape(-1, squares.shape[-1]).double().sum(0).cpu().numpy(),
+        (inputs.T @ inputs).double().cpu().numpy(),
+    )
 
 
 def parts_of_window(length: int, decoder: Decoder) -> list[slice]:
@@ -231,9 +244,11 @@ def parts_of_window(length: int, decoder: Decoder) -> list[slice]:
 
 
 def total_moments(parts: Sequence[HeadMoments]) -> HeadMoments:
-    """Add the sums of all parts of a window."""
+    """Add the sums of all parts of a window; empty where they are."""
     squares = [part.squares for part in parts if part.squares is not None]
     inputs = [part.inputs for part in parts if part.inputs is not None]
+    if not squares or not inputs:
+        return HeadMoments()
     return HeadMoments(np.sum(squares, axis=0), np.sum(inputs, axis=0))
 
 
@@ -245,8 +260,8 @@ def _note_output(
 
 
 def rows_of(gradient: torch.Tensor) -> torch.Tensor:
-    """Put the gradients of all tokens below one another, in float64. Shapes: (tokens, out)."""
-    return gradient.reshape(-1, gradient.shape[-1]).double()
+    """Put the gradients of all tokens below one another. Shapes: (tokens, out)."""
+    return gradient.reshape(-1, gradient.shape[-1]).float()
 
 
 def of_tokens(values: torch.Tensor, numbers: torch.Tensor | None, length: int) -> NumpyArray:
