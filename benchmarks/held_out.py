@@ -29,7 +29,7 @@ from edgeq.sources import open_source
 from edgeq.sources.reading import read_weight
 from edgeq.stopwatch import Stopwatch
 from edgeq.streams.blockwise import CALIBRATION_BATCH, share_windows
-from edgeq.types import Array, NumpyArray
+from edgeq.types import Array, NumpyArray, Tokens
 from edgeq_backends.torch.activations import TorchActivations
 from edgeq_backends.torch.backend import TorchBackend
 
@@ -51,8 +51,8 @@ class Part:
         for index, (X, X_hat) in enumerate(islice(self._site.batches(), *self._bounds)):
             yield (X if index < self._both else None), X_hat
 
-    def places(self, batch: int) -> NumpyArray | None:
-        return self._site.places(self._bounds[0] + batch)
+    def tokens(self, batch: int) -> Tokens | None:
+        return self._site.tokens(self._bounds[0] + batch)
 
 
 class TrueLoss:

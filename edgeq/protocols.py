@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         QuantizedLinear,
         ScaleDtype,
         StoredTensor,
+        Tokens,
         ZeroKind,
     )
 
@@ -201,8 +202,8 @@ class Site(Protocol):
     def batches(self) -> Iterator[tuple[Array | None, Array]]:
         """Give (X, X_hat) per batch, tokens x in; X is None when no full-precision stream runs."""
 
-    def places(self, batch: int) -> NumpyArray | None:
-        """Give the share of its window that is read with each row; None for whole windows."""
+    def tokens(self, batch: int) -> Tokens | None:
+        """Say which tokens the rows are; None where no windows are known."""
 
     def layers(self) -> Iterator[str]:
         """Give the layers in order; asking for the next lets both streams run through the last."""

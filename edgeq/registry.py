@@ -87,6 +87,10 @@ GRADIENTS = {
     "torch": Entry("edgeq_backends.torch.gradients:torch_sensitivities", "cuda"),
 }
 """What runs a model backward; backends of other frameworks use it on the CPU."""
+TOKEN_GRADIENTS = {
+    "torch": Entry("edgeq_backends.torch.gradients:torch_tokens", "cuda"),
+}
+"""What measures tokens while it runs a model backward, for all backends as above."""
 LOGITS = {
     "torch": Entry("edgeq_backends.torch.activations:TorchLogits", "cuda"),
     "mlx": Entry("edgeq_backends.mlx.activations:MlxLogits", "mlx"),

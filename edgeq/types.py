@@ -132,6 +132,9 @@ class LayerStatistics:
     is of fewer tokens than H, paired_H is the H of those paired_tokens: X - X_hat is explained by
     X_hat of the same tokens only.
 
+    Tokens that are weighed count by their weights in these means, and n_tokens and paired_tokens
+    are how many would count as much alike: (sum w)^2 / sum w^2.
+
     Shapes: H = X_hat.T @ X_hat / n_tokens (in, in); D = (X - X_hat).T @ X_hat / n_tokens (in, in).
     """
 
@@ -140,6 +143,25 @@ class LayerStatistics:
     n_tokens: int
     paired_H: Array | None = None
     paired_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens that the rows of an input are, by their numbers in all calibration windows.
+
+    Token t of window w is number w * length + t, with length the tokens of a window.
+
+    Shapes: numbers (rows,).
+    """
+
+    numbers: NumpyArray
+    length: int
+
+    @property
+    def places(self) -> NumpyArray:
+        """Give the share of its window that is read with each token. Shapes: (rows,)."""
+        shares: NumpyArray = (self.numbers % self.length + 1) / self.length
+        return shares
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class FakeSite:
     def batches(self):
         yield from self.pairs
 
-    def places(self, batch):
+    def tokens(self, batch):
         return None
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from edgeq.commands.progress import Bar, Lines, following, status_line
 from edgeq.commands.work import Work, layer_in_block
-from edgeq.run.pipeline import LOADING, SOLVING
+from edgeq.run.observing import LOADING, SOLVING
 from edgeq.solving.report import LayerReport, Stage
 
 WIDTHS = (30, 40, 60, 80, 200)

@@ -89,6 +89,7 @@ BAD_VALUES = {
     "tune_rate": (0, 2, "fast"),
     "samples": (0, -1, 1.5),
     "sequence_length": (7, 10**7),
+    "token_weights": ("gradients", None, True),
     "seed": (-1, 2**32, 0.5),
 }
 GOOD_VALUES = {
@@ -124,6 +125,7 @@ GOOD_VALUES = {
     "tune_rate": (1e-6, 1),
     "samples": (1, 10**6),
     "sequence_length": (8, 10**6),
+    "token_weights": ("none", "gradient", "squares"),
     "seed": (0, 2**32 - 1),
 }
 

@@ -116,6 +116,7 @@ COSTLIER = {
     "anneal_steps": 400,
     "samples": 128,
     "sequence_length": 1024,
+    "token_weights": "gradient",
 }
 
 

@@ -16,7 +16,7 @@ from edgeq.planning.process_memory import machine_bytes, peak_resident_bytes
 from edgeq.run.card import renew_cards
 from edgeq.run.finished import FinishedRun
 from edgeq.run.measured import Measured, read_measured, write_measured
-from edgeq.run.pipeline import EVALUATING, Observer
+from edgeq.run.observing import EVALUATING, Observer
 from edgeq.run.report import with_measured
 from edgeq.run.tune_run import TunedRun
 from edgeq.sources import open_source

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgeq.run.pipeline import SOLVING
+from edgeq.run.observing import SOLVING
 from edgeq.solving.report import LayerReport
 from edgeq.words import without_brackets
 

@@ -76,6 +76,7 @@ class RunSettings(LayerSettings, FormatOptions, total=False):
     tune_rate: float
     samples: int
     sequence_length: int
+    token_weights: Literal["none", "gradient", "squares"]
     overrides: Sequence[Mapping[str, Any]]
 
 

@@ -21,7 +21,7 @@ from edgeq.commands.screen import print_line
 from edgeq.commands.work import Work, against_rounding, layer_in_block, memory
 from edgeq.errors import BadInput, lower_first, reason_of
 from edgeq.files.plain_files import append_to_file, inside
-from edgeq.run.pipeline import EVALUATING, SOLVING, Observer
+from edgeq.run.observing import EVALUATING, SOLVING, Observer
 from edgeq.solving.report import LayerReport
 from edgeq.words import without_brackets
 

@@ -165,7 +165,7 @@ def opening_shown(model: str, *, plain: bool) -> Iterator[None]:
     """Show that a model is opened, and frameworks with it; downloads show themselves."""
     from edgeq.commands.progress import following  # noqa: PLC0415
     from edgeq.commands.screen import make_console  # noqa: PLC0415
-    from edgeq.run.pipeline import OPENING  # noqa: PLC0415
+    from edgeq.run.observing import OPENING  # noqa: PLC0415
 
     if model != "demo" and not Path(model).expanduser().exists():
         yield

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from edgeq.commands.plain_text import visible_line
 from edgeq.planning.process_memory import resident_bytes
-from edgeq.run.pipeline import SOLVING
+from edgeq.run.observing import SOLVING
 from edgeq.solving.report import LayerReport, Stage
 from edgeq.words import show_time, without_brackets
 

@@ -18,6 +18,7 @@ from edgeq.errors import TooLittleMemory
 from edgeq.planning.mixtures import is_of_expert, mixture_of, telling_sites
 from edgeq.planning.process_memory import resident_bytes
 from edgeq.recipe.recipe import Recipe
+from edgeq.streams.backward import HEAD_COPIES, head_tokens
 from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow
 from edgeq.words import show_size
 
@@ -30,6 +31,9 @@ WRITING = "the text that the model writes"
 EMBEDDING_MOMENT = "the embedding"
 SPLIT_MOMENTS = 4  # H and D of what a correction is fitted to and of what it is judged on
 STACKED = 2  # copies of a stack, beside itself: its tensors as they are read, and parts of it
+GRAPH = 4  # what a window takes with its graph and gradients, for each pass through a block
+SCORES = 3  # of attention: themselves, their softmax and a gradient
+NUMBERED = 12  # bytes of a token's weight at an expert, with its number
 AROUND_OUTLIERS = 4  # matrices of a layer's own factors and target beside those of its site
 
 
@@ -170,6 +174,8 @@ def moments(
     if recipe.needs_calibration and writes_text:
         yield Moment(WRITING, base | writing_parts(decoder, recipe))
     if recipe.needs_calibration:
+        if recipe.token_weights != "none":
+            yield from weighing_moments(decoder, recipe, way, base)
         for layer in distinct_layers(decoder):
             run = _RunSizes(decoder, layer, recipe, process.precision, way)
             if run.mixture is not None:
@@ -197,6 +203,44 @@ def writing_parts(decoder: Decoder, recipe: Recipe) -> dict[str, int]:
         "keys and values": min(CACHE_BYTES, text),
         "predictions": 4 * FLOAT * recipe.samples * decoder.vocabulary,
     }
+
+
+def weighing_moments(
+    decoder: Decoder, recipe: Recipe, way: Way, base: Mapping[str, int]
+) -> Iterator[Moment]:
+    """Count what is in memory while a model runs backward, of which no window is with another.
+
+    Hidden states are those of as many tokens as are taken back at once, before every block.
+    """
+    length = recipe.sequence_length
+    tokens = recipe.samples * length
+    taken = min(tokens, max(length, way.batch_tokens // length * length))
+    states = 0 if way.states_on_disk else (len(decoder.layers) + 1) * taken
+    held = {**base, "hidden states": FLOAT * (states + taken) * decoder.hidden}
+    held["weights of tokens"] = sum(map(token_bytes, decoder.layers)) * tokens
+    at_once = min(length, head_tokens(decoder.vocabulary))
+    head = {
+        "embedding and head": FLOAT * sum(map(math.prod, decoder.others.values())),
+        "predictions": FLOAT * HEAD_COPIES * at_once * decoder.vocabulary,
+    }
+    yield Moment("weighing tokens by predictions", held | head)
+    for layer in distinct_layers(decoder):
+        run = _RunSizes(decoder, layer, recipe, FLOAT, replace(way, batch_tokens=length))
+        heads = layer.attention.heads if layer.attention else 0
+        graph = GRAPH * run.transient() + SCORES * FLOAT * heads * length**2
+        parts = {"weights of a block": FLOAT * run.block, "one window and its graph": graph}
+        yield Moment("weighing tokens by gradients", held | parts)
+
+
+def token_bytes(layer: Layer) -> int:
+    """Count what is kept of a calibration token's weights at the sites of a block.
+
+    Those of experts are numbered and lie with the tokens that reach them.
+    """
+    mixture = mixture_of(layer)
+    share = 1.0 if mixture is None else mixture.share
+    dense = sum(not is_of_expert(site) for site in layer.sites)
+    return math.ceil(FLOAT * dense + NUMBERED * share * (len(layer.sites) - dense))
 
 
 class _RunSizes:
@@ -245,7 +289,7 @@ class _RunSizes:
         # H, H + lambda I and U, then D and the factor of its correction, and what else is kept
         kept = (3 + 2 * self.drift + self.paired + self.split + self.correctors) * square
         if standing:
-            passing = {"one batch of text": self._transient(), "second moments and factors": kept}
+            passing = {"one batch of text": self.transient(), "second moments and factors": kept}
             yield f"running the text past {first}", held | passing
         rows = max(layer.shape[0] for layer in layers)
         rows = min(rows, self.way.rows_at_once or rows)
@@ -265,7 +309,7 @@ class _RunSizes:
         # where both streams are compared, rows of each are copied; standing passes hold the rest
         running = 2 * self.drift * inputs
         if self.way.schedule == "recomputing":
-            running = self._transient() + (2 + 2 * self.drift) * inputs
+            running = self.transient() + (2 + 2 * self.drift) * inputs
         # H and a batch's part of it, then D and those of other tokens; the part first in float32
         moments = (2 + self.drift + self.paired + self.split) * square + columns * columns * FLOAT
         return {"one batch of text": running, "second moments": moments}
@@ -309,7 +353,7 @@ class _RunSizes:
         squares = self.mixture.hidden**2 + self.mixture.inner**2
         return {"moments to lend": kinds * squares * self.precision}
 
-    def _transient(self) -> int:
+    def transient(self) -> int:
         """Count what one batch takes on its way through a block, at its widest place."""
         # gate, up and their product; or queries, keys and values with their rotated copies
         widest: int = max(3 * self.inner, 4 * self.queries + 4 * self.keys)

@@ -22,6 +22,7 @@ PROBES = 3  # the shortest counts: others were disturbed
 # per weight and candidate: passes over arrays in the cache, measured on one slow core
 SEARCH_SECONDS = 3e-8
 RECOMPUTED = 2.6  # passes through a block that is recomputed: two to three, by its sites
+BACKWARD = 4  # passes: forward, again with its graph, and back, where attention takes two of them
 SYMMETRIC = 1.1  # operations of H for each token and square: half of a product, and its sum
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -111,7 +112,15 @@ def of_tokens(
     forward = passes * tokens * 2 * (weights / blocks + attention)
     squares = sum(share * columns**2 for columns, share in sites) / blocks
     statistics = (SYMMETRIC + 2 * both) * tokens * squares
-    return {"forward passes": forward / rate, "statistics": statistics / rate}
+    head = decoder.hidden * decoder.vocabulary / blocks
+    weighing = 0.0
+    if recipe.token_weights != "none":
+        weighing = BACKWARD * tokens * 2 * (weights / blocks + attention + head)
+    return {
+        "weigh tokens": weighing / rate,
+        "forward passes": forward / rate,
+        "statistics": statistics / rate,
+    }
 
 
 def solved_sites(decoder: Decoder, solved: Shapes) -> list[tuple[int, float]]:

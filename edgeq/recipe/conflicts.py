@@ -39,3 +39,13 @@ def has_no_columns(chosen: Settings) -> str | None:
     if chosen.type is None or not chosen.outlier_columns:
         return None
     return "types have no outlier columns; leave out outlier_columns, or choose bits instead"
+
+
+def weighs_no_tokens(chosen: Settings) -> str | None:
+    """Say why weights of tokens are refused, if they are."""
+    if chosen.token_weights == "none" or chosen.solver != "rtn":
+        return None
+    return (
+        "plain rounding (solver = 'rtn') weighs no tokens; "
+        'choose solver = "gptq", or token_weights = "none"'
+    )

@@ -24,6 +24,7 @@ from edgeq.recipe.conflicts import (
     has_no_columns,
     refits_no_scales,
     relaxes_too_few,
+    weighs_no_tokens,
 )
 from edgeq.recipe.setting_rows import DEFAULT_QUALITY, PLAIN, PRESETS, Option, Setting, setting
 from edgeq.recipe.setting_rules import AUTOMATIC, DENSE_BITS, flag, number, one_of, whole
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 ScaleStages = Literal["none", "first", "both"]
 Solver = Literal["rtn", "gptq", "quantease"]
+TokenWeighting = Literal["none", "gradient", "squares"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +301,18 @@ class Settings:
         cost="passes and statistics of each, and attention between all of them",
         stage="forward passes",
         option=Option(group="text"),
+    )
+    token_weights: TokenWeighting = setting(
+        "none",
+        one_of("none", "gradient", "squares"),
+        "Weigh calibration tokens by what they decide: by gradient or by its squares; none: alike.",
+        more="the original model is run backward once, by torch, from tokens that it draws; "
+        "each token then counts, at the inputs of some layers, as much as the gradients of their "
+        "outputs have magnitude, up to 10 times and down to a tenth of the mean",
+        cost="about four passes of the original over all sequences",
+        stage="weigh tokens",
+        option=Option(),
+        conflict=weighs_no_tokens,
     )
     seed: int = setting(
         0,

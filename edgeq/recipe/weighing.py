@@ -19,6 +19,7 @@ NONE_OF: Mapping[str, Any] = {
     "anneal_rounds": 0,
     "outlier_columns": 0,
     "tune": False,
+    "token_weights": "none",
 }
 """What else looks at activations or text, by the value at which it does not."""
 

@@ -20,7 +20,8 @@ from edgeq.registry import BACKENDS, load_exporter
 from edgeq.run.budget import Budget, infeasible
 from edgeq.run.candidates import EMBEDDING, Container, Item, find_items, with_options
 from edgeq.run.costs import Costs, measure_costs
-from edgeq.run.pipeline import Job, Observer, start_calibration
+from edgeq.run.observing import Observer
+from edgeq.run.pipeline import Job, start_calibration
 from edgeq.words import show_megabytes
 
 POINTS = 24  # of the curve of sizes against predicted KL divergence

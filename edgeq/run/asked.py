@@ -21,7 +21,8 @@ from edgeq.run.assembly import fit_job, make_job, with_kind_of_zeros
 from edgeq.run.budget import read_budget
 from edgeq.run.fitting import fit_asked
 from edgeq.run.forecast import describe_run, open_outline
-from edgeq.run.pipeline import Job, Observer, quantize
+from edgeq.run.observing import Observer
+from edgeq.run.pipeline import Job, quantize
 from edgeq.run.recipe_file import budget_recipe, is_budget_recipe
 from edgeq.run.spending import Place, describe_budget, within_budget
 from edgeq.sources import at_revision, open_source

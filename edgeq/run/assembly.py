@@ -3,7 +3,7 @@
 The run itself is `edgeq.run.pipeline`, and how much memory each way takes `edgeq.planning.memory`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from edgeq.registry import (
     ACTIVATIONS,
     BACKENDS,
     GRADIENTS,
+    TOKEN_GRADIENTS,
     WRITERS,
     device_of,
     find_tuner,
@@ -46,8 +47,8 @@ from edgeq.run.tuning import Tuner, tuning_of
 from edgeq.run.tuning_choice import choose_tuner
 from edgeq.sources import needing_gguf
 from edgeq.sources.importance import Importance
-from edgeq.streams.backward import Sensitivities
-from edgeq.streams.blockwise import Flow
+from edgeq.streams.backward import Noted, Sensitivities
+from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow
 from edgeq.types import NumpyArray
 from edgeq.words import parse_size
 
@@ -88,6 +89,8 @@ def make_job(
     importance = None if imatrix is None else load_importance(imatrix, source)
     texts = read_texts(calibration, source)
     windows = partial(calibration_windows, loaded.name, texts)
+    if recipe.token_weights != "none":
+        load(TOKEN_GRADIENTS["torch"], "token_weights")  # missing, it would be found late
     return Job(
         source,
         recipe,
@@ -99,6 +102,7 @@ def make_job(
         writes_text=any(text.content is None for text in texts),
         importance=importance,
         draw_apart=partial(windows, apart=True),
+        measure_tokens=partial(measure_tokens, loaded.name),
     )
 
 
@@ -246,6 +250,12 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
         measure_gradients=partial(
             measure_gradients, job.backend.name, folder=None if limit is None else existing
         ),
+        measure_tokens=partial(
+            measure_tokens,
+            job.backend.name,
+            folder=existing if memory.way.states_on_disk else None,
+            tokens_at_once=memory.way.batch_tokens,
+        ),
         rows_at_once=memory.way.rows_at_once,
         tuner=tuner,
         tuning_note=choice.note,
@@ -274,9 +284,43 @@ def measure_gradients(
     Hidden states lie in a folder, or in memory without one.
     """
     measure = load(GRADIENTS["torch"], "a budget")
-    device = device_of(backend) if BACKENDS[backend].framework == "torch" else {}
-    found: Sensitivities = measure(source, windows, seed=seed, states_folder=folder, **device)
+    found: Sensitivities = measure(
+        source, windows, seed=seed, states_folder=folder, **gradient_device(backend)
+    )
     return found
+
+
+def measure_tokens(
+    backend: str,
+    source: ModelSource,
+    windows: NumpyArray,
+    recipe: Recipe,
+    *,
+    folder: Path | None = None,
+    tokens_at_once: int = CALIBRATION_BATCH,
+) -> Iterator[tuple[int, int, Noted]]:
+    """Measure what tokens decide, in the one framework that runs models backward.
+
+    Hidden states lie in a folder, those of all windows, or in memory without one, those of so many
+    tokens.
+    """
+    measure = load(TOKEN_GRADIENTS["torch"], "token_weights")
+    at_once = len(windows) if folder is not None else max(1, tokens_at_once // windows.shape[1])
+    found: Iterator[tuple[int, int, Noted]] = measure(
+        source,
+        windows,
+        seed=recipe.seed,
+        squares=recipe.token_weights == "squares",
+        at_once=at_once,
+        states_folder=folder,
+        **gradient_device(backend),
+    )
+    return found
+
+
+def gradient_device(backend: str) -> dict[str, str]:
+    """Give the argument that places torch where models run backward; the CPU has none."""
+    return device_of(backend) if BACKENDS[backend].framework == "torch" else {}
 
 
 def make_activations(

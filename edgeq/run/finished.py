@@ -174,6 +174,7 @@ def finish_run(
             *filter(None, [job.tuning_note]),
             *tuning_notes(report.tuning, job.recipe),
             *length_notes(job.recipe, job.source),
+            *token_notes(report, job.recipe),
         ],
         seconds=dict(job.clock.seconds),
         grids=grids_by_part(grids, decoder, job.recipe),
@@ -315,6 +316,21 @@ def notes(report: RunReport, grids: Grids) -> list[str]:
     if short:
         found.append(f"{len(short)} matrices have a short last group, such as {short[0]}")
     return found
+
+
+def token_notes(report: RunReport, recipe: Recipe) -> Iterator[str]:
+    """Say how many tokens count where they are weighed; inputs of experts are left out."""
+    counting = [
+        layer.counting_tokens
+        for layer in report.layers
+        if layer.counting_tokens is not None and layer.expert is None
+    ]
+    if counting:
+        total = recipe.samples * recipe.sequence_length
+        yield (
+            f"tokens are weighed by what they decide: of {total}, {min(counting)} to "
+            f"{max(counting)} count at the inputs of a layer"
+        )
 
 
 def expert_notes(experts: Sequence[ExpertReport]) -> Iterator[str]:

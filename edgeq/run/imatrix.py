@@ -14,7 +14,8 @@ from edgeq.decoder import Decoder
 from edgeq.errors import BadInput
 from edgeq.files.storage import output_file
 from edgeq.protocols import Backend, ModelSource, Site
-from edgeq.run.pipeline import SOLVING, Job, Observer, start_activations, start_calibration
+from edgeq.run.observing import SOLVING, Observer
+from edgeq.run.pipeline import Job, start_activations, start_calibration
 from edgeq.sources.imatrix import places_of
 from edgeq.sources.imatrix_file import Entry, write_entries
 from edgeq.types import LinearSpec, NumpyArray

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from edgeq.calibration.texts import Calibration
 from edgeq.calibration.windows import check_length
@@ -25,6 +25,15 @@ from edgeq.recipe.layer_grids import Grids, check_exports, kept_dense, plan_grid
 from edgeq.recipe.recipe import Recipe
 from edgeq.run.head import write_head
 from edgeq.run.identity import identify
+from edgeq.run.observing import (
+    LOADING,
+    ROUNDING,
+    SOLVING,
+    TOKENIZING,
+    WEIGHING,
+    WRITING_TEXT,
+    Observer,
+)
 from edgeq.run.report import RunReport, check_findings
 from edgeq.run.resume import (
     Ask,
@@ -34,14 +43,15 @@ from edgeq.run.resume import (
     stored_run,
     working_on,
 )
+from edgeq.run.token_weights import MeasureTokens, measure_weights
 from edgeq.run.tuning import Tuner, check_drawn, drawing_recipe, tune_into
 from edgeq.run.weighing import weighed_layers
 from edgeq.solving.layer import join_layers, solve_without_statistics
 from edgeq.solving.lending import Lender
-from edgeq.solving.report import LayerReport
 from edgeq.solving.row_chunks import solve_rows
 from edgeq.solving.site import Layer, prepare_site
 from edgeq.solving.statistics import statistics_of
+from edgeq.solving.token_weights import TokenWeights
 from edgeq.sources.importance import Importance
 from edgeq.sources.reading import (
     largest_magnitude,
@@ -57,53 +67,21 @@ MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
 MeasureGradients = Callable[[ModelSource, NumpyArray, int], Sensitivities]
 MakeCalibration = Callable[[ModelSource, Recipe, Callable[[int, int], None]], Calibration]
 
-OPENING = "opening the model"
-TOKENIZING = "tokenizing the calibration text"
-WRITING_TEXT = "writing text, token"
-LOADING = "loading the model"
-SOLVING = "block"
-ROUNDING = "rounding the embedding"
-EVALUATING = "evaluating, window"
-
-
-class Observer(Protocol):
-    """Whoever watches a run: the screen, a log, nobody."""
-
-    def progressed(self, what: str, done: int = 0, total: int = 0) -> None:
-        """Note how far work has come; total is 0 where it is not counted.
-
-        what says it in words that a count may follow: "measuring types, block".
-        """
-
-    def begin(self, blocks: int, done: int) -> None:
-        """Note that a run of so many blocks starts; `done` of them were there already.
-
-        Texts are tokenized and the model is loaded after that, before the first block.
-        """
-
-    def solved(self, report: LayerReport) -> None:
-        """Note that a layer is solved, and how it came out."""
-
-    def finished_block(self, index: int) -> None:
-        """Note that a block is solved and on disk."""
-
-    def evaluated(self, model: str, done: int, total: int) -> None:
-        """Note that a model has run over windows of text, and how many are done for all models."""
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """Everything a run needs.
 
     `make_activations` gets the source, the token windows and on which share of them both streams
-    run. `measure_gradients` gets the source, token windows and a seed. `make_calibration` gets the
-    source, the recipe, and whom to tell how much text the model has written. For the plan of
-    memory, characters is how many are tokenized at once and writes_text says whether the model
-    writes a text. rows_at_once bounds the memory of a layer's solve; None solves all rows together.
-    importance weighs the search for scales where nothing is calibrated. allocation is how a budget
-    is spent, as the recipe then says. draw_apart makes windows for tuning as make_calibration makes
-    those of the solve. tuner says how the solved model is tuned, None where it is not, and
-    tuning_note what a recipe that leaves that open came to.
+    run. `measure_gradients` gets the source, token windows and a seed, `measure_tokens` the recipe
+    instead of a seed. `make_calibration` gets the source, the recipe, and whom to tell how much
+    text the model has written. For the plan of memory, characters is how many are tokenized at once
+    and writes_text says whether the model writes a text. rows_at_once bounds the memory of a
+    layer's solve; None solves all rows together. importance weighs the search for scales where
+    nothing is calibrated. allocation is how a budget is spent, as the recipe then says. draw_apart
+    makes windows for tuning as make_calibration makes those of the solve. tuner says how the solved
+    model is tuned, None where it is not, and tuning_note what a recipe that leaves that open came
+    to.
     """
 
     source: ModelSource
@@ -118,6 +96,7 @@ class Job:
     writes_text: bool = False
     importance: Importance | None = None
     measure_gradients: MeasureGradients | None = None
+    measure_tokens: MeasureTokens | None = None
     allocation: Mapping[str, Any] | None = None
     draw_apart: MakeCalibration | None = None
     tuner: Tuner | None = None
@@ -241,6 +220,16 @@ def start_activations(job: Job, calibration: Calibration, observer: Observer) ->
         return job.make_activations(job.source, calibration.windows, drift)
 
 
+def weigh_tokens(job: Job, calibration: Calibration, observer: Observer) -> TokenWeights | None:
+    """Measure how much tokens count, with the original model; None where all count alike."""
+    if job.measure_tokens is None or job.recipe.token_weights == "none":
+        return None
+    tell = partial(observer.progressed, WEIGHING)
+    with job.clock("weigh tokens"):
+        measured = job.measure_tokens(job.source, calibration.windows, job.recipe)
+        return measure_weights(measured, job.source, len(calibration.windows), tell)
+
+
 def write_model(
     job: Job, grids: Grids, calibration: Calibration | None, run: Run, observer: Observer
 ) -> None:
@@ -259,10 +248,11 @@ def write_model(
         if grids[name][1] is not None:
             check_size(name, largest_magnitude(tensor))
     left = blocks[run.done :]
-    activations = None
+    activations = weights = None
     if calibration is not None:
         findings.calibration_tokens = calibration.tokens
         if any(solves(grids, block) for block in left):
+            weights = weigh_tokens(job, calibration, observer)
             activations = start_activations(job, calibration, observer)
             run.restore(activations)
     observer.progressed(SOLVING, run.done, len(blocks))
@@ -271,7 +261,9 @@ def write_model(
             tensors = list(dict.fromkeys(linear.tensor for linear in block.linears))
             solved = round_tensors(job, grids, tensors, findings)
         else:
-            solved = solve_block(job, grids, block, activations, observer, findings)
+            linears = {linear.name: linear for linear in block.linears}
+            lender = Lender(job.recipe, job.backend, linears, weights)
+            solved = solve_block(job, grids, block, activations, lender, observer, findings)
         names = [name for name in block.tensors if name in grids]
         write_part(job, run.made / block_file(block.index), names, solved)
         with job.clock("write"):
@@ -293,14 +285,13 @@ def solve_block(
     grids: Grids,
     block: BlockSpec,
     activations: ActivationSource,
+    lender: Lender,
     observer: Observer,
     findings: RunReport,
 ) -> dict[str, QuantizedLinear]:
     """Solve the layers of a block site by site, and let the quantized stream go on with them."""
     parts: dict[str, dict[tuple[int, int], QuantizedLinear]] = {}
-    linears = {linear.name: linear for linear in block.linears}
     read = weight_reader(job.source, block)
-    lender = Lender(job.recipe, job.backend, linears)
     for site in timed(activations.sites(block), job.clock, "forward passes"):
         if site.lends:
             with job.clock("statistics"):
@@ -334,6 +325,7 @@ def solve_site(
     backend, clock = job.backend, job.clock
     with clock("statistics"):
         moments, lent = lender.moments(site)
+        reached = moments.n_tokens
         statistics, split = statistics_of(site.name, moments, backend)
     try:
         with clock("factor"):
@@ -351,9 +343,9 @@ def solve_site(
         solved, report = solve_rows(layer, clock, rows=job.rows_at_once)
         report = replace(report, type=grid.type)
         if linear.expert is not None:
-            report = replace(
-                report, expert=linear.expert, tokens=statistics.n_tokens, lent_share=lent
-            )
+            report = replace(report, expert=linear.expert, tokens=reached, lent_share=lent)
+        if lender.weights is not None:
+            report = replace(report, counting_tokens=statistics.n_tokens)
         findings.layers.append(report)
         findings.note_clamped(linear.tensor, weight, solved)
         site.replace(linear.name, solved.dequantized())

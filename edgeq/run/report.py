@@ -38,6 +38,7 @@ NUMBERS = (
     "expert",
     "tokens",
     "lent_share",
+    "counting_tokens",
 )
 """Fields of a layer's report that are numbers, where they are stated."""
 
@@ -164,6 +165,8 @@ def layer_from(stored: Mapping[str, Any]) -> LayerReport:
     counts = (layer.expert, layer.tokens)
     if counts != (None, None) and not all(map(is_count, counts)):
         raise ValueError("an expert is counted in whole numbers, as its tokens are")
+    if layer.counting_tokens is not None and not is_count(layer.counting_tokens):
+        raise ValueError("tokens that count are a whole number")
     if not 0 <= layer.lent_share <= (0 if layer.expert is None else 1):
         raise ValueError("lent_share is no share of an expert's moments")
     raised = layer.propagation_retries or layer.few_tokens

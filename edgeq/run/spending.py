@@ -12,7 +12,8 @@ from edgeq.run.allocation import pose, spend, stored_allocation, with_allocation
 from edgeq.run.assembly import check_gradients
 from edgeq.run.budget import HEADERS, read_budget
 from edgeq.run.forecast import measuring_takes
-from edgeq.run.pipeline import Job, Observer
+from edgeq.run.observing import Observer
+from edgeq.run.pipeline import Job
 from edgeq.run.resume import Ask, refuse_other
 
 

@@ -27,7 +27,7 @@ from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import Recipe, make_recipe
 from edgeq.registry import choose_backend, find_tuner, load
 from edgeq.run.assembly import calibration_windows, with_length
-from edgeq.run.pipeline import TOKENIZING, WRITING_TEXT, Observer
+from edgeq.run.observing import TOKENIZING, WRITING_TEXT, Observer
 from edgeq.run.report import read_report
 from edgeq.run.resume import is_unfinished
 from edgeq.run.spending import Place

@@ -40,8 +40,8 @@ class ArraySite:
         """Give all inputs at once."""
         yield self._X, self._X_hat
 
-    def places(self, batch: int) -> None:
-        """Say that each window is whole."""
+    def tokens(self, batch: int) -> None:
+        """Say nothing of the tokens: they are those of whole windows."""
 
     def layers(self) -> Iterator[str]:
         """Give the one layer."""

@@ -31,7 +31,8 @@ class LayerReport:
     type is llama.cpp's name of a grid that is more than bits, groups and zeros, else empty.
     Losses are tr(E H E.T) / tr(W H W.T), with E the dequantized minus the corrected weight. A layer
     of an expert has that one's number in its mixture, how many tokens reached it, and the share of
-    its H and D that others' tokens make up.
+    its H and D that others' tokens make up. Where tokens are weighed, as many as counting_tokens
+    would count as much alike.
     """
 
     name: str
@@ -52,6 +53,7 @@ class LayerReport:
     tokens: int | None = None
     lent_share: float = 0.0
     type: str = ""
+    counting_tokens: int | None = None
 
     @property
     def final_loss(self) -> float:

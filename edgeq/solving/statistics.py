@@ -4,14 +4,14 @@ Where the batches come from is up to streams; what is made of the moments, to `e
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from edgeq.errors import BadInput
 from edgeq.protocols import Backend, Site
-from edgeq.types import Array, LayerStatistics, NumpyArray
+from edgeq.types import Array, LayerStatistics, NumpyArray, Tokens
 
 HELD_OUT = 0.25  # of each window, its last tokens: enough to judge by, most left to fit to
 
@@ -20,18 +20,31 @@ HELD_OUT = 0.25  # of each window, its last tokens: enough to judge by, most lef
 class Moments:
     """Sums of H and D over tokens; D stays None while the streams are equal.
 
-    weight is the tokens that the sums are divided by: those of the layer, and what it was lent.
+    n_tokens counts the tokens of the layer. own is the sum of their weights, which are 1 where
+    nothing weighs them, and squares that of the squares of these. weight is what the sums of
+    moments are divided by: own, and what the layer was lent.
     """
 
     H: Array | None = None
     D: Array | None = None
     n_tokens: int = 0
     weight: float = 0.0
+    own: float = 0.0
+    squares: float = 0.0
 
-    def add(self, x: Array | None, x_hat: Array, backend: Backend) -> None:
+    @property
+    def counting(self) -> float:
+        """Count the tokens that would count as much alike: (sum w)^2 / sum w^2."""
+        return self.own**2 / self.squares if self.squares else 0.0
+
+    def add(
+        self, x: Array | None, x_hat: Array, backend: Backend, weights: NumpyArray | None = None
+    ) -> None:
         """Add the moments of one batch; x is None where no full-precision stream runs.
 
-        Shapes: x and x_hat (tokens, in), of an expert perhaps without tokens.
+        weights say how much each token counts; without them, all count alike.
+
+        Shapes: x and x_hat (tokens, in), of an expert perhaps without tokens; weights (tokens,).
         """
         tokens, columns = x_hat.shape
         if not tokens:
@@ -39,12 +52,19 @@ class Moments:
                 self.H = backend.asarray(np.zeros((columns, columns)))
             return
         self.n_tokens += tokens
-        self.weight += tokens
+        weights = None if weights is None else weights.astype(np.float64)
+        total = float(tokens if weights is None else weights.sum())
+        self.weight += total
+        self.own += total
+        self.squares += float(tokens if weights is None else (weights**2).sum())
+        difference = None if x is None else x - x_hat
+        if weights is not None:
+            roots = backend.activations(np.sqrt(weights)[:, None])
+            x_hat = x_hat * roots
+            difference = None if difference is None else difference * roots
         self.H = _added(self.H, backend.gram(x_hat, x_hat))
-        if x is not None:
-            difference = x - x_hat
-            if self.D is not None or bool(abs(difference).max() > 0):
-                self.D = _added(self.D, backend.gram(difference, x_hat))
+        if difference is not None and (self.D is not None or bool(abs(difference).max() > 0)):
+            self.D = _added(self.D, backend.gram(difference, x_hat))
         backend.evaluate(*(total for total in (self.H, self.D) if total is not None))
 
     def lend(self, other: "Moments", share: float, scale: float) -> None:
@@ -62,7 +82,7 @@ class Moments:
         self.H /= weight
         if self.D is not None:
             self.D /= weight
-        return LayerStatistics(self.H, self.D, self.n_tokens)
+        return LayerStatistics(self.H, self.D, round(self.counting))
 
 
 def united(one: Moments, other: Moments) -> Moments:
@@ -72,6 +92,8 @@ def united(one: Moments, other: Moments) -> Moments:
         _sum(one.D, other.D),
         one.n_tokens + other.n_tokens,
         one.weight + other.weight,
+        one.own + other.own,
+        one.squares + other.squares,
     )
 
 
@@ -97,6 +119,17 @@ class SiteMoments:
         """Count the tokens of the site's own."""
         return sum(part.n_tokens for part in self.parts)
 
+    @property
+    def own(self) -> float:
+        """Sum up the weights of these tokens."""
+        return sum(part.own for part in self.parts)
+
+    @property
+    def counting(self) -> float:
+        """Count the tokens that would count as much alike."""
+        squares = sum(part.squares for part in self.parts)
+        return self.own**2 / squares if squares else 0.0
+
     def energy(self, backend: Backend) -> float:
         """Sum up the squares of all inputs."""
         sums = (part.H for part in self.parts if part.H is not None)
@@ -114,28 +147,44 @@ class Split:
     held_out: LayerStatistics
 
 
-def gather(site: Site, backend: Backend, *, drift: bool, hold_out: bool = False) -> SiteMoments:
+Weigh = Callable[[Tokens], NumpyArray]
+"""Says how much tokens count, the same in both streams. Shapes: (rows,)."""
+
+
+def gather(
+    site: Site,
+    backend: Backend,
+    *,
+    drift: bool,
+    hold_out: bool = False,
+    weigh: Weigh | None = None,
+) -> SiteMoments:
     """Sum up the moments of a site, and of its two parts where a part of the tokens is held out.
 
     The last quarter of each window is held out, not of each batch: what is chosen must not depend
-    on how many windows run together.
+    on how many windows run together. weigh says how much tokens count; without it all do alike.
     """
     found = SiteMoments()
     for batch, (X, X_hat) in enumerate(site.batches()):
+        tokens = site.tokens(batch)
+        weights = None
+        if weigh is not None:
+            assert tokens is not None, "streams know their windows"
+            weights = weigh(tokens)
         if X is None or not drift:
-            found.single.add(None, _rows(X_hat, backend), backend)
+            found.single.add(None, _rows(X_hat, backend), backend, weights)
         elif not hold_out:
-            found.fit.add(_rows(X, backend), _rows(X_hat, backend), backend)
+            found.fit.add(_rows(X, backend), _rows(X_hat, backend), backend, weights)
         else:
-            places = site.places(batch)
             # no names for the rows: they would stay in memory while the next batch is computed
-            for part, x, x_hat in zip(
+            for part, x, x_hat, of_part in zip(
                 (found.fit, found.held_out),
-                _both_parts(X, places, backend),
-                _both_parts(X_hat, places, backend),
+                _both_parts(X, tokens, backend),
+                _both_parts(X_hat, tokens, backend),
+                _both_weights(weights, tokens),
                 strict=True,
             ):
-                part.add(x, x_hat, backend)
+                part.add(x, x_hat, backend, of_part)
     return found
 
 
@@ -194,19 +243,31 @@ def combined(name: str, paired: Moments, single: Moments, backend: Backend) -> L
         return statistics
     of_paired = paired.mean()
     return LayerStatistics(
-        statistics.H, of_paired.D, total.n_tokens, of_paired.H, of_paired.n_tokens
+        statistics.H, of_paired.D, statistics.n_tokens, of_paired.H, of_paired.n_tokens
     )
 
 
-def _both_parts(x: Array, places: NumpyArray | None, backend: Backend) -> Iterator[Array]:
+def _both_parts(x: Array, tokens: Tokens | None, backend: Backend) -> Iterator[Array]:
     """Give the rows of a batch to fit to, then those that are held out."""
-    if places is None:
+    if tokens is None or len(x.shape) > 2:  # whole windows
         cut = x.shape[-2] - math.ceil(HELD_OUT * x.shape[-2])
-        for tokens in (slice(cut), slice(cut, None)):
-            yield _rows(x[..., tokens, :], backend)
+        for part in (slice(cut), slice(cut, None)):
+            yield _rows(x[..., part, :], backend)
     else:
-        for chosen in (places <= 1 - HELD_OUT, places > 1 - HELD_OUT):
+        for chosen in _both_choices(tokens):
             yield backend.take(_rows(x, backend), np.flatnonzero(chosen), 0)
+
+
+def _both_weights(weights: NumpyArray | None, tokens: Tokens | None) -> list[NumpyArray | None]:
+    """Give the weights of the rows that `_both_parts` gives."""
+    if weights is None or tokens is None:
+        return [None, None]
+    return [weights[chosen] for chosen in _both_choices(tokens)]
+
+
+def _both_choices(tokens: Tokens) -> tuple[NumpyArray, NumpyArray]:
+    """Say which rows are fitted to, and which are held out."""
+    return tokens.places <= 1 - HELD_OUT, tokens.places > 1 - HELD_OUT
 
 
 def _rows(x: Array, backend: Backend) -> Array:

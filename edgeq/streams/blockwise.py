@@ -192,6 +192,7 @@ class CalibrationStreams:
         self._full, self._quantized = self._no_states(), self._no_states()
         tokens = self._flow.batch_tokens or CALIBRATION_BATCH
         paired, single = (split_windows(part, tokens) for part in share_windows(windows, drift))
+        self._order = np.concatenate(share_windows(np.arange(len(windows)), drift))
         self._length = windows.shape[1]
         self._first = [0, *itertools.accumulate(ids.size for ids in (*paired, *single))]
         for batch, hidden in enumerate(model.record([*paired, *single])):
@@ -251,7 +252,7 @@ class CalibrationStreams:
 
         def run(batch: int) -> Array:
             first, total = self._first[batch], self._first[-1]
-            start_pass(Pass(quantized, batch, first, self._length, total))
+            start_pass(Pass(quantized, batch, first, self._length, total, self._order))
             return self._model.run_block(index, batch, states.read(batch))
 
         return [partial(run, batch) for batch in range(len(states))]

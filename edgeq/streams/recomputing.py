@@ -14,7 +14,7 @@ from functools import partial
 from edgeq.errors import UnsupportedModel
 from edgeq.streams.hidden_states import HiddenStates, StatesInMemory
 from edgeq.streams.schedule import Forward, Stop
-from edgeq.types import Array, NumpyArray
+from edgeq.types import Array, NumpyArray, Tokens
 
 Pass = Callable[[], Array]
 """Runs one batch through the block, from its start."""
@@ -40,7 +40,7 @@ class RecomputedStreams:
         self._full, self._quantized = full, quantized
         self._set_weight, self._keep = set_weight, keep
         self._entries = _Entries(store)
-        self._places: dict[int, NumpyArray | None] = {}
+        self._tokens: dict[int, Tokens | None] = {}
         # weights of solved layers that the stream now running does not use
         self._spare: dict[str, Array] = {}
         self._replaced = False
@@ -75,12 +75,12 @@ class RecomputedStreams:
             if batch < len(self._full):
                 X = self._stop_at(False, batch, route, layer).input
             stop = self._stop_at(True, batch, route, layer)
-            self._places[batch] = stop.places
+            self._tokens[batch] = stop.tokens
             yield X, stop.input
 
-    def places(self, batch: int) -> NumpyArray | None:
-        """Give the places of what `inputs` gave of a batch."""
-        return self._places[batch]
+    def tokens(self, batch: int) -> Tokens | None:
+        """Say which tokens the rows are that `inputs` gave of a batch."""
+        return self._tokens[batch]
 
     def _stop_at(self, quantized: bool, batch: int, route: Sequence[str], layer: str) -> Stop:
         """Run one batch of a stream anew up to a layer, from as near to it as can be."""
@@ -178,8 +178,8 @@ class RecomputedSite:
         """
         return self._streams.inputs(self._route, self.name)
 
-    def places(self, batch: int) -> NumpyArray | None:
-        return self._streams.places(batch)
+    def tokens(self, batch: int) -> Tokens | None:
+        return self._streams.tokens(batch)
 
     def layers(self) -> Iterator[str]:
         return iter(() if self.lends else self._layers)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.types import Array, NumpyArray
+from edgeq.types import Array, NumpyArray, Tokens
 
 # for each input: moments of twice as many would be little better, and every expert runs on them
 SAMPLE_TOKENS = 4
@@ -21,8 +21,9 @@ SAMPLE_TOKENS = 4
 class Pass:
     """One batch's pass through a block: its stream, its number, and its place among all tokens.
 
-    first is the number of its first token, total how many there are, whatever batches they run in.
-    length is the tokens of a window.
+    first is the number of its first token, in the order in which windows run, total how many there
+    are, whatever batches they run in. length is the tokens of a window, order the windows by their
+    numbers, where they do not run in the order that they were drawn in.
     """
 
     quantized: bool
@@ -30,11 +31,15 @@ class Pass:
     first: int
     length: int
     total: int
+    order: NumpyArray | None = None
 
-    def places(self, tokens: NumpyArray) -> NumpyArray:
-        """Give the share of its window that is read with each of these tokens of the batch."""
-        shares: NumpyArray = (tokens % self.length + 1) / self.length
-        return shares
+    def tokens(self, rows: NumpyArray) -> Tokens:
+        """Say which tokens some rows of the batch are."""
+        numbers = self.first + rows
+        if self.order is not None:
+            windows = self.order[numbers // self.length]
+            numbers = windows * self.length + numbers % self.length
+        return Tokens(numbers, self.length)
 
     def sample(self, count: int, columns: int) -> NumpyArray:
         """Choose tokens of a batch of `count`, evenly, that suffice for so many columns in all.
@@ -59,13 +64,10 @@ def running_pass() -> Pass:
     return _running.get()
 
 
-def flat_places(rows: int) -> NumpyArray | None:
-    """Give the places of a batch's rows that lie one after another, not window by window.
-
-    None outside of a pass.
-    """
+def tokens_in_order(rows: int) -> Tokens | None:
+    """Say which tokens the rows of a batch's input are, that has all of them; None outside."""
     now = _running.get(None)
-    return None if now is None else now.places(np.arange(rows))
+    return None if now is None else now.tokens(np.arange(rows))
 
 
 @dataclass(slots=True)

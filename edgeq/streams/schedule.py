@@ -7,28 +7,30 @@ is known here: an activation source contributes the hooks and the weights.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from greenlet import getcurrent, greenlet
 
 from edgeq.errors import UnsupportedModel
-from edgeq.types import Array, NumpyArray
+from edgeq.streams.routing import tokens_in_order
+from edgeq.types import Array, NumpyArray, Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Where a forward pass stands: about to run `layer` on `input`.
 
-    An input of some tokens only has their places, each the share of its window that is read with
-    it. lends: no layer runs here, and the input is like those of the layers named, for the case
-    that few tokens reach these. ways are those from here to layers behind, with what runs on them;
-    `enter` takes one from such an input.
+    tokens are those that the rows of the input are, None outside of a pass. lends: no layer runs
+    here, and the input is like those of the layers named, for the case that few tokens reach these.
+    ways are those from here to layers behind, with what runs on them; `enter` takes one from such
+    an input.
     """
 
     layer: str
     input: Array
-    places: NumpyArray | None = None
+    tokens: Tokens | None = None
     lends: tuple[str, ...] = ()
     ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     enter: Callable[[Array, str], object] | None = None
@@ -69,7 +71,7 @@ def stand_still(layer: str, x: Array) -> None:
 
     Outside of a scheduled pass (an ordinary forward) it does nothing.
     """
-    stand_at(Stop(layer, x))
+    stand_at(Stop(layer, x, tokens_in_order(math.prod(x.shape[:-1]))))
 
 
 def stand_at(stop: Stop) -> None:
@@ -154,7 +156,7 @@ class StandingSite:
         self.lends: Sequence[str] = stops[0].lends
         self._streams = streams
         self._inputs = [stop.input for stop in stops]
-        self._places = [stop.places for stop in stops]
+        self._tokens = [stop.tokens for stop in stops]
         self._full_inputs = [_stop_of(forward).input for forward in streams.full]
         self._layers = self._walk(first)
 
@@ -162,8 +164,8 @@ class StandingSite:
         """Give (X, X_hat) per batch; X is None where no full-precision stream runs."""
         yield from itertools.zip_longest(self._full_inputs, self._inputs)
 
-    def places(self, batch: int) -> NumpyArray | None:
-        return self._places[batch]
+    def tokens(self, batch: int) -> Tokens | None:
+        return self._tokens[batch]
 
     def layers(self) -> Iterator[str]:
         """Give the site's layers; asking for the next runs both streams through the one before."""

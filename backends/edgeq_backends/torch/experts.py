@@ -132,9 +132,9 @@ class HaltingExperts:
         self._choices.note(now, chosen)
         lends = tuple(layer.name for each in self._experts for layer in each.inner)
         enter = partial(self._enter, now)
-        places = now.places(np.arange(len(hidden)))
+        tokens = now.tokens(np.arange(len(hidden)))
         # a view is an object of its own: what else reads this input is no layer of this stop
-        stand_at(Stop(self._name, hidden.view_as(hidden), places, lends, self._ways, enter))
+        stand_at(Stop(self._name, hidden.view_as(hidden), tokens, lends, self._ways, enter))
         output = torch.zeros_like(hidden)
         for expert in self._experts:
             own, slots = torch.where(chosen == expert.down.expert)
@@ -144,12 +144,12 @@ class HaltingExperts:
 
     def traced(
         self,
-        note: Callable[[str, torch.Tensor], None],
+        note: Callable[[str, torch.Tensor, torch.Tensor], None],
         hidden: torch.Tensor,
         chosen: torch.Tensor,
         weights: Any,
     ) -> torch.Tensor:
-        """Compute what transformers does, and show what each layer gives.
+        """Compute what transformers does, and show what each layer gives for which tokens.
 
         Shapes: hidden (tokens, in); chosen and weights (tokens, experts a token reaches).
         """
@@ -161,9 +161,9 @@ class HaltingExperts:
             parts = []
             for layer in expert.inner:
                 parts.append(layer(hidden[own]))
-                note(layer.name, parts[-1])
+                note(layer.name, parts[-1], own)
             result = expert.down(activate(self._module, torch.cat(parts, -1)))
-            note(expert.down.name, result)
+            note(expert.down.name, result, own)
             if has_norm(self._module):
                 result = self._module.post_expert_norm(result)
             weighted = result * weights[own, slots, None].to(result.dtype)
@@ -185,16 +185,16 @@ class HaltingExperts:
         sample = now.sample(len(hidden), expert.down.weight.shape[1])
         sampled = torch.from_numpy(sample).to(hidden.device)
         needed = torch.unique(torch.cat([own, counted, sampled]))
-        places = now.places(counted.cpu().numpy())
+        tokens = now.tokens(counted.cpu().numpy())
         shown, parts = hidden[counted], []
         for layer in expert.inner:
-            stand_at(Stop(layer.name, shown, places))
+            stand_at(Stop(layer.name, shown, tokens))
             parts.append(layer(hidden[needed]))
         inner = activate(self._module, torch.cat(parts, -1))
         of_sample = inner[torch.searchsorted(needed, sampled)]
-        stand_at(Stop(expert.sample, of_sample, now.places(sample), (expert.down.name,)))
+        stand_at(Stop(expert.sample, of_sample, now.tokens(sample), (expert.down.name,)))
         shown = inner[torch.searchsorted(needed, counted)]
-        stand_at(Stop(expert.down.name, shown, places))
+        stand_at(Stop(expert.down.name, shown, tokens))
         output = expert.down(inner[torch.searchsorted(needed, own)])
         return self._module.post_expert_norm(output) if has_norm(self._module) else output
 
@@ -217,11 +217,14 @@ def halting_experts(block: BlockSpec, module: torch.nn.Module) -> Iterator[dict[
 
 @contextmanager
 def traced_experts(
-    block: BlockSpec, module: torch.nn.Module, note: Callable[[str, torch.Tensor], None]
+    block: BlockSpec,
+    module: torch.nn.Module,
+    note: Callable[[str, torch.Tensor, torch.Tensor], None],
 ) -> Iterator[None]:
     """Let the experts of a filled block, if it has any, show what each of their layers gives.
 
-    note gets a layer's name and its output; gradients can be taken back through all of them.
+    note gets a layer's name, its output, and the numbers of its tokens; gradients can be taken back
+    through all of them.
 
     Raises: UnsupportedModel as `HaltingExperts` does.
     """

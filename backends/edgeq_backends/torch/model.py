@@ -18,8 +18,7 @@ from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
 from edgeq.streams.blockwise import Call, Place, record_calls
-from edgeq.streams.routing import flat_places
-from edgeq.streams.schedule import Stop, stand_at
+from edgeq.streams.schedule import stand_still
 from edgeq.types import BlockSpec, NumpyArray
 from edgeq_backends.torch.backend import aligned, find_device
 from edgeq_backends.torch.empty import empty_model
@@ -305,8 +304,7 @@ def move_buffers(module: torch.nn.Module, device: torch.device) -> None:
 
 def halt(name: str, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
     """Halt a pass: the hook that runs just before a linear layer."""
-    x: torch.Tensor = args[0]
-    stand_at(Stop(name, x, flat_places(len(x)) if x.ndim == 2 else None))
+    stand_still(name, args[0])
 
 
 def set_weight(
