@@ -47,9 +47,9 @@ def make(framework, source, solved, **options):
     return load(TUNERS[framework], "tuning")(source, solved, exact=True, **options)
 
 
-def gradients(made, solved, windows):
+def gradients(made, solved, windows, free=FREE):
     """The mean KL, and its gradients as NumPy arrays."""
-    blocks = TunedBlocks(solved, made, FREE)
+    blocks = TunedBlocks(solved, made, free)
     reading = original_states(made, windows[:0], windows, lambda done, all: None)
     kl, found = loss_and_gradients(blocks, windows, reading.read, blocks.zeros())
     return kl, {key: made.numbers.get(gradient) for key, gradient in found.items()}
@@ -92,9 +92,10 @@ def assert_alike(found, expected, *, within):
         assert np.abs(ours[key] - gradient).max() <= within * largest, key
 
 
-def assert_same_in_both(source, solved, windows):
+def assert_same_in_both(source, solved, windows, free=FREE):
     in_torch, in_mlx = (
-        gradients(make(framework, source, solved), solved, windows) for framework in FRAMEWORKS
+        gradients(make(framework, source, solved), solved, windows, free)
+        for framework in FRAMEWORKS
     )
     assert_alike(in_mlx, in_torch, within=1e-4)
 
@@ -108,6 +109,18 @@ def test_gradients_on_every_kind_of_grid_are_those_of_torch(rng):
         shape = solved.layers[tensor].codes.shape
         solved.layers[tensor] = random_layer(rng, shape, grid, size=0.3)
     assert_same_in_both(source, solved, rng.integers(0, 40, (3, 10)))
+
+
+@pytest.mark.parametrize("free", FREE)
+def test_each_kind_of_numbers_is_tuned_alone_too(free, rng):
+    source = models.MemorySource(models.tiny_llama(attention_bias=True, num_hidden_layers=1))
+    biases = {
+        name: rng.standard_normal(source.shape(name)).astype(np.float32)
+        for name in source.tensor_names()
+        if name.endswith("bias")
+    }
+    solved = SolvedSource(source, Grid(2, 8, "offset", "float32")).with_values(biases)
+    assert_same_in_both(source, solved, rng.integers(0, 40, (2, 6)), (free,))
 
 
 @pytest.mark.parametrize(

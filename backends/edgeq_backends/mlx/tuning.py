@@ -1,8 +1,8 @@
 """Run an mlx-lm model forward and back for tuning, in MLX.
 
-All of it is in float32: on Apple's GPUs products in bfloat16 are hardly faster, and on a CPU they
-are far slower. Gradients are taken through one block at a time, whose forward pass is run again for
-them: MLX keeps no graph from one call to the next.
+All of it is in float32: MLX is far slower in half precision on a CPU, and what that would gain on
+Apple's GPUs is not measured. Gradients are taken through one block at a time, whose forward pass is
+run again for them: MLX keeps no graph from one call to the next.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -216,8 +216,9 @@ class TuningModel(StreamedModel):
         original.places[-1].result = wanted
         expected = log_softmax(original._run(ids))
 
-        def compare(hidden: mx.array, *parameters: mx.array) -> tuple[mx.array, mx.array]:
+        def compare(inputs: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
             """Give what has the gradient of KL, and KL itself by token."""
+            hidden, *parameters = inputs
             fill(self.model, dict(zip(given, parameters, strict=True)))
             self.places[-1].result = hidden
             logits = self._run(ids)
@@ -229,8 +230,8 @@ class TuningModel(StreamedModel):
 
         inputs = [states, *given.values()]
         if weight is None:
-            return HeadResult(total(compare(*inputs)[1]))
-        (_, kl), gradients = mx.value_and_grad(compare, range(len(inputs)))(*inputs)
+            return HeadResult(total(compare(inputs)[1]))
+        (_, kl), gradients = mx.value_and_grad(compare)(inputs)
         fill(self.model, given)
         of_hidden, *others = (weight * gradient for gradient in gradients)
         mx.eval(kl, of_hidden, *others)
