@@ -198,7 +198,7 @@ def test_families_with_biases_and_other_norms_are_tuned(kind, sizes):
 
 
 def test_predictions_of_a_few_tokens_at_a_time_change_nothing(monkeypatch):
-    monkeypatch.setattr("edgeq_backends.torch.tuning.PREDICTIONS", 3 * 40 * 3)
+    monkeypatch.setattr("edgeq.tuning.model.PREDICTIONS", 3 * 40 * 3)
     model = models.tiny_llama()
     check_gradients(model, models.MemorySource(model), GRIDS["offset"])
 

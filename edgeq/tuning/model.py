@@ -9,6 +9,8 @@ from edgeq.streams.blockwise import BlockwiseModel
 from edgeq.streams.hidden_states import HiddenStates
 from edgeq.types import Array, NumpyArray, ScaleDtype
 
+PREDICTIONS = 1 << 24  # numbers of predictions that are compared at once: 64 MB in float32
+
 
 class Numbers(Protocol):
     """Does with arrays what frameworks do differently, in float32 on the device of the model."""
@@ -129,3 +131,13 @@ class Models:
     @property
     def way(self) -> str:
         return "resident" if self.resident else "streamed"
+
+
+def parts_of(shape: tuple[int, ...], vocabulary: int) -> list[slice]:
+    """Cut windows so that the predictions of a part of each take little memory together.
+
+    Shapes: that of token ids, (windows, tokens).
+    """
+    windows, length = shape
+    size = max(1, PREDICTIONS // (windows * vocabulary))
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]

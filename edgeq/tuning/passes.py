@@ -5,7 +5,7 @@ filled: all batches of a step where a model does not fit into memory, else one b
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -17,7 +17,7 @@ from edgeq.streams.blockwise import split_windows
 from edgeq.streams.hidden_states import HiddenStates
 from edgeq.tuning.free import FreeNumbers, free_of_block, free_outside
 from edgeq.tuning.matrices import TunedMatrix, float_parts, matrix_of, tensor_of
-from edgeq.tuning.model import Models
+from edgeq.tuning.model import Models, Numbers
 from edgeq.types import Array, BlockSpec, NumpyArray, QuantizedLinear
 
 Masters = dict[str, Array]
@@ -227,8 +227,7 @@ def _add_gradients(
     ):
         kl += result.kl
         gradients.append(result.hidden)
-        for key, of_part in blocks.take_back(result.tensors, {}):
-            found[key] = found[key] + of_part
+        _add(blocks.take_back(result.tensors, {}), found, blocks.models.numbers)
     for spec in reversed(blocks.specs):
         before = states.pop()
         matrices = blocks.matrices(spec)
@@ -238,10 +237,17 @@ def _add_gradients(
         with model.traced(spec.index, tensors) as block:
             for batch, gradient in enumerate(gradients):
                 gradients[batch] = block.backward(batch, before.read(batch), gradient)
-            for key, of_part in blocks.take_back(block.gradients(), matrices):
-                found[key] = found[key] + of_part
-    blocks.models.numbers.finish(list(found.values()))
+            _add(blocks.take_back(block.gradients(), matrices), found, blocks.models.numbers)
     return kl
+
+
+def _add(terms: Iterable[tuple[str, Array]], found: Masters, numbers: Numbers) -> None:
+    """Add gradients to those found so far, and let go of what they were computed from."""
+    changed = []
+    for key, term in terms:
+        found[key] = found[key] + term
+        changed.append(found[key])
+    numbers.finish(changed)
 
 
 def held_out_kl(

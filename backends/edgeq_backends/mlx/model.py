@@ -134,9 +134,14 @@ class StreamedModel:
 
     def run_block(self, index: int, batch: int, hidden: mx.array) -> mx.array:
         """Run one recorded batch through a filled block."""
+        output = self.call_block(index, batch, hidden)
+        mx.eval(output)
+        return output
+
+    def call_block(self, index: int, batch: int, hidden: mx.array) -> mx.array:
+        """Queue what `run_block` computes."""
         call = self.places[index].calls[batch]
         output: mx.array = self.blocks[index](hidden, *call.args, **call.kwargs)
-        mx.eval(output)
         return output
 
     def to_numpy(self, hidden: mx.array) -> NumpyArray:

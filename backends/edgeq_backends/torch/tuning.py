@@ -14,13 +14,12 @@ from edgeq.dtypes import LARGEST
 from edgeq.errors import UnsupportedModel
 from edgeq.protocols import ModelSource
 from edgeq.streams.hidden_states import HiddenStates, StatesInMemory, StatesOnDisk
-from edgeq.tuning.model import HeadResult, Models
+from edgeq.tuning.model import HeadResult, Models, parts_of
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.torch.backend import STORED, aligned
 from edgeq_backends.torch.model import StreamedModel, fill, parameter, read_stored
 from edgeq_backends.torch.names import Filling
 
-PREDICTIONS = 1 << 24  # numbers of predictions that are compared at once: 64 MB in float32
 BATCH_TOKENS = 2048  # whose graphs are kept through all blocks, or that pass one together
 
 
@@ -330,10 +329,3 @@ class TracedBlock:
         with torch.enable_grad():
             behind = self._model.run_block(self._index, batch, before)
         return Graph(before, behind, self._leaves)
-
-
-def parts_of(shape: tuple[int, ...], vocabulary: int) -> list[slice]:
-    """Cut windows so that the predictions of a part of each take little memory together."""
-    windows, length = shape
-    size = max(1, PREDICTIONS // (windows * vocabulary))
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
