@@ -40,7 +40,8 @@ def calibrate(source, texts, *, samples, write=None):
 
 
 def test_without_options_the_text_that_ships_with_edgeq_is_read():
-    assert read_texts(()) == read_texts(("default",)) == (Text("default", 1.0, read_text(None)),)
+    shipped = Text("default", 1.0, read_text(None), is_shipped=True)
+    assert read_texts(()) == read_texts(("default",)) == (shipped,)
 
 
 def test_words_and_files_take_a_share(here):
@@ -48,7 +49,7 @@ def test_words_and_files_take_a_share(here):
     assert read_texts(("self=0.5", "book.txt=3", "default")) == (
         Text("self", 0.5, None),
         Text("book.txt", 3.0, "a book"),
-        Text("default", 1.0, read_text(None)),
+        Text("default", 1.0, read_text(None), is_shipped=True),
     )
 
 
@@ -82,7 +83,9 @@ def test_a_share_without_a_text_is_refused(here):
 
 
 def test_an_empty_name_is_refused(here):
-    with pytest.raises(BadInput, match="--calibration '': expected a file, 'default' or 'self'"):
+    with pytest.raises(
+        BadInput, match="--calibration '': expected a file, 'default', 'mix' or 'self'"
+    ):
         read_texts([""])
 
 
