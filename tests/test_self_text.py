@@ -86,6 +86,33 @@ def test_tokens_follow_the_predictions_of_the_whole_text_before_them(framework):
     assert len(np.unique(windows)) > 10
 
 
+@pytest.mark.parametrize("resident", [0, 1])
+def test_block_by_block_a_model_writes_the_same_text(resident, monkeypatch):
+    """With the weights of one block at most beside those that stay, at every place of every step;
+    in batches, as little room for keys and values makes them.
+    """
+    source = source_of(sharp(models.tiny_llama(vocab_size=ROWS)))
+    room = 2 * 12 * bytes_per_token(source.record.decoder)
+    monkeypatch.setattr("edgeq.calibration.self_text.CACHE_BYTES", room)
+    make, first = load(WRITERS["torch"], "writing"), np.arange(3) + 5
+    whole = write_windows(source, make(source, np.arange(ROWS), 3), nobody, first, 12)
+    writer = make(source, np.arange(ROWS), 3, resident=resident)
+    layers, seen = writer._model.model.layers, []
+
+    def see(*_):
+        seen.append([not layer.mlp.up_proj.weight.is_meta for layer in layers])
+
+    for layer in layers:
+        layer.mlp.register_forward_hook(see)
+    np.testing.assert_array_equal(write_windows(source, writer, nobody, first, 12), whole)
+    stays = [place < resident for place in range(len(layers))]
+    assert [layer.mlp.up_proj.weight.is_meta for layer in layers] == [not here for here in stays]
+    assert len(seen) == 2 * 11 * len(layers)
+    for step, there in enumerate(seen):
+        runs = step % len(layers)
+        assert there == [here or place == runs for place, here in enumerate(stays)]
+
+
 def test_a_sliding_window_is_kept():
     config = MistralConfig(**models.TINY, sliding_window=8)
     model = sharp(MistralForCausalLM(config))

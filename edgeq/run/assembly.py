@@ -4,7 +4,7 @@ The run itself is `edgeq.run.pipeline`, and how much memory each way takes `edge
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from edgeq.calibration.texts import (
     Calibration,
     Text,
     Windows,
+    divide,
     make_calibration,
     most_at_once,
     read_texts,
@@ -33,6 +34,7 @@ from edgeq.registry import (
     BACKENDS,
     GRADIENTS,
     WRITERS,
+    WRITES_BLOCK_BY_BLOCK,
     device_of,
     load,
     load_backend,
@@ -80,7 +82,7 @@ def make_job(
     loaded = load_backend(backend)
     importance = None if imatrix is None else load_importance(imatrix, source)
     texts = read_texts(calibration, source)
-    windows = partial(calibration_windows, loaded.name, texts)
+    windows = CalibrationMaker(loaded.name, texts)
     return Job(
         source,
         recipe,
@@ -89,7 +91,6 @@ def make_job(
         windows,
         exporters,
         characters=most_at_once(texts),
-        writes_text=any(text.content is None for text in texts),
         importance=importance,
     )
 
@@ -169,32 +170,47 @@ def with_kind_of_zeros(
     return settled
 
 
-def calibration_windows(
-    backend: str, texts: Sequence[Text], source: ModelSource, recipe: Recipe, wrote: Wrote
-) -> Calibration:
-    """Draw a recipe's token windows; the model's own text is written by the backend's framework."""
-    framework = BACKENDS[backend].framework
-    device = device_of(backend)
+@dataclass(frozen=True, slots=True)
+class CalibrationMaker:
+    """Draws a recipe's token windows; the model's own text is written by the backend's framework.
 
-    def make_writer(source: ModelSource, allowed: Windows, seed: int) -> TextWriter:
-        make = load(WRITERS[framework], "self-written text")
-        writer: TextWriter = make(source, allowed, seed, **device)
-        return writer
+    resident is how many blocks stay in memory meanwhile, None for the whole model.
+    """
 
-    def write(count: int, length: int, seed: int) -> Windows:
-        where = " ".join([framework, *device.values()])
-        return written_windows(
-            source, make_writer, wrote, framework=where, count=count, length=length, seed=seed
+    backend: str
+    texts: Sequence[Text]
+    resident: int | None = None
+
+    def __call__(self, source: ModelSource, recipe: Recipe, wrote: Wrote) -> Calibration:
+        framework = BACKENDS[self.backend].framework
+        device = device_of(self.backend)
+        kept = {} if self.resident is None else {"resident": self.resident}
+
+        def make_writer(source: ModelSource, allowed: Windows, seed: int) -> TextWriter:
+            make = load(WRITERS[framework], "self-written text")
+            writer: TextWriter = make(source, allowed, seed, **device, **kept)
+            return writer
+
+        def write(count: int, length: int, seed: int) -> Windows:
+            where = " ".join([framework, *device.values()])
+            return written_windows(
+                source, make_writer, wrote, framework=where, count=count, length=length, seed=seed
+            )
+
+        return make_calibration(
+            source,
+            self.texts,
+            write,
+            samples=recipe.samples,
+            sequence_length=recipe.sequence_length,
+            seed=recipe.seed,
         )
 
-    return make_calibration(
-        source,
-        texts,
-        write,
-        samples=recipe.samples,
-        sequence_length=recipe.sequence_length,
-        seed=recipe.seed,
-    )
+    def written(self, samples: int) -> int:
+        """Count the sequences that the model writes itself."""
+        counts = divide(samples, [text.share for text in self.texts])
+        pairs = zip(self.texts, counts, strict=True)
+        return sum(count for text, count in pairs if text.content is None)
 
 
 def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPlan]:
@@ -212,9 +228,18 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
         load(ACTIVATIONS[BACKENDS[job.backend.name].framework], "calibration")
     precision = job.backend.to_numpy(job.backend.asarray(np.zeros(1))).itemsize
     process = measure_process(job.characters, precision)
+    maker = job.make_calibration
+    drawn = maker if isinstance(maker, CalibrationMaker) else None
     memory = choose_way(
-        job.source.record.decoder, job.recipe, process, limit, writes_text=job.writes_text
+        job.source.record.decoder,
+        job.recipe,
+        process,
+        limit,
+        written=0 if drawn is None else drawn.written(job.recipe.samples),
+        streams_writing=BACKENDS[job.backend.name].framework in WRITES_BLOCK_BY_BLOCK,
     )
+    if drawn is not None and memory.writing is not None:
+        maker = replace(drawn, resident=memory.writing.resident)
     place = folder.resolve()
     existing = next(path for path in (place, *place.parents) if path.is_dir())
     fitted = replace(
@@ -227,6 +252,7 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
             measure_gradients, job.backend.name, folder=None if limit is None else existing
         ),
         rows_at_once=memory.way.rows_at_once,
+        make_calibration=maker,
     )
     return fitted, memory
 
