@@ -47,7 +47,7 @@ GRIDS: Mapping[str, Mapping[str, Any]] = {
     "2": {"bits": 2, "zeros": "offset"},
 }
 COMMON: Mapping[str, Any] = {"group_size": 64, "embedding_bits": 16, "samples": 64}
-WINDOWS = 32  # of each evaluation text, at most
+WINDOWS = 16  # of each evaluation text, at most
 
 
 def equal(groups: Sequence[str]) -> dict[str, float]:
@@ -62,12 +62,6 @@ def mostly_speeches(groups: Sequence[str]) -> dict[str, float]:
     return shares | ({"speeches": others} if "speeches" in shares else {})
 
 
-def few_languages(groups: Sequence[str]) -> dict[str, float]:
-    """Give the languages together a third of the share of another kind."""
-    shares = equal(groups)
-    return {name: share / (3 if name in LANGUAGES else 1) for name, share in shares.items()}
-
-
 def with_self(groups: Sequence[str]) -> dict[str, float]:
     """Have a third self-written, the rest in equal shares."""
     shares = equal(groups)
@@ -77,7 +71,6 @@ def with_self(groups: Sequence[str]) -> dict[str, float]:
 MIXES = {
     "equal shares": equal,
     "half speeches": mostly_speeches,
-    "few languages": few_languages,
     "equal shares + a third self": with_self,
 }
 
@@ -124,24 +117,27 @@ class Bench:
         return found
 
 
+def judges_of(left_out: str) -> list[str]:
+    """List the evaluation texts of what is left out; none has those of novels."""
+    return [judge for judge in JUDGED_BY.get(left_out, (left_out,)) if judge in JUDGES]
+
+
 def rows_of(bench: Bench, grid: str) -> list[str]:
     """Measure all mixes, and lay a row out for each evaluation text that was left out."""
     alone = bench.measure(grid, {"speeches": 1.0})
+    parts = {left_out: [name for name in GROUPS if name != left_out] for left_out in GROUPS}
+    kinds = {left_out: judges_of(left_out) for left_out in GROUPS if judges_of(left_out)}
+    kinds["nothing"], parts["nothing"] = list(JUDGES), list(GROUPS)
+    found: dict[str, list[dict[str, float]]] = {left_out: [] for left_out in kinds}
+    for shares in MIXES.values():
+        for left_out in kinds:
+            found[left_out].append(bench.measure(grid, shares(parts[left_out])))
     rows = []
-    for left_out in GROUPS:
-        judges = JUDGED_BY.get(left_out, (left_out,))
-        if not set(judges) <= set(JUDGES):
-            continue
-        groups = [group for group in GROUPS if group != left_out]
-        measured = [bench.measure(grid, shares(groups)) for shares in MIXES.values()]
+    for left_out, judges in kinds.items():
         for judge in judges:
-            first = "-" if left_out == "speech" else f"{alone[judge]:.4f}"
-            cells = [f"{kl[judge]:.4f} ({kl[judge] / alone[judge]:.2f})" for kl in measured]
+            cells = [f"{kl[judge]:.4f} ({kl[judge] / alone[judge]:.2f})" for kl in found[left_out]]
+            first = f"{alone[judge]:.4f}"
             rows.append(f"| {grid} | {left_out} | {judge} | {first} | {' | '.join(cells)} |")
-    whole = [bench.measure(grid, shares(list(GROUPS))) for shares in MIXES.values()]
-    for judge in JUDGES:
-        cells = [f"{kl[judge]:.4f} ({kl[judge] / alone[judge]:.2f})" for kl in whole]
-        rows.append(f"| {grid} | nothing | {judge} | {alone[judge]:.4f} | {' | '.join(cells)} |")
     return rows
 
 

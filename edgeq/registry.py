@@ -79,8 +79,6 @@ WRITERS = {
     "torch": Entry("edgeq_backends.torch.writer:TorchWriter", "cuda"),
     "mlx": Entry("edgeq_backends.mlx.writer:MlxWriter", "mlx"),
 }
-WRITES_BLOCK_BY_BLOCK = ("torch",)
-"""Frameworks whose writers take `resident`: how many blocks stay in memory while a model writes."""
 GRADIENTS = {
     "torch": Entry("edgeq_backends.torch.gradients:torch_sensitivities", "cuda"),
 }

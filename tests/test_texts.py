@@ -64,6 +64,10 @@ def test_a_file_named_as_a_word_is_read_by_its_path(here):
     (here / "self").write_text("a file")
     assert read_texts(("self",))[0].content is None
     assert read_texts(("./self",)) == (Text("self", 1.0, "a file"),)
+    for name in ("mix", "code"):
+        (here / name).write_text("a file")
+        assert all(text.is_shipped for text in read_texts((name,)))
+        assert read_texts((f"./{name}=2",)) == (Text(name, 2.0, "a file"),)
 
 
 def test_only_the_last_part_of_a_path_is_recorded(here):

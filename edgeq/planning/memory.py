@@ -125,12 +125,10 @@ def choose_way(
     limit: int | None,
     *,
     written: int = 0,
-    streams_writing: bool = True,
 ) -> MemoryPlan:
     """Choose the fastest way that stays within a limit; without one, the fastest of all.
 
-    written are the calibration sequences that the model writes itself; streams_writing says that it
-    can do so block by block.
+    written are the calibration sequences that the model writes itself.
 
     Raises: TooLittleMemory with the smallest limit that would do.
     """
@@ -141,7 +139,7 @@ def choose_way(
     writings: list[tuple[Writing | None, Moment]] = [(None, Moment("", {}))]
     if written and recipe.needs_calibration:
         base = {"framework and program": process.resident}
-        found = ways_of_writing(decoder, recipe, written, streams_writing)
+        found = ways_of_writing(decoder, recipe, written)
         writings = [(writing, Moment(WRITING, base | parts)) for writing, parts in found]
     least = max(
         min((peak for _, peak in peaks), key=lambda peak: peak.total),

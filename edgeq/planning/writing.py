@@ -51,11 +51,9 @@ class Writing:
 
 
 def ways_of_writing(
-    decoder: Decoder, recipe: Recipe, written: int, streams: bool
+    decoder: Decoder, recipe: Recipe, written: int
 ) -> Iterator[tuple[Writing, dict[str, int]]]:
     """List the ways to write so many sequences, the fastest first, and what each has in memory.
-
-    Without streams there is only that of the whole model.
 
     Units: bytes.
     """
@@ -69,8 +67,6 @@ def ways_of_writing(
         "predictions": 4 * FLOAT * together * decoder.vocabulary,
     }
     yield Writing(None, len(blocks), together), {"whole model": FLOAT * whole} | common
-    if not streams:
-        return
     outside = whole - sum(blocks)
     tensors = (math.prod(shape) for shape in decoder.tensor_shapes().values())
     reading = READING * max(tensors, default=0)

@@ -34,7 +34,6 @@ from edgeq.registry import (
     BACKENDS,
     GRADIENTS,
     WRITERS,
-    WRITES_BLOCK_BY_BLOCK,
     device_of,
     load,
     load_backend,
@@ -236,7 +235,6 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
         process,
         limit,
         written=0 if drawn is None else drawn.written(job.recipe.samples),
-        streams_writing=BACKENDS[job.backend.name].framework in WRITES_BLOCK_BY_BLOCK,
     )
     if drawn is not None and memory.writing is not None:
         maker = replace(drawn, resident=memory.writing.resident)
