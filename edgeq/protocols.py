@@ -226,9 +226,10 @@ class ActivationSource(Protocol):
 
 
 class TextWriter(Protocol):
-    """Writes text with a whole model.
+    """Writes text with a model.
 
-    Made with its source, the token ids it may write, and a seed.
+    Made with its source, the token ids it may write, a seed, and resident: how many blocks keep
+    their weights in memory, None for the whole model. The text is the same.
     """
 
     def continue_text(self, first: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:

@@ -75,12 +75,31 @@ def test_a_limit_is_kept_by_the_fastest_way_that_does():
         assert all(total > limit for total in totals[: WAYS.index(plan.way)])
 
 
-def test_a_model_that_writes_its_text_is_whole_in_memory():
-    plan = choose_way(LLAMA_7B, BALANCED, PROCESS, None, writes_text=True)
+def test_a_model_that_writes_its_text_is_whole_in_memory_where_it_may_be():
+    plan = choose_way(LLAMA_7B, BALANCED, PROCESS, None, written=64)
     assert plan.peak.name == "the text that the model writes"
     assert plan.peak.parts["whole model"] == pytest.approx(4 * 6.74e9, rel=0.01)
-    with pytest.raises(BadInput, match=r"at least .*the text that the model writes"):
-        choose_way(LLAMA_7B, BALANCED, PROCESS, 16 * 10**9, writes_text=True)
+    assert plan.writing is not None and plan.writing.resident is None
+
+
+def test_a_model_that_is_too_large_writes_block_by_block_with_as_many_blocks_as_fit():
+    """A block of the 7B model has 202 million weights; 131 million each are in the embedding and
+    the head.
+    """
+    limit = 16 * 10**9
+    plan = choose_way(LLAMA_7B, BALANCED, PROCESS, limit, written=64)
+    writing, block = plan.writing, 4 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
+    assert writing is not None and writing.resident is not None
+    one_more = PROCESS.resident + 4 * 2 * 32000 * 4096 + (writing.resident + 2) * block + 2**31
+    assert plan.peak.total <= limit < one_more + 10**9
+    # a text of 512 tokens has 512 x 32 x 2 x 4096 x 4 bytes of keys and values
+    assert writing.together == 2**31 // (512 * 32 * 2 * 4096 * 4) == 4
+    assert writing.readings == 64 // 4 * 511
+    assert writing.read_bytes == (32 - writing.resident) * block
+    assert writing.seconds == pytest.approx(writing.readings * writing.read_bytes / 1e9)
+    assert f"{writing.resident} of 32 blocks" in writing.describe()
+    with pytest.raises(BadInput, match="at least"):
+        choose_way(LLAMA_7B, BALANCED, PROCESS, 10**9, written=64)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +185,7 @@ def test_more_experts_take_their_weights_and_codes_and_no_passes(way):
 
 
 def passes_at_last_expert(count, way):
-    for moment in moments(mixture(count), BALANCED, PROCESS, way, False):
+    for moment in moments(mixture(count), BALANCED, PROCESS, way):
         what, _, layer = moment.name.partition(f"mlp.experts.{count - 1}.")
         if layer:
             yield what + layer, moment.parts

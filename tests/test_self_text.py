@@ -86,6 +86,52 @@ def test_tokens_follow_the_predictions_of_the_whole_text_before_them(framework):
     assert len(np.unique(windows)) > 10
 
 
+class Watched:
+    """A source that notes the tensors that are read."""
+
+    def __init__(self, source):
+        self.source, self.read_names = source, []
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def read(self, name):
+        self.read_names.append(name)
+        return self.source.read(name)
+
+
+@pytest.mark.parametrize("resident", [0, 1])
+def test_block_by_block_a_model_writes_the_same_text(framework, resident, monkeypatch):
+    """In batches, as little room for keys and values makes them; only the weights of blocks that do
+    not stay are read again, once for each token of a batch.
+    """
+    source = Watched(source_of(sharp(models.tiny_llama(vocab_size=ROWS))))
+    room = 2 * 6 * bytes_per_token(source.record.decoder)
+    monkeypatch.setattr("edgeq.calibration.self_text.CACHE_BYTES", room)
+    make, first = load(WRITERS[framework], "writing"), np.arange(3) + 5
+    whole = write_windows(source, make(source, np.arange(ROWS), 3), nobody, first, 6)
+    source.read_names.clear()
+    writer = make(source, np.arange(ROWS), 3, resident=resident)
+    np.testing.assert_array_equal(write_windows(source, writer, nobody, first, 6), whole)
+    for index in range(2):
+        name = f"model.layers.{index}.mlp.up_proj.weight"
+        assert source.read_names.count(name) == (1 if index < resident else 2 * 5)
+    assert source.read_names.count("model.embed_tokens.weight") == 1
+
+
+def test_block_by_block_only_one_block_that_does_not_stay_has_weights():
+    source = source_of(models.tiny_llama(vocab_size=ROWS))
+    writer = load(WRITERS["torch"], "writing")(source, np.arange(ROWS), 3, resident=0)
+    layers, seen = writer._model.model.layers, []
+    for layer in layers:
+        layer.mlp.register_forward_hook(
+            lambda *_: seen.append([each.mlp.up_proj.weight.is_meta for each in layers])
+        )
+    next(writer.continue_text(np.array([5])))
+    assert seen == [[False, True], [True, False]]
+    assert all(each.mlp.up_proj.weight.is_meta for each in layers)
+
+
 def test_a_sliding_window_is_kept():
     config = MistralConfig(**models.TINY, sliding_window=8)
     model = sharp(MistralForCausalLM(config))

@@ -40,7 +40,8 @@ def calibrate(source, texts, *, samples, write=None):
 
 
 def test_without_options_the_text_that_ships_with_edgeq_is_read():
-    assert read_texts(()) == read_texts(("default",)) == (Text("default", 1.0, read_text(None)),)
+    shipped = Text("default", 1.0, read_text(None), is_shipped=True)
+    assert read_texts(()) == read_texts(("default",)) == (shipped,)
 
 
 def test_words_and_files_take_a_share(here):
@@ -48,7 +49,7 @@ def test_words_and_files_take_a_share(here):
     assert read_texts(("self=0.5", "book.txt=3", "default")) == (
         Text("self", 0.5, None),
         Text("book.txt", 3.0, "a book"),
-        Text("default", 1.0, read_text(None)),
+        Text("default", 1.0, read_text(None), is_shipped=True),
     )
 
 
@@ -63,6 +64,10 @@ def test_a_file_named_as_a_word_is_read_by_its_path(here):
     (here / "self").write_text("a file")
     assert read_texts(("self",))[0].content is None
     assert read_texts(("./self",)) == (Text("self", 1.0, "a file"),)
+    for name in ("mix", "code"):
+        (here / name).write_text("a file")
+        assert all(text.is_shipped for text in read_texts((name,)))
+        assert read_texts((f"./{name}=2",)) == (Text(name, 2.0, "a file"),)
 
 
 def test_only_the_last_part_of_a_path_is_recorded(here):
@@ -82,7 +87,9 @@ def test_a_share_without_a_text_is_refused(here):
 
 
 def test_an_empty_name_is_refused(here):
-    with pytest.raises(BadInput, match="--calibration '': expected a file, 'default' or 'self'"):
+    with pytest.raises(
+        BadInput, match="--calibration '': expected a file, 'default', 'mix' or 'self'"
+    ):
         read_texts([""])
 
 

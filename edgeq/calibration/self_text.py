@@ -102,7 +102,7 @@ def write_windows(
     """
     windows = np.empty((len(first), length), np.int64)
     windows[:, 0] = first
-    together = max(1, CACHE_BYTES // (length * bytes_per_token(source.record.decoder)))
+    together = texts_together(source.record.decoder, length)
     for start in range(0, len(first), together):
         batch = windows[start : start + together]
         tokens = writer.continue_text(batch[:, 0])
@@ -111,6 +111,11 @@ def write_windows(
             batch[:, position] = column
             wrote(start * length + len(batch) * (position + 1), windows.size)
     return windows
+
+
+def texts_together(decoder: Decoder, length: int) -> int:
+    """Count the texts that are written together: what is drawn for one depends on the others."""
+    return max(1, CACHE_BYTES // (length * bytes_per_token(decoder)))
 
 
 def bytes_per_token(decoder: Decoder) -> int:

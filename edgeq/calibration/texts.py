@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeq.calibration.long_windows import sample_long
-from edgeq.calibration.reading import LongText, open_text, read_text
+from edgeq.calibration.reading import LongText, open_text
+from edgeq.calibration.shipped import (
+    MIX,
+    SHIPPED,
+    kind_of,
+    mixed_shares,
+    read_shipped,
+)
 from edgeq.calibration.variety import check_variety, repeated_runs
 from edgeq.calibration.windows import begin_ids, sample_windows, separate_windows, tokenize
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource, TextModel
 from edgeq.words import as_text
 
-SELF, SHIPPED = "self", "default"
+SELF = "self"
 PIECE = 2**18
 """Characters of a long text that are held and tokenized at once: more than sequences need, which
 have about five a token."""
@@ -38,11 +45,16 @@ Shapes: (count, length).
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One calibration text: its name and share, and its content, None where the model writes it."""
+    """One calibration text: its name and share, and its content, None where the model writes it.
+
+    A part of a mix is left out where its share gives it no sequence.
+    """
 
     name: str
     share: float
     content: str | LongText | None
+    is_shipped: bool = False
+    in_mix: bool = False
 
     @property
     def at_once(self) -> int:
@@ -84,22 +96,45 @@ def hash_tokens(windows: Windows) -> str:
 def read_texts(values: Sequence[str], model: TextModel | None = None) -> tuple[Text, ...]:
     """Read texts as `--calibration` names them: TEXT or TEXT=SHARE.
 
-    TEXT is a path, "default" or "self"; a share is 1 unless given. What exists as a file under the
-    whole value is that file. Without values, "default". Chat messages become text by the template
-    of the model.
+    TEXT is a path, "default", "self", "mix", or a kind of the mix; a share is 1 unless given. What
+    exists as a file under the whole value is that file. Without values, "default". Chat messages
+    become text by the template of the model. A kind that is given beside the mix, which has it
+    too, gets both shares.
 
     Raises: BadInput for a missing or empty file, for shares that are no positive numbers, for a
     text named twice.
     """
     named = [name_and_share(value) for value in values or (SHIPPED,)]
-    places = [name if name in (SELF, SHIPPED) else os.path.realpath(name) for name, _ in named]
+    places = [place_of(name) for name, _ in named]
     for position, (name, _) in enumerate(named):
         if places[position] in places[:position]:
             raise BadInput(
                 f"--calibration {name!r} is given twice; "
                 f"give it once with a larger share ({name}=2)"
             )
-    return tuple(read_one(name, share, model) for name, share in named)
+    texts = [read_one(name, share, model) for name, share in named if name != MIX]
+    for name, share in named:
+        if name == MIX:
+            add_mix(texts, share, model)
+    return tuple(texts)
+
+
+def place_of(name: str) -> str:
+    """Tell texts apart: two names of the same text have the same place."""
+    if name in (SELF, MIX):
+        return name
+    return kind_of(name) or os.path.realpath(name)
+
+
+def add_mix(texts: list[Text], share: float, model: TextModel | None) -> None:
+    """Add the kinds of the mix to the texts; one that is there already gets a larger share."""
+    places = {kind_of(text.name): place for place, text in enumerate(texts) if text.is_shipped}
+    for kind, part in mixed_shares(share):
+        if kind in places:
+            found = texts[places[kind]]
+            texts[places[kind]] = replace(found, share=found.share + part)
+        else:
+            texts.append(replace(read_one(kind, part, model), in_mix=True))
 
 
 def name_and_share(value: str) -> tuple[str, float]:
@@ -108,7 +143,7 @@ def name_and_share(value: str) -> tuple[str, float]:
     Raises: BadInput.
     """
     if not value:
-        raise BadInput(f"--calibration '': expected a file, {SHIPPED!r} or {SELF!r}")
+        raise BadInput(f"--calibration '': expected a file, {SHIPPED!r}, {MIX!r} or {SELF!r}")
     name, separator, stated = value.rpartition("=")
     if separator and not name and not Path(value).exists():
         raise BadInput(
@@ -133,8 +168,9 @@ def name_and_share(value: str) -> tuple[str, float]:
 def read_one(name: str, share: float, model: TextModel | None) -> Text:
     if name == SELF:
         return Text(SELF, share, None)
-    if name == SHIPPED:
-        return Text(SHIPPED, share, read_text(None))
+    kind = kind_of(name)
+    if kind is not None:
+        return Text(name, share, read_shipped(kind, model), is_shipped=True)
     return Text(as_text(Path(name).name), share, open_text(name, model))
 
 
@@ -155,11 +191,14 @@ def make_calibration(
 ) -> Calibration:
     """Cut windows from all texts in the given order, as many of each as its share says.
 
-    apart: windows share no token, and a short text gives fewer.
+    apart: windows share no token, and a short text gives fewer. Kinds of the mix that get none are
+    left out; the record names the others.
 
     Raises: BadInput when a text is too short for its windows, or its share too small for one.
     """
     counts = divide(samples, [text.share for text in texts])
+    used = [place for place, text in enumerate(texts) if counts[place] or not text.in_mix]
+    texts, counts = [texts[place] for place in used], [counts[place] for place in used]
     for text, count in zip(texts, counts, strict=True):
         if count == 0:
             raise BadInput(

@@ -12,11 +12,11 @@ from typing import Literal
 
 from edgeq.algorithms.damping import INVERTED_COLUMNS
 from edgeq.algorithms.propagation_choice import DAMPINGS
-from edgeq.calibration.self_text import CACHE_BYTES, bytes_per_token
 from edgeq.decoder import Decoder, Layer
 from edgeq.errors import TooLittleMemory
 from edgeq.planning.mixtures import is_of_expert, mixture_of, telling_sites
 from edgeq.planning.process_memory import resident_bytes
+from edgeq.planning.writing import Writing, ways_of_writing
 from edgeq.recipe.recipe import Recipe
 from edgeq.streams.backward import HEAD_COPIES, head_tokens
 from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow
@@ -112,12 +112,14 @@ class Moment:
 class MemoryPlan:
     """The way a run goes and the moment at which it takes most.
 
-    least is the smallest limit that some way keeps, in bytes.
+    least is the smallest limit that some way keeps, in bytes. writing is how the model writes its
+    calibration text, None where it writes none.
     """
 
     way: Way
     peak: Moment
     least: int = 0
+    writing: Writing | None = None
 
 
 def choose_way(
@@ -126,23 +128,34 @@ def choose_way(
     process: Process,
     limit: int | None,
     *,
-    writes_text: bool = False,
+    written: int = 0,
 ) -> MemoryPlan:
     """Choose the fastest way that stays within a limit; without one, the fastest of all.
 
-    writes_text says that the model also writes its calibration text.
+    written are the calibration sequences that the model writes itself.
 
     Raises: TooLittleMemory with the smallest limit that would do.
     """
     ways: Sequence[Way] = WAYS
     if recipe.chooses_by_layer:
         ways = [replace(way, rows_at_once=None) for way in WAYS]
-    peaks = [(way, peak_moment(decoder, recipe, process, way, writes_text)) for way in ways]
-    least = min((peak for _, peak in peaks), key=lambda peak: peak.total)
+    peaks = [(way, peak_moment(decoder, recipe, process, way)) for way in ways]
+    writings: list[tuple[Writing | None, Moment]] = [(None, Moment("", {}))]
+    if written and recipe.needs_calibration:
+        base = {"framework and program": process.resident}
+        found = ways_of_writing(decoder, recipe, written)
+        writings = [(writing, Moment(WRITING, base | parts)) for writing, parts in found]
+    least = max(
+        min((peak for _, peak in peaks), key=lambda peak: peak.total),
+        min((moment for _, moment in writings), key=lambda moment: moment.total),
+        key=lambda moment: moment.total,
+    )
     enough = math.ceil(ENOUGH * least.total)
     for way, peak in peaks:
-        if limit is None or peak.total <= limit:
-            return MemoryPlan(way, peak, enough)
+        for writing, moment in writings:
+            if limit is None or max(peak.total, moment.total) <= limit:
+                worst = max(peak, moment, key=lambda moment: moment.total)
+                return MemoryPlan(way, worst, enough, writing)
     assert limit is not None
     raise TooLittleMemory(
         f"--max-ram {show_size(limit)}: this run needs at least {show_size(enough, up=True)} "
@@ -152,17 +165,13 @@ def choose_way(
     )
 
 
-def peak_moment(
-    decoder: Decoder, recipe: Recipe, process: Process, way: Way, writes_text: bool = False
-) -> Moment:
-    """Find the moment at which a run takes most."""
-    return max(moments(decoder, recipe, process, way, writes_text), key=lambda moment: moment.total)
+def peak_moment(decoder: Decoder, recipe: Recipe, process: Process, way: Way) -> Moment:
+    """Find the moment at which a run takes most, once it has its text."""
+    return max(moments(decoder, recipe, process, way), key=lambda moment: moment.total)
 
 
-def moments(
-    decoder: Decoder, recipe: Recipe, process: Process, way: Way, writes_text: bool
-) -> Iterator[Moment]:
-    """Count what is in memory at each moment of a run that may take most."""
+def moments(decoder: Decoder, recipe: Recipe, process: Process, way: Way) -> Iterator[Moment]:
+    """Count what is in memory at each moment of a run that may take most, once it has its text."""
     base = {"framework and program": process.resident}
     # one table is rounded at a time; while calls are recorded, others that run first are there too
     sizes = sorted(map(math.prod, decoder.outer_shapes().values()))
@@ -171,8 +180,6 @@ def moments(
     if first:
         tables["other tables"] = FLOAT * sum(map(math.prod, first.values()))
     yield Moment(EMBEDDING_MOMENT, base | tables)
-    if recipe.needs_calibration and writes_text:
-        yield Moment(WRITING, base | writing_parts(decoder, recipe))
     if recipe.needs_calibration:
         if recipe.token_weights != "none":
             yield from weighing_moments(decoder, recipe, way, base)
@@ -192,17 +199,6 @@ def distinct_layers(decoder: Decoder) -> list[Layer]:
     for layer in decoder.layers:
         found.setdefault(repr((layer.tensor_shapes(), layer.attention)), layer)
     return list(found.values())
-
-
-def writing_parts(decoder: Decoder, recipe: Recipe) -> dict[str, int]:
-    """Count the whole model, keys and values of what is written together, and predictions."""
-    text = recipe.samples * recipe.sequence_length * bytes_per_token(decoder)
-    # predictions: logits in float32, and three arrays of their size while tokens are drawn
-    return {
-        "whole model": FLOAT * sum(map(math.prod, decoder.tensor_shapes().values())),
-        "keys and values": min(CACHE_BYTES, text),
-        "predictions": 4 * FLOAT * recipe.samples * decoder.vocabulary,
-    }
 
 
 def weighing_moments(

@@ -4,7 +4,7 @@ The run itself is `edgeq.run.pipeline`, and how much memory each way takes `edge
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from edgeq.calibration.texts import (
     Calibration,
     Text,
     Windows,
+    divide,
     make_calibration,
     most_at_once,
     read_texts,
@@ -88,7 +89,7 @@ def make_job(
         find_tuner(loaded.name)
     importance = None if imatrix is None else load_importance(imatrix, source)
     texts = read_texts(calibration, source)
-    windows = partial(calibration_windows, loaded.name, texts)
+    windows = CalibrationMaker(loaded.name, texts)
     if recipe.token_weights != "none":
         load(TOKEN_GRADIENTS["torch"], "token_weights")  # missing, it would be found late
     return Job(
@@ -99,9 +100,8 @@ def make_job(
         windows,
         exporters,
         characters=most_at_once(texts),
-        writes_text=any(text.content is None for text in texts),
         importance=importance,
-        draw_apart=partial(windows, apart=True),
+        draw_apart=replace(windows, apart=True),
         measure_tokens=partial(measure_tokens, loaded.name),
     )
 
@@ -181,42 +181,50 @@ def with_kind_of_zeros(
     return settled
 
 
-def calibration_windows(
-    backend: str,
-    texts: Sequence[Text],
-    source: ModelSource,
-    recipe: Recipe,
-    wrote: Wrote,
-    *,
-    apart: bool = False,
-) -> Calibration:
-    """Draw a recipe's token windows; the model's own text is written by the backend's framework.
+@dataclass(frozen=True, slots=True)
+class CalibrationMaker:
+    """Draws a recipe's token windows; the model's own text is written by the backend's framework.
 
-    apart: see `edgeq.calibration.texts.make_calibration`.
+    resident is how many blocks stay in memory meanwhile, None for the whole model. apart: see
+    `edgeq.calibration.texts.make_calibration`.
     """
-    framework = BACKENDS[backend].framework
-    device = device_of(backend)
 
-    def make_writer(source: ModelSource, allowed: Windows, seed: int) -> TextWriter:
-        make = load(WRITERS[framework], "self-written text")
-        writer: TextWriter = make(source, allowed, seed, **device)
-        return writer
+    backend: str
+    texts: Sequence[Text]
+    resident: int | None = None
+    apart: bool = False
 
-    def write(count: int, length: int, seed: int) -> Windows:
-        where = " ".join([framework, *device.values()])
-        return written_windows(
-            source, make_writer, wrote, framework=where, count=count, length=length, seed=seed
+    def __call__(self, source: ModelSource, recipe: Recipe, wrote: Wrote) -> Calibration:
+        framework = BACKENDS[self.backend].framework
+        device = device_of(self.backend)
+        kept = {} if self.resident is None else {"resident": self.resident}
+
+        def make_writer(source: ModelSource, allowed: Windows, seed: int) -> TextWriter:
+            make = load(WRITERS[framework], "self-written text")
+            writer: TextWriter = make(source, allowed, seed, **device, **kept)
+            return writer
+
+        def write(count: int, length: int, seed: int) -> Windows:
+            where = " ".join([framework, *device.values()])
+            return written_windows(
+                source, make_writer, wrote, framework=where, count=count, length=length, seed=seed
+            )
+
+        return make_calibration(
+            source,
+            self.texts,
+            write,
+            samples=recipe.samples,
+            sequence_length=recipe.sequence_length,
+            seed=recipe.seed,
+            apart=self.apart,
         )
 
-    return make_calibration(
-        source,
-        texts,
-        write,
-        samples=recipe.samples,
-        sequence_length=recipe.sequence_length,
-        seed=recipe.seed,
-        apart=apart,
-    )
+    def written(self, samples: int) -> int:
+        """Count the sequences that the model writes itself."""
+        counts = divide(samples, [text.share for text in self.texts])
+        pairs = zip(self.texts, counts, strict=True)
+        return sum(count for text, count in pairs if text.content is None)
 
 
 def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPlan]:
@@ -234,9 +242,18 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
         load(ACTIVATIONS[BACKENDS[job.backend.name].framework], "calibration")
     precision = job.backend.to_numpy(job.backend.asarray(np.zeros(1))).itemsize
     process = measure_process(job.characters, precision)
+    maker = job.make_calibration
+    drawn = maker if isinstance(maker, CalibrationMaker) else None
     memory = choose_way(
-        job.source.record.decoder, job.recipe, process, limit, writes_text=job.writes_text
+        job.source.record.decoder,
+        job.recipe,
+        process,
+        limit,
+        written=0 if drawn is None else drawn.written(job.recipe.samples),
     )
+    kept = None if memory.writing is None else memory.writing.resident
+    if drawn is not None:
+        maker = replace(drawn, resident=kept)
     place = folder.resolve()
     existing = next(path for path in (place, *place.parents) if path.is_dir())
     choice = choose_tuner(job.source, job.recipe, job.backend.name, process, limit)
@@ -257,6 +274,8 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
             tokens_at_once=memory.way.batch_tokens,
         ),
         rows_at_once=memory.way.rows_at_once,
+        make_calibration=maker,
+        draw_apart=None if drawn is None else replace(drawn, resident=kept, apart=True),
         tuner=tuner,
         tuning_note=choice.note,
     )

@@ -115,6 +115,7 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
             *length_notes(job.recipe, job.source),
             *importance_notes(job, grids),
             *filter(None, [job.tuning_note]),
+            *([] if memory.writing is None else [f"own text: {memory.writing.describe()}"]),
         ],
     }
 

@@ -75,13 +75,12 @@ class Job:
     `make_activations` gets the source, the token windows and on which share of them both streams
     run. `measure_gradients` gets the source, token windows and a seed, `measure_tokens` the recipe
     instead of a seed. `make_calibration` gets the source, the recipe, and whom to tell how much
-    text the model has written. For the plan of memory, characters is how many are tokenized at once
-    and writes_text says whether the model writes a text. rows_at_once bounds the memory of a
-    layer's solve; None solves all rows together. importance weighs the search for scales where
-    nothing is calibrated. allocation is how a budget is spent, as the recipe then says. draw_apart
-    makes windows for tuning as make_calibration makes those of the solve. tuner says how the solved
-    model is tuned, None where it is not, and tuning_note what a recipe that leaves that open came
-    to.
+    text the model has written. For the plan of memory, characters is how many are tokenized at
+    once. rows_at_once bounds the memory of a layer's solve; None solves all rows together.
+    importance weighs the search for scales where nothing is calibrated. allocation is how a budget
+    is spent, as the recipe then says. draw_apart makes windows for tuning as make_calibration makes
+    those of the solve. tuner says how the solved model is tuned, None where it is not, and
+    tuning_note what a recipe that leaves that open came to.
     """
 
     source: ModelSource
@@ -93,7 +92,6 @@ class Job:
     clock: Stopwatch = field(default_factory=Stopwatch)
     rows_at_once: int | None = None
     characters: int = 0
-    writes_text: bool = False
     importance: Importance | None = None
     measure_gradients: MeasureGradients | None = None
     measure_tokens: MeasureTokens | None = None

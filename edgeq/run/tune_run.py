@@ -26,7 +26,7 @@ from edgeq.planning.process_memory import give_large_arrays_back
 from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import Recipe, make_recipe
 from edgeq.registry import choose_backend, find_tuner, load
-from edgeq.run.assembly import calibration_windows, with_length
+from edgeq.run.assembly import CalibrationMaker, with_length
 from edgeq.run.observing import TOKENIZING, WRITING_TEXT, Observer
 from edgeq.run.report import read_report
 from edgeq.run.resume import is_unfinished
@@ -256,14 +256,8 @@ def draw(job: TuneJob, observer: Observer) -> Calibration:
     observer.progressed(TOKENIZING)
     wrote = partial(observer.progressed, WRITING_TEXT)
     with job.clock("calibration text"):
-        drawn = calibration_windows(
-            job.tuner.backend,
-            job.texts,
-            job.source,
-            drawing_recipe(job.recipe),
-            wrote,
-            apart=True,
-        )
+        draw_apart = CalibrationMaker(job.tuner.backend, job.texts, apart=True)
+        drawn = draw_apart(job.source, drawing_recipe(job.recipe), wrote)
     check_drawn(drawn)
     return drawn
 

@@ -56,6 +56,26 @@ class PassThrough:
         return getattr(self._block, name)
 
 
+class Passing:
+    """Stands where a block is whose weights are there only while it runs.
+
+    It is no module, so that the block's parameters are not among its model's.
+    """
+
+    def __init__(self, model: "StreamedModel", index: int) -> None:
+        self._model, self._index = model, index
+
+    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        with self._model.block(self._index) as block:
+            output: mx.array = block(hidden, *args, **kwargs)
+            kept = [each.state for each in (*args, *kwargs.values()) if hasattr(each, "state")]
+            mx.eval(output, kept)  # the graph behind them would keep the weights
+        return output
+
+    def __getattr__(self, name: str) -> Any:  # models ask their blocks for the kind of attention
+        return getattr(self._model.blocks[self._index], name)
+
+
 class Halting(Module):
     """Stands in for a linear layer, and hands control to the scheduler before the layer runs.
 
@@ -163,16 +183,36 @@ class StreamedModel:
     @contextmanager
     def _filled(self, module: Module, prefix: str, *, only: str = "") -> Iterator[None]:
         """Fill a module from the source, where a path starts with `only`; free it on leaving."""
-        of_module = self._shapes[prefix]
-        shapes = {path: of_module[path] for path in of_module if path.startswith(only)}
         try:
-            for path, shape in shapes.items():
-                name = f"{prefix}.{path}" if prefix else path
-                set_submodule(module, path, read_parameter(self.source, name, shape))
+            self.fill(module, prefix, only=only)
             yield
         finally:
             empty(module)
             mx.clear_cache()
+
+    def fill(self, module: Module, prefix: str, *, only: str = "") -> None:
+        """Fill a module from the source for good, where a path starts with `only`."""
+        of_module = self._shapes[prefix]
+        shapes = {path: of_module[path] for path in of_module if path.startswith(only)}
+        for path, shape in shapes.items():
+            name = f"{prefix}.{path}" if prefix else path
+            set_submodule(module, path, read_parameter(self.source, name, shape))
+
+
+def block_by_block(source: ModelSource, resident: int) -> Module:
+    """Make a model of which only so many blocks keep their weights, the first ones.
+
+    Its forward is the library's own; it reads the weights of the other blocks again every time.
+    """
+    streamed = StreamedModel(source)
+    for index, (spec, block) in enumerate(zip(streamed.specs, streamed.blocks, strict=True)):
+        if index < resident:
+            streamed.fill(block, spec.name)
+            set_submodule(streamed.model, spec.name, block)
+        else:
+            set_submodule(streamed.model, spec.name, Passing(streamed, index))
+    streamed.fill(streamed.model, "")
+    return streamed.model
 
 
 def read_parameter(source: ModelSource, name: str, shape: tuple[int, ...]) -> mx.array:

@@ -10,15 +10,28 @@ import numpy as np
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
 from edgeq.types import NumpyArray
-from edgeq_backends.mlx.model import check_window, model_definition, whole_model
+from edgeq_backends.mlx.model import (
+    block_by_block,
+    check_window,
+    model_definition,
+    whole_model,
+)
 
 
 class MlxWriter:
-    """The whole model in float32, with mlx-lm's cache of keys and values."""
+    """The model in float32, with mlx-lm's cache of keys and values.
 
-    def __init__(self, source: ModelSource, allowed: NumpyArray, seed: int) -> None:
+    The whole of it, or of its blocks only so many as resident says, the first ones: the weights of
+    the others are read for every token.
+    """
+
+    def __init__(
+        self, source: ModelSource, allowed: NumpyArray, seed: int, *, resident: int | None = None
+    ) -> None:
         self._source, self._name = source, source.record.name
-        self._model: Any = whole_model(source)
+        self._model: Any = (
+            whole_model(source) if resident is None else block_by_block(source, resident)
+        )
         self._allowed = mx.array(allowed.astype(np.int32))
         self._key = mx.random.key(seed)
 

@@ -194,12 +194,7 @@ class StreamedModel:
         try:
             yield
         finally:
-            for filling in fillings:
-                for name in filling.targets:
-                    for module, leaf in self._slots[name]:
-                        filled = module._parameters.get(leaf)
-                        if filled is not None:
-                            module._parameters[leaf] = parameter(filled.to("meta"))
+            free(fillings, self._slots)
 
 
 def slots_of(model: torch.nn.Module) -> dict[str, Slots]:
@@ -262,6 +257,16 @@ def fill(
                 buffer = module._buffers[leaf]
                 assert buffer is not None, "saved buffers are there before they are filled"
                 module._buffers[leaf] = tensor.to(buffer.dtype)
+
+
+def free(fillings: Sequence[Filling], slots: Mapping[str, Slots]) -> None:
+    """Free the parameters that were filled; their shapes stay."""
+    for filling in fillings:
+        for name in filling.targets:
+            for module, leaf in slots[name]:
+                filled = module._parameters.get(leaf)
+                if filled is not None:
+                    module._parameters[leaf] = parameter(filled.to("meta"))
 
 
 def parameter(tensor: torch.Tensor) -> torch.nn.Parameter:

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
 from edgeq.types import NumpyArray
+from edgeq_backends.torch.block_by_block import block_by_block
 from edgeq_backends.torch.empty import quiet_library
 from edgeq_backends.torch.model import whole_model
 
@@ -70,13 +71,27 @@ def positions(held: int, tokens: torch.Tensor) -> torch.Tensor:
 
 
 class TorchWriter:
-    """The whole model in float32, and the keys and values of what it wrote so far."""
+    """The model in float32, and the keys and values of what it wrote so far.
+
+    The whole of it, or of its blocks only so many as resident says, the first ones: the weights of
+    the others are read for every token.
+    """
 
     def __init__(
-        self, source: ModelSource, allowed: NumpyArray, seed: int, *, device: str = "cpu"
+        self,
+        source: ModelSource,
+        allowed: NumpyArray,
+        seed: int,
+        *,
+        device: str = "cpu",
+        resident: int | None = None,
     ) -> None:
         self._name, self._device = source.record.name, torch.device(device)
-        self._model: Any = whole_model(source, device)
+        self._model: Any = (
+            whole_model(source, device)
+            if resident is None
+            else block_by_block(source, device, resident)
+        )
         self._attends = all(layer.attention for layer in source.record.decoder.layers)
         self._cache_name = cache_name(self._model)
         self._takes_positions = POSITIONS in signature(self._model.forward).parameters
