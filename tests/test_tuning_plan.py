@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -18,9 +18,10 @@ from edgeq.recipe.layer_grids import grids_of_layers
 from edgeq.recipe.recipe import make_recipe
 from edgeq.run.tuning import drawing_recipe, windows_for
 from edgeq.streams.blockwise import share_windows
+from edgeq.tuning.loop import Tuning
 
 PROCESS = Process(800 * 10**6, 4)
-TUNING = {"passes": 2, "step_windows": 16, "held_out": 0.0625}
+TUNING = asdict(Tuning())
 
 
 def sizes(shape, *, windows=274, **recipe):

@@ -34,7 +34,7 @@ from edgeq.run.resume import (
     stored_run,
     working_on,
 )
-from edgeq.run.tuning import Tuner, check_drawn, drawing_recipe, tune_into
+from edgeq.run.tuning import Tuner, check_drawn, check_tunable, drawing_recipe, tune_into
 from edgeq.run.weighing import weighed_layers
 from edgeq.solving.layer import join_layers, solve_without_statistics
 from edgeq.solving.lending import Lender
@@ -210,6 +210,7 @@ def draw_for_tuning(job: Job, observer: Observer) -> Calibration | None:
     if job.tuner is None:
         return None
     assert job.draw_apart is not None
+    check_tunable(job.tuner, job.source)
     observer.progressed(TOKENIZING)
     with job.clock("calibration text"):
         wrote = partial(observer.progressed, WRITING_TEXT)
