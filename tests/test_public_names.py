@@ -121,7 +121,7 @@ def test_typed_settings_are_those_of_the_table():
         assert typed[name] == stated[name], name
     assert {*typed["zeros"].__args__} == {*stated["zeros"].__args__, "asymmetric"}
     of_model = {"narrow_type", "propagation_share", "embedding_bits", "embedding_type", "samples"}
-    of_model |= {"sequence_length"}
+    of_model |= {"sequence_length", "tune", "tune_tokens", "tune_passes", "tune_rate"}
     assert set(get_type_hints(LayerSettings)) == {*TABLE, "quality"} - of_model
 
 
@@ -141,6 +141,7 @@ def test_values_of_formats_have_the_types_that_are_stated():
         (allocate_command, edgeq.allocate),
         (export_command, edgeq.export),
         (cli.commands["evaluate"], edgeq.evaluate),
+        (cli.commands["tune"], edgeq.tune),
         (cli.commands["generate"], edgeq.generate),
         (cli.commands["verify"], edgeq.verify),
         (cli.commands["formats"], edgeq.formats),

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -17,10 +17,13 @@ from edgeq.planning.tuning import WAYS, passes_of, peak_of, plan_tuning, sizes_o
 from edgeq.recipe.layer_grids import grids_of_layers
 from edgeq.recipe.recipe import make_recipe
 from edgeq.run.tuning import drawing_recipe, windows_for
+from edgeq.run.tuning_choice import choose_tuner
+from edgeq.sources.outline import ModelOutline
 from edgeq.streams.blockwise import share_windows
+from edgeq.tuning.loop import Tuning
 
 PROCESS = Process(800 * 10**6, 4)
-TUNING = {"passes": 2, "step_windows": 16, "held_out": 0.0625}
+TUNING = asdict(Tuning())
 
 
 def sizes(shape, *, windows=274, **recipe):
@@ -116,3 +119,39 @@ def test_the_peak_of_tuning_is_within_15_percent_of_the_plan(tmp_path, limit):
     planned = json.loads(run("plan", *words)[0])
     _, peak = run("quantize", *words, "--output", tmp_path / "out")
     assert peak == pytest.approx(planned["memory"]["peak"], rel=0.15)
+
+
+@pytest.fixture(scope="module")
+def outline(tmp_path_factory):
+    """A model of which only the description is there."""
+    folder = tmp_path_factory.mktemp("outline")
+    config = make_config(hidden=256, inner=512, heads=4, blocks=2)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return ModelOutline(folder)
+
+
+@pytest.mark.parametrize(
+    ("backend", "limit", "tunes", "note"),
+    [
+        ("cpu", None, True, "tuned, as model and gradients fit into memory"),
+        ("cpu", 10**8, False, "not tuned: --max-ram 100 MB: tuning needs at least"),
+        ("cpu", "streamed", False, "not tuned: model and gradients do not fit into memory; --tune"),
+        ("cuda", "streamed", True, "tuned, as the device is a GPU"),
+        ("reference", None, False, "not tuned: backend 'reference' does not tune"),
+    ],
+)
+def test_auto_tunes_on_a_gpu_or_where_it_fits_and_says_so(outline, backend, limit, tunes, note):
+    recipe = make_recipe({"tune": "auto", "tune_tokens": 2048})
+    if limit == "streamed":
+        sure = choose_tuner(outline, recipe, "cpu", PROCESS, None).plan
+        limit = peak_of(sure.sizes, PROCESS, WAYS[-1]).total + 1
+    choice = choose_tuner(outline, recipe, backend, PROCESS, limit)
+    assert (choice.plan is not None) == tunes
+    assert choice.note.startswith(note)
+
+
+def test_a_recipe_that_tunes_is_refused_what_cannot_and_one_that_does_not_plans_nothing(outline):
+    asked = make_recipe({"tune": True})
+    with pytest.raises(TooLittleMemory):
+        choose_tuner(outline, asked, "cpu", PROCESS, 10**8)
+    assert choose_tuner(outline, make_recipe({}), "cpu", PROCESS, 10**8).plan is None

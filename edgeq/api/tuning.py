@@ -1,10 +1,11 @@
 """Tune a finished checkpoint on what its original predicts."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypedDict, Unpack
 
 from edgeq.api.arguments import (
     PathLike,
+    check_names,
     optional_path,
     path_of,
     path_text,
@@ -15,32 +16,59 @@ from edgeq.api.arguments import (
     text_of,
 )
 from edgeq.api.closing import close_tuning
+from edgeq.api.documenting import documented
 from edgeq.api.progress import ProgressCallback, Teller
 from edgeq.api.quantizing import AGAIN
+from edgeq.api.request import ARGUMENTS as OF_RUNS
+from edgeq.api.request import Argument
 from edgeq.api.results import TuneResult
-from edgeq.api.settings import checked_settings
+from edgeq.recipe.settings import OF_TUNING, TABLE
 from edgeq.run.spending import Place
 from edgeq.run.tune_run import TuneAsked, default_tuned, prepare_tuning, run_tuning
 
 
+class TuneArguments(TypedDict, total=False):
+    """Keyword arguments of `edgeq.tune`, named like the options of the command."""
+
+    tokens: int | None
+    passes: int | None
+    rate: float | None
+    seed: int | None
+    sequence_length: int | None
+    calibration: PathLike | Sequence[PathLike]
+    exact: bool
+    max_ram: str | int | None
+    backend: str
+    force: bool
+    resume: bool
+
+
+ARGUMENTS: Mapping[str, Argument] = {
+    **{
+        name: Argument(None, f"{TABLE[of_recipe].help} Unset, as the checkpoint's recipe has it.")
+        for name, of_recipe in OF_TUNING.items()
+    },
+    "calibration": Argument(
+        (), "Tune on this text, or several, each perhaps with its share, as `quantize` takes them."
+    ),
+    "exact": Argument(False, "Pass in float32 throughout, also where bfloat16 is faster."),
+    "max_ram": OF_RUNS["max_ram"],
+    "backend": Argument("auto", 'Compute with "auto", "cuda", "cpu", "mps" or "mlx".'),
+    "force": OF_RUNS["force"],
+    "resume": Argument(False, "Continue a tuning that was stopped, with the same arguments."),
+    "progress": OF_RUNS["progress"],
+}
+
+
+@documented(TuneArguments, ("progress",), ARGUMENTS)
 @python_words()
-def tune(  # noqa: PLR0913 (one argument per option of the command)
+def tune(
     checkpoint: PathLike,
     output: PathLike | None = None,
     *,
     reference: PathLike,
-    tokens: int | None = None,
-    passes: int | None = None,
-    rate: float | None = None,
-    seed: int | None = None,
-    sequence_length: int | None = None,
-    calibration: PathLike | Sequence[PathLike] = (),
-    exact: bool = False,
-    max_ram: str | int | None = None,
-    backend: str = "auto",
-    force: bool = False,
-    resume: bool = False,
     progress: ProgressCallback | None = None,
+    **arguments: Unpack[TuneArguments],
 ) -> TuneResult:
     """Tune scales, offsets and norms of a checkpoint so that it predicts what its original does.
 
@@ -54,18 +82,7 @@ def tune(  # noqa: PLR0913 (one argument per option of the command)
         checkpoint: The directory that `quantize` wrote, or its result.
         output: Write to this directory; must not exist. Without one, CHECKPOINT-tuned.
         reference: The original that the checkpoint was made from, as `quantize` takes it.
-        tokens: Tune on this many tokens of text; unset, as the checkpoint's recipe has it.
-        passes: Pass this often over them.
-        rate: Move scales by about this share of their size in a step.
-        seed: Draw windows of text, and their order, from this seed.
-        sequence_length: Read this many tokens per window.
-        calibration: Tune on this text, or several, as `quantize` takes them.
-        exact: Pass in float32 throughout, also where bfloat16 is faster.
-        max_ram: Stay within this much memory, as "8GB" or bytes: slower where it must be.
-        backend: Compute with "auto", "cuda", "cpu" or "mps".
-        force: Replace an output that edgeq wrote before.
-        resume: Continue a tuning that was stopped, with the same arguments.
-        progress: Is called with an `edgeq.Progress` after each step.
+        KEYWORDS
 
     Returns:
         Where the tuned checkpoint lies, and what was gained on windows that were held out.
@@ -74,29 +91,29 @@ def tune(  # noqa: PLR0913 (one argument per option of the command)
         BadInput: An argument or file that cannot be worked with; nothing is written then.
         UnsupportedModel: A kind of model that cannot be tuned.
         NotInstalled: A backend whose extra is missing.
+        TypeError: An argument that is not known, with the nearest name.
     """
+    check_names("tune", arguments, {"checkpoint", "output", "reference", *ARGUMENTS})
+    given = {name: default.default for name, default in ARGUMENTS.items()} | dict(arguments)
+    settings = {}
+    for name, of_recipe in OF_TUNING.items():
+        if given[name] is not None:
+            TABLE[of_recipe].rule.check(f"{name} =", given[name])
+            settings[of_recipe] = given[name]
     opened = path_of("checkpoint", checkpoint)
-    place = Place(
-        optional_path("output", output) or default_tuned(opened),
-        switch_of("force", force),
-        switch_of("resume", resume),
-    )
-    given: dict[str, Any] = {
-        "tune_tokens": tokens,
-        "tune_passes": passes,
-        "tune_rate": rate,
-        "seed": seed,
-        "sequence_length": sequence_length,
-    }
     asked = TuneAsked(
         opened,
         path_text("reference", reference),
-        place,
-        checked_settings({name: value for name, value in given.items() if value is not None}),
-        paths_of("calibration", calibration),
-        text_of("backend", backend),
-        size_of("max_ram", max_ram),
-        switch_of("exact", exact),
+        Place(
+            optional_path("output", output) or default_tuned(opened),
+            switch_of("force", given["force"]),
+            switch_of("resume", given["resume"]),
+        ),
+        settings,
+        paths_of("calibration", given["calibration"]),
+        text_of("backend", given["backend"]),
+        size_of("max_ram", given["max_ram"]),
+        switch_of("exact", given["exact"]),
     )
     job = prepare_tuning(asked)
     return TuneResult.from_run(close_tuning(run_tuning(job, Teller(progress), again=AGAIN)))

@@ -26,37 +26,33 @@ from edgeq.commands.options import (
 )
 from edgeq.commands.typed import command_words
 from edgeq.recipe.setting_rows import DEFAULT_QUALITY
-from edgeq.recipe.settings import TABLE
+from edgeq.recipe.settings import OF_TUNING, TABLE
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from edgeq.run.tune_run import TunedRun
 
-OPTIONS = {
-    "--tokens": "tune_tokens",
-    "--passes": "tune_passes",
-    "--rate": "tune_rate",
-    "--seed": "seed",
-    "--sequence-length": "sequence_length",
-}
-"""Options that set what `edgeq quantize --tune` takes from its recipe."""
-
 
 def tuning_options(command: Command) -> Command:
-    """Add the options of OPTIONS; None means that one was not given."""
-    for flag, name in reversed(OPTIONS.items()):
-        row = TABLE[name]
+    """Add the options that set what a recipe says of tuning; None means that one was not given."""
+    for name, of_recipe in reversed(OF_TUNING.items()):
+        row = TABLE[of_recipe]
         add = grouped_option(
-            flag,
+            flag_of(name),
             name,
             type=SettingValue(row.rule),
             metavar=(row.option.metavar if row.option else None) or metavar_of(row.rule),
             group="text" if name == "sequence_length" else "everyday",
-            help=f"{row.help}  [default: as CHECKPOINT's recipe, or {default_of(name)}]",
+            help=f"{row.help}  [default: as CHECKPOINT's recipe, or {default_of(of_recipe)}]",
         )
         command = add(command)
     return command
+
+
+def flag_of(name: str) -> str:
+    """Write the option of a name."""
+    return f"--{name.replace('_', '-')}"
 
 
 def default_of(name: str) -> str:
@@ -132,10 +128,11 @@ def tune_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         run_tuning,
     )
 
-    given = {name: x for name, x in options.items() if x is not None}
-    for flag, name in OPTIONS.items():
-        if name in given:
-            TABLE[name].rule.check(flag, given[name])
+    given = {}
+    for name, of_recipe in OF_TUNING.items():
+        if options[name] is not None:
+            TABLE[of_recipe].rule.check(flag_of(name), options[name])
+            given[of_recipe] = options[name]
     place = Place(output or default_tuned(checkpoint), force, resume)
     asked = TuneAsked(checkpoint, reference, place, given, calibration, backend, max_ram, exact)
     with opening_shown(reference, plain=as_json), naming_what_fits():

@@ -328,6 +328,16 @@ TABLE: Mapping[str, Setting] = {
 """The rows by name, in their order."""
 
 
+OF_TUNING: Mapping[str, str] = {
+    "tokens": "tune_tokens",
+    "passes": "tune_passes",
+    "rate": "tune_rate",
+    "seed": "seed",
+    "sequence_length": "sequence_length",
+}
+"""What tuning a finished checkpoint takes of the settings, by what it calls them."""
+
+
 def defaults(column: str = DEFAULT_QUALITY) -> dict[str, Any]:
     """Return the defaults of all settings in a preset, or in "plain": those of plain rounding."""
     return {name: row.defaults[column] for name, row in TABLE.items()}

@@ -44,7 +44,7 @@ from edgeq.run.resume import (
     working_on,
 )
 from edgeq.run.token_weights import MeasureTokens, measure_weights
-from edgeq.run.tuning import Tuner, check_drawn, drawing_recipe, tune_into
+from edgeq.run.tuning import Tuner, check_drawn, check_tunable, drawing_recipe, tune_into
 from edgeq.run.weighing import weighed_layers
 from edgeq.solving.layer import join_layers, solve_without_statistics
 from edgeq.solving.lending import Lender
@@ -187,6 +187,7 @@ def draw_for_tuning(job: Job, observer: Observer) -> Calibration | None:
     if job.tuner is None:
         return None
     assert job.draw_apart is not None
+    check_tunable(job.tuner, job.source)
     observer.progressed(TOKENIZING)
     with job.clock("calibration text"):
         wrote = partial(observer.progressed, WRITING_TEXT)

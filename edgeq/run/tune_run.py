@@ -25,6 +25,7 @@ from edgeq.planning.memory import measure_process
 from edgeq.planning.process_memory import give_large_arrays_back
 from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import Recipe, make_recipe
+from edgeq.recipe.settings import OF_TUNING
 from edgeq.registry import choose_backend, find_tuner, load
 from edgeq.run.assembly import CalibrationMaker, with_length
 from edgeq.run.observing import TOKENIZING, WRITING_TEXT, Observer
@@ -57,16 +58,14 @@ WHAT_DIFFERS = {
     "exact": "precision (--exact)",
 }
 """What it means that a part of a question differs."""
-SETTINGS = ("tune_tokens", "tune_passes", "tune_rate", "seed", "sequence_length")
-"""What a tuning takes of the settings of runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class TuneAsked:
     """Everything that a user asks of the tuning of a checkpoint, in words and plain settings.
 
-    reference is the original. settings are among SETTINGS; those left out are as in the recipe of
-    the checkpoint, or else their defaults.
+    reference is the original. settings are among those of OF_TUNING; those left out are as in the
+    recipe of the checkpoint, or else their defaults.
     """
 
     checkpoint: Path
@@ -170,7 +169,7 @@ def tuning_recipe(
 
     Raises: BadInput for a setting that breaks its rule.
     """
-    known = {name: checkpoint.head["recipe"].get(name) for name in SETTINGS}
+    known = {name: checkpoint.head["recipe"].get(name) for name in OF_TUNING.values()}
     stated = {name: value for name, value in known.items() if value is not None}
     return make_recipe({**with_length({}, source), **stated, **settings, "tune": True})
 

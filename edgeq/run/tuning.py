@@ -25,6 +25,7 @@ from edgeq.run.tuned_checkpoint import write_tuned
 from edgeq.run.tuning_report import TuningReport
 from edgeq.tuning.loop import TUNING as STEPS
 from edgeq.tuning.loop import Tuned, Tuning, tune
+from edgeq.tuning.model import Models
 from edgeq.tuning.state import Row
 
 STATE_FILE = "tuning.json"
@@ -154,6 +155,32 @@ class Teller:
         self._told(what, done, total)
 
 
+def make_models(tuner: Tuner, original: ModelSource, quantized: ModelSource) -> Models:
+    """Make both models in the framework of a tuner; no weights are read yet.
+
+    Raises: BadInput, UnsupportedModel, NotInstalled.
+    """
+    make = load(find_tuner(tuner.backend), "tuning")
+    way = tuner.plan.way
+    models: Models = make(
+        original,
+        quantized,
+        **device_of(tuner.backend),
+        resident=way.resident,
+        exact=tuner.exact,
+        states_folder=tuner.folder if way.states_on_disk else None,
+    )
+    return models
+
+
+def check_tunable(tuner: Tuner, source: ModelSource) -> None:
+    """Refuse a model that cannot be tuned, before it is solved.
+
+    Raises: UnsupportedModel, NotInstalled.
+    """
+    make_models(tuner, source, source)
+
+
 def tune_into(
     tuner: Tuner,
     source: ModelSource,
@@ -173,19 +200,9 @@ def tune_into(
     question = question_of(tuner, source, checkpoint, drawn)
     place = state_folder(folder, question)
     told(LOADING, 0, 0)
-    make = load(find_tuner(tuner.backend), "tuning")
-    way = tuner.plan.way
-    models = make(
-        source,
-        checkpoint,
-        **device_of(tuner.backend),
-        resident=way.resident,
-        exact=tuner.exact,
-        states_folder=tuner.folder if way.states_on_disk else None,
-    )
     teller = Teller(told)
     tuned = tune(
-        models,
+        make_models(tuner, source, checkpoint),
         checkpoint,
         drawn.windows,
         tuner.tuning,
