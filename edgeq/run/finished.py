@@ -21,7 +21,7 @@ from edgeq.protocols import Exporter, Format
 from edgeq.recipe.layer_grids import Grids, grids_by_part, kept_dense, plan_grids
 from edgeq.recipe.layer_types import replaced_types
 from edgeq.recipe.recipe import Recipe
-from edgeq.registry import FORMATS, load_exporter, options_of
+from edgeq.registry import BACKENDS, FORMATS, load_exporter, options_of
 from edgeq.run.advice import LARGE_ERROR, MUCH_LENT, advise, short_of_types
 from edgeq.run.assembly import length_notes
 from edgeq.run.one_export import export
@@ -174,7 +174,7 @@ def finish_run(
             *filter(None, [job.tuning_note]),
             *tuning_notes(report.tuning, job.recipe),
             *length_notes(job.recipe, job.source),
-            *token_notes(report, job.recipe),
+            *token_notes(report, job),
         ],
         seconds=dict(job.clock.seconds),
         grids=grids_by_part(grids, decoder, job.recipe),
@@ -318,7 +318,7 @@ def notes(report: RunReport, grids: Grids) -> list[str]:
     return found
 
 
-def token_notes(report: RunReport, recipe: Recipe) -> Iterator[str]:
+def token_notes(report: RunReport, job: Job) -> Iterator[str]:
     """Say how many tokens count where they are weighed; inputs of experts are left out."""
     counting = [
         layer.counting_tokens
@@ -326,10 +326,12 @@ def token_notes(report: RunReport, recipe: Recipe) -> Iterator[str]:
         if layer.counting_tokens is not None and layer.expert is None
     ]
     if counting:
-        total = recipe.samples * recipe.sequence_length
+        total = job.recipe.samples * job.recipe.sequence_length
+        by_torch = BACKENDS[job.backend.name].framework == "torch"
         yield (
             f"tokens are weighed by what they decide: of {total}, {min(counting)} to "
             f"{max(counting)} count at the inputs of a layer"
+            + ("" if by_torch else "; gradients are by torch on the CPU")
         )
 
 
