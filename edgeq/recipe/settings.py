@@ -308,7 +308,8 @@ class Settings:
         "Weigh calibration tokens by what they decide: by gradient or by its squares; none: alike.",
         more="the original model is run backward once, by torch, from tokens that it draws; "
         "each token then counts, at the inputs of some layers, as much as the gradients of their "
-        "outputs have magnitude, up to 10 times and down to a tenth of the mean",
+        "outputs have magnitude, up to 10 times and down to a tenth of the mean. No preset does: "
+        "it gained at 2 bits, and at 3 bits on some grids only (`benchmarks/token_weights.py`)",
         cost="about four passes of the original over all sequences",
         stage="weigh tokens",
         option=Option(),

@@ -221,8 +221,9 @@ def start_activations(job: Job, calibration: Calibration, observer: Observer) ->
 
 def weigh_tokens(job: Job, calibration: Calibration, observer: Observer) -> TokenWeights | None:
     """Measure how much tokens count, with the original model; None where all count alike."""
-    if job.measure_tokens is None or job.recipe.token_weights == "none":
+    if job.recipe.token_weights == "none":
         return None
+    assert job.measure_tokens is not None, "whoever assembles a job says how"
     tell = partial(observer.progressed, WEIGHING)
     with job.clock("weigh tokens"):
         measured = job.measure_tokens(job.source, calibration.windows, job.recipe)
