@@ -17,8 +17,11 @@ from edgeq.calibration.self_text import (
     write_windows,
     written_windows,
 )
+from edgeq.calibration.texts import read_texts
 from edgeq.errors import BadInput
+from edgeq.recipe.recipe import make_recipe
 from edgeq.registry import WRITERS, load
+from edgeq.run.assembly import CalibrationMaker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS = 320
@@ -130,6 +133,19 @@ def test_block_by_block_only_one_block_that_does_not_stay_has_weights():
     next(writer.continue_text(np.array([5])))
     assert seen == [[False, True], [True, False]]
     assert all(each.mlp.up_proj.weight.is_meta for each in layers)
+
+
+def test_a_run_that_writes_block_by_block_has_the_same_sequences(monkeypatch, tmp_path):
+    source = source_of(sharp(models.tiny_llama(vocab_size=ROWS)))
+    recipe = make_recipe({"samples": 5, "sequence_length": 8, "group_size": 16})
+    found = []
+    for resident in (None, 1):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(resident)))
+        make = CalibrationMaker("cpu", read_texts(("self", f"{__file__}=4")), resident)
+        assert make.written(5) == 1
+        found.append(make(source, recipe, nobody))
+    np.testing.assert_array_equal(found[0].windows, found[1].windows)
+    assert found[0].record() == found[1].record()
 
 
 def test_a_sliding_window_is_kept():
