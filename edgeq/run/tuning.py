@@ -23,8 +23,8 @@ from edgeq.recipe.recipe import Recipe
 from edgeq.registry import device_of, find_tuner, load
 from edgeq.run.tuned_checkpoint import write_tuned
 from edgeq.run.tuning_report import TuningReport
+from edgeq.tuning.loop import STEP_TOKENS, Tuned, Tuning, tune
 from edgeq.tuning.loop import TUNING as STEPS
-from edgeq.tuning.loop import Tuned, Tuning, tune
 from edgeq.tuning.model import Models
 from edgeq.tuning.state import Row
 
@@ -53,7 +53,12 @@ class Tuner:
 
 def tuning_of(recipe: Recipe) -> Tuning:
     """Read from a recipe how to tune."""
-    return Tuning(rate=recipe.tune_rate, passes=recipe.tune_passes, seed=recipe.seed)
+    return Tuning(
+        rate=recipe.tune_rate,
+        passes=recipe.tune_passes,
+        step_windows=max(1, round(STEP_TOKENS / recipe.sequence_length)),
+        seed=recipe.seed,
+    )
 
 
 def windows_for(tokens: int, length: int) -> int:
