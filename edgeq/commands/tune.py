@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 def tuning_options(command: Command) -> Command:
     """Add the options that set what a recipe says of tuning; None means that one was not given."""
-    for name, of_recipe in reversed([*OF_TUNING.items()]):
+    for name, of_recipe in reversed(list(OF_TUNING.items())):
         row = TABLE[of_recipe]
         add = grouped_option(
             flag_of(name),

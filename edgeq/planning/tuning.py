@@ -17,7 +17,7 @@ from edgeq.words import show_size
 FLOAT = 4  # bytes of weights, activations and gradients
 BATCH = 2048  # tokens that run through all blocks, or through one, together
 PREDICTIONS = 1 << 24  # numbers of predictions that are compared at once
-PREDICTION_COPIES = 6  # of both models, their exponentials and the slope
+PREDICTION_COPIES = 7  # of both models, their exponentials and slope: 6 to 7 were measured
 ARRAYS = 7  # for each number: its start and unit, x, the best x, Adam's two means, a gradient
 WIDEST_COPIES = 3  # of the largest matrix while a gradient becomes that of its scales
 READ_COPIES = 2  # of the largest matrix while it is read

@@ -124,8 +124,8 @@ class TunedRun:
 
 def default_tuned(checkpoint: Path) -> Path:
     """Name the directory that a tuning writes where none was given: beside its checkpoint."""
-    path = checkpoint.absolute()
-    return Path(f"{checkpoint.parent / path.name}-tuned")
+    named = checkpoint if checkpoint.name not in ("", "..") else checkpoint.resolve()
+    return named.with_name(f"{named.name}-tuned")
 
 
 def prepare_tuning(asked: TuneAsked) -> TuneJob:
