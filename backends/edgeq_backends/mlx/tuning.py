@@ -165,11 +165,9 @@ class TuningModel(StreamedModel):
             if self._kept and not self._is_exact:
                 self._passed[index] = every, given
         fill(block, every)
-        block.train()  # which has routers take no gradients through the choice of experts
         try:
             yield TracedBlock(self, index, given)
         finally:
-            block.eval()
             empty(block)
             if not self._kept:
                 mx.clear_cache()
