@@ -185,7 +185,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         bases = {row["seed"]: row for row in groups[grid, "alike"]}
         counting = [np.median(row["counting"] or row["tokens"]) for row in of_seeds]
         share = np.mean(counting) / of_seeds[0]["tokens"]
-        cells = [grid, variant, f"{share:.0%}", str(len(of_seeds))]
+        cells = [grid, variant.replace("|", r"\|"), f"{share:.0%}", str(len(of_seeds))]
         for text in (*texts, None):
             if variant == "alike":
                 cells.append(f"{np.mean([of_text(row, text).mean() for row in of_seeds]):.4f}")

@@ -309,7 +309,7 @@ class Settings:
         more="the original model is run backward once, by torch, from tokens that it draws; "
         "each token then counts, at the inputs of some layers, as much as the gradients of their "
         "outputs have magnitude, up to 10 times and down to a tenth of the mean. No preset does: "
-        "it gained at 2 bits, and at 3 bits on some grids only (`benchmarks/token_weights.py`)",
+        "on a small model another draw of text changes as much (`benchmarks/token_weights.py`)",
         cost="about four passes of the original over all sequences",
         stage="weigh tokens",
         option=Option(),
