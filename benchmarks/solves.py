@@ -18,10 +18,14 @@ FACTBOOK = str(Path(__file__).parent / "data" / "factbook.txt")
 PLAIN = table.defaults(table.PLAIN)
 """The settings of a solve whose row says nothing else."""
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    preset: {name: value for name, value in table.defaults(preset).items() if value != PLAIN[name]}
+    preset: {
+        name: value
+        for name, value in table.defaults(preset).items()
+        if value != PLAIN[name] and name != "tune"
+    }
     for preset in table.PRESETS
 }
-"""What each `--quality` sets otherwise than PLAIN."""
+"""What each `--quality` sets of the solve otherwise than PLAIN; `benchmarks.tuning` has the rest."""
 COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}
 GPTQ, STAGE_1 = "GPTQ, min-max scales", "GPTQ, stage 1"
 INGREDIENTS: Mapping[str, Mapping[str, Any]] = {

@@ -19,7 +19,7 @@ T = TypeVar("T")
 PRESETS: Mapping[str, str] = {
     "fast": "one stream, no propagation: about the time of plain GPTQ",
     "balanced": "propagation and sweeps: about 1.7 times that",
-    "best": "twice the sequences, both streams on all of them: about four times",
+    "best": "twice the sequences, both streams on all: about four times; then tuned",
 }
 """What `--quality` may be, in words; the rows below say what each sets."""
 DEFAULT_QUALITY = "balanced"

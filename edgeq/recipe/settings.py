@@ -262,6 +262,7 @@ class Settings:
         more='`"auto"` tunes where the device is a GPU, or where the model and its gradients fit '
         "into memory; see Tuning",
         cost="about eight passes of `tune_tokens` for each of `tune_passes`",
+        best=AUTOMATIC,
         option=Option(group="quality"),
     )
     tune_tokens: int = setting(
