@@ -25,7 +25,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     }
     for preset in table.PRESETS
 }
-"""What each `--quality` sets of the solve otherwise than PLAIN; `benchmarks.tuning` has the rest."""
+"""What each `--quality` sets of the solve beside PLAIN; `benchmarks.tuning` has the rest."""
 COMMON = {"group_size": 64, "embedding_bits": 16, "samples": 64, "sequence_length": 512, "seed": 0}
 GPTQ, STAGE_1 = "GPTQ, min-max scales", "GPTQ, stage 1"
 INGREDIENTS: Mapping[str, Mapping[str, Any]] = {

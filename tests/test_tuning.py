@@ -81,6 +81,7 @@ def matrix_at(layer, x):
     return weights
 
 
+@torch.enable_grad()
 def expected_gradients(model, solved, blocks, windows):
     """The mean KL and its gradients with all that is free, by one pass through the whole model."""
     leaves = {

@@ -47,6 +47,10 @@ def words(quantized, saved_model, text_file, tmp_path):
         ),
         "one_layer.py": ([], r"rounded: \d\.\d+% of the output's energy is lost"),
         "run_onnx.py": ([onnx, "It's 2026"], r".*"),
+        "tune_checkpoint.py": (
+            [quantized.output, saved_model, tmp_path / "tuned", text_file],
+            r"held out: 0\.\d{4}, then 0\.\d{4}$",
+        ),
         "talk.py": ([gguf, "It's 2026"], r".*"),
     }
 

@@ -23,6 +23,14 @@ TUNING = ["--tokens", 1024, "--passes", 1, "--rate", 0.01]
 IN_A_RUN = ["--tune", "--tune-tokens", 1024, "--tune-passes", 1, "--tune-rate", 0.01]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_steps():
+    """Steps of four windows, of which a little text has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgeq.run.tuning.STEP_TOKENS", 4 * LENGTH)
+        yield
+
+
 @pytest.fixture(scope="module")
 def solved(tmp_path_factory, saved_model, quick):
     """A checkpoint that was solved, and not tuned."""
