@@ -72,7 +72,7 @@ CALIBRATION_OPTION = grouped_option(
     "default, speeches that ship with edgeq; mix, these and nine more kinds, each also by its name "
     "(speeches, prose, encyclopedia, dialogue, code, german, french, spanish, russian, chinese); "
     "self, text that the model writes first. May be repeated, mixed by share.  "
-    "[default: default]",
+    "[default: default; to tune, mix]",
 )
 MAX_RAM_OPTION = grouped_option(
     "--max-ram",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.calibration.self_text import Wrote, written_windows
+from edgeq.calibration.shipped import MIX
 from edgeq.calibration.texts import (
     Calibration,
     Text,
@@ -90,6 +91,7 @@ def make_job(
     importance = None if imatrix is None else load_importance(imatrix, source)
     texts = read_texts(calibration, source)
     windows = CalibrationMaker(loaded.name, texts)
+    to_tune = texts if not recipe.tune else tuning_texts(calibration, source)
     if recipe.token_weights != "none":
         load(TOKEN_GRADIENTS["torch"], "token_weights")  # missing, it would be found late
     return Job(
@@ -99,11 +101,22 @@ def make_job(
         partial(make_activations, loaded.name),
         windows,
         exporters,
-        characters=most_at_once(texts),
+        characters=most_at_once([*texts, *to_tune]),
         importance=importance,
-        draw_apart=replace(windows, apart=True),
+        draw_apart=CalibrationMaker(loaded.name, to_tune, apart=True),
         measure_tokens=partial(measure_tokens, loaded.name),
     )
+
+
+def tuning_texts(calibration: Sequence[str], source: ModelSource) -> tuple[Text, ...]:
+    """Read the texts that a model is tuned on: those that are named, or the mix.
+
+    More kinds of text gain on all of them, while a solve gains most on the kind it is calibrated
+    on (`benchmarks.tuning`).
+
+    Raises: BadInput.
+    """
+    return read_texts(calibration or (MIX,), source)
 
 
 def chosen_recipe(
@@ -254,6 +267,9 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
     kept = None if memory.writing is None else memory.writing.resident
     if drawn is not None:
         maker = replace(drawn, resident=kept)
+    apart = job.draw_apart
+    if isinstance(apart, CalibrationMaker):
+        apart = replace(apart, resident=kept)
     place = folder.resolve()
     existing = next(path for path in (place, *place.parents) if path.is_dir())
     choice = choose_tuner(job.source, job.recipe, job.backend.name, process, limit)
@@ -275,7 +291,7 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
         ),
         rows_at_once=memory.way.rows_at_once,
         make_calibration=maker,
-        draw_apart=None if drawn is None else replace(drawn, resident=kept, apart=True),
+        draw_apart=apart,
         tuner=tuner,
         tuning_note=choice.note,
     )

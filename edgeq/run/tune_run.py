@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeq.calibration.texts import Calibration, Text, most_at_once, read_texts
+from edgeq.calibration.texts import Calibration, Text, most_at_once
 from edgeq.calibration.windows import check_length
 from edgeq.checkpoint.reader import TUNED_KEY, Checkpoint
 from edgeq.errors import BadInput
@@ -27,7 +27,7 @@ from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import Recipe, make_recipe
 from edgeq.recipe.settings import OF_TUNING
 from edgeq.registry import choose_backend, find_tuner, load
-from edgeq.run.assembly import CalibrationMaker, with_length
+from edgeq.run.assembly import CalibrationMaker, tuning_texts, with_length
 from edgeq.run.observing import TOKENIZING, WRITING_TEXT, Observer
 from edgeq.run.report import read_report
 from edgeq.run.resume import is_unfinished
@@ -144,7 +144,7 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
     check_original(source, checkpoint, asked.reference)
     recipe = tuning_recipe(checkpoint, source, asked.settings)
     check_length(source, recipe.sequence_length)
-    texts = read_texts(asked.calibration, source)
+    texts = tuning_texts(asked.calibration, source)
     give_large_arrays_back()
     load(tuner, "tuning")  # imports what the process will hold, before it is measured
     process = measure_process(most_at_once(texts), FLOAT)

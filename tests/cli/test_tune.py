@@ -74,8 +74,8 @@ def contents(folder):
 
 def divergence(checkpoint, model_folder, text):
     """KL from the original by transformers in float32, on the beginning of a text."""
-    ids = Tokenizer.from_file(str(model_folder / "tokenizer.json")).encode(text).ids
-    ids = torch.tensor(ids[: 64 * LENGTH]).reshape(-1, LENGTH)
+    tokens = Tokenizer.from_file(str(model_folder / "tokenizer.json")).encode(text).ids
+    ids = torch.tensor(tokens[: 64 * LENGTH]).reshape(-1, LENGTH)
     original = AutoModelForCausalLM.from_pretrained(model_folder)
     wanted = original(ids).logits.log_softmax(-1)
     weights = {
