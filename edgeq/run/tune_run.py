@@ -145,6 +145,7 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
     backend = choose_backend(asked.backend)
     tuner = find_tuner(backend)
     checkpoint = Checkpoint(asked.checkpoint)
+    read_tuned(checkpoint)  # which would be found damaged when all is done
     replaced = place.force or place.resume
     check_destination(place.output, force=replaced, source=checkpoint.path, whole=place.force)
     source = open_source(at_revision(asked.reference, None))
@@ -342,7 +343,7 @@ def read_tuned(checkpoint: Checkpoint) -> TuningReport | None:
     if (None if stated is None else stated.get("question")) != getattr(found, "question", None):
         raise BadInput(
             f"checkpoint {str(checkpoint.path)!r}: {HEAD_FILE} and {REPORT_FILE} say different "
-            "things of its tuning; it is damaged, tune again with --force"
+            "things of its tuning; it is damaged, make it again"
         )
     return found
 

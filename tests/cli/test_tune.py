@@ -268,6 +268,18 @@ def test_a_model_is_no_checkpoint_to_tune(edgeq, saved_model, of_model):
     assert "is no checkpoint but a model; quantize it" in result.err
 
 
+def test_a_checkpoint_without_its_report_is_refused_before_any_work(
+    edgeq, solved, of_model, tmp_path
+):
+    place = shutil.copytree(solved, tmp_path / "solved")
+    (place / "report.json").unlink()
+    result = edgeq("tune", place, *of_model, "--tokens", 64)
+    assert (result.status, result.out) == (1, "")
+    assert "report.json': no such file" in result.err
+    assert "reading the original" not in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["solved"]
+
+
 def test_a_tuned_checkpoint_may_be_tuned_again_and_that_is_said(edgeq, tuned, of_model, tmp_path):
     place = shutil.copytree(tuned[0], tmp_path / "once")
     result = edgeq("tune", place, *of_model, "--tokens", 64, "--passes", 1)
