@@ -121,6 +121,18 @@ def test_overlapping_windows_are_counted_once(tmp_path):
     assert tokens == len(covered) < windows.size
 
 
+@pytest.mark.parametrize("samples", [6, 10**9])
+def test_windows_apart_share_no_token_and_take_what_there_is(tmp_path, samples):
+    source, text = source_with(byte_level_bpe()), numbered(110)
+    options = {"samples": samples, "sequence_length": LENGTH, "apart": True}
+    windows, tokens = sample_long(source, long_text(tmp_path, text), **options, seed=0)
+    whole = tokenize(source, text)
+    assert (np.diff(places_of(windows, whole)) >= LENGTH).all()
+    assert tokens == windows.size
+    most = len(whole) // LENGTH
+    assert min(samples, 0.9 * most) <= len(windows) <= min(samples, most)
+
+
 def test_a_text_without_spaces_is_cut_anywhere(tmp_path):
     source, text = source_with(byte_level_bpe("gpt-2")), "猫和狗在家里" * 2000
     windows, _ = sample_long(

@@ -15,7 +15,14 @@ from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
 from edgeq.architectures.record import read_record
 from edgeq.decoder import Experts, Mlp
 from edgeq.errors import BadInput
-from edgeq.planning.memory import WAYS, Process, choose_way, moments, peak_moment
+from edgeq.planning.memory import (
+    WAYS,
+    Process,
+    choose_way,
+    choose_writing,
+    moments,
+    peak_moment,
+)
 from edgeq.planning.time import block_seconds
 from edgeq.recipe.recipe import make_recipe
 from edgeq.run.forecast import open_outline
@@ -100,6 +107,10 @@ def test_a_model_that_is_too_large_writes_block_by_block_with_as_many_blocks_as_
     assert f"{writing.resident} of 32 blocks" in writing.describe()
     with pytest.raises(BadInput, match="at least"):
         choose_way(LLAMA_7B, BALANCED, PROCESS, 10**9, written=64)
+    assert choose_writing(LLAMA_7B, BALANCED, PROCESS, limit, 64) == writing
+    assert choose_writing(LLAMA_7B, BALANCED, PROCESS, 10**9, 0) is None
+    with pytest.raises(BadInput, match="at least"):
+        choose_writing(LLAMA_7B, BALANCED, PROCESS, 10**9, 64)
 
 
 @pytest.mark.parametrize(

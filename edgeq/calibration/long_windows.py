@@ -34,20 +34,29 @@ Windows = npt.NDArray[np.int64]
 
 
 def sample_long(
-    source: TextModel, text: LongText, *, samples: int, sequence_length: int, seed: int
+    source: TextModel,
+    text: LongText,
+    *,
+    samples: int,
+    sequence_length: int,
+    seed: int,
+    apart: bool = False,
 ) -> tuple[Windows, int]:
     """Cut windows that start at random words, one in each of `samples` equal stretches of a text.
 
     Each begins as the model's tokenizer begins a text. Also counts the tokens of the text in them,
-    those of overlapping windows once.
+    those of overlapping windows once. apart: windows share no token, and a text that is short for
+    so many gives fewer.
 
-    Shapes: (samples, sequence_length).
+    Shapes: (samples or fewer, sequence_length).
     Raises: BadInput when the text has too few tokens, or fewer places to start at than samples.
     """
     begin = begin_ids(source)
     length = length_of_text(sequence_length, begin)
     cutter = _Cutter(source, length)
     last_start, last = cutter.last_window(text)
+    if apart:
+        samples = min(samples, 1 + text.characters // length)  # more find no place
     if samples > last_start + 1:
         raise BadInput(
             f"calibration text: {last_start + 1} places to start at, but {samples} sequences; "
@@ -56,14 +65,18 @@ def sample_long(
     edges = np.linspace(0, last_start + 1, samples + 1)
     places = np.random.default_rng(seed).uniform(edges[:-1], edges[1:]).astype(np.int64)
     reader = _Reader(text.read())
-    windows = np.empty((samples, length), np.int64)
-    starts = np.empty((samples, length), np.int64)
-    for position, place in enumerate(places.tolist()):
-        found = cutter.window_at(reader, place)
-        windows[position], starts[position] = last if found is None else found
+    cuts: list[tuple[Windows, Windows]] = []
+    before = -1  # the place of the last token that was taken, where none may be taken twice
+    for place in places.tolist():
+        found = cutter.window_behind(reader, place, before) or last
+        if found[1][0] <= before:
+            break
+        cuts.append(found)
+        before = int(found[1][-1]) if apart else -1
+    windows, starts = (np.stack(each) for each in zip(*cuts, strict=True))
     check_ids(source, windows)
     overlapping = sum(
-        int((before >= after[0]).sum()) for before, after in itertools.pairwise(starts)
+        int((one >= next_one[0]).sum()) for one, next_one in itertools.pairwise(starts)
     )
     return begun(windows, begin), windows.size - overlapping
 
@@ -122,6 +135,15 @@ class _Cutter:
         found = self._take(encoded, len(encoded.ids) - self._length)
         begin = text.characters - len(piece)
         return begin + int(found[1][0]), (found[0], found[1] + begin)
+
+    def window_behind(
+        self, reader: "_Reader", place: int, before: int
+    ) -> tuple[Windows, Windows] | None:
+        """Cut the window at a place, or at the next where its first token is behind another one."""
+        place = max(place, before + 1)
+        while (found := self.window_at(reader, place)) is not None and found[1][0] <= before:
+            place += 1  # it is within that token, which a word begins in
+        return found
 
     def window_at(self, reader: "_Reader", place: int) -> tuple[Windows, Windows] | None:
         """Cut the window that starts at the first word behind a place; None at the text's end.

@@ -201,10 +201,11 @@ def make_calibration(
     texts, counts = [texts[place] for place in used], [counts[place] for place in used]
     for text, count in zip(texts, counts, strict=True):
         if count == 0:
+            more = "the tokens that are tuned on" if apart else "--samples"
             raise BadInput(
                 f"--calibration {text.name!r}: "
                 f"with share {text.share:g} it gets none of the {samples} sequences; "
-                "raise its share or --samples, or leave it out"
+                f"raise its share or {more}, or leave it out"
             )
     made: dict[int, tuple[Windows, dict[str, Any]]] = {}
     slow_last = sorted(range(len(texts)), key=lambda place: texts[place].content is None)
@@ -228,13 +229,11 @@ def cut(
 ) -> tuple[Windows, dict[str, Any]]:
     """Cut the windows of one text, and give what is recorded of it.
 
-    Those of a text too long to be tokenized whole overlap seldom, so that apart is nothing to it.
-
     Raises: BadInput with the text's name.
     """
     try:
         if isinstance(content, LongText):
-            windows, tokens = sample_long(source, content, **options)
+            windows, tokens = sample_long(source, content, **options, apart=apart)
             sha256 = content.sha256
         else:
             ids = tokenize(source, content)

@@ -246,6 +246,9 @@ def _is_tuned(value: Any) -> bool:
         return True
     if not isinstance(value, dict):
         return False
+    earlier = value.get("earlier", [])
+    if not isinstance(earlier, list) or not all(isinstance(each, dict) for each in earlier):
+        return False
     return all(_is_amount(value.get(key)) for key in ("tokens", "before", "after", "kept_step"))
 
 

@@ -132,7 +132,7 @@ def choose_way(
 ) -> MemoryPlan:
     """Choose the fastest way that stays within a limit; without one, the fastest of all.
 
-    written are the calibration sequences that the model writes itself.
+    written are the sequences that the model writes itself, to calibrate or to tune on.
 
     Raises: TooLittleMemory with the smallest limit that would do.
     """
@@ -140,11 +140,7 @@ def choose_way(
     if recipe.chooses_by_layer:
         ways = [replace(way, rows_at_once=None) for way in WAYS]
     peaks = [(way, peak_moment(decoder, recipe, process, way)) for way in ways]
-    writings: list[tuple[Writing | None, Moment]] = [(None, Moment("", {}))]
-    if written and recipe.needs_calibration:
-        base = {"framework and program": process.resident}
-        found = ways_of_writing(decoder, recipe, written)
-        writings = [(writing, Moment(WRITING, base | parts)) for writing, parts in found]
+    writings = moments_of_writing(decoder, recipe, process, written)
     least = max(
         min((peak for _, peak in peaks), key=lambda peak: peak.total),
         min((moment for _, moment in writings), key=lambda moment: moment.total),
@@ -157,12 +153,44 @@ def choose_way(
                 worst = max(peak, moment, key=lambda moment: moment.total)
                 return MemoryPlan(way, worst, enough, writing)
     assert limit is not None
-    raise TooLittleMemory(
+    raise too_little(limit, least)
+
+
+def too_little(limit: int, least: Moment) -> TooLittleMemory:
+    """Say that no way keeps a limit, and what the way that takes least needs."""
+    enough = math.ceil(ENOUGH * least.total)
+    return TooLittleMemory(
         f"--max-ram {show_size(limit)}: this run needs at least {show_size(enough, up=True)} "
         f"(while it is at {least.name})",
         limit,
         enough,
     )
+
+
+def moments_of_writing(
+    decoder: Decoder, recipe: Recipe, process: Process, written: int
+) -> list[tuple[Writing | None, Moment]]:
+    """List the ways to write so many sequences, the fastest first; None alone writes none."""
+    if not written:
+        return [(None, Moment("", {}))]
+    base = {"framework and program": process.resident}
+    found = ways_of_writing(decoder, recipe, written)
+    return [(writing, Moment(WRITING, base | parts)) for writing, parts in found]
+
+
+def choose_writing(
+    decoder: Decoder, recipe: Recipe, process: Process, limit: int | None, written: int
+) -> Writing | None:
+    """Choose the fastest way to write so many sequences within a limit; None writes none.
+
+    Raises: TooLittleMemory with the smallest limit that would do.
+    """
+    found = moments_of_writing(decoder, recipe, process, written)
+    for writing, moment in found:
+        if limit is None or moment.total <= limit:
+            return writing
+    assert limit is not None
+    raise too_little(limit, min((moment for _, moment in found), key=lambda each: each.total))
 
 
 def peak_moment(decoder: Decoder, recipe: Recipe, process: Process, way: Way) -> Moment:

@@ -38,6 +38,7 @@ from edgeq.registry import (
     GRADIENTS,
     TOKEN_GRADIENTS,
     WRITERS,
+    can_tune,
     device_of,
     find_tuner,
     load,
@@ -45,7 +46,7 @@ from edgeq.registry import (
     load_exporters,
 )
 from edgeq.run.pipeline import Job
-from edgeq.run.tuning import Tuner, tuning_of
+from edgeq.run.tuning import Tuner, drawing_recipe, tuning_of
 from edgeq.run.tuning_choice import choose_tuner
 from edgeq.sources import needing_gguf
 from edgeq.sources.importance import Importance
@@ -262,7 +263,7 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
         job.recipe,
         process,
         limit,
-        written=0 if drawn is None else drawn.written(job.recipe.samples),
+        written=0 if drawn is None else most_written(drawn, job.recipe, job.backend.name),
     )
     kept = None if memory.writing is None else memory.writing.resident
     if drawn is not None:
@@ -296,6 +297,14 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
         tuning_note=choice.note,
     )
     return fitted, memory if choice.plan is None else with_tuning(memory, choice.plan)
+
+
+def most_written(drawn: CalibrationMaker, recipe: Recipe, backend: str) -> int:
+    """Count the sequences that the model writes together, to calibrate on or to tune on."""
+    samples = [recipe.samples] if recipe.needs_calibration else []
+    if recipe.tune and can_tune(backend):
+        samples.append(drawing_recipe(recipe).samples)
+    return max(map(drawn.written, samples), default=0)
 
 
 def tuner_of(job: Job, plan: TuningPlan, folder: Path) -> Tuner:

@@ -2,17 +2,24 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeq.calibration.texts import Calibration, Text, most_at_once
+from edgeq.calibration.texts import Calibration, most_at_once
 from edgeq.calibration.windows import check_length
 from edgeq.checkpoint.reader import TUNED_KEY, Checkpoint
 from edgeq.errors import BadInput
 from edgeq.files.hashes import hash_of_content
-from edgeq.files.ownership import MADE, TUNING, clear_contents, remove_entry
+from edgeq.files.ownership import (
+    HEAD_FILE,
+    MADE,
+    REPORT_FILE,
+    TUNING,
+    clear_contents,
+    remove_entry,
+)
 from edgeq.files.storage import (
     bring_back,
     check_destination,
@@ -21,7 +28,7 @@ from edgeq.files.storage import (
     put_in_place,
 )
 from edgeq.measuring.inspection import parameter_count
-from edgeq.planning.memory import measure_process
+from edgeq.planning.memory import choose_writing, measure_process
 from edgeq.planning.process_memory import give_large_arrays_back
 from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import Recipe, make_recipe
@@ -42,7 +49,7 @@ from edgeq.run.tuning import (
     tuning_notes,
     tuning_of,
 )
-from edgeq.run.tuning_choice import planned
+from edgeq.run.tuning_choice import has_codes, planned
 from edgeq.run.tuning_report import TuningReport
 from edgeq.sources import at_revision, open_source
 from edgeq.stopwatch import Stopwatch
@@ -87,7 +94,7 @@ class TuneJob:
     checkpoint: Checkpoint
     recipe: Recipe
     tuner: Tuner
-    texts: Sequence[Text]
+    draw_apart: CalibrationMaker
     notes: Sequence[str]
     clock: Stopwatch = field(default_factory=Stopwatch)
 
@@ -138,6 +145,7 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
     backend = choose_backend(asked.backend)
     tuner = find_tuner(backend)
     checkpoint = Checkpoint(asked.checkpoint)
+    read_tuned(checkpoint)  # which would be found damaged when all is done
     replaced = place.force or place.resume
     check_destination(place.output, force=replaced, source=checkpoint.path, whole=place.force)
     source = open_source(at_revision(asked.reference, None))
@@ -149,6 +157,9 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
     load(tuner, "tuning")  # imports what the process will hold, before it is measured
     process = measure_process(most_at_once(texts), FLOAT)
     plan = planned(source, checkpoint.grids(), recipe, process, limit)
+    drawing, maker = drawing_recipe(recipe), CalibrationMaker(backend, texts, apart=True)
+    written = maker.written(drawing.samples)
+    writing = choose_writing(source.record.decoder, drawing, process, limit, written)
     folder = place.output.resolve().parent
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
     return TuneJob(
@@ -157,7 +168,7 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
         checkpoint,
         recipe,
         Tuner(backend, tuning_of(recipe), plan, existing, asked.exact),
-        texts,
+        replace(maker, resident=None if writing is None else writing.resident),
         notes_before(source, checkpoint),
     )
 
@@ -177,6 +188,8 @@ def tuning_recipe(
 def check_original(source: ModelSource, checkpoint: Checkpoint, called: str) -> None:
     """Refuse a model that a checkpoint was not made from: of another shape or vocabulary.
 
+    Refuses a checkpoint without codes too, which is its original.
+
     Raises: BadInput.
     """
 
@@ -186,6 +199,11 @@ def check_original(source: ModelSource, checkpoint: Checkpoint, called: str) -> 
             f"from: {what}; give its original, {checkpoint.record.name!r}"
         )
 
+    if not has_codes(checkpoint.grids()):
+        raise BadInput(
+            f"checkpoint {str(checkpoint.path)!r} has no quantized tensor, so that nothing is to "
+            "be tuned; quantize its model to fewer than 16 bits"
+        )
     blocks, own = len(source.blocks()), len(checkpoint.blocks())
     if blocks != own:
         raise other(f"it has {blocks} blocks, the checkpoint {own}")
@@ -255,8 +273,7 @@ def draw(job: TuneJob, observer: Observer) -> Calibration:
     observer.progressed(TOKENIZING)
     wrote = partial(observer.progressed, WRITING_TEXT)
     with job.clock("calibration text"):
-        draw_apart = CalibrationMaker(job.tuner.backend, job.texts, apart=True)
-        drawn = draw_apart(job.source, drawing_recipe(job.recipe), wrote)
+        drawn = job.draw_apart(job.source, drawing_recipe(job.recipe), wrote)
     check_drawn(drawn)
     return drawn
 
@@ -296,12 +313,17 @@ def check_same(folder: Path, question: Mapping[str, Any], place: Place) -> None:
 def is_there(place: Place, question: str) -> bool:
     """Say whether an output is what this tuning would write.
 
-    Raises: BadInput for another one that may not be replaced.
+    Raises: BadInput for another one that may not be replaced, or that is damaged.
     """
     if not place.output.exists():
         return False
-    tuned = Checkpoint(place.output).head.get(TUNED_KEY) or {}
-    if tuned.get("question") == question:
+    try:
+        tuned = read_tuned(Checkpoint(place.output))
+    except BadInput:
+        if place.force:
+            return False
+        raise
+    if tuned is not None and tuned.question == question:
         return True
     if place.force:
         return False
@@ -309,6 +331,21 @@ def is_there(place: Place, question: str) -> bool:
         f"output {str(place.output)!r} is complete, but of another tuning or run; choose another "
         "name or pass --force to replace it"
     )
+
+
+def read_tuned(checkpoint: Checkpoint) -> TuningReport | None:
+    """Read how a checkpoint was tuned; None for one that was not.
+
+    Raises: BadInput where its report does not say what its head does.
+    """
+    found = read_report(checkpoint).tuning
+    stated = checkpoint.head.get(TUNED_KEY)
+    if (None if stated is None else stated.get("question")) != getattr(found, "question", None):
+        raise BadInput(
+            f"checkpoint {str(checkpoint.path)!r}: {HEAD_FILE} and {REPORT_FILE} say different "
+            "things of its tuning; it is damaged, make it again"
+        )
+    return found
 
 
 @contextmanager
@@ -346,8 +383,8 @@ def working_on(place: Place, question: Mapping[str, Any], again: str) -> Iterato
 def finished_tuning(job: TuneJob) -> TunedRun:
     """Read what a tuning wrote, and gather what is said of it."""
     checkpoint = Checkpoint(job.asked.place.output)
-    report = read_report(checkpoint).tuning
-    assert report is not None
+    report = read_tuned(checkpoint)
+    assert report is not None, "it was just written, or found to be there"
     return TunedRun(
         checkpoint,
         job.asked.reference,

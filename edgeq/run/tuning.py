@@ -105,9 +105,12 @@ def tuning_notes(report: TuningReport | None, recipe: Recipe) -> list[str]:
 
 
 def state_folder(folder: Path, question: Mapping[str, Any]) -> Path:
-    """Give the directory where the state of a tuning is kept; the state of another one goes."""
+    """Give the directory where the state of a tuning is kept; the state of another one goes.
+
+    Where it is not known what a state is of, its own hash says.
+    """
     place = folder / TUNING
-    if place.is_dir() and stored_question(place) != question:
+    if place.is_dir() and stored_question(place) not in (None, question):
         remove_entry(place)
     place.mkdir(exist_ok=True)
     write_json(place / STATE_FILE, question)
@@ -214,6 +217,7 @@ def tune_into(
         watch=teller.watch,
         measured=teller.measured,
         folder=place,
+        question=hash_of_content(question),
     )
     report = report_of(tuned, tuner, drawn, checkpoint, hash_of_content(question))
     made.mkdir(exist_ok=True)

@@ -38,13 +38,21 @@ def choose_tuner(
         return Choice()
     if recipe.tune == AUTOMATIC and not can_tune(backend):
         return Choice(note=f"not tuned: backend {backend!r} does not tune")
+    grids = plan_grids(source, recipe)
+    if not has_codes(grids):
+        return Choice(note="not tuned: nothing is quantized")
     try:
-        plan = planned(source, plan_grids(source, recipe), recipe, process, limit)
+        plan = planned(source, grids, recipe, process, limit)
     except TooLittleMemory as error:
         if recipe.tune == AUTOMATIC:
             return Choice(note=f"not tuned: {error}")
         raise
     return settled(plan, backend) if recipe.tune == AUTOMATIC else Choice(plan)
+
+
+def has_codes(grids: Grids) -> bool:
+    """Say whether any tensor is quantized."""
+    return any(grid is not None for _, grid in grids.values())
 
 
 def settled(plan: TuningPlan, backend: str) -> Choice:

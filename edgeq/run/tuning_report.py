@@ -84,6 +84,8 @@ def tuning_from(stored: Any) -> TuningReport | None:
         raise TypeError("precision and way of its tuning are words")
     if not all(isinstance(rows, list) for rows in (found.texts, found.free, found.earlier)):
         raise TypeError("texts of its tuning are a list")
+    if not all(isinstance(each, dict) for each in found.earlier):
+        raise TypeError("tunings before it are no objects")
     for row in found.curve:
         known = {key: row[key] for key in ("loss", "held_out") if row[key] is not None}
         check_numbers({"step": row["step"], **known})

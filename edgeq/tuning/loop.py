@@ -80,14 +80,17 @@ def tune(
     watch: Callable[[str, int, int], None],
     folder: Path | None = None,
     measured: Callable[[Row], None] = lambda row: None,
+    question: str = "",
 ) -> Tuned:
     """Descend on the KL to the original, and keep what held-out windows are best with.
 
-    State is saved in a folder at each measurement and found there again. watch is told what is
-    done, how much of it and how much there is; measured gets each row of the curve.
+    State is saved in a folder at each measurement and found there again; question names what it is
+    of. watch is told what is done, how much of it and how much there is; measured gets each row of
+    the curve.
 
     Shapes: windows (count, tokens) of token ids.
-    Raises: BadInput for fewer than two windows, or predictions that are not finite.
+    Raises: BadInput for fewer than two windows, predictions that are not finite, or a state that is
+    damaged.
     """
     held, training = share_windows(windows, tuning.held_out)
     if not len(training):
@@ -95,9 +98,9 @@ def tune(
             f"tuning got {len(windows)} windows of text; it needs 2 or more, since one is held out"
         )
     blocks = TunedBlocks(checkpoint, models, tuning.free)
-    reading = original_states(models, held, training, partial(watch, READING))
     order = batches_of(len(training), tuning)
-    state = None if folder is None else read_state(folder, blocks, len(order))
+    state = None if folder is None else read_state(folder, blocks, question)
+    reading = original_states(models, held, training, partial(watch, READING))
     if state is None:
         state = State.start(blocks, held_out_kl(blocks, held, reading.read, blocks.zeros()))
         measured(state.curve[-1])
@@ -111,7 +114,7 @@ def tune(
         state.note(loss, kl)
         measured(state.curve[-1])
         if kl is not None and folder is not None:
-            write_state(folder, state, blocks, len(order))
+            write_state(folder, state, blocks, question)
         watch(TUNING, state.step, len(order))
     return Tuned(
         blocks.values(state.best) if state.kept_step else {},

@@ -182,13 +182,21 @@ def loss_and_gradients(
     kl, found = 0.0, blocks.zeros()
     for batches, of_batch in groups(blocks.models, windows, targets):
         kl += _add_gradients(blocks, batches, of_batch, masters, found, 1 / windows.size)
+    return finite_mean(blocks, kl, windows), found
+
+
+def finite_mean(blocks: TunedBlocks, kl: float, windows: NumpyArray) -> float:
+    """Give the mean KL over windows; rounding may take that of equal models below zero.
+
+    Raises: BadInput for one that is not finite.
+    """
     mean = kl / windows.size
     if not np.isfinite(mean):
         raise BadInput(
             f"model {blocks.checkpoint.record.name!r} predicts NaN or infinity while it is tuned; "
             "choose a smaller rate, or other text"
         )
-    return mean, found
+    return max(mean, 0.0)
 
 
 def groups(
@@ -256,7 +264,7 @@ def held_out_kl(
     targets: Callable[[int], Array],
     masters: Masters,
 ) -> float:
-    """Measure the mean KL over windows in float32, without gradients."""
+    """Measure the mean KL over windows in float32, without gradients. Raises: as above."""
     models, kl = blocks.models, 0.0
     outside = blocks.outside(masters)
     with models.quantized.exact(), models.original.exact():
@@ -266,4 +274,4 @@ def held_out_kl(
                 models.original, batches, states, of_batch, outside, weight=None
             )
             kl += sum(result.kl for result in results)
-    return kl / windows.size
+    return finite_mean(blocks, kl, windows)

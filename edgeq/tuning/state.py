@@ -1,6 +1,12 @@
-"""Where tuning stands, and how it is kept so that a run that was stopped goes on."""
+"""Where tuning stands, and how it is kept so that a run that was stopped goes on.
 
+The hash of what is kept, and of what it is the state of, lies with it: nothing goes on from numbers
+that were damaged, or are of another tuning.
+"""
+
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +15,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from edgeq.errors import BadInput, reason_of
 from edgeq.files.storage import rename_when_stored
 from edgeq.tuning.passes import Masters, TunedBlocks
-from edgeq.types import Array
+from edgeq.types import Array, NumpyArray
 
 STATE_FILE = "tuning.safetensors"
 KINDS = ("masters", "best", "means", "squares")
@@ -61,8 +68,8 @@ class State:
             self.best = dict(self.masters)
 
 
-def write_state(folder: Path, state: State, blocks: TunedBlocks, steps: int) -> None:
-    """Save a state whole, or leave the one that is there."""
+def write_state(folder: Path, state: State, blocks: TunedBlocks, question: str) -> None:
+    """Save a state whole, or leave the one that is there; question names what it is of."""
     get = blocks.models.numbers.get
     tensors: dict[str, Any] = {}
     for key in blocks.free:
@@ -76,32 +83,40 @@ def write_state(folder: Path, state: State, blocks: TunedBlocks, steps: int) -> 
         "before": state.before,
         "least": state.least,
         "step": state.step,
-        "steps": steps,
         "kept_step": state.kept_step,
         "unimproved": state.unimproved,
         "curve": [[row.step, row.loss, row.held_out] for row in state.curve],
     }
     path = folder / STATE_FILE
     partial = folder / f".{STATE_FILE}.partial"
-    save_file(tensors, partial, metadata={"edgeq": json.dumps(facts)})
+    stated = json.dumps(facts)
+    kept = {"state": stated, "sha256": hash_of_state(stated, tensors, question)}
+    # one key of metadata: more would be written in random order
+    save_file(tensors, partial, metadata={"edgeq": json.dumps(kept)})
     rename_when_stored(partial, path)
 
 
-def read_state(folder: Path, blocks: TunedBlocks, steps: int) -> State | None:
-    """Go on from what was saved; None where nothing is, or nothing of this run."""
-    put = blocks.models.numbers.put
+def hash_of_state(stated: str, tensors: Mapping[str, NumpyArray], question: str) -> str:
+    """Hash a state with the name of what it is of."""
+    found = hashlib.sha256(f"{question}\n{stated}".encode())
+    for name in sorted(tensors):
+        found.update(f"\n{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        found.update(tensors[name].tobytes())
+    return found.hexdigest()
+
+
+def read_state(folder: Path, blocks: TunedBlocks, question: str) -> State | None:
+    """Go on from what was saved; None where nothing is.
+
+    Raises: BadInput for a state that is not as it was saved, or of another tuning.
+    """
+    path = folder / STATE_FILE
+    if not path.exists():
+        return None
     try:
-        with safe_open(folder / STATE_FILE, "numpy") as file:
-            facts = json.loads((file.metadata() or {})["edgeq"])
-            found: dict[str, dict[str, Array]] = {kind: {} for kind in KINDS}
-            for key, free in blocks.free.items():
-                for kind in KINDS:
-                    array = file.get_tensor(f"{kind}.{key}")
-                    if array.shape != free.part.start.shape:
-                        return None
-                    found[kind][key] = put(array)
-        if facts["steps"] != steps:
-            return None
+        facts, arrays = _read_checked(path, question)
+        put = blocks.models.numbers.put
+        found = {kind: {key: put(arrays[f"{kind}.{key}"]) for key in blocks.free} for kind in KINDS}
         moments = {key: (found["means"][key], found["squares"][key]) for key in blocks.free}
         return State(
             found["masters"],
@@ -114,5 +129,18 @@ def read_state(folder: Path, blocks: TunedBlocks, steps: int) -> State | None:
             facts["unimproved"],
             [Row(*row) for row in facts["curve"]],
         )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return None
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"unfinished tuning {str(path)!r} is damaged, or of another tuning "
+            f"({reason_of(error)}); remove this file to tune from the start"
+        ) from error
+
+
+def _read_checked(path: Path, question: str) -> tuple[dict[str, Any], dict[str, NumpyArray]]:
+    """Read what was saved, and compare it with its hash. Raises: ValueError where they differ."""
+    with safe_open(path, "numpy") as file:
+        kept = json.loads((file.metadata() or {})["edgeq"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    if kept["sha256"] != hash_of_state(kept["state"], arrays, question):
+        raise ValueError("its hash is another")
+    return json.loads(kept["state"]), arrays

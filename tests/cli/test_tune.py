@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import edgeq as library
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.ownership import TIMED_FILES
+from edgeq.run.tune_run import read_tuned
 from edgeq.tuning import loop
 
 THREE_BITS = ["--bits", "3", "--group-size", "32"]
@@ -267,6 +268,18 @@ def test_a_model_is_no_checkpoint_to_tune(edgeq, saved_model, of_model):
     assert "is no checkpoint but a model; quantize it" in result.err
 
 
+def test_a_checkpoint_without_its_report_is_refused_before_any_work(
+    edgeq, solved, of_model, tmp_path
+):
+    place = shutil.copytree(solved, tmp_path / "solved")
+    (place / "report.json").unlink()
+    result = edgeq("tune", place, *of_model, "--tokens", 64)
+    assert (result.status, result.out) == (1, "")
+    assert "report.json': no such file" in result.err
+    assert "reading the original" not in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["solved"]
+
+
 def test_a_tuned_checkpoint_may_be_tuned_again_and_that_is_said(edgeq, tuned, of_model, tmp_path):
     place = shutil.copytree(tuned[0], tmp_path / "once")
     result = edgeq("tune", place, *of_model, "--tokens", 64, "--passes", 1)
@@ -282,6 +295,26 @@ def test_inspect_and_verify_take_a_tuned_checkpoint(edgeq, tuned):
     assert edgeq("export", place, "--format", "gguf").status == 0
     verified = edgeq("verify", place / "gguf", "--against", place)
     assert verified.status == 0, verified.out
+
+
+DAMAGED = {
+    "earlier": ("edgeq.json", lambda plain: plain["tuned"].update(earlier=5), "'tuned' in edgeq"),
+    "objects": ("edgeq.json", lambda plain: plain["tuned"].update(earlier=[5]), "'tuned' in edgeq"),
+    "report": ("report.json", lambda plain: plain.pop("tuning"), "say different things"),
+    "head": ("edgeq.json", lambda plain: plain.pop("tuned"), "say different things"),
+}
+"""What is changed in which file of a tuned checkpoint, and what is said then."""
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_tuned_checkpoint_says_how_it_was_tuned_or_is_refused(tuned, tmp_path, name):
+    file, damage, why = DAMAGED[name]
+    place = shutil.copytree(tuned[0], tmp_path / "tuned")
+    plain = json.loads((place / file).read_text(encoding="utf-8"))
+    damage(plain)
+    (place / file).write_text(json.dumps(plain), encoding="utf-8")
+    with pytest.raises(library.BadInput, match=why):
+        read_tuned(Checkpoint(place))
 
 
 FREE = {
