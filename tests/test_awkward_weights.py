@@ -120,7 +120,11 @@ def test_no_row_on_a_type_is_worse_than_zeros(backend, rng, name):
 
 @pytest.mark.parametrize(
     ("scale_dtype", "energy"),
-    [("float16", 1e8), ("bfloat16", 1.0), ("float32", 1e-8)],
+    [
+        ("float16", 1e8),
+        pytest.param("bfloat16", 1.0, marks=pytest.mark.slow),
+        ("float32", 1e-8),
+    ],
 )
 def test_every_step_gives_numbers_and_a_report_that_is_json(backend, rng, scale_dtype, energy):
     rows = awkward_rows(rng)

@@ -158,6 +158,7 @@ def test_separable_costs_come_out_as_by_dynamic_programming():
     assert max(ratios) <= 1.01
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_errors_that_add_up_or_cancel_are_allocated_no_worse_than_by_greed():
     backend, ratios = load_backend("cpu"), []
