@@ -23,7 +23,7 @@ from tiny_models import SMALL_LLAMA, TEXT, tokenizer_files
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import edgeq
-from edgeq.calibration import reading
+from edgeq.calibration import reading, shipped
 from edgeq.commands.main import cli
 from edgeq.measuring.text_kinds import KINDS
 from edgeq.sources import demo
@@ -95,7 +95,10 @@ def shelf(tmp_path_factory):
     model.save_pretrained(directory)
     for name, data in tokenizer_files(pad_token="<|pad|>", chat_template=TEMPLATE).items():
         (directory / name).write_bytes(data)
-    (folder / "data").mkdir()
+    (folder / "data" / "mix").mkdir(parents=True)
+    for name in set(shipped.KINDS.values()) - {reading.CALIBRATION_TEXT}:
+        lines = reading.read_text(None, default=name).splitlines(keepends=True)
+        (folder / "data" / name).write_text("".join(lines[:40]), encoding="utf-8")
     for name in ("book.txt", f"data/{reading.CALIBRATION_TEXT}"):
         (folder / name).write_text(TEXT * 200, encoding="utf-8")
     for name in KINDS.values():  # a few windows each

@@ -126,9 +126,7 @@ def test_the_result_and_the_screen_say_how_it_was_spent(run, edgeq, saved_model,
     assert len(sizes) <= 8  # with that of the files
 
 
-@pytest.mark.parametrize(
-    "export", [["--export", "gguf"], pytest.param([], marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("export", [["--export", "gguf"], pytest.param([], marks=pytest.mark.slow)])
 def test_bits_per_weight_are_those_of_the_file(export, edgeq, wide_model, quick, tmp_path):
     """By the library of the format; a budget without an export is that of a GGUF file."""
     options = ["--bits-per-weight", "5", *export, *FAST, "-o", tmp_path / "out"]
