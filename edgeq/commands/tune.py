@@ -119,7 +119,7 @@ def tune_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.api.closing import close_tuning  # noqa: PLC0415
     from edgeq.commands.progress import watching  # noqa: PLC0415
     from edgeq.commands.quantize import opening_shown  # noqa: PLC0415
-    from edgeq.commands.screen import make_console, print_json  # noqa: PLC0415
+    from edgeq.commands.screen import make_console, print_json, print_line  # noqa: PLC0415
     from edgeq.run.spending import Place  # noqa: PLC0415
     from edgeq.run.tune_run import (  # noqa: PLC0415
         TuneAsked,
@@ -139,6 +139,8 @@ def tune_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         job = prepare_tuning(asked)
     again = command_words(*with_flag(sys.argv[1:], "--resume"))
     console = make_console(stderr=True)
+    for note in job.notes:  # before hours of work, too: another reference may have been meant
+        print_line(console, f"note: {note}")
     with watching(console, plain=as_json, log_file=None, output=place.output) as observer:
         found = close_tuning(run_tuning(job, observer, again=again))
     if as_json:

@@ -285,6 +285,9 @@ def test_a_tuned_checkpoint_may_be_tuned_again_and_that_is_said(edgeq, tuned, of
     result = edgeq("tune", place, *of_model, "--tokens", 64, "--passes", 1)
     assert result.status == 0, result.err
     assert "the checkpoint was tuned before, on 1,024 tokens" in result.out
+    said, _, work = result.err.partition("\n")  # before the work
+    assert said.startswith("note: the checkpoint was tuned before")
+    assert "tuning" in work
     head = json.loads((tmp_path / "once-tuned" / "edgeq.json").read_text(encoding="utf-8"))
     assert [each["tokens"] for each in head["tuned"]["earlier"]] == [1024]
 
