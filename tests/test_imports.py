@@ -58,7 +58,8 @@ ALLOWED = {
     "recipe": "ground files grids algorithms",
     "solving": "ground grids algorithms recipe",
     "measuring": "ground registry files sources grids calibration checkpoint recipe",
-    "planning": "ground architectures calibration streams algorithms checkpoint recipe solving",
+    "planning": "ground architectures calibration streams algorithms checkpoint recipe solving"
+    " tuning",
     "tuning": "ground files streams checkpoint",
     "run": "ground registry files sources grids calibration streams algorithms checkpoint recipe"
     " solving"

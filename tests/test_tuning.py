@@ -15,9 +15,10 @@ from edgeq.tuning import loop
 from edgeq.tuning.adam import descend, rate_at
 from edgeq.tuning.free import FREE, LEAST_SHARE
 from edgeq.tuning.loop import Tuning, batches_of, tune
+from edgeq.tuning.model import BATCH_TOKENS
 from edgeq.tuning.passes import TunedBlocks, held_out_kl, loss_and_gradients, original_states
 from edgeq.types import Grid
-from edgeq_backends.torch.tuning import BATCH_TOKENS, torch_models
+from edgeq_backends.torch.tuning import torch_models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

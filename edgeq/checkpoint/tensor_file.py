@@ -218,7 +218,10 @@ class TensorFile:
 
     def write_with(self, path: Path, changed: Mapping[str, NumpyArray]) -> None:
         """Write the file again with other arrays in the place of some; all else keeps its bytes."""
-        arrays = {name: changed.get(name, place.read()) for name, place in self._places.items()}
+        arrays = {
+            name: changed[name] if name in changed else place.read()
+            for name, place in self._places.items()
+        }
         _save(path, arrays, self._metadata or None)
 
     def quantized(self, name: str) -> QuantizedLinear:

@@ -11,12 +11,12 @@ from edgeq.decoder import Decoder, Layer
 from edgeq.errors import TooLittleMemory
 from edgeq.planning.memory import ENOUGH, MemoryPlan, Moment, Process, distinct_layers
 from edgeq.recipe.layer_grids import Grids
+from edgeq.tuning.loop import MEASUREMENTS
+from edgeq.tuning.model import BATCH_TOKENS, PREDICTIONS
 from edgeq.types import Grid
 from edgeq.words import show_size
 
 FLOAT = 4  # bytes of weights, activations and gradients
-BATCH = 2048  # tokens that run through all blocks, or through one, together
-PREDICTIONS = 1 << 24  # numbers of predictions that are compared at once
 PREDICTION_COPIES = 7  # of both models, their exponentials and slope: 6 to 7 were measured
 ARRAYS = 7  # for each number: its start and unit, x, the best x, Adam's two means, a gradient
 WIDEST_COPIES = 3  # of the largest matrix while a gradient becomes that of its scales
@@ -147,7 +147,7 @@ def moments(sizes: TuningSizes, process: Process, way: TuningWay) -> Iterator[Mo
     tables = FLOAT * sum(map(math.prod, decoder.outer_shapes().values()))
     tokens = sizes.length * sizes.windows
     step = sizes.length * min(sizes.step_windows, sizes.windows - sizes.held_out)
-    batch = min(step, max(1, BATCH // sizes.length) * sizes.length)
+    batch = min(step, max(1, BATCH_TOKENS // sizes.length) * sizes.length)
     state = FLOAT * decoder.hidden
     held = {
         "framework and program": process.resident,
@@ -197,11 +197,8 @@ def passes_of(sizes: TuningSizes, way: TuningWay) -> float:
     """
     steps = 3 if way.resident else 4
     training = sizes.windows - sizes.held_out
-    measured = sizes.held_out * MEASUREMENTS
+    measured = sizes.held_out * (1 + MEASUREMENTS)  # also before the first step
     return sizes.windows + steps * sizes.passes * training + measured
-
-
-MEASUREMENTS: int = 9  # of held-out windows: before the first step, and eight times
 
 
 def tuning_seconds(sizes: TuningSizes, way: TuningWay, rates: Mapping[str, float]) -> float:

@@ -119,7 +119,7 @@ def free_of_block(
             if KIND_OF_PART[part.part] in free:
                 yield part
     described = checkpoint.record.decoder.layers[block.index]
-    norms = {name: True for norm in described.norms for name in (norm.tensor,)}
+    norms = {norm.tensor: True for norm in described.norms}
     biases = [norm.bias for norm in described.norms] + [each.bias for each in described.linears]
     kinds = {**norms, **{name: False for name in biases if name is not None}}
     yield from _dense_parts(checkpoint, block.name, kinds, free)

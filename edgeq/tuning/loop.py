@@ -28,8 +28,7 @@ from edgeq.types import Array, NumpyArray
 
 MEASUREMENTS = 8  # of held-out windows, evenly spread over the steps
 STEP_TOKENS = 2048
-"""Tokens of a step: smaller steps gain more from the same text, down to where a step costs more
-than its tokens do (`benchmarks.tuning`)."""
+"""Tokens of a step: as many as pass the blocks together, so that smaller steps would cost more."""
 PATIENCE = 4  # measurements without a gain, after which the rest is not worth its time
 READING = "reading the original, block"
 TUNING = "tuning, step"

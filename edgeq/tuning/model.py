@@ -9,6 +9,7 @@ from edgeq.streams.blockwise import BlockwiseModel
 from edgeq.streams.hidden_states import HiddenStates
 from edgeq.types import Array, NumpyArray, ScaleDtype
 
+BATCH_TOKENS = 2048  # whose graphs are kept through all blocks, or that pass one together
 PREDICTIONS = 1 << 24  # numbers of predictions that are compared at once: 64 MB in float32
 
 
@@ -122,7 +123,7 @@ class Models:
     quantized: TuningModel
     make_states: Callable[[], HiddenStates]
     resident: bool = True
-    batch_tokens: int = 2048
+    batch_tokens: int = BATCH_TOKENS
 
     @property
     def numbers(self) -> Numbers:

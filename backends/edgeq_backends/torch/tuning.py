@@ -14,13 +14,11 @@ from edgeq.dtypes import LARGEST
 from edgeq.errors import UnsupportedModel
 from edgeq.protocols import ModelSource
 from edgeq.streams.hidden_states import HiddenStates, StatesInMemory, StatesOnDisk
-from edgeq.tuning.model import HeadResult, Models, parts_of
+from edgeq.tuning.model import BATCH_TOKENS, HeadResult, Models, parts_of
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.torch.backend import STORED, aligned
 from edgeq_backends.torch.model import StreamedModel, fill, parameter, read_stored
 from edgeq_backends.torch.names import Filling
-
-BATCH_TOKENS = 2048  # whose graphs are kept through all blocks, or that pass one together
 
 
 class TorchNumbers:
