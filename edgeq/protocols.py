@@ -49,6 +49,10 @@ class Backend(Protocol):
     """Does what frameworks do differently, in its working precision unless said otherwise."""
 
     name: str
+    columns_at_once: int
+    """How many columns loops over them take as a block."""
+    notes: Sequence[str]
+    """What its device lacks and does without, for users to read."""
 
     def asarray(self, x: Any) -> Array:
         """Take an array over to the backend's device, in working precision."""

@@ -35,6 +35,7 @@ class TorchBackend(TorchColumnLoops):
         self.device = find_device(device)
         self.precision = torch.float32
         torch.set_float32_matmul_precision("highest")
+        self.take_kernels()
 
     def asarray(self, x: Any) -> torch.Tensor:
         return self._tensor(x, self.precision)
