@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from edgeq.algorithms.column_loops import ColumnLoops
+from edgeq.algorithms.group_loops import GroupLoops
 from edgeq.protocols import Columns
 from edgeq.types import Grid
 from edgeq_backends import numpy_loops
@@ -20,7 +21,7 @@ COLUMNS_ON_CUDA = 128
 blocks as on a CPU then pass over the columns behind them."""
 
 
-class TorchColumnLoops(ColumnLoops):
+class TorchColumnLoops(ColumnLoops, GroupLoops):
     """Offers both loops to the torch backend, by `kernels` where it has any."""
 
     device: torch.device
