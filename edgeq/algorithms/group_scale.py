@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeq.algorithms.problem import Problem, join_rows
+from edgeq.algorithms.problem import Problem, join_rows, rows_of
 from edgeq.algorithms.rounding_loss import Groups
 from edgeq.algorithms.super_block_scales import fit_super_blocks
 from edgeq.grids.fitting import (
@@ -87,8 +87,9 @@ def _search_rows(groups: Groups, search: ScaleSearch) -> Solution:
 
     def tried() -> Iterator[Solution]:
         yield scales_for_range(low, high, grid, backend)
-        for shrink in np.linspace(1.0, shrink_to(grid), search.candidates):
-            for candidate in _candidates(float(shrink) * low, float(shrink) * high, grid, backend):
+        shrinks = np.linspace(1.0, shrink_to(grid), search.candidates)
+        for shrunken in zip(*_shrunken((low, high), shrinks, grid, backend), strict=True):
+            for candidate in shrunken:
                 yield candidate
                 if grid.type:
                     yield _least_squares(groups, candidate)
@@ -135,11 +136,21 @@ def importance_of(
     return conditional if weighting == "conditional" else (alone * conditional) ** 0.5
 
 
-def _candidates(low: Array, high: Array, grid: Grid, backend: Backend) -> list[Solution]:
+def _shrunken(
+    limits: tuple[Array, Array], shrinks: NumpyArray, grid: Grid, backend: Backend
+) -> list[list[Solution]]:
+    """Fit scales to the range of every group shrunken by each factor, of either sign if symmetric.
+
+    All ranges are fitted in one pass: they are few numbers beside the weights.
+    """
+    factors, (rows, groups) = backend.asarray(shrinks).reshape(-1, 1, 1), limits[0].shape
+    low, high = ((factors * limit[None]).reshape(-1, groups) for limit in limits)
     fitted = scales_for_range(low, high, grid, backend)
-    if grid.zeros != "symmetric":
-        return [fitted]
-    return [fitted, Solution(-fitted.scales, -fitted.offsets)]
+    found = [fitted]
+    if grid.zeros == "symmetric":
+        found.append(Solution(-fitted.scales, -fitted.offsets))
+    starts = range(0, rows * len(shrinks), rows)
+    return [[rows_of(each, slice(start, start + rows)) for start in starts] for each in found]
 
 
 def _best_of(groups: Groups, tried: Iterable[Solution], best: Best | None = None) -> Best:

@@ -55,7 +55,7 @@ def block(rng, grid, count, rows):
     )
     U = np.triu(rng.standard_normal((count, count))) / count**0.5
     np.fill_diagonal(U, rng.uniform(0.5, 1, count))
-    return rng.standard_normal((count, rows)), U, scales, offsets
+    return rng.standard_normal((count, rows)) * grid.level_limits[1], U, scales, offsets
 
 
 def assert_rounded_alike(backend, arrays, grid):
@@ -71,7 +71,7 @@ def assert_rounded_alike(backend, arrays, grid):
 @pytest.mark.parametrize("name", GRIDS_TRIED)
 def test_columns_are_rounded_as_by_the_plain_loop(backend, rng, name):
     grid = GRIDS_TRIED[name]
-    arrays = [on(backend, array) for array in block(rng, grid, 11, 5)]
+    arrays = [on(backend, array) for array in block(rng, grid, 7, 5)]
     codes = assert_rounded_alike(backend, arrays, grid)
     assert len(np.unique(codes)) > 2
 
@@ -162,6 +162,97 @@ def test_what_is_not_a_number_stays_that_in_a_sweep(backend, rng):
     found = triton_loops.sweep_columns(columns, codes, wanted, rounding=True)
     expected = plain(backend).sweep_columns(columns, codes, wanted, rounding=True)
     np.testing.assert_array_equal(backend.to_numpy(found), backend.to_numpy(expected))
+
+
+def group_problem(rng, grid, rows, groups, width):
+    """Weights by group, what errors in them cost, and pairs of scales and offsets to try."""
+    values = rng.standard_normal((rows, groups, width))
+    weights = rng.uniform(0.1, 5, (1, groups, width))
+    tried = []
+    for _ in range(5):
+        scales = rng.uniform(0.1, 0.9, (rows, groups)) * rng.choice([-1, 1], (rows, groups))
+        offsets = -scales * (grid.middle if grid.zeros == "symmetric" else 3)
+        tried.append((scales, offsets))
+    if grid.table:
+        tried[1] = (0 * scales, 0 * offsets)
+    return values, weights, tried
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("symmetric", (3, 2, 9)),
+        ("offset", (1, 1, 1)),
+        ("table with gaps", (2, 3, 16)),
+        ("table without", (1, 2, triton_loops.WIDEST_GROUP + 3)),
+        ("integer", (triton_loops.OF_GROUPS // 16 + 1, 1, 2)),
+    ],
+)
+def test_scales_are_chosen_as_by_the_plain_loop(backend, rng, monkeypatch, name, shape):
+    monkeypatch.setattr(triton_loops, "MOST_TRIED", 2)
+    grid = GRIDS_TRIED[name]
+    values, weights, tried = group_problem(rng, grid, *shape)
+    values, weights = on(backend, values), on(backend, weights)
+    pairs = [(on(backend, scales), on(backend, offsets)) for scales, offsets in tried]
+    found = triton_loops.choose_scales(values, weights, pairs, grid)
+    expected = plain(backend).choose_scales(values, weights, pairs, grid)
+    for ours, theirs in zip(found[:2], expected[:2], strict=True):
+        np.testing.assert_array_equal(backend.to_numpy(ours), backend.to_numpy(theirs))
+    losses = backend.to_numpy(expected[2])
+    np.testing.assert_allclose(backend.to_numpy(found[2]), losses, rtol=1e-5)
+    kept = triton_loops.choose_scales(values, weights, pairs[:1], grid, found)
+    np.testing.assert_array_equal(backend.to_numpy(kept[0]), backend.to_numpy(found[0]))
+
+
+def test_a_loss_that_is_not_a_number_is_not_chosen(backend):
+    values, one = on(backend, [[[1.0, np.nan]], [[1.0, 2.0]]]), np.ones((2, 1))
+    weights = on(backend, np.ones((1, 1, 2)))
+    pairs = [(on(backend, scale * one), on(backend, 0 * one)) for scale in (1.5, np.nan, 1.0)]
+    found = triton_loops.choose_scales(values, weights, pairs, OFFSET)
+    np.testing.assert_array_equal(backend.to_numpy(found[0]), [[1.5], [1.0]])
+    np.testing.assert_array_equal(backend.to_numpy(found[2]), [[np.nan], [0.0]])
+
+
+def system_of(rng, rows, unknowns):
+    """Losses of rows as parabolas; the first unknown of the last row takes no part in its own."""
+    F = rng.standard_normal((rows, 2 * unknowns, unknowns))
+    F[-1, :, 0] *= rows == 1
+    return np.einsum("rtg,rtk->rgk", F, F), np.einsum("rtg,rt->rg", F, F.sum(axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape"),
+    [
+        ("symmetric", "float16", (3, 5)),
+        ("symmetric", "bfloat16", (17, 2)),
+        ("table with gaps", "float16", (1, 1)),
+        ("offset", "bfloat16", (17, 2)),
+        ("offset", "float32", (2, 6)),
+    ],
+)
+def test_scales_are_swept_as_by_the_plain_loop(backend, rng, name, dtype, shape):
+    grid = replace(GRIDS_TRIED[name], scale_dtype=dtype)
+    A, c = system_of(rng, *shape)
+    start = rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape)
+    start = backend.round_to(on(backend, start), dtype)
+    A, c = on(backend, A), on(backend, c)
+    found = triton_loops.sweep_scales(A, c, start, grid, 2)
+    expected = plain(backend).sweep_scales(A, c, start, grid, 2)
+    swept, tolerance = backend.to_numpy(found), 1e-5 if dtype == "float32" else 0
+    np.testing.assert_allclose(swept, backend.to_numpy(expected), rtol=tolerance)
+    assert (swept != backend.to_numpy(start)).any()
+    np.testing.assert_array_equal(swept, backend.to_numpy(backend.round_to(found, dtype)))
+
+
+def test_swept_scales_stay_within_what_a_container_stores(backend):
+    grid = replace(SYMMETRIC, scale_dtype="float16")
+    A = on(backend, np.ones((4, 1, 1)))
+    c = on(backend, [[1e9], [-1e9], [1e-12], [np.nan]])
+    start = on(backend, np.ones((4, 1)))
+    found = triton_loops.sweep_scales(A, c, start, grid, 1)
+    expected = plain(backend).sweep_scales(A, c, start, grid, 1)
+    np.testing.assert_array_equal(*map(backend.to_numpy, (found, expected)))
+    np.testing.assert_array_equal(backend.to_numpy(found), [[65504], [-65504], [2.0**-24], [1]])
 
 
 def test_kernels_are_in_float64_where_arrays_are(backend, rng):

@@ -21,6 +21,7 @@ STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry s
 CACHED = 2**17  # numbers of which a CPU's cache holds a few arrays
 ON_DEVICE = 2**26  # of which a device's memory does: a quarter of a gigabyte each
 FEWEST_ROWS = 32  # with fewer the start of an operation costs more than its work
+MOST_INDICES = 256  # that are kept on a device: at most 100 KB each
 
 
 class TorchBackend(TorchColumnLoops):
@@ -37,6 +38,8 @@ class TorchBackend(TorchColumnLoops):
         self.precision = torch.float64 if exact and device != "mps" else torch.float32
         library = choose_products(device, exact=exact)
         self.computes_in = f"{str(self.precision).removeprefix('torch.')} (products by {library})"
+        self._numbers: dict[float, torch.Tensor] = {}
+        self._indices: dict[Any, torch.Tensor] = {}
         self.take_kernels()
 
     def asarray(self, x: Any) -> torch.Tensor:
@@ -113,10 +116,30 @@ class TorchBackend(TorchColumnLoops):
     def where(
         self, mask: torch.Tensor, a: torch.Tensor | float, b: torch.Tensor | float
     ) -> torch.Tensor:
-        return torch.where(mask, a, b).to(self.precision)
+        chosen = torch.where(mask, self._number(a), self._number(b))
+        return chosen if chosen.dtype == self.precision else chosen.to(self.precision)
+
+    def _number(self, x: torch.Tensor | float) -> torch.Tensor:
+        """Keep numbers of expressions on the device: making one takes as long as a pass."""
+        if isinstance(x, torch.Tensor):
+            return x
+        if x not in self._numbers:
+            self._numbers[x] = torch.tensor(x, dtype=self.precision, device=self.device)
+        return self._numbers[x]
 
     def take(self, x: torch.Tensor, indices: NumpyArray, axis: int) -> torch.Tensor:
-        return x.index_select(axis, torch.as_tensor(np.array(indices), device=x.device))
+        return x.index_select(axis, self._on_device(indices, x.device))
+
+    def _on_device(self, indices: NumpyArray, device: torch.device) -> torch.Tensor:
+        """Keep indices of columns and groups, which every layer of a width takes again."""
+        if device.type == "cpu":
+            return torch.as_tensor(np.array(indices))
+        key = (indices.shape, indices.dtype.str, indices.tobytes(), device.type)
+        if key not in self._indices:
+            if len(self._indices) == MOST_INDICES:
+                self._indices.clear()
+            self._indices[key] = torch.as_tensor(np.array(indices), device=device)
+        return self._indices[key]
 
     def concatenate(self, parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
         return torch.cat(list(parts), dim=axis)

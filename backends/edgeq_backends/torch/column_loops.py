@@ -4,6 +4,7 @@ NumPy shares its memory with torch on the CPU; blocks come over from MPS, where 
 nothing.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,7 @@ blocks as on a CPU then pass over the columns behind them."""
 
 
 class TorchColumnLoops(ColumnLoops, GroupLoops):
-    """Offers both loops to the torch backend, by `kernels` where it has any."""
+    """Offers loops to the torch backend, by `kernels` where it has any."""
 
     device: torch.device
     precision: torch.dtype
@@ -80,6 +81,25 @@ class TorchColumnLoops(ColumnLoops, GroupLoops):
             )
         )
         return moves.to(codes.device)
+
+    def choose_scales(
+        self,
+        values: torch.Tensor,
+        weights: torch.Tensor,
+        tried: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        grid: Grid,
+        best: Any = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        by = self.kernels or plain(self)
+        scales, offsets, losses = by.choose_scales(values, weights, tried, grid, best)
+        return scales, offsets, losses
+
+    def sweep_scales(
+        self, A: torch.Tensor, c: torch.Tensor, x: torch.Tensor, grid: Grid, sweeps: int
+    ) -> torch.Tensor:
+        by = self.kernels if x.dtype == torch.float32 else None  # the kernel's own precision
+        swept: torch.Tensor = (by or plain(self)).sweep_scales(A, c, x, grid, sweeps)
+        return swept
 
 
 def plain(loops: TorchColumnLoops) -> Any:

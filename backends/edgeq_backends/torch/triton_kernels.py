@@ -13,7 +13,7 @@ Sums run in the order of the plain loop, and products are to be rounded before t
 (enable_fp_fusion off): kernels give the numbers of the plain loop on any device.
 """
 
-# ruff: noqa: PLR0913, PLR0917
+# ruff: noqa: PLR0124, PLR0913, PLR0917
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 import triton
@@ -136,3 +136,158 @@ def sweep_block(
         moved = work + shares[:, None] * move[None, :]
         work = tl.where(later[:, None], moved, tl.where(here, move[None, :], work))
     tl.store(moves + places, work, mask=(column < count)[:, None] & inside[None, :])
+
+
+@triton.jit
+def choose_scales(
+    values,
+    weights,
+    scales,
+    offsets,
+    best_scales,
+    best_offsets,
+    best_losses,
+    pairs,
+    groups,
+    width,
+    tried,
+    begun: tl.constexpr,
+    keep: tl.constexpr,
+    low: tl.constexpr,
+    high: tl.constexpr,
+    table: tl.constexpr,
+    zero_scales: tl.constexpr,
+    PAIRS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Do what `Backend.choose_scales` says for PAIRS pairs of a row and a group."""
+    pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    column = tl.arange(0, WIDTH)[None, :]
+    known = pair < pairs
+    of_pair = values + pair.to(tl.int64)[:, None] * width
+    of_group = weights + (pair % groups)[:, None] * width
+    if begun:
+        best_scale = tl.load(best_scales + pair, mask=known, other=1.0)
+        best_offset = tl.load(best_offsets + pair, mask=known, other=0.0)
+        least = tl.load(best_losses + pair, mask=known, other=0.0)
+    else:
+        best_scale = tl.load(scales + pair, mask=known, other=1.0)
+        best_offset = tl.load(offsets + pair, mask=known, other=0.0)
+        least = best_scale
+    for k in range(tried):
+        scale = tl.load(scales + k * pairs + pair, mask=known, other=1.0)
+        offset = tl.load(offsets + k * pairs + pair, mask=known, other=0.0)
+        step = tl.where(scale == 0.0, 1.0, scale) if zero_scales else scale
+        inverse = quotient(tl.full((PAIRS,), 1.0, scale.dtype), step)
+        shift = offset * inverse
+        loss = tl.zeros((PAIRS,), scale.dtype)
+        for start in range(0, width, WIDTH):
+            inside = known[:, None] & (start + column < width)
+            value = tl.load(of_pair + start + column, mask=inside, other=0.0)
+            weight = tl.load(of_group + start + column, mask=inside, other=0.0)
+            steps = value * inverse[:, None] - shift[:, None]
+            levels = to_levels(steps, low, high, table)
+            error = value - scale[:, None] * levels if zero_scales else steps - levels
+            loss += tl.sum(tl.where(inside, weight * error * error, 0.0), axis=1)
+        if not zero_scales:
+            loss = scale * scale * loss
+        better = (loss < keep * least) | (k == (-1 if begun else 0))
+        best_scale = tl.where(better, scale, best_scale)
+        best_offset = tl.where(better, offset, best_offset)
+        least = tl.where(better, loss, least)
+    tl.store(best_scales + pair, best_scale, mask=known)
+    tl.store(best_offsets + pair, best_offset, mask=known)
+    tl.store(best_losses + pair, least, mask=known)
+
+
+@triton.jit
+def rounded(x, kind: tl.constexpr):
+    """Round float32 to the nearest number of the dtype that scales are stored in."""
+    if kind == "float16":
+        result = x.to(tl.float16).to(tl.float32)
+    elif kind == "bfloat16":
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        result = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    else:
+        result = x
+    return result
+
+
+@triton.jit
+def stored_scale(
+    x, kind: tl.constexpr, smallest: tl.constexpr, largest: tl.constexpr, zero_scales: tl.constexpr
+):
+    """Do what `edgeq.grids.fitting.store_scales` does."""
+    bounded = tl.where(x < -largest, -largest, x)
+    near = rounded(tl.where(x > largest, largest, bounded), kind)
+    kept = tl.where(tl.abs(near) < smallest, tl.where(x < 0.0, -smallest, smallest), near)
+    return tl.where(x == 0.0, 0.0, kept) if zero_scales else kept
+
+
+@triton.jit
+def joint_step(curve, curve_o, mixed, slope, slope_o, ridge: tl.constexpr):
+    """Give the way of a scale to the minimum that it has together with its offset."""
+    determinant = curve * curve_o - mixed * mixed
+    solvable = determinant > ridge * curve * curve_o
+    joint = slope * curve_o - slope_o * mixed
+    return tl.where(solvable, quotient(joint, tl.where(solvable, determinant, 1.0)), 0.0)
+
+
+@triton.jit
+def sweep_scales(
+    A,
+    c,
+    start,
+    result,
+    rows,
+    unknowns,
+    groups,
+    sweeps,
+    ridge: tl.constexpr,
+    kind: tl.constexpr,
+    smallest: tl.constexpr,
+    largest: tl.constexpr,
+    zero_scales: tl.constexpr,
+    with_offsets: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNKNOWNS: tl.constexpr,
+):
+    """Do what `Backend.sweep_scales` says for ROWS rows; the unknowns lie in registers."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, UNKNOWNS)[None, :]
+    inside = row < rows
+    known = inside[:, None] & (column < unknowns)
+    places = row[:, None] * unknowns + column
+    of_row = A + row.to(tl.int64)[:, None] * (unknowns * unknowns) + column
+    x = tl.load(start + places, mask=known, other=0.0)
+    for turn in range(sweeps * groups):
+        group = turn % groups
+        here = column == group
+        a = tl.load(of_row + group * unknowns, mask=known, other=0.0)
+        curve = tl.sum(tl.where(here, a, 0.0), axis=1)
+        old = tl.sum(tl.where(here, x, 0.0), axis=1)
+        slope = tl.load(c + row * unknowns + group, mask=inside, other=0.0)
+        slope = slope - tl.sum(a * x, axis=1)
+        if with_offsets:
+            there = column == group + groups
+            b = tl.load(of_row + (group + groups) * unknowns, mask=known, other=0.0)
+            curve_o = tl.sum(tl.where(there, b, 0.0), axis=1)
+            mixed = tl.sum(tl.where(there, a, 0.0), axis=1)
+            old_o = tl.sum(tl.where(there, x, 0.0), axis=1)
+            slope_o = tl.load(c + row * unknowns + group + groups, mask=inside, other=0.0)
+            slope_o = slope_o - tl.sum(b * x, axis=1)
+            step = joint_step(curve, curve_o, mixed, slope, slope_o, ridge)
+            step = stored_scale(old + step, kind, smallest, largest, zero_scales) - old
+            step_o = quotient(slope_o - mixed * step, tl.where(curve_o > 0.0, curve_o, 1.0))
+            step_o = rounded(old_o + step_o, kind) - old_o
+            gain = step * (2 * slope - step * curve - 2 * step_o * mixed)
+            gain = gain + step_o * (2 * slope_o - step_o * curve_o)
+            moves = (gain > 0.0)[:, None]
+            x = tl.where(there & moves, (old_o + step_o)[:, None], x)
+        else:
+            step = quotient(slope, tl.where(curve > 0.0, curve, 1.0))
+            step = stored_scale(old + step, kind, smallest, largest, zero_scales) - old
+            moves = (step * (2 * slope - step * curve) > 0.0)[:, None]
+        x = tl.where(here & moves, (old + step)[:, None], x)
+    tl.store(result + places, x, mask=known)
