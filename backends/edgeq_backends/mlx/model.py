@@ -165,10 +165,22 @@ class StreamedModel:
         return output
 
     def to_numpy(self, hidden: mx.array) -> NumpyArray:
-        return np.array(hidden)
+        if hidden.dtype == mx.bfloat16:  # NumPy has no such type of its own
+            return np.array(hidden.view(mx.uint16), copy=False)
+        return np.array(hidden, copy=False)
 
     def from_numpy(self, hidden: NumpyArray) -> mx.array:
+        if hidden.dtype == np.uint16:
+            return mx.array(hidden).view(mx.bfloat16)
         return mx.array(hidden)
+
+    def fetch(self, hidden: mx.array) -> Callable[[], NumpyArray]:
+        values = self.to_numpy(hidden)  # which has the memory of the array
+        return lambda: values
+
+    @property
+    def fetches_copies(self) -> bool:
+        return False
 
     def logits(
         self, batches: Sequence[NumpyArray], hidden: Sequence[mx.array]

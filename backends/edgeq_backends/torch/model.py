@@ -21,6 +21,7 @@ from edgeq.streams.blockwise import Call, Place, record_calls
 from edgeq.streams.schedule import stand_still
 from edgeq.types import BlockSpec, NumpyArray
 from edgeq_backends.torch.backend import aligned, find_device
+from edgeq_backends.torch.crossing import as_numpy, fetch, from_numpy
 from edgeq_backends.torch.empty import empty_model
 from edgeq_backends.torch.experts import ExpertLayer, halting_experts
 from edgeq_backends.torch.names import Filling
@@ -171,11 +172,18 @@ class StreamedModel:
         return handed
 
     def to_numpy(self, hidden: torch.Tensor) -> NumpyArray:
-        array: NumpyArray = hidden.cpu().numpy()
-        return array
+        return as_numpy(hidden.cpu())
 
     def from_numpy(self, hidden: NumpyArray) -> torch.Tensor:
-        return aligned(hidden).to(self.device)
+        return from_numpy(hidden).to(self.device)
+
+    def fetch(self, hidden: torch.Tensor) -> Callable[[], NumpyArray]:
+        """Start to bring hidden states to the host, behind all work that is queued by now."""
+        return fetch(hidden)
+
+    @property
+    def fetches_copies(self) -> bool:
+        return self.device.type != "cpu"
 
     def logits(
         self, batches: Sequence[NumpyArray], hidden: Sequence[torch.Tensor]
