@@ -208,8 +208,11 @@ class Site(Protocol):
     def layers(self) -> Iterator[str]:
         """Give the layers in order; asking for the next lets both streams run through the last."""
 
-    def replace(self, layer: str, W: NumpyArray) -> None:
-        """Set the weight that the quantized stream computes with from here on."""
+    def replace(self, layer: str, W: NumpyArray | QuantizedLinear) -> None:
+        """Set the weight that the quantized stream computes with from here on.
+
+        A solved layer is dequantized where the stream is.
+        """
 
 
 class HeldStates(Protocol):

@@ -355,7 +355,7 @@ def solve_site(
             report = replace(report, counting_tokens=statistics.n_tokens)
         findings.layers.append(report)
         findings.note_clamped(linear.tensor, weight, solved)
-        site.replace(linear.name, solved.dequantized())
+        site.replace(linear.name, solved)
         yield linear, solved
 
 

@@ -19,9 +19,10 @@ from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
 from edgeq.streams.blockwise import Call, Place, record_calls
 from edgeq.streams.schedule import stand_still
-from edgeq.types import BlockSpec, NumpyArray
+from edgeq.types import BlockSpec, NumpyArray, QuantizedLinear
 from edgeq_backends.torch.backend import aligned, find_device
 from edgeq_backends.torch.crossing import as_numpy, fetch, from_numpy
+from edgeq_backends.torch.dequantizing import dequantize
 from edgeq_backends.torch.empty import empty_model
 from edgeq_backends.torch.experts import ExpertLayer, halting_experts
 from edgeq_backends.torch.names import Filling
@@ -323,18 +324,22 @@ def halt(name: str, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
 def set_weight(
     linears: Mapping[str, torch.nn.Module | ExpertLayer], layer: str, W: Any
 ) -> torch.Tensor:
-    """Set the weight, a NumPy array or a tensor, that a layer computes with from here on.
+    """Set the weight that a layer computes with from here on; give the one that it had before.
 
-    Gives the weight that it had before.
+    W is a NumPy array, a tensor, or a solved layer, which is dequantized on the device.
 
     Shapes: (out, in), whatever the module holds.
     """
     module = linears[layer]
+    held = module.weight
+    assert isinstance(held, torch.Tensor)
+    if isinstance(W, QuantizedLinear):
+        W = dequantize(W, held.device)
+    new = aligned(W) if isinstance(W, np.ndarray) else W
     if isinstance(module, ExpertLayer):
-        return module.set_weight(W)
+        return module.set_weight(new)
     old = module._parameters["weight"]
     assert old is not None
-    new = aligned(W) if isinstance(W, np.ndarray) else W
     is_transposed = isinstance(module, Conv1D)
     weight = new.to(device=old.device, dtype=old.dtype)
     weight = weight.T.contiguous() if is_transposed else weight
