@@ -15,9 +15,10 @@ from edgeq.errors import BadInput, NotInstalled
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE, REPORT_FILE
 from edgeq.files.storage import size_of
+from edgeq.format_parts import Format
 from edgeq.measuring.formats import fit, rounding_notes
 from edgeq.measuring.inspection import parameter_count
-from edgeq.protocols import Exporter, Format
+from edgeq.protocols import Exporter
 from edgeq.recipe.layer_grids import Grids, grids_by_part, kept_dense, plan_grids
 from edgeq.recipe.layer_types import replaced_types
 from edgeq.recipe.recipe import Recipe
@@ -37,6 +38,7 @@ Told = Callable[[str], None]
 """Is told what is worked on."""
 NO_TEMPLATE = "the model has no chat template, so none goes into its exports"
 WORST_LAYERS = 5  # on the last screen
+REDUCED = "forward passes in bfloat16"  # as reports state it
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +285,8 @@ def short_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[s
 def notes(report: RunReport, grids: Grids) -> list[str]:
     """Write one line for each departure from the plain road."""
     found = [] if report.imatrix is None else report.imatrix.notes()
+    if any(stated.endswith(REDUCED) for stated in report.computed_in):
+        found.append("calibration text went through the model in bfloat16; --exact has float32")
     dense = kept_dense(grids)
     if dense:
         named = ", ".join(f"{name} ({count})" for name, count in dense.items())

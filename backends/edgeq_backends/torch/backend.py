@@ -1,4 +1,4 @@
-"""Compute in torch on CUDA, CPU or MPS: products of activations in float32, solves in float64.
+"""Compute in torch on CUDA, CPU or MPS: in float32, and in float64 where rounding is amplified.
 
 MPS has no float64; factors and their solves move to the CPU there.
 """
@@ -13,24 +13,30 @@ import torch
 from edgeq.errors import NotInstalled, NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
+from edgeq_backends.torch.column_loops import TorchColumnLoops
+from edgeq_backends.torch.products import choose_products
 
 STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry saves
+CACHED = 2**17  # numbers of which a CPU's cache holds a few arrays
+ON_DEVICE = 2**26  # of which a device's memory does: a quarter of a gigabyte each
+FEWEST_ROWS = 32  # with fewer the start of an operation costs more than its work
 
 
-class TorchBackend:
-    """The verbs of `Backend` in torch, in float64, or float32 on MPS.
+class TorchBackend(TorchColumnLoops):
+    """The verbs of `Backend` in torch.
 
-    TF32 and other reduced-precision products stay off. Float32 solves differ from exact ones: (H +
-    lambda I)^-1 amplifies their rounding, ties fall the other way, and GPTQ carries each difference
-    along its row.
+    Factors are in float64: (H + lambda I)^-1 amplifies rounding. All else is in float32, as the
+    inputs of layers are, or with `exact` in float64. Products keep all digits of float32, and TF32
+    stays off.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", *, exact: bool = False) -> None:
         self.name = device
         self.device = find_device(device)
-        self.precision = torch.float32 if device == "mps" else torch.float64
-        torch.set_float32_matmul_precision("highest")
+        self.precision = torch.float64 if exact and device != "mps" else torch.float32
+        library = choose_products(device, exact=exact)
+        self.computes_in = f"{str(self.precision).removeprefix('torch.')} (products by {library})"
 
     def asarray(self, x: Any) -> torch.Tensor:
         return self._tensor(x, self.precision)
@@ -116,6 +122,10 @@ class TorchBackend:
 
     def evaluate(self, *arrays: torch.Tensor) -> None:
         """Do nothing: torch is eager on the CPU, and elsewhere waits for results that are read."""
+
+    def rows_at_once(self, columns: int) -> int:
+        at_once = CACHED if self.device.type == "cpu" else ON_DEVICE
+        return max(FEWEST_ROWS, at_once // columns)
 
 
 def find_device(name: str) -> torch.device:

@@ -15,7 +15,7 @@ def dequantize(layer: QuantizedLinear, device: torch.device) -> torch.Tensor:
     Shapes: (out, in).
     """
     grid = layer.grid
-    rows, columns = layer.codes.shape
+    columns = layer.codes.shape[1]
     weights = aligned(layer.codes).to(device).to(torch.float32)
     if grid.table:
         levels = torch.tensor(grid.table, dtype=torch.float32, device=device)
@@ -23,7 +23,7 @@ def dequantize(layer: QuantizedLinear, device: torch.device) -> torch.Tensor:
     scales, offsets = _on(layer.scales, device), _on(layer.offsets, device)
     width = grid.columns_per_group(columns)
     whole = columns // width
-    groups = weights[:, : whole * width].unflatten(1, (whole, width))
+    groups = weights[:, : whole * width].view(-1, whole, width)
     groups.mul_(scales[:, :whole, None]).add_(offsets[:, :whole, None])
     if whole * width < columns:
         weights[:, whole * width :].mul_(scales[:, whole:]).add_(offsets[:, whole:])

@@ -4,6 +4,7 @@ They are read tensor by tensor from a ModelSource; the schedule of a calibration
 `edgeq.streams`.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -55,13 +56,13 @@ class PassThrough(torch.nn.Module):
 
 
 class StreamedModel:
-    """The model's own code, in float32 on one device.
+    """The model's own code on one device, in float32 or a type with fewer digits.
 
     Parameters are there only where they are in use.
     """
 
-    def __init__(self, source: ModelSource, device: str) -> None:
-        self.source, self.device = source, find_device(device)
+    def __init__(self, source: ModelSource, device: str, kind: torch.dtype = torch.float32) -> None:
+        self.source, self.device, self.kind = source, find_device(device), kind
         self.specs = source.blocks()
         config = source.record.settled_config()
         self.model = empty_model(config, source.record.name)
@@ -144,6 +145,7 @@ class StreamedModel:
         handed = self._handed(index, call, hidden_states)
         output = self.blocks[index](hidden_states, *call.args, **{**call.kwargs, **handed})
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        hidden = hidden.to(self.kind)  # some models keep what they add up in float32
         if handed:
             setattr(hidden, HANDED, handed)
         return hidden
@@ -176,7 +178,7 @@ class StreamedModel:
         return as_numpy(hidden.cpu())
 
     def from_numpy(self, hidden: NumpyArray) -> torch.Tensor:
-        return from_numpy(hidden).to(self.device)
+        return from_numpy(hidden).to(self.device, self.kind)
 
     def fetch(self, hidden: torch.Tensor) -> Callable[[], NumpyArray]:
         """Start to bring hidden states to the host, behind all work that is queued by now."""
@@ -199,7 +201,7 @@ class StreamedModel:
     @contextmanager
     def _filled(self, fillings: Sequence[Filling]) -> Iterator[None]:
         for filling in fillings:
-            fill(filling, self.outline, self.source, self._slots, self.device)
+            fill(filling, self.outline, self.source, self._slots, self.device, self.kind)
         try:
             yield
         finally:
@@ -249,8 +251,11 @@ def fill(
     source: ModelSource,
     slots: dict[str, Slots],
     device: torch.device,
+    kind: torch.dtype = torch.float32,
 ) -> None:
     """Read what makes up tensors of a model, and put them everywhere that they are used.
+
+    Parameters are in `kind`, but for those that the model's code keeps in float32.
 
     Raises: BadInput when the source's tensor has another shape.
     """
@@ -261,7 +266,7 @@ def fill(
     for name, tensor in filling.convert(outline.model, read).items():
         for module, leaf in slots[name]:
             if leaf in module._parameters:
-                module._parameters[leaf] = parameter(tensor)
+                module._parameters[leaf] = parameter(tensor.to(kind_of(name, outline.model, kind)))
             else:
                 buffer = module._buffers[leaf]
                 assert buffer is not None, "saved buffers are there before they are filled"
@@ -276,6 +281,16 @@ def free(fillings: Sequence[Filling], slots: Mapping[str, Slots]) -> None:
                 filled = module._parameters.get(leaf)
                 if filled is not None:
                     module._parameters[leaf] = parameter(filled.to("meta"))
+
+
+def kind_of(name: str, model: torch.nn.Module, kind: torch.dtype) -> torch.dtype:
+    """Give the type of a parameter; models say by parts of names what they keep in float32."""
+    for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+        for kept in getattr(model, attribute, None) or ():
+            pattern = kept.replace(".", r"\.").replace("*", r"\d+")
+            if re.search(rf"(^|\.){pattern}($|\.)", name):
+                return torch.float32
+    return kind
 
 
 def parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
