@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
@@ -21,8 +20,10 @@ from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
 from edgeq.streams.blockwise import Call, Place, record_calls
 from edgeq.streams.schedule import stand_still
-from edgeq.types import BlockSpec, NumpyArray
+from edgeq.types import BlockSpec, NumpyArray, QuantizedLinear
 from edgeq_backends.torch.backend import aligned, find_device
+from edgeq_backends.torch.crossing import as_numpy, fetch, from_numpy
+from edgeq_backends.torch.dequantizing import dequantize
 from edgeq_backends.torch.empty import empty_model
 from edgeq_backends.torch.experts import ExpertLayer, halting_experts
 from edgeq_backends.torch.names import Filling
@@ -174,16 +175,18 @@ class StreamedModel:
         return handed
 
     def to_numpy(self, hidden: torch.Tensor) -> NumpyArray:
-        hidden = hidden.cpu()
-        if hidden.dtype == torch.bfloat16:  # which NumPy has from ml_dtypes
-            return hidden.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-        array: NumpyArray = hidden.numpy()
-        return array
+        return as_numpy(hidden.cpu())
 
     def from_numpy(self, hidden: NumpyArray) -> torch.Tensor:
-        if hidden.dtype == ml_dtypes.bfloat16:
-            return aligned(hidden.view(np.uint16)).view(torch.bfloat16).to(self.device, self.kind)
-        return aligned(hidden).to(self.device, self.kind)
+        return from_numpy(hidden).to(self.device, self.kind)
+
+    def fetch(self, hidden: torch.Tensor) -> Callable[[], NumpyArray]:
+        """Start to bring hidden states to the host, behind all work that is queued by now."""
+        return fetch(hidden)
+
+    @property
+    def fetches_copies(self) -> bool:
+        return self.device.type != "cpu"
 
     def logits(
         self, batches: Sequence[NumpyArray], hidden: Sequence[torch.Tensor]
@@ -336,18 +339,22 @@ def halt(name: str, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
 def set_weight(
     linears: Mapping[str, torch.nn.Module | ExpertLayer], layer: str, W: Any
 ) -> torch.Tensor:
-    """Set the weight, a NumPy array or a tensor, that a layer computes with from here on.
+    """Set the weight that a layer computes with from here on; give the one that it had before.
 
-    Gives the weight that it had before.
+    W is a NumPy array, a tensor, or a solved layer, which is dequantized on the device.
 
     Shapes: (out, in), whatever the module holds.
     """
     module = linears[layer]
+    held = module.weight
+    assert isinstance(held, torch.Tensor)
+    if isinstance(W, QuantizedLinear):
+        W = dequantize(W, held.device)
+    new = aligned(W) if isinstance(W, np.ndarray) else W
     if isinstance(module, ExpertLayer):
-        return module.set_weight(W)
+        return module.set_weight(new)
     old = module._parameters["weight"]
     assert old is not None
-    new = aligned(W) if isinstance(W, np.ndarray) else W
     is_transposed = isinstance(module, Conv1D)
     weight = new.to(device=old.device, dtype=old.dtype)
     weight = weight.T.contiguous() if is_transposed else weight
