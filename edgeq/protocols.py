@@ -98,6 +98,12 @@ class Backend(Protocol):
     def evaluate(self, *arrays: Array) -> None:
         """Finish queued work; nothing to do where the framework is eager."""
 
+    def device_memory(self) -> tuple[int, int] | None:
+        """Give the bytes that are free on the device now, and all that it has.
+
+        None where it has no memory of its own, but shares the machine's.
+        """
+
 
 class TextSizes(Protocol):
     """What a text has to fit: the model's name, its embedding's rows, longest text and chat."""

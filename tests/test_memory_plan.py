@@ -15,14 +15,8 @@ from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
 from edgeq.architectures.record import read_record
 from edgeq.decoder import Experts, Mlp
 from edgeq.errors import BadInput
-from edgeq.planning.memory import (
-    WAYS,
-    Process,
-    choose_way,
-    choose_writing,
-    moments,
-    peak_moment,
-)
+from edgeq.planning.memory import WAYS, choose_way, choose_writing, peak_moment
+from edgeq.planning.moments import Process, moments
 from edgeq.planning.time import block_seconds
 from edgeq.recipe.recipe import make_recipe
 from edgeq.run.forecast import open_outline

@@ -85,3 +85,6 @@ class ReferenceBackend:
 
     def evaluate(self, *arrays: NumpyArray) -> None:
         """Do nothing: NumPy is eager."""
+
+    def device_memory(self) -> None:
+        """Say that there is no device: NumPy computes in the machine's memory."""

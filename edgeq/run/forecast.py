@@ -94,6 +94,7 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
             "least": memory.least,
             "machine": machine_bytes(),
         },
+        "device memory": describe_device(memory),
         "way": asdict(memory.way),
         "disk": disk,
         "disk free": shutil.disk_usage(folder).free,
@@ -117,6 +118,20 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
             *filter(None, [job.tuning_note]),
             *([] if memory.writing is None else [f"own text: {memory.writing.describe()}"]),
         ],
+    }
+
+
+def describe_device(memory: MemoryPlan) -> dict[str, Any] | None:
+    """Say what a run takes of a device's own memory; None where there is none. Units: bytes."""
+    if memory.device is None or memory.on_device is None:
+        return None
+    return {
+        "peak": memory.on_device.total,
+        "at": memory.on_device.name,
+        "parts": dict(memory.on_device.parts),
+        "least": memory.device_least,
+        "free": memory.device.free,
+        "total": memory.device.total,
     }
 
 
@@ -161,6 +176,7 @@ def describe_tuning(plan: TuningPlan, rates: Mapping[str, float]) -> dict[str, A
             "at": plan.peak.name,
             "parts": dict(plan.peak.parts),
             "least": plan.least,
+            "on device": None if plan.on_device is None else plan.on_device.total,
         },
     }
 

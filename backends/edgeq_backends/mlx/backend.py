@@ -105,6 +105,9 @@ class MlxBackend:
     def evaluate(self, *arrays: mx.array) -> None:
         mx.eval(*arrays)
 
+    def device_memory(self) -> None:
+        """Say that the device shares the machine's memory, as those of Apple do."""
+
 
 def widened(A: mx.array) -> mx.array:
     """Convert to float64, which MLX has on the CPU only."""

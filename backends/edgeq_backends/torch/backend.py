@@ -117,6 +117,14 @@ class TorchBackend:
     def evaluate(self, *arrays: torch.Tensor) -> None:
         """Do nothing: torch is eager on the CPU, and elsewhere waits for results that are read."""
 
+    def device_memory(self) -> tuple[int, int] | None:
+        """Ask the driver; what torch keeps for arrays to come is free too."""
+        if self.device.type != "cuda":
+            return None
+        free, total = torch.cuda.mem_get_info(self.device)
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return free + kept, total
+
 
 def find_device(name: str) -> torch.device:
     """Give the device of a backend by its name. Raises: NotInstalled where there is none."""
