@@ -4,23 +4,27 @@ No device is needed: what it has is stated.
 """
 
 import json
+import math
 from itertools import product
 
 import pytest
 from command_line import run_edgeq
-from test_memory_plan import BALANCED, FAST, LLAMA_7B, PROCESS, mixture
+from test_memory_plan import BALANCED, FAST, LLAMA_7B, PROCESS, RATES, mixture
 from test_tuning_plan import SEVEN
 
 from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
 from edgeq.errors import TooLittleMemory
+from edgeq.planning import rates
 from edgeq.planning.device_memory import DEVICE_WAYS, PLACES, Device
 from edgeq.planning.memory import choose_way, loads_of_writing, peak_load
 from edgeq.planning.moments import Process, moments
+from edgeq.planning.time import block_seconds
 from edgeq.planning.tuning import WAYS as TUNING_WAYS
 from edgeq.planning.tuning import moments as tuning_moments
 from edgeq.planning.tuning import plan_tuning
 from edgeq.recipe.recipe import make_recipe
 from edgeq.words import parse_size
+from edgeq_backends.reference import ReferenceBackend
 from edgeq_backends.torch.backend import TorchBackend
 
 GB = 10**9
@@ -126,9 +130,52 @@ def test_a_machine_without_cuda_has_no_device_memory():
     assert TorchBackend("cpu").device_memory() is None
 
 
+def test_loops_over_columns_take_time_where_steps_do_not_fill_the_device():
+    """The 7B shapes have inputs of 3 x 4096 and 11008 columns; balanced sweeps them thrice."""
+    solved = {linear.tensor: linear.shape for linear in LLAMA_7B.linears()}
+    endless = dict.fromkeys(RATES, math.inf)
+    found = block_seconds(LLAMA_7B, BALANCED, {**endless, "columns": 1e4}, False, solved)
+    assert BALANCED.sweep_count == 3
+    assert sum(found.values()) == pytest.approx((1 + 3) * (3 * 4096 + 11008) / 1e4)
+
+
+class Queueing(ReferenceBackend):
+    """Computes like a device that works on by itself: time passes when results are read back."""
+
+    def __init__(self, memory):
+        self.now, self.waiting, self.memory = 0.0, 0.0, memory
+
+    def device_memory(self):
+        return self.memory
+
+    def gram(self, X, Y):
+        self.waiting += 0.5
+        return super().gram(X, Y)
+
+    def to_numpy(self, x):
+        self.now, self.waiting = self.now + self.waiting, 0.0
+        return super().to_numpy(x)
+
+
+@pytest.mark.parametrize(("memory", "size"), [(None, 96), ((GB, GB), 128)])
+def test_rates_count_what_a_device_has_queued(monkeypatch, memory, size):
+    backend = Queueing(memory)
+    monkeypatch.setattr(rates, "PROBE", 96)
+    monkeypatch.setattr(rates, "DEVICE_PROBE", 128)
+    monkeypatch.setattr(rates, "LAYER", (8, 128))
+    monkeypatch.setattr("edgeq.planning.rates.time.perf_counter", lambda: backend.now)
+    found = rates.measure_rates(backend)
+    assert found["forward"] == pytest.approx(2 * size**3 / 0.5)
+    assert set(found) == set(RATES)
+    assert math.isinf(found["columns"]) == (memory is None)
+
+
 @pytest.fixture
 def stated(monkeypatch):
     """State what the device of the torch backend has."""
+
+    monkeypatch.setattr(rates, "DEVICE_PROBE", rates.PROBE)
+    monkeypatch.setattr(rates, "LAYER", (64, 128))
 
     def state(free, total=80 * GB):
         monkeypatch.setattr(TorchBackend, "device_memory", lambda self: (free, total))

@@ -3,6 +3,7 @@ says.
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -216,7 +217,7 @@ def solved():
     return {linear.tensor: linear.shape for linear in LLAMA_7B.linears()}
 
 
-RATES = {"forward": 1e11, "solve": 5e10, "factor": 2e10}
+RATES = {"forward": 1e11, "solve": 5e10, "factor": 2e10, "search": 3e7, "columns": math.inf}
 
 
 def seconds_of(recipe, solved, rates=RATES, *, recomputing=False):

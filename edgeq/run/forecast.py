@@ -15,8 +15,9 @@ from edgeq.calibration.windows import check_length
 from edgeq.errors import BadInput, NotInstalled
 from edgeq.planning.memory import MemoryPlan
 from edgeq.planning.process_memory import machine_bytes
+from edgeq.planning.rates import measure_rates
 from edgeq.planning.sizes import format_row, tensor_bytes
-from edgeq.planning.time import block_seconds, measure_rates
+from edgeq.planning.time import block_seconds
 from edgeq.planning.tuning import TuningPlan, tuning_seconds, way_words
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, grids_by_part, plan_grids
