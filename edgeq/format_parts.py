@@ -1,10 +1,16 @@
-"""What a format says of itself in its description: options, sizes of groups, apps that run it.
+"""What a format says of itself: its description, options, sizes of groups, apps that run it.
 
 Descriptions are read to answer --help, so nothing heavy is imported here.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from edgeq.types import ScaleDtype, ZeroKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +77,51 @@ def filled(text: str, **values: str) -> str:
     for name, value in values.items():
         text = text.replace("{" + name + "}", value)
     return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """Says all of one file format: what it holds, who reads it, where its code lies.
+
+    exporter and reader are "module:attribute"; extra is what installs what they import.
+
+    bits: widths of the codes in the file. With `widens`, narrower codes lie in the next wider ones;
+    else only grids of these bits are held.
+    zero_kinds: kinds of zero point that are held without loss, the preferred asymmetric one first.
+    rounded_zero_kinds: kinds that are held too, but rounded again.
+    scale_dtypes: types of scales that are held without rounding.
+    types: types of grids, by llama.cpp's names (`edgeq.grids.types`), that are held too.
+    embedding: whether embedding and head keep their codes, or are written dense as these say.
+    suffix: how the one file that a runtime is given ends, empty for a directory; data_suffix: what
+    a data file beside it has behind its name.
+    runtime: which of `edgeq.registry.LOGITS` runs the files; empty where none does.
+    run_with: the apps that run a file. library: what the hub's cards call who reads it. is_model:
+    whether `edgeq.sources` opens it as a model.
+    """
+
+    name: str
+    exporter: str
+    reader: str
+    extra: str = ""
+    bits: tuple[int, ...]
+    widens: bool = False
+    groups: GroupSizes
+    zero_kinds: tuple[ZeroKind, ...]
+    rounded_zero_kinds: tuple[ZeroKind, ...] = ()
+    scale_dtypes: tuple[ScaleDtype, ...]
+    types: tuple[str, ...] = ()
+    embedding: Literal["quantized", "dense"] = "quantized"
+    outlier_columns: bool = False
+    options: tuple[FormatOption, ...] = ()
+    suffix: str = ""
+    data_suffix: str = ""
+    read_by: str
+    verified_by: str
+    runtime: str = ""
+    run_with: tuple[App, ...] = ()
+    library: str = ""
+    is_model: bool = False
+
+    def holds_bits(self, bits: int) -> bool:
+        """Say whether codes of so many bits fit into the codes of the file."""
+        return bits in self.bits or (self.widens and bits < max(self.bits))

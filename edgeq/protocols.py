@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeq.decoder import ModelRecord
-    from edgeq.format_parts import App, FormatOption, GroupSizes
+    from edgeq.format_parts import Format
     from edgeq.types import (
         Array,
         BlockSpec,
@@ -25,10 +25,24 @@ if TYPE_CHECKING:
         ScaleDtype,
         StoredTensor,
         Tokens,
-        ZeroKind,
     )
 
     Grids = Mapping[str, tuple[tuple[int, ...], Grid | None]]  # by tensor; None: dense
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Hold what a sweep over columns needs beside codes: one contiguous row for each column.
+
+    pull is what a unit of residual moves a code by.
+
+    Shapes: H (columns, columns); scales and pull (columns, out).
+    """
+
+    H: Array
+    scales: Array
+    pull: Array
+    grid: Grid
 
 
 class Backend(Protocol):
@@ -102,6 +116,33 @@ class Backend(Protocol):
         """Give the bytes that are free on the device now, and all that it has.
 
         None where it has no memory of its own, but shares the machine's.
+        """
+
+    def rows_at_once(self, columns: int) -> int:
+        """Say how many rows of so many columns are worked on together where rows are alike.
+
+        Their temporaries fit a CPU's cache, or a share of the device's memory.
+        """
+
+    def round_columns(
+        self, columns: Array, U: Array, scales: Array, offsets: Array, grid: Grid
+    ) -> tuple[Array, Array]:
+        """Round a block's columns one after the other, each moved by the errors of those before.
+
+        Gives codes, and the errors (v_j - Q(v_j)) / U_jj that the columns after the block absorb.
+
+        Shapes: columns, scales, offsets and the results (columns, out); U (columns, columns).
+        """
+
+    def sweep_columns(
+        self, columns: Columns, codes: Array, wanted: Array, *, rounding: bool
+    ) -> Array:
+        """Find how far the weights of a block's columns move, each after those before it.
+
+        wanted are the codes that would be best if no column of the block moved; with rounding,
+        codes become levels of the grid.
+
+        Shapes: codes, wanted and the result (columns, out).
         """
 
 
@@ -263,54 +304,6 @@ class LogitSource(Protocol):
 
         Shapes: windows (count, tokens) of ids; yields (tokens, vocabulary) float32.
         """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Format:
-    """Says all of one file format: what it holds, who reads it, where its code lies.
-
-    exporter and reader are "module:attribute"; extra is what installs what they import.
-
-    bits: widths of the codes in the file. With `widens`, narrower codes lie in the next wider ones;
-    else only grids of these bits are held.
-    zero_kinds: kinds of zero point that are held without loss, the preferred asymmetric one first.
-    rounded_zero_kinds: kinds that are held too, but rounded again.
-    scale_dtypes: types of scales that are held without rounding.
-    types: types of grids, by llama.cpp's names (`edgeq.grids.types`), that are held too.
-    embedding: whether embedding and head keep their codes, or are written dense as these say.
-    suffix: how the one file that a runtime is given ends, empty for a directory; data_suffix: what
-    a data file beside it has behind its name.
-    runtime: which of `edgeq.registry.LOGITS` runs the files; empty where none does.
-    run_with: the apps that run a file. library: what the hub's cards call who reads it. is_model:
-    whether `edgeq.sources` opens it as a model.
-    """
-
-    name: str
-    exporter: str
-    reader: str
-    extra: str = ""
-    bits: tuple[int, ...]
-    widens: bool = False
-    groups: GroupSizes
-    zero_kinds: tuple[ZeroKind, ...]
-    rounded_zero_kinds: tuple[ZeroKind, ...] = ()
-    scale_dtypes: tuple[ScaleDtype, ...]
-    types: tuple[str, ...] = ()
-    embedding: Literal["quantized", "dense"] = "quantized"
-    outlier_columns: bool = False
-    options: tuple[FormatOption, ...] = ()
-    suffix: str = ""
-    data_suffix: str = ""
-    read_by: str
-    verified_by: str
-    runtime: str = ""
-    run_with: tuple[App, ...] = ()
-    library: str = ""
-    is_model: bool = False
-
-    def holds_bits(self, bits: int) -> bool:
-        """Say whether codes of so many bits fit into the codes of the file."""
-        return bits in self.bits or (self.widens and bits < max(self.bits))
 
 
 class Exporter(Protocol):

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeq.errors import BadInput, NotInstalled, reason_of
-from edgeq.protocols import Backend, Exporter, ExportReader, Format
+from edgeq.format_parts import Format
+from edgeq.protocols import Backend, Exporter, ExportReader
 from edgeq.words import install
 
 if TYPE_CHECKING:

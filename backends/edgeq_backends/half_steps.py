@@ -27,3 +27,12 @@ def nearest_by_half_step(table: tuple[int, ...]) -> NumpyArray:
 def half_step_limits(table: Sequence[int]) -> tuple[int, int]:
     """Give ceil(2 x) of the first and of the last number of the list that are no NaN."""
     return 2 * table[0], 2 * table[-1]
+
+
+def nearest_in_table(x: NumpyArray, table: Sequence[int]) -> NumpyArray:
+    """Do what `Backend.nearest` says, in NumPy."""
+    low, high = half_step_limits(table)
+    steps = np.clip(np.ceil(2 * x), low, high)
+    places = np.where(np.isnan(steps), high + 1, steps).astype(np.int64) - low
+    nearest: NumpyArray = nearest_by_half_step(tuple(table)).astype(x.dtype)[places]
+    return nearest

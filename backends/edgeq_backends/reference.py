@@ -5,13 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.algorithms.column_loops import ColumnLoops
 from edgeq.dtypes import NUMPY
 from edgeq.errors import NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
-from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
+from edgeq_backends.half_steps import nearest_in_table
+
+CACHED = 2**17  # numbers of which a CPU's cache holds a few arrays
 
 
-class ReferenceBackend:
+class ReferenceBackend(ColumnLoops):
     """Every verb in float64, written for reading rather than for speed."""
 
     name = "reference"
@@ -58,11 +61,7 @@ class ReferenceBackend:
         return np.clip(np.rint(x), low, high)
 
     def nearest(self, x: NumpyArray, table: Sequence[int]) -> NumpyArray:
-        low, high = half_step_limits(table)
-        steps = np.clip(np.ceil(2 * x), low, high)
-        places = np.where(np.isnan(steps), high + 1, steps).astype(np.int64) - low
-        nearest: NumpyArray = nearest_by_half_step(tuple(table)).astype(x.dtype)[places]
-        return nearest
+        return nearest_in_table(x, table)
 
     def clip(self, x: NumpyArray, low: float, high: float) -> NumpyArray:
         return np.clip(x, low, high)
@@ -88,3 +87,6 @@ class ReferenceBackend:
 
     def device_memory(self) -> None:
         """Say that there is no device: NumPy computes in the machine's memory."""
+
+    def rows_at_once(self, columns: int) -> int:
+        return max(1, CACHED // columns)

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 
 from edgeq.algorithms.problem import Problem
-from edgeq.grids.fitting import round_to_codes
 from edgeq.protocols import Backend
 from edgeq.types import Array, NumpyArray, Solution
 
@@ -33,34 +32,18 @@ def solve_columns(
     for start in range(0, V.shape[1], block_size):
         stop = min(start + block_size, V.shape[1])
         index = groups[start:stop]
-        of_block = Solution(backend.take(scales, index, 0), backend.take(offsets, index, 0))
-        block_codes, errors = solve_block(
-            problem, of_block, columns[start:stop], U[start:stop, start:stop]
+        block_codes, errors = backend.round_columns(
+            columns[start:stop],
+            U[start:stop, start:stop],
+            backend.take(scales, index, 0),
+            backend.take(offsets, index, 0),
+            grid,
         )
         columns[stop:] -= U[start:stop, stop:].T @ errors
         backend.evaluate(columns, block_codes)
         codes.append(block_codes)
     chosen = backend.take(backend.concatenate(codes, axis=0), np.argsort(order), axis=0).T
     return replace(solution, codes=chosen)
-
-
-def solve_block(
-    problem: Problem, of_block: Solution, columns: Array, U: Array
-) -> tuple[Array, Array]:
-    """Choose the codes of one block and give the errors e_j that the columns after it must absorb.
-
-    Shapes: columns, scales and offsets of the block, codes and errors (columns, out): one row per
-    column, contiguous; U (columns, columns).
-    """
-    grid, backend = problem.grid, problem.backend
-    work, codes, errors = backend.copy(columns), backend.copy(columns), backend.copy(columns)
-    pivots = backend.to_numpy(backend.diagonal(U))
-    for j in range(columns.shape[0]):
-        scales, offsets = of_block.scales[j], of_block.offsets[j]
-        codes[j] = round_to_codes(work[j], scales, offsets, grid, backend)
-        errors[j] = (work[j] - (scales * codes[j] + offsets)) / float(pivots[j])
-        work[j + 1 :] -= U[j, j + 1 :].reshape(-1, 1) * errors[j]
-    return codes, errors
 
 
 def activation_order(H: Array, backend: Backend) -> NumpyArray:

@@ -29,8 +29,6 @@ SHRINK_TO = 0.4  # of the full range: where the search ends
 CUT_LEVELS = 5.0  # at most this many levels of a group of llama.cpp's types are left beyond it
 MOST_REACH = 3  # of integers: their tries grow with its square where there are minima
 CANDIDATES_PER_STEP = 6  # of integers of two-level scales, which are searched as finely
-# Of one chunk of rows: the search passes over it a few hundred times, best in a cache.
-ELEMENTS_AT_ONCE = 2**17
 EQUAL = 1e-9  # share of the energy of codes below which their spread is a rounding error
 
 
@@ -70,7 +68,7 @@ def search_scales(problem: Problem, search: ScaleSearch = SEARCH) -> Solution:
     V, grid, backend = problem.V, free_grid(problem.grid), problem.backend
     two_levels = problem.grid.super_blocks is not None
     weights = grouped(problem.importance.reshape(1, -1), grid, backend)
-    rows = max(1, ELEMENTS_AT_ONCE // V.shape[1])
+    rows = backend.rows_at_once(V.shape[1])  # passes over them are a few hundred
     parts = []
     for start in range(0, V.shape[0], rows):
         values = grouped(V[start : start + rows], grid, backend)

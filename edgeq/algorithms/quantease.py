@@ -7,8 +7,8 @@ import numpy as np
 from edgeq.algorithms.damping import in_order
 from edgeq.algorithms.problem import Problem, better_rows, dequantize
 from edgeq.grids.fitting import divisor, nearest_levels
-from edgeq.protocols import Backend
-from edgeq.types import Array, Grid, NumpyArray, Solution
+from edgeq.protocols import Backend, Columns
+from edgeq.types import Array, NumpyArray, Solution
 
 # Of a step: a code moves only if that gains more than rounding noise; ties keep the old code.
 TIE = 1e-5
@@ -34,17 +34,13 @@ class ColumnProblem:
     """Hold columns of a layer, one contiguous row for each, in the precision of bulk work.
 
     slack is (B - Q H) of the codes that a descent starts from, taken in working precision: what
-    moves away from them need not cancel. pull is 1 / (H_jj s_j): what turns a residual into code
-    units.
+    moves away from them need not cancel. Their pull is 1 / (H_jj s_j).
 
-    Shapes: H (columns, columns); the other arrays (columns, out).
+    Shapes: slack (columns, out).
     """
 
     slack: Array
-    H: Array
-    scales: Array
-    pull: Array
-    grid: Grid
+    columns: Columns
     backend: Backend
 
 
@@ -62,7 +58,7 @@ def descend_codes(problem: Problem, solution: Solution, sweeps: Sweeps = ONE_SWE
     backend, count, relaxed = problem.backend, sweeps.count, sweeps.relaxed
     in_features = solution.codes.shape[1]
     order = np.arange(in_features) if problem.order is None else problem.order
-    columns = column_problem(problem, solution, order)
+    laid_out = column_problem(problem, solution, order)
     work = backend.copy(backend.activations(backend.take(solution.codes, order, axis=1)).T)
     back = np.argsort(order)
 
@@ -75,7 +71,7 @@ def descend_codes(problem: Problem, solution: Solution, sweeps: Sweeps = ONE_SWE
     leaving = [relaxed and i % RELAXED_EVERY == 1 and i < rounded_from for i in range(count)]
     for index in range(count):
         rounding = not leaving[index]
-        swept, moved = sweep(columns, work, moved, rounding=rounding)
+        swept, moved = sweep(laid_out, work, moved, rounding=rounding)
         unchanged = not bool(abs(swept - work).max() > 0)
         work = swept
         if relaxed and rounding:
@@ -99,16 +95,13 @@ def column_problem(problem: Problem, solution: Solution, order: NumpyArray) -> C
     pull = backend.clip(pull / divisor(scales, grid, backend), -STEEPEST, STEEPEST)
     return ColumnProblem(
         backend.copy(backend.activations(slack).T),
-        H,
-        backend.activations(scales),
-        backend.activations(pull),
-        grid,
+        Columns(H, backend.activations(scales), backend.activations(pull), grid),
         backend,
     )
 
 
 def sweep(
-    columns: ColumnProblem,
+    problem: ColumnProblem,
     codes: Array,
     moved: Array | None,
     *,
@@ -121,7 +114,7 @@ def sweep(
 
     Shapes: codes, moved (None: nothing has) and the results (in, out).
     """
-    backend = columns.backend
+    columns, backend = problem.columns, problem.backend
     codes, first = backend.copy(codes), moved is None
     moved = 0 * codes if moved is None else backend.copy(moved)
     for start in range(0, codes.shape[0], block_size):
@@ -129,34 +122,17 @@ def sweep(
         known = start if first else codes.shape[0]
         of_block = replace(
             columns,
-            slack=columns.slack[block],
             H=columns.H[block, block],
             scales=columns.scales[block],
             pull=columns.pull[block],
         )
-        slack = of_block.slack
+        slack = problem.slack[block]
         if known:
             slack = slack - columns.H[block, :known] @ moved[:known]
         wanted = codes[block] + slack * of_block.pull
-        moves = sweep_block(of_block, codes[block], wanted, rounding=rounding)
+        moves = backend.sweep_columns(of_block, codes[block], wanted, rounding=rounding)
         new = codes[block] + moves / divisor(of_block.scales, columns.grid, backend)
         codes[block] = nearest_levels(new, columns.grid, backend) if rounding else new
         moved[block] += moves
         backend.evaluate(codes, moved)
     return codes, moved
-
-
-def sweep_block(of_block: ColumnProblem, codes: Array, wanted: Array, *, rounding: bool) -> Array:
-    """Find how far the weights of a block's columns move, each column after those before it.
-
-    Shapes: codes, wanted and the result (columns, out).
-    """
-    moves = of_block.backend.copy(codes)
-    for j in range(codes.shape[0]):
-        new = wanted[j]
-        if j:
-            new = new - (of_block.H[j, :j] @ moves[:j]) * of_block.pull[j]
-        if rounding:
-            new = nearest_levels(new, of_block.grid, of_block.backend)
-        moves[j] = (new - codes[j]) * of_block.scales[j]
-    return moves

@@ -13,7 +13,6 @@ from edgeq.grids.fitting import expand, offsets_for, zero_points
 from edgeq.types import Solution
 
 SYSTEM_ELEMENTS = 2**25  # of one chunk of rows' normal equations: 256 MiB in float64
-ROWS_AT_ONCE = 128  # what is made of them on the way fits a cache
 
 
 def refit_scales(problem: Problem, solution: Solution, refit: Refit = REFIT) -> Solution:
@@ -30,7 +29,7 @@ def refit_scales(problem: Problem, solution: Solution, refit: Refit = REFIT) -> 
     plain = problem.grid.super_blocks is None
     refit_rows = _refit_rows if plain else refit_super_blocks
     groups = problem.grid.group_count(codes.shape[1])
-    rows = min(ROWS_AT_ONCE, max(1, SYSTEM_ELEMENTS // (2 * groups) ** 2))
+    rows = min(backend.rows_at_once(codes.shape[1]), max(1, SYSTEM_ELEMENTS // (2 * groups) ** 2))
     parts = []
     for start in range(0, codes.shape[0], rows):
         chunk = slice(start, start + rows)

@@ -15,6 +15,7 @@ TRACEBACK_VARIABLE = "EDGEQ_TRACEBACK"
 INTERRUPTED = 130  # as shells say it of Ctrl-C: 128 + SIGINT
 # What torch and MLX say of it: mere RuntimeErrors.
 NO_MEMORY = re.compile(r"out of memory|can't allocate|unable to allocate", re.IGNORECASE)
+OWN_MEMORY = re.compile(r"\b(CUDA|HIP)\b")
 LOST_DEVICE = re.compile(
     r"\b(CUDA|cuDNN|cuBLAS|HIP|MPS|Metal)\b.*(error|fail|lost|unavailable)", re.IGNORECASE
 )
@@ -55,6 +56,11 @@ def describe(error: BaseException) -> str:
     first_line = str(error).strip().partition("\n")[0]
     of_framework = isinstance(error, RuntimeError)
     if isinstance(error, MemoryError) or (of_framework and NO_MEMORY.search(str(error))):
+        if OWN_MEMORY.search(first_line):
+            return (
+                f"memory ran out on the device ({first_line}); close other programs there, "
+                "or give less of it with --max-vram"
+            )
         return (
             f"memory ran out ({first_line or 'no more is said'}); "
             "close other programs or use another --backend"

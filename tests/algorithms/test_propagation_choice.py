@@ -37,7 +37,7 @@ def corrected(W, fit, strength, damping):
     return W + strength * np.linalg.solve(plain.damped(H, damping), (W @ D).T).T
 
 
-def test_errors_are_those_of_the_activations_less_what_all_settings_share(backend, rng):
+def test_errors_are_those_of_the_activations_less_what_all_settings_share(backend, rng, tolerance):
     W, fit, held_out = split(rng, fit_tokens=200)
     choice = chosen(W, fit, held_out, backend)
     assert len(choice.curve) == len(STRENGTHS) * len(DAMPINGS)
@@ -46,7 +46,7 @@ def test_errors_are_those_of_the_activations_less_what_all_settings_share(backen
     for trial in choice.curve:
         V = corrected(W, fit, trial.strength, trial.damping)
         expected = (plain.activation_loss(V, W, *held_out).sum() - uncorrected) / energy
-        assert trial.error == pytest.approx(expected, abs=1e-4 if backend.name == "mlx" else 1e-9)
+        assert trial.error == pytest.approx(expected, abs=tolerance)
 
 
 def test_the_best_trial_has_the_smallest_error_on_held_out_activations(backend, rng):

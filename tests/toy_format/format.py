@@ -1,7 +1,6 @@
 """What a toy file holds: any grid, as NumPy arrays in a zip file."""
 
-from edgeq.format_parts import App, FormatOption, GroupSizes
-from edgeq.protocols import Format
+from edgeq.format_parts import App, Format, FormatOption, GroupSizes
 
 FORMAT = Format(
     name="toy",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.algorithms.column_loops import ColumnLoops
 from edgeq.errors import NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
@@ -17,11 +18,14 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 import mlx.core as mx
 
 STORED = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+CACHED = 2**17  # numbers of which a CPU's cache holds a few arrays
+ON_DEVICE = 2**24  # of which a GPU works on together: 64 MB each
+FEWEST_ROWS = 32  # with fewer the start of an operation costs more than its work
 STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry saves
 CONSISTENT = 1e-9  # relative; float64 rounding is far below it, the row of a failed pivot far above
 
 
-class MlxBackend:
+class MlxBackend(ColumnLoops):
     """The verbs of `Backend` in MLX: in float32, and in float64 where rounding would be amplified.
 
     GPUs have float32 only: float64 runs on the CPU's stream. Memory is shared between both, so that
@@ -107,6 +111,10 @@ class MlxBackend:
 
     def device_memory(self) -> None:
         """Say that the device shares the machine's memory, as those of Apple do."""
+
+    def rows_at_once(self, columns: int) -> int:
+        is_gpu = mx.default_device().type == mx.DeviceType.gpu
+        return max(FEWEST_ROWS, (ON_DEVICE if is_gpu else CACHED) // columns)
 
 
 def widened(A: mx.array) -> mx.array:

@@ -1,4 +1,4 @@
-"""Compute in torch on CUDA, CPU or MPS: products of activations in float32, solves in float64.
+"""Compute in torch on CUDA, CPU or MPS: in float32, and in float64 where rounding is amplified.
 
 MPS has no float64; factors and their solves move to the CPU there.
 """
@@ -13,12 +13,16 @@ import torch
 from edgeq.errors import NotInstalled, NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
+from edgeq_backends.torch.column_loops import TorchColumnLoops
 
 STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry saves
+CACHED = 2**17  # numbers of which a CPU's cache holds a few arrays
+ON_DEVICE = 2**26  # of which a device's memory does: a quarter of a gigabyte each
+FEWEST_ROWS = 32  # with fewer the start of an operation costs more than its work
 
 
-class TorchBackend:
+class TorchBackend(TorchColumnLoops):
     """The verbs of `Backend` in torch, in float64, or float32 on MPS.
 
     TF32 and other reduced-precision products stay off. Float32 solves differ from exact ones: (H +
@@ -29,7 +33,7 @@ class TorchBackend:
     def __init__(self, device: str = "cpu") -> None:
         self.name = device
         self.device = find_device(device)
-        self.precision = torch.float32 if device == "mps" else torch.float64
+        self.precision = torch.float32
         torch.set_float32_matmul_precision("highest")
 
     def asarray(self, x: Any) -> torch.Tensor:
@@ -124,6 +128,10 @@ class TorchBackend:
         free, total = torch.cuda.mem_get_info(self.device)
         kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return free + kept, total
+
+    def rows_at_once(self, columns: int) -> int:
+        at_once = CACHED if self.device.type == "cpu" else ON_DEVICE
+        return max(FEWEST_ROWS, at_once // columns)
 
 
 def find_device(name: str) -> torch.device:

@@ -1,7 +1,6 @@
 """Describe GGUF as edgeq writes it: blocks of llama.cpp's own types."""
 
-from edgeq.format_parts import GroupSizes
-from edgeq.protocols import Format
+from edgeq.format_parts import Format, GroupSizes
 from edgeq_exporters.gguf.apps import APPS
 
 FORMAT = Format(

@@ -18,7 +18,8 @@ import numpy as np
 from edgeq.decoder import Decoder, ModelRecord, Shape
 from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput
-from edgeq.protocols import Format, QuantizedModel
+from edgeq.format_parts import Format
+from edgeq.protocols import QuantizedModel
 from edgeq.types import Grid, NumpyArray, QuantizedLinear, ScaleDtype
 from edgeq.words import describe_grid
 from edgeq_exporters.common.companions import exported_companions

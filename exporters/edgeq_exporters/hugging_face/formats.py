@@ -1,7 +1,6 @@
 """Describe the two directories of packed linear layers: GPTQ and compressed-tensors."""
 
-from edgeq.format_parts import GroupSizes
-from edgeq.protocols import Format
+from edgeq.format_parts import Format, GroupSizes
 from edgeq_exporters.hugging_face.apps import COMPRESSED_TENSORS_APPS, GPTQ_APPS
 
 GPTQ = Format(

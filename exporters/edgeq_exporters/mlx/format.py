@@ -1,7 +1,6 @@
 """Describe MLX directories: the affine quantization that mlx-lm loads."""
 
-from edgeq.format_parts import GroupSizes
-from edgeq.protocols import Format
+from edgeq.format_parts import Format, GroupSizes
 from edgeq_exporters.mlx.apps import APPS
 
 FORMAT = Format(

@@ -1,7 +1,6 @@
 """Describe ONNX graphs as ONNX Runtime and onnxruntime-genai read them."""
 
-from edgeq.format_parts import FormatOption, GroupSizes
-from edgeq.protocols import Format
+from edgeq.format_parts import Format, FormatOption, GroupSizes
 from edgeq_exporters.onnx.apps import APPS
 
 ACCURACY_LEVELS = range(5)
