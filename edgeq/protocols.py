@@ -114,6 +114,12 @@ class Backend(Protocol):
     def evaluate(self, *arrays: Array) -> None:
         """Finish queued work; nothing to do where the framework is eager."""
 
+    def device_memory(self) -> tuple[int, int] | None:
+        """Give the bytes that are free on the device now, and all that it has.
+
+        None where it has no memory of its own, but shares the machine's.
+        """
+
     def rows_at_once(self, columns: int) -> int:
         """Say how many rows of so many columns are worked on together where rows are alike.
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from edgeq.protocols import Site
-from edgeq.streams.hidden_states import HiddenStates, StatesInMemory, StatesOnDisk
+from edgeq.streams.hidden_states import HiddenStates, StatesInMemory, StatesOnDisk, StatesOnHost
 from edgeq.streams.recomputing import RecomputedStreams
 from edgeq.streams.routing import Pass, start_pass
 from edgeq.streams.saved_states import HeldBatches, SavedStream, batch_name
@@ -167,12 +167,14 @@ class Flow:
 
     "standing": hold all batches at each layer (fast), every operation runs once.
     "recomputing": recompute batch by batch (small), a block's layers run about three times.
-    Hidden states between blocks lie in memory, or on disk in states_folder.
+    Hidden states between blocks lie where passes run, on the host of that device, or on disk in
+    states_folder.
     """
 
     schedule: Literal["standing", "recomputing"] = "standing"
     batch_tokens: int | None = None
     states_folder: Path | None = None
+    states_on_host: bool = False
 
 
 class CalibrationStreams:
@@ -280,9 +282,12 @@ class CalibrationStreams:
         return [partial(run, batch) for batch in range(len(states))]
 
     def _no_states(self) -> HiddenStates:
-        if self._flow.states_folder is None:
-            return StatesInMemory()
-        return StatesOnDisk(self._flow.states_folder, self._model.to_numpy, self._model.from_numpy)
+        model, folder = self._model, self._flow.states_folder
+        if folder is not None:
+            return StatesOnDisk(folder, model.to_numpy, model.from_numpy)
+        if self._flow.states_on_host:
+            return StatesOnHost(model.to_numpy, model.from_numpy)
+        return StatesInMemory()
 
 
 class BlockwiseLogits:

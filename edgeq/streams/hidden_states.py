@@ -1,6 +1,6 @@
 """Keep the hidden states of a stream between two blocks: in memory, or in an unnamed file.
 
-Which of the two is up to `edgeq.planning.memory`.
+Which memory, or whether a file, is up to `edgeq.planning.memory`.
 """
 
 import tempfile
@@ -65,6 +65,30 @@ class StatesInMemory:
 
     def lend(self, batch: int, fetch: Callable[[Array], Fetch]) -> Fetch:
         return fetch(self._states[batch])
+
+
+class StatesOnHost:
+    """Hidden states in the machine's memory, where those in use lie on a device."""
+
+    def __init__(
+        self,
+        to_numpy: Callable[[Array], NumpyArray],
+        from_numpy: Callable[[NumpyArray], Array],
+    ) -> None:
+        self._to_numpy, self._from_numpy = to_numpy, from_numpy
+        self._states: list[NumpyArray] = []
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def append(self, hidden: Array) -> None:
+        self._states.append(self._to_numpy(hidden))
+
+    def read(self, batch: int) -> Array:
+        return self._from_numpy(self._states[batch])
+
+    def replace(self, batch: int, hidden: Array) -> None:
+        self._states[batch] = self._to_numpy(hidden)
 
 
 class StatesOnDisk:

@@ -108,10 +108,9 @@ def test_streams_in_bfloat16_are_near_those_in_float32_and_exact_ones_equal_them
 @pytest.mark.usefixtures("in_bfloat16", "one_thread")
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_run_states_its_precision(exact, tmp_path):
-    model = glass_llama()
-    model.config.dtype = torch.bfloat16
-    source = MemorySource(model, companions={"tokenizer.json": glass_tokenizer().to_str().encode()})
-    settings = {"samples": 4, "sequence_length": 32, "bits": 3, "exact": exact}
+    tokenizer = {"tokenizer.json": glass_tokenizer().to_str().encode()}
+    source = MemorySource(glass_llama(), companions=tokenizer)
+    settings = {"samples": 2, "sequence_length": 16, "bits": 3, "exact": exact, "quality": "fast"}
     checkpoint = quantize(make_job(source, settings, backend="cpu"), tmp_path / "run", Silent())
     report = read_report(checkpoint)
     [stated] = report.computed_in

@@ -559,7 +559,7 @@ def test_memory_that_runs_out_leaves_a_run_that_continues(stop):
             "device failed",
         ),
         ("[METAL] Command buffer execution failed: Internal Error (0000000e)", "device failed"),
-        ("CUDA out of memory. Tried to allocate 20.00 MiB.", "memory ran out"),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB.", "give less of it with --max-vram"),
         ("MPS backend out of memory (MPS allocated: 9.06 GB)", "memory ran out"),
         ("shape '[2, 3]' is invalid for input of size 5", "unexpected RuntimeError"),
     ],

@@ -113,6 +113,9 @@ class MlxBackend(ColumnLoops):
     def evaluate(self, *arrays: mx.array) -> None:
         mx.eval(*arrays)
 
+    def device_memory(self) -> None:
+        """Say that the device shares the machine's memory, as those of Apple do."""
+
     def rows_at_once(self, columns: int) -> int:
         is_gpu = mx.default_device().type == mx.DeviceType.gpu
         return max(FEWEST_ROWS, (ON_DEVICE if is_gpu else CACHED) // columns)

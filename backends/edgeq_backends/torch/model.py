@@ -156,8 +156,8 @@ class StreamedModel:
         It is bound to the hidden states of its own stream and batch, and copied, since a block runs
         several times.
 
-        Raises: BadInput where the hidden states lay on disk meanwhile, which holds no more than
-        them.
+        Raises: BadInput where the hidden states lay on disk or on the host of a device meanwhile,
+        where no more than them is kept.
         """
         runs = self.outline.structure.runs
         names = sorted({name for run in runs for name in run.shared})
@@ -165,8 +165,8 @@ class StreamedModel:
         if kept is None and any(run.shared for run in runs[:index]):
             raise BadInput(
                 f"blocks of model {self.source.record.name!r} hand {', '.join(names)} to "
-                "later blocks, and hidden states on disk do not hold it; "
-                "raise --max-ram, or start over where a run is continued"
+                "later blocks, and hidden states on disk or beside a device do not hold it; "
+                "raise --max-ram or --max-vram, or start over where a run is continued"
             )
         handed = {}
         for name in names:
