@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.algorithms.column_loops import ColumnLoops
 from edgeq.errors import NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
@@ -17,6 +16,8 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 import mlx.core as mx
 
+from edgeq_backends.mlx.column_loops import MlxColumnLoops
+
 STORED = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 CACHED = 2**17  # numbers of which a CPU's cache holds a few arrays
 ON_DEVICE = 2**24  # of which a GPU works on together: 64 MB each
@@ -25,7 +26,7 @@ STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry s
 CONSISTENT = 1e-9  # relative; float64 rounding is far below it, the row of a failed pivot far above
 
 
-class MlxBackend(ColumnLoops):
+class MlxBackend(MlxColumnLoops):
     """The verbs of `Backend` in MLX: in float32, and in float64 where rounding would be amplified.
 
     GPUs have float32 only: float64 runs on the CPU's stream. Memory is shared between both, so that
