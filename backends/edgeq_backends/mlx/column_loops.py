@@ -1,16 +1,13 @@
-"""The loops over columns in MLX: a Metal kernel on Apple's GPUs, NumPy elsewhere.
-
-NumPy looks at MLX's own memory, and its operations start in a tenth of the time.
-"""
+"""The loops over columns in MLX: a Metal kernel on Apple's GPUs, NumPy elsewhere."""
 
 import mlx.core as mx
-import numpy as np
 
 from edgeq.algorithms.column_loops import ColumnLoops
 from edgeq.protocols import Columns
-from edgeq.types import Grid, NumpyArray
+from edgeq.types import Grid
 from edgeq_backends import numpy_loops
 from edgeq_backends.mlx import metal_loops
+from edgeq_backends.mlx.in_numpy import look_at
 
 
 class MlxColumnLoops(ColumnLoops):
@@ -40,9 +37,3 @@ class MlxColumnLoops(ColumnLoops):
 def runs_in_metal(block: mx.array) -> bool:
     """Say whether a block is computed by a kernel; wider ones than the core asks for are not."""
     return metal_loops.runs_here() and len(block) <= metal_loops.MOST_COLUMNS
-
-
-def look_at(*arrays: mx.array) -> list[NumpyArray]:
-    """Compute arrays and give their own memory to NumPy, for reading."""
-    mx.eval(*arrays)
-    return [np.array(array, copy=False) for array in arrays]
