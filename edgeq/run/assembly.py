@@ -86,7 +86,7 @@ def make_job(
         )
     exporters = load_exporters(exports, export_options or {})
     recipe = chosen_recipe(settings, source, exporters, weighed=imatrix is not None)
-    loaded = load_backend(backend)
+    loaded = load_backend(backend, exact=recipe.exact)
     if recipe.tune is True:
         find_tuner(loaded.name)
     importance = None if imatrix is None else load_importance(imatrix, source)
@@ -99,7 +99,7 @@ def make_job(
         source,
         recipe,
         loaded,
-        partial(make_activations, loaded.name),
+        partial(make_activations, loaded.name, exact=recipe.exact),
         windows,
         exporters,
         characters=most_at_once([*texts, *to_tune]),
@@ -278,7 +278,10 @@ def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPla
     fitted = replace(
         job,
         make_activations=partial(
-            make_activations, job.backend.name, flow=memory.way.flow(existing)
+            make_activations,
+            job.backend.name,
+            exact=job.recipe.exact,
+            flow=memory.way.flow(existing),
         ),
         # hidden states between all blocks are kept, which the plan of a run does not count
         measure_gradients=partial(
@@ -309,7 +312,8 @@ def most_written(drawn: CalibrationMaker, recipe: Recipe, backend: str) -> int:
 
 def tuner_of(job: Job, plan: TuningPlan, folder: Path) -> Tuner:
     """Say how a job tunes what it has solved; hidden states on disk lie in a folder."""
-    return Tuner(job.backend.name, tuning_of(job.recipe), plan, folder)
+    tuning, exact = tuning_of(job.recipe), job.recipe.exact
+    return Tuner(job.backend.name, tuning, plan, folder, exact=exact)
 
 
 def check_gradients() -> None:
@@ -373,9 +377,15 @@ def make_activations(
     windows: NumpyArray,
     drift: float,
     *,
+    exact: bool = False,
     flow: Flow | None = None,
 ) -> ActivationSource:
-    """Make the calibration streams that go with a backend; flow is what the memory plan chose."""
+    """Make the calibration streams that go with a backend; flow is what the memory plan chose.
+
+    exact: they run in float32 also where bfloat16 is faster.
+    """
     make = load(ACTIVATIONS[BACKENDS[backend].framework], "calibration")
-    streams: ActivationSource = make(source, windows, drift=drift, flow=flow, **device_of(backend))
+    streams: ActivationSource = make(
+        source, windows, drift=drift, exact=exact, flow=flow, **device_of(backend)
+    )
     return streams

@@ -10,9 +10,13 @@ from edgeq_backends.mlx.model import StreamedModel
 class MlxActivations(CalibrationStreams):
     """Calibration streams of an mlx-lm model.
 
+    They are in float32, exact or not.
+
     Shapes: windows (count, tokens) of token ids.
     Raises: UnsupportedModel for a mixture of experts.
     """
+
+    computes_in = "float32"
 
     def __init__(
         self,
@@ -20,6 +24,7 @@ class MlxActivations(CalibrationStreams):
         windows: NumpyArray,
         *,
         drift: float = 1.0,
+        exact: bool = False,
         flow: Flow | None = None,
     ) -> None:
         check_experts(source)

@@ -14,6 +14,7 @@ from edgeq.errors import NotInstalled, NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
 from edgeq_backends.torch.column_loops import TorchColumnLoops
+from edgeq_backends.torch.products import choose_products
 
 STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry saves
@@ -23,23 +24,26 @@ FEWEST_ROWS = 32  # with fewer the start of an operation costs more than its wor
 
 
 class TorchBackend(TorchColumnLoops):
-    """The verbs of `Backend` in torch, in float64, or float32 on MPS.
+    """The verbs of `Backend` in torch.
 
-    TF32 and other reduced-precision products stay off. Float32 solves differ from exact ones: (H +
-    lambda I)^-1 amplifies their rounding, ties fall the other way, and GPTQ carries each difference
-    along its row.
+    Factors are in float64: (H + lambda I)^-1 amplifies rounding. All else is in float32, as the
+    inputs of layers are, or with `exact` in float64. Products keep all digits of float32, and TF32
+    stays off.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", *, exact: bool = False) -> None:
         self.name = device
         self.device = find_device(device)
-        self.precision = torch.float32
-        torch.set_float32_matmul_precision("highest")
+        self.precision = torch.float64 if exact and device != "mps" else torch.float32
+        library = choose_products(device, exact=exact)
+        self.computes_in = f"{str(self.precision).removeprefix('torch.')} (products by {library})"
 
     def asarray(self, x: Any) -> torch.Tensor:
         return self._tensor(x, self.precision)
 
     def activations(self, x: Any) -> torch.Tensor:
+        if isinstance(x, torch.Tensor) and has_wide_sums(x):
+            return x  # products with sums in float32 lose nothing of it
         return self._tensor(x, torch.float32)
 
     def _tensor(self, x: Any, precision: torch.dtype) -> torch.Tensor:
@@ -55,7 +59,7 @@ class TorchBackend(TorchColumnLoops):
         return x.clone(memory_format=torch.contiguous_format)
 
     def gram(self, X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
-        product = symmetric_product(X) if X is Y else X.T @ Y
+        product = symmetric_product(X) if X is Y else product_of(X.T, Y)
         return product.to(self.precision)
 
     def diagonal(self, A: torch.Tensor) -> torch.Tensor:
@@ -149,6 +153,19 @@ def aligned(array: NumpyArray, dtype: type[np.generic] | None = None) -> torch.T
     return copied
 
 
+def has_wide_sums(x: torch.Tensor) -> bool:
+    """Say whether products of such a tensor may have float32 as their result: bfloat16 on CUDA."""
+    has_verb = hasattr(torch.ops.aten.mm, "dtype")  # since torch 2.8
+    return has_verb and x.device.type == "cuda" and x.dtype == torch.bfloat16
+
+
+def product_of(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """Multiply two matrices, with sums in float32 or wider."""
+    if has_wide_sums(A):
+        return torch.mm(A, B, out_dtype=torch.float32)
+    return A @ B
+
+
 def symmetric_product(X: torch.Tensor) -> torch.Tensor:
     """Compute X.T @ X from k lower strips, mirrored: (k + 1) / 2k of the work of the plain product.
 
@@ -161,9 +178,9 @@ def symmetric_product(X: torch.Tensor) -> torch.Tensor:
     size = X.shape[1]
     strips = max(1, size // STRIP_COLUMNS)
     bounds = [round(strip * size / strips) for strip in range(strips + 1)]
-    product = X.new_empty(size, size)
+    product = X.new_empty(size, size, dtype=torch.float32 if has_wide_sums(X) else X.dtype)
     for start, stop in itertools.pairwise(bounds):
-        strip = X[:, start:stop].T @ X[:, :stop]
+        strip = product_of(X[:, start:stop].T, X[:, :stop])
         square = strip[:, start:].tril()
         product[start:stop, :start] = strip[:, :start]
         product[:start, start:stop] = strip[:, :start].T
