@@ -121,10 +121,7 @@ class Backend(Protocol):
         """
 
     def rows_at_once(self, columns: int) -> int:
-        """Say how many rows of so many columns are worked on together where rows are alike.
-
-        Their temporaries fit a CPU's cache, or a share of the device's memory.
-        """
+        """Say how many rows of so many columns fit a cache, or a share of a device's memory."""
 
     def round_columns(
         self, columns: Array, U: Array, scales: Array, offsets: Array, grid: Grid
@@ -153,10 +150,8 @@ class TextSizes(Protocol):
 
     @property
     def name(self) -> str: ...
-
     @property
     def vocabulary(self) -> int | None: ...
-
     @property
     def context(self) -> int | None: ...
     @property

@@ -90,6 +90,16 @@ class StatesOnHost:
     def replace(self, batch: int, hidden: Array) -> None:
         self._states[batch] = self._to_numpy(hidden)
 
+    def behind(self, hidden: Sequence[Array]) -> HiddenStates:
+        states = StatesOnHost(self._to_numpy, self._from_numpy)
+        for each in hidden:
+            states.append(each)
+        return states
+
+    def lend(self, batch: int, fetch: Callable[[Array], Fetch]) -> Fetch:
+        values = self._states[batch]
+        return lambda: values
+
 
 class StatesOnDisk:
     """Hidden states in one file without a name, which the system removes however the process ends.
