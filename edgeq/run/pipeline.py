@@ -256,8 +256,9 @@ def write_model(
             weights = weigh_tokens(job, calibration, observer)
             activations = start_activations(job, calibration, observer)
             run.restore(activations)
-    passes = None if activations is None else activations.computes_in
-    findings.note_precision(job.backend.name, job.backend.computes_in, passes)
+    if left:
+        passes = None if activations is None else activations.computes_in
+        findings.note_precision(job.backend.name, job.backend.computes_in, passes)
     observer.progressed(SOLVING, run.done, len(blocks))
     for block in left:
         if activations is None:
