@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from edgeq.decoder import Shape
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
-from edgeq.sources.reading import read_weight
 from edgeq.streams.blockwise import Call, Place, record_calls
 from edgeq.streams.schedule import stand_still
 from edgeq.types import BlockSpec, NumpyArray, QuantizedLinear
@@ -26,7 +24,8 @@ from edgeq_backends.torch.crossing import as_numpy, fetch, from_numpy
 from edgeq_backends.torch.dequantizing import dequantize
 from edgeq_backends.torch.empty import empty_model
 from edgeq_backends.torch.experts import ExpertLayer, halting_experts
-from edgeq_backends.torch.names import Filling
+from edgeq_backends.torch.names import Filling, stored_shapes
+from edgeq_backends.torch.reading import WeightReader
 from edgeq_backends.torch.structure import Outline, outline_of
 
 HANDED = "_handed_by_blocks"
@@ -63,6 +62,7 @@ class StreamedModel:
 
     def __init__(self, source: ModelSource, device: str, kind: torch.dtype = torch.float32) -> None:
         self.source, self.device, self.kind = source, find_device(device), kind
+        self._reader = WeightReader(source, self.device)
         self.specs = source.blocks()
         config = source.record.settled_config()
         self.model = empty_model(config, source.record.name)
@@ -115,6 +115,8 @@ class StreamedModel:
         Gives a function that exchanges a layer's weight.
         """
         with self.block(block.index) as module:
+            for of_next in self._of_block[block.index + 1 : block.index + 2]:
+                self._reader.expect(stored_shapes(of_next))
             linears = self._linear_modules(block)
             hooks = [
                 linear.register_forward_pre_hook(partial(halt, name))
@@ -201,7 +203,7 @@ class StreamedModel:
     @contextmanager
     def _filled(self, fillings: Sequence[Filling]) -> Iterator[None]:
         for filling in fillings:
-            fill(filling, self.outline, self.source, self._slots, self.device, self.kind)
+            fill(filling, self.outline, self._reader, self._slots, self.kind)
         try:
             yield
         finally:
@@ -248,9 +250,8 @@ def fillings_inside(fillings: Sequence[Filling], prefix: str) -> list[Filling]:
 def fill(
     filling: Filling,
     outline: Outline,
-    source: ModelSource,
+    reader: WeightReader,
     slots: dict[str, Slots],
-    device: torch.device,
     kind: torch.dtype = torch.float32,
 ) -> None:
     """Read what makes up tensors of a model, and put them everywhere that they are used.
@@ -261,7 +262,7 @@ def fill(
     """
 
     def read(name: str) -> torch.Tensor:
-        return read_stored(source, name, filling.sources[name]).to(device)
+        return reader.read(name, filling.sources[name])
 
     for name, tensor in filling.convert(outline.model, read).items():
         for module, leaf in slots[name]:
@@ -297,28 +298,14 @@ def parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(tensor, requires_grad=False)
 
 
-def read_stored(source: ModelSource, name: str, shape: Shape) -> torch.Tensor:
-    """Read a tensor's values in float32.
-
-    Raises: BadInput when the source's tensor has another shape.
-    """
-    weight = read_weight(source, name)
-    if weight.shape != shape:
-        raise BadInput(
-            f"tensor {name!r}: shape {list(weight.shape)}, "
-            f"but config.json asks for {list(shape)}; the two do not belong together"
-        )
-    return aligned(weight)
-
-
 def whole_model(source: ModelSource, device: str) -> torch.nn.Module:
     """Make the complete model with all its weights in float32."""
     config, place = source.record.settled_config(), find_device(device)
     model: torch.nn.Module = empty_model(config, source.record.name)
     outline = outline_of(config)
-    slots = slots_of(model)
+    slots, reader = slots_of(model), WeightReader(source, place)
     for filling in fillings_in_use(outline, source, slots):
-        fill(filling, outline, source, slots, place)
+        fill(filling, outline, reader, slots)
     move_buffers(model, place)
     return model
 
