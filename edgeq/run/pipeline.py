@@ -19,7 +19,7 @@ from edgeq.files.json_files import write_json
 from edgeq.files.ownership import ALLOCATION_FILE, RUN_FILE
 from edgeq.files.storage import check_destination, claimed, sync_file
 from edgeq.grids.limits import check_size
-from edgeq.planning.process_memory import trim
+from edgeq.planning.process_memory import reused_memory
 from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource
 from edgeq.recipe.layer_grids import Grids, check_exports, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
@@ -260,20 +260,23 @@ def write_model(
         passes = None if activations is None else activations.computes_in
         findings.note_precision(job.backend.name, job.backend.computes_in, passes)
     observer.progressed(SOLVING, run.done, len(blocks))
-    for block in left:
-        if activations is None:
-            tensors = list(dict.fromkeys(linear.tensor for linear in block.linears))
-            solved = round_tensors(job, grids, tensors, findings)
-        else:
-            linears = {linear.name: linear for linear in block.linears}
-            lender = Lender(job.recipe, job.backend, linears, weights)
-            solved = solve_block(job, grids, block, activations, lender, observer, findings)
-        names = [name for name in block.tensors if name in grids]
-        write_part(job, run.made / block_file(block.index), names, solved)
-        with job.clock("write"):
-            run.finish(block.index + 1, activations)
-        trim()
-        observer.finished_block(block.index)
+    with reused_memory() as bound:
+        for block in left:
+            if activations is None:
+                tensors = list(dict.fromkeys(linear.tensor for linear in block.linears))
+                solved = round_tensors(job, grids, tensors, findings)
+            else:
+                linears = {linear.name: linear for linear in block.linears}
+                lender = Lender(job.recipe, job.backend, linears, weights)
+                solved = solve_block(
+                    job, grids, block, activations, lender, observer, findings, bound
+                )
+            names = [name for name in block.tensors if name in grids]
+            write_part(job, run.made / block_file(block.index), names, solved)
+            with job.clock("write"):
+                run.finish(block.index + 1, activations)
+            bound()
+            observer.finished_block(block.index)
     observer.progressed(ROUNDING)
     rounded = round_tensors(job, grids, outside, findings)
     write_part(job, run.made / "outer.safetensors", outside, rounded)
@@ -295,11 +298,16 @@ def solve_block(
     lender: Lender,
     observer: Observer,
     findings: RunReport,
+    bound: Callable[[], None],
 ) -> dict[str, QuantizedLinear]:
-    """Solve the layers of a block site by site, and let the quantized stream go on with them."""
+    """Solve the layers of a block site by site, and let the quantized stream go on with them.
+
+    bound is called wherever memory that is free may be given back.
+    """
     parts: dict[str, dict[tuple[int, int], QuantizedLinear]] = {}
     solver = SiteSolver(job, grids, block, lender)
     for site in timed(activations.sites(block), job.clock, "forward passes"):
+        bound()
         if site.lends:
             with job.clock("statistics"):
                 lender.keep(site)
@@ -307,6 +315,7 @@ def solve_block(
         for linear, layer in solver.solve(site, findings):
             parts.setdefault(linear.tensor, {})[linear.place] = layer
             observer.solved(findings.layers[-1])
+            bound()
     left = [
         linear.name
         for linear in block.linears
