@@ -72,13 +72,13 @@ def test_states_may_be_saved_while_the_next_block_runs(
     at_once.begin()
     expected = saved(at_once, tmp_path / "expected")
     assert len(expected) == 6 and not any((expected[name] == 0).all() for name in expected)
-    found = []
-    held = streams.hold(lambda: found.append(saved(held, tmp_path / "states")))
-    held.begin()
+    found, holding = [], []
+    holding.append(streams.hold(lambda: found.append(saved(holding[0], tmp_path / "states"))))
+    holding[0].begin()
     pass_block(streams, second, rng)
     if flow in ("standing", "standing, states on host"):
         assert found == []
-        found.append(saved(held, tmp_path / "states"))
+        found.append(saved(holding[0], tmp_path / "states"))
     assert len(found) == 1
     assert_equal(found[0], expected)
 
