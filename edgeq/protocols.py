@@ -1,11 +1,12 @@
-"""The seams: what a backend, a model source, an activation source and an exporter must offer.
+"""The seams: what a backend, a model source and an activation source must offer.
 
 Descriptions of formats are read to answer --help, so nothing heavy is imported to run this module.
+Those of exporters are in `edgeq.format_parts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeq.decoder import ModelRecord
-    from edgeq.format_parts import Format
     from edgeq.types import (
         Array,
         BlockSpec,
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         NumpyArray,
         QuantizedLinear,
         ScaleDtype,
-        StoredTensor,
         Tokens,
     )
 
@@ -51,6 +50,10 @@ class Backend(Protocol):
     name: str
     computes_in: str
     """The working precision, for reports."""
+    columns_at_once: int
+    """How many columns loops over them take as a block."""
+    notes: Sequence[str]
+    """What its device lacks and does without, for users to read."""
 
     def asarray(self, x: Any) -> Array:
         """Take an array over to the backend's device, in working precision."""
@@ -142,6 +145,23 @@ class Backend(Protocol):
         codes become levels of the grid.
 
         Shapes: codes, wanted and the result (columns, out).
+        """
+
+    def choose_scales(
+        self, values: Array, weights: Array, tried: Iterable[Any], grid: Grid, best: Any = None
+    ) -> tuple[Array, Array, Array]:
+        """Choose for each group the scale and offset whose rounding error weighs least: its loss.
+
+        tried are pairs of both, best is what was chosen of others; one is taken for what was tried
+        before where it is better by more than noise.
+        Shapes: values (out, groups, columns); weights (1, groups, columns); all else (out, groups).
+        """
+
+    def sweep_scales(self, A: Array, c: Array, x: Array, grid: Grid, sweeps: int) -> Array:
+        """Lower x^T A x - 2 c^T x of each row, group after group, by steps that can be stored.
+
+        x are all scales, on an offset grid followed by all offsets; those of a group move together.
+        Shapes: A (out, unknowns, unknowns); c, x and the result (out, unknowns).
         """
 
 
@@ -323,77 +343,3 @@ class LogitSource(Protocol):
 
         Shapes: windows (count, tokens) of ids; yields (tokens, vocabulary) float32.
         """
-
-
-class Exporter(Protocol):
-    """Writes one file format, and nothing unless `reject_reason` is None."""
-
-    format: Format
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Give what the exporter was made with, as the manifest states it."""
-
-    def reject_reason(
-        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Grids
-    ) -> str | None:
-        """Say why this model on these grids cannot be written and what to change; None when it can.
-
-        grids maps each tensor name to its shape and its grid (None: dense).
-        """
-
-    def notes(
-        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Grids
-    ) -> Sequence[str]:
-        """Say what the files will not hold of the model as it is, and who does not read them.
-
-        Asked for models without a `reject_reason`, with their grids.
-        """
-
-    def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
-        """Say what keeps a linear layer on this grid out of the format and what to change, or None.
-
-        Shapes: (out, in).
-        """
-
-    def planned_bytes(
-        self, record: ModelRecord, grids: Grids, item_bytes: Mapping[str, int]
-    ) -> int:
-        """Count the bytes of all weights in the files; headers and tokenizer are left out.
-
-        grids are those of `reject_reason` but for redundant and refused ones, or a part of them.
-        item_bytes has the bytes of one number of each tensor, as the model has it.
-        """
-
-    def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
-        """Count at most what the files hold beside weights; what runtimes are given counts."""
-
-    def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the files and manifest.json into the empty directory `destination`.
-
-        Each entry of the manifest is made by `edgeq_exporters.common.manifest`: what the reader of
-        the format needs to find the tensor again, its status, largest deviation, and the hashes of
-        the solution and of what the file holds.
-        """
-
-
-class ExportReader(Protocol):
-    """Reads an export back from its bytes, one tensor at a time, to verify it.
-
-    Made with a directory. library computed the weights, with its version; file is what a runtime
-    opens first; settings are those that the files show. Values come from the container's own
-    library where it is installed; all else is unpacked independently of the exporter. What cannot
-    be read raises whatever it likes, and neither hangs nor takes more memory than the files.
-    """
-
-    library: str
-    file: str
-    settings: Mapping[str, Any]
-
-    def __init__(self, directory: Path) -> None: ...
-
-    def tensor_names(self) -> Sequence[str]:
-        """List every tensor in the files that a manifest has to name, as its entries do."""
-
-    def read(self, entry: Mapping[str, Any]) -> StoredTensor:
-        """Read the tensor of a manifest's entry, with the grid it was solved on."""

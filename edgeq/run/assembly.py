@@ -21,7 +21,8 @@ from edgeq.calibration.texts import (
     read_texts,
 )
 from edgeq.errors import BadInput
-from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
+from edgeq.format_parts import Exporter
+from edgeq.protocols import ActivationSource, ModelSource, TextWriter
 from edgeq.recipe.layer_grids import asymmetric_zeros
 from edgeq.recipe.recipe import Recipe, make_recipe
 from edgeq.recipe.setting_rows import PLAIN

@@ -18,9 +18,10 @@ from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.files.json_files import write_json
 from edgeq.files.ownership import ALLOCATION_FILE, RUN_FILE
 from edgeq.files.storage import check_destination, claimed, sync_file
+from edgeq.format_parts import Exporter
 from edgeq.grids.limits import check_size
 from edgeq.planning.process_memory import reused_memory
-from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource
+from edgeq.protocols import ActivationSource, Backend, ModelSource
 from edgeq.recipe.layer_grids import Grids, check_exports, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.run.commits import Run

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.algorithms.group_loops import GroupLoops
 from edgeq.errors import NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
@@ -27,7 +28,7 @@ STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry s
 CONSISTENT = 1e-9  # relative; float64 rounding is far below it, the row of a failed pivot far above
 
 
-class MlxBackend(MlxColumnLoops):
+class MlxBackend(MlxColumnLoops, GroupLoops):
     """The verbs of `Backend` in MLX: in float32, and in float64 where rounding would be amplified.
 
     GPUs have float32 only: float64 runs on the CPU's stream. Memory is shared between both, so that
