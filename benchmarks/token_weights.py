@@ -18,7 +18,7 @@ import argparse
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,14 +34,13 @@ from edgeq.measuring.targets import model_logits
 from edgeq.measuring.text_kinds import KINDS
 from edgeq.measuring.texts import Windows, cut_windows
 from edgeq.protocols import Site
-from edgeq.recipe.layer_grids import Grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.run import pipeline
 from edgeq.run.assembly import make_job, measure_tokens
 from edgeq.run.pipeline import Job
 from edgeq.run.report import RunReport, read_report
+from edgeq.run.site_solving import SiteSolver
 from edgeq.run.token_weights import empty
-from edgeq.solving.lending import Lender
 from edgeq.solving.token_weights import TokenWeights
 from edgeq.sources import open_source
 from edgeq.types import LinearSpec, NumpyArray, QuantizedLinear
@@ -100,11 +99,11 @@ class Bench:
     def run(self, settings: Mapping[str, Any], variant: Variant | None) -> dict[str, Any]:
         """Quantize and measure. Units: KL in nats per token, of each window."""
         job = make_job(self.source, settings, backend="cpu")
-        weigh, solve_site = pipeline.weigh_tokens, pipeline.solve_site
+        weigh, solver = pipeline.weigh_tokens, pipeline.SiteSolver
         if variant is not None:
             pipeline.weigh_tokens = partial(self._weights, variant)  # type: ignore[assignment]
             if variant.by_layer:
-                pipeline.solve_site = by_layer  # type: ignore[assignment]
+                pipeline.SiteSolver = ByLayer  # type: ignore[misc]
         try:
             with tempfile.TemporaryDirectory() as folder:
                 checkpoint = pipeline.quantize(job, Path(folder) / "run", Silent())
@@ -115,7 +114,7 @@ class Bench:
                     "kl": divergences(self.windows.ids, found, self.reference),
                 }
         finally:
-            pipeline.weigh_tokens, pipeline.solve_site = weigh, solve_site
+            pipeline.weigh_tokens, pipeline.SiteSolver = weigh, solver  # type: ignore[misc]
 
     def _weights(self, variant: Variant, job: Job, calibration: Any, _: Any) -> TokenWeights:
         noted = self.noted(calibration.windows, job.recipe, variant.squares)
@@ -156,20 +155,14 @@ class OneLayer:
         yield self.name
 
 
-SOLVE_SITE = pipeline.solve_site
+class ByLayer(SiteSolver):
+    """Solves the layers of a site, each with moments of its own."""
 
-
-def by_layer(
-    job: Job,
-    grids: Grids,
-    lender: Lender,
-    site: Site,
-    findings: RunReport,
-    read: Callable[[LinearSpec], NumpyArray],
-) -> Iterator[tuple[LinearSpec, QuantizedLinear]]:
-    """Solve the layers of a site, each with moments of its own."""
-    for name in site.layers():
-        yield from SOLVE_SITE(job, grids, lender, OneLayer(site, name), findings, read)
+    def solve(
+        self, site: Site, findings: RunReport
+    ) -> Iterator[tuple[LinearSpec, QuantizedLinear]]:
+        for name in site.layers():
+            yield from super().solve(OneLayer(site, name), findings)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -49,6 +49,8 @@ class Backend(Protocol):
     """Does what frameworks do differently, in its working precision unless said otherwise."""
 
     name: str
+    computes_in: str
+    """The working precision, for reports."""
 
     def asarray(self, x: Any) -> Array:
         """Take an array over to the backend's device, in working precision."""
@@ -261,6 +263,9 @@ class Site(Protocol):
 
 class ActivationSource(Protocol):
     """Forward passes over the calibration tokens; separate from linear algebra on purpose."""
+
+    computes_in: str
+    """The precision of the passes, for reports."""
 
     def sites(self, block: BlockSpec) -> Iterator[Site]:
         """Load a block and halt at each of its sites; both streams have passed it at the end."""

@@ -263,11 +263,14 @@ def find_tuner(backend: str) -> Entry:
     return TUNERS[BACKENDS[backend].framework]
 
 
-def load_backend(name: str) -> Backend:
-    """Make a backend by name; see `choose_backend` for "auto"."""
+def load_backend(name: str, *, exact: bool = False) -> Backend:
+    """Make a backend by name; see `choose_backend` for "auto".
+
+    exact: it computes in the widest precision that it has, and not in one that is as good.
+    """
     name = choose_backend(name)
     entry = BACKENDS[name].entry
-    backend: Backend = load(entry, f"backend {name!r}")(*entry.arguments)
+    backend: Backend = load(entry, f"backend {name!r}")(*entry.arguments, exact=exact)
     return backend
 
 

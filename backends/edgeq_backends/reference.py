@@ -18,6 +18,10 @@ class ReferenceBackend(ColumnLoops):
     """Every verb in float64, written for reading rather than for speed."""
 
     name = "reference"
+    computes_in = "float64"
+
+    def __init__(self, *, exact: bool = True) -> None:
+        """Make a backend, which is always exact."""
 
     def asarray(self, x: Any) -> NumpyArray:
         return np.asarray(x, dtype=np.float64)

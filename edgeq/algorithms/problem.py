@@ -117,14 +117,14 @@ def better_rows(problem: Problem, old: Solution, new: Solution) -> Solution:
     return replace(new, **both)
 
 
-def rows_of(solution: Solution, rows: slice) -> Solution:
+def rows_of(solution: Rows, rows: slice) -> Rows:
     """Take some rows of a solution without outliers."""
     taken = {
         name: getattr(solution, name)[rows]
         for name in BY_ROW
         if getattr(solution, name) is not None
     }
-    return Solution(**taken)
+    return replace(solution, outliers=None, **taken)
 
 
 def join_rows(parts: Sequence[Rows], concatenate: Callable[[list[Any], int], Any]) -> Rows:

@@ -322,6 +322,15 @@ class Settings:
         "Draw calibration sequences, self-written text and annealing from this seed.",
         option=Option(),
     )
+    exact: bool = setting(
+        False,
+        flag(),
+        "Compute in full precision also where less is faster and as good.",
+        more="forward passes then are in float32 on processors that multiply in bfloat16, too, and "
+        "what is solved is in float64 where torch has it",
+        cost="about twice the time",
+        option=Option(),
+    )
 
 
 TABLE: Mapping[str, Setting] = {

@@ -38,6 +38,7 @@ Told = Callable[[str], None]
 """Is told what is worked on."""
 NO_TEMPLATE = "the model has no chat template, so none goes into its exports"
 WORST_LAYERS = 5  # on the last screen
+REDUCED = "forward passes in bfloat16"  # as reports state it
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +285,8 @@ def short_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[s
 def notes(report: RunReport, grids: Grids) -> list[str]:
     """Write one line for each departure from the plain road."""
     found = [] if report.imatrix is None else report.imatrix.notes()
+    if any(stated.endswith(REDUCED) for stated in report.computed_in):
+        found.append("calibration text went through the model in bfloat16; --exact has float32")
     dense = kept_dense(grids)
     if dense:
         named = ", ".join(f"{name} ({count})" for name, count in dense.items())

@@ -4,8 +4,8 @@ No arithmetic here: how a layer is solved is `edgeq.solving`, what is on disk un
 `edgeq.run.resume`, and how it came out `edgeq.run.report`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from edgeq.calibration.texts import Calibration
 from edgeq.calibration.windows import check_length
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
-from edgeq.errors import BadInput, EdgeqError, NotPositiveDefinite, UnsupportedModel
+from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.files.json_files import write_json
 from edgeq.files.ownership import ALLOCATION_FILE, RUN_FILE
 from edgeq.files.storage import check_destination, claimed
 from edgeq.grids.limits import check_size
 from edgeq.planning.process_memory import trim
-from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource, Site
+from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource
 from edgeq.recipe.layer_grids import Grids, check_exports, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.run.head import write_head
@@ -43,25 +43,22 @@ from edgeq.run.resume import (
     stored_run,
     working_on,
 )
+from edgeq.run.site_solving import SiteSolver
 from edgeq.run.token_weights import MeasureTokens, measure_weights
 from edgeq.run.tuning import Tuner, check_drawn, check_tunable, drawing_recipe, tune_into
 from edgeq.run.weighing import weighed_layers
 from edgeq.solving.layer import join_layers, solve_without_statistics
 from edgeq.solving.lending import Lender
-from edgeq.solving.row_chunks import solve_rows
-from edgeq.solving.site import Layer, prepare_site
-from edgeq.solving.statistics import statistics_of
 from edgeq.solving.token_weights import TokenWeights
 from edgeq.sources.importance import Importance
 from edgeq.sources.reading import (
     largest_magnitude,
     read_matrix,
     read_tensor,
-    weight_reader,
 )
 from edgeq.stopwatch import Stopwatch, timed
 from edgeq.streams.backward import Sensitivities
-from edgeq.types import BlockSpec, LinearSpec, NumpyArray, QuantizedLinear
+from edgeq.types import BlockSpec, NumpyArray, QuantizedLinear
 
 MakeActivations = Callable[[ModelSource, NumpyArray, float], ActivationSource]
 MeasureGradients = Callable[[ModelSource, NumpyArray, int], Sensitivities]
@@ -255,6 +252,8 @@ def write_model(
             weights = weigh_tokens(job, calibration, observer)
             activations = start_activations(job, calibration, observer)
             run.restore(activations)
+    passes = None if activations is None else activations.computes_in
+    findings.note_precision(job.backend.name, job.backend.computes_in, passes)
     observer.progressed(SOLVING, run.done, len(blocks))
     for block in left:
         if activations is None:
@@ -291,13 +290,13 @@ def solve_block(
 ) -> dict[str, QuantizedLinear]:
     """Solve the layers of a block site by site, and let the quantized stream go on with them."""
     parts: dict[str, dict[tuple[int, int], QuantizedLinear]] = {}
-    read = weight_reader(job.source, block)
+    solver = SiteSolver(job, grids, block, lender)
     for site in timed(activations.sites(block), job.clock, "forward passes"):
         if site.lends:
             with job.clock("statistics"):
                 lender.keep(site)
             continue
-        for linear, layer in solve_site(job, grids, lender, site, findings, read):
+        for linear, layer in solver.solve(site, findings):
             parts.setdefault(linear.tensor, {})[linear.place] = layer
             observer.solved(findings.layers[-1])
     left = [
@@ -311,45 +310,6 @@ def solve_block(
             "calibrate on other text, or keep it dense with --keep-dense"
         )
     return {tensor: join_layers(of_tensor) for tensor, of_tensor in parts.items()}
-
-
-def solve_site(
-    job: Job,
-    grids: Grids,
-    lender: Lender,
-    site: Site,
-    findings: RunReport,
-    read: Callable[[LinearSpec], NumpyArray],
-) -> Iterator[tuple[LinearSpec, QuantizedLinear]]:
-    """Solve the layers that read one input, in execution order; each feeds the quantized stream."""
-    backend, clock = job.backend, job.clock
-    with clock("statistics"):
-        moments, lent = lender.moments(site)
-        reached = moments.n_tokens
-        statistics, split = statistics_of(site.name, moments, backend)
-    try:
-        with clock("factor"):
-            factors = prepare_site(statistics, job.recipe, backend, split=split)
-    except NotPositiveDefinite as error:
-        raise EdgeqError(f"inputs of layer {site.name!r}: {error}") from error
-    for layer_name in timed(site.layers(), clock, "forward passes"):
-        linear = lender.linears[layer_name]
-        grid = grids[linear.tensor][1]
-        if grid is None:
-            continue
-        weight = read(linear)
-        check_size(linear.tensor, largest_magnitude(weight))
-        layer = Layer(linear.name, backend.asarray(weight), grid, factors, job.recipe)
-        solved, report = solve_rows(layer, clock, rows=job.rows_at_once)
-        report = replace(report, type=grid.type)
-        if linear.expert is not None:
-            report = replace(report, expert=linear.expert, tokens=reached, lent_share=lent)
-        if lender.weights is not None:
-            report = replace(report, counting_tokens=statistics.n_tokens)
-        findings.layers.append(report)
-        findings.note_clamped(linear.tensor, weight, solved)
-        site.replace(linear.name, solved.dequantized())
-        yield linear, solved
 
 
 def round_tensors(

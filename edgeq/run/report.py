@@ -52,7 +52,8 @@ class RunReport:
     name, with * for any number. calibration_tokens is None where nothing was calibrated. imatrix
     says which layers an importance matrix weighs, None where there is none. budget is an
     `edgeq.run.allocation.Allocation` in plain data, None where no budget was given. tuning says how
-    the solved model was tuned, None where it was not.
+    the solved model was tuned, None where it was not. computed_in states the precision of every
+    backend that worked on the run.
     """
 
     bits_per_weight: dict[str, float] = field(default_factory=dict)
@@ -63,6 +64,14 @@ class RunReport:
     imatrix: WeighedLayers | None = None
     budget: dict[str, Any] | None = None
     tuning: TuningReport | None = None
+    computed_in: list[str] = field(default_factory=list)
+
+    def note_precision(self, backend: str, solve: str, passes: str | None) -> None:
+        """State in what a backend solves, and in what calibration text goes through the model."""
+        through = "" if passes is None else f", forward passes in {passes}"
+        stated = f"{backend}: {solve}{through}"
+        if stated not in self.computed_in:
+            self.computed_in.append(stated)
 
     def note_clamped(self, name: str, weight: NumpyArray, layer: QuantizedLinear) -> None:
         """Count the scales of a solved tensor that are at a limit of their type."""
@@ -115,7 +124,10 @@ def report_from(stored: Mapping[str, Any], called: str) -> RunReport:
         if not (budget is None or isinstance(budget, dict)):
             raise TypeError("its budget is none")
         tuning = tuning_from(stored.get("tuning"))
-        return RunReport(bits, tokens, layers, clamped, dense, weighed, budget, tuning)
+        stated = list(stored.get("computed_in", []))
+        if not all(isinstance(each, str) for each in stated):
+            raise TypeError("precisions are stated in words")
+        return RunReport(bits, tokens, layers, clamped, dense, weighed, budget, tuning, stated)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{called}: not the report of a run ({type(error).__name__}: {error}); "

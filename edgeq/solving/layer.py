@@ -33,17 +33,28 @@ def solve_layer(
     layer: Layer, clock: Stopwatch, steps: Sequence[Step] = STEPS
 ) -> tuple[QuantizedLinear, LayerReport]:
     """Quantize one linear layer by the steps that its recipe asks for, and report on each."""
+    solved, [report] = solve_stack(replace(layer, rows={}), clock, steps)
+    return solved, report
+
+
+def solve_stack(
+    layer: Layer, clock: Stopwatch, steps: Sequence[Step] = STEPS
+) -> tuple[QuantizedLinear, list[LayerReport]]:
+    """Quantize a layer, or several whose rows it stacks, and report on each of them.
+
+    No row depends on another one, so that each layer comes out as it does alone.
+    """
     site, H = layer.site, layer.site.statistics.H
     facts: dict[str, Any] = {
         "damping": site.damping,
         "damping_retries": site.damping_retries,
         "dead_columns": site.dead_columns,
     }
-    losses: dict[Stage, float] = {}
+    losses: dict[Stage, NumpyArray] = {}
     problem = layer.problem()
     solution = Solution()
     with clock("measure"):
-        unit = output_energy(layer.W, H) or 1.0  # a layer without output has losses of 0
+        units = row_energies(layer.W, H, site.backend)
     for step in steps:
         if not step.is_asked(layer.recipe):
             continue
@@ -57,14 +68,18 @@ def solve_layer(
             solution = found
         if step.stage is not None:
             with clock("measure"):
-                loss = layer_loss(problem, solution, H) / unit
-            if math.isfinite(loss):  # offsets of plain rounding may exceed their type
-                losses[step.stage] = loss
-    grid = layer.grid
-    report = LayerReport(
-        layer.name, tuple(layer.W.shape), grid.bits, grid.group_size, losses, **facts
-    )
-    return quantized_linear(problem, solution), report
+                losses[step.stage] = row_losses(problem, solution, H)
+    grid, reports, start = layer.grid, [], 0
+    for name, count in (layer.rows or {layer.name: layer.W.shape[0]}).items():
+        rows = slice(start, start + count)
+        start += count
+        unit = units[rows].sum() or 1.0  # a layer without output has losses of 0
+        of_layer = {stage: float(loss[rows].sum() / unit) for stage, loss in losses.items()}
+        # offsets of plain rounding may exceed their type
+        finite = {stage: loss for stage, loss in of_layer.items() if math.isfinite(loss)}
+        shape = count, layer.W.shape[1]
+        reports.append(LayerReport(name, shape, grid.bits, grid.group_size, finite, **facts))
+    return quantized_linear(problem, solution), reports
 
 
 def solve_without_statistics(
@@ -103,29 +118,34 @@ def join_layers(parts: Mapping[tuple[int, int], QuantizedLinear]) -> QuantizedLi
     return join_rows([parts[rows] for rows in sorted(parts)], np.concatenate)
 
 
-def output_energy(W: Array, H: Array) -> float:
-    """Compute tr(W H W.T), the unit of losses in reports.
+def output_energy(W: Array, H: Array, backend: Backend) -> float:
+    """Compute tr(W H W.T), the unit of losses in reports."""
+    return float(row_energies(W, H, backend).sum())
+
+
+def row_energies(W: Array, H: Array, backend: Backend) -> NumpyArray:
+    """Compute w H w.T of every row w, in float64.
 
     Weights whose squares float32 does not hold are multiplied by a power of two meanwhile, which
     rounds nothing.
     """
     largest = float(abs(W).max())
     if not largest or SMALL <= largest <= 1 / SMALL:
-        return float(((W @ H) * W).sum())
+        return backend.to_numpy(((W @ H) * W).sum(axis=-1)).astype(np.float64)
     factor = 2.0 ** -max(-100, min(100, math.frexp(largest)[1]))  # itself a float32
     W = W * factor
     with np.errstate(invalid="ignore"):  # infinity times zero, of a layer that is then refused
-        return float(((W @ H) * W).sum()) / factor**2
+        return backend.to_numpy(((W @ H) * W).sum(axis=-1)).astype(np.float64) / factor**2
 
 
-def layer_loss(problem: Problem, solution: Solution, H: Array) -> float:
-    """Compute tr(E H E.T) of the error E that a solution leaves of the corrected weight.
+def row_losses(problem: Problem, solution: Solution, H: Array) -> NumpyArray:
+    """Compute e H e.T for each row of the error that a solution leaves of the corrected weight.
 
     Outlier columns, where the layer has any, are fitted beside its codes. Shapes: H (in, in), not
     damped.
     """
     whole = problem.whole or problem
-    return output_energy(weight_of(whole, solution) - whole.V, H)
+    return row_energies(weight_of(whole, solution) - whole.V, H, problem.backend)
 
 
 def quantized_linear(problem: Problem, solution: Solution) -> QuantizedLinear:

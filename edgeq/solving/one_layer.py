@@ -127,16 +127,16 @@ def output_error(
     x_hat = backend.activations(X_hat.reshape(-1, columns))
     V, E = backend.asarray(W), backend.asarray(solved - W)
     H = backend.gram(x_hat, x_hat)
-    error = output_energy(E, H)
-    energy = output_energy(V, H)
+    error = output_energy(E, H, backend)
+    energy = output_energy(V, H, backend)
     if X is not None:
         x = backend.activations(X.reshape(-1, columns))
         drift = x - x_hat
         # (X - X_hat) W.T - X_hat E.T, squared
         D = backend.gram(drift, x_hat)
-        error += output_energy(V, backend.gram(drift, drift))
+        error += output_energy(V, backend.gram(drift, drift), backend)
         error -= 2 * float(((V @ D) * E).sum())
-        energy = output_energy(V, backend.gram(x, x))
+        energy = output_energy(V, backend.gram(x, x), backend)
     if energy > 0:
         return max(error, 0.0) / energy
     return 0.0 if not error else math.inf

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgeq.algorithms.problem import join_rows
-from edgeq.solving.layer import output_energy, solve_layer
+from edgeq.algorithms.problem import join_rows, rows_of
+from edgeq.solving.layer import output_energy, solve_layer, solve_stack
 from edgeq.solving.report import LayerReport, Stage
 from edgeq.solving.site import Layer
 from edgeq.stopwatch import Stopwatch
@@ -35,10 +35,22 @@ def solve_rows(
         solved.append(part)
         reports.append(report)
         with clock("measure"):
-            energies.append(output_energy(chunk.W, H))
+            energies.append(output_energy(chunk.W, H, chunk.site.backend))
     losses = join_losses(reports, energies)
     whole = replace(reports[0], shape=(out_features, in_features), losses=losses)
     return join_rows(solved, np.concatenate), whole
+
+
+def solve_stacked(
+    layer: Layer, clock: Stopwatch
+) -> tuple[list[QuantizedLinear], list[LayerReport]]:
+    """Solve layers whose rows are stacked, and take them apart again."""
+    solved, reports = solve_stack(layer, clock)
+    parts, start = [], 0
+    for count in layer.rows.values():
+        parts.append(rows_of(solved, slice(start, start + count)))
+        start += count
+    return parts, reports
 
 
 def join_losses(reports: Sequence[LayerReport], energies: Sequence[float]) -> dict[Stage, float]:

@@ -4,7 +4,8 @@ Where the statistics come from is said by `edgeq.solving.statistics`, how a laye
 `edgeq.solving.layer`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from edgeq.algorithms.damping import (
     DampedFactor,
@@ -47,6 +48,9 @@ class SiteFactors:
 class Layer:
     """One linear layer to solve, the site that it reads from and the recipe that it follows.
 
+    Or several that read one input, their rows below one another: rows has how many each has, by
+    name. It is empty for one layer.
+
     Shapes: W (out, in).
     """
 
@@ -55,6 +59,7 @@ class Layer:
     grid: Grid
     site: SiteFactors
     recipe: Recipe
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     def problem(self) -> Problem:
         """State the problem as it is before any step: to come near the weight itself."""

@@ -1,18 +1,24 @@
 """Run calibration streams and plain predictions of mlx-lm models in MLX."""
 
 from edgeq.errors import UnsupportedModel
-from edgeq.protocols import ModelSource
+from edgeq.protocols import ModelDescription, ModelSource
 from edgeq.streams.blockwise import BlockwiseLogits, CalibrationStreams, Flow
 from edgeq.types import NumpyArray
 from edgeq_backends.mlx.model import StreamedModel
+
+FLOAT = 4  # bytes
 
 
 class MlxActivations(CalibrationStreams):
     """Calibration streams of an mlx-lm model.
 
+    They are in float32, exact or not.
+
     Shapes: windows (count, tokens) of token ids.
     Raises: UnsupportedModel for a mixture of experts.
     """
+
+    computes_in = "float32"
 
     def __init__(
         self,
@@ -20,10 +26,16 @@ class MlxActivations(CalibrationStreams):
         windows: NumpyArray,
         *,
         drift: float = 1.0,
+        exact: bool = False,
         flow: Flow | None = None,
     ) -> None:
         check_experts(source)
         super().__init__(StreamedModel(source), windows, drift=drift, flow=flow)
+
+    @staticmethod
+    def number_bytes(source: ModelDescription, exact: bool) -> int:
+        """Count the bytes of a number in passes of a model, for the plan of memory."""
+        return FLOAT
 
 
 class MlxLogits(BlockwiseLogits):

@@ -33,6 +33,10 @@ class MlxBackend(ColumnLoops):
     """
 
     name = "mlx"
+    computes_in = "float32"
+
+    def __init__(self, *, exact: bool = False) -> None:
+        """Make a backend, which has one precision."""
 
     def asarray(self, x: Any) -> mx.array:
         # MLX takes no ml_dtypes, and its own float64 exists on the CPU only

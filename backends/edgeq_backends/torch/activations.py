@@ -1,13 +1,21 @@
 """Run calibration streams and plain predictions of transformers models in torch."""
 
-from edgeq.protocols import ModelSource
+import torch
+
+from edgeq.protocols import ModelDescription, ModelSource
 from edgeq.streams.blockwise import BlockwiseLogits, CalibrationStreams, Flow
 from edgeq.types import NumpyArray
+from edgeq_backends.torch.backend import find_device
 from edgeq_backends.torch.model import StreamedModel
+from edgeq_backends.torch.products import fast_type
+
+FLOAT = 4  # bytes
 
 
 class TorchActivations(CalibrationStreams):
     """Calibration streams of a transformers model.
+
+    Models that are stored in bfloat16 run in it where the device multiplies in it, unless exact.
 
     Shapes: windows (count, tokens) of token ids.
     """
@@ -19,9 +27,27 @@ class TorchActivations(CalibrationStreams):
         *,
         device: str = "cpu",
         drift: float = 1.0,
+        exact: bool = False,
         flow: Flow | None = None,
     ) -> None:
-        super().__init__(StreamedModel(source, device), windows, drift=drift, flow=flow)
+        kind = torch.float32 if exact else kind_of_passes(source, device)
+        self.computes_in = str(kind).removeprefix("torch.")
+        super().__init__(StreamedModel(source, device, kind), windows, drift=drift, flow=flow)
+
+    @staticmethod
+    def number_bytes(source: ModelDescription, exact: bool, *, device: str = "cpu") -> int:
+        """Count the bytes of a number in passes of a model, for the plan of memory."""
+        return FLOAT if exact else kind_of_passes(source, device).itemsize
+
+
+def kind_of_passes(source: ModelDescription, device: str) -> torch.dtype:
+    """Give the type in which calibration text goes through a model.
+
+    Mixtures run in float32: in a type with fewer digits tokens go to other experts.
+    """
+    record, fast = source.record, fast_type(find_device(device))
+    is_mixture = any(linear.expert is not None for linear in record.decoder.linears())
+    return torch.float32 if fast is None or is_mixture or record.dtype != "bfloat16" else fast
 
 
 class TorchLogits(BlockwiseLogits):

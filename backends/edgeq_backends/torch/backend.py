@@ -14,6 +14,7 @@ from edgeq.errors import NotInstalled, NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
 from edgeq_backends.torch.column_loops import TorchColumnLoops
+from edgeq_backends.torch.products import choose_products
 
 STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry saves
@@ -23,18 +24,19 @@ FEWEST_ROWS = 32  # with fewer the start of an operation costs more than its wor
 
 
 class TorchBackend(TorchColumnLoops):
-    """The verbs of `Backend` in torch, in float64, or float32 on MPS.
+    """The verbs of `Backend` in torch.
 
-    TF32 and other reduced-precision products stay off. Float32 solves differ from exact ones: (H +
-    lambda I)^-1 amplifies their rounding, ties fall the other way, and GPTQ carries each difference
-    along its row.
+    Factors are in float64: (H + lambda I)^-1 amplifies rounding. All else is in float32, as the
+    inputs of layers are, or with `exact` in float64. Products keep all digits of float32, and TF32
+    stays off.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", *, exact: bool = False) -> None:
         self.name = device
         self.device = find_device(device)
-        self.precision = torch.float32
-        torch.set_float32_matmul_precision("highest")
+        self.precision = torch.float64 if exact and device != "mps" else torch.float32
+        library = choose_products(device, exact=exact)
+        self.computes_in = f"{str(self.precision).removeprefix('torch.')} (products by {library})"
 
     def asarray(self, x: Any) -> torch.Tensor:
         return self._tensor(x, self.precision)

@@ -4,11 +4,13 @@ They are read tensor by tensor from a ModelSource; the schedule of a calibration
 `edgeq.streams`.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
@@ -53,13 +55,13 @@ class PassThrough(torch.nn.Module):
 
 
 class StreamedModel:
-    """The model's own code, in float32 on one device.
+    """The model's own code on one device, in float32 or a type with fewer digits.
 
     Parameters are there only where they are in use.
     """
 
-    def __init__(self, source: ModelSource, device: str) -> None:
-        self.source, self.device = source, find_device(device)
+    def __init__(self, source: ModelSource, device: str, kind: torch.dtype = torch.float32) -> None:
+        self.source, self.device, self.kind = source, find_device(device), kind
         self.specs = source.blocks()
         config = source.record.settled_config()
         self.model = empty_model(config, source.record.name)
@@ -142,6 +144,7 @@ class StreamedModel:
         handed = self._handed(index, call, hidden_states)
         output = self.blocks[index](hidden_states, *call.args, **{**call.kwargs, **handed})
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        hidden = hidden.to(self.kind)  # some models keep what they add up in float32
         if handed:
             setattr(hidden, HANDED, handed)
         return hidden
@@ -171,11 +174,16 @@ class StreamedModel:
         return handed
 
     def to_numpy(self, hidden: torch.Tensor) -> NumpyArray:
-        array: NumpyArray = hidden.cpu().numpy()
+        hidden = hidden.cpu()
+        if hidden.dtype == torch.bfloat16:  # which NumPy has from ml_dtypes
+            return hidden.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        array: NumpyArray = hidden.numpy()
         return array
 
     def from_numpy(self, hidden: NumpyArray) -> torch.Tensor:
-        return aligned(hidden).to(self.device)
+        if hidden.dtype == ml_dtypes.bfloat16:
+            return aligned(hidden.view(np.uint16)).view(torch.bfloat16).to(self.device, self.kind)
+        return aligned(hidden).to(self.device, self.kind)
 
     def logits(
         self, batches: Sequence[NumpyArray], hidden: Sequence[torch.Tensor]
@@ -190,7 +198,7 @@ class StreamedModel:
     @contextmanager
     def _filled(self, fillings: Sequence[Filling]) -> Iterator[None]:
         for filling in fillings:
-            fill(filling, self.outline, self.source, self._slots, self.device)
+            fill(filling, self.outline, self.source, self._slots, self.device, self.kind)
         try:
             yield
         finally:
@@ -240,8 +248,11 @@ def fill(
     source: ModelSource,
     slots: dict[str, Slots],
     device: torch.device,
+    kind: torch.dtype = torch.float32,
 ) -> None:
     """Read what makes up tensors of a model, and put them everywhere that they are used.
+
+    Parameters are in `kind`, but for those that the model's code keeps in float32.
 
     Raises: BadInput when the source's tensor has another shape.
     """
@@ -252,7 +263,7 @@ def fill(
     for name, tensor in filling.convert(outline.model, read).items():
         for module, leaf in slots[name]:
             if leaf in module._parameters:
-                module._parameters[leaf] = parameter(tensor)
+                module._parameters[leaf] = parameter(tensor.to(kind_of(name, outline.model, kind)))
             else:
                 buffer = module._buffers[leaf]
                 assert buffer is not None, "saved buffers are there before they are filled"
@@ -267,6 +278,16 @@ def free(fillings: Sequence[Filling], slots: Mapping[str, Slots]) -> None:
                 filled = module._parameters.get(leaf)
                 if filled is not None:
                     module._parameters[leaf] = parameter(filled.to("meta"))
+
+
+def kind_of(name: str, model: torch.nn.Module, kind: torch.dtype) -> torch.dtype:
+    """Give the type of a parameter; models say by parts of names what they keep in float32."""
+    for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+        for kept in getattr(model, attribute, None) or ():
+            pattern = kept.replace(".", r"\.").replace("*", r"\d+")
+            if re.search(rf"(^|\.){pattern}($|\.)", name):
+                return torch.float32
+    return kind
 
 
 def parameter(tensor: torch.Tensor) -> torch.nn.Parameter:

@@ -19,6 +19,7 @@ from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.torch.backend import STORED, aligned
 from edgeq_backends.torch.model import StreamedModel, fill, parameter, read_stored
 from edgeq_backends.torch.names import Filling
+from edgeq_backends.torch.products import fast_type
 
 
 class TorchNumbers:
@@ -80,21 +81,6 @@ def torch_models(
         return StatesOnDisk(states_folder, student.to_numpy, student.from_numpy)
 
     return Models(teacher, student, make_states, resident, BATCH_TOKENS)
-
-
-def fast_type(device: torch.device) -> torch.dtype | None:
-    """Give the type in which products are fastest on a device, None for float32 itself.
-
-    bfloat16 where the processor multiplies in it: gradients bear its 8 bits, as in all training.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    has_products = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
-    if has_products and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    ):
-        return torch.bfloat16
-    return None
 
 
 class TuningModel(StreamedModel):
