@@ -5,7 +5,7 @@ Descriptions of formats are read to answer --help, so nothing heavy is imported 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -121,10 +121,7 @@ class Backend(Protocol):
         """
 
     def rows_at_once(self, columns: int) -> int:
-        """Say how many rows of so many columns are worked on together where rows are alike.
-
-        Their temporaries fit a CPU's cache, or a share of the device's memory.
-        """
+        """Say how many rows of so many columns fit a cache, or a share of a device's memory."""
 
     def round_columns(
         self, columns: Array, U: Array, scales: Array, offsets: Array, grid: Grid
@@ -153,10 +150,8 @@ class TextSizes(Protocol):
 
     @property
     def name(self) -> str: ...
-
     @property
     def vocabulary(self) -> int | None: ...
-
     @property
     def context(self) -> int | None: ...
     @property
@@ -257,8 +252,24 @@ class Site(Protocol):
     def layers(self) -> Iterator[str]:
         """Give the layers in order; asking for the next lets both streams run through the last."""
 
-    def replace(self, layer: str, W: NumpyArray) -> None:
-        """Set the weight that the quantized stream computes with from here on."""
+    def replace(self, layer: str, W: NumpyArray | QuantizedLinear) -> None:
+        """Set the weight that the quantized stream computes with from here on.
+
+        A solved layer is dequantized where the stream is.
+        """
+
+
+class HeldStates(Protocol):
+    """Hidden states of both streams between two blocks, on their way to the disk."""
+
+    def begin(self) -> bool:
+        """Start to bring them to the host, without waiting; say whether they may change then."""
+
+    def save(self, folder: Path) -> Iterator[tuple[str, str]]:
+        """Write them into an empty directory, once; give name and SHA-256 of each flushed file.
+
+        `begin` comes before it, in the thread that computes; this may run in another one.
+        """
 
 
 class ActivationSource(Protocol):
@@ -270,11 +281,14 @@ class ActivationSource(Protocol):
     def sites(self, block: BlockSpec) -> Iterator[Site]:
         """Load a block and halt at each of its sites; both streams have passed it at the end."""
 
-    def save(self, folder: Path) -> None:
-        """Write both streams' hidden states into an empty directory, and flush them to disk."""
+    def hold(self, let_go: Callable[[], None]) -> HeldStates:
+        """Give both streams' hidden states as they are now, to be saved while work goes on.
+
+        `let_go` is called where they would be overwritten, or be in memory twice.
+        """
 
     def restore(self, folder: Path) -> None:
-        """Go on with the states that `save` wrote. Raises: OSError, ValueError or EOFError."""
+        """Go on with the states that were saved. Raises: OSError, ValueError or EOFError."""
 
 
 class TextWriter(Protocol):

@@ -73,7 +73,7 @@ def test_all_flows_show_the_same_inputs_bit_by_bit(framework, drift, rng, tmp_pa
     for name, flow in flows(tmp_path).items():
         make = load(ACTIVATIONS[framework], "calibration")
         found[name] = visit(
-            make(source, windows, drift=drift, flow=flow), source.blocks(), replaced
+            make(source, windows, drift=drift, exact=True, flow=flow), source.blocks(), replaced
         )
     expected = found.pop("standing")
     assert len(expected) == 8

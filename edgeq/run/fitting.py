@@ -136,10 +136,11 @@ def fit_job(job: Job, sizes: Sizes, folder: Path) -> tuple[Job, MemoryPlan]:
 def process_of(job: Job) -> Process:
     """Measure this process, with what a job will have it import, and the numbers of its passes."""
     give_large_arrays_back()
-    name, wide = job.backend.name, FLOAT
-    if job.recipe.needs_calibration:
+    name, recipe, wide = job.backend.name, job.recipe, FLOAT
+    if recipe.needs_calibration:
         streams = load(ACTIVATIONS[BACKENDS[name].framework], "calibration")
-        wide = streams.number_bytes(job.source, job.recipe.exact, **device_of(name))
+        drift = recipe.propagation_share if recipe.needs_drift else 0.0
+        wide = streams.number_bytes(job.source, recipe.exact, drift, **device_of(name))
     return measure_process(job.characters, job.backend, passes=wide)
 
 

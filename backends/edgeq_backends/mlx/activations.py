@@ -33,7 +33,7 @@ class MlxActivations(CalibrationStreams):
         super().__init__(StreamedModel(source), windows, drift=drift, flow=flow)
 
     @staticmethod
-    def number_bytes(source: ModelDescription, exact: bool) -> int:
+    def number_bytes(source: ModelDescription, exact: bool, drift: float) -> int:
         """Count the bytes of a number in passes of a model, for the plan of memory."""
         return FLOAT
 

@@ -42,6 +42,8 @@ class TorchBackend(TorchColumnLoops):
         return self._tensor(x, self.precision)
 
     def activations(self, x: Any) -> torch.Tensor:
+        if isinstance(x, torch.Tensor) and has_wide_sums(x):
+            return x  # products with sums in float32 lose nothing of it
         return self._tensor(x, torch.float32)
 
     def _tensor(self, x: Any, precision: torch.dtype) -> torch.Tensor:
@@ -57,7 +59,7 @@ class TorchBackend(TorchColumnLoops):
         return x.clone(memory_format=torch.contiguous_format)
 
     def gram(self, X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
-        product = symmetric_product(X) if X is Y else X.T @ Y
+        product = symmetric_product(X) if X is Y else product_of(X.T, Y)
         return product.to(self.precision)
 
     def diagonal(self, A: torch.Tensor) -> torch.Tensor:
@@ -159,6 +161,19 @@ def aligned(array: NumpyArray, dtype: type[np.generic] | None = None) -> torch.T
     return copied
 
 
+def has_wide_sums(x: torch.Tensor) -> bool:
+    """Say whether products of such a tensor may have float32 as their result: bfloat16 on CUDA."""
+    has_verb = hasattr(torch.ops.aten.mm, "dtype")  # since torch 2.8
+    return has_verb and x.device.type == "cuda" and x.dtype == torch.bfloat16
+
+
+def product_of(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """Multiply two matrices, with sums in float32 or wider."""
+    if has_wide_sums(A):
+        return torch.mm(A, B, out_dtype=torch.float32)
+    return A @ B
+
+
 def symmetric_product(X: torch.Tensor) -> torch.Tensor:
     """Compute X.T @ X from k lower strips, mirrored: (k + 1) / 2k of the work of the plain product.
 
@@ -171,9 +186,9 @@ def symmetric_product(X: torch.Tensor) -> torch.Tensor:
     size = X.shape[1]
     strips = max(1, size // STRIP_COLUMNS)
     bounds = [round(strip * size / strips) for strip in range(strips + 1)]
-    product = X.new_empty(size, size)
+    product = X.new_empty(size, size, dtype=torch.float32 if has_wide_sums(X) else X.dtype)
     for start, stop in itertools.pairwise(bounds):
-        strip = X[:, start:stop].T @ X[:, :stop]
+        strip = product_of(X[:, start:stop].T, X[:, :stop])
         square = strip[:, start:].tril()
         product[start:stop, :start] = strip[:, :start]
         product[:start, start:stop] = strip[:, :start].T
