@@ -30,8 +30,11 @@ from edgeq.types import Grid, SuperBlocks
 
 THOROUGH = ScaleSearch(candidates=24, refits=2)
 TWO_LEVELS = [name for name, grid in SPECIAL.items() if grid.super_blocks]
-ON_BACKENDS = [(kind, name) for name in SPECIAL for kind in ("reference", "cpu")]
-ON_BACKENDS += [pytest.param("cuda", name, marks=pytest.mark.gpu) for name in SPECIAL]
+ON_BACKENDS = [
+    pytest.param("cuda", name, marks=pytest.mark.gpu) if kind == "cuda" else (kind, name)
+    for name in SPECIAL
+    for kind in ("reference", "cpu", "cuda")
+]
 ON_BACKENDS += [("mlx", "Q2_K"), ("mlx", "IQ4_XS")]  # one with minima, one with a table
 TABLES = [name for name, grid in SPECIAL.items() if grid.table]
 
