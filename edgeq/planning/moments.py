@@ -63,6 +63,8 @@ class Way:
 class Process:
     """The memory that a process takes whatever the model's size, and how wide its numbers are.
 
+    together is how many numbers of a layer are worked on at once, or of layers of one input.
+
     Units: bytes; those of one number of the solve (precision), of a factor, and of weights and
     activations in forward passes.
     """
@@ -71,6 +73,7 @@ class Process:
     precision: int
     factor: int = 2 * FLOAT
     passes: int = FLOAT
+    together: int = 0
 
 
 USUAL_RESIDENT = 700 * 10**6  # bytes, with a framework imported: where the system does not say
@@ -78,10 +81,10 @@ MODEL_CODE = 170 * 10**6  # bytes: what frameworks import when the first model i
 TEXT_CHARACTER = 100  # bytes of text, tokens and what the tokenizer keeps of them
 
 
-def measure_process(characters: int, backend: Backend) -> Process:
+def measure_process(characters: int, backend: Backend, *, passes: int = FLOAT) -> Process:
     """Measure this process, in which the framework has been imported.
 
-    characters are those that are tokenized at once.
+    characters are those that are tokenized at once, passes the bytes of a number in forward passes.
 
     Where the system does not say how large it is, a usual size is taken.
     """
@@ -91,6 +94,8 @@ def measure_process(characters: int, backend: Backend) -> Process:
         resident + MODEL_CODE + TEXT_CHARACTER * characters,
         one.itemsize,
         backend.cholesky(one).itemsize,
+        passes,
+        backend.rows_at_once(1),
     )
 
 
@@ -190,6 +195,7 @@ class RunSizes:
         self.precision = process.precision
         self.factor = process.factor
         self.passes = process.passes
+        self.together = process.together
         self.sites = layer.sites
         self.hidden = decoder.hidden
         # a block whose attention or feed-forward part is not described is as wide as its layers
@@ -227,18 +233,19 @@ class RunSizes:
         if standing:
             passing = {"one batch of text": self.transient(), "second moments and factors": kept}
             yield f"running the text past {first}", held | passing
-        rows = max(layer.shape[0] for layer in layers)
-        rows = min(rows, self.way.rows_at_once or rows)
+        # layers of one input may be solved as one
+        stacked = min(sum(layer.shape[0] for layer in layers), self.together // columns)
+        solved = max(stacked, *(layer.shape[0] for layer in layers), 0)
+        rows = min(solved, self.way.rows_at_once or solved)
         sweeps = 2 * bool(self.recipe.sweeps) * square  # H in the order of the sweeps, and scaled
         around = AROUND_OUTLIERS * self.recipe.keeps_columns * square
         annealed = columns * columns * FLOAT * bool(self.recipe.anneal_rounds)
         widened = self._widened(columns) if self.drift else 0  # D, in the correction
-        largest = max(math.prod(layer.shape) for layer in layers)
         solve = {
             "second moments and factors": kept + max(sweeps + annealed + around, widened),
             "weights in the solve": self._temporaries(rows * columns),
-            "a layer as it is read and solved": 2 * FLOAT * largest,
-            "a layer in the solve": self.precision * largest,
+            "a layer as it is read and solved": 2 * FLOAT * solved * columns,
+            "a layer in the solve": self.precision * solved * columns,
         }
         yield f"the solve of {first}", held | solve
 

@@ -9,12 +9,12 @@ from typing import Any
 from edgeq.errors import BadInput, TooLittleMemory
 from edgeq.planning.device_memory import Device
 from edgeq.planning.memory import ENOUGH, MemoryPlan, choose_way
-from edgeq.planning.moments import measure_process
+from edgeq.planning.moments import FLOAT, Process, measure_process
 from edgeq.planning.process_memory import give_large_arrays_back
 from edgeq.planning.tuning import TuningPlan, with_tuning
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
-from edgeq.registry import ACTIVATIONS, BACKENDS, can_tune, load
+from edgeq.registry import ACTIVATIONS, BACKENDS, can_tune, device_of, load
 from edgeq.run.assembly import (
     CalibrationMaker,
     chosen_recipe,
@@ -85,11 +85,7 @@ def fit_job(job: Job, sizes: Sizes, folder: Path) -> tuple[Job, MemoryPlan]:
     Raises: BadInput for what is no size, and with the smallest one that would do.
     """
     limit, device = sizes.limit(), sizes.device(job.backend)
-    give_large_arrays_back()
-    if job.recipe.needs_calibration:
-        # imports what the process will hold, before the process is measured
-        load(ACTIVATIONS[BACKENDS[job.backend.name].framework], "calibration")
-    process = measure_process(job.characters, job.backend)
+    process = process_of(job)
     maker = job.make_calibration
     drawn = maker if isinstance(maker, CalibrationMaker) else None
     memory = choose_way(
@@ -135,6 +131,17 @@ def fit_job(job: Job, sizes: Sizes, folder: Path) -> tuple[Job, MemoryPlan]:
         tuning_note=choice.note,
     )
     return fitted, memory if choice.plan is None else with_tuning(memory, choice.plan)
+
+
+def process_of(job: Job) -> Process:
+    """Measure this process, with what a job will have it import, and the numbers of its passes."""
+    give_large_arrays_back()
+    name, recipe, wide = job.backend.name, job.recipe, FLOAT
+    if recipe.needs_calibration:
+        streams = load(ACTIVATIONS[BACKENDS[name].framework], "calibration")
+        drift = recipe.propagation_share if recipe.needs_drift else 0.0
+        wide = streams.number_bytes(job.source, recipe.exact, drift, **device_of(name))
+    return measure_process(job.characters, job.backend, passes=wide)
 
 
 def existing_folder(folder: Path) -> Path:

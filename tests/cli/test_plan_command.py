@@ -206,7 +206,7 @@ def seven(tmp_path_factory):
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        ("8GB", ["--quality", "fast"]),
+        ("7GB", ["--quality", "fast"]),
         ("4GB", ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0"]),
         ("2GB", ["--max-ram"]),
     ],

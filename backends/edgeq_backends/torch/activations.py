@@ -2,12 +2,14 @@
 
 import torch
 
-from edgeq.protocols import ModelSource
+from edgeq.protocols import ModelDescription, ModelSource
 from edgeq.streams.blockwise import BlockwiseLogits, CalibrationStreams, Flow
 from edgeq.types import NumpyArray
 from edgeq_backends.torch.backend import find_device
 from edgeq_backends.torch.model import StreamedModel
 from edgeq_backends.torch.products import fast_type
+
+FLOAT = 4  # bytes
 
 
 class TorchActivations(CalibrationStreams):
@@ -32,8 +34,15 @@ class TorchActivations(CalibrationStreams):
         self.computes_in = str(kind).removeprefix("torch.")
         super().__init__(StreamedModel(source, device, kind), windows, drift=drift, flow=flow)
 
+    @staticmethod
+    def number_bytes(
+        source: ModelDescription, exact: bool, drift: float, *, device: str = "cpu"
+    ) -> int:
+        """Count the bytes of a number in passes of a model, for the plan of memory."""
+        return FLOAT if exact else kind_of_passes(source, device, drift).itemsize
 
-def kind_of_passes(source: ModelSource, device: str, drift: float) -> torch.dtype:
+
+def kind_of_passes(source: ModelDescription, device: str, drift: float) -> torch.dtype:
     """Give the type in which calibration text goes through a model.
 
     What one stream says of inputs bears the 8 bits of bfloat16. The difference of two streams does
