@@ -5,7 +5,7 @@ Descriptions of formats are read to answer --help, so nothing heavy is imported 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -51,6 +51,10 @@ class Backend(Protocol):
     name: str
     computes_in: str
     """The working precision, for reports."""
+    columns_at_once: int
+    """How many columns loops over them take as a block."""
+    notes: Sequence[str]
+    """What its device lacks and does without, for users to read."""
 
     def asarray(self, x: Any) -> Array:
         """Take an array over to the backend's device, in working precision."""
@@ -139,6 +143,23 @@ class Backend(Protocol):
         codes become levels of the grid.
 
         Shapes: codes, wanted and the result (columns, out).
+        """
+
+    def choose_scales(
+        self, values: Array, weights: Array, tried: Iterable[Any], grid: Grid, best: Any = None
+    ) -> tuple[Array, Array, Array]:
+        """Choose for each group the scale and offset whose rounding error weighs least: its loss.
+
+        tried are pairs of both, best is what was chosen of others; one is taken for what was tried
+        before where it is better by more than noise.
+        Shapes: values (out, groups, columns); weights (1, groups, columns); all else (out, groups).
+        """
+
+    def sweep_scales(self, A: Array, c: Array, x: Array, grid: Grid, sweeps: int) -> Array:
+        """Lower x^T A x - 2 c^T x of each row, group after group, by steps that can be stored.
+
+        x are all scales, on an offset grid followed by all offsets; those of a group move together.
+        Shapes: A (out, unknowns, unknowns); c, x and the result (out, unknowns).
         """
 
 

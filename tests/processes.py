@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MOST_WORKERS = 4  # each takes 2 GB with its frameworks, and the longest file bounds the time
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+"""What there is of a GPU that Triton compiles for; without one its kernels are interpreted."""
 LONGEST_FIRST = (  # begun last, one of them would keep a single worker busy at the end
     "backends/test_mlx_end_to_end.py",
     "backends/test_equal_numbers.py",
@@ -37,6 +39,8 @@ def prepare_environment() -> None:
     for name in THREADS:
         os.environ.setdefault(name, "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where a test asks for more threads
+    if not any(map(Path.exists, GPUS)):
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     if sys.dont_write_bytecode:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / ".pytest_cache" / "bytecode")

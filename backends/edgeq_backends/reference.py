@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.algorithms.column_loops import ColumnLoops
+from edgeq.algorithms.group_loops import GroupLoops
 from edgeq.dtypes import NUMPY
 from edgeq.errors import NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
@@ -14,7 +15,7 @@ from edgeq_backends.half_steps import nearest_in_table
 CACHED = 2**17  # numbers of which a CPU's cache holds a few arrays
 
 
-class ReferenceBackend(ColumnLoops):
+class ReferenceBackend(ColumnLoops, GroupLoops):
     """Every verb in float64, written for reading rather than for speed."""
 
     name = "reference"

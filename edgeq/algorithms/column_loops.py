@@ -4,6 +4,8 @@ They are verbs of backends, since what such a loop costs is the start of its ope
 stand as they are specified, in terms of the other verbs.
 """
 
+from collections.abc import Sequence
+
 from edgeq.grids.fitting import nearest_levels, round_to_codes
 from edgeq.protocols import Backend, Columns
 from edgeq.types import Array, Grid
@@ -11,6 +13,10 @@ from edgeq.types import Array, Grid
 
 class ColumnLoops:
     """Offers both loops to a backend that has no faster ones of its own."""
+
+    notes: Sequence[str] = ()
+    columns_at_once = 64
+    """Wide enough for products between blocks, narrow enough for a CPU's cache."""
 
     def round_columns(
         self: Backend, columns: Array, U: Array, scales: Array, offsets: Array, grid: Grid

@@ -8,18 +8,17 @@ from edgeq.algorithms.problem import Problem
 from edgeq.protocols import Backend
 from edgeq.types import Array, NumpyArray, Solution
 
-BLOCK_SIZE = 64  # columns per lazy update: wide enough for products, narrow enough for a cache
-
 
 def solve_columns(
-    problem: Problem, solution: Solution, *, block_size: int = BLOCK_SIZE
+    problem: Problem, solution: Solution, *, block_size: int | None = None
 ) -> Solution:
     """Choose codes column by column on the fixed (static) group scales of a solution.
 
     e_j = (v_j - Q(v_j)) / U_jj,   v_k -= e_j U_jk for k > j,   with H^-1 = U^T U
 
-    The sum of e_j ** 2 is the loss tr((V-Q) H (V-Q)^T). Updates beyond a block of columns come at
-    once. The problem's order permutes the columns while solving only: groups keep their own.
+    The sum of e_j ** 2 is the loss tr((V-Q) H (V-Q)^T). Updates beyond a block of columns, of the
+    backend's choice where none is given, come at once. The problem's order permutes the columns
+    while solving only: groups keep their own.
 
     Source: Frantar et al., GPTQ, ICLR 2023, algorithm 1.
     """
@@ -28,9 +27,9 @@ def solve_columns(
     columns = backend.copy(backend.take(V, order, axis=1).T)
     scales, offsets = backend.copy(solution.scales.T), backend.copy(solution.offsets.T)
     groups = grid.group_index(V.shape[1])[order]
-    codes = []
-    for start in range(0, V.shape[1], block_size):
-        stop = min(start + block_size, V.shape[1])
+    codes, at_once = [], block_size or backend.columns_at_once
+    for start in range(0, V.shape[1], at_once):
+        stop = min(start + at_once, V.shape[1])
         index = groups[start:stop]
         block_codes, errors = backend.round_columns(
             columns[start:stop],

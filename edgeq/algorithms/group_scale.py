@@ -3,12 +3,13 @@
 Stage 2, the refit to the layer's loss after that, is `edgeq.algorithms.scale_refit`.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgeq.algorithms.problem import Problem, join_rows
-from edgeq.algorithms.rounding_loss import Groups, rounding_loss
+from edgeq.algorithms.rounding_loss import Groups
 from edgeq.algorithms.super_block_scales import fit_super_blocks
 from edgeq.grids.fitting import (
     group_range,
@@ -23,13 +24,12 @@ from edgeq.grids.super_blocks import free_grid
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, NumpyArray, ScaleWeighting, Solution
 
-# Relative: a scale and its mirror image often lose the same, and noise must not choose.
-TIE = 1e-5
 SHRINK_TO = 0.4  # of the full range: where the search ends
 CUT_LEVELS = 5.0  # at most this many levels of a group of llama.cpp's types are left beyond it
 MOST_REACH = 3  # of integers: their tries grow with its square where there are minima
 CANDIDATES_PER_STEP = 6  # of integers of two-level scales, which are searched as finely
 EQUAL = 1e-9  # share of the energy of codes below which their spread is a rounding error
+Best = tuple[Array, Array, Array]  # scales, offsets and what they lose
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +84,21 @@ def search_scales(problem: Problem, search: ScaleSearch = SEARCH) -> Solution:
 def _search_rows(groups: Groups, search: ScaleSearch) -> Solution:
     grid, backend = groups.grid, groups.backend
     low, high = group_range(groups.values, backend)
-    best = scales_for_range(low, high, grid, backend)
-    best_loss = rounding_loss(groups, best)
-    for shrink in np.linspace(1.0, shrink_to(grid), search.candidates):
-        for candidate in _candidates(float(shrink) * low, float(shrink) * high, grid, backend):
-            best, best_loss = _keep_better(groups, best, best_loss, candidate)
-            if grid.type:
-                fitted = _least_squares(groups, candidate)
-                best, best_loss = _keep_better(groups, best, best_loss, fitted)
-        backend.evaluate(best.scales, best.offsets, best_loss)
+
+    def tried() -> Iterator[Solution]:
+        yield scales_for_range(low, high, grid, backend)
+        for shrink in np.linspace(1.0, shrink_to(grid), search.candidates):
+            for candidate in _candidates(float(shrink) * low, float(shrink) * high, grid, backend):
+                yield candidate
+                if grid.type:
+                    yield _least_squares(groups, candidate)
+
+    best = _best_of(groups, tried())
     for _ in range(search.refits):
-        best, best_loss = _keep_better(groups, best, best_loss, _least_squares(groups, best))
+        best = _best_of(groups, [_least_squares(groups, Solution(*best[:2]))], best)
     if grid.table:  # weights far below the least scale are nearer to zero than to any level of it
-        zero = Solution(0.0 * best.scales, 0.0 * best.offsets)
-        best, _ = _keep_better(groups, best, best_loss, zero)
-    return best
+        best = _best_of(groups, [Solution(0.0 * best[0], 0.0 * best[1])], best)
+    return Solution(*best[:2])
 
 
 def shrink_to(grid: Grid) -> float:
@@ -142,16 +142,9 @@ def _candidates(low: Array, high: Array, grid: Grid, backend: Backend) -> list[S
     return [fitted, Solution(-fitted.scales, -fitted.offsets)]
 
 
-def _keep_better(
-    groups: Groups, best: Solution, best_loss: Array, new: Solution
-) -> tuple[Solution, Array]:
-    backend, loss = groups.backend, rounding_loss(groups, new)
-    better = loss < (1 - TIE) * best_loss
-    kept = Solution(
-        backend.where(better, new.scales, best.scales),
-        backend.where(better, new.offsets, best.offsets),
-    )
-    return kept, backend.where(better, loss, best_loss)
+def _best_of(groups: Groups, tried: Iterable[Solution], best: Best | None = None) -> Best:
+    pairs = ((each.scales, each.offsets) for each in tried)
+    return groups.backend.choose_scales(groups.values, groups.weights, pairs, groups.grid, best)
 
 
 def _least_squares(groups: Groups, fitted: Solution) -> Solution:

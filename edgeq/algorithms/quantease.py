@@ -15,7 +15,6 @@ TIE = 1e-5
 RELAXED_EVERY = 3  # as in the paper's heuristic
 LAST_RELAXED = 25  # its last sweeps round, so that they settle
 STEEPEST = 2.0**120  # of a pull: finite in float32, where no residual times infinity is a number
-BLOCK_SIZE = 64  # columns whose residual is one product: wide enough for that, narrow for a cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +105,21 @@ def sweep(
     moved: Array | None,
     *,
     rounding: bool,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | None = None,
 ) -> tuple[Array, Array]:
     """Go once through all columns, block by block: codes, and how far weights have moved since.
 
-    The residual of each block is one product with that.
+    The residual of each block, of the backend's choice where none is given, is one product with
+    that.
 
     Shapes: codes, moved (None: nothing has) and the results (in, out).
     """
     columns, backend = problem.columns, problem.backend
     codes, first = backend.copy(codes), moved is None
     moved = 0 * codes if moved is None else backend.copy(moved)
-    for start in range(0, codes.shape[0], block_size):
-        block = slice(start, min(start + block_size, codes.shape[0]))
+    at_once = block_size or backend.columns_at_once
+    for start in range(0, codes.shape[0], at_once):
+        block = slice(start, min(start + at_once, codes.shape[0]))
         known = start if first else codes.shape[0]
         of_block = replace(
             columns,

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from edgeq.grids.fitting import divisor, nearest_levels
 from edgeq.protocols import Backend
 from edgeq.types import Array, Grid, Solution
 
@@ -25,13 +24,5 @@ def rounding_loss(groups: Groups, fitted: Solution) -> Array:
 
     Shapes: (out, groups).
     """
-    grid, backend = groups.grid, groups.backend
-    # in steps: one division per group, not per weight
-    inverse = 1 / divisor(fitted.scales, grid, backend)
-    steps = groups.values * inverse[:, :, None] - (fitted.offsets * inverse)[:, :, None]
-    levels = nearest_levels(steps, grid, backend)
-    if grid.table:  # where scales may be zero, which no step is a multiple of
-        error = groups.values - fitted.scales[:, :, None] * levels
-        return (groups.weights * error * error).sum(axis=-1)
-    error = steps - levels
-    return fitted.scales * fitted.scales * (groups.weights * error * error).sum(axis=-1)
+    one = [(fitted.scales, fitted.offsets)]
+    return groups.backend.choose_scales(groups.values, groups.weights, one, groups.grid)[2]

@@ -25,21 +25,14 @@ def descend(system: ScaleSystem, start: Array, refit: Refit) -> Array:
 
     Shapes: start and result (out, unknowns).
     """
-    backend, with_offsets = system.backend, system.grid.zeros == "offset"
-    unknowns = backend.copy(solve_exactly(system, start) if refit.exact else start)
-    groups = start.shape[1] // 2 if with_offsets else start.shape[1]
-    for _ in range(refit.sweeps):
-        for group in range(groups):
-            if with_offsets:
-                _improve_pair(system, unknowns, group, group + groups)
-            else:
-                _improve_scale(system, unknowns, group)
-        backend.evaluate(unknowns)
+    backend, A, c = system.backend, system.A, system.c
+    unknowns = solve_exactly(system, start) if refit.exact else start
+    unknowns = backend.sweep_scales(A, c, unknowns, system.grid, refit.sweeps)
     better = system_loss(system, unknowns) <= system_loss(system, start)
     return backend.where(better[:, None], unknowns, start)
 
 
-def _improve_scale(system: ScaleSystem, unknowns: Array, at: int) -> None:
+def improve_scale(system: ScaleSystem, unknowns: Array, at: int) -> None:
     """Move one scale to the storable value nearest the minimum of its parabola.
 
     A group of zeros keeps its scale.
@@ -52,7 +45,7 @@ def _improve_scale(system: ScaleSystem, unknowns: Array, at: int) -> None:
     unknowns[:, at] += backend.where(gain > 0, step, 0.0)
 
 
-def _improve_pair(system: ScaleSystem, unknowns: Array, scale: int, offset: int) -> None:
+def improve_pair(system: ScaleSystem, unknowns: Array, scale: int, offset: int) -> None:
     """Move a scale and its offset to their joint minimum, the offset making up for its rounding."""
     backend, dtype = system.backend, system.grid.scale_dtype
     A_s, A_o = system.A[:, scale, scale], system.A[:, offset, offset]

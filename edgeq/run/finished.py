@@ -173,6 +173,7 @@ def finish_run(
             *short_texts(job.recipe, calibration),
             *replaced,
             *notes(report, grids),
+            *job.backend.notes,
             *filter(None, [job.tuning_note]),
             *tuning_notes(report.tuning, job.recipe),
             *length_notes(job.recipe, job.source),

@@ -114,6 +114,7 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
             *replaced_types(job.recipe, decoder),
             *length_notes(job.recipe, job.source),
             *importance_notes(job, grids),
+            *job.backend.notes,
             *filter(None, [job.tuning_note]),
             *([] if memory.writing is None else [f"own text: {memory.writing.describe()}"]),
         ],

@@ -10,7 +10,7 @@ import pytest
 import trained
 from recipes import plain_recipe
 
-from edgeq.algorithms.group_scale import TIE
+from edgeq.algorithms.group_loops import TIE
 from edgeq.algorithms.problem import Problem
 from edgeq.recipe.settings import TABLE
 from edgeq.registry import load_backend

@@ -37,6 +37,7 @@ class TorchBackend(TorchColumnLoops):
         self.precision = torch.float64 if exact and device != "mps" else torch.float32
         library = choose_products(device, exact=exact)
         self.computes_in = f"{str(self.precision).removeprefix('torch.')} (products by {library})"
+        self.take_kernels()
 
     def asarray(self, x: Any) -> torch.Tensor:
         return self._tensor(x, self.precision)
