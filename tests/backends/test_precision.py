@@ -1,5 +1,6 @@
 """What torch multiplies with and in which type, and what a run says of it."""
 
+import mixtures
 import numpy as np
 import pytest
 import torch
@@ -56,12 +57,28 @@ def test_products_that_lose_digits_are_not_chosen(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)]
+    ("device", "dtype", "drift", "rounds"),
+    [
+        ("cpu", "bfloat16", 0.0, True),
+        ("cpu", "float32", 0.0, True),
+        ("cpu", "bfloat16", 0.5, False),
+        ("cuda", "bfloat16", 0.5, True),
+        ("cuda", "float16", 1.0, True),
+        ("cuda", "float32", 0.5, False),
+        ("cuda", "float32", 0.0, True),
+    ],
 )
 @pytest.mark.usefixtures("in_bfloat16")
-def test_a_model_runs_in_the_type_that_it_is_stored_in(dtype, expected):
+def test_streams_are_rounded_where_the_solve_bears_it(device, dtype, drift, rounds, monkeypatch):
+    monkeypatch.setattr(activations, "find_device", torch.device)
     source = MemorySource(tiny_llama(dtype=dtype))
-    assert kind_of_passes(source, "cpu") == expected
+    assert (kind_of_passes(source, device, drift) == torch.bfloat16) == rounds
+
+
+@pytest.mark.usefixtures("in_bfloat16")
+def test_mixtures_run_in_float32():
+    source = MemorySource(mixtures.tiny_mixture())
+    assert kind_of_passes(source, "cpu", 0.0) == torch.float32
 
 
 @pytest.mark.usefixtures("in_bfloat16", "one_thread")
@@ -70,7 +87,7 @@ def test_streams_in_bfloat16_are_near_those_in_float32_and_exact_ones_equal_them
     windows = rng.integers(0, 40, (4, 12))
 
     def inputs(**how):
-        streams = TorchActivations(source, windows, drift=0.5, **how)
+        streams = TorchActivations(source, windows, drift=0.0, **how)
         found = [
             np.concatenate([x.float().numpy() for _, x in site.batches()])
             for block in source.blocks()
@@ -91,10 +108,9 @@ def test_streams_in_bfloat16_are_near_those_in_float32_and_exact_ones_equal_them
 @pytest.mark.usefixtures("in_bfloat16", "one_thread")
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_run_states_its_precision(exact, tmp_path):
-    model = glass_llama()
-    model.config.dtype = torch.bfloat16
-    source = MemorySource(model, companions={"tokenizer.json": glass_tokenizer().to_str().encode()})
-    settings = {"samples": 4, "sequence_length": 32, "bits": 3, "exact": exact}
+    tokenizer = {"tokenizer.json": glass_tokenizer().to_str().encode()}
+    source = MemorySource(glass_llama(), companions=tokenizer)
+    settings = {"samples": 2, "sequence_length": 16, "bits": 3, "exact": exact, "quality": "fast"}
     checkpoint = quantize(make_job(source, settings, backend="cpu"), tmp_path / "run", Silent())
     report = read_report(checkpoint)
     [stated] = report.computed_in

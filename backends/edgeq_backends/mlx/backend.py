@@ -114,6 +114,9 @@ class MlxBackend(MlxColumnLoops, MlxGroupLoops):
     def evaluate(self, *arrays: mx.array) -> None:
         mx.eval(*arrays)
 
+    def device_memory(self) -> None:
+        """Say that the device shares the machine's memory, as those of Apple do."""
+
     def rows_at_once(self, columns: int) -> int:
         return max(FEWEST_ROWS, (CACHED if on_cpu() else ON_DEVICE) // columns)
 

@@ -126,6 +126,14 @@ class TorchBackend(TorchColumnLoops):
     def evaluate(self, *arrays: torch.Tensor) -> None:
         """Do nothing: torch is eager on the CPU, and elsewhere waits for results that are read."""
 
+    def device_memory(self) -> tuple[int, int] | None:
+        """Ask the driver; what torch keeps for arrays to come is free too."""
+        if self.device.type != "cuda":
+            return None
+        free, total = torch.cuda.mem_get_info(self.device)
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return free + kept, total
+
     def rows_at_once(self, columns: int) -> int:
         at_once = CACHED if self.device.type == "cpu" else ON_DEVICE
         return max(FEWEST_ROWS, at_once // columns)
