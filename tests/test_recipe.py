@@ -91,6 +91,7 @@ BAD_VALUES = {
     "sequence_length": (7, 10**7),
     "token_weights": ("gradients", None, True),
     "seed": (-1, 2**32, 0.5),
+    "exact": ("yes", 1, None),
 }
 GOOD_VALUES = {
     "bits": (2, 8, 16),
@@ -127,6 +128,7 @@ GOOD_VALUES = {
     "sequence_length": (8, 10**6),
     "token_weights": ("none", "gradient", "squares"),
     "seed": (0, 2**32 - 1),
+    "exact": (True, False),
 }
 
 

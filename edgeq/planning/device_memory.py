@@ -25,6 +25,7 @@ PLACES: dict[str, Place] = {
     "codes of a block": "both",
     "hidden states": "device",
     "hidden states on the host": "host",
+    "hidden states on their way": "host",
     "text held at this layer": "device",
     "one batch of text": "device",
     "second moments": "device",
@@ -105,7 +106,7 @@ class Load:
 
 
 def with_transfers(moment: Moment, decoder: Decoder, process: Process) -> Moment:
-    """Add what only runs on a device have: weights on their way to it, tables that it rounds."""
+    """Add what only runs on a device have: what is on its way from or to it, and tables there."""
     layers = distinct_layers(decoder)
     block = max((sum(map(math.prod, each.tensor_shapes().values())) for each in layers), default=0)
     tables = decoder.outer_shapes().values()
@@ -113,6 +114,8 @@ def with_transfers(moment: Moment, decoder: Decoder, process: Process) -> Moment
     parts = dict(moment.parts)
     # the next block's while this one is solved
     parts["weights on their way"] = FLOAT * max(block, READ_COPIES * largest // 2)
+    if "codes of a block" in parts:  # a copy of them is committed meanwhile
+        parts["hidden states on their way"] = parts["hidden states"]
     if "embedding" in parts:
         columns = max((math.prod(shape[1:]) for shape in tables), default=0)
         parts["rows of a table"] = TABLE_COPIES * TABLE_ROWS * columns * process.precision

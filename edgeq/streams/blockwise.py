@@ -219,14 +219,14 @@ class CalibrationStreams:
         `let_go` is called where they would be overwritten, or be in memory twice.
         """
         self._let_go = let_go
-        in_memory = self._flow.states_folder is None
+        on_device = self._flow.states_folder is None and not self._flow.states_on_host
         return HeldBatches(
             [
                 (batch_name(name, batch), partial(stream.lend, batch, self._model.fetch))
                 for name, stream in self._streams()
                 for batch in range(len(stream))
             ],
-            copies=in_memory and self._model.fetches_copies,
+            copies=on_device and self._model.fetches_copies,
         )
 
     def restore(self, folder: Path) -> None:

@@ -231,6 +231,23 @@ def test_a_kill_at_any_step_on_disk_leaves_what_can_be_continued(
     assert len(reached) >= 6
 
 
+def test_blocks_that_do_not_count_yet_are_solved_again_to_the_same_bytes(
+    edgeq, save_model, quick, tmp_path, monkeypatch
+):
+    """Killed in the fourth block, where only the second was committed."""
+    model = save_model("llama", num_hidden_layers=4)
+    finished("quantize", model, "-o", tmp_path / "whole", *quick)
+    with monkeypatch.context() as patched:
+        patched.setattr(commits.Run, "_is_due", lambda run: run._finished.blocks == 2)
+        patched.setattr(commits.Run, "keep", commits.Run.abandon)
+        patched.setattr(pipeline, "write_part", at_call(4, interrupt, pipeline.write_part))
+        stopped = edgeq("quantize", model, "-o", tmp_path / "out", *quick)
+    assert "2 of 4 blocks are kept" in stopped.err
+    again = edgeq("quantize", model, "-o", tmp_path / "out", *quick, "--resume")
+    assert again.err.startswith("2 of 4 blocks are there\n")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_ctrl_c_names_the_command_that_continues(edgeq, stop, undisturbed, tmp_path):
     result = stop(interrupt)
     assert result.status == 130
