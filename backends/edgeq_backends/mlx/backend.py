@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.algorithms.group_loops import GroupLoops
 from edgeq.errors import NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
@@ -18,6 +17,7 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 import mlx.core as mx
 
 from edgeq_backends.mlx.column_loops import MlxColumnLoops
+from edgeq_backends.mlx.group_loops import MlxGroupLoops
 from edgeq_backends.mlx.in_numpy import gram, on_cpu, product_of
 
 STORED = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
@@ -28,7 +28,7 @@ STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry s
 CONSISTENT = 1e-9  # relative; float64 rounding is far below it, the row of a failed pivot far above
 
 
-class MlxBackend(MlxColumnLoops, GroupLoops):
+class MlxBackend(MlxColumnLoops, MlxGroupLoops):
     """The verbs of `Backend` in MLX: in float32, and in float64 where rounding would be amplified.
 
     GPUs have float32 only: float64 runs on the CPU's stream. Memory is shared between both, so that
