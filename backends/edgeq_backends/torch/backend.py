@@ -49,7 +49,7 @@ class TorchBackend(TorchColumnLoops):
 
     def _tensor(self, x: Any, precision: torch.dtype) -> torch.Tensor:
         if isinstance(x, np.ndarray):
-            x = aligned(x, np.float64)
+            x = aligned(x, np.float32 if precision == torch.float32 else np.float64)
         return torch.as_tensor(x).to(precision).to(self.device)
 
     def to_numpy(self, x: torch.Tensor) -> NumpyArray:
