@@ -468,3 +468,21 @@ def test_the_embedding_goes_by_the_type_unless_its_bits_are_said():
     assert make_recipe({"type": "Q4_K"}).embedding_type == "auto"
     assert make_recipe({"type": "Q4_K", "embedding_bits": 4}).embedding_type is None
     assert make_recipe({"embedding_type": "16"}).embedding_type == 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"bits": 4}, False),
+        ({"bits": 5}, True),
+        ({"bits": 8, "quality": "fast"}, False),
+        ({"bits": 3, "overrides": [{"layers": "*", "bits": 6}]}, True),
+        ({"bits": 3, "overrides": [{"layers": "*", "bits": 16}]}, False),
+        ({"type": "Q4_K_M"}, False),
+        ({"type": "IQ4_NL"}, False),
+        ({"type": "Q6_K"}, True),
+        ({"bits": 3, "quality": "fast", "exact": True}, True),
+    ],
+)
+def test_the_drift_of_wide_codes_is_not_rounded(settings, expected):
+    assert make_recipe(settings).needs_exact_passes == expected

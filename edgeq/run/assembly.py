@@ -91,7 +91,7 @@ def make_job(
         source,
         recipe,
         loaded,
-        partial(make_activations, loaded.name, exact=recipe.exact),
+        partial(make_activations, loaded.name, exact=recipe.needs_exact_passes),
         windows,
         exporters,
         characters=most_at_once([*texts, *to_tune]),

@@ -111,7 +111,7 @@ def fit_job(job: Job, sizes: Sizes, folder: Path) -> tuple[Job, MemoryPlan]:
         make_activations=partial(
             make_activations,
             job.backend.name,
-            exact=job.recipe.exact,
+            exact=job.recipe.needs_exact_passes,
             flow=memory.way.flow(existing),
         ),
         # hidden states between all blocks are kept, which the plan of a run does not count
@@ -140,7 +140,7 @@ def process_of(job: Job) -> Process:
     if recipe.needs_calibration:
         streams = load(ACTIVATIONS[BACKENDS[name].framework], "calibration")
         drift = recipe.propagation_share if recipe.needs_drift else 0.0
-        wide = streams.number_bytes(job.source, recipe.exact, drift, **device_of(name))
+        wide = streams.number_bytes(job.source, recipe.needs_exact_passes, drift, **device_of(name))
     return measure_process(job.characters, job.backend, passes=wide)
 
 
