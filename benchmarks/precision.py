@@ -5,9 +5,9 @@
 
 "exact" has forward passes in float32 and solves in float64, "float32" both in float32, and
 "bfloat16" forward passes in bfloat16, whatever the processor multiplies fast. Solves are those of
-the preset balanced. Ratios are of KL to the original, to the exact solve of the same draw on the
-same windows; behind the ± stands the standard error of their mean over draws. Rounding alone moves
-the KL of one solve by some per cent, up or down: one draw says nothing.
+the preset balanced, or of --quality. Ratios are of KL to the original, to the exact solve of the
+same draw on the same windows; behind the ± stands the standard error of their mean over draws.
+Rounding alone moves the KL of one solve by some per cent, up or down: one draw says nothing.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.solves import PRESETS
 from benchmarks.token_weights import Bench, divergences
 from edgeq.commands.progress import Silent
 from edgeq.measuring.targets import model_logits
@@ -37,7 +38,7 @@ PASSES: Mapping[str, torch.dtype] = {
 def solved_kl(bench: Bench, settings: Mapping[str, Any], precision: str) -> np.ndarray[Any, Any]:
     """Quantize in a precision and measure. Units: KL in nats per token, of each window."""
     usual = activations.kind_of_passes
-    activations.kind_of_passes = lambda source, device: PASSES[precision]
+    activations.kind_of_passes = lambda *_: PASSES[precision]
     try:
         job = make_job(bench.source, {**settings, "exact": precision == EXACT}, backend="cpu")
         with tempfile.TemporaryDirectory() as folder:
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=4, help="draws of calibration text")
+    parser.add_argument("--quality", choices=tuple(PRESETS), default="balanced")
     parser.add_argument("--bits", type=int, nargs="*", default=(3, 4, 8))
     asked = parser.parse_args()
     bench = Bench(asked.model)
@@ -63,6 +65,7 @@ def main() -> None:
     print("|" + "---|" * (len(texts) + 3))
     for bits in asked.bits:
         settings = {"bits": bits, "group_size": 64, "embedding_bits": 16, "samples": asked.samples}
+        settings["quality"] = asked.quality
         found: dict[str, list[list[float]]] = {name: [] for name in PASSES}
         for seed in range(asked.seeds):
             for name, rows in found.items():

@@ -2,7 +2,9 @@
 
     uv run python -m benchmarks.resume                 glassllm, an MLX export, 20 kills (minutes)
     uv run python -m benchmarks.resume --model demo    the demo model (hours on 2 cores)
+    uv run python -m benchmarks.resume --share 3       what commits cost, on 3 blocks of the demo
 
+Every block is committed here, however quick it is: runs else leave some seconds between commits.
 Moments are drawn with a fixed seed, evenly over the phases. What a kill hit is read from the disk.
 Prints a table, also to benchmarks/results/resume.md, and exits 1 when some bytes differ from those
 of a run that was not disturbed.
@@ -19,12 +21,21 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+from benchmarks.speed import FirstBlocks
 from edgeq.checkpoint.reader import read_json
+from edgeq.commands.progress import Silent
 from edgeq.errors import BadInput
 from edgeq.files.hashes import hash_of_file
 from edgeq.files.ownership import RUN_FILE, temporary_of
 from edgeq.files.storage import size_of
+from edgeq.run import commits
+from edgeq.run.assembly import make_job
+from edgeq.run.commits import Run
+from edgeq.run.pipeline import quantize
+from edgeq.sources import open_source
 
 RESULT = Path(__file__).parent / "results" / "resume.md"
 # glassllm reads 128 tokens. Its down_proj has 341 inputs, which no group size of MLX divides.
@@ -33,6 +44,10 @@ GLASS_OPTIONS += ["--keep-dense", "*.down_proj", "--export", "mlx"]
 DEMO_OPTIONS = ["--samples", "16", "--sequence-length", "256", "--export", "mlx"]
 PHASES = ("start", "block", "commit", "outer", "head", "export")
 SEED = 20261122
+EVERY_BLOCK = (
+    "import edgeq.run.commits as commits; commits.RESUME_SECONDS = 0; "
+    "from edgeq.commands.main import main; main()"
+)
 POLL_SECONDS = 0.001  # some phases, such as the commit of a block, are short
 
 
@@ -58,7 +73,10 @@ def main() -> None:
         "--model", default="glassllm", help="glassllm, demo, or what edgeq quantize takes"
     )
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--share", type=int, metavar="BLOCKS", help="time commits, kill nothing")
     arguments = parser.parse_args()
+    if arguments.share:
+        return print(share_of_commits(arguments.share), end="")
     with tempfile.TemporaryDirectory(prefix="edgeq-resume-") as name:
         folder = Path(name)
         model = arguments.model
@@ -66,12 +84,50 @@ def main() -> None:
         if model == "glassllm":
             model = save_glass(folder / "glassllm")
             options = GLASS_OPTIONS
-        command = [sys.executable, "-m", "edgeq", "quantize", model, *options, "--backend", "cpu"]
+        command = [sys.executable, "-c", EVERY_BLOCK, "quantize", model, *options]
+        command += ["--backend", "cpu"]
         kills = run_kills(command, folder, arguments.kills)
     text = report(kills, arguments.model, options)
     RESULT.write_text(text, encoding="utf-8")
     print(text, end="")
     sys.exit(0 if all(kill.equal and kill.clean for kill in kills) else 1)
+
+
+def share_of_commits(blocks: int) -> str:
+    """Quantize the first blocks of the demo with commits of all of them, and time these.
+
+    The thread's own seconds are those of its work, beside which the run goes on; what the run
+    itself waits for is all of its stage "write", in which blocks' files are written too.
+    """
+    spent = {"wall": 0.0, "CPU": 0.0}
+    commit = Run._commit
+
+    def timed(run: Run, finished: Any) -> None:
+        before = time.perf_counter(), time.thread_time()
+        commit(run, finished)
+        spent["wall"] += time.perf_counter() - before[0]
+        spent["CPU"] += time.thread_time() - before[1]
+
+    source = FirstBlocks(open_source("demo"), blocks)
+    rows = []
+    for name in ("fast", "balanced"):
+        job = make_job(source, {"quality": name, "embedding_bits": 16}, backend="cpu")
+        spent.update(wall=0.0, CPU=0.0)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            patch.object(commits, "RESUME_SECONDS", 0.0),
+            patch.object(Run, "_commit", timed),
+        ):
+            start = time.perf_counter(), time.process_time()
+            quantize(job, Path(folder) / "run", Silent())
+            wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
+        waited = job.clock.seconds["write"]
+        rows.append(
+            f"{name}: a run of {wall:.1f} s ({cpu:.1f} CPU s); write {waited:.2f} s, "
+            f"{waited / wall:.1%}; in the thread {spent['wall']:.2f} s, "
+            f"{spent['CPU']:.2f} CPU s, {spent['CPU'] / cpu:.1%}\n"
+        )
+    return "".join(rows)
 
 
 def save_glass(folder: Path) -> str:

@@ -3,6 +3,7 @@
     uv run python -m benchmarks.speed               every block of the demo (25 minutes on 2 cores)
     uv run python -m benchmarks.speed --blocks 4    the first blocks only (about 4 minutes)
     uv run python -m benchmarks.speed --blocks 6 --runs "--quality balanced"
+    uv run python -m benchmarks.speed --device cuda   on a GPU: see `benchmarks.speed_cuda`
 
 The floor is plain forward passes of every block on both streams, and the bare products H and D of
 their inputs. All runs take turns block by block in one process, so that other load on the machine
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 
+from benchmarks import speed_cuda
 from benchmarks.solves import PLAIN, PRESETS
 from edgeq.architectures.record import read_record
 from edgeq.calibration.reading import read_text
@@ -230,6 +232,8 @@ def format_table(results: Mapping[str, Mapping[str, Any]], blocks: int) -> str:
 
 
 def main() -> None:
+    if any(word.startswith("--device") for word in sys.argv[1:]):
+        return speed_cuda.main()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -20,12 +20,22 @@ class BadInput(EdgeqError):
 class TooLittleMemory(BadInput):
     """A limit on memory that no way of running keeps, with the smallest one that would do.
 
-    words are those of the command line with which the run would fit. Units: bytes.
+    words are those of the command line with which the run would fit. option is the one that would
+    have to be raised, empty where none would do. Units: bytes.
     """
 
-    def __init__(self, message: str, limit: int, least: int, words: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        limit: int,
+        least: int,
+        words: Sequence[str] = (),
+        *,
+        option: str = "--max-ram",
+    ) -> None:
         super().__init__(message)
         self.limit, self.least, self.words = limit, least, tuple(words)
+        self.option = option
 
 
 class DamagedModel(BadInput):

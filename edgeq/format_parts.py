@@ -1,16 +1,20 @@
-"""What a format says of itself: its description, options, sizes of groups, apps that run it.
+"""A format: what it says of itself, and what its exporter and its reader must offer.
 
 Descriptions are read to answer --help, so nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from edgeq.types import ScaleDtype, ZeroKind
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from edgeq.decoder import ModelRecord
+    from edgeq.protocols import Grids, QuantizedModel
+    from edgeq.types import Grid, ScaleDtype, StoredTensor, ZeroKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +129,77 @@ class Format:
     def holds_bits(self, bits: int) -> bool:
         """Say whether codes of so many bits fit into the codes of the file."""
         return bits in self.bits or (self.widens and bits < max(self.bits))
+
+
+class Exporter(Protocol):
+    """Writes one file format, and nothing unless `reject_reason` is None."""
+
+    format: Format
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Give what the exporter was made with, as the manifest states it."""
+
+    def reject_reason(
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Grids
+    ) -> str | None:
+        """Say why this model on these grids cannot be written and what to change; None when it can.
+
+        grids maps each tensor name to its shape and its grid (None: dense).
+        """
+
+    def notes(
+        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Grids
+    ) -> Sequence[str]:
+        """Say what the files will not hold of the model as it is, and who does not read them.
+
+        Asked for models without a `reject_reason`, with their grids.
+        """
+
+    def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
+        """Say what keeps a linear layer on this grid out of the format and what to change, or None.
+
+        Shapes: (out, in).
+        """
+
+    def planned_bytes(
+        self, record: ModelRecord, grids: Grids, item_bytes: Mapping[str, int]
+    ) -> int:
+        """Count the bytes of all weights in the files; headers and tokenizer are left out.
+
+        grids are those of `reject_reason` but for redundant and refused ones, or a part of them.
+        item_bytes has the bytes of one number of each tensor, as the model has it.
+        """
+
+    def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
+        """Count at most what the files hold beside weights; what runtimes are given counts."""
+
+    def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
+        """Write the files and manifest.json into the empty directory `destination`.
+
+        Each entry of the manifest is made by `edgeq_exporters.common.manifest`: what the reader of
+        the format needs to find the tensor again, its status, largest deviation, and the hashes of
+        the solution and of what the file holds.
+        """
+
+
+class ExportReader(Protocol):
+    """Reads an export back from its bytes, one tensor at a time, to verify it.
+
+    Made with a directory. library computed the weights, with its version; file is what a runtime
+    opens first; settings are those that the files show. Values come from the container's own
+    library where it is installed; all else is unpacked independently of the exporter. What cannot
+    be read raises whatever it likes, and neither hangs nor takes more memory than the files.
+    """
+
+    library: str
+    file: str
+    settings: Mapping[str, Any]
+
+    def __init__(self, directory: Path) -> None: ...
+
+    def tensor_names(self) -> Sequence[str]:
+        """List every tensor in the files that a manifest has to name, as its entries do."""
+
+    def read(self, entry: Mapping[str, Any]) -> StoredTensor:
+        """Read the tensor of a manifest's entry, with the grid it was solved on."""

@@ -1,11 +1,12 @@
-"""The seams: what a backend, a model source, an activation source and an exporter must offer.
+"""The seams: what a backend, a model source and an activation source must offer.
 
 Descriptions of formats are read to answer --help, so nothing heavy is imported to run this module.
+Those of exporters are in `edgeq.format_parts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeq.decoder import ModelRecord
-    from edgeq.format_parts import Format
     from edgeq.types import (
         Array,
         BlockSpec,
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         NumpyArray,
         QuantizedLinear,
         ScaleDtype,
-        StoredTensor,
         Tokens,
     )
 
@@ -118,11 +117,14 @@ class Backend(Protocol):
     def evaluate(self, *arrays: Array) -> None:
         """Finish queued work; nothing to do where the framework is eager."""
 
-    def rows_at_once(self, columns: int) -> int:
-        """Say how many rows of so many columns are worked on together where rows are alike.
+    def device_memory(self) -> tuple[int, int] | None:
+        """Give the bytes that are free on the device now, and all that it has.
 
-        Their temporaries fit a CPU's cache, or a share of the device's memory.
+        None where it has no memory of its own, but shares the machine's.
         """
+
+    def rows_at_once(self, columns: int) -> int:
+        """Say how many rows of so many columns fit a cache, or a share of a device's memory."""
 
     def round_columns(
         self, columns: Array, U: Array, scales: Array, offsets: Array, grid: Grid
@@ -168,10 +170,8 @@ class TextSizes(Protocol):
 
     @property
     def name(self) -> str: ...
-
     @property
     def vocabulary(self) -> int | None: ...
-
     @property
     def context(self) -> int | None: ...
     @property
@@ -272,8 +272,24 @@ class Site(Protocol):
     def layers(self) -> Iterator[str]:
         """Give the layers in order; asking for the next lets both streams run through the last."""
 
-    def replace(self, layer: str, W: NumpyArray) -> None:
-        """Set the weight that the quantized stream computes with from here on."""
+    def replace(self, layer: str, W: NumpyArray | QuantizedLinear) -> None:
+        """Set the weight that the quantized stream computes with from here on.
+
+        A solved layer is dequantized where the stream is.
+        """
+
+
+class HeldStates(Protocol):
+    """Hidden states of both streams between two blocks, on their way to the disk."""
+
+    def begin(self) -> bool:
+        """Start to bring them to the host, without waiting; say whether they may change then."""
+
+    def save(self, folder: Path) -> Iterator[tuple[str, str]]:
+        """Write them into an empty directory, once; give name and SHA-256 of each flushed file.
+
+        `begin` comes before it, in the thread that computes; this may run in another one.
+        """
 
 
 class ActivationSource(Protocol):
@@ -285,11 +301,14 @@ class ActivationSource(Protocol):
     def sites(self, block: BlockSpec) -> Iterator[Site]:
         """Load a block and halt at each of its sites; both streams have passed it at the end."""
 
-    def save(self, folder: Path) -> None:
-        """Write both streams' hidden states into an empty directory, and flush them to disk."""
+    def hold(self, let_go: Callable[[], None]) -> HeldStates:
+        """Give both streams' hidden states as they are now, to be saved while work goes on.
+
+        `let_go` is called where they would be overwritten, or be in memory twice.
+        """
 
     def restore(self, folder: Path) -> None:
-        """Go on with the states that `save` wrote. Raises: OSError, ValueError or EOFError."""
+        """Go on with the states that were saved. Raises: OSError, ValueError or EOFError."""
 
 
 class TextWriter(Protocol):
@@ -324,77 +343,3 @@ class LogitSource(Protocol):
 
         Shapes: windows (count, tokens) of ids; yields (tokens, vocabulary) float32.
         """
-
-
-class Exporter(Protocol):
-    """Writes one file format, and nothing unless `reject_reason` is None."""
-
-    format: Format
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Give what the exporter was made with, as the manifest states it."""
-
-    def reject_reason(
-        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Grids
-    ) -> str | None:
-        """Say why this model on these grids cannot be written and what to change; None when it can.
-
-        grids maps each tensor name to its shape and its grid (None: dense).
-        """
-
-    def notes(
-        self, record: ModelRecord, companions: Mapping[str, bytes], grids: Grids
-    ) -> Sequence[str]:
-        """Say what the files will not hold of the model as it is, and who does not read them.
-
-        Asked for models without a `reject_reason`, with their grids.
-        """
-
-    def why_not_grid(self, shape: tuple[int, ...], grid: Grid) -> str | None:
-        """Say what keeps a linear layer on this grid out of the format and what to change, or None.
-
-        Shapes: (out, in).
-        """
-
-    def planned_bytes(
-        self, record: ModelRecord, grids: Grids, item_bytes: Mapping[str, int]
-    ) -> int:
-        """Count the bytes of all weights in the files; headers and tokenizer are left out.
-
-        grids are those of `reject_reason` but for redundant and refused ones, or a part of them.
-        item_bytes has the bytes of one number of each tensor, as the model has it.
-        """
-
-    def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
-        """Count at most what the files hold beside weights; what runtimes are given counts."""
-
-    def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
-        """Write the files and manifest.json into the empty directory `destination`.
-
-        Each entry of the manifest is made by `edgeq_exporters.common.manifest`: what the reader of
-        the format needs to find the tensor again, its status, largest deviation, and the hashes of
-        the solution and of what the file holds.
-        """
-
-
-class ExportReader(Protocol):
-    """Reads an export back from its bytes, one tensor at a time, to verify it.
-
-    Made with a directory. library computed the weights, with its version; file is what a runtime
-    opens first; settings are those that the files show. Values come from the container's own
-    library where it is installed; all else is unpacked independently of the exporter. What cannot
-    be read raises whatever it likes, and neither hangs nor takes more memory than the files.
-    """
-
-    library: str
-    file: str
-    settings: Mapping[str, Any]
-
-    def __init__(self, directory: Path) -> None: ...
-
-    def tensor_names(self) -> Sequence[str]:
-        """List every tensor in the files that a manifest has to name, as its entries do."""
-
-    def read(self, entry: Mapping[str, Any]) -> StoredTensor:
-        """Read the tensor of a manifest's entry, with the grid it was solved on."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeq.errors import BadInput, NotInstalled, reason_of
-from edgeq.format_parts import Format
-from edgeq.protocols import Backend, Exporter, ExportReader
+from edgeq.format_parts import Exporter, ExportReader, Format
+from edgeq.protocols import Backend
 from edgeq.words import install
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ def load_exporters(names: Sequence[str], options: Mapping[str, Any]) -> list[Exp
 
 
 def load_reader(name: str, directory: Path) -> ExportReader:
-    """Make the reader of an export that lies in a directory; see `edgeq.protocols.ExportReader`."""
+    """Make the reader of an export in a directory; see `edgeq.format_parts.ExportReader`."""
     described = find_format(name)
     make = load(Entry(described.reader, described.extra), f"verifying {name!r}")
     reader: ExportReader = make(directory)

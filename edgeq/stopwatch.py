@@ -20,12 +20,16 @@ class Stopwatch:
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def __call__(self, stage: str, *, within: str | None = None) -> Iterator[None]:
+        """Time what is done in a context; it is not counted in a stage that it falls into."""
         start = self._timer()
         try:
             yield
         finally:
-            self.seconds[stage] += self._timer() - start
+            seconds = self._timer() - start
+            self.seconds[stage] += seconds
+            if within is not None:
+                self.seconds[within] -= seconds
 
 
 def timed(iterator: Iterator[T], clock: Stopwatch, stage: str) -> Iterator[T]:

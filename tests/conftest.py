@@ -7,10 +7,9 @@ from processes import longest_first, worker_count  # first: sets the environment
 # isort: split
 import numpy as np
 import pytest
+from present import CUDA, load_present
 
-from edgeq.registry import load_backend
-
-TOLERANCES = {"reference": 1e-10, "cpu": 1e-5, "mlx": 1e-4}
+TOLERANCES = {"reference": 1e-10, "cpu": 1e-5, "cuda": 1e-4, "mlx": 1e-4}
 """Every backend that tests run on, and how closely it must come to exact answers."""
 
 
@@ -47,11 +46,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=TOLERANCES)
+@pytest.fixture(params=[CUDA if name == "cuda" else name for name in TOLERANCES])
 def backend(request, one_thread):
-    if request.param == "mlx":
-        pytest.importorskip("mlx.core", reason="MLX has no build for this system")
-    return load_backend(request.param)
+    return load_present(request.param)
 
 
 @pytest.fixture

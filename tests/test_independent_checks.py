@@ -26,7 +26,7 @@ from edgeq.measuring.references import check_reference, opened_reference, write_
 from edgeq.measuring.run_export import run_export
 from edgeq.registry import REFERENCES, Entry
 from edgeq.sources import open_source
-from edgeq_backends.torch import model as torch_model
+from edgeq_backends.torch import reading
 from edgeq_backends.torch.originals import TransformersLogits, stored_dtype, to_int8
 
 ROUNDING = ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0"]
@@ -283,14 +283,14 @@ def wrong_head(monkeypatch):
 
 def wrong_rows(monkeypatch):
     """Have queries and keys read with neighbouring rows exchanged."""
-    read = torch_model.read_weight
+    read = reading.read_weight
 
     def misread(source, name):
         weight = read(source, name)
         turned = name.endswith(("q_proj.weight", "k_proj.weight"))
         return weight[np.arange(len(weight)) ^ 1] if turned else weight
 
-    monkeypatch.setattr(torch_model, "read_weight", misread)
+    monkeypatch.setattr(reading, "read_weight", misread)
 
 
 READING_FAULTS = [wrong_rope, wrong_epsilon, wrong_activation, wrong_head, wrong_rows]

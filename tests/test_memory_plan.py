@@ -3,6 +3,7 @@ says.
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -15,14 +16,8 @@ from benchmarks.synthetic import SHAPES, make_config, write_checkpoint
 from edgeq.architectures.record import read_record
 from edgeq.decoder import Experts, Mlp
 from edgeq.errors import BadInput
-from edgeq.planning.memory import (
-    WAYS,
-    Process,
-    choose_way,
-    choose_writing,
-    moments,
-    peak_moment,
-)
+from edgeq.planning.memory import WAYS, choose_way, choose_writing, peak_moment
+from edgeq.planning.moments import Process, moments
 from edgeq.planning.time import block_seconds
 from edgeq.recipe.recipe import make_recipe
 from edgeq.run.forecast import open_outline
@@ -222,7 +217,7 @@ def solved():
     return {linear.tensor: linear.shape for linear in LLAMA_7B.linears()}
 
 
-RATES = {"forward": 1e11, "solve": 5e10, "factor": 2e10}
+RATES = {"forward": 1e11, "solve": 5e10, "factor": 2e10, "search": 3e7, "columns": math.inf}
 
 
 def seconds_of(recipe, solved, rates=RATES, *, recomputing=False):

@@ -91,6 +91,7 @@ BAD_VALUES = {
     "sequence_length": (7, 10**7),
     "token_weights": ("gradients", None, True),
     "seed": (-1, 2**32, 0.5),
+    "exact": ("yes", 1, None),
 }
 GOOD_VALUES = {
     "bits": (2, 8, 16),
@@ -127,6 +128,7 @@ GOOD_VALUES = {
     "sequence_length": (8, 10**6),
     "token_weights": ("none", "gradient", "squares"),
     "seed": (0, 2**32 - 1),
+    "exact": (True, False),
 }
 
 
@@ -466,3 +468,21 @@ def test_the_embedding_goes_by_the_type_unless_its_bits_are_said():
     assert make_recipe({"type": "Q4_K"}).embedding_type == "auto"
     assert make_recipe({"type": "Q4_K", "embedding_bits": 4}).embedding_type is None
     assert make_recipe({"embedding_type": "16"}).embedding_type == 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"bits": 4}, False),
+        ({"bits": 5}, True),
+        ({"bits": 8, "quality": "fast"}, False),
+        ({"bits": 3, "overrides": [{"layers": "*", "bits": 6}]}, True),
+        ({"bits": 3, "overrides": [{"layers": "*", "bits": 16}]}, False),
+        ({"type": "Q4_K_M"}, False),
+        ({"type": "IQ4_NL"}, False),
+        ({"type": "Q6_K"}, True),
+        ({"bits": 3, "quality": "fast", "exact": True}, True),
+    ],
+)
+def test_the_drift_of_wide_codes_is_not_rounded(settings, expected):
+    assert make_recipe(settings).needs_exact_passes == expected

@@ -36,7 +36,7 @@ def activations(llama, windows, monkeypatch):
 
     def start(drift=True):
         return source.blocks(), load(ACTIVATIONS["torch"], "calibration")(
-            source, windows, drift=drift
+            source, windows, drift=drift, exact=True
         )
 
     return start

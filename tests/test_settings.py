@@ -125,7 +125,7 @@ def test_a_setting_that_costs_time_makes_its_stage_of_the_plan_longer(name):
     config = make_config(hidden=256, inner=512, heads=4, blocks=2)
     decoder = read_record("small", config).decoder
     shapes = {linear.tensor: linear.shape for linear in decoder.linears()}
-    rates = {"forward": 1e9, "solve": 1e9, "factor": 1e9}
+    rates = {"forward": 1e9, "solve": 1e9, "factor": 1e9, "search": 1e8, "columns": 1e5}
     seconds = [
         block_seconds(decoder, make_recipe({"anneal_rounds": 1, **chosen}), rates, False, shapes)
         for chosen in ({}, {name: COSTLIER[name]})

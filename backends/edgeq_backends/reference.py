@@ -90,5 +90,8 @@ class ReferenceBackend(ColumnLoops, GroupLoops):
     def evaluate(self, *arrays: NumpyArray) -> None:
         """Do nothing: NumPy is eager."""
 
+    def device_memory(self) -> None:
+        """Say that there is no device: NumPy computes in the machine's memory."""
+
     def rows_at_once(self, columns: int) -> int:
         return max(1, CACHED // columns)

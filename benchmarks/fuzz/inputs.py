@@ -6,7 +6,7 @@ Nothing here needs a framework: layers are rounded by the NumPy backend.
 import json
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,19 @@ from benchmarks.fuzz.gguf_inputs import write_gguf
 from benchmarks.synthetic import byte_tokenizer, make_config, random_tensor, shards_of
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.files.ownership import temporary_of
-from edgeq.files.storage import write_array
 from edgeq.measuring.evaluate import find_export
+from edgeq.protocols import Site
 from edgeq.registry import load_exporter
 from edgeq.run.assembly import make_job
+from edgeq.run.commits import Run
 from edgeq.run.one_export import export
 from edgeq.run.pipeline import Job, quantize
-from edgeq.run.resume import Run
 from edgeq.solving.report import LayerReport
 from edgeq.sources import open_source
 from edgeq.sources.imatrix import places_of
 from edgeq.sources.imatrix_file import Entry, write_entries
+from edgeq.streams.saved_states import HeldBatches, batch_name
+from edgeq.types import BlockSpec, NumpyArray
 
 Files = Mapping[str, bytes]
 
@@ -107,11 +109,17 @@ class Quiet(Stopping):
 
 
 class TwoStates:
-    """Hidden states of no stream, saved and restored as real ones are."""
+    """Hidden states of no stream, saved as real ones are."""
 
-    def save(self, folder: Path) -> None:
-        for name in ("full", "quantized"):
-            write_array(folder / f"{name}-00000.npy", np.ones((2, 4, 32), np.float32))
+    def hold(self, let_go: Callable[[], None]) -> HeldBatches:
+        def fetch() -> NumpyArray:
+            return np.ones((2, 4, 32), np.float32)
+
+        names = [batch_name(stream, 0) for stream in ("full", "quantized")]
+        return HeldBatches([(name, lambda: fetch) for name in names], copies=True)
+
+    def restore(self, folder: Path) -> None: ...
+    def sites(self, block: BlockSpec) -> Iterator[Site]: ...
 
 
 def rounding_job(source: Path, zeros: str = "symmetric", exports: tuple[str, ...] = ()) -> Job:
@@ -246,13 +254,13 @@ def write_run(source: Path, folder: Path) -> None:
     """Write what an unfinished run leaves behind, with hidden states behind its first block."""
     output = folder / "out"
     folder.mkdir()
-    commit = Run.commit
+    finish = Run.finish
     try:
-        Run.commit = lambda run, _: commit(run, TwoStates())  # type: ignore[method-assign]
+        Run.finish = lambda run, blocks, _: finish(run, blocks, TwoStates())  # type: ignore[method-assign]
         with suppress(InterruptedError):
             quantize(rounding_job(source), output, Stopping())
     finally:
-        Run.commit = commit  # type: ignore[method-assign]
+        Run.finish = finish  # type: ignore[method-assign]
     assert (temporary_of(output) / "run.json").is_file()
 
 

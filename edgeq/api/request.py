@@ -41,6 +41,7 @@ class PlanArguments(RunSettings, total=False):
     fits: str | int | None
     context: int | None
     max_ram: str | int | None
+    max_vram: str | int | None
     backend: str
 
 
@@ -81,6 +82,9 @@ ARGUMENTS: Mapping[str, Argument] = {
     "context": Argument(None, "Length of the text for `fits`, in tokens."),
     "max_ram": Argument(
         None, 'Stay within this much memory, as "8GB" or bytes: slower where it must be.'
+    ),
+    "max_vram": Argument(
+        None, "The same of the memory of a GPU that has its own. Unset, what is free there."
     ),
     "backend": Argument("auto", 'Compute with "auto", "cuda", "cpu", "mps", "mlx" or "reference".'),
     "evaluate": Argument(False, "Measure the result against the original at the end."),
@@ -125,5 +129,6 @@ def read_request(
             "context": None if context is None else whole_of("context", context, 1),
         },
         max_ram=size_of("max_ram", of_run["max_ram"]),
+        max_vram=size_of("max_vram", of_run["max_vram"]),
         evaluated=switch_of("evaluate", of_run.get("evaluate", False)),
     )

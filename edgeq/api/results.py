@@ -231,7 +231,8 @@ class ExportResult:
 class Plan:
     """What a run takes, found without running it.
 
-    memory is the most bytes at a time, at the moment memory_at; memory_parts says of what. disk is
+    memory is the most bytes at a time, at the moment memory_at; memory_parts says of what.
+    device_memory is the most on a device with memory of its own, None where there is none. disk is
     bytes by what is written, disk_free what there is. seconds is an estimate for the whole run.
     formats has a row for each export, with bytes and why it does not fit ("refused", else None).
     details has all of `edgeq plan --json`.
@@ -242,6 +243,7 @@ class Plan:
     memory: int
     memory_at: str
     memory_parts: Mapping[str, int]
+    device_memory: int | None
     disk: Mapping[str, int]
     disk_free: int
     seconds: float
@@ -259,6 +261,7 @@ class Plan:
             found["memory"]["peak"],
             found["memory"]["at"],
             found["memory"]["parts"],
+            None if found["device memory"] is None else found["device memory"]["peak"],
             found["disk"],
             found["disk free"],
             found["seconds"]["total"],

@@ -51,6 +51,7 @@ class LayerSettings(TypedDict, total=False):
     anneal_rounds: int
     anneal_steps: int
     seed: int
+    exact: bool
 
 
 class FormatOptions(TypedDict, total=False):

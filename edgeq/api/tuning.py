@@ -23,6 +23,7 @@ from edgeq.api.request import ARGUMENTS as OF_RUNS
 from edgeq.api.request import Argument
 from edgeq.api.results import TuneResult
 from edgeq.recipe.settings import OF_TUNING, TABLE
+from edgeq.run.fitting import Sizes
 from edgeq.run.spending import Place
 from edgeq.run.tune_run import TuneAsked, default_tuned, prepare_tuning, run_tuning
 
@@ -38,6 +39,7 @@ class TuneArguments(TypedDict, total=False):
     calibration: PathLike | Sequence[PathLike]
     exact: bool
     max_ram: str | int | None
+    max_vram: str | int | None
     backend: str
     force: bool
     resume: bool
@@ -53,6 +55,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     ),
     "exact": Argument(False, "Pass in float32 throughout, also where bfloat16 is faster."),
     "max_ram": OF_RUNS["max_ram"],
+    "max_vram": OF_RUNS["max_vram"],
     "backend": Argument("auto", 'Compute with "auto", "cuda", "cpu", "mps" or "mlx".'),
     "force": OF_RUNS["force"],
     "resume": Argument(False, "Continue a tuning that was stopped, with the same arguments."),
@@ -112,7 +115,7 @@ def tune(
         settings,
         paths_of("calibration", given["calibration"]),
         text_of("backend", given["backend"]),
-        size_of("max_ram", given["max_ram"]),
+        Sizes(size_of("max_ram", given["max_ram"]), size_of("max_vram", given["max_vram"])),
         switch_of("exact", given["exact"]),
     )
     job = prepare_tuning(asked)

@@ -37,9 +37,16 @@ Floats = Mapping[str, Mapping[str, NumpyArray]]
 
 
 def write_tensors(
-    path: Path, quantized: Mapping[str, QuantizedLinear], dense: Mapping[str, NumpyArray]
+    path: Path,
+    quantized: Mapping[str, QuantizedLinear],
+    dense: Mapping[str, NumpyArray],
+    *,
+    flush: bool = True,
 ) -> None:
-    """Write one safetensors file of solved and untouched tensors, with the grids as metadata."""
+    """Write one safetensors file of solved and untouched tensors, with the grids as metadata.
+
+    Without flush it is left to the caller when its bytes have to be on the disk.
+    """
     tensors: dict[str, NumpyArray] = {}
     for name, array in dense.items():
         tensors[name] = np.asarray(array, order="C")  # which keeps a number without axes
@@ -49,16 +56,20 @@ def write_tensors(
         tensors |= {f"{name}.{part}": array for part, array in parts.items()}
         grids[name] = [*layer.codes.shape, *stored_grid(layer.grid)]
     # one key of metadata: more would be written in random order
-    _save(path, tensors, {"edgeq": json.dumps(grids)})
+    _save(path, tensors, {"edgeq": json.dumps(grids)}, flush=flush)
 
 
 def _save(
-    path: Path, tensors: Mapping[str, NumpyArray], metadata: Mapping[str, str] | None
+    path: Path,
+    tensors: Mapping[str, NumpyArray],
+    metadata: Mapping[str, str] | None,
+    *,
+    flush: bool = True,
 ) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.unlink(missing_ok=True)
     save_file(dict(tensors), temporary, metadata=None if metadata is None else dict(metadata))
-    rename_when_stored(temporary, path)
+    rename_when_stored(temporary, path, flush=flush)
 
 
 def parts_of(layer: QuantizedLinear) -> dict[str, NumpyArray]:

@@ -40,6 +40,7 @@ def run_allocate(  # noqa: PLR0913, PLR0917 (one argument per option)
     imatrix: Path | None,
     export_options: Mapping[str, Any],
     max_ram: str | None,
+    max_vram: str | None,
     **options: Any,
 ) -> None:
     """Choose a type for each tensor of MODEL within a budget, and write them as a recipe.
@@ -71,6 +72,7 @@ def run_allocate(  # noqa: PLR0913, PLR0917 (one argument per option)
         exports=exports,
         export_options=export_options,
         max_ram=max_ram,
+        max_vram=max_vram,
     )
     job = prepare_allocation(asked)
     console = make_console(stderr=True)

@@ -15,6 +15,7 @@ TRACEBACK_VARIABLE = "EDGEQ_TRACEBACK"
 INTERRUPTED = 130  # as shells say it of Ctrl-C: 128 + SIGINT
 # What torch and MLX say of it: mere RuntimeErrors.
 NO_MEMORY = re.compile(r"out of memory|can't allocate|unable to allocate", re.IGNORECASE)
+OWN_MEMORY = re.compile(r"\b(CUDA|HIP)\b")
 LOST_DEVICE = re.compile(
     r"\b(CUDA|cuDNN|cuBLAS|HIP|MPS|Metal)\b.*(error|fail|lost|unavailable)", re.IGNORECASE
 )
@@ -55,10 +56,10 @@ def describe(error: BaseException) -> str:
     first_line = str(error).strip().partition("\n")[0]
     of_framework = isinstance(error, RuntimeError)
     if isinstance(error, MemoryError) or (of_framework and NO_MEMORY.search(str(error))):
-        return (
-            f"memory ran out ({first_line or 'no more is said'}); "
-            "close other programs or use another --backend"
-        )
+        advice = "close other programs or use another --backend"
+        if OWN_MEMORY.search(first_line):
+            advice = "close other programs there, or give less of it with --max-vram"
+        return f"memory ran out ({first_line or 'no more is said'}); {advice}"
     if of_framework and LOST_DEVICE.search(first_line):
         return f"the device failed ({first_line}); try again or use another --backend"
     advice = f"please report it, with {TRACEBACK_VARIABLE}=1 set for details"

@@ -16,6 +16,7 @@ from edgeq.commands.options import (
     FORCE_OPTION,
     JSON_OPTION,
     MAX_RAM_OPTION,
+    MAX_VRAM_OPTION,
     REVISION_OPTION,
     Command,
     collect_settings,
@@ -50,15 +51,17 @@ def of_setting(name: str) -> Callable[[Command], Command]:
 @of_setting("sequence_length")
 @of_setting("seed")
 @MAX_RAM_OPTION
+@MAX_VRAM_OPTION
 @BACKEND_OPTION
 @JSON_OPTION
 @FORCE_OPTION
-def imatrix_command(
+def imatrix_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     model: str,
     revision: str | None,
     output: Path,
     calibration: tuple[str, ...],
     max_ram: str | None,
+    max_vram: str | None,
     backend: str,
     as_json: bool,
     force: bool,
@@ -76,7 +79,8 @@ def imatrix_command(
     from edgeq.commands.progress import watching  # noqa: PLC0415
     from edgeq.commands.screen import make_console, print_result  # noqa: PLC0415
     from edgeq.files.storage import check_output_file  # noqa: PLC0415
-    from edgeq.run.assembly import fit_job, make_job  # noqa: PLC0415
+    from edgeq.run.assembly import make_job  # noqa: PLC0415
+    from edgeq.run.fitting import Sizes, fit_job  # noqa: PLC0415
     from edgeq.sources import at_revision, needing_gguf, open_source  # noqa: PLC0415
 
     with needing_gguf("writing an importance matrix"):
@@ -93,7 +97,7 @@ def imatrix_command(
     check_names(source)
     settings = {**RUNNING, **collect_settings(None, options)}
     job = make_job(source, settings, backend=backend, calibration=calibration)
-    job, _ = fit_job(job, max_ram, output.parent)
+    job, _ = fit_job(job, Sizes(max_ram, max_vram), output.parent)
     console = make_console(stderr=True)
     with watching(console, plain=as_json, log_file=None, output=output) as observer:
         measured = measure_importance(job, observer)

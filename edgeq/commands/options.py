@@ -80,6 +80,12 @@ MAX_RAM_OPTION = grouped_option(
     group="everyday",
     help="Stay within this much memory, such as 8GB: slower where it must be.",
 )
+MAX_VRAM_OPTION = grouped_option(
+    "--max-vram",
+    metavar="SIZE",
+    group="everyday",
+    help="The same of the memory of a GPU that has its own.  [default: what is free there]",
+)
 
 
 def in_group(option: Callable[[Command], Command], group: str) -> Callable[[Command], Command]:

@@ -47,6 +47,7 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
     imatrix: Path | None,
     export_options: Mapping[str, Any],
     max_ram: str | None,
+    max_vram: str | None,
     output: Path | None,
     **options: Any,
 ) -> None:
@@ -76,6 +77,7 @@ def run_plan(  # noqa: PLR0913, PLR0917 (one argument per option)
         exports=exports,
         export_options=export_options,
         max_ram=max_ram,
+        max_vram=max_vram,
     )
     with naming_what_fits():
         plan = plan_asked(asked)
@@ -115,6 +117,8 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
     if plan["grids"]:
         table.add_row("grids", show_counts(plan["grids"]))
     table.add_row("memory", "\n".join(memory_lines(plan["memory"])))
+    if plan["device memory"] is not None:
+        table.add_row("device memory", "\n".join(device_lines(plan["device memory"])))
     table.add_row("schedule", describe_way(plan["way"]))
     disk = ", ".join(f"{part} {show_size(size)}" for part, size in plan["disk"].items())
     table.add_row("disk", f"{disk}; {show_size(plan['disk free'])} free")
@@ -144,9 +148,12 @@ def tuning_lines(tuning: Mapping[str, Any]) -> list[str]:
 
     tokens = f"{tuning['tokens']:,} tokens, {tuning['passes']} times"
     memory = tuning["memory"]
+    taken = f"{show_size(memory['peak'])} of memory, at {memory['at']}"
+    if memory["on device"] is not None:
+        taken += f", and {show_size(memory['on device'])} of the device's"
     return [
         f"about {show_time(tuning['seconds'])} of that, on {tokens}",
-        f"{show_size(memory['peak'])} of memory, at {memory['at']}; {tuning['way']}",
+        f"{taken}; {tuning['way']}",
     ]
 
 
@@ -154,14 +161,30 @@ def memory_lines(memory: Mapping[str, Any]) -> list[str]:
     """Say what a run takes at most, of what, with how little it could do, and what is there."""
     from edgeq.words import show_size  # noqa: PLC0415
 
-    lines = [f"{show_size(memory['peak'])} at most, at {memory['at']}"]
-    lines += [f"{show_size(size):>8}  {part}" for part, size in memory["parts"].items() if size]
-    least, machine = memory["least"], memory["machine"]
-    if least < memory["peak"]:
-        option = show_size(least, up=True).replace(" ", "")
-        lines.append(f"the least, slower: --max-ram {option}")
+    lines = peak_lines(memory, "--max-ram")
+    machine = memory["machine"]
     if machine is not None and machine < memory["peak"]:
         lines.append(f"this machine has {show_size(machine)}: give --max-ram with less than that")
+    return lines
+
+
+def device_lines(memory: Mapping[str, Any]) -> list[str]:
+    """Say what a run takes of a device's own memory, and what is there."""
+    from edgeq.words import show_size  # noqa: PLC0415
+
+    there = f"of {show_size(memory['total'])} {show_size(memory['free'])} are free"
+    return [*peak_lines(memory, "--max-vram"), there]
+
+
+def peak_lines(memory: Mapping[str, Any], option: str) -> list[str]:
+    """Say what a run takes at most, of what, and with how little it could do."""
+    from edgeq.words import show_size  # noqa: PLC0415
+
+    lines = [f"{show_size(memory['peak'])} at most, at {memory['at']}"]
+    lines += [f"{show_size(size):>8}  {part}" for part, size in memory["parts"].items() if size]
+    if memory["least"] < memory["peak"]:
+        least = show_size(memory["least"], up=True).replace(" ", "")
+        lines.append(f"the least, slower: {option} {least}")
     return lines
 
 
@@ -169,6 +192,8 @@ def describe_way(way: Mapping[str, Any]) -> str:
     """Say in words in which way a run fits into its memory."""
     rows = "all rows" if way["rows_at_once"] is None else f"{way['rows_at_once']} rows"
     states = "on disk" if way["states_on_disk"] else "in memory"
+    if way["states_on_host"]:
+        states = "in the machine's memory"
     return (
         f"{SCHEDULES[way['schedule']]}, batches of {way['batch_tokens']} tokens, "
         f"hidden states {states}, {rows} solved at once"

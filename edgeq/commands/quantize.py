@@ -23,6 +23,7 @@ from edgeq.commands.options import (
     FORCE_OPTION,
     JSON_OPTION,
     MAX_RAM_OPTION,
+    MAX_VRAM_OPTION,
     RESUME_OPTION,
     REVISION_OPTION,
     collect_settings,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 )
 @budget_options
 @MAX_RAM_OPTION
+@MAX_VRAM_OPTION
 @grouped_option(
     "--evaluate",
     "evaluated",
@@ -121,6 +123,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     imatrix: Path | None,
     export_options: Mapping[str, Any],
     max_ram: str | None,
+    max_vram: str | None,
     log_file: Path | None,
     **options: Any,
 ) -> None:
@@ -150,6 +153,7 @@ def quantize_command(  # noqa: PLR0913, PLR0917 (one argument per option)
         exports=exports,
         export_options=export_options,
         max_ram=max_ram,
+        max_vram=max_vram,
         evaluated=evaluated,
     )
     check_words(asked)

@@ -18,6 +18,7 @@ from edgeq.commands.options import (
     FORCE_OPTION,
     JSON_OPTION,
     MAX_RAM_OPTION,
+    MAX_VRAM_OPTION,
     RESUME_OPTION,
     Command,
     in_group,
@@ -83,6 +84,7 @@ def default_of(name: str) -> str:
 )
 @tuning_options
 @MAX_RAM_OPTION
+@MAX_VRAM_OPTION
 @RESUME_OPTION
 @in_group(FORCE_OPTION, "everyday")
 @CALIBRATION_OPTION
@@ -102,6 +104,7 @@ def tune_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     resume: bool,
     calibration: tuple[str, ...],
     max_ram: str | None,
+    max_vram: str | None,
     exact: bool,
     as_json: bool,
     backend: str,
@@ -120,6 +123,7 @@ def tune_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     from edgeq.commands.progress import watching  # noqa: PLC0415
     from edgeq.commands.quantize import opening_shown  # noqa: PLC0415
     from edgeq.commands.screen import make_console, print_json, print_line  # noqa: PLC0415
+    from edgeq.run.fitting import Sizes  # noqa: PLC0415
     from edgeq.run.spending import Place  # noqa: PLC0415
     from edgeq.run.tune_run import (  # noqa: PLC0415
         TuneAsked,
@@ -134,7 +138,8 @@ def tune_command(  # noqa: PLR0913, PLR0917 (one argument per option)
             TABLE[of_recipe].rule.check(flag_of(name), options[name])
             given[of_recipe] = options[name]
     place = Place(output or default_tuned(checkpoint), force, resume)
-    asked = TuneAsked(checkpoint, reference, place, given, calibration, backend, max_ram, exact)
+    sizes = Sizes(max_ram, max_vram)
+    asked = TuneAsked(checkpoint, reference, place, given, calibration, backend, sizes, exact)
     with opening_shown(reference, plain=as_json), naming_what_fits():
         job = prepare_tuning(asked)
     again = command_words(*with_flag(sys.argv[1:], "--resume"))

@@ -29,6 +29,7 @@ MEANT: Mapping[str, Sequence[str]] = {
     "--reference": ("--against", "--original", "--baseline", "--base"),
     "--against": ("--reference",),
     "--max-ram": ("--ram", "--memory", "--max-memory"),
+    "--max-vram": ("--gpu-memory", "--max-gpu-memory", "--device-memory"),
     "--fits": ("--vram", "--fit"),
     "--context": ("--ctx", "--ctx-size", "--n-ctx", "--context-length"),
     "--damping": ("--percdamp", "--damp-percent"),

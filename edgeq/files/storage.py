@@ -4,17 +4,20 @@ Which directories may be replaced is left to `edgeq.files.ownership`.
 """
 
 import errno
+import hashlib
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from edgeq.errors import BadInput, EdgeqError
+from edgeq.files.hashes import CHUNK_BYTES
 from edgeq.files.locking import acquire
 from edgeq.files.ownership import (
     MADE,
@@ -344,25 +347,37 @@ def new_file(path: Path) -> BinaryIO:
     return path.open("xb")
 
 
-def write_array(path: Path, array: NumpyArray) -> None:
-    """Write a .npy file and flush it; the name is its own from the start."""
+def write_array(path: Path, array: NumpyArray) -> str:
+    """Write a .npy file and flush it; the name is its own from the start. Gives its SHA-256.
+
+    Raises: OSError; NumPy's own way to write loses the reason when the disk is full.
+    """
     array = np.ascontiguousarray(array)
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    digest = hashlib.sha256()
+    content = array.reshape(-1).view(np.uint8).data
+    parts = (content[at : at + CHUNK_BYTES] for at in range(0, len(content), CHUNK_BYTES))
     with new_file(path) as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(array.data)  # NumPy's own way to write loses the reason when the disk is full
+        for part in (header.getbuffer(), *parts):
+            digest.update(part)
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
-def rename_when_stored(partial: Path, path: Path) -> None:
+def rename_when_stored(partial: Path, path: Path, *, flush: bool = True) -> None:
     """Give a finished file its name once its bytes have reached the disk.
 
-    It gets the mode that new files have.
+    It gets the mode that new files have. Without flush it gets its name at once, and counts for
+    nothing until somebody has flushed it.
     """
     mask = os.umask(0)
     os.umask(mask)
     partial.chmod(0o666 & ~mask)  # safetensors makes files that only their owner may read
-    sync_file(partial)
+    if flush:
+        sync_file(partial)
     os.replace(partial, path)
 
 

@@ -15,12 +15,22 @@ def pack_words(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint32
     Shapes: codes (out, in) -> words (out, ceil(in * bits / 32)).
     """
     rows, columns = codes.shape
-    bits_of_codes = np.unpackbits(codes[:, :, None], axis=2, count=bits, bitorder="little")
-    stream = bits_of_codes.reshape(rows, columns * bits)
+    eights = -(-columns // 8)
+    filled = np.pad(codes, ((0, 0), (0, 8 * eights - columns)))
+    fields = np.uint64((2**bits - 1) * 0x0101010101010101)
+    lanes = np.ascontiguousarray(filled).view("<u8") & fields  # eight codes, a byte each
+    for width in (8, 16, 32):  # move the upper half of every two lanes down to the lower one
+        lower = np.uint64((2**width - 1) * (2**64 - 1) // (2 ** (2 * width) - 1))
+        upper = lanes & ~lower
+        upper >>= np.uint64(width - bits * width // 8)
+        lanes &= lower
+        lanes |= upper
+    packed = lanes.view(np.uint8).reshape(rows, eights, 8)[:, :, :bits].reshape(rows, -1)
     words = -(-columns * bits // WORD_BITS)
-    padded = np.packbits(stream, axis=1, bitorder="little")
-    padded = np.pad(padded, ((0, 0), (0, words * 4 - padded.shape[1])))
-    return np.ascontiguousarray(padded).view("<u4")
+    stream = np.zeros((rows, 4 * words), np.uint8)
+    used = min(packed.shape[1], stream.shape[1])
+    stream[:, :used] = packed[:, :used]
+    return stream.view("<u4")
 
 
 def unpack_words(words: npt.NDArray[np.uint32], bits: int, columns: int) -> npt.NDArray[np.uint8]:

@@ -9,9 +9,8 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import NotInstalled
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE
-from edgeq.format_parts import Format
+from edgeq.format_parts import Exporter, Format
 from edgeq.grids.types import PLAIN
-from edgeq.protocols import Exporter
 from edgeq.registry import all_formats, load_exporter
 from edgeq.types import Grid, ZeroKind
 

@@ -16,9 +16,8 @@ from edgeq.errors import BadInput, reason_of
 from edgeq.files.hashes import hash_files, hash_of_content
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import CARD_FILE, MANIFEST_FILE, MODELFILE
-from edgeq.format_parts import Format
+from edgeq.format_parts import ExportReader, Format
 from edgeq.grids.types import with_type
-from edgeq.protocols import ExportReader
 from edgeq.registry import find_format
 from edgeq.types import LARGEST_OUTLIER_SHARE, Grid, ScaleDtype, ZeroKind
 from edgeq.words import edgeq_command

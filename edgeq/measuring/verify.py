@@ -14,6 +14,7 @@ from edgeq.checkpoint.certificate import hash_of_layer, sha256_of
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.dtypes import NUMPY
 from edgeq.errors import BadInput, EdgeqError, reason_of
+from edgeq.format_parts import ExportReader
 from edgeq.measuring.manifest import (
     FOUND_BY_READERS,
     KEPT,
@@ -28,7 +29,7 @@ from edgeq.measuring.manifest import (
     other_tensors,
     read_manifest,
 )
-from edgeq.protocols import ExportReader, QuantizedModel
+from edgeq.protocols import QuantizedModel
 from edgeq.registry import find_format, load_reader
 from edgeq.types import NumpyArray, QuantizedLinear, StoredTensor
 from edgeq.words import describe_grid

@@ -8,7 +8,8 @@ from typing import Any
 
 from edgeq.checkpoint.tensor_file import stored_parts
 from edgeq.dtypes import ITEM_BYTES
-from edgeq.protocols import Exporter, ModelSource
+from edgeq.format_parts import Exporter
+from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids
 from edgeq.types import Grid
 

@@ -1,62 +1,23 @@
 """How long a run takes: operations counted from its shapes, at the rates of this machine now.
 
-What the steps of a layer cost is said by the table in `edgeq.solving.steps`.
+The rates are those of `edgeq.planning.rates`; what the steps of a layer cost is said by the table
+in `edgeq.solving.steps`.
 """
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Mapping, Sequence
 
 from edgeq.algorithms.propagation_choice import DAMPINGS
 from edgeq.decoder import Decoder
 from edgeq.planning.mixtures import is_of_expert, mixture_of
-from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
 from edgeq.solving.steps import STEPS
-from edgeq.types import Array
 
-PROBE = 768  # rows and columns of the products that measure this machine
-PROBES = 3  # the shortest counts: others were disturbed
-# per weight and candidate: passes over arrays in the cache, measured on one slow core
-SEARCH_SECONDS = 3e-8
 RECOMPUTED = 2.6  # passes through a block that is recomputed: two to three, by its sites
 BACKWARD = 4  # passes: forward, again with its graph, and back, where attention takes two of them
 SYMMETRIC = 1.1  # operations of H for each token and square: half of a product, and its sum
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-def measure_rates(backend: Backend) -> dict[str, float]:
-    """Measure the operations per second of this machine now, as the time plan needs them.
-
-    They are those of products in float32, of products of the solve, and of a factorisation.
-    """
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((PROBE, PROBE))
-    X = backend.activations(values)
-    A = backend.asarray(values)
-    Y = backend.activations(values + 1)
-    H = backend.asarray(values @ values.T + PROBE * np.eye(PROBE))
-    cube = float(PROBE) ** 3
-    return {
-        "forward": 2 * cube / _seconds(lambda: backend.gram(X, Y), backend),
-        "solve": 2 * cube / _seconds(lambda: A @ A, backend),
-        "factor": cube / 3 / _seconds(lambda: backend.cholesky(H), backend),
-    }
-
-
-def _seconds(work: Callable[[], Array], backend: Backend) -> float:
-    """Measure the shortest of a few runs, after one that warms up."""
-    taken = []
-    for _ in range(1 + PROBES):
-        start = time.perf_counter()
-        result = work()
-        backend.evaluate(result)
-        backend.to_numpy(result[:1])  # waits for devices that work on by themselves
-        taken.append(time.perf_counter() - start)
-    return max(min(taken[1:]), 1e-6)  # rates divide by it, and clocks may stand still
 
 
 def block_seconds(
@@ -68,12 +29,13 @@ def block_seconds(
 ) -> dict[str, float]:
     """Estimate the seconds of a block by stage, the mean over all blocks.
 
-    solved has the shapes of all layers to be solved. Units: rates in operations per second.
+    solved has the shapes of all layers to be solved. rates are those of
+    `edgeq.planning.rates.measure_rates`.
     """
     blocks = len(decoder.layers)
     weights = sum(map(math.prod, solved.values())) / blocks
     if not recipe.needs_calibration or not solved:
-        return {"round": weights * SEARCH_SECONDS}
+        return {"round": weights / rates["search"]}
     # out x in x in
     squared = sum(math.prod(shape) * shape[1] for shape in solved.values()) / blocks
     sites = solved_sites(decoder, solved)
@@ -81,11 +43,15 @@ def block_seconds(
     trials = len(DAMPINGS) * recipe.chooses_propagation
     factors = 2 + recipe.needs_drift * (1 + trials)
     factored = sum(factors * columns**3 / 3 for columns, _ in sites) / blocks
+    # one solve and its sweeps go through the columns of an input
+    loops = (recipe.solver != "rtn") + recipe.sweep_count
+    columns = loops * sum(columns for columns, _ in sites) / blocks
     costs = [step.cost(recipe) for step in STEPS if step.is_asked(recipe)]
     return of_tokens(decoder, recipe, rates["forward"], recomputing, sites) | {
         "factors": factored / rates["factor"],
-        "search scales": weights * sum(cost.candidates for cost in costs) * SEARCH_SECONDS,
-        "solve": sum(cost.products for cost in costs) * squared / rates["solve"],
+        "search scales": weights * sum(cost.candidates for cost in costs) / rates["search"],
+        "solve": sum(cost.products for cost in costs) * squared / rates["solve"]
+        + columns / rates["columns"],
         "annealing": sum(cost.annealing for cost in costs) * squared / rates["forward"],
     }
 

@@ -8,19 +8,28 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from edgeq.decoder import Decoder, Layer
-from edgeq.errors import TooLittleMemory
-from edgeq.planning.memory import ENOUGH, MemoryPlan, Moment, Process, distinct_layers
+from edgeq.planning.device_memory import Device, Load
+from edgeq.planning.memory import (
+    Limits,
+    MemoryPlan,
+    enough,
+    fastest,
+    heaviest,
+    largest,
+    load_of,
+    smallest_on_device,
+    smallest_on_host,
+)
+from edgeq.planning.moments import Moment, Process, distinct_layers
 from edgeq.recipe.layer_grids import Grids
 from edgeq.tuning.loop import MEASUREMENTS
 from edgeq.tuning.model import BATCH_TOKENS, PREDICTIONS
 from edgeq.types import Grid
-from edgeq.words import show_size
 
 FLOAT = 4  # bytes of weights, activations and gradients
 PREDICTION_COPIES = 7  # of both models, their exponentials and slope: 6 to 7 were measured
 ARRAYS = 7  # for each number: its start and unit, x, the best x, Adam's two means, a gradient
 WIDEST_COPIES = 3  # of the largest matrix while a gradient becomes that of its scales
-READ_COPIES = 2  # of the largest matrix while it is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +49,15 @@ class TuningPlan:
     """The way tuning goes, and the moment at which it takes most.
 
     least is the smallest limit that some way keeps, in bytes. sizes are what it was counted from.
+    on_device and device_least say the same of a device with memory of its own, where there is one.
     """
 
     way: TuningWay
     peak: Moment
     sizes: "TuningSizes"
     least: int = 0
+    on_device: Moment | None = None
+    device_least: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,42 +112,57 @@ def free_numbers(shape: tuple[int, ...], grid: Grid) -> int:
 
 
 def plan_tuning(
-    sizes: TuningSizes, process: Process, limit: int | None, room: int | None = None
+    sizes: TuningSizes,
+    process: Process,
+    limit: int | None,
+    room: int | None = None,
+    device: Device | None = None,
 ) -> TuningPlan:
-    """Choose the fastest way that stays within a limit; without one, within the room there is.
+    """Choose the fastest way that stays within the limits; without one, within the room there is.
 
-    Where nothing stays within that room, it is the way that takes least.
+    Where nothing stays within that room, it is the way that takes least. A device with memory of
+    its own has a limit in any case.
 
     Units: bytes.
     Raises: TooLittleMemory with the smallest limit that would do.
     """
-    peaks = [(way, peak_of(sizes, process, way)) for way in WAYS]
-    smallest = min(peaks, key=lambda found: found[1].total)
-    enough = math.ceil(ENOUGH * smallest[1].total)
-    most = room if limit is None else limit
-    for way, peak in peaks:
-        if most is None or peak.total <= most:
-            return TuningPlan(way, peak, sizes, enough)
+    loads = [(way, peak_of(sizes, process, way, device)) for way in WAYS]
+    limits = Limits(limit, device)
     if limit is None:
-        return TuningPlan(*smallest, sizes, enough)
-    raise TooLittleMemory(
-        f"--max-ram {show_size(limit)}: tuning needs at least {show_size(enough, up=True)} "
-        f"(while it is at {smallest[1].name})",
-        limit,
-        enough,
-    )
+        roomy = Limits(room, device)
+        fitting = [pair for pair in loads if roomy.holds_host(pair[1])]
+        least_first = sorted(loads, key=lambda pair: pair[1].host.total)
+        loads = [pair for pair in fitting if roomy.holds_device(pair[1])] or least_first
+    way, load = fastest(loads, limits, "tuning")
+    ways = [(way, peak_of(sizes, process, way, device)) for way in WAYS]
+    least = enough(smallest_on_host(ways, limits))
+    plan = TuningPlan(way, load.host, sizes, least)
+    if load.device is None:
+        return plan
+    least = enough(smallest_on_device(ways, limits))
+    return replace(plan, on_device=load.device, device_least=least)
 
 
 def with_tuning(memory: MemoryPlan, plan: TuningPlan) -> MemoryPlan:
     """Give the plan of a run that also tunes, by whichever of both takes more."""
-    peak = max(memory.peak, plan.peak, key=lambda moment: moment.total)
-    return replace(memory, peak=peak, least=max(memory.least, plan.least))
+    peak = largest((memory.peak, plan.peak))
+    both = replace(memory, peak=peak, least=max(memory.least, plan.least))
+    if memory.on_device is None or plan.on_device is None:
+        return both
+    return replace(
+        both,
+        on_device=largest((memory.on_device, plan.on_device)),
+        device_least=max(memory.device_least, plan.device_least),
+    )
 
 
-def peak_of(sizes: TuningSizes, process: Process, way: TuningWay) -> Moment:
-    """Find the moment at which tuning takes most."""
-    found = moments(sizes, process, way)
-    return max(found, key=lambda moment: moment.total)
+def peak_of(
+    sizes: TuningSizes, process: Process, way: TuningWay, device: Device | None = None
+) -> Load:
+    """Find the moments at which tuning takes most."""
+    return heaviest(
+        load_of(moment, sizes.decoder, process, device) for moment in moments(sizes, process, way)
+    )
 
 
 def moments(sizes: TuningSizes, process: Process, way: TuningWay) -> Iterator[Moment]:

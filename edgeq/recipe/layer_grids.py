@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from edgeq.decoder import Decoder
 from edgeq.errors import BadInput
-from edgeq.protocols import Exporter, ModelSource
+from edgeq.format_parts import Exporter
+from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_types import LayerTypes, embedding_grids, type_of_grid
 from edgeq.recipe.recipe import Recipe
 from edgeq.types import Grid, LinearSpec

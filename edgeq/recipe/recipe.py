@@ -34,6 +34,7 @@ OPTIONS_ONLY = {
     "export": "it is an option only: --export",
     "keep_dense": "write an override with bits = 16, or give --keep-dense",
 }
+WIDEST_ROUNDED = 4  # bits of codes whose drift may be rounded
 QUANTEASE_SWEEPS = 5  # of the solver of that name where the recipe asks for no number
 
 
@@ -168,6 +169,19 @@ class Recipe(Settings):
     def needs_drift(self) -> bool:
         """Say whether the full-precision stream has to run beside the quantized one."""
         return self.propagates or (self.scales == "both" and bool(self.refit_strength))
+
+    @property
+    def needs_exact_passes(self) -> bool:
+        """Say whether forward passes have to be in float32 whatever is faster.
+
+        Wider codes leave little of the difference of two streams: at 8 bits it costs a fifth of the
+        KL divergence to round it to bfloat16, at 4 bits one per cent (`benchmarks.precision`).
+        """
+        bits = [bits for bits in self._everywhere("bits") if bits != DENSE_BITS]
+        # the first digit of llama.cpp's name of a type is its bits
+        named = [int(next(filter(str.isdigit, name))) for name in self._everywhere("type") if name]
+        is_wide = max([*bits, *named], default=0) > WIDEST_ROUNDED
+        return self.exact or (self.needs_drift and is_wide)
 
 
 def read_recipe(path: str) -> dict[str, Any]:

@@ -17,16 +17,15 @@ from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import make_recipe
 from edgeq.registry import FORMATS, check_format_options, choose_backend, find_format
 from edgeq.run.allocation import DEFAULT_FORMAT
-from edgeq.run.assembly import fit_job, make_job, with_kind_of_zeros
+from edgeq.run.assembly import make_job, with_kind_of_zeros
 from edgeq.run.budget import read_budget
-from edgeq.run.fitting import fit_asked
+from edgeq.run.fitting import Sizes, fit_asked, fit_job
 from edgeq.run.forecast import describe_run, open_outline
 from edgeq.run.observing import Observer
 from edgeq.run.pipeline import Job, quantize
 from edgeq.run.recipe_file import budget_recipe, is_budget_recipe
 from edgeq.run.spending import Place, describe_budget, within_budget
 from edgeq.sources import at_revision, open_source
-from edgeq.words import parse_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,13 @@ class Asked:
     export_options: Mapping[str, Any] = field(default_factory=dict)
     budget: Mapping[str, Any] = field(default_factory=dict)
     max_ram: str | None = None
+    max_vram: str | None = None
     evaluated: bool = False
+
+    @property
+    def sizes(self) -> Sizes:
+        """Give the sizes of memory that were asked for."""
+        return Sizes(self.max_ram, self.max_vram)
 
 
 def check_words(asked: Asked) -> None:
@@ -57,8 +62,7 @@ def check_words(asked: Asked) -> None:
     Raises: the errors of `edgeq.errors`.
     """
     read_budget(asked.budget)
-    if asked.max_ram is not None:
-        parse_size(asked.max_ram, "--max-ram")
+    asked.sizes.check()
     for name in asked.exports:
         find_format(name)
     check_format_options(asked.exports, asked.export_options)
@@ -83,7 +87,7 @@ def assemble(asked: Asked, source: ModelSource) -> Job:
 
 def fit_into(asked: Asked, job: Job, folder: Path) -> tuple[Job, MemoryPlan]:
     """Fit a job into the memory that was asked for. Raises: BadInput with words that would fit."""
-    return fit_asked(job, asked.max_ram, folder, asked.settings, asked.imatrix)
+    return fit_asked(job, asked.sizes, folder, asked.settings, asked.imatrix)
 
 
 def prepare_run(asked: Asked) -> tuple[Asked, Job, MemoryPlan]:
@@ -171,4 +175,4 @@ def prepare_allocation(asked: Asked) -> Job:
     place = asked.place
     check_output_file(place.output, force=place.force, is_own=is_budget_recipe)
     job = assemble(asked, open_source(at_revision(asked.model, asked.revision)))
-    return fit_job(job, asked.max_ram, place.output.parent)[0]
+    return fit_job(job, asked.sizes, place.output.parent)[0]

@@ -1,15 +1,13 @@
 """From what a user names (a model, a backend, settings) to the objects of a run.
 
-The run itself is `edgeq.run.pipeline`, and how much memory each way takes `edgeq.planning.memory`.
+The run itself is `edgeq.run.pipeline`, and how it fits into memory `edgeq.run.fitting`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from edgeq.calibration.self_text import Wrote, written_windows
 from edgeq.calibration.shipped import MIX
@@ -23,10 +21,8 @@ from edgeq.calibration.texts import (
     read_texts,
 )
 from edgeq.errors import BadInput
-from edgeq.planning.memory import MemoryPlan, choose_way, measure_process
-from edgeq.planning.process_memory import give_large_arrays_back
-from edgeq.planning.tuning import TuningPlan, with_tuning
-from edgeq.protocols import ActivationSource, Exporter, ModelSource, TextWriter
+from edgeq.format_parts import Exporter
+from edgeq.protocols import ActivationSource, ModelSource, TextWriter
 from edgeq.recipe.layer_grids import asymmetric_zeros
 from edgeq.recipe.recipe import Recipe, make_recipe
 from edgeq.recipe.setting_rows import PLAIN
@@ -38,7 +34,6 @@ from edgeq.registry import (
     GRADIENTS,
     TOKEN_GRADIENTS,
     WRITERS,
-    can_tune,
     device_of,
     find_tuner,
     load,
@@ -46,14 +41,11 @@ from edgeq.registry import (
     load_exporters,
 )
 from edgeq.run.pipeline import Job
-from edgeq.run.tuning import Tuner, drawing_recipe, tuning_of
-from edgeq.run.tuning_choice import choose_tuner
 from edgeq.sources import needing_gguf
 from edgeq.sources.importance import Importance
 from edgeq.streams.backward import Noted, Sensitivities
 from edgeq.streams.blockwise import CALIBRATION_BATCH, Flow
 from edgeq.types import NumpyArray
-from edgeq.words import parse_size
 
 USUAL_LENGTH: int = TABLE["sequence_length"].defaults[PLAIN]
 SHORTEST_LENGTH = 8  # of sequences that settings allow
@@ -99,7 +91,7 @@ def make_job(
         source,
         recipe,
         loaded,
-        partial(make_activations, loaded.name, exact=recipe.exact),
+        partial(make_activations, loaded.name, exact=recipe.needs_exact_passes),
         windows,
         exporters,
         characters=most_at_once([*texts, *to_tune]),
@@ -239,81 +231,6 @@ class CalibrationMaker:
         counts = divide(samples, [text.share for text in self.texts])
         pairs = zip(self.texts, counts, strict=True)
         return sum(count for text, count in pairs if text.content is None)
-
-
-def fit_job(job: Job, max_ram: str | None, folder: Path) -> tuple[Job, MemoryPlan]:
-    """Fit a job into a size of memory ("8GB"), in the fastest way that does, and return its plan.
-
-    Hidden states that must lie on disk do so in `folder`, or in the nearest folder above it that
-    exists.
-
-    Raises: BadInput for what is no size, and with the smallest one that would do.
-    """
-    limit = None if max_ram is None else parse_size(max_ram, "--max-ram")
-    give_large_arrays_back()
-    if job.recipe.needs_calibration:
-        # imports what the process will hold, before the process is measured
-        load(ACTIVATIONS[BACKENDS[job.backend.name].framework], "calibration")
-    precision = job.backend.to_numpy(job.backend.asarray(np.zeros(1))).itemsize
-    process = measure_process(job.characters, precision)
-    maker = job.make_calibration
-    drawn = maker if isinstance(maker, CalibrationMaker) else None
-    memory = choose_way(
-        job.source.record.decoder,
-        job.recipe,
-        process,
-        limit,
-        written=0 if drawn is None else most_written(drawn, job.recipe, job.backend.name),
-    )
-    kept = None if memory.writing is None else memory.writing.resident
-    if drawn is not None:
-        maker = replace(drawn, resident=kept)
-    apart = job.draw_apart
-    if isinstance(apart, CalibrationMaker):
-        apart = replace(apart, resident=kept)
-    place = folder.resolve()
-    existing = next(path for path in (place, *place.parents) if path.is_dir())
-    choice = choose_tuner(job.source, job.recipe, job.backend.name, process, limit)
-    tuner = None if choice.plan is None else tuner_of(job, choice.plan, existing)
-    fitted = replace(
-        job,
-        make_activations=partial(
-            make_activations,
-            job.backend.name,
-            exact=job.recipe.exact,
-            flow=memory.way.flow(existing),
-        ),
-        # hidden states between all blocks are kept, which the plan of a run does not count
-        measure_gradients=partial(
-            measure_gradients, job.backend.name, folder=None if limit is None else existing
-        ),
-        measure_tokens=partial(
-            measure_tokens,
-            job.backend.name,
-            folder=existing if memory.way.states_on_disk else None,
-            tokens_at_once=memory.way.batch_tokens,
-        ),
-        rows_at_once=memory.way.rows_at_once,
-        make_calibration=maker,
-        draw_apart=apart,
-        tuner=tuner,
-        tuning_note=choice.note,
-    )
-    return fitted, memory if choice.plan is None else with_tuning(memory, choice.plan)
-
-
-def most_written(drawn: CalibrationMaker, recipe: Recipe, backend: str) -> int:
-    """Count the sequences that the model writes together, to calibrate on or to tune on."""
-    samples = [recipe.samples] if recipe.needs_calibration else []
-    if recipe.tune and can_tune(backend):
-        samples.append(drawing_recipe(recipe).samples)
-    return max(map(drawn.written, samples), default=0)
-
-
-def tuner_of(job: Job, plan: TuningPlan, folder: Path) -> Tuner:
-    """Say how a job tunes what it has solved; hidden states on disk lie in a folder."""
-    tuning, exact = tuning_of(job.recipe), job.recipe.exact
-    return Tuner(job.backend.name, tuning, plan, folder, exact=exact)
 
 
 def check_gradients() -> None:

@@ -11,9 +11,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from edgeq.errors import BadInput
+from edgeq.format_parts import Exporter
 from edgeq.grids.types import GRIDS
 from edgeq.planning.sizes import item_bytes
-from edgeq.protocols import Exporter, ModelSource
+from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, plan_grids
 from edgeq.recipe.recipe import Recipe
 from edgeq.types import Grid, LinearSpec

@@ -20,9 +20,8 @@ from edgeq.files.names import safe_name
 from edgeq.files.ownership import CARD_FILE, LEGAL_FILE, MANIFEST_FILE, is_own_card, signed_card
 from edgeq.files.plain_files import is_plain_file
 from edgeq.files.storage import write_bytes
-from edgeq.format_parts import App, Format, apps_for, filled
+from edgeq.format_parts import App, Exporter, Format, apps_for, filled
 from edgeq.measuring.formats import rounding_notes
-from edgeq.protocols import Exporter
 from edgeq.registry import all_formats, load_exporter
 from edgeq.run.measured import read_measured
 from edgeq.run.tuning_report import tuned_line

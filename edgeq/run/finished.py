@@ -15,10 +15,9 @@ from edgeq.errors import BadInput, NotInstalled
 from edgeq.files.json_files import read_json
 from edgeq.files.ownership import MANIFEST_FILE, REPORT_FILE
 from edgeq.files.storage import size_of
-from edgeq.format_parts import Format
+from edgeq.format_parts import Exporter, Format
 from edgeq.measuring.formats import fit, rounding_notes
 from edgeq.measuring.inspection import parameter_count
-from edgeq.protocols import Exporter
 from edgeq.recipe.layer_grids import Grids, grids_by_part, kept_dense, plan_grids
 from edgeq.recipe.layer_types import replaced_types
 from edgeq.recipe.recipe import Recipe

@@ -15,8 +15,9 @@ from edgeq.calibration.windows import check_length
 from edgeq.errors import BadInput, NotInstalled
 from edgeq.planning.memory import MemoryPlan
 from edgeq.planning.process_memory import machine_bytes
+from edgeq.planning.rates import measure_rates
 from edgeq.planning.sizes import format_row, tensor_bytes
-from edgeq.planning.time import block_seconds, measure_rates
+from edgeq.planning.time import block_seconds
 from edgeq.planning.tuning import TuningPlan, tuning_seconds, way_words
 from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import Grids, grids_by_part, plan_grids
@@ -94,6 +95,7 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
             "least": memory.least,
             "machine": machine_bytes(),
         },
+        "device memory": describe_device(memory),
         "way": asdict(memory.way),
         "disk": disk,
         "disk free": shutil.disk_usage(folder).free,
@@ -118,6 +120,20 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
             *filter(None, [job.tuning_note]),
             *([] if memory.writing is None else [f"own text: {memory.writing.describe()}"]),
         ],
+    }
+
+
+def describe_device(memory: MemoryPlan) -> dict[str, Any] | None:
+    """Say what a run takes of a device's own memory; None where there is none. Units: bytes."""
+    if memory.device is None or memory.on_device is None:
+        return None
+    return {
+        "peak": memory.on_device.total,
+        "at": memory.on_device.name,
+        "parts": dict(memory.on_device.parts),
+        "least": memory.device_least,
+        "free": memory.device.free,
+        "total": memory.device.total,
     }
 
 
@@ -162,6 +178,7 @@ def describe_tuning(plan: TuningPlan, rates: Mapping[str, float]) -> dict[str, A
             "at": plan.peak.name,
             "parts": dict(plan.peak.parts),
             "least": plan.least,
+            "on device": None if plan.on_device is None else plan.on_device.total,
         },
     }
 

@@ -13,9 +13,9 @@ from edgeq.protocols import ModelSource
 from edgeq.recipe.layer_grids import bits_per_weight
 from edgeq.recipe.recipe import Recipe
 from edgeq.run.card import write_checkpoint_card
+from edgeq.run.commits import Run
 from edgeq.run.identity import IMATRIX, KEYS
 from edgeq.run.recipe_file import budget_recipe, plain_recipe
-from edgeq.run.resume import Run
 
 
 def write_head(

@@ -7,7 +7,7 @@ from edgeq.checkpoint.certificate import has_own_texts, is_sealed
 from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
 from edgeq.files.storage import check_destination, new_directory
-from edgeq.protocols import Exporter
+from edgeq.format_parts import Exporter
 from edgeq.run.card import add_card
 
 

@@ -1,7 +1,7 @@
 """The loop over blocks: statistics, solve, replace, write.
 
 No arithmetic here: how a layer is solved is `edgeq.solving`, what is on disk until a run is done
-`edgeq.run.resume`, and how it came out `edgeq.run.report`.
+`edgeq.run.commits`, and how it came out `edgeq.run.report`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +17,14 @@ from edgeq.checkpoint.tensor_file import TensorFile, write_tensors
 from edgeq.errors import BadInput, UnsupportedModel
 from edgeq.files.json_files import write_json
 from edgeq.files.ownership import ALLOCATION_FILE, RUN_FILE
-from edgeq.files.storage import check_destination, claimed
+from edgeq.files.storage import check_destination, claimed, sync_file
+from edgeq.format_parts import Exporter
 from edgeq.grids.limits import check_size
-from edgeq.planning.process_memory import trim
-from edgeq.protocols import ActivationSource, Backend, Exporter, ModelSource
+from edgeq.planning.process_memory import reused_memory
+from edgeq.protocols import ActivationSource, Backend, ModelSource
 from edgeq.recipe.layer_grids import Grids, check_exports, kept_dense, plan_grids
 from edgeq.recipe.recipe import Recipe
+from edgeq.run.commits import Run
 from edgeq.run.head import write_head
 from edgeq.run.identity import identify
 from edgeq.run.observing import (
@@ -37,7 +39,6 @@ from edgeq.run.observing import (
 from edgeq.run.report import RunReport, check_findings
 from edgeq.run.resume import (
     Ask,
-    Run,
     is_unfinished,
     refuse_unfinished,
     stored_run,
@@ -136,6 +137,7 @@ def quantize(
     with working_on(destination, identity, files, ask, check) as run:
         if run is not None:
             run.record(job.backend.name)
+            run.clock = job.clock
             if job.allocation is not None:  # a run that is stopped need not measure again
                 write_json(run.folder / ALLOCATION_FILE, job.allocation)
             write_model(job, grids, calibration, run, observer)
@@ -230,7 +232,10 @@ def weigh_tokens(job: Job, calibration: Calibration, observer: Observer) -> Toke
 def write_model(
     job: Job, grids: Grids, calibration: Calibration | None, run: Run, observer: Observer
 ) -> None:
-    """Solve, write and commit block after block, then what lies outside of the blocks."""
+    """Solve and write block after block, then what lies outside of the blocks.
+
+    Blocks are committed while later ones are solved.
+    """
     blocks = job.source.blocks()
     findings = run.report
     findings.kept_dense = kept_dense(grids)
@@ -252,26 +257,33 @@ def write_model(
             weights = weigh_tokens(job, calibration, observer)
             activations = start_activations(job, calibration, observer)
             run.restore(activations)
-    passes = None if activations is None else activations.computes_in
-    findings.note_precision(job.backend.name, job.backend.computes_in, passes)
+    if left:
+        passes = None if activations is None else activations.computes_in
+        findings.note_precision(job.backend.name, job.backend.computes_in, passes)
     observer.progressed(SOLVING, run.done, len(blocks))
-    for block in left:
-        if activations is None:
-            tensors = list(dict.fromkeys(linear.tensor for linear in block.linears))
-            solved = round_tensors(job, grids, tensors, findings)
-        else:
-            linears = {linear.name: linear for linear in block.linears}
-            lender = Lender(job.recipe, job.backend, linears, weights)
-            solved = solve_block(job, grids, block, activations, lender, observer, findings)
-        names = [name for name in block.tensors if name in grids]
-        write_part(job, run.made / block_file(block.index), names, solved)
-        with job.clock("write"):
-            run.commit(activations)
-        trim()
-        observer.finished_block(block.index)
+    with reused_memory() as bound:
+        for block in left:
+            if activations is None:
+                tensors = list(dict.fromkeys(linear.tensor for linear in block.linears))
+                solved = round_tensors(job, grids, tensors, findings)
+            else:
+                linears = {linear.name: linear for linear in block.linears}
+                lender = Lender(job.recipe, job.backend, linears, weights)
+                solved = solve_block(
+                    job, grids, block, activations, lender, observer, findings, bound
+                )
+            names = [name for name in block.tensors if name in grids]
+            write_part(job, run.made / block_file(block.index), names, solved)
+            with job.clock("write"):
+                run.finish(block.index + 1, activations)
+            bound()
+            observer.finished_block(block.index)
     observer.progressed(ROUNDING)
     rounded = round_tensors(job, grids, outside, findings)
     write_part(job, run.made / "outer.safetensors", outside, rounded)
+    with job.clock("write"):
+        sync_file(run.made / "outer.safetensors")
+        run.settle()
 
 
 def block_file(index: int) -> str:
@@ -287,11 +299,16 @@ def solve_block(
     lender: Lender,
     observer: Observer,
     findings: RunReport,
+    bound: Callable[[], None],
 ) -> dict[str, QuantizedLinear]:
-    """Solve the layers of a block site by site, and let the quantized stream go on with them."""
+    """Solve the layers of a block site by site, and let the quantized stream go on with them.
+
+    bound is called wherever memory that is free may be given back.
+    """
     parts: dict[str, dict[tuple[int, int], QuantizedLinear]] = {}
     solver = SiteSolver(job, grids, block, lender)
     for site in timed(activations.sites(block), job.clock, "forward passes"):
+        bound()
         if site.lends:
             with job.clock("statistics"):
                 lender.keep(site)
@@ -299,6 +316,7 @@ def solve_block(
         for linear, layer in solver.solve(site, findings):
             parts.setdefault(linear.tensor, {})[linear.place] = layer
             observer.solved(findings.layers[-1])
+            bound()
     left = [
         linear.name
         for linear in block.linears
@@ -337,7 +355,10 @@ def round_tensors(
 def write_part(
     job: Job, path: Path, names: Sequence[str], solved: Mapping[str, QuantizedLinear]
 ) -> None:
-    """Write one file with the named tensors: those that are solved, and others as they are."""
+    """Write one file with the named tensors: those that are solved, and others as they are.
+
+    It is on the disk once somebody has flushed it.
+    """
     with job.clock("write"):
         dense = {name: read_tensor(job.source, name) for name in names if name not in solved}
-        write_tensors(path, solved, dense)
+        write_tensors(path, solved, dense, flush=False)

@@ -3,32 +3,29 @@
 In the output's temporary directory lie new/ (what becomes the checkpoint), states/NNNN/ (both
 streams' hidden states behind NNNN blocks) and run.json. A run that tunes also has tuning/ (how far
 that has come, see `edgeq.run.tuning`) and tuned/, which then becomes the checkpoint. run.json says
-what the run is, how far it came, and the hash of every file that it goes on with. It is replaced
-after a block's file and states are on disk; only then the block counts, and whatever run.json does
-not know of is removed.
+what the run is, how far it came, and the hash of every file that it goes on with. Whatever run.json
+does not know of is removed. When a block comes to count is `edgeq.run.commits`.
 
 What lies there may be forged: links are refused by `edgeq.files.ownership` before a run is opened,
 and what run.json states is compared with the model before anything is touched.
 """
 
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgeq.checkpoint.reader import Checkpoint
-from edgeq.errors import BadInput, DamagedModel, reason_of
-from edgeq.files.hashes import hash_of_content, hash_of_file
-from edgeq.files.json_files import read_json, write_json
+from edgeq.errors import BadInput, DamagedModel
+from edgeq.files.hashes import hash_of_content
+from edgeq.files.json_files import read_json
 from edgeq.files.ownership import (
     ALLOCATION_FILE,
     MADE,
     MARKER_FILE,
     RUN_FILE,
     STATES,
-    TUNED,
     TUNING,
     clear_contents,
     remove_entry,
@@ -39,24 +36,13 @@ from edgeq.files.storage import (
     claimed,
     explaining,
     put_in_place,
-    sync_directory,
 )
-from edgeq.protocols import ActivationSource
+from edgeq.run.commits import Damaged, Run
 from edgeq.run.identity import Identity, check_identity, differences, identity_of
-from edgeq.run.report import RunReport, report_from
+from edgeq.run.report import report_from
 
-BLOCKS = "blocks"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 STATE_NAME = re.compile(r"[\w-]+\.npy")
-
-
-class Damaged(BadInput):
-    """Raised for an unfinished run that cannot be continued: part of it is lost or damaged."""
-
-    def __init__(self, folder: Path, what: str) -> None:
-        super().__init__(
-            f"unfinished run {str(folder)!r}: {what}; start over with --force and without --resume"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,121 +58,6 @@ class Ask:
     again: str = "the same call with resume=True"
 
 
-@dataclass(slots=True)
-class Run:
-    """A run in its temporary directory.
-
-    files are those of its blocks inside of `made`, in execution order. hashes are those of the
-    files that a continued run goes on with, by their place in the folder.
-    """
-
-    folder: Path
-    identity: Identity
-    files: Sequence[str]
-    done: int = 0
-    report: RunReport = field(default_factory=RunReport)
-    backends: list[str] = field(default_factory=list)
-    hashes: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def made(self) -> Path:
-        return self.folder / MADE
-
-    @property
-    def tuned(self) -> Path:
-        return self.folder / TUNED
-
-    @property
-    def finished(self) -> Path:
-        """Return what becomes the output."""
-        return self.tuned if self.tuned.is_dir() else self.made
-
-    def record(self, backend: str) -> None:
-        """Note that a backend works on the run."""
-        if backend not in self.backends:
-            self.backends.append(backend)
-
-    def commit(self, activations: ActivationSource | None) -> None:
-        """Count the next block, whose file is written, with the hidden states behind it."""
-        sync_directory(self.made / BLOCKS)
-        done = self.done + 1
-        if activations is not None and done < len(self.files):
-            partial = self.folder / STATES / f".{done:04d}.partial"
-            partial.mkdir()
-            activations.save(partial)
-            sync_directory(partial)
-            partial.rename(self._states(done))
-            sync_directory(self.folder / STATES)
-        self._hash(done)
-        progress = {
-            "done": done,
-            "files": list(self.files),
-            "backends": self.backends,
-            "hashes": self.hashes,
-        }
-        content = {"run": self.identity, "progress": progress | self.report.plain()}
-        write_json(self.folder / RUN_FILE, content | {"sha256": hash_of_content(content)})
-        sync_directory(self.folder)
-        self.done = done
-        if self._states(done - 1).is_dir():
-            shutil.rmtree(self._states(done - 1))
-
-    def restore(self, activations: ActivationSource) -> None:
-        """Let streams go on behind the blocks that are done.
-
-        Raises: BadInput when their hidden states cannot be read.
-        """
-        if not self.done:
-            return
-        try:
-            activations.restore(self._states(self.done))
-        except (OSError, ValueError, EOFError) as error:
-            what = f"its hidden states cannot be read ({reason_of(error)})"
-            raise Damaged(self.folder, what) from error
-
-    def _hash(self, done: int) -> None:
-        """Hash the file of the block done last, and of hidden states those behind it alone."""
-        states = [file for file in sorted(self._states(done).glob("*")) if file.is_file()]
-        hashes = {}
-        for name, digest in self.hashes.items():
-            if not name.startswith(f"{STATES}/"):
-                hashes[name] = digest
-        for file in (self.made / self.files[done - 1], *states):
-            hashes[file.relative_to(self.folder).as_posix()] = hash_of_file(file)
-        self.hashes = hashes
-
-    def check_files(self) -> None:
-        """Raise BadInput when a file to go on with is not as it was written; touch nothing."""
-        for name, digest in self.hashes.items():
-            if not (self.folder / name).is_file():
-                raise Damaged(self.folder, f"{name} is missing")
-            if hash_of_file(self.folder / name) != digest:
-                raise Damaged(self.folder, f"{name} was changed or damaged")
-
-    def prepare(self) -> None:
-        """Make the folders that the next block needs, and remove what no committed block has."""
-        for folder in (self.made / BLOCKS, self.folder / STATES):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.trim()
-
-    def trim(self) -> None:
-        """Remove whatever `run.json`, as it lies on disk, does not count."""
-        path = self.folder / RUN_FILE
-        self.done = int(read_json(path)["progress"]["done"]) if path.is_file() else 0
-        kept = {path, self.made, self.made / BLOCKS, self.folder / STATES, self._states(self.done)}
-        kept |= {self.made / file for file in self.files[: self.done]}
-        for folder in (self.made / BLOCKS, self.made, self.folder / STATES):
-            for entry in folder.iterdir():
-                if entry not in kept:
-                    remove_entry(entry)
-        if self.tuned.is_dir():
-            remove_entry(self.tuned)
-        path.with_name(f".{RUN_FILE}.partial").unlink(missing_ok=True)
-
-    def _states(self, done: int) -> Path:
-        return self.folder / STATES / f"{done:04d}"
-
-
 @contextmanager
 def working_on(
     destination: Path,
@@ -197,8 +68,9 @@ def working_on(
 ) -> Iterator[Run | None]:
     """Open a run that becomes the output when the context ends well; None where it is that already.
 
-    `check` refuses, by a BadInput, a run to continue that is none of this model. When it fails, or
-    the process ends, the blocks that were committed stay, unless the model itself is damaged.
+    `check` refuses, by a BadInput, a run to continue that is none of this model. When the context
+    fails, the blocks that are finished are committed, and those that are stay, unless the model
+    itself is damaged. Those that are committed stay too where the process ends.
 
     Raises: BadInput when nothing may be continued, started over or replaced.
     """
@@ -211,9 +83,14 @@ def working_on(
             with explaining(destination, folder):
                 run.prepare()
                 yield run
-                put_in_place(run.finished, destination)
+                run.settle()
+                put_in_place(run.output, destination)
         except BaseException as error:
             bring_back(destination)
+            if isinstance(error, DamagedModel):
+                run.abandon()
+            else:
+                run.keep()
             if isinstance(error, Damaged):
                 raise
             if is_unfinished(folder) and not isinstance(error, DamagedModel):

@@ -79,7 +79,7 @@ class SiteSolver:
                 report = replace(report, counting_tokens=statistics.n_tokens)
             findings.layers.append(report)
             findings.note_clamped(linear.tensor, solved.weight, solved.layer)
-            site.replace(linear.name, solved.layer.dequantized())
+            site.replace(linear.name, solved.layer)
             yield linear, solved.layer
 
     def _stack(self, first: LinearSpec) -> list[LinearSpec]:

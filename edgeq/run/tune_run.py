@@ -28,13 +28,15 @@ from edgeq.files.storage import (
     put_in_place,
 )
 from edgeq.measuring.inspection import parameter_count
-from edgeq.planning.memory import choose_writing, measure_process
+from edgeq.planning.memory import choose_writing
+from edgeq.planning.moments import measure_process
 from edgeq.planning.process_memory import give_large_arrays_back
 from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import Recipe, make_recipe
 from edgeq.recipe.settings import OF_TUNING
-from edgeq.registry import choose_backend, find_tuner, load
+from edgeq.registry import choose_backend, find_tuner, load, load_backend
 from edgeq.run.assembly import CalibrationMaker, tuning_texts, with_length
+from edgeq.run.fitting import Sizes, existing_folder
 from edgeq.run.observing import TOKENIZING, WRITING_TEXT, Observer
 from edgeq.run.report import read_report
 from edgeq.run.resume import is_unfinished
@@ -54,9 +56,7 @@ from edgeq.run.tuning_report import TuningReport
 from edgeq.sources import at_revision, open_source
 from edgeq.stopwatch import Stopwatch
 from edgeq.tuning.state import STATE_FILE
-from edgeq.words import parse_size
 
-FLOAT = 4  # bytes of a number in passes
 WHAT_DIFFERS = {
     "original": "weights of the original",
     "solution": "codes or scales",
@@ -81,7 +81,7 @@ class TuneAsked:
     settings: Mapping[str, Any] = field(default_factory=dict)
     calibration: Sequence[str] = ()
     backend: str = "auto"
-    max_ram: str | None = None
+    sizes: Sizes = field(default_factory=Sizes)
     exact: bool = False
 
 
@@ -141,7 +141,7 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
     Raises: the errors of `edgeq.errors`.
     """
     place = asked.place
-    limit = None if asked.max_ram is None else parse_size(asked.max_ram, "--max-ram")
+    asked.sizes.check()
     backend = choose_backend(asked.backend)
     tuner = find_tuner(backend)
     checkpoint = Checkpoint(asked.checkpoint)
@@ -155,13 +155,14 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
     texts = tuning_texts(asked.calibration, source)
     give_large_arrays_back()
     load(tuner, "tuning")  # imports what the process will hold, before it is measured
-    process = measure_process(most_at_once(texts), FLOAT)
-    plan = planned(source, checkpoint.grids(), recipe, process, limit)
+    loaded = load_backend(backend)
+    limit, device = asked.sizes.limit(), asked.sizes.device(loaded)
+    process = measure_process(most_at_once(texts), loaded)
+    plan = planned(source, checkpoint.grids(), recipe, process, limit, device)
     drawing, maker = drawing_recipe(recipe), CalibrationMaker(backend, texts, apart=True)
     written = maker.written(drawing.samples)
-    writing = choose_writing(source.record.decoder, drawing, process, limit, written)
-    folder = place.output.resolve().parent
-    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    writing = choose_writing(source.record.decoder, drawing, process, limit, written, device)
+    existing = existing_folder(place.output.parent)
     return TuneJob(
         asked,
         source,

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass
 
 from edgeq.errors import TooLittleMemory
-from edgeq.planning.memory import Process
+from edgeq.planning.device_memory import Device
+from edgeq.planning.moments import Process
 from edgeq.planning.process_memory import machine_bytes
 from edgeq.planning.tuning import TuningPlan, plan_tuning, sizes_of
 from edgeq.protocols import ModelSource
@@ -27,9 +28,14 @@ class Choice:
 
 
 def choose_tuner(
-    source: ModelSource, recipe: Recipe, backend: str, process: Process, limit: int | None
+    source: ModelSource,
+    recipe: Recipe,
+    backend: str,
+    process: Process,
+    limit: int | None,
+    device: Device | None = None,
 ) -> Choice:
-    """Choose how to tune within a limit, and whether to, where the recipe leaves that open.
+    """Choose how to tune within limits, and whether to, where the recipe leaves that open.
 
     Units: bytes.
     Raises: TooLittleMemory where tuning is asked for and no way of it keeps the limit.
@@ -42,7 +48,7 @@ def choose_tuner(
     if not has_codes(grids):
         return Choice(note="not tuned: nothing is quantized")
     try:
-        plan = planned(source, grids, recipe, process, limit)
+        plan = planned(source, grids, recipe, process, limit, device)
     except TooLittleMemory as error:
         if recipe.tune == AUTOMATIC:
             return Choice(note=f"not tuned: {error}")
@@ -66,7 +72,12 @@ def settled(plan: TuningPlan, backend: str) -> Choice:
 
 
 def planned(
-    source: ModelSource, grids: Grids, recipe: Recipe, process: Process, limit: int | None
+    source: ModelSource,
+    grids: Grids,
+    recipe: Recipe,
+    process: Process,
+    limit: int | None,
+    device: Device | None = None,
 ) -> TuningPlan:
     """Plan how a model on these grids is tuned. Raises: TooLittleMemory."""
     drawn = drawing_recipe(recipe)
@@ -78,4 +89,5 @@ def planned(
         tuning=asdict(tuning_of(recipe)),
     )
     machine = machine_bytes()
-    return plan_tuning(sizes, process, limit, None if machine is None else int(ROOM * machine))
+    room = None if machine is None else int(ROOM * machine)
+    return plan_tuning(sizes, process, limit, room, device)

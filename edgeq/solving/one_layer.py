@@ -47,7 +47,7 @@ class ArraySite:
         """Give the one layer."""
         yield self.name
 
-    def replace(self, layer: str, W: NumpyArray) -> None:
+    def replace(self, layer: str, W: NumpyArray | QuantizedLinear) -> None:
         """Do nothing: no stream goes on behind the layer."""
 
 

@@ -15,11 +15,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from edgeq.files.storage import write_array
 from edgeq.protocols import Site
-from edgeq.streams.hidden_states import HiddenStates, StatesInMemory, StatesOnDisk
+from edgeq.streams.hidden_states import HiddenStates, StatesInMemory, StatesOnDisk, StatesOnHost
 from edgeq.streams.recomputing import RecomputedStreams
 from edgeq.streams.routing import Pass, start_pass
+from edgeq.streams.saved_states import HeldBatches, SavedStream, batch_name
 from edgeq.streams.schedule import Forward, Streams
 from edgeq.types import Array, BlockSpec, NumpyArray
 
@@ -60,10 +60,23 @@ class BlockwiseModel(Protocol):
         """Run one recorded batch through a block that has its weights."""
 
     def to_numpy(self, hidden: Array) -> NumpyArray:
-        """Copy hidden states to NumPy, in the precision that they run in."""
+        """Give hidden states as NumPy's, in the precision that they run in.
+
+        bfloat16 is that of ml_dtypes, or its bits as uint16.
+        """
 
     def from_numpy(self, hidden: NumpyArray) -> Array:
         """Undo `to_numpy`, in memory that the framework allocated."""
+
+    def fetch(self, hidden: Array) -> Callable[[], NumpyArray]:
+        """Start to bring hidden states to the memory of the host, without waiting.
+
+        Gives what waits for them and gives what `to_numpy` does, for one call in any thread.
+        """
+
+    @property
+    def fetches_copies(self) -> bool:
+        """Say whether what is fetched is a copy, so that hidden states need not be kept for it."""
 
     def logits(
         self, batches: Sequence[NumpyArray], hidden: Sequence[Array]
@@ -154,21 +167,14 @@ class Flow:
 
     "standing": hold all batches at each layer (fast), every operation runs once.
     "recomputing": recompute batch by batch (small), a block's layers run about three times.
-    Hidden states between blocks lie in memory, or on disk in states_folder.
+    Hidden states between blocks lie where passes run, on the host of that device, or on disk in
+    states_folder.
     """
 
     schedule: Literal["standing", "recomputing"] = "standing"
     batch_tokens: int | None = None
     states_folder: Path | None = None
-
-
-def saved_windows(folder: Path, name: str) -> Iterator[NumpyArray]:
-    """Read a stream that was saved in batches of any size, window after window.
-
-    Shapes: (tokens, hidden).
-    """
-    for path in sorted(folder.glob(f"{name}-*.npy")):
-        yield from np.load(path, mmap_mode="r", allow_pickle=False)
+    states_on_host: bool = False
 
 
 class CalibrationStreams:
@@ -190,6 +196,7 @@ class CalibrationStreams:
     ) -> None:
         self._model, self._flow = model, flow or Flow()
         self._full, self._quantized = self._no_states(), self._no_states()
+        self._let_go: Callable[[], None] | None = None
         tokens = self._flow.batch_tokens or CALIBRATION_BATCH
         paired, single = (split_windows(part, tokens) for part in share_windows(windows, drift))
         self._order = np.concatenate(share_windows(np.arange(len(windows)), drift))
@@ -206,40 +213,57 @@ class CalibrationStreams:
         with self._model.halting_block(block) as set_weight:
             yield from schedule(block.index, set_weight)
 
-    def save(self, folder: Path) -> None:
-        """Write the hidden states of both streams, a file per batch."""
-        for name, stream in (("full", self._full), ("quantized", self._quantized)):
-            for batch in range(len(stream)):
-                path = folder / f"{name}-{batch:05d}.npy"
-                write_array(path, self._model.to_numpy(stream.read(batch)))
+    def hold(self, let_go: Callable[[], None]) -> HeldBatches:
+        """Give both streams' hidden states as they are now, to be saved while work goes on.
+
+        `let_go` is called where they would be overwritten, or be in memory twice.
+        """
+        self._let_go = let_go
+        on_device = self._flow.states_folder is None and not self._flow.states_on_host
+        return HeldBatches(
+            [
+                (batch_name(name, batch), partial(stream.lend, batch, self._model.fetch))
+                for name, stream in self._streams()
+                for batch in range(len(stream))
+            ],
+            copies=on_device and self._model.fetches_copies,
+        )
 
     def restore(self, folder: Path) -> None:
-        """Go on with the states that `save` wrote, in batches of this or another size.
+        """Go on with the states that were saved, in batches of this or another size.
 
-        Another framework may have written them.
+        Another framework may have written them, in another precision.
 
         Raises: OSError, ValueError or EOFError.
         """
-        for name, stream in (("full", self._full), ("quantized", self._quantized)):
-            windows = saved_windows(folder, name)
+        for name, stream in self._streams():
+            saved = SavedStream(folder, name)
             for batch in range(len(stream)):
-                shape = tuple(stream.read(batch).shape)
-                hidden = np.array(list(itertools.islice(windows, shape[0])))
-                if hidden.shape != shape or hidden.dtype.kind != "f":
-                    found = f"{hidden.dtype} of shape {hidden.shape}"
-                    raise ValueError(f"hidden states are {found} instead of numbers of {shape}")
-                stream.replace(batch, self._model.from_numpy(hidden))
+                now = self._model.to_numpy(stream.read(batch))
+                stream.replace(batch, self._model.from_numpy(saved.read(now.shape, now.dtype)))
+
+    def _streams(self) -> tuple[tuple[str, HiddenStates], ...]:
+        return (("full", self._full), ("quantized", self._quantized))
+
+    def _start_overwriting(self) -> None:
+        """Have whoever still holds the hidden states before a block let go of them."""
+        let_go, self._let_go = self._let_go, None
+        if let_go is not None:
+            let_go()
 
     def _stand(self, index: int, set_weight: Callable[[str, Array], Array]) -> Iterator[Site]:
         full = [Forward(run) for run in self._runs(index, quantized=False)]
         quantized = [Forward(run) for run in self._runs(index, quantized=True)]
         yield from Streams(full, quantized, set_weight).sites()
-        for states, forwards in ((self._full, full), (self._quantized, quantized)):
-            for batch, forward in enumerate(forwards):
-                states.replace(batch, forward.finished())
+        if self._flow.states_folder is not None:
+            self._start_overwriting()
+        # in memory both are there until all batches are through, so the states before may stay
+        self._full = self._full.behind([forward.finished() for forward in full])
+        self._quantized = self._quantized.behind([forward.finished() for forward in quantized])
 
     def _recompute(self, index: int, set_weight: Callable[[str, Array], Array]) -> Iterator[Site]:
         def keep(is_quantized: bool, batch: int, hidden: Array) -> None:
+            self._start_overwriting()
             states = self._quantized if is_quantized else self._full
             states.replace(batch, hidden)
 
@@ -258,9 +282,12 @@ class CalibrationStreams:
         return [partial(run, batch) for batch in range(len(states))]
 
     def _no_states(self) -> HiddenStates:
-        if self._flow.states_folder is None:
-            return StatesInMemory()
-        return StatesOnDisk(self._flow.states_folder, self._model.to_numpy, self._model.from_numpy)
+        model, folder = self._model, self._flow.states_folder
+        if folder is not None:
+            return StatesOnDisk(folder, model.to_numpy, model.from_numpy)
+        if self._flow.states_on_host:
+            return StatesOnHost(model.to_numpy, model.from_numpy)
+        return StatesInMemory()
 
 
 class BlockwiseLogits:

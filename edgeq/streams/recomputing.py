@@ -14,7 +14,7 @@ from functools import partial
 from edgeq.errors import UnsupportedModel
 from edgeq.streams.hidden_states import HiddenStates, StatesInMemory
 from edgeq.streams.schedule import Forward, Stop
-from edgeq.types import Array, NumpyArray, Tokens
+from edgeq.types import Array, NumpyArray, QuantizedLinear, Tokens
 
 Pass = Callable[[], Array]
 """Runs one batch through the block, from its start."""
@@ -61,7 +61,7 @@ class RecomputedStreams:
                 follow(forward, route)
                 self._keep(quantized, batch, forward.finished())
 
-    def replace(self, layer: str, weight: NumpyArray) -> None:
+    def replace(self, layer: str, weight: NumpyArray | QuantizedLinear) -> None:
         if self._full:
             self._use(replaced=False)
             self._spare[layer] = weight
@@ -184,7 +184,7 @@ class RecomputedSite:
     def layers(self) -> Iterator[str]:
         return iter(() if self.lends else self._layers)
 
-    def replace(self, layer: str, W: NumpyArray) -> None:
+    def replace(self, layer: str, W: NumpyArray | QuantizedLinear) -> None:
         self._streams.replace(layer, W)
 
 

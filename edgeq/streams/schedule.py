@@ -15,7 +15,7 @@ from greenlet import getcurrent, greenlet
 
 from edgeq.errors import UnsupportedModel
 from edgeq.streams.routing import tokens_in_order
-from edgeq.types import Array, NumpyArray, Tokens
+from edgeq.types import Array, NumpyArray, QuantizedLinear, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +92,11 @@ class Streams:
         self,
         full: Sequence[Forward],
         quantized: Sequence[Forward],
-        set_weight: Callable[[str, NumpyArray], object],
+        set_weight: Callable[[str, NumpyArray | QuantizedLinear], object],
     ) -> None:
         self.full, self.quantized = full, quantized
         self._set_weight = set_weight
-        self._replacements: dict[str, NumpyArray] = {}
+        self._replacements: dict[str, NumpyArray | QuantizedLinear] = {}
 
     def sites(self) -> Iterator["StandingSite"]:
         """Hold all passes at one site after the other; when exhausted, they are through."""
@@ -108,7 +108,7 @@ class Streams:
             for _ in site.layers():  # whatever the caller left unsolved runs unchanged
                 pass
 
-    def replace(self, layer: str, weight: NumpyArray) -> None:
+    def replace(self, layer: str, weight: NumpyArray | QuantizedLinear) -> None:
         self._replacements[layer] = weight
 
     def pass_layer(self) -> None:
@@ -171,7 +171,7 @@ class StandingSite:
         """Give the site's layers; asking for the next runs both streams through the one before."""
         return self._layers
 
-    def replace(self, layer: str, W: NumpyArray) -> None:
+    def replace(self, layer: str, W: NumpyArray | QuantizedLinear) -> None:
         self._streams.replace(layer, W)
 
     def _walk(self, layer: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ import plain
 import pytest
 from layers import SolvedLayer
 from llama_cpp_rounding import ERRORS, TYPES, errors_of_llama_cpp, rows, weighted_errors
+from present import are_present
 
 from edgeq.algorithms.alternation import Turns, alternate
 from edgeq.algorithms.gptq import solve_columns
@@ -29,7 +30,11 @@ from edgeq.types import Grid, SuperBlocks
 
 THOROUGH = ScaleSearch(candidates=24, refits=2)
 TWO_LEVELS = [name for name, grid in SPECIAL.items() if grid.super_blocks]
-ON_BACKENDS = [(kind, name) for name in SPECIAL for kind in ("reference", "cpu")]
+ON_BACKENDS = [
+    pytest.param("cuda", name, marks=pytest.mark.gpu) if kind == "cuda" else (kind, name)
+    for name in SPECIAL
+    for kind in ("reference", "cpu", "cuda")
+]
 ON_BACKENDS += [("mlx", "Q2_K"), ("mlx", "IQ4_XS")]  # one with minima, one with a table
 TABLES = [name for name, grid in SPECIAL.items() if grid.table]
 
@@ -101,14 +106,13 @@ def test_every_step_leaves_what_blocks_store_and_no_row_worse(backend, rng, name
 @pytest.mark.parametrize("name", SPECIAL)
 def test_backends_come_to_equal_losses(rng, one_thread, name):
     losses, codes = {}, {}
-    for kind in ("reference", "cpu", "mlx"):
-        if kind == "mlx":
-            pytest.importorskip("mlx.core", reason="MLX has no build for this system")
+    others = are_present("cpu", "cuda", "mlx")
+    for kind in ("reference", *others):
         layer = solved_layer(np.random.default_rng(3), load_backend(kind), name, out_features=16)
         found = descend_codes(layer.problem, layer.solution, Sweeps(2))
         found = refit_scales(layer.problem, found, Refit())
         losses[kind], codes[kind] = layer.losses(found).sum(), layer.numpy_codes(found)
-    for kind in ("cpu", "mlx"):
+    for kind in others:
         assert losses[kind] == pytest.approx(losses["reference"], rel=0.01)
         assert (codes[kind] == codes["reference"]).mean() > 0.97
 

@@ -75,13 +75,21 @@ def test_every_verb_is_there(backend):
         for name, _ in inspect.getmembers(Backend, inspect.isfunction)
         if not name.startswith("_")
     ]
-    assert len(verbs) == 24
+    assert len(verbs) == 25
     for verb in verbs:
         wanted, offered = (
             inspect.signature(getattr(kind, verb)) for kind in (Backend, type(backend))
         )
         assert list(wanted.parameters) == list(offered.parameters), verb
     assert backend.name
+
+
+def test_a_device_of_its_own_says_what_of_its_memory_is_free(backend):
+    found = backend.device_memory()
+    assert (found is None) == (backend.name != "cuda")
+    if found is not None:
+        free, total = found
+        assert 0 < free <= total
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""torch and MLX choose equal codes from equal statistics of trained models; where they differ,
-there was a tie.
+"""torch on the CPU, on a GPU and MLX choose equal codes from equal statistics of trained models;
+where they differ, there was a tie.
 """
 
 from dataclasses import replace
@@ -8,6 +8,7 @@ import numpy as np
 import plain
 import pytest
 import trained
+from present import CUDA, load_present
 from recipes import plain_recipe
 
 from edgeq.algorithms.group_loops import TIE
@@ -21,7 +22,6 @@ from edgeq.solving.steps import first_scales
 from edgeq.stopwatch import Stopwatch
 from edgeq.types import LayerStatistics
 
-pytest.importorskip("mlx.core", reason="MLX has no build for this system")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -141,25 +141,27 @@ def layers_of(model):
         pytest.param("demo", 2, marks=SLOW),
     ],
 )
-def test_mlx_chooses_the_codes_of_torch(model, bits, solver):
+@pytest.mark.parametrize("name", [CUDA, "mlx"])
+def test_other_backends_choose_the_codes_of_the_cpu(name, model, bits, solver):
+    other = load_present(name)
     recipe = plain_recipe(bits=bits, group_size=32 if model == "glassllm" else 64, solver=solver)
     equal, weights, losses = 0, 0, []
     for layer in layers_of(model).values():
-        torch, mlx = (solve_on(load_backend(name), layer, recipe) for name in ("cpu", "mlx"))
-        equal += int((torch[0] == mlx[0]).sum())
+        torch, found = (solve_on(each, layer, recipe) for each in (load_backend("cpu"), other))
+        equal += int((torch[0] == found[0]).sum())
         weights += torch[0].size
-        losses.append((torch[1].losses["refitted"], mlx[1].losses["refitted"]))
+        losses.append((torch[1].losses["refitted"], found[1].losses["refitted"]))
         if (
             solver != "quantease"
         ):  # its sweeps return to every weight, so that a difference has no first place
-            assert_ties(torch, mlx, layer, recipe)
-    expected, found = np.array(losses).T
+            assert_ties(torch, found, layer, recipe)
+    expected, reached = np.array(losses).T
     print(
         f"{equal / weights:.5%} equal, losses differ by "
-        f"{abs(found / expected - 1).max():.1e} at most"
+        f"{abs(reached / expected - 1).max():.1e} at most"
     )
     assert equal / weights >= 0.999
-    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    np.testing.assert_allclose(reached, expected, rtol=1e-3)
 
 
 @SLOW

@@ -206,7 +206,7 @@ def seven(tmp_path_factory):
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        ("8GB", ["--quality", "fast"]),
+        ("7GB", ["--quality", "fast"]),
         ("4GB", ["--solver", "rtn", "--scales", "none", "--propagation-strength", "0"]),
         ("2GB", ["--max-ram"]),
     ],
@@ -254,3 +254,14 @@ def test_a_plan_of_a_budget_states_what_the_budget_leaves(edgeq, saved_model, qu
     assert plan["grids"] == {}
     shown = edgeq("plan", saved_model, *quick, *words).out
     assert "the model reads only 128 tokens of that --context" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("command", ["plan", "quantize"])
+def test_a_limit_on_a_device_is_refused_where_there_is_none(edgeq, saved_model, tmp_path, command):
+    words = [saved_model, "--backend", "cpu", "-o", tmp_path / "out", "--max-vram"]
+    result = edgeq(command, *words, "8GB")
+    assert (result.status, result.out, result.err.count("\n")) == (1, "", 1)
+    assert "--max-vram 8.0 GB: backend 'cpu' computes in the memory of the machine" in result.err
+    result = edgeq(command, *words, "plenty")
+    assert "--max-vram 'plenty': expected a size such as 8GB" in result.err
+    assert list(tmp_path.iterdir()) == []

@@ -318,7 +318,7 @@ def test_what_is_no_path_is_refused_by_name(model, output):
         (edgeq.quantize, "exports", "export"),
         (edgeq.quantize, "bit", "bits"),
         (edgeq.quantize, "max_memory", "max_ram"),
-        (edgeq.plan, "evaluat", "calibration"),
+        (edgeq.plan, "calibrate", "calibration"),
         (edgeq.allocate, "size", "file_size"),
         (edgeq.export, "accuracy", "accuracy_level"),
     ],

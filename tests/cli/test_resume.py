@@ -30,7 +30,7 @@ from edgeq.commands.options import with_flag
 from edgeq.files.locking import acquire
 from edgeq.files.ownership import MARKER_FILE, TIMED_FILES
 from edgeq.recipe.settings import defaults
-from edgeq.run import pipeline
+from edgeq.run import commits, pipeline
 from edgeq.run.measured import MEASURED_FILE, PAGE_FILE
 from edgeq.run.report import read_report
 
@@ -111,8 +111,21 @@ def run_once(tmp_path_factory):
     return run
 
 
+EVERY_BLOCK = (
+    "import edgeq.run.commits as commits; commits.RESUME_SECONDS = 0; "
+    "from edgeq.commands.main import main; main()"
+)
+"""What `python -m edgeq` runs, but that every block is committed at once."""
+
+
 def command(model, output, options):
-    return [sys.executable, "-m", "edgeq", "quantize", str(model), "-o", str(output), *options]
+    return [sys.executable, "-c", EVERY_BLOCK, "quantize", str(model), "-o", str(output), *options]
+
+
+@pytest.fixture
+def every_block(monkeypatch):
+    """Every block is committed while the next one is solved, however quick it is."""
+    monkeypatch.setattr(commits, "RESUME_SECONDS", 0.0)
 
 
 def one_thread_each():
@@ -198,6 +211,7 @@ def dying_at(number, steps, function):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.usefixtures("every_block")
 def test_a_kill_at_any_step_on_disk_leaves_what_can_be_continued(
     edgeq, saved_model, quick, undisturbed, tmp_path
 ):
@@ -215,6 +229,23 @@ def test_a_kill_at_any_step_on_disk_leaves_what_can_be_continued(
         assert contents(tmp_path / "out") == undisturbed, number
         shutil.rmtree(tmp_path / "out")
     assert len(reached) >= 6
+
+
+def test_blocks_that_do_not_count_yet_are_solved_again_to_the_same_bytes(
+    edgeq, save_model, quick, tmp_path, monkeypatch
+):
+    """Killed in the fourth block, where only the second was committed."""
+    model = save_model("llama", num_hidden_layers=4)
+    finished("quantize", model, "-o", tmp_path / "whole", *quick)
+    with monkeypatch.context() as patched:
+        patched.setattr(commits.Run, "_is_due", lambda run: run._finished.blocks == 2)
+        patched.setattr(commits.Run, "keep", commits.Run.abandon)
+        patched.setattr(pipeline, "write_part", at_call(4, interrupt, pipeline.write_part))
+        stopped = edgeq("quantize", model, "-o", tmp_path / "out", *quick)
+    assert "2 of 4 blocks are kept" in stopped.err
+    again = edgeq("quantize", model, "-o", tmp_path / "out", *quick, "--resume")
+    assert again.err.startswith("2 of 4 blocks are there\n")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_ctrl_c_names_the_command_that_continues(edgeq, stop, undisturbed, tmp_path):
@@ -458,8 +489,14 @@ def test_a_stopped_replacement_leaves_the_old_output_until_it_is_continued(
 
 
 def test_a_limit_on_files_ends_with_one_line_and_a_run_that_continues(
-    edgeq, stop, undisturbed, tmp_path
+    edgeq, stop, undisturbed, tmp_path, monkeypatch
 ):
+    def commit_at_once(run, *arguments):  # the limit is one of the whole process
+        finish(run, *arguments)
+        run.settle()
+
+    finish = commits.Run.finish
+    monkeypatch.setattr(commits.Run, "finish", commit_at_once)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         result = stop(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1])))
@@ -490,6 +527,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.usefixtures("every_block")
 def test_a_full_disk_ends_with_one_line_and_a_run_that_continues(
     edgeq, glass, glass_undisturbed, small_disk
 ):
@@ -538,7 +576,7 @@ def test_memory_that_runs_out_leaves_a_run_that_continues(stop):
             "device failed",
         ),
         ("[METAL] Command buffer execution failed: Internal Error (0000000e)", "device failed"),
-        ("CUDA out of memory. Tried to allocate 20.00 MiB.", "memory ran out"),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB.", "give less of it with --max-vram"),
         ("MPS backend out of memory (MPS allocated: 9.06 GB)", "memory ran out"),
         ("shape '[2, 3]' is invalid for input of size 5", "unexpected RuntimeError"),
     ],

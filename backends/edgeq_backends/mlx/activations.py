@@ -1,10 +1,12 @@
 """Run calibration streams and plain predictions of mlx-lm models in MLX."""
 
 from edgeq.errors import UnsupportedModel
-from edgeq.protocols import ModelSource
+from edgeq.protocols import ModelDescription, ModelSource
 from edgeq.streams.blockwise import BlockwiseLogits, CalibrationStreams, Flow
 from edgeq.types import NumpyArray
 from edgeq_backends.mlx.model import StreamedModel
+
+FLOAT = 4  # bytes
 
 
 class MlxActivations(CalibrationStreams):
@@ -29,6 +31,11 @@ class MlxActivations(CalibrationStreams):
     ) -> None:
         check_experts(source)
         super().__init__(StreamedModel(source), windows, drift=drift, flow=flow)
+
+    @staticmethod
+    def number_bytes(source: ModelDescription, exact: bool, drift: float) -> int:
+        """Count the bytes of a number in passes of a model, for the plan of memory."""
+        return FLOAT
 
 
 class MlxLogits(BlockwiseLogits):

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.algorithms.column_loops import ColumnLoops
-from edgeq.algorithms.group_loops import GroupLoops
 from edgeq.errors import NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
@@ -18,6 +16,10 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 import mlx.core as mx
 
+from edgeq_backends.mlx.column_loops import MlxColumnLoops
+from edgeq_backends.mlx.group_loops import MlxGroupLoops
+from edgeq_backends.mlx.in_numpy import gram, on_cpu, product_of
+
 STORED = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 CACHED = 2**17  # numbers of which a CPU's cache holds a few arrays
 ON_DEVICE = 2**24  # of which a GPU works on together: 64 MB each
@@ -26,7 +28,7 @@ STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry s
 CONSISTENT = 1e-9  # relative; float64 rounding is far below it, the row of a failed pivot far above
 
 
-class MlxBackend(ColumnLoops, GroupLoops):
+class MlxBackend(MlxColumnLoops, MlxGroupLoops):
     """The verbs of `Backend` in MLX: in float32, and in float64 where rounding would be amplified.
 
     GPUs have float32 only: float64 runs on the CPU's stream. Memory is shared between both, so that
@@ -56,6 +58,8 @@ class MlxBackend(ColumnLoops, GroupLoops):
         return mx.array(mx.contiguous(x))
 
     def gram(self, X: mx.array, Y: mx.array) -> mx.array:
+        if on_cpu():
+            return gram(X, Y)
         return symmetric_product(X) if X is Y else X.T @ Y
 
     def diagonal(self, A: mx.array) -> mx.array:
@@ -72,16 +76,12 @@ class MlxBackend(ColumnLoops, GroupLoops):
         return L
 
     def solve_triangular(self, L: mx.array, B: mx.array, *, transposed: bool = False) -> mx.array:
-        left = mx.swapaxes(L, -1, -2, stream=mx.cpu) if transposed else L
-        solved = mx.linalg.solve_triangular(left, widened(B), upper=transposed, stream=mx.cpu)
-        return narrowed(solved)
+        inverse = inverse_of(L)  # by which MLX solves as well
+        return product_of(mx.swapaxes(inverse, -1, -2, stream=mx.cpu) if transposed else inverse, B)
 
     def solve_product(self, A: mx.array, B: mx.array, L: mx.array) -> mx.array:
-        # MLX solves by the inverse as well, computed anew in each call
-        inverse = mx.linalg.tri_inv(L, stream=mx.cpu)
-        product = mx.matmul(widened(A), widened(B), stream=mx.cpu)
-        half_solved = mx.matmul(product, mx.swapaxes(inverse, -1, -2, stream=mx.cpu), stream=mx.cpu)
-        return narrowed(mx.matmul(half_solved, inverse, stream=mx.cpu))
+        inverse = inverse_of(L)
+        return product_of(A, B, mx.swapaxes(inverse, -1, -2, stream=mx.cpu), inverse)
 
     def round_clip(self, x: mx.array, low: float, high: float) -> mx.array:
         return mx.clip(mx.round(x), low, high)
@@ -114,9 +114,11 @@ class MlxBackend(ColumnLoops, GroupLoops):
     def evaluate(self, *arrays: mx.array) -> None:
         mx.eval(*arrays)
 
+    def device_memory(self) -> None:
+        """Say that the device shares the machine's memory, as those of Apple do."""
+
     def rows_at_once(self, columns: int) -> int:
-        is_gpu = mx.default_device().type == mx.DeviceType.gpu
-        return max(FEWEST_ROWS, (ON_DEVICE if is_gpu else CACHED) // columns)
+        return max(FEWEST_ROWS, (CACHED if on_cpu() else ON_DEVICE) // columns)
 
 
 def widened(A: mx.array) -> mx.array:
@@ -124,9 +126,12 @@ def widened(A: mx.array) -> mx.array:
     return A.astype(mx.float64, stream=mx.cpu)
 
 
-def narrowed(A: mx.array) -> mx.array:
-    """Convert back to working precision."""
-    return A.astype(mx.float32, stream=mx.cpu)
+def inverse_of(L: mx.array) -> mx.array:
+    """Invert a lower factor, in float64.
+
+    Shapes: (..., n, n).
+    """
+    return mx.linalg.tri_inv(L, stream=mx.cpu)
 
 
 def is_factor(L: mx.array, A: mx.array) -> mx.array:

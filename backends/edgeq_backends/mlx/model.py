@@ -31,7 +31,7 @@ from edgeq.protocols import ModelSource
 from edgeq.sources.reading import read_weight
 from edgeq.streams.blockwise import Place, record_calls
 from edgeq.streams.schedule import stand_still
-from edgeq.types import BlockSpec, NumpyArray
+from edgeq.types import BlockSpec, NumpyArray, QuantizedLinear
 
 if find_spec("mlx_lm") is None:  # imported later, and only in part
     raise ModuleNotFoundError("No module named 'mlx_lm'", name="mlx_lm")
@@ -165,10 +165,22 @@ class StreamedModel:
         return output
 
     def to_numpy(self, hidden: mx.array) -> NumpyArray:
-        return np.array(hidden)
+        if hidden.dtype == mx.bfloat16:  # NumPy has no such type of its own
+            return np.array(hidden.view(mx.uint16), copy=False)
+        return np.array(hidden, copy=False)
 
     def from_numpy(self, hidden: NumpyArray) -> mx.array:
+        if hidden.dtype == np.uint16:
+            return mx.array(hidden).view(mx.bfloat16)
         return mx.array(hidden)
+
+    def fetch(self, hidden: mx.array) -> Callable[[], NumpyArray]:
+        values = self.to_numpy(hidden)  # which has the memory of the array
+        return lambda: values
+
+    @property
+    def fetches_copies(self) -> bool:
+        return False
 
     def logits(
         self, batches: Sequence[NumpyArray], hidden: Sequence[mx.array]
@@ -346,10 +358,35 @@ def empty(module: Module) -> dict[str, tuple[int, ...]]:
 
 
 def set_weight(linears: dict[str, Module], layer: str, W: Any) -> mx.array:
-    """Set the weight, NumPy's or MLX's, that a layer computes with from here on.
+    """Set the weight that a layer computes with from here on; give the one that it had before.
 
-    Gives the weight that it had before.
+    W is an array of NumPy or MLX, or a solved layer, which is dequantized on the device.
     """
     old: mx.array = linears[layer].weight
+    if isinstance(W, QuantizedLinear):
+        W = dequantize(W)
     linears[layer].weight = W if isinstance(W, mx.array) else mx.array(W)
     return old
+
+
+def dequantize(layer: QuantizedLinear) -> mx.array:
+    """Compute the weights that codes and outliers stand for, in float32.
+
+    Each is rounded after the product and after the sum, as in `QuantizedLinear.dequantized`: so all
+    bits are equal.
+
+    Shapes: (out, in).
+    """
+    grid = layer.grid
+    codes = mx.array(layer.codes)
+    weights = codes.astype(mx.float32)
+    if grid.table:
+        weights = mx.take(mx.array(grid.table, mx.float32), codes.astype(mx.uint32))
+    index = mx.array(grid.group_index(layer.codes.shape[1]))
+    weights = weights * mx.take(mx.array(layer.scales), index, axis=1)
+    weights = weights + mx.take(mx.array(layer.offsets), index, axis=1)
+    if layer.outliers is not None:
+        places = mx.array(layer.outliers.columns)
+        weights[:, places] = weights[:, places] + mx.array(layer.outliers.values)
+    mx.eval(weights)  # the graph behind them would keep what they are made of
+    return weights

@@ -46,11 +46,13 @@ class TorchBackend(TorchColumnLoops):
         return self._tensor(x, self.precision)
 
     def activations(self, x: Any) -> torch.Tensor:
+        if isinstance(x, torch.Tensor) and has_wide_sums(x):
+            return x  # products with sums in float32 lose nothing of it
         return self._tensor(x, torch.float32)
 
     def _tensor(self, x: Any, precision: torch.dtype) -> torch.Tensor:
         if isinstance(x, np.ndarray):
-            x = aligned(x, np.float64)
+            x = aligned(x, np.float32 if precision == torch.float32 else np.float64)
         return torch.as_tensor(x).to(precision).to(self.device)
 
     def to_numpy(self, x: torch.Tensor) -> NumpyArray:
@@ -61,7 +63,7 @@ class TorchBackend(TorchColumnLoops):
         return x.clone(memory_format=torch.contiguous_format)
 
     def gram(self, X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
-        product = symmetric_product(X) if X is Y else X.T @ Y
+        product = symmetric_product(X) if X is Y else product_of(X.T, Y)
         return product.to(self.precision)
 
     def diagonal(self, A: torch.Tensor) -> torch.Tensor:
@@ -147,6 +149,14 @@ class TorchBackend(TorchColumnLoops):
     def evaluate(self, *arrays: torch.Tensor) -> None:
         """Do nothing: torch is eager on the CPU, and elsewhere waits for results that are read."""
 
+    def device_memory(self) -> tuple[int, int] | None:
+        """Ask the driver; what torch keeps for arrays to come is free too."""
+        if self.device.type != "cuda":
+            return None
+        free, total = torch.cuda.mem_get_info(self.device)
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return free + kept, total
+
     def rows_at_once(self, columns: int) -> int:
         at_once = CACHED if self.device.type == "cpu" else ON_DEVICE
         return max(FEWEST_ROWS, at_once // columns)
@@ -175,6 +185,19 @@ def aligned(array: NumpyArray, dtype: type[np.generic] | None = None) -> torch.T
     return copied
 
 
+def has_wide_sums(x: torch.Tensor) -> bool:
+    """Say whether products of such a tensor may have float32 as their result: bfloat16 on CUDA."""
+    has_verb = hasattr(torch.ops.aten.mm, "dtype")  # since torch 2.8
+    return has_verb and x.device.type == "cuda" and x.dtype == torch.bfloat16
+
+
+def product_of(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """Multiply two matrices, with sums in float32 or wider."""
+    if has_wide_sums(A):
+        return torch.mm(A, B, out_dtype=torch.float32)
+    return A @ B
+
+
 def symmetric_product(X: torch.Tensor) -> torch.Tensor:
     """Compute X.T @ X from k lower strips, mirrored: (k + 1) / 2k of the work of the plain product.
 
@@ -187,9 +210,9 @@ def symmetric_product(X: torch.Tensor) -> torch.Tensor:
     size = X.shape[1]
     strips = max(1, size // STRIP_COLUMNS)
     bounds = [round(strip * size / strips) for strip in range(strips + 1)]
-    product = X.new_empty(size, size)
+    product = X.new_empty(size, size, dtype=torch.float32 if has_wide_sums(X) else X.dtype)
     for start, stop in itertools.pairwise(bounds):
-        strip = X[:, start:stop].T @ X[:, :stop]
+        strip = product_of(X[:, start:stop].T, X[:, :stop])
         square = strip[:, start:].tril()
         product[start:stop, :start] = strip[:, :start]
         product[:start, start:stop] = strip[:, :start].T

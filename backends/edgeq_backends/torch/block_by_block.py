@@ -22,6 +22,7 @@ from edgeq_backends.torch.model import (
     slots_of,
 )
 from edgeq_backends.torch.names import Filling
+from edgeq_backends.torch.reading import WeightReader
 from edgeq_backends.torch.structure import outline_of
 
 
@@ -30,14 +31,14 @@ def block_by_block(source: ModelSource, device: str, resident: int) -> torch.nn.
     config, place = source.record.settled_config(), find_device(device)
     model: torch.nn.Module = empty_model(config, source.record.name)
     outline = outline_of(config)
-    slots = slots_of(model)
+    slots, reader = slots_of(model), WeightReader(source, place)
     used = fillings_in_use(outline, source, slots)
     path = outline.structure.blocks
     passing: set[int] = set()
 
     def fill_all(fillings: list[Filling]) -> None:
         for each in fillings:
-            fill(each, outline, source, slots, place)
+            fill(each, outline, reader, slots)
 
     for spec in source.blocks()[resident:]:
         own = fillings_inside(used, f"{path}.{spec.index}.")

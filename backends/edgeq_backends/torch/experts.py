@@ -19,7 +19,6 @@ from edgeq.errors import UnsupportedModel
 from edgeq.streams.routing import Choices, Pass, running_pass
 from edgeq.streams.schedule import Stop, stand_at
 from edgeq.types import BlockSpec, LinearSpec
-from edgeq_backends.torch.backend import aligned
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +44,10 @@ class ExpertLayer:
         matrix: torch.Tensor = getattr(self.module, self.stack).data[self.expert]
         return (matrix.T if self.transposed else matrix)[self.rows]
 
-    def set_weight(self, W: Any) -> torch.Tensor:
-        """Set the weight, a NumPy array or a tensor, that the layer computes with from here on.
-
-        Gives the weight that it had before.
-        """
+    def set_weight(self, W: torch.Tensor) -> torch.Tensor:
+        """Set the weight that the layer computes with from here on; give the one before."""
         old = self.weight.clone()
-        self.weight.copy_(aligned(W) if isinstance(W, np.ndarray) else W)
+        self.weight.copy_(W)
         return old
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -10,22 +10,22 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from edgeq.decoder import Shape
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource
-from edgeq.sources.reading import read_weight
 from edgeq.streams.blockwise import Call, Place, record_calls
 from edgeq.streams.schedule import stand_still
-from edgeq.types import BlockSpec, NumpyArray
+from edgeq.types import BlockSpec, NumpyArray, QuantizedLinear
 from edgeq_backends.torch.backend import aligned, find_device
+from edgeq_backends.torch.crossing import as_numpy, fetch, from_numpy
+from edgeq_backends.torch.dequantizing import dequantize
 from edgeq_backends.torch.empty import empty_model
 from edgeq_backends.torch.experts import ExpertLayer, halting_experts
-from edgeq_backends.torch.names import Filling
+from edgeq_backends.torch.names import Filling, stored_shapes
+from edgeq_backends.torch.reading import WeightReader
 from edgeq_backends.torch.structure import Outline, outline_of
 
 HANDED = "_handed_by_blocks"
@@ -62,6 +62,7 @@ class StreamedModel:
 
     def __init__(self, source: ModelSource, device: str, kind: torch.dtype = torch.float32) -> None:
         self.source, self.device, self.kind = source, find_device(device), kind
+        self._reader = WeightReader(source, self.device)
         self.specs = source.blocks()
         config = source.record.settled_config()
         self.model = empty_model(config, source.record.name)
@@ -114,6 +115,8 @@ class StreamedModel:
         Gives a function that exchanges a layer's weight.
         """
         with self.block(block.index) as module:
+            for of_next in self._of_block[block.index + 1 : block.index + 2]:
+                self._reader.expect(stored_shapes(of_next))
             linears = self._linear_modules(block)
             hooks = [
                 linear.register_forward_pre_hook(partial(halt, name))
@@ -155,8 +158,8 @@ class StreamedModel:
         It is bound to the hidden states of its own stream and batch, and copied, since a block runs
         several times.
 
-        Raises: BadInput where the hidden states lay on disk meanwhile, which holds no more than
-        them.
+        Raises: BadInput where the hidden states lay on disk or on the host of a device meanwhile,
+        where no more than them is kept.
         """
         runs = self.outline.structure.runs
         names = sorted({name for run in runs for name in run.shared})
@@ -164,8 +167,8 @@ class StreamedModel:
         if kept is None and any(run.shared for run in runs[:index]):
             raise BadInput(
                 f"blocks of model {self.source.record.name!r} hand {', '.join(names)} to "
-                "later blocks, and hidden states on disk do not hold it; "
-                "raise --max-ram, or start over where a run is continued"
+                "later blocks, and hidden states on disk or beside a device do not hold it; "
+                "raise --max-ram or --max-vram, or start over where a run is continued"
             )
         handed = {}
         for name in names:
@@ -174,16 +177,18 @@ class StreamedModel:
         return handed
 
     def to_numpy(self, hidden: torch.Tensor) -> NumpyArray:
-        hidden = hidden.cpu()
-        if hidden.dtype == torch.bfloat16:  # which NumPy has from ml_dtypes
-            return hidden.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-        array: NumpyArray = hidden.numpy()
-        return array
+        return as_numpy(hidden.cpu())
 
     def from_numpy(self, hidden: NumpyArray) -> torch.Tensor:
-        if hidden.dtype == ml_dtypes.bfloat16:
-            return aligned(hidden.view(np.uint16)).view(torch.bfloat16).to(self.device, self.kind)
-        return aligned(hidden).to(self.device, self.kind)
+        return from_numpy(hidden).to(self.device, self.kind)
+
+    def fetch(self, hidden: torch.Tensor) -> Callable[[], NumpyArray]:
+        """Start to bring hidden states to the host, behind all work that is queued by now."""
+        return fetch(hidden)
+
+    @property
+    def fetches_copies(self) -> bool:
+        return self.device.type != "cpu"
 
     def logits(
         self, batches: Sequence[NumpyArray], hidden: Sequence[torch.Tensor]
@@ -198,7 +203,7 @@ class StreamedModel:
     @contextmanager
     def _filled(self, fillings: Sequence[Filling]) -> Iterator[None]:
         for filling in fillings:
-            fill(filling, self.outline, self.source, self._slots, self.device, self.kind)
+            fill(filling, self.outline, self._reader, self._slots, self.kind)
         try:
             yield
         finally:
@@ -245,9 +250,8 @@ def fillings_inside(fillings: Sequence[Filling], prefix: str) -> list[Filling]:
 def fill(
     filling: Filling,
     outline: Outline,
-    source: ModelSource,
+    reader: WeightReader,
     slots: dict[str, Slots],
-    device: torch.device,
     kind: torch.dtype = torch.float32,
 ) -> None:
     """Read what makes up tensors of a model, and put them everywhere that they are used.
@@ -258,7 +262,7 @@ def fill(
     """
 
     def read(name: str) -> torch.Tensor:
-        return read_stored(source, name, filling.sources[name]).to(device)
+        return reader.read(name, filling.sources[name])
 
     for name, tensor in filling.convert(outline.model, read).items():
         for module, leaf in slots[name]:
@@ -294,28 +298,14 @@ def parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(tensor, requires_grad=False)
 
 
-def read_stored(source: ModelSource, name: str, shape: Shape) -> torch.Tensor:
-    """Read a tensor's values in float32.
-
-    Raises: BadInput when the source's tensor has another shape.
-    """
-    weight = read_weight(source, name)
-    if weight.shape != shape:
-        raise BadInput(
-            f"tensor {name!r}: shape {list(weight.shape)}, "
-            f"but config.json asks for {list(shape)}; the two do not belong together"
-        )
-    return aligned(weight)
-
-
 def whole_model(source: ModelSource, device: str) -> torch.nn.Module:
     """Make the complete model with all its weights in float32."""
     config, place = source.record.settled_config(), find_device(device)
     model: torch.nn.Module = empty_model(config, source.record.name)
     outline = outline_of(config)
-    slots = slots_of(model)
+    slots, reader = slots_of(model), WeightReader(source, place)
     for filling in fillings_in_use(outline, source, slots):
-        fill(filling, outline, source, slots, place)
+        fill(filling, outline, reader, slots)
     move_buffers(model, place)
     return model
 
@@ -336,18 +326,22 @@ def halt(name: str, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
 def set_weight(
     linears: Mapping[str, torch.nn.Module | ExpertLayer], layer: str, W: Any
 ) -> torch.Tensor:
-    """Set the weight, a NumPy array or a tensor, that a layer computes with from here on.
+    """Set the weight that a layer computes with from here on; give the one that it had before.
 
-    Gives the weight that it had before.
+    W is a NumPy array, a tensor, or a solved layer, which is dequantized on the device.
 
     Shapes: (out, in), whatever the module holds.
     """
     module = linears[layer]
+    held = module.weight
+    assert isinstance(held, torch.Tensor)
+    if isinstance(W, QuantizedLinear):
+        W = dequantize(W, held.device)
+    new = aligned(W) if isinstance(W, np.ndarray) else W
     if isinstance(module, ExpertLayer):
-        return module.set_weight(W)
+        return module.set_weight(new)
     old = module._parameters["weight"]
     assert old is not None
-    new = aligned(W) if isinstance(W, np.ndarray) else W
     is_transposed = isinstance(module, Conv1D)
     weight = new.to(device=old.device, dtype=old.dtype)
     weight = weight.T.contiguous() if is_transposed else weight

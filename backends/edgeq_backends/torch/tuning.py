@@ -17,7 +17,7 @@ from edgeq.streams.hidden_states import HiddenStates, StatesInMemory, StatesOnDi
 from edgeq.tuning.model import BATCH_TOKENS, HeadResult, Models, parts_of
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.torch.backend import STORED, aligned
-from edgeq_backends.torch.model import StreamedModel, fill, parameter, read_stored
+from edgeq_backends.torch.model import StreamedModel, fill, parameter
 from edgeq_backends.torch.names import Filling
 from edgeq_backends.torch.products import fast_type
 
@@ -127,7 +127,7 @@ class TuningModel(StreamedModel):
         passing = [each for each in fillings if each.targets not in kept]
         for each in fillings:
             if each.targets in kept - self._filled_once:
-                fill(each, self.outline, self.source, self._slots, self.device)
+                fill(each, self.outline, self._reader, self._slots)
                 self._filled_once.add(each.targets)
         with super()._filled(passing):
             yield
@@ -177,7 +177,7 @@ class TuningModel(StreamedModel):
     ) -> torch.Tensor:
         if name in tensors:
             return tensors[name]
-        return read_stored(self.source, name, filling.sources[name]).to(self.device)
+        return self._reader.read(name, filling.sources[name])
 
     def by_source(self, of_targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Turn gradients of the model's tensors into those of the source's.

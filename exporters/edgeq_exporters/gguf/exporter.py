@@ -116,7 +116,7 @@ class GgufExporter:
     def planned_bytes(
         self, record: ModelRecord, grids: Shapes, item_bytes: Mapping[str, int]
     ) -> int:
-        """Count the bytes of all tensors in the file; see `edgeq.protocols.Exporter`."""
+        """Count the bytes of all tensors in the file; see `edgeq.format_parts.Exporter`."""
         return planned_bytes(record.decoder, grids, item_bytes)
 
     def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:

@@ -100,11 +100,11 @@ class LinearExporter:
     def planned_bytes(
         self, record: ModelRecord, grids: Shapes, item_bytes: Mapping[str, int]
     ) -> int:
-        """Count the bytes of all tensors in the shards; see `edgeq.protocols.Exporter`."""
+        """Count the bytes of all tensors in the shards; see `edgeq.format_parts.Exporter`."""
         return planned_bytes(self.kind, record, grids)
 
     def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
-        """Count at most what the files hold beside weights; see `edgeq.protocols.Exporter`."""
+        """Count at most what the files hold beside weights; see `edgeq.format_parts.Exporter`."""
         return directory_overhead(record, companions)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:

@@ -84,7 +84,7 @@ class MlxExporter:
     def planned_bytes(
         self, record: ModelRecord, grids: Shapes, item_bytes: Mapping[str, int]
     ) -> int:
-        """Count the bytes of all tensors in the shards; see `edgeq.protocols.Exporter`."""
+        """Count the bytes of all tensors in the shards; see `edgeq.format_parts.Exporter`."""
         dense = dense_dtype(record, grids)
         return sum(
             stored_bytes(shape, grid, dense_kind(name, dense))
@@ -92,7 +92,7 @@ class MlxExporter:
         )
 
     def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
-        """Count at most what the files hold beside weights; see `edgeq.protocols.Exporter`."""
+        """Count at most what the files hold beside weights; see `edgeq.format_parts.Exporter`."""
         return directory_overhead(record, companions)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:

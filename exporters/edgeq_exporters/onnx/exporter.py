@@ -108,7 +108,7 @@ class OnnxExporter:
         return Layout(record.decoder, self.qdq).planned_bytes(grids, item_bytes)
 
     def overhead_bytes(self, record: ModelRecord, companions: Mapping[str, bytes]) -> int:
-        """Count at most what the files hold beside weights; see `edgeq.protocols.Exporter`."""
+        """Count at most what the files hold beside weights; see `edgeq.format_parts.Exporter`."""
         return directory_overhead(record, companions)
 
     def write(self, model: QuantizedModel, destination: Path) -> list[Path]:
