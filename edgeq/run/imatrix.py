@@ -20,7 +20,12 @@ from edgeq.sources.imatrix import places_of
 from edgeq.sources.imatrix_file import Entry, write_entries
 from edgeq.types import LinearSpec, NumpyArray
 
-RUNNING: Mapping[str, object] = {"solver": "rtn", "scales": "first", "propagation_strength": 0}
+RUNNING: Mapping[str, object] = {
+    "exact": True,
+    "solver": "rtn",
+    "scales": "first",
+    "propagation_strength": 0,
+}
 """A recipe whose calibration runs one stream, that of the original while nothing is replaced."""
 
 
