@@ -12,7 +12,7 @@ from edgeq.algorithms.super_block_refit import refit_super_blocks
 from edgeq.grids.fitting import expand, offsets_for, zero_points
 from edgeq.types import Solution
 
-SYSTEM_ELEMENTS = 2**25  # of one chunk of rows' normal equations: 256 MiB in float64
+SYSTEM_ELEMENTS = 2**25  # of one chunk of rows' normal equations, where a device holds no more
 
 
 def refit_scales(problem: Problem, solution: Solution, refit: Refit = REFIT) -> Solution:
@@ -28,8 +28,10 @@ def refit_scales(problem: Problem, solution: Solution, refit: Refit = REFIT) -> 
     codes, B = solution.codes, problem.linear_term()
     plain = problem.grid.super_blocks is None
     refit_rows = _refit_rows if plain else refit_super_blocks
-    groups = problem.grid.group_count(codes.shape[1])
-    rows = min(backend.rows_at_once(codes.shape[1]), max(1, SYSTEM_ELEMENTS // (2 * groups) ** 2))
+    unknowns = problem.grid.group_count(codes.shape[1])
+    unknowns *= 2 if problem.grid.zeros == "offset" else 1
+    elements = max(SYSTEM_ELEMENTS, backend.rows_at_once(1))
+    rows = min(backend.rows_at_once(codes.shape[1]), max(1, elements // unknowns**2))
     parts = []
     for start in range(0, codes.shape[0], rows):
         chunk = slice(start, start + rows)
