@@ -7,6 +7,7 @@ Those of exporters are in `edgeq.format_parts`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,6 +55,9 @@ class Backend(Protocol):
     """How many columns loops over them take as a block."""
     notes: Sequence[str]
     """What its device lacks and does without, for users to read."""
+
+    def working(self) -> AbstractContextManager[object]:
+        """Have the process compute as the backend says meanwhile, and as it did before after it."""
 
     def asarray(self, x: Any) -> Array:
         """Take an array over to the backend's device, in working precision."""

@@ -52,7 +52,7 @@ def parse_size(text: str, option: str) -> int:
         size = int(stated) if stated < LARGEST_SIZE else 0
     expected = f"{option} {text!r}: expected a size such as 8GB, 7.5GiB or 500MB"
     if size <= 0:
-        comma = SIZE.fullmatch(text.replace(",", ".", 1))
+        comma = SIZE.fullmatch(text.replace(",", ".", 1)) if "," in text else None
         raise BadInput(
             f"{expected}; did you mean {comma[0].replace(' ', '')}?" if comma else expected
         )

@@ -1,6 +1,7 @@
 """Compute in NumPy float64: the executable specification of the `Backend` protocol."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ class ReferenceBackend(ColumnLoops, GroupLoops):
 
     def __init__(self, *, exact: bool = True) -> None:
         """Make a backend, which is always exact."""
+
+    def working(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def asarray(self, x: Any) -> NumpyArray:
         return np.asarray(x, dtype=np.float64)

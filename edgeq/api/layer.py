@@ -89,7 +89,8 @@ def quantize_layer(
     weight = matrix_of("W", W, (2,))
     inputs = inputs_of(weight, X, X_quantized)
     computing = backend_of(text_of("backend", backend))
-    solved, report = solve_arrays(weight, inputs, recipe, computing)
+    with computing.working():
+        solved, report = solve_arrays(weight, inputs, recipe, computing)
     error = None
     if inputs is not None:
         error = output_error(weight, solved.dequantized(), inputs, computing)

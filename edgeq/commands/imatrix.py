@@ -100,7 +100,8 @@ def imatrix_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     job, _ = fit_job(job, Sizes(max_ram, max_vram), output.parent)
     console = make_console(stderr=True)
     with watching(console, plain=as_json, log_file=None, output=output) as observer:
-        measured = measure_importance(job, observer)
+        with job.backend.working():
+            measured = measure_importance(job, observer)
     write_importance(measured, output)
     print_result(describe_matrix(job, measured, output), as_json, show_imatrix)
 

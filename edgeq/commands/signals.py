@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # by name: Windows has no SIGHUP
-CLEANUP_SECONDS = 5.0  # more than removing a temporary directory takes
+CLEANUP_SECONDS = 5.0
+"""In which a second signal is taken for an echo of the first. Finished blocks may take longer to be
+written: a later signal gives them up."""
 
 
 class Stopped(BaseException):

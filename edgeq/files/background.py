@@ -32,7 +32,13 @@ class Background:
         self._is_abandoned = False
         self._ended.clear()
         # a process that ends does not wait for it: what is half done then was never counted
-        threading.Thread(target=self._do, args=(work,), daemon=True).start()
+        thread = threading.Thread(target=self._do, args=(work,), daemon=True)
+        try:
+            thread.start()
+        except BaseException:  # no thread to be had, or stopped here: nothing is being done
+            if not thread.ident:
+                self._ended.set()
+            raise
 
     def wait(self) -> None:
         """Wait until nothing is being done; what was raised is kept for `check`."""

@@ -311,7 +311,8 @@ def spend(job: Job, question: Question, observer: Observer) -> Job:
     """
     calibration = start_calibration(job, observer)
     tell = partial(observer.progressed, MEASURING)
-    costs = measure_costs(job, question.items, calibration.windows, tell)
+    with job.backend.working():
+        costs = measure_costs(job, question.items, calibration.windows, tell)
     allocation = allocate(question, costs, measured_notes(job.backend.name))
     found = with_allocation(job, asdict(allocation))
     grids = plan_grids(found.source, found.recipe)

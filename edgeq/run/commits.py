@@ -3,7 +3,8 @@
 A block counts once its file, the hidden states behind it and run.json, which says so, are on disk.
 All of that is written by a thread while the next block is solved. Hidden states are large, so where
 blocks are quick they are written only so often (`RESUME_SECONDS`): blocks that do not count yet
-when a run is killed are solved again. Whoever stops a run otherwise loses none of them.
+when a run is killed are solved again. Whoever stops a run otherwise loses none of them, unless the
+hidden states behind them are just being overwritten: they lie on disk, or are computed in parts.
 
 How a run is opened, continued and ended is `edgeq.run.resume`.
 """
@@ -132,8 +133,10 @@ class Run:
                 self._background.check()
             with suppress(Exception):
                 self.settle()
-        except KeyboardInterrupt:  # once more: do not wait
-            self.abandon()
+        except BaseException as error:
+            if isinstance(error, Exception):
+                raise
+            self.abandon()  # asked to stop once more: do not wait
 
     def abandon(self) -> None:
         """Give up what is being committed, and what is not."""
@@ -248,7 +251,7 @@ class Run:
         kept = {path, self.made, self.made / BLOCKS, self.folder / STATES, self._states(self.done)}
         kept |= {self.made / file for file in self.files[: self.done]}
         for folder in (self.made / BLOCKS, self.made, self.folder / STATES):
-            for entry in folder.iterdir():
+            for entry in folder.iterdir() if folder.is_dir() else ():  # someone may have removed it
                 if entry not in kept:
                     remove_entry(entry)
         if self.tuned.is_dir():

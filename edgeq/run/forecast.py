@@ -80,7 +80,8 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
     copies = 2 * (blocks > 1) + memory.way.states_on_disk
     if needs_calibration(job, grids) and copies:
         disk["hidden states, while it runs"] = int(copies * states_bytes(job))
-    rates = measure_rates(job.backend)
+    with job.backend.working():
+        rates = measure_rates(job.backend)
     seconds = stage_seconds(job, memory, grids, rates)
     per_block = sum(seconds.values())
     tuning = None if job.tuner is None else describe_tuning(job.tuner.plan, rates)
@@ -202,7 +203,8 @@ def measuring_takes(job: Job, items: Sequence[Item]) -> dict[str, float]:
     tokens, which are there several times. Units: bytes, seconds.
     """
     decoder, recipe = job.source.record.decoder, job.recipe
-    rates = measure_rates(job.backend)
+    with job.backend.working():
+        rates = measure_rates(job.backend)
     length = recipe.sequence_length
     weights = sum(math.prod(linear.shape) for linear in decoder.linears())
     weights += decoder.hidden * decoder.vocabulary
@@ -226,7 +228,9 @@ def annealing_note(job: Job, memory: MemoryPlan) -> str | None:
     if not job.recipe.anneal_rounds:
         return None
     grids = plan_grids(job.source, job.recipe)
-    seconds = stage_seconds(job, memory, grids, measure_rates(job.backend))
+    with job.backend.working():
+        rates = measure_rates(job.backend)
+    seconds = stage_seconds(job, memory, grids, rates)
     blocks = len(job.source.blocks())
     annealing = show_time(blocks * seconds.get("annealing", 0.0))
     total = show_time(blocks * sum(seconds.values()))

@@ -87,6 +87,9 @@ def differences(before: Identity, now: Identity) -> list[str]:
     for name in _differing(before, now, "companions"):
         found.append(f"model: its file {name} is another")
     old = before.get("recipe") or {}
+    if set(now["recipe"]) - set(old):
+        found.append("edgeq: it was begun by an older one, which computed otherwise")
+        return found
     for name in _differing(before, now, "recipe"):
         found.append(_changed(f"recipe setting {name}", old.get(name), now["recipe"].get(name)))
     if before.get("calibration") != now["calibration"]:

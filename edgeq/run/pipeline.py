@@ -140,7 +140,8 @@ def quantize(
             run.clock = job.clock
             if job.allocation is not None:  # a run that is stopped need not measure again
                 write_json(run.folder / ALLOCATION_FILE, job.allocation)
-            write_model(job, grids, calibration, run, observer)
+            with job.backend.working():
+                write_model(job, grids, calibration, run, observer)
             write_head(job.source, job.recipe, job.allocation, run, companions)
             if drawn is not None:
                 tune_run(job, drawn, run, observer)

@@ -75,7 +75,7 @@ def test_every_verb_is_there(backend):
         for name, _ in inspect.getmembers(Backend, inspect.isfunction)
         if not name.startswith("_")
     ]
-    assert len(verbs) == 25
+    assert len(verbs) == 26
     for verb in verbs:
         wanted, offered = (
             inspect.signature(getattr(kind, verb)) for kind in (Backend, type(backend))

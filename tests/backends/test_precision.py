@@ -7,13 +7,14 @@ import torch
 from models import MemorySource, glass_llama, glass_tokenizer, tiny_llama
 
 from edgeq.commands.progress import Silent
+from edgeq.registry import load_backend
 from edgeq.run.assembly import make_job
 from edgeq.run.finished import notes
 from edgeq.run.pipeline import quantize
 from edgeq.run.report import read_report
 from edgeq_backends.torch import activations, products
 from edgeq_backends.torch.activations import TorchActivations, kind_of_passes
-from edgeq_backends.torch.products import choose_products
+from edgeq_backends.torch.products import choose_products, multiplying
 
 
 @pytest.fixture
@@ -23,24 +24,30 @@ def in_bfloat16(monkeypatch):
 
 
 @pytest.fixture
-def usual_products():
-    """The choice of products is of the process: tests that change it put it back."""
+def probed_anew():
+    products._is_exact_when_fast.cache_clear()
     yield
     products._is_exact_when_fast.cache_clear()
-    choose_products("cpu", exact=False)
 
 
 @pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.usefixtures("usual_products")
 def test_products_keep_all_digits_of_float32(exact, rng):
-    assert choose_products("cpu", exact=exact) in ("oneDNN", "torch's own")
     A, B = (torch.from_numpy(rng.random((300, 200)).astype(np.float32)) for _ in range(2))
     wanted = A.double() @ B.double().T
-    for found in (A @ B.T, torch.nn.functional.linear(A, B)):
-        assert (abs(found - wanted) <= 1e-6 * wanted).all()
+    with load_backend("cpu", exact=exact).working():
+        for found in (A @ B.T, torch.nn.functional.linear(A, B)):
+            assert (abs(found - wanted) <= 1e-6 * wanted).all()
 
 
-@pytest.mark.usefixtures("usual_products")
+def test_what_the_process_multiplies_in_is_put_back():
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(KeyError), multiplying("medium"):
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.usefixtures("probed_anew")
 def test_products_that_lose_digits_are_not_chosen(monkeypatch):
     exactly = torch.Tensor.__matmul__
 
@@ -49,11 +56,10 @@ def test_products_that_lose_digits_are_not_chosen(monkeypatch):
             A, B = A.bfloat16().float(), B.bfloat16().float()
         return exactly(A, B)
 
-    products._is_exact_when_fast.cache_clear()
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    assert choose_products("cpu", exact=False) == "torch's own"
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert choose_products("cpu", exact=False) == "highest"
+    assert "torch's own" in load_backend("cpu").computes_in
 
 
 @pytest.mark.parametrize(

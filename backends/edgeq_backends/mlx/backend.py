@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,9 @@ class MlxBackend(MlxColumnLoops, MlxGroupLoops):
 
     def __init__(self, *, exact: bool = False) -> None:
         """Make a backend, which has one precision."""
+
+    def working(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def asarray(self, x: Any) -> mx.array:
         # MLX takes no ml_dtypes, and its own float64 exists on the CPU only

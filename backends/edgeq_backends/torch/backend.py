@@ -5,6 +5,7 @@ MPS has no float64; factors and their solves move to the CPU there.
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from edgeq.errors import NotInstalled, NotPositiveDefinite
 from edgeq.types import NumpyArray, ScaleDtype
 from edgeq_backends.half_steps import half_step_limits, nearest_by_half_step
 from edgeq_backends.torch.column_loops import TorchColumnLoops
-from edgeq_backends.torch.products import choose_products
+from edgeq_backends.torch.products import LIBRARIES, choose_products, multiplying
 
 STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 STRIP_COLUMNS = 384  # narrower strips cost more in overhead than the symmetry saves
@@ -36,11 +37,15 @@ class TorchBackend(TorchColumnLoops):
         self.name = device
         self.device = find_device(device)
         self.precision = torch.float64 if exact and device != "mps" else torch.float32
-        library = choose_products(device, exact=exact)
-        self.computes_in = f"{str(self.precision).removeprefix('torch.')} (products by {library})"
+        self.products = choose_products(device, exact=exact)
+        kind = str(self.precision).removeprefix("torch.")
+        self.computes_in = f"{kind} (products by {LIBRARIES[self.products]})"
         self._numbers: dict[float, torch.Tensor] = {}
         self._indices: dict[Any, torch.Tensor] = {}
         self.take_kernels()
+
+    def working(self) -> AbstractContextManager[object]:
+        return multiplying(self.products)
 
     def asarray(self, x: Any) -> torch.Tensor:
         return self._tensor(x, self.precision)

@@ -5,35 +5,52 @@ to it. On processors with AVX-512 but without units for tiles, oneDNN keeps all 
 even then, and is twice as fast where the other is made for processors of another maker.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 
 EXACT, FAST = "highest", "medium"  # as torch calls them
+LIBRARIES = {EXACT: "torch's own", FAST: "oneDNN"}
 PROBED = 256  # rows and columns: enough for oneDNN to take the product
 ROUNDING = 1e-6  # relative: float32 stays below, bfloat16 is a thousand times above
 
 
 def choose_products(device: str, *, exact: bool) -> str:
-    """Let torch multiply float32 matrices as fast as all their digits allow; say by what."""
-    is_fast = device == "cpu" and not exact and _is_exact_when_fast()
-    torch.set_float32_matmul_precision(FAST if is_fast else EXACT)
-    return "oneDNN" if is_fast else "torch's own"
+    """Say how float32 matrices are multiplied as fast as all their digits allow: EXACT or FAST."""
+    return FAST if device == "cpu" and not exact and _is_exact_when_fast() else EXACT
+
+
+@contextmanager
+def multiplying(precision: str) -> Iterator[None]:
+    """Have torch multiply float32 in a precision of this process, and then as it did before.
+
+    Where a newer way of torch has set it, which it does not mix with this one, nothing changes.
+    """
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        yield
+        return
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @cache
 def _is_exact_when_fast() -> bool:
-    """Multiply by the fast way, and compare with float64; the precision is left as it falls."""
+    """Multiply by the fast way, and compare with float64."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     numbers = torch.Generator().manual_seed(0)
     A = torch.rand(PROBED, PROBED, generator=numbers)
-    torch.set_float32_matmul_precision(FAST)
     wanted = A.double() @ A.double().T
-    for product in (A @ A.T, torch.nn.functional.linear(A, A)):
-        if not bool((abs(product - wanted) <= ROUNDING * wanted).all()):
-            return False
-    return True
+    with multiplying(FAST):
+        products = A @ A.T, torch.nn.functional.linear(A, A)
+    return all(bool((abs(found - wanted) <= ROUNDING * wanted).all()) for found in products)
 
 
 def fast_type(device: torch.device) -> torch.dtype | None:
