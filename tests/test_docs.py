@@ -149,7 +149,7 @@ def test_the_page_on_the_architecture_names_rooms_and_files_that_are_there():
     table = text.partition("## Where to go")[2]
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     paths = [re.findall(r"`([a-z_/]+/[a-z_/.0-9]*)`", row)[-1] for row in rows]
-    assert len(paths) == 12
+    assert len(paths) == 13
     assert all((ROOT / path).exists() for path in paths), paths
     rooms = {name.split("/")[0] for name in re.findall(r"`([a-z]+/)", text)}
     packages = {path.name for path in (ROOT / "edgeq").iterdir() if Path(path).is_dir()}

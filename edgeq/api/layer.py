@@ -88,7 +88,7 @@ def quantize_layer(
     recipe = layer_recipe(dict(settings), calibrated=X is not None)
     weight = matrix_of("W", W, (2,))
     inputs = inputs_of(weight, X, X_quantized)
-    computing = backend_of(text_of("backend", backend))
+    computing = backend_of(text_of("backend", backend), exact=recipe.exact)
     with computing.working():
         solved, report = solve_arrays(weight, inputs, recipe, computing)
     error = None
@@ -175,13 +175,13 @@ def matrix_of(name: str, value: object, axes: tuple[int, ...]) -> NumpyArray:
     return found
 
 
-def backend_of(name: str) -> Backend:
+def backend_of(name: str, *, exact: bool) -> Backend:
     """Load a backend; "auto" falls to the one that needs NumPy alone where no other is there.
 
     Raises: BadInput, NotInstalled.
     """
     try:
-        return load_backend(name)
+        return load_backend(name, exact=exact)
     except NotInstalled:
         if name != "auto":
             raise
