@@ -1,6 +1,8 @@
 """What is freed while blocks are solved stays for what comes next, and does not pile up."""
 
 import ctypes
+import os
+import subprocess
 import sys
 
 import pytest
@@ -37,14 +39,14 @@ def take_and_free(count, size=ARRAY):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def test_freed_arrays_are_used_again_while_blocks_are_solved():
+def freed_arrays_are_used_again_while_blocks_are_solved():
     with reused_memory():
         take_and_free(2)
         again = take_and_free(2)
     assert again < 2 * ARRAY / 4096 / 20
 
 
-def test_freed_memory_beyond_a_share_is_given_back_when_asked():
+def freed_memory_beyond_a_share_is_given_back_when_asked():
     with reused_memory() as bound:
         bound()
         needed = resident_bytes()
@@ -57,7 +59,7 @@ def test_freed_memory_beyond_a_share_is_given_back_when_asked():
     assert left < (1 + KEPT) * needed
 
 
-def test_what_the_process_needs_is_not_given_back_for_nothing():
+def what_the_process_needs_is_not_given_back_for_nothing():
     with reused_memory() as bound:
         bound()
         take_and_free(1, size=resident_bytes() // 100)  # less than the share that is kept
@@ -66,10 +68,27 @@ def test_what_the_process_needs_is_not_given_back_for_nothing():
     assert again < resident_bytes() / 100 / 4096 / 5
 
 
-def test_large_arrays_go_back_to_the_system_once_blocks_are_solved():
+def large_arrays_go_back_to_the_system_once_blocks_are_solved():
     with reused_memory():
         take_and_free(4)
     give_large_arrays_back()
     before = resident_bytes()
     take_and_free(4)
     assert resident_bytes() < before + ARRAY / 2
+
+
+CHECKS = (
+    freed_arrays_are_used_again_while_blocks_are_solved,
+    freed_memory_beyond_a_share_is_given_back_when_asked,
+    what_the_process_needs_is_not_given_back_for_nothing,
+    large_arrays_go_back_to_the_system_once_blocks_are_solved,
+)
+
+
+def test_memory_is_used_again_and_given_back_in_a_process_of_its_own():
+    """Not in one that other tests have used: what is free in its heap counts here."""
+    calls = "; ".join(f"checks.{check.__name__}()" for check in CHECKS)
+    command = [sys.executable, "-c", f"import {__name__} as checks; {calls}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
