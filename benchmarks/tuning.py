@@ -46,6 +46,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "half self-written": {"calibration": HALF_SELF},
     "mix": {"calibration": ("mix",)},
     "mix, half self-written": {"calibration": ("mix", "self")},
+    "mix, half self-written, 4 passes": {"calibration": ("mix", "self"), "tune_passes": 4},
 }
 """By name, what differs from the defaults: settings, texts, and fields of `Tuning`."""
 FIELDS = ("free", "step_windows")
