@@ -38,7 +38,7 @@ PASSES: Mapping[str, torch.dtype] = {
 def solved_kl(bench: Bench, settings: Mapping[str, Any], precision: str) -> np.ndarray[Any, Any]:
     """Quantize in a precision and measure. Units: KL in nats per token, of each window."""
     usual = activations.kind_of_passes
-    activations.kind_of_passes = lambda *_: PASSES[precision]
+    activations.kind_of_passes = lambda *_, **__: PASSES[precision]
     try:
         job = make_job(bench.source, {**settings, "exact": precision == EXACT}, backend="cpu")
         with tempfile.TemporaryDirectory() as folder:

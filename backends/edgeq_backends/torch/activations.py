@@ -9,8 +9,6 @@ from edgeq_backends.torch.backend import find_device
 from edgeq_backends.torch.model import StreamedModel
 from edgeq_backends.torch.products import fast_type
 
-FLOAT = 4  # bytes
-
 
 class TorchActivations(CalibrationStreams):
     """Calibration streams of a transformers model.
@@ -30,7 +28,7 @@ class TorchActivations(CalibrationStreams):
         exact: bool = False,
         flow: Flow | None = None,
     ) -> None:
-        kind = torch.float32 if exact else kind_of_passes(source, device, drift)
+        kind = kind_of_passes(source, device, drift, exact=exact)
         self.computes_in = str(kind).removeprefix("torch.")
         super().__init__(StreamedModel(source, device, kind), windows, drift=drift, flow=flow)
 
@@ -39,10 +37,12 @@ class TorchActivations(CalibrationStreams):
         source: ModelDescription, exact: bool, drift: float, *, device: str = "cpu"
     ) -> int:
         """Count the bytes of a number in passes of a model, for the plan of memory."""
-        return FLOAT if exact else kind_of_passes(source, device, drift).itemsize
+        return kind_of_passes(source, device, drift, exact=exact).itemsize
 
 
-def kind_of_passes(source: ModelDescription, device: str, drift: float) -> torch.dtype:
+def kind_of_passes(
+    source: ModelDescription, device: str, drift: float, *, exact: bool = False
+) -> torch.dtype:
     """Give the type in which calibration text goes through a model.
 
     What one stream says of inputs bears the 8 bits of bfloat16. The difference of two streams does
@@ -51,7 +51,11 @@ def kind_of_passes(source: ModelDescription, device: str, drift: float) -> torch
     other experts in another type.
     """
     record, fast = source.record, fast_type(find_device(device))
-    if fast is None or any(linear.expert is not None for linear in record.decoder.linears()):
+    if (
+        exact
+        or fast is None
+        or any(linear.expert is not None for linear in record.decoder.linears())
+    ):
         return torch.float32
     bears = drift == 0 or (device != "cpu" and record.dtype != "float32")
     return fast if bears else torch.float32

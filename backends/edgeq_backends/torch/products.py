@@ -19,7 +19,8 @@ ROUNDING = 1e-6  # relative: float32 stays below, bfloat16 is a thousand times a
 
 def choose_products(device: str, *, exact: bool) -> str:
     """Say how float32 matrices are multiplied as fast as all their digits allow: EXACT or FAST."""
-    return FAST if device == "cpu" and not exact and _is_exact_when_fast() else EXACT
+    is_fast = device == "cpu" and not exact and _precision_now() and _is_exact_when_fast()
+    return FAST if is_fast else EXACT
 
 
 @contextmanager
@@ -28,9 +29,8 @@ def multiplying(precision: str) -> Iterator[None]:
 
     Where a newer way of torch has set it, which it does not mix with this one, nothing changes.
     """
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:
+    before = _precision_now()
+    if before is None:
         yield
         return
     torch.set_float32_matmul_precision(precision)
@@ -38,6 +38,14 @@ def multiplying(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _precision_now() -> str | None:
+    """Ask torch what it multiplies float32 in; None where a newer way has set it."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 @cache
