@@ -1,4 +1,4 @@
-"""Tune scales, offsets, norms and biases so that a model predicts what its original predicts.
+"""Tune scales, offsets, norms, biases and codes so that a model predicts what its original does.
 
 Windows that are held out decide what is kept; where nothing was gained, nothing changes.
 """
@@ -54,7 +54,7 @@ class Tuning:
 class Tuned:
     """What came out.
 
-    values are the new floats by tensor and part, none where nothing was gained. before and after
+    values are the new numbers by tensor and part, none where nothing was gained. before and after
     are means of KL on held-out windows, in nats; kept_step is the step that is kept, 0 for none.
     """
 
@@ -110,13 +110,13 @@ def tune(
         kl = None
         if state.step in measured_steps(len(order)):
             kl = held_out_kl(blocks, held, reading.read, state.masters)
-        state.note(loss, kl)
+        state.note(blocks, loss, kl)
         measured(state.curve[-1])
         if kl is not None and folder is not None:
             write_state(folder, state, blocks, question)
         watch(TUNING, state.step, len(order))
     return Tuned(
-        blocks.values(state.best) if state.kept_step else {},
+        blocks.by_tensor(state.best) if state.kept_step else {},
         state.before,
         state.least,
         state.curve,

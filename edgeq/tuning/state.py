@@ -38,11 +38,14 @@ class Row:
 
 @dataclass(slots=True)
 class State:
-    """Where tuning stands: masters, Adam's moments, the best masters so far and the curve."""
+    """Where tuning stands: masters, Adam's moments, the best numbers so far and the curve.
+
+    best are numbers as they are stored: of codes, a quarter of the bytes of their masters.
+    """
 
     masters: Masters
     moments: dict[str, tuple[Array, Array]]
-    best: Masters
+    best: dict[str, Array]
     before: float
     least: float
     step: int = 0
@@ -55,17 +58,18 @@ class State:
         """Begin where everything is as it was solved."""
         zeros = blocks.zeros()
         moments = {key: (x, x) for key, x in zeros.items()}
-        return cls(zeros, moments, dict(zeros), before, before, curve=[Row(0, None, before)])
+        best = blocks.stored(zeros)
+        return cls(zeros, moments, best, before, before, curve=[Row(0, None, before)])
 
-    def note(self, loss: float, held_out: float | None) -> None:
-        """Add a step to the curve, and keep its masters where held-out windows are best with."""
+    def note(self, blocks: TunedBlocks, loss: float, held_out: float | None) -> None:
+        """Add a step to the curve, and keep its numbers where held-out windows are best with."""
         self.curve.append(Row(self.step, loss, held_out))
         if held_out is None:
             return
         self.unimproved += 1
         if held_out < self.least:
             self.least, self.kept_step, self.unimproved = held_out, self.step, 0
-            self.best = dict(self.masters)
+            self.best = blocks.stored(self.masters)
 
 
 def write_state(folder: Path, state: State, blocks: TunedBlocks, question: str) -> None:
@@ -101,7 +105,7 @@ def hash_of_state(stated: str, tensors: Mapping[str, NumpyArray], question: str)
     found = hashlib.sha256(f"{question}\n{stated}".encode())
     for name in sorted(tensors):
         found.update(f"\n{name} {tensors[name].dtype} {tensors[name].shape}".encode())
-        found.update(tensors[name].tobytes())
+        found.update(memoryview(tensors[name]).cast("B"))
     return found.hexdigest()
 
 
