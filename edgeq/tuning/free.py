@@ -2,9 +2,10 @@
 
 value = stored type's nearest of (start + unit * x), with x in float32 from zero: a step moves every
 scale, norm and offset by the same share, and steps smaller than the stored type resolves add up. A
-code is the nearest one to its position, which moves in the same way.
+code is the nearest one to its position, which moves by shares of the way to the next code.
 """
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -21,8 +22,7 @@ FREE = ("scales", "offsets", "norms", "biases")
 """Floats that tuning may move: minima of types of two levels count as offsets."""
 CODES = "codes"
 """What it may move beside them, at five arrays of floats in the size of the weights."""
-CODE_UNIT = 10.0
-"""Codes between which a position moves by a step of 1: at a rate of 0.003, 0.03 of one."""
+SPREAD = 0.25  # of the way to the next code, within which positions start
 MARGIN = 0.49  # of a code beyond the first and the last one, where positions end
 KIND_OF_PART = {
     CODES: CODES,
@@ -67,8 +67,20 @@ class FreeNumbers:
         self._start, self.unit = numbers.put(part.start), numbers.put(part.unit)
 
     def zeros(self) -> Array:
-        """Give the x at which everything is as it was solved."""
+        """Give an x for each number, all of them 0."""
         return self._numbers.put(np.zeros(self.part.start.shape, np.float32))
+
+    def start(self, seed: int) -> Array:
+        """Give an x at which everything is as it was solved.
+
+        Positions start on both sides of their codes: when many of them drift alike, some of their
+        codes move before others, and the gradients behind them tell whether that is enough.
+        """
+        if self.part.dtype is not None:
+            return self.zeros()
+        rng = np.random.default_rng([seed, zlib.crc32(self.part.key.encode())])
+        spread = rng.uniform(-SPREAD, SPREAD, self.part.start.shape)
+        return self.limited(self._numbers.put(spread.astype(np.float32)))
 
     def value(self, x: Array) -> Array:
         """Give the stored numbers at x."""
@@ -106,7 +118,7 @@ def parts_of_layer(tensor: str, layer: QuantizedLinear) -> Iterator[FreePart]:
     for part, start in float_parts(layer).items():
         unit = np.abs(layer.scales) if part == "offsets" else np.abs(start)
         yield FreePart(tensor, part, start, unit, stored, part in ("scales", "super_scales"))
-    unit = np.full((1, 1), CODE_UNIT, np.float32)
+    unit = np.ones((1, 1), np.float32)
     yield FreePart(tensor, CODES, layer.codes, unit, None, max_code=layer.grid.max_code)
 
 

@@ -55,8 +55,12 @@ class TunedBlocks:
         self._outside = [part.key for part in outside]
 
     def zeros(self) -> Masters:
-        """Give the masters at which everything is as it was solved."""
+        """Give masters that are all 0."""
         return {key: numbers.zeros() for key, numbers in self.free.items()}
+
+    def start(self, seed: int) -> Masters:
+        """Give masters at which everything is as it was solved."""
+        return {key: numbers.start(seed) for key, numbers in self.free.items()}
 
     def stored(self, masters: Masters) -> dict[str, Array]:
         """Give the stored numbers at these masters, by key."""

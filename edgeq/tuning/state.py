@@ -54,12 +54,11 @@ class State:
     curve: list[Row] = field(default_factory=list)
 
     @classmethod
-    def start(cls, blocks: TunedBlocks, before: float) -> "State":
-        """Begin where everything is as it was solved."""
-        zeros = blocks.zeros()
-        moments = {key: (x, x) for key, x in zeros.items()}
-        best = blocks.stored(zeros)
-        return cls(zeros, moments, best, before, before, curve=[Row(0, None, before)])
+    def start(cls, blocks: TunedBlocks, masters: Masters, before: float) -> "State":
+        """Begin at masters at which everything is as it was solved."""
+        moments = {key: (x, x) for key, x in blocks.zeros().items()}
+        best = blocks.stored(masters)
+        return cls(masters, moments, best, before, before, curve=[Row(0, None, before)])
 
     def note(self, blocks: TunedBlocks, loss: float, held_out: float | None) -> None:
         """Add a step to the curve, and keep its numbers where held-out windows are best with."""
