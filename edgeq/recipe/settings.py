@@ -288,7 +288,7 @@ class Settings:
         option=Option(metavar="SHARE"),
     )
     tune_codes: bool | Literal["auto"] = setting(
-        AUTOMATIC,
+        "auto",
         flag(AUTOMATIC),
         "Let tuning move codes too, as few as pay.",
         more='`"auto"` moves them where all that it takes stays in memory: beside the model, 18 '

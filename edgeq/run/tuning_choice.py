@@ -95,7 +95,7 @@ def planned(
         sizes = sizes_of(decoder, grids, windows=windows, length=length, tuning=tuning)
         return plan_tuning(sizes, process, limit, room, device)
 
-    if recipe.tune_codes != AUTOMATIC:
+    if isinstance(recipe.tune_codes, bool):
         return plan(moves_codes=recipe.tune_codes)
     try:
         found = plan(moves_codes=True)

@@ -104,7 +104,7 @@ def hash_of_state(stated: str, tensors: Mapping[str, NumpyArray], question: str)
     found = hashlib.sha256(f"{question}\n{stated}".encode())
     for name in sorted(tensors):
         found.update(f"\n{name} {tensors[name].dtype} {tensors[name].shape}".encode())
-        found.update(memoryview(tensors[name]).cast("B"))
+        found.update(tensors[name].tobytes())
     return found.hexdigest()
 
 

@@ -119,7 +119,7 @@ def test_codes_move_too_and_take_the_same_bytes(edgeq, solved, of_model, tmp_pat
     assert {name: (array.dtype, array.shape) for name, array in after.items()} == sizes
     old, new = Checkpoint(solved), Checkpoint(tmp_path / "tuned")
     moved = count = 0
-    for name in (name for name, (_, grid) in new.grids().items() if grid):
+    for name in (linear.tensor for linear in new.record.decoder.linears()):
         codes = new.quantized(name).codes
         moved += np.count_nonzero(codes != old.quantized(name).codes)
         count += codes.size
