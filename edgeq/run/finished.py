@@ -176,6 +176,7 @@ def finish_run(
             *filter(None, [job.tuning_note]),
             *tuning_notes(report.tuning, job.recipe),
             *length_notes(job.recipe, job.source),
+            *job.text_notes,
             *token_notes(report, job),
         ],
         seconds=dict(job.clock.seconds),
