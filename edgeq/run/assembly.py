@@ -84,7 +84,8 @@ def make_job(
     if recipe.tune is True:
         find_tuner(loaded.name)
     importance = None if imatrix is None else load_importance(imatrix, source)
-    reads_text = recipe.needs_calibration or bool(recipe.tune) or has_budget or bool(calibration)
+    budgeted = has_budget and imatrix is None
+    reads_text = bool(calibration) or recipe.needs_calibration or bool(recipe.tune) or budgeted
     chosen = texts_for(recipe, calibration, source) if reads_text else ChosenTexts(())
     windows = CalibrationMaker(loaded.name, chosen.texts)
     if recipe.token_weights != "none":

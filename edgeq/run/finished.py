@@ -184,6 +184,7 @@ def finish_run(
         advice=[
             *advise(report, grids, job.recipe, calibration),
             *short_of_types(replaced),
+            *job.text_notes,
             *tuning_notes(report.tuning, job.recipe),
             *(note for note in stated if note != NO_TEMPLATE),
         ],
