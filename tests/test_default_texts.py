@@ -162,6 +162,22 @@ def test_too_few_tokens_in_all_kinds_are_refused_with_what_helps(short):
         choose_texts((), source_with(), fewest_tokens=10**7)
 
 
+def test_a_token_without_a_row_anywhere_in_a_kind_leaves_it_out(short):
+    """Between the pieces that are tried, too."""
+    tokenizer = english_tokenizer()
+    rows = tokenizer.get_vocab_size()
+    rare = read_kind("prose", None)[1000:1020]
+    assert not any(rare in read_kind(kind, None) for kind in KINDS if kind != "prose")
+    tokenizer.add_tokens([rare])
+    source = source_with(tokenizer, rows=rows)
+    chosen = choose_texts(("prose=0.1", "default"), source)
+    assert [text.name for text in chosen.texts][:2] == ["prose", "speeches"]
+    chosen = choose_texts((), source)
+    assert "prose" not in [text.name for text in chosen.texts]
+    assert f"prose (model 'in memory': the tokenizer gives id {rows}" in chosen.notes[0]
+    assert len(calibrate(source, chosen.texts).windows) == 64
+
+
 def test_without_a_tokenizer_nothing_is_left_out(short):
     """A plan needs no more than config.json."""
     source = models.MemorySource(models.tiny_llama(vocab_size=320), companions={})

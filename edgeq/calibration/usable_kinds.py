@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from edgeq.calibration.chat import BadChat
 from edgeq.calibration.shipped import DEFAULT, KINDS, read_kind
-from edgeq.calibration.variety import check_variety
+from edgeq.calibration.variety import check_variety, unknown_ids
 from edgeq.calibration.windows import check_ids, encode, load_tokenizer, tokenize
 from edgeq.errors import BadInput
 from edgeq.protocols import TextModel
@@ -41,12 +41,13 @@ def read_usable(kinds: Sequence[str], model: TextModel | None, fewest_tokens: in
     """
     has_tokenizer = model is not None and "tokenizer.json" in model.companions()
     tokenizer = load_tokenizer(model) if model is not None and has_tokenizer else None
+    fails = model is not None and tokenizer is not None and may_fail(model, tokenizer)
     found = Usable()
     for kind in kinds:
         try:
             content = read_kind(kind, model)
             if model is not None and tokenizer is not None:
-                check_usable(model, tokenizer, content, fewest_tokens)
+                check_usable(model, tokenizer, content, fewest_tokens, whole=fails)
         except (BadChat, BadInput) as error:
             found.left_out[kind] = str(error)
         else:
@@ -60,8 +61,24 @@ def read_usable(kinds: Sequence[str], model: TextModel | None, fewest_tokens: in
     return found
 
 
-def check_usable(model: TextModel, tokenizer: Tokenizer, content: str, fewest_tokens: int) -> None:
+def may_fail(model: TextModel, tokenizer: Tokenizer) -> bool:
+    """Say whether a tokenizer that writes pieces of a text may still fail on all of it.
+
+    It does on what is unknown where it has no token for that, and on a token that the model's
+    embedding has no row for.
+    """
+    kind, rows = type(tokenizer.model).__name__, model.record.vocabulary
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    is_beyond = rows is not None and largest >= rows
+    return is_beyond or (kind != "BPE" and not unknown_ids(model, tokenizer))
+
+
+def check_usable(
+    model: TextModel, tokenizer: Tokenizer, content: str, fewest_tokens: int, *, whole: bool
+) -> None:
     """Refuse a text that a tokenizer cannot write, or that gives too few tokens.
+
+    whole has all of it written, and not only pieces.
 
     Raises: BadInput.
     """
@@ -71,7 +88,7 @@ def check_usable(model: TextModel, tokenizer: Tokenizer, content: str, fewest_to
     tokens = np.concatenate([np.asarray(each, np.int64) for each in ids])
     check_ids(model, tokens)
     check_variety(model, tokenizer, tokens[None])
-    if len(content) >= MOST_CHARACTERS * fewest_tokens:
+    if not whole and len(content) >= MOST_CHARACTERS * fewest_tokens:
         return
     count = len(tokenize(model, content, tokenizer))
     if count < fewest_tokens:
