@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.llama_cpp_library import Choice
 from benchmarks.llama_cpp_tables import EDGEQ, LLAMA
 from benchmarks.llama_cpp_types import (
+    CALIBRATION,
     LIBRARIES,
     Bench,
     Made,
@@ -69,8 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=32, help="evaluation windows")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sequence-length", type=int, default=512, help="tokens of every window")
-    # the calibration is edgeq's default
-    parser.set_defaults(samples=64, calibration=None, evaluation=None)
+    parser.set_defaults(samples=64, calibration=CALIBRATION, evaluation=None)
     arguments = parser.parse_args()
     if arguments.libraries is None:
         parser.error(f"give --libraries, or set {LIBRARIES}")

@@ -90,7 +90,8 @@ def measure(model: Path, folder: Path) -> list[Row]:
     for number, solve in enumerate(SOLVES):
         recipe, output = folder / f"{number}.toml", folder / str(number)
         recipe.write_text(as_toml(settings_of(solve)), encoding="utf-8")
-        quantized = ask("quantize", str(model), "--output", str(output), "--recipe", str(recipe))
+        words = ["--output", str(output), "--recipe", str(recipe), "--calibration", "speeches"]
+        quantized = ask("quantize", str(model), *words)
         quality = ask(
             *("evaluate", str(output), "--reference", str(model)),
             *("--windows", str(WINDOWS), "--sequence-length", str(SETTINGS["sequence_length"])),

@@ -119,7 +119,7 @@ def main() -> None:
     given = parser.parse_args()
     shapes = SMALL if given.like == "small" else SHAPES[given.like]
     words = ["--quality", given.quality, "--samples", str(given.samples)]
-    words += ["--max-ram", given.max_ram, "--backend", "cpu"]
+    words += ["--max-ram", given.max_ram, "--backend", "cpu", "--calibration", "speeches"]
     all_blocks = f"all {shapes['blocks']} blocks"
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
         work = Path(folder)

@@ -67,6 +67,7 @@ MIXES = (
 )
 AT_ONCE = 6  # files that are held beside the original while a window runs
 SEED = 0
+CALIBRATION = "speeches"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=32, help="calibration windows")
     parser.add_argument("--sequence-length", type=int, default=512, help="tokens of every window")
     parser.add_argument("--windows", type=int, default=32, help="evaluation windows")
-    parser.add_argument("--calibration", help="a file; default, the text that ships with edgeq")
+    parser.add_argument(
+        "--calibration", default=CALIBRATION, help="a file, or what ships with edgeq: %(default)s"
+    )
     parser.add_argument("--evaluation", help="a file; default, the text that ships with edgeq")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--reference-only", action="store_true", help="llama.cpp's files alone")
@@ -170,7 +173,7 @@ def open_bench(arguments: argparse.Namespace) -> Bench:
     source = open_source(arguments.model)
     calibration = make_calibration(
         source,
-        read_texts([arguments.calibration] if arguments.calibration else (), source),
+        read_texts([arguments.calibration], source),
         refuse_to_write,
         samples=arguments.samples,
         sequence_length=arguments.sequence_length,
@@ -284,7 +287,7 @@ def quantized(arguments: argparse.Namespace, name: str, options: Sequence[str]) 
     exported = find_export(str(output / "gguf"))
     if exported is None:
         say(f"edgeq makes {name}")
-        texts = ["--calibration", arguments.calibration] if arguments.calibration else []
+        texts = ["--calibration", arguments.calibration]
         sizes = {
             "--samples": arguments.samples,
             "--sequence-length": arguments.sequence_length,

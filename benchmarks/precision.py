@@ -40,7 +40,8 @@ def solved_kl(bench: Bench, settings: Mapping[str, Any], precision: str) -> np.n
     usual = activations.kind_of_passes
     activations.kind_of_passes = lambda *_, **__: PASSES[precision]
     try:
-        job = make_job(bench.source, {**settings, "exact": precision == EXACT}, backend="cpu")
+        chosen = {**settings, "exact": precision == EXACT}
+        job = make_job(bench.source, chosen, backend="cpu", calibration=("speeches",))
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = pipeline.quantize(job, Path(folder) / "run", Silent())
             found = model_logits(checkpoint, "cpu").logits(bench.windows.ids)

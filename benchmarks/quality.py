@@ -66,7 +66,7 @@ class Bench:
         Units: KL in nats per token, seconds of CPU time over all cores.
         """
         chosen = {name: solve[name] for name in solve if name not in ("row", "calibration")}
-        texts = solve.get("calibration", ())
+        texts = solve.get("calibration", ("speeches",))
         with tempfile.TemporaryDirectory() as folder:
             job = make_job(self.source, PLAIN | COMMON | chosen, backend="cpu", calibration=texts)
             cpu = time.process_time()

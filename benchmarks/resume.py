@@ -39,9 +39,10 @@ from edgeq.sources import open_source
 
 RESULT = Path(__file__).parent / "results" / "resume.md"
 # glassllm reads 128 tokens. Its down_proj has 341 inputs, which no group size of MLX divides.
-GLASS_OPTIONS = ["--samples", "64", "--sequence-length", "128"]
+GLASS_OPTIONS = ["--samples", "64", "--sequence-length", "128", "--calibration", "speeches"]
 GLASS_OPTIONS += ["--keep-dense", "*.down_proj", "--export", "mlx"]
-DEMO_OPTIONS = ["--samples", "16", "--sequence-length", "256", "--export", "mlx"]
+DEMO_OPTIONS = ["--samples", "16", "--sequence-length", "256", "--calibration", "speeches"]
+DEMO_OPTIONS += ["--export", "mlx"]
 PHASES = ("start", "block", "commit", "outer", "head", "export")
 SEED = 20261122
 EVERY_BLOCK = (
@@ -111,7 +112,8 @@ def share_of_commits(blocks: int) -> str:
     source = FirstBlocks(open_source("demo"), blocks)
     rows = []
     for name in ("fast", "balanced"):
-        job = make_job(source, {"quality": name, "embedding_bits": 16}, backend="cpu")
+        settings = {"quality": name, "embedding_bits": 16}
+        job = make_job(source, settings, backend="cpu", calibration=("speeches",))
         spent.update(wall=0.0, CPU=0.0)
         with (
             tempfile.TemporaryDirectory() as folder,

@@ -99,7 +99,7 @@ def hashes_of(place: Path, name: str) -> dict[str, str]:
     output = place / "output"
     model, *options = RUNS[name]
     command = [sys.executable, "-m", "edgeq", "quantize", model, "--output", str(output)]
-    command += ["--force", *ON_CPU, *options, *short_windows(model)]
+    command += ["--force", *ON_CPU, "--calibration=speeches", *options, *short_windows(model)]
     subprocess.run(command, cwd=place, check=True, stdout=subprocess.DEVNULL)
     paths = sorted(
         path for path in output.rglob("*") if path.is_file() and path.name not in TIMED_FILES

@@ -185,14 +185,14 @@ def grids() -> Table:
 
 
 def calibration() -> Table:
-    """Calibrate `balanced` at 3 bits on edgeq's own text, on self-written text, on both."""
-    mixes = (("default",), ("self",), ("default", "self"))
+    """Calibrate `balanced` at 3 bits on speeches, on self-written text, on both."""
+    mixes = (("speeches",), ("self",), ("speeches", "self"))
     rows = {
         f"calibrated on {' + '.join(mix)}": {"calibration": mix, **BALANCED, "samples": 32}
         for mix in mixes
     }
     texts = ("few speeches", "factbook", "manual")
-    return Table(on_grid(3, "symmetric", rows), texts, "calibrated on default")
+    return Table(on_grid(3, "symmetric", rows), texts, "calibrated on speeches")
 
 
 def outliers() -> Table:

@@ -158,7 +158,8 @@ def take_turns(runs: Mapping[str, Callable[[], None]]) -> dict[str, float]:
 
 
 def job_of(source: ModelSource, name: str) -> Job:
-    job = make_job(source, {**PLAIN, **COMMON, "bits": 3, **RUNS[name]}, backend="cpu")
+    settings = {**PLAIN, **COMMON, "bits": 3, **RUNS[name]}
+    job = make_job(source, settings, backend="cpu", calibration=("speeches",))
     if name == RECOMPUTING:
         recomputing = partial(make_activations, "cpu", flow=Flow("recomputing"))
         job = replace(job, make_activations=recomputing)

@@ -98,7 +98,9 @@ def make_run(setup: Setup, model: Path, quality: str) -> tuple[Job, dict[str, An
         "sequence_length": shapes.length,
         "tune": False,
     }
-    job = make_job(open_source(str(model)), settings, backend=setup.device)
+    job = make_job(
+        open_source(str(model)), settings, backend=setup.device, calibration=("speeches",)
+    )
     job, memory = fit_job(job, Sizes(vram=setup.max_vram), setup.folder)
     job = replace(job, make_calibration=lambda source, recipe, wrote: drawn(shapes))
     planned = None if memory.on_device is None else memory.on_device.total
@@ -210,7 +212,8 @@ def measure_demo(setup: Setup) -> dict[str, Any]:
     """Quantize the demo from reading to the finished checkpoint."""
     setup.rest()
     start = setup.now()
-    job = make_job(open_source("demo"), {**DEMO_SETTINGS, "tune": False}, backend=setup.device)
+    settings, texts = {**DEMO_SETTINGS, "tune": False}, ("speeches",)
+    job = make_job(open_source("demo"), settings, backend=setup.device, calibration=texts)
     job, memory = fit_job(job, Sizes(vram=setup.max_vram), setup.folder)
     blocks = Blocks(setup.now)
     quantize(job, setup.folder / "demo", blocks)

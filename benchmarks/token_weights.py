@@ -98,7 +98,7 @@ class Bench:
 
     def run(self, settings: Mapping[str, Any], variant: Variant | None) -> dict[str, Any]:
         """Quantize and measure. Units: KL in nats per token, of each window."""
-        job = make_job(self.source, settings, backend="cpu")
+        job = make_job(self.source, settings, backend="cpu", calibration=("speeches",))
         weigh, solver = pipeline.weigh_tokens, pipeline.SiteSolver
         if variant is not None:
             pipeline.weigh_tokens = partial(self._weights, variant)  # type: ignore[assignment]
@@ -241,7 +241,7 @@ def main() -> None:
         bench = bench or Bench(asked.model)
         settings = {**ask, "group_size": GROUP, "embedding_bits": 16}
         del settings["model"]
-        length = make_job(bench.source, settings).recipe.sequence_length
+        length = make_job(bench.source, settings, calibration=("speeches",)).recipe.sequence_length
         row |= {"tokens": length * asked.samples, "texts": list(bench.windows.texts)}
         row |= bench.run(settings, how)
         rows.append(row)

@@ -60,7 +60,8 @@ def measure(model: Path, shape: str, quality: str, backend: str) -> dict[str, An
     log, output = model.with_suffix(".log"), model.with_suffix(f".{quality}")
     log.unlink(missing_ok=True)
     words = ["quantize", model, "-o", output, "--quality", quality, "--backend", backend]
-    command = [sys.executable, "-m", "edgeq", *words, "--log-file", log, "--json"]
+    words += ["--calibration", "speeches", "--log-file", log, "--json"]
+    command = [sys.executable, "-m", "edgeq", *words]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.time()
     subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)

@@ -10,7 +10,6 @@ import shutil
 import sys
 import textwrap
 import warnings
-from types import SimpleNamespace
 
 import click
 import documents
@@ -19,11 +18,12 @@ import pytest
 import torch
 from command_line import finished
 from documents import PROGRAM, blocks, lines
+from short_texts import take_short_texts, write_short_texts
 from tiny_models import SMALL_LLAMA, TEXT, tokenizer_files
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import edgeq
-from edgeq.calibration import reading, shipped
+from edgeq.calibration import reading
 from edgeq.commands.main import cli
 from edgeq.measuring.text_kinds import KINDS
 from edgeq.sources import demo
@@ -95,10 +95,7 @@ def shelf(tmp_path_factory):
     model.save_pretrained(directory)
     for name, data in tokenizer_files(pad_token="<|pad|>", chat_template=TEMPLATE).items():
         (directory / name).write_bytes(data)
-    (folder / "data" / "mix").mkdir(parents=True)
-    for name in set(shipped.KINDS.values()) - {reading.CALIBRATION_TEXT}:
-        lines = reading.read_text(None, default=name).splitlines(keepends=True)
-        (folder / "data" / name).write_text("".join(lines[:40]), encoding="utf-8")
+    write_short_texts(folder)
     for name in ("book.txt", f"data/{reading.CALIBRATION_TEXT}"):
         (folder / name).write_text(TEXT * 200, encoding="utf-8")
     for name in KINDS.values():  # a few windows each
@@ -123,7 +120,7 @@ def desk(shelf, tmp_path, monkeypatch, one_thread):
         monkeypatch.setattr(edgeq, name, with_less(getattr(edgeq, name), less))
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))  # what chat is told
     monkeypatch.setattr(demo, "find_demo", lambda: shelf / demo.DEMO_FILE)
-    monkeypatch.setattr(reading, "resources", SimpleNamespace(files=lambda _: shelf))
+    take_short_texts(monkeypatch, shelf)
     return tmp_path
 
 

@@ -93,15 +93,15 @@ def test_the_mix_has_each_kind_by_its_share(source):
 
 
 def test_a_kind_beside_the_mix_gets_both_shares(source):
-    code, speeches, *others = read_texts(("code=2", "mix", "default"), source)
+    code, speeches, *others = read_texts(("code=2", "mix", "speeches"), source)
     part = 1 / sum(SHARES.values())
-    assert (code.name, speeches.name) == ("code", "default")
+    assert (code.name, speeches.name) == ("code", "speeches")
     assert code.share == pytest.approx(2 + part * SHARES["code"])
     assert speeches.share == pytest.approx(1 + part * SHARES["speeches"])
     assert len(others) == len(KINDS) - 2 and not code.in_mix
 
 
-@pytest.mark.parametrize("values", [("mix", "mix=2"), ("default", "speeches"), ("code", "code=2")])
+@pytest.mark.parametrize("values", [("mix", "mix=2"), ("code", "code=2")])
 def test_a_kind_named_twice_is_refused(source, values):
     with pytest.raises(BadInput, match="given twice"):
         read_texts(values, source)

@@ -39,17 +39,16 @@ def calibrate(source, texts, *, samples, write=None):
     return make_calibration(source, texts, write, samples=samples, sequence_length=8, seed=3)
 
 
-def test_without_options_the_text_that_ships_with_edgeq_is_read():
-    shipped = Text("default", 1.0, read_text(None), is_shipped=True)
-    assert read_texts(()) == read_texts(("default",)) == (shipped,)
+def test_speeches_are_a_text_that_ships_with_edgeq():
+    assert read_texts(("speeches",)) == (Text("speeches", 1.0, read_text(None), is_shipped=True),)
 
 
 def test_words_and_files_take_a_share(here):
     (here / "book.txt").write_text("a book")
-    assert read_texts(("self=0.5", "book.txt=3", "default")) == (
+    assert read_texts(("self=0.5", "book.txt=3", "speeches")) == (
         Text("self", 0.5, None),
         Text("book.txt", 3.0, "a book"),
-        Text("default", 1.0, read_text(None), is_shipped=True),
+        Text("speeches", 1.0, read_text(None), is_shipped=True),
     )
 
 
@@ -64,7 +63,7 @@ def test_a_file_named_as_a_word_is_read_by_its_path(here):
     (here / "self").write_text("a file")
     assert read_texts(("self",))[0].content is None
     assert read_texts(("./self",)) == (Text("self", 1.0, "a file"),)
-    for name in ("mix", "code"):
+    for name in ("mix", "code", "default"):
         (here / name).write_text("a file")
         assert all(text.is_shipped for text in read_texts((name,)))
         assert read_texts((f"./{name}=2",)) == (Text(name, 2.0, "a file"),)

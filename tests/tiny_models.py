@@ -218,6 +218,17 @@ def tokenizer_files(
     return {"tokenizer.json": text.encode(), "tokenizer_config.json": json.dumps(named).encode()}
 
 
+def english_tokenizer() -> Tokenizer:
+    """Make a tokenizer of single ASCII characters; it writes all others as unknown."""
+    characters = ["\n", *map(chr, range(32, 127))]
+    specials = ["<|bos|>", "<|eos|>", "<|pad|>"]
+    vocabulary = {token: id for id, token in enumerate(specials + characters)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
+    tokenizer.add_special_tokens(specials)
+    return tokenizer
+
+
 ONE_BLOCK: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 32,

@@ -39,7 +39,7 @@ from edgeq.registry import FORMATS
 from edgeq.sources import open_source
 
 RESULT = Path(__file__).parent.parent / "results" / "architectures.jsonl"
-CALIBRATION = ("--samples", 4, "--sequence-length", 128)
+CALIBRATION = ("--calibration", "speeches", "--samples", 4, "--sequence-length", 128)
 SOLVE = ("--bits", 4, "--group-size", 32, *CALIBRATION)
 TOKENS = 128
 EQUAL = 1e-6  # of the largest logit: forward passes of one model

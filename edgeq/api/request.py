@@ -58,9 +58,9 @@ ARGUMENTS: Mapping[str, Argument] = {
     "recipe": Argument(None, "Read settings from this TOML file; those given here win."),
     "calibration": Argument(
         (),
-        'Calibrate on this text, or several: files, "default" (speeches that ship with edgeq), '
-        '"mix" (ten kinds that do), one of its kinds, or "self" (the model writes it first), each '
-        'perhaps with its share, as "self=0.5".',
+        'Calibrate on this text, or several: files, "mix" (ten kinds that ship with edgeq), one of '
+        'its kinds, or "self" (the model writes it first), each perhaps with its share, as '
+        '"self=0.5". Without one, on the kinds of the mix that the model can use ("default").',
     ),
     "imatrix": Argument(
         None, "Round without calibrating, by this importance matrix of llama.cpp (a file)."

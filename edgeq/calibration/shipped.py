@@ -1,10 +1,10 @@
-"""Name the calibration texts that ship with edgeq, and mix their kinds by share.
+"""Name the calibration texts that ship with edgeq, read them, and mix their kinds by share.
 
 Where they come from is stated in edgeq/data/README.md.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from edgeq.calibration.chat import BadChat, ChatTemplate
@@ -12,7 +12,8 @@ from edgeq.calibration.reading import BETWEEN_TEXTS, CALIBRATION_TEXT, read_text
 from edgeq.errors import BadInput
 from edgeq.protocols import TextModel
 
-SHIPPED, MIX, DIALOGUE = "default", "mix", "dialogue"
+DEFAULT, MIX, DIALOGUE = "default", "mix", "dialogue"
+"""The mix is also what is taken where no text is named; only then are kinds of it left out."""
 KINDS: Mapping[str, str] = {
     "speeches": CALIBRATION_TEXT,
     "prose": "mix/prose.txt",
@@ -43,26 +44,34 @@ SPEAKERS = {"user": "User", "assistant": "Assistant"}
 """What dialogue says before a message where the model has no chat template."""
 
 
-def kind_of(name: str) -> str | None:
-    """Find the kind that a name stands for; None for the mix and for what is not shipped."""
-    if name == SHIPPED:
-        return "speeches"
-    return name if name in KINDS else None
-
-
-def mixed_shares(share: float) -> Iterator[tuple[str, float]]:
-    """Divide the share of the mix among its kinds."""
-    total = sum(SHARES.values())
-    for kind, part in SHARES.items():
+def mixed_shares(share: float, kinds: Collection[str]) -> Iterator[tuple[str, float]]:
+    """Divide the share of the mix among those of its kinds that it has."""
+    parts = {kind: part for kind, part in SHARES.items() if kind in kinds}
+    total = sum(parts.values())
+    for kind, part in parts.items():
         yield kind, share * part / total
 
 
 def read_shipped(kind: str, model: TextModel | None) -> str:
+    """Read a text that ships with edgeq and was named.
+
+    Raises: BadInput when the chat template of the model refuses dialogue.
+    """
+    try:
+        return read_kind(kind, model)
+    except BadChat as error:
+        others = " and ".join(f"--calibration {name}" for name in ("prose", "code"))
+        raise BadInput(
+            f"--calibration {kind}: {error}; or name kinds without it, such as {others}"
+        ) from error
+
+
+def read_kind(kind: str, model: TextModel | None) -> str:
     """Read a text that ships with edgeq; dialogue is written by the chat template of the model.
 
     Without a template each message follows its speaker.
 
-    Raises: BadInput when the template refuses the messages.
+    Raises: BadChat when the template refuses the messages.
     """
     content = read_text(None, default=KINDS[kind])
     if kind != DIALOGUE:
@@ -70,14 +79,8 @@ def read_shipped(kind: str, model: TextModel | None) -> str:
     chats = [json.loads(line) for line in content.splitlines()]
     if model is None or model.record.template is None:
         return BETWEEN_TEXTS.join(map(plain_chat, chats)) + "\n"
-    try:
-        with ChatTemplate(model) as template:
-            return "".join(map(template.render, chats))
-    except BadChat as error:
-        others = " and ".join(f"--calibration {name}" for name in ("prose", "code"))
-        raise BadInput(
-            f"--calibration {DIALOGUE}: {error}; or name kinds without it, such as {others}"
-        ) from error
+    with ChatTemplate(model) as template:
+        return "".join(map(template.render, chats))
 
 
 def plain_chat(chat: Mapping[str, Any]) -> str:

@@ -6,25 +6,28 @@ Reading and cutting them is left to `edgeq.calibration.windows`.
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from edgeq.calibration.long_windows import sample_long
 from edgeq.calibration.reading import LongText, open_text
-from edgeq.calibration.shipped import (
-    MIX,
-    SHIPPED,
-    kind_of,
-    mixed_shares,
-    read_shipped,
-)
+from edgeq.calibration.shipped import DEFAULT, KINDS, MIX, mixed_shares, read_shipped
+from edgeq.calibration.usable_kinds import read_usable
 from edgeq.calibration.variety import check_variety, repeated_runs
-from edgeq.calibration.windows import begin_ids, sample_windows, separate_windows, tokenize
+from edgeq.calibration.windows import (
+    begin_ids,
+    load_tokenizer,
+    sample_windows,
+    separate_windows,
+    tokenize,
+)
 from edgeq.errors import BadInput
 from edgeq.protocols import ModelSource, TextModel
 from edgeq.words import as_text
@@ -47,7 +50,8 @@ Shapes: (count, length).
 class Text:
     """One calibration text: its name and share, and its content, None where the model writes it.
 
-    A part of a mix is left out where its share gives it no sequence.
+    A part of a mix is left out where its share gives it no sequence. What is_usable was found to
+    be text to this model before, and is not looked at again.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Text:
     content: str | LongText | None
     is_shipped: bool = False
     in_mix: bool = False
+    is_usable: bool = False
 
     @property
     def at_once(self) -> int:
@@ -62,6 +67,14 @@ class Text:
         if isinstance(self.content, LongText):
             return PIECE
         return len(self.content or "")
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenTexts:
+    """The texts that were named or are the default, and what is unusual of the choice."""
+
+    texts: tuple[Text, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +107,26 @@ def hash_tokens(windows: Windows) -> str:
 
 
 def read_texts(values: Sequence[str], model: TextModel | None = None) -> tuple[Text, ...]:
+    """Read texts as `choose_texts` does, and leave out what is to be said of them."""
+    return choose_texts(values, model).texts
+
+
+def choose_texts(
+    values: Sequence[str], model: TextModel | None = None, *, fewest_tokens: int = 0
+) -> ChosenTexts:
     """Read texts as `--calibration` names them: TEXT or TEXT=SHARE.
 
     TEXT is a path, "default", "self", "mix", or a kind of the mix; a share is 1 unless given. What
-    exists as a file under the whole value is that file. Without values, "default". Chat messages
-    become text by the template of the model. A kind that is given beside the mix, which has it
-    too, gets both shares.
+    exists as a file under the whole value is that file. Chat messages become text by the template
+    of the model. A kind that is given beside the mix, which has it too, gets both shares.
+
+    Without values, "default": the mix without the kinds that the model cannot use or that have
+    fewer tokens than fewest_tokens, whose share the others take.
 
     Raises: BadInput for a missing or empty file, for shares that are no positive numbers, for a
-    text named twice.
+    text named twice, and where not even one kind of the default can be used.
     """
-    named = [name_and_share(value) for value in values or (SHIPPED,)]
+    named = [name_and_share(value) for value in values or (DEFAULT,)]
     places = [place_of(name) for name, _ in named]
     for position, (name, _) in enumerate(named):
         if places[position] in places[:position]:
@@ -112,29 +134,55 @@ def read_texts(values: Sequence[str], model: TextModel | None = None) -> tuple[T
                 f"--calibration {name!r} is given twice; "
                 f"give it once with a larger share ({name}=2)"
             )
-    texts = [read_one(name, share, model) for name, share in named if name != MIX]
+    texts = [read_one(name, share, model) for name, share in named if place_of(name) != MIX]
+    left_out: Mapping[str, str] = {}
     for name, share in named:
+        missing = [kind for kind in KINDS if not any(is_of(text, kind) for text in texts)]
         if name == MIX:
-            add_mix(texts, share, model)
-    return tuple(texts)
+            add_mix(texts, share, {kind: read_shipped(kind, model) for kind in missing})
+        elif name == DEFAULT:
+            usable = read_usable(missing, model, fewest_tokens)
+            left_out = usable.left_out
+            add_mix(texts, share, usable.contents, is_usable=model is not None)
+    return ChosenTexts(tuple(texts), left_out_notes(left_out))
+
+
+def left_out_notes(left_out: Mapping[str, str]) -> tuple[str, ...]:
+    """Say which kinds of the default are left out, and why; nothing where none is."""
+    if not left_out:
+        return ()
+    reasons = {kind: reason.split("; ", 1)[0] for kind, reason in left_out.items()}
+    kinds = ", ".join(f"{kind} ({reason})" for kind, reason in reasons.items())
+    return (f"calibration text is the mix without {kinds}; the other kinds take the share",)
 
 
 def place_of(name: str) -> str:
     """Tell texts apart: two names of the same text have the same place."""
-    if name in (SELF, MIX):
-        return name
-    return kind_of(name) or os.path.realpath(name)
+    if name in (DEFAULT, MIX):
+        return MIX
+    return name if name == SELF or name in KINDS else os.path.realpath(name)
 
 
-def add_mix(texts: list[Text], share: float, model: TextModel | None) -> None:
-    """Add the kinds of the mix to the texts; one that is there already gets a larger share."""
-    places = {kind_of(text.name): place for place, text in enumerate(texts) if text.is_shipped}
-    for kind, part in mixed_shares(share):
+def is_of(text: Text, kind: str) -> bool:
+    """Say whether a text is a kind that ships with edgeq, and not a file of this name."""
+    return text.is_shipped and text.name == kind
+
+
+def add_mix(
+    texts: list[Text], share: float, contents: Mapping[str, str], *, is_usable: bool = False
+) -> None:
+    """Add kinds of the mix to the texts; one that is there already gets a larger share.
+
+    is_usable says that they were tried on the model.
+    """
+    places = {text.name: place for place, text in enumerate(texts) if text.is_shipped}
+    for kind, part in mixed_shares(share, {*places, *contents}):
         if kind in places:
             found = texts[places[kind]]
             texts[places[kind]] = replace(found, share=found.share + part)
         else:
-            texts.append(replace(read_one(kind, part, model), in_mix=True))
+            added = Text(kind, part, contents[kind], is_shipped=True, in_mix=True)
+            texts.append(replace(added, is_usable=is_usable))
 
 
 def name_and_share(value: str) -> tuple[str, float]:
@@ -143,7 +191,7 @@ def name_and_share(value: str) -> tuple[str, float]:
     Raises: BadInput.
     """
     if not value:
-        raise BadInput(f"--calibration '': expected a file, {SHIPPED!r}, {MIX!r} or {SELF!r}")
+        raise BadInput(f"--calibration '': expected a file, {DEFAULT!r}, {MIX!r} or {SELF!r}")
     name, separator, stated = value.rpartition("=")
     if separator and not name and not Path(value).exists():
         raise BadInput(
@@ -168,9 +216,8 @@ def name_and_share(value: str) -> tuple[str, float]:
 def read_one(name: str, share: float, model: TextModel | None) -> Text:
     if name == SELF:
         return Text(SELF, share, None)
-    kind = kind_of(name)
-    if kind is not None:
-        return Text(name, share, read_shipped(kind, model), is_shipped=True)
+    if name in KINDS:
+        return Text(name, share, read_shipped(name, model), is_shipped=True)
     return Text(as_text(Path(name).name), share, open_text(name, model))
 
 
@@ -208,6 +255,7 @@ def make_calibration(
                 f"raise its share or {more}, or leave it out"
             )
     made: dict[int, tuple[Windows, dict[str, Any]]] = {}
+    tokenizer = cache(partial(load_tokenizer, source))
     slow_last = sorted(range(len(texts)), key=lambda place: texts[place].content is None)
     for place in slow_last:
         text, count = texts[place], counts[place]
@@ -216,7 +264,7 @@ def make_calibration(
             facts: dict[str, Any] = {"tokens": windows.size, "sha256": hash_tokens(windows)}
         else:
             options = {"samples": count, "sequence_length": sequence_length, "seed": seed}
-            windows, facts = cut(source, text, text.content, apart=apart, **options)
+            windows, facts = cut(source, text, text.content, tokenizer, apart=apart, **options)
         entry = {"name": text.name, "share": text.share, "samples": len(windows), **facts}
         made[place] = windows, entry
     ordered = [made[place] for place in range(len(texts))]
@@ -225,23 +273,33 @@ def make_calibration(
 
 
 def cut(
-    source: ModelSource, text: Text, content: str | LongText, *, apart: bool, **options: int
+    source: ModelSource,
+    text: Text,
+    content: str | LongText,
+    load: Callable[[], Tokenizer],
+    *,
+    apart: bool,
+    **options: int,
 ) -> tuple[Windows, dict[str, Any]]:
     """Cut the windows of one text, and give what is recorded of it.
+
+    load gives the model's tokenizer.
 
     Raises: BadInput with the text's name.
     """
     try:
+        tokenizer = load()
         if isinstance(content, LongText):
             windows, tokens = sample_long(source, content, **options, apart=apart)
             sha256 = content.sha256
         else:
-            ids = tokenize(source, content)
+            ids = tokenize(source, content, tokenizer)
             take = separate_windows if apart else sample_windows
-            windows = take(ids, **options, begin=begin_ids(source))
+            windows = take(ids, **options, begin=begin_ids(source, tokenizer))
             tokens = len(ids)
             sha256 = hashlib.sha256(content.encode("utf-8")).hexdigest()
-        check_variety(source, windows)
+        if not text.is_usable:
+            check_variety(source, tokenizer, windows)
     except BadInput as error:
         raise BadInput(f"--calibration {text.name!r}: {error}") from error
     facts = {"tokens": tokens, "sha256": sha256}

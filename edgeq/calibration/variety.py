@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from edgeq.calibration.windows import load_tokenizer
 from edgeq.errors import BadInput
 from edgeq.protocols import TextModel
 
@@ -21,32 +20,32 @@ UNKNOWN_ID = re.compile(rb'"unk_id"\s*:\s*(\d+)')
 Windows = npt.NDArray[np.int64]
 
 
-def check_variety(source: TextModel, windows: Windows) -> None:
+def check_variety(source: TextModel, tokenizer: Tokenizer, windows: Windows) -> None:
     """Refuse windows of very few different tokens, and those of mostly special or unknown ones.
 
     Shapes: windows (count, tokens).
     Raises: BadInput with what was found.
     """
-    tokenizer = load_tokenizer(source)
     ids, counts = np.unique(windows, return_counts=True)
     most_common = ids[np.argsort(-counts, kind="stable")].tolist()
+
+    def check_share(kind: str, tokens: list[int], most: float) -> None:
+        share = float(counts[np.isin(ids, tokens)].sum() / max(1, windows.size))
+        if share > most:
+            raise BadInput(
+                f"{share:.0%} of the tokens in its sequences are {kind} "
+                f"({_name(tokenizer, tokens)}); give text that this model is made for"
+            )
+
+    unknown = [token for token in most_common if token in unknown_ids(source, tokenizer)]
+    check_share("unknown to the tokenizer", unknown, MOST_UNKNOWN)
     if len(ids) < min(FEWEST_DIFFERENT, max(2, windows.size // 4)):
         found = _name(tokenizer, most_common)
         what = "one token over and over" if len(ids) == 1 else f"only {len(ids)} different tokens"
         raise BadInput(f"its sequences hold {what} ({found}); give text that varies")
     added = tokenizer.get_added_tokens_decoder()
     special = [token for token in most_common if token in added and added[token].special]
-    unknown = [token for token in most_common if token in unknown_ids(source, tokenizer)]
-    for kind, tokens, most in (
-        ("special ones", special, MOST_SPECIAL),
-        ("unknown to the tokenizer", unknown, MOST_UNKNOWN),
-    ):
-        share = float(counts[np.isin(ids, tokens)].sum() / windows.size)
-        if share > most:
-            raise BadInput(
-                f"{share:.0%} of the tokens in its sequences are {kind} "
-                f"({_name(tokenizer, tokens)}); give text that this model is made for"
-            )
+    check_share("special ones", special, MOST_SPECIAL)
 
 
 def unknown_ids(source: TextModel, tokenizer: Tokenizer) -> set[int]:

@@ -39,13 +39,17 @@ def load_tokenizer(source: TextModel) -> Tokenizer:
         ) from error
 
 
-def tokenize(source: TextModel, text: str) -> npt.NDArray[np.int64]:
+def tokenize(
+    source: TextModel, text: str, tokenizer: Tokenizer | None = None
+) -> npt.NDArray[np.int64]:
     """Turn a text into token ids, without adding special tokens.
+
+    tokenizer is the model's own, which takes a while to load, where it is at hand.
 
     Shapes: (tokens,).
     Raises: BadInput, see `check_ids`.
     """
-    encoded = encode(source, load_tokenizer(source), text)
+    encoded = encode(source, tokenizer or load_tokenizer(source), text)
     tokens = np.asarray(encoded.ids, dtype=np.int64)
     check_ids(source, tokens)
     return tokens
@@ -71,8 +75,10 @@ def encode(source: TextModel, tokenizer: Tokenizer, text: str) -> Encoding:
         ) from error
 
 
-def begin_ids(source: TextModel) -> tuple[int, ...]:
+def begin_ids(source: TextModel, tokenizer: Tokenizer | None = None) -> tuple[int, ...]:
     """Find the tokens that a model's tokenizer puts before every text: <bos>, or none.
+
+    tokenizer: see `tokenize`.
 
     Raises: BadInput for a damaged tokenizer, and for a token without a row in the embedding.
     """
@@ -80,7 +86,7 @@ def begin_ids(source: TextModel) -> tuple[int, ...]:
     if not any(name in data for name in ADDING):
         return ()
     try:
-        found = ids_before(load_tokenizer(source))
+        found = ids_before(tokenizer or load_tokenizer(source))
     except ValueError as error:
         raise BadInput(
             f"model {source.record.name!r}: its tokenizer cannot begin a text "

@@ -123,7 +123,13 @@ def describe_matrix(job: "Job", measured: "Measured", output: Path) -> dict[str,
         "entries": len(measured.entries),
         "tokens": calibration.windows.size,
         "texts": list(calibration.texts),
-        "notes": [*record.notes, *length_notes(job.recipe, job.source), *measured.notes(), *short],
+        "notes": [
+            *record.notes,
+            *length_notes(job.recipe, job.source),
+            *job.text_notes,
+            *measured.notes(),
+            *short,
+        ],
         "seconds": dict(job.clock.seconds),
     }
 

@@ -69,10 +69,11 @@ CALIBRATION_OPTION = grouped_option(
     metavar="TEXT[=SHARE]",
     group="text",
     help='Calibrate on UTF-8 text, or JSON lines or an array with "text" or chat "messages"; '
-    "default, speeches that ship with edgeq; mix, these and nine more kinds, each also by its name "
+    "mix, ten kinds that ship with edgeq, each also by its name "
     "(speeches, prose, encyclopedia, dialogue, code, german, french, spanish, russian, chinese); "
+    "default, those of them that the model can use; "
     "self, text that the model writes first. May be repeated, mixed by share.  "
-    "[default: default; to tune, mix]",
+    "[default: default]",
 )
 MAX_RAM_OPTION = grouped_option(
     "--max-ram",

@@ -17,6 +17,7 @@ from edgeq.calibration.windows import (
     check_ids,
     check_length,
     first_windows,
+    load_tokenizer,
     tokenize,
 )
 from edgeq.errors import BadInput
@@ -83,7 +84,7 @@ def cut_windows(
             check_vocabularies(model, models[0], int(tokens.max(initial=0)))
         found = first_windows(tokens, windows=windows, sequence_length=length, begin=begin)
         try:
-            check_variety(models[0], found)
+            check_variety(models[0], load_tokenizer(models[0]), found)
         except BadInput as error:
             raise BadInput(f"evaluation text: {error}") from error
         cut.append(found)

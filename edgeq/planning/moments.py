@@ -17,7 +17,7 @@ from edgeq.algorithms.damping import INVERTED_COLUMNS
 from edgeq.algorithms.propagation_choice import DAMPINGS
 from edgeq.decoder import Decoder, Layer
 from edgeq.planning.mixtures import is_of_expert, mixture_of, telling_sites
-from edgeq.planning.process_memory import resident_bytes
+from edgeq.planning.process_memory import resident_bytes, trim
 from edgeq.protocols import Backend
 from edgeq.recipe.recipe import Recipe
 from edgeq.streams.backward import HEAD_COPIES, head_tokens
@@ -88,6 +88,7 @@ def measure_process(characters: int, backend: Backend, *, passes: int = FLOAT) -
 
     Where the system does not say how large it is, a usual size is taken.
     """
+    trim()  # what reading texts and the tokenizer left free
     resident = resident_bytes() or USUAL_RESIDENT
     one = backend.asarray(np.ones((1, 1)))
     return Process(

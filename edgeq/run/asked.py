@@ -82,6 +82,7 @@ def assemble(asked: Asked, source: ModelSource) -> Job:
         exports=asked.exports,
         export_options=asked.export_options,
         imatrix=asked.imatrix,
+        has_budget=read_budget(asked.budget) is not None,
     )
 
 

@@ -4,21 +4,21 @@ The run itself is `edgeq.run.pipeline`, and how it fits into memory `edgeq.run.f
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgeq.calibration.self_text import Wrote, written_windows
-from edgeq.calibration.shipped import MIX
 from edgeq.calibration.texts import (
     Calibration,
+    ChosenTexts,
     Text,
     Windows,
+    choose_texts,
     divide,
     make_calibration,
     most_at_once,
-    read_texts,
 )
 from edgeq.errors import BadInput
 from edgeq.format_parts import Exporter
@@ -60,14 +60,16 @@ def make_job(
     exports: Sequence[str] = (),
     export_options: Mapping[str, Any] | None = None,
     imatrix: Path | None = None,
+    has_budget: bool = False,
 ) -> Job:
     """Assemble what `edgeq.run.pipeline.quantize` runs, from names and plain settings.
 
     settings are those of `make_recipe`, export_options those of the formats. calibration names
-    texts as `edgeq.calibration.texts.read_texts` takes them; without any, the one that ships with
-    edgeq. zeros "asymmetric" becomes the kind of zero point that all exports hold without loss,
-    and scales are in bfloat16 where the model is, unless settings choose a type. imatrix is a file
-    that weighs the search for scales; nothing is calibrated then.
+    texts as `edgeq.calibration.texts.choose_texts` takes them; without any, the default is read
+    where it is needed. zeros "asymmetric" becomes the kind of zero point that all exports hold
+    without loss, and scales are in bfloat16 where the model is, unless settings choose a type.
+    imatrix is a file that weighs the search for scales; nothing is calibrated then. has_budget says
+    that types are to be chosen by what they cost on text.
 
     Raises: BadInput and the other errors of `edgeq.errors`.
     """
@@ -82,9 +84,10 @@ def make_job(
     if recipe.tune is True:
         find_tuner(loaded.name)
     importance = None if imatrix is None else load_importance(imatrix, source)
-    texts = read_texts(calibration, source)
-    windows = CalibrationMaker(loaded.name, texts)
-    to_tune = texts if not recipe.tune else tuning_texts(calibration, source)
+    budgeted = has_budget and imatrix is None
+    reads_text = bool(calibration) or recipe.needs_calibration or bool(recipe.tune) or budgeted
+    chosen = texts_for(recipe, calibration, source) if reads_text else ChosenTexts(())
+    windows = CalibrationMaker(loaded.name, chosen.texts)
     if recipe.token_weights != "none":
         load(TOKEN_GRADIENTS["torch"], "token_weights")  # missing, it would be found late
     return Job(
@@ -94,22 +97,23 @@ def make_job(
         partial(make_activations, loaded.name, exact=recipe.needs_exact_passes),
         windows,
         exporters,
-        characters=most_at_once([*texts, *to_tune]),
+        characters=most_at_once(chosen.texts),
         importance=importance,
-        draw_apart=CalibrationMaker(loaded.name, to_tune, apart=True),
+        draw_apart=replace(windows, apart=True),
         measure_tokens=partial(measure_tokens, loaded.name),
+        text_notes=chosen.notes,
     )
 
 
-def tuning_texts(calibration: Sequence[str], source: ModelSource) -> tuple[Text, ...]:
-    """Read the texts that a model is tuned on: those that are named, or the mix.
+def texts_for(recipe: Recipe, calibration: Sequence[str], source: ModelSource) -> ChosenTexts:
+    """Read the texts that are named, or the default, for the sequences of a recipe.
 
-    More kinds of text gain on all of them, while a solve gains most on the kind it is calibrated
-    on (`benchmarks.tuning`).
+    A model is solved and tuned on the same.
 
     Raises: BadInput.
     """
-    return read_texts(calibration or (MIX,), source)
+    fewest = recipe.sequence_length + recipe.samples  # each sequence starts at a place of its own
+    return choose_texts(calibration, source, fewest_tokens=fewest)
 
 
 def chosen_recipe(

@@ -176,6 +176,7 @@ def finish_run(
             *filter(None, [job.tuning_note]),
             *tuning_notes(report.tuning, job.recipe),
             *length_notes(job.recipe, job.source),
+            *job.text_notes,
             *token_notes(report, job),
         ],
         seconds=dict(job.clock.seconds),
@@ -183,6 +184,7 @@ def finish_run(
         advice=[
             *advise(report, grids, job.recipe, calibration),
             *short_of_types(replaced),
+            *job.text_notes,
             *tuning_notes(report.tuning, job.recipe),
             *(note for note in stated if note != NO_TEMPLATE),
         ],

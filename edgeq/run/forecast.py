@@ -116,6 +116,7 @@ def describe_run(job: Job, memory: MemoryPlan, folder: Path) -> dict[str, Any]:
             *job.source.record.notes,
             *replaced_types(job.recipe, decoder),
             *length_notes(job.recipe, job.source),
+            *job.text_notes,
             *importance_notes(job, grids),
             *job.backend.notes,
             *filter(None, [job.tuning_note]),

@@ -77,8 +77,9 @@ class Job:
     once. rows_at_once bounds the memory of a layer's solve; None solves all rows together.
     importance weighs the search for scales where nothing is calibrated. allocation is how a budget
     is spent, as the recipe then says. draw_apart makes windows for tuning as make_calibration makes
-    those of the solve. tuner says how the solved model is tuned, None where it is not, and
-    tuning_note what a recipe that leaves that open came to.
+    those of the solve; text_notes say what is unusual of the choice of texts. tuner says how the
+    solved model is tuned, None where it is not, and tuning_note what a recipe that leaves that open
+    came to.
     """
 
     source: ModelSource
@@ -95,6 +96,7 @@ class Job:
     measure_tokens: MeasureTokens | None = None
     allocation: Mapping[str, Any] | None = None
     draw_apart: MakeCalibration | None = None
+    text_notes: Sequence[str] = ()
     tuner: Tuner | None = None
     tuning_note: str = ""
 

@@ -35,7 +35,7 @@ from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import Recipe, make_recipe
 from edgeq.recipe.settings import OF_TUNING
 from edgeq.registry import choose_backend, find_tuner, load, load_backend
-from edgeq.run.assembly import CalibrationMaker, tuning_texts, with_length
+from edgeq.run.assembly import CalibrationMaker, texts_for, with_length
 from edgeq.run.fitting import Sizes, existing_folder
 from edgeq.run.observing import TOKENIZING, WRITING_TEXT, Observer
 from edgeq.run.report import read_report
@@ -45,6 +45,7 @@ from edgeq.run.tuning import (
     Tuner,
     check_drawn,
     drawing_recipe,
+    notes_before,
     question_of,
     stored_question,
     tune_into,
@@ -152,15 +153,15 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
     check_original(source, checkpoint, asked.reference)
     recipe = tuning_recipe(checkpoint, source, asked.settings)
     check_length(source, recipe.sequence_length)
-    texts = tuning_texts(asked.calibration, source)
+    chosen = texts_for(recipe, asked.calibration, source)
     give_large_arrays_back()
     load(tuner, "tuning")  # imports what the process will hold, before it is measured
     loaded = load_backend(backend)
     limit, device = asked.sizes.limit(), asked.sizes.device(loaded)
-    process = measure_process(most_at_once(texts), loaded)
+    process = measure_process(most_at_once(chosen.texts), loaded)
     plan = planned(source, checkpoint.grids(), recipe, process, limit, device)
     tuning = tuning_of(recipe, moves_codes=plan.moves_codes)
-    drawing, maker = drawing_recipe(recipe), CalibrationMaker(backend, texts, apart=True)
+    drawing, maker = drawing_recipe(recipe), CalibrationMaker(backend, chosen.texts, apart=True)
     written = maker.written(drawing.samples)
     writing = choose_writing(source.record.decoder, drawing, process, limit, written, device)
     existing = existing_folder(place.output.parent)
@@ -171,7 +172,7 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
         recipe,
         Tuner(backend, tuning, plan, existing, asked.exact),
         replace(maker, resident=None if writing is None else writing.resident),
-        notes_before(source, checkpoint),
+        [*notes_before(source, checkpoint), *chosen.notes],
     )
 
 
@@ -221,22 +222,6 @@ def check_original(source: ModelSource, checkpoint: Checkpoint, called: str) -> 
 def by(shape: Sequence[int]) -> str:
     """Write a shape as people do."""
     return " x ".join(map(str, shape))
-
-
-def notes_before(source: ModelSource, checkpoint: Checkpoint) -> list[str]:
-    """Say what is unusual of the two models."""
-    found = []
-    if source.fingerprint() != checkpoint.fingerprint():
-        found.append(
-            "the reference has the shapes of the checkpoint's original, but not its very weights "
-            "and files (its fingerprint is another)"
-        )
-    before = checkpoint.head.get(TUNED_KEY)
-    if before is not None:
-        found.append(
-            f"the checkpoint was tuned before, on {before['tokens']:,} tokens; this goes on from it"
-        )
-    return found
 
 
 def run_tuning(

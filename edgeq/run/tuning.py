@@ -95,6 +95,22 @@ def check_drawn(drawn: Calibration) -> None:
         )
 
 
+def notes_before(source: ModelSource, checkpoint: Checkpoint) -> list[str]:
+    """Say what is unusual of the two models."""
+    found = []
+    if source.fingerprint() != checkpoint.fingerprint():
+        found.append(
+            "the reference has the shapes of the checkpoint's original, but not its very weights "
+            "and files (its fingerprint is another)"
+        )
+    before = checkpoint.head.get(TUNED_KEY)
+    if before is not None:
+        found.append(
+            f"the checkpoint was tuned before, on {before['tokens']:,} tokens; this goes on from it"
+        )
+    return found
+
+
 def tuning_notes(report: TuningReport | None, recipe: Recipe) -> list[str]:
     """Say what is unusual of a tuning: no gain, less text than was asked for, fixed codes."""
     if report is None:

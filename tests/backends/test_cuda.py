@@ -27,7 +27,7 @@ def glass_job():
     companions = {"tokenizer.json": models.glass_tokenizer().to_str().encode()}
     source = models.MemorySource(models.glass_llama(), companions=companions)
     settings = {"samples": 16, "sequence_length": 64, "bits": 3, "exact": True}
-    return partial(make_job, source, settings)
+    return partial(make_job, source, settings, calibration=("speeches",))
 
 
 def test_an_array_on_the_device_is_no_longer_free(cuda):

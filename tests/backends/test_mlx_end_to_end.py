@@ -15,7 +15,7 @@ from edgeq.sources import open_source
 
 pytest.importorskip("mlx_lm", reason="MLX has no build for this system")
 SEEDS = (0, 1, 2)  # both backends differ in ties, and what follows from one scatters by a percent
-SHORT = ["--samples", "24", "--sequence-length", "128"]
+SHORT = ["--samples", "24", "--sequence-length", "128", "--calibration", "speeches"]
 IN_TORCH = ["--runtime", "torch", "--backend", "cpu", "--json"]
 MEASURED = ["--windows", "96", "--sequence-length", "128"]  # fewer would not settle KL to 2 %
 AND_SAY_WHAT_IS_LOADED = """

@@ -117,7 +117,8 @@ def test_a_run_states_its_precision(exact, tmp_path):
     tokenizer = {"tokenizer.json": glass_tokenizer().to_str().encode()}
     source = MemorySource(glass_llama(), companions=tokenizer)
     settings = {"samples": 2, "sequence_length": 16, "bits": 3, "exact": exact, "quality": "fast"}
-    checkpoint = quantize(make_job(source, settings, backend="cpu"), tmp_path / "run", Silent())
+    job = make_job(source, settings, backend="cpu", calibration=("speeches",))
+    checkpoint = quantize(job, tmp_path / "run", Silent())
     report = read_report(checkpoint)
     [stated] = report.computed_in
     wanted = ("cpu: float64", "in float32") if exact else ("cpu: float32", "in bfloat16")

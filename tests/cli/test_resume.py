@@ -35,6 +35,7 @@ from edgeq.run.measured import MEASURED_FILE, PAGE_FILE
 from edgeq.run.report import read_report
 
 SHORT = ["--samples", "64", "--sequence-length", "128", "--backend", "cpu"]
+SHORT += ["--calibration", "speeches"]
 GLASS_WIDTH = 128
 ROUNDING = [
     "--solver",
