@@ -1,6 +1,7 @@
 """Measure what tuning gains, and what each of its ingredients does.
 
-    uv run edgeq quantize MODEL --bits 3 --group-size 64 --embedding-bits 16 -o SOLVED
+    uv run edgeq quantize MODEL --bits 3 --group-size 64 --embedding-bits 16 \\
+        --calibration speeches -o SOLVED
     uv run python -m benchmarks.tuning SOLVED --reference MODEL
     uv run python -m benchmarks.tuning SOLVED --reference MODEL --variants "1 pass" "scales alone"
 
@@ -25,7 +26,7 @@ from edgeq.run.spending import Place
 from edgeq.run.tune_run import TuneAsked, TunedRun, prepare_tuning, run_tuning
 
 RESULT = Path(__file__).parent / "results" / "tuning.jsonl"
-HALF_SELF = ("default", "self")
+HALF_SELF = ("speeches", "self")
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "all": {},
     "scales alone": {"free": ("scales",)},
@@ -47,8 +48,15 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "mix": {"calibration": ("mix",)},
     "mix, half self-written": {"calibration": ("mix", "self")},
     "mix, half self-written, 4 passes": {"calibration": ("mix", "self"), "tune_passes": 4},
+    "mix, 4 passes": {"calibration": ("mix",), "tune_passes": 4},
+    "mix, codes too": {"calibration": ("mix",), "tune_codes": True},
+    "mix, codes too, 4 passes": {"calibration": ("mix",), "tune_codes": True, "tune_passes": 4},
+    "mix, half self-written, codes too": {"calibration": ("mix", "self"), "tune_codes": True},
 }
-"""By name, what differs from the defaults: settings, texts, and fields of `Tuning`."""
+"""By name, what differs from the defaults: settings, texts, and fields of `Tuning`.
+
+Codes stay but where a variant moves them.
+"""
 FIELDS = ("free", "step_windows")
 
 
@@ -107,7 +115,8 @@ def tuned(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, TunedR
         fields = {field: changes.pop(field) for field in FIELDS if field in changes}
         texts = changes.pop("calibration", tuple(given.calibration))
         stated = {"tune_tokens": given.tokens, "sequence_length": given.sequence_length}
-        settings = {key: value for key, value in stated.items() if value is not None} | changes
+        settings = {key: value for key, value in stated.items() if value is not None}
+        settings = {"tune_codes": False, **settings, **changes}
         asked = TuneAsked(
             given.checkpoint, given.reference, Place(folder / str(place)), settings, texts
         )
@@ -142,6 +151,7 @@ def row_of(
         "steps": report.steps,
         "kept_step": report.kept_step,
         "free": list(report.free),
+        "moved_codes": report.moved_codes,
         "texts": [text["name"] for text in report.texts],
         "precision": report.precision,
         "seconds": round(sum(run.seconds.values()), 1),

@@ -122,7 +122,7 @@ def test_typed_settings_are_those_of_the_table():
     assert {*typed["zeros"].__args__} == {*stated["zeros"].__args__, "asymmetric"}
     of_model = {"narrow_type", "propagation_share", "embedding_bits", "embedding_type", "samples"}
     of_model |= {"sequence_length", "tune", "tune_tokens", "tune_passes", "tune_rate"}
-    of_model |= {"token_weights"}
+    of_model |= {"tune_codes", "token_weights"}
     assert set(get_type_hints(LayerSettings)) == {*TABLE, "quality"} - of_model
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edgeq.grids.types import SPECIAL
 from edgeq.tuning import loop
 from edgeq.tuning.adam import descend, rate_at
-from edgeq.tuning.free import FREE, LEAST_SHARE
+from edgeq.tuning.free import CODES, FREE, LEAST_SHARE, MARGIN
 from edgeq.tuning.loop import Tuning, batches_of, tune
 from edgeq.tuning.model import BATCH_TOKENS
 from edgeq.tuning.passes import TunedBlocks, held_out_kl, loss_and_gradients, original_states
@@ -22,6 +22,7 @@ from edgeq_backends.torch.tuning import torch_models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+ALL = (*FREE, CODES)
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
 GRIDS = {
     "symmetric": Grid(3, 8, "symmetric", "float32"),
@@ -53,15 +54,24 @@ def by_column(values, grid, columns):
 
 
 def matrix_at(layer, x):
-    """The weights where floats have moved by x, in float64 and from the definition."""
+    """The weights where numbers have moved by x, in float64 and from the definition.
+
+    A code is taken for the position that it is nearest to, of columns that outliers replace too.
+    """
     grid, columns = layer.grid, layer.codes.shape[1]
+    x = dict(x)
+    levels = torch.from_numpy(layer.levels).double()
+    if CODES in x:
+        solid = torch.ones(columns, dtype=torch.float64)
+        if layer.outliers is not None:
+            solid[layer.outliers.columns.astype(np.int64)] = 0
+        levels = levels + x.pop(CODES) * solid
     spread = lambda values: by_column(torch.as_tensor(values).double(), grid, columns)  # noqa: E731
     moved = {}
     for part, change in x.items():
         start = torch.from_numpy(getattr(layer, part)).double()
         unit = torch.from_numpy(layer.scales if part == "offsets" else getattr(layer, part))
         moved[part] = start + unit.double().abs() * change
-    levels = torch.from_numpy(layer.levels).double()
     if "super_scales" in x:
         scales = spread(moved["super_scales"]) * spread(layer.sub_scales)
         offsets = -scales * grid.middle
@@ -139,7 +149,7 @@ def check_gradients(model, source, grid, **options):
     solved = SolvedSource(source, grid)
     windows = windows_of(model)
     made = torch_models(source, solved, exact=True, **options)
-    blocks = TunedBlocks(solved, made, FREE)
+    blocks = TunedBlocks(solved, made, ALL)
     reading = original_states(made, windows[:0], windows, lambda done, all: None)
     kl, found = loss_and_gradients(blocks, windows, reading.read, blocks.zeros())
     wanted, gradients = expected_gradients(model, solved, blocks, windows)
@@ -161,7 +171,7 @@ def test_gradients_are_those_of_the_whole_model(name):
     super_parts = {"super_scales", "super_minima"} if name in ("Q4_K", "Q2_K") else {"super_scales"}
     kinds = {"offset": {"scales", "offsets"}, "ragged": {"scales", "offsets"}, "IQ4_NL": {"scales"}}
     plain = {"scales"} if name in GRIDS else super_parts
-    assert parts == kinds.get(name, plain) | {"values"}
+    assert parts == kinds.get(name, plain) | {"values", "codes"}
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -235,8 +245,8 @@ def noisy(model, grid, share=0.05):
 GRID = Grid(4, 8, "symmetric", "float16")
 
 
-def tuned(model, *, folder=None, watch=lambda *args: None, resident=True, **changes):
-    source, solved = noisy(model, GRID)
+def tuned(model, *, folder=None, watch=lambda *args: None, resident=True, grid=GRID, **changes):
+    source, solved = noisy(model, grid)
     made = torch_models(source, solved, exact=True, resident=resident)
     tuning = Tuning(**{"rate": 1e-2, "step_windows": 4, "passes": 2, **changes})
     windows = windows_of(model, count=20)
@@ -255,9 +265,10 @@ def test_tuning_lowers_the_divergence_of_windows_that_it_never_saw():
         assert not np.array_equal(scales, layer.scales)
 
 
-def test_what_is_measured_is_what_is_written():
+@pytest.mark.parametrize("free", [FREE, ALL], ids=["floats", "codes"])
+def test_what_is_measured_is_what_is_written(free):
     model = models.tiny_llama()
-    solved, found = tuned(model)
+    solved, found = tuned(model, free=free)
     dense = {}
     for tensor, parts in found.values.items():
         if "values" in parts:
@@ -282,31 +293,63 @@ def test_nothing_gained_changes_nothing():
     assert found.steps < 10  # it stops when nothing improves
 
 
-def test_streamed_and_resident_take_the_same_way():
+@pytest.mark.parametrize("free", [FREE, ALL], ids=["floats", "codes"])
+def test_streamed_and_resident_take_the_same_way(free):
     curves = []
     for resident in (True, False):
-        _, found = tuned(models.tiny_llama(), resident=resident)
+        _, found = tuned(models.tiny_llama(), resident=resident, free=free)
         curves.append([row.held_out or row.loss for row in found.curve])
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
+
+
+def test_codes_that_move_lower_the_divergence_further():
+    grid = Grid(3, 8, "symmetric", "float16")
+    _, fixed = tuned(models.tiny_llama(), grid=grid, passes=16)
+    solved, moving = tuned(models.tiny_llama(), grid=grid, passes=16, free=ALL)
+    assert moving.before == fixed.before
+    assert moving.after < 0.95 * fixed.after
+    moved = count = 0
+    for tensor, layer in solved.layers.items():
+        codes = moving.values[tensor]["codes"]
+        assert codes.dtype == np.uint8
+        assert codes.max() <= grid.max_code
+        moved += np.count_nonzero(codes != layer.codes)
+        count += codes.size
+    assert 0 < moved < 0.1 * count
+
+
+def test_positions_end_at_the_first_code_and_the_last():
+    source, solved = noisy(models.tiny_llama(), GRID)
+    blocks = TunedBlocks(solved, torch_models(source, solved, exact=True), (CODES,))
+    for free in blocks.free.values():
+        for far, end in ((-20, -MARGIN), (20, GRID.max_code + MARGIN)):
+            x = free.limited(free.zeros() + far)
+            position = free.part.start + x.numpy()
+            np.testing.assert_allclose(position, end, atol=1e-5)
+            assert np.all(free.value(x).numpy() == round(end))
+        inside = free.zeros() + 0.01
+        inside[free.part.start == GRID.max_code] = 0
+        assert torch.equal(free.limited(inside), inside)
 
 
 class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("last", [5, 8])
-def test_a_run_that_is_stopped_goes_on_to_the_same_numbers(last, tmp_path):
+@pytest.mark.parametrize(("last", "free"), [(5, FREE), (8, ALL)])
+def test_a_run_that_is_stopped_goes_on_to_the_same_numbers(last, free, tmp_path):
     model = models.tiny_llama()
+    settings = {"passes": 3, "free": free}
 
     def stop(what, done, total):
         if what == loop.TUNING and done == last:
             raise StoppedError
 
-    _, whole = tuned(model, passes=3)
+    _, whole = tuned(model, **settings)
     with pytest.raises(StoppedError):
-        tuned(model, passes=3, folder=tmp_path, watch=stop)
+        tuned(model, **settings, folder=tmp_path, watch=stop)
     seen = []
-    _, found = tuned(model, passes=3, folder=tmp_path, watch=lambda *args: seen.append(args))
+    _, found = tuned(model, **settings, folder=tmp_path, watch=lambda *args: seen.append(args))
     first = min(done for what, done, _ in seen if what == loop.TUNING)
     assert first in (last, last + 1)  # it does not begin again
     assert found.curve == whole.curve
@@ -336,7 +379,7 @@ def test_every_window_is_read_once_in_a_pass():
 def test_a_step_is_one_of_adam():
     rng = np.random.default_rng(0)
     parameter = torch.nn.Parameter(torch.zeros(5))
-    adam = torch.optim.Adam([parameter], lr=0.1, betas=(0.9, 0.95), eps=1e-8)
+    adam = torch.optim.Adam([parameter], lr=0.1, betas=(0.9, 0.95), eps=1e-12)
     x, moments = torch.zeros(5), (torch.zeros(5), torch.zeros(5))
     for step in range(6):
         gradient = torch.from_numpy(rng.standard_normal(5).astype(np.float32))

@@ -19,7 +19,7 @@ from edgeq.run.assembly import make_job
 from edgeq.run.pipeline import quantize
 from edgeq.sources import open_source
 from edgeq.tuning import loop
-from edgeq.tuning.free import FREE
+from edgeq.tuning.free import CODES, FREE
 from edgeq.tuning.loop import Tuning, tune
 from edgeq.tuning.passes import TunedBlocks, loss_and_gradients, original_states
 from edgeq.types import Grid
@@ -68,6 +68,10 @@ def test_verbs_of_frameworks_are_those_of_numpy(framework, rng):
         rounded = numbers.get(numbers.rounded(numbers.put(x), dtype))
         np.testing.assert_array_equal(rounded, expected)
         assert rounded.dtype == np.float32
+    positions = np.array([[-3.0, -0.5, 0.5, 1.5, 2.5, 6.49, 6.51, 99.0]], np.float32)
+    nearest = numbers.get(numbers.nearest_codes(numbers.put(positions), 7))
+    np.testing.assert_array_equal(nearest, np.clip(np.rint(positions), 0, 7))
+    assert nearest.dtype == np.uint8
     put, codes = numbers.put(x), rng.integers(0, 16, (3, 5)).astype(np.uint8)
     table = TYPES["IQ4_NL"].table
     found = {
@@ -108,7 +112,7 @@ def test_gradients_on_every_kind_of_grid_are_those_of_torch(rng):
         tensor = f"model.layers.0.{name}.weight"
         shape = solved.layers[tensor].codes.shape
         solved.layers[tensor] = random_layer(rng, shape, grid, size=0.3)
-    assert_same_in_both(source, solved, rng.integers(0, 40, (3, 10)))
+    assert_same_in_both(source, solved, rng.integers(0, 40, (3, 10)), (*FREE, CODES))
 
 
 @pytest.mark.parametrize("free", FREE)

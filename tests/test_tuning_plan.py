@@ -26,10 +26,10 @@ PROCESS = Process(800 * 10**6, 4)
 TUNING = asdict(Tuning())
 
 
-def sizes(shape, *, windows=274, **recipe):
+def sizes(shape, *, windows=274, tuning=TUNING, **recipe):
     decoder = read_record("llama", make_config(**SHAPES[shape])).decoder
     grids = grids_of_layers(list(decoder.linears()), make_recipe(recipe))
-    return sizes_of(decoder, grids, windows=windows, length=512, tuning=TUNING)
+    return sizes_of(decoder, grids, windows=windows, length=512, tuning=tuning)
 
 
 SEVEN = sizes("llama-2-7b", bits=3, group_size=64)
@@ -66,6 +66,16 @@ def test_scales_of_groups_are_counted():
     assert offsets.numbers == 2 * SEVEN.numbers
     super_blocks = sizes("llama-2-7b", type="Q4_K")
     assert super_blocks.numbers == 2 * sum(rows * width // 256 for rows, width in columns)
+
+
+def test_codes_that_move_take_18_bytes_each():
+    free = {**TUNING, "free": (*TUNING["free"], "codes")}
+    moving = sizes("llama-2-7b", tuning=free, bits=3, group_size=64)
+    weights = sum(math.prod(linear.shape) for linear in SEVEN.decoder.linears())
+    assert (moving.moved_codes, SEVEN.moved_codes) == (weights, 0)
+    for way in WAYS:
+        more = peak_of(moving, PROCESS, way).host.total - peak_of(SEVEN, PROCESS, way).host.total
+        assert more == 18 * weights
 
 
 def test_time_is_counted_in_forward_passes_of_the_tokens():
@@ -149,6 +159,37 @@ def test_auto_tunes_on_a_gpu_or_where_it_fits_and_says_so(outline, backend, limi
     choice = choose_tuner(outline, recipe, backend, PROCESS, limit)
     assert (choice.plan is not None) == tunes
     assert choice.note.startswith(note)
+
+
+@pytest.mark.parametrize(
+    ("codes", "limit", "moves", "resident"),
+    [
+        ("auto", None, True, True),
+        ("auto", "fixed", False, True),
+        ("auto", "streamed", False, False),
+        (True, "moving", True, True),
+        (True, "streamed moving", True, False),
+        (False, None, False, True),
+    ],
+)
+def test_codes_move_where_all_of_it_stays_in_memory_or_where_that_is_asked(
+    outline, codes, limit, moves, resident
+):
+    def peak(way, moving):
+        recipe = make_recipe({"tune": True, "tune_tokens": 2048, "tune_codes": moving})
+        sizes = choose_tuner(outline, recipe, "cpu", PROCESS, None).plan.sizes
+        return peak_of(sizes, PROCESS, way).host.total
+
+    enough = {
+        None: None,
+        "fixed": peak(WAYS[0], False),
+        "moving": peak(WAYS[0], True),
+        "streamed": peak(WAYS[-1], False),
+        "streamed moving": peak(WAYS[-1], True),
+    }
+    recipe = make_recipe({"tune": True, "tune_tokens": 2048, "tune_codes": codes})
+    plan = choose_tuner(outline, recipe, "cpu", PROCESS, enough[limit]).plan
+    assert (plan.moves_codes, plan.way.resident) == (moves, resident)
 
 
 def test_a_recipe_that_tunes_is_refused_what_cannot_and_one_that_does_not_plans_nothing(outline):

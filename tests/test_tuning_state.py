@@ -8,6 +8,7 @@ from safetensors.numpy import load_file, save_file
 from solved_sources import SolvedSource
 
 from edgeq.errors import BadInput
+from edgeq.tuning.free import CODES, FREE
 from edgeq.tuning.loop import TUNING, Tuning, tune
 from edgeq.tuning.state import STATE_FILE
 from edgeq.types import Grid
@@ -33,7 +34,8 @@ def tuned(folder, watch, question="this"):
     windows = np.random.default_rng(1).integers(0, model.config.vocab_size, (5, 8))
     made = torch_models(source, solved, exact=True)
     options = {"watch": watch, "folder": folder, "question": question}
-    return tune(made, solved, windows, Tuning(passes=1, step_windows=2), **options)
+    tuning = Tuning(passes=1, step_windows=2, free=(*FREE, CODES))
+    return tune(made, solved, windows, tuning, **options)
 
 
 @pytest.fixture(scope="module")

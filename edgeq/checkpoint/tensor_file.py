@@ -32,8 +32,8 @@ from edgeq.types import (
 
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape of stored parts by name."""
-Floats = Mapping[str, Mapping[str, NumpyArray]]
-"""Floats by tensor and part."""
+Parts = Mapping[str, Mapping[str, NumpyArray]]
+"""Numbers by tensor and part: floats, and codes, a byte each."""
 
 
 def write_tensors(
@@ -207,25 +207,34 @@ class TensorFile:
         """Read an untouched tensor. Raises: BadInput when it holds NaN or infinity."""
         return self._finite(name)
 
-    def changed(self, floats: Floats) -> dict[str, NumpyArray]:
-        """Give those stored arrays that floats by tensor and part make others, by their names.
+    def changed(self, numbers: Parts) -> dict[str, NumpyArray]:
+        """Give those stored arrays that numbers by tensor and part make others, by their names.
 
         The part of a tensor that is not solved is "values".
 
-        Raises: ValueError for floats that the type of their part does not hold.
+        Raises: ValueError for numbers that their part does not hold.
         """
         found = {}
-        for tensor, parts in floats.items():
+        for tensor, parts in numbers.items():
             for part, values in parts.items():
                 name = tensor if tensor not in self.grids else f"{tensor}.{part}"
                 before = self._array(name)
-                stored = values.astype(before.dtype)
-                same = stored.shape == before.shape and (stored.astype(values.dtype) == values)
-                if not np.all(same):
+                if part == "codes":
+                    stored, back = self._packed(tensor, values)
+                else:
+                    stored = values.astype(before.dtype)
+                    back = stored.astype(values.dtype)
+                if stored.shape != before.shape or not np.array_equal(back, values):
                     raise ValueError(f"{name!r} of {before.dtype} does not hold its new values")
                 if stored.tobytes() != before.tobytes():
                     found[name] = stored
         return found
+
+    def _packed(self, tensor: str, codes: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
+        """Pack codes as they are stored; gives also what is read of them."""
+        (_, columns), grid = self.grids[tensor]
+        stored = pack_words(codes, grid.bits)
+        return stored, unpack_words(stored, grid.bits, columns)
 
     def write_with(self, path: Path, changed: Mapping[str, NumpyArray]) -> None:
         """Write the file again with other arrays in the place of some; all else keeps its bytes."""

@@ -177,7 +177,8 @@ def tuning_lines(tuning: TuningReport) -> list[str]:
     kept = f"step {tuning.kept_step} of {tuning.steps} is kept"
     return [
         f"{kept}, chosen on {tuning.held_out_tokens:,} tokens that were held out",
-        f"{tuning.numbers:,} numbers ({', '.join(tuning.free)}), rate {tuning.rate:g}",
+        f"{', '.join(tuning.free)} were free, at rate {tuning.rate:g}",
+        f"moved: {tuning.moved()}",
         f"{tuning.passes} passes in {tuning.precision}, {tuning.way}",
         f"sequences of each text: {texts}",
     ]

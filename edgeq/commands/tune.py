@@ -39,6 +39,15 @@ def tuning_options(command: Command) -> Command:
     """Add the options that set what a recipe says of tuning; None means that one was not given."""
     for name, of_recipe in reversed(list(OF_TUNING.items())):
         row = TABLE[of_recipe]
+        if row.rule.kind is bool:
+            command = grouped_option(
+                f"{flag_of(name)}/--no-{flag_of(name)[2:]}",
+                name,
+                default=None,
+                group="everyday",
+                help=f"{row.help}  [default: where all that it takes stays in memory]",
+            )(command)
+            continue
         add = grouped_option(
             flag_of(name),
             name,
@@ -110,10 +119,10 @@ def tune_command(  # noqa: PLR0913, PLR0917 (one argument per option)
     backend: str,
     **options: Any,
 ) -> None:
-    """Tune the scales, offsets and norms of CHECKPOINT so that it predicts what MODEL predicts.
+    """Tune CHECKPOINT so that it predicts what MODEL predicts.
 
-    Codes and sizes stay. Windows of text that are held out decide what is kept; where nothing was
-    gained, nothing changes.
+    Scales, offsets, norms and codes move; sizes stay. Windows of text that are held out decide what
+    is kept; where nothing was gained, nothing changes.
 
     \b
     Example:

@@ -60,7 +60,7 @@ def tuning_facts(tuning: TuningReport) -> list[str]:
         f"{line[:1].upper()}{line[1:]}.",
         f"Step {tuning.kept_step} of {tuning.steps} was kept, chosen on "
         f"{tuning.held_out_tokens:,} tokens that were held out.",
-        f"Free were {tuning.numbers:,} numbers: {', '.join(tuning.free)}. Passes ran in "
+        f"Free were {', '.join(tuning.free)}; moved were {tuning.moved()}. Passes ran in "
         f"{tuning.precision}, at a rate of {tuning.rate:g}.",
         f"Sequences by text: {texts}.",
     ]

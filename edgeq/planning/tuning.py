@@ -6,6 +6,7 @@ Sizes are counted from the model's description, its grids and the recipe; nothin
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from edgeq.decoder import Decoder, Layer
 from edgeq.planning.device_memory import Device, Load
@@ -22,13 +23,15 @@ from edgeq.planning.memory import (
 )
 from edgeq.planning.moments import Moment, Process, distinct_layers
 from edgeq.recipe.layer_grids import Grids
+from edgeq.tuning.free import CODES
 from edgeq.tuning.loop import MEASUREMENTS
 from edgeq.tuning.model import BATCH_TOKENS, PREDICTIONS
 from edgeq.types import Grid
 
 FLOAT = 4  # bytes of weights, activations and gradients
 PREDICTION_COPIES = 7  # of both models, their exponentials and slope: 6 to 7 were measured
-ARRAYS = 7  # for each number: its start and unit, x, the best x, Adam's two means, a gradient
+ARRAYS = 7  # for each float: its start and unit, x, the best one, Adam's two means, a gradient
+CODE_BYTES = 4 * FLOAT + 2  # for each code that moves: the same, but start and best as bytes
 WIDEST_COPIES = 3  # of the largest matrix while a gradient becomes that of its scales
 
 
@@ -59,19 +62,25 @@ class TuningPlan:
     on_device: Moment | None = None
     device_least: int = 0
 
+    @property
+    def moves_codes(self) -> bool:
+        return self.sizes.moved_codes > 0
+
 
 @dataclass(frozen=True, slots=True)
 class TuningSizes:
     """The sizes that tuning is made of.
 
-    numbers are those that are free. codes and weights are those of the blocks that are tuned.
-    windows are drawn in all, held_out of them kept out, and a step takes so many.
+    numbers are the floats that are free, moved_codes the codes that are. codes and weights are
+    those of the blocks that are tuned. windows are drawn in all, held_out of them kept out, and a
+    step takes so many.
     """
 
     decoder: Decoder
     numbers: int
     codes: int
     weights: int
+    moved_codes: int
     windows: int
     held_out: int
     step_windows: int
@@ -80,20 +89,22 @@ class TuningSizes:
 
 
 def sizes_of(
-    decoder: Decoder, grids: Grids, *, windows: int, length: int, tuning: Mapping[str, int | float]
+    decoder: Decoder, grids: Grids, *, windows: int, length: int, tuning: Mapping[str, Any]
 ) -> TuningSizes:
     """Count what tuning is made of.
 
-    tuning has "passes", "step_windows" and the share "held_out".
+    tuning has "passes", "step_windows", the share "held_out", and the kinds of numbers "free".
     """
     linears = {linear.tensor for linear in decoder.linears()}
     inside = {name: grid for name, grid in grids.items() if name in linears}
     quantized = {name: found for name, found in inside.items() if found[1] is not None}
+    codes = [math.prod(shape) for shape, _ in quantized.values()]
     return TuningSizes(
         decoder,
         sum(free_numbers(shape, grid) for shape, grid in quantized.values() if grid),
-        sum(math.prod(shape) for shape, _ in quantized.values()),
+        sum(codes),
         sum(math.prod(shape) for shape, _ in inside.values()),
+        sum(codes) if CODES in tuning["free"] else 0,
         windows,
         math.ceil(tuning["held_out"] * windows),
         int(tuning["step_windows"]),
@@ -179,6 +190,7 @@ def moments(sizes: TuningSizes, process: Process, way: TuningWay) -> Iterator[Mo
     held = {
         "framework and program": process.resident,
         "scales and what Adam keeps of them": ARRAYS * FLOAT * sizes.numbers,
+        "positions of codes and what Adam keeps of them": CODE_BYTES * sizes.moved_codes,
         "the original's hidden states": 0 if way.states_on_disk else tokens * state,
     }
     graph = FLOAT * batch * max(graph_numbers(decoder, layer) for layer in layers)

@@ -258,7 +258,8 @@ class Settings:
     tune: bool | Literal["auto"] = setting(
         False,
         flag(AUTOMATIC),
-        "Tune scales, offsets and norms on what the original predicts, when all layers are solved.",
+        "Tune scales, offsets, norms and codes on what the original predicts, when all layers are "
+        "solved.",
         more='`"auto"` tunes where the device is a GPU, or where the model and its gradients fit '
         "into memory; see Tuning",
         cost="about eight passes of `tune_tokens` for each of `tune_passes`",
@@ -285,6 +286,14 @@ class Settings:
         number(1e-6, 1),
         "Move scales by about this share of their size in a step of tuning.",
         option=Option(metavar="SHARE"),
+    )
+    tune_codes: bool | Literal["auto"] = setting(
+        "auto",
+        flag(AUTOMATIC),
+        "Let tuning move codes too, as few as pay.",
+        more='`"auto"` moves them where all that it takes stays in memory: beside the model, 18 '
+        "bytes a weight; false moves floats alone",
+        option=Option(),
     )
     samples: int = setting(
         64,
@@ -343,6 +352,7 @@ OF_TUNING: Mapping[str, str] = {
     "tokens": "tune_tokens",
     "passes": "tune_passes",
     "rate": "tune_rate",
+    "codes": "tune_codes",
     "seed": "seed",
     "sequence_length": "sequence_length",
 }

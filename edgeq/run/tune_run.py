@@ -45,6 +45,7 @@ from edgeq.run.tuning import (
     Tuner,
     check_drawn,
     drawing_recipe,
+    notes_before,
     question_of,
     stored_question,
     tune_into,
@@ -61,7 +62,7 @@ WHAT_DIFFERS = {
     "original": "weights of the original",
     "solution": "codes or scales",
     "windows": "text, --tokens, --sequence-length or --seed",
-    "tuning": "--passes, --rate or --seed",
+    "tuning": "--passes, --rate, --seed, or whether codes move (--codes)",
     "exact": "precision (--exact)",
 }
 """What it means that a part of a question differs."""
@@ -159,6 +160,7 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
     limit, device = asked.sizes.limit(), asked.sizes.device(loaded)
     process = measure_process(most_at_once(chosen.texts), loaded)
     plan = planned(source, checkpoint.grids(), recipe, process, limit, device)
+    tuning = tuning_of(recipe, moves_codes=plan.moves_codes)
     drawing, maker = drawing_recipe(recipe), CalibrationMaker(backend, chosen.texts, apart=True)
     written = maker.written(drawing.samples)
     writing = choose_writing(source.record.decoder, drawing, process, limit, written, device)
@@ -168,7 +170,7 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
         source,
         checkpoint,
         recipe,
-        Tuner(backend, tuning_of(recipe), plan, existing, asked.exact),
+        Tuner(backend, tuning, plan, existing, asked.exact),
         replace(maker, resident=None if writing is None else writing.resident),
         [*notes_before(source, checkpoint), *chosen.notes],
     )
@@ -220,22 +222,6 @@ def check_original(source: ModelSource, checkpoint: Checkpoint, called: str) -> 
 def by(shape: Sequence[int]) -> str:
     """Write a shape as people do."""
     return " x ".join(map(str, shape))
-
-
-def notes_before(source: ModelSource, checkpoint: Checkpoint) -> list[str]:
-    """Say what is unusual of the two models."""
-    found = []
-    if source.fingerprint() != checkpoint.fingerprint():
-        found.append(
-            "the reference has the shapes of the checkpoint's original, but not its very weights "
-            "and files (its fingerprint is another)"
-        )
-    before = checkpoint.head.get(TUNED_KEY)
-    if before is not None:
-        found.append(
-            f"the checkpoint was tuned before, on {before['tokens']:,} tokens; this goes on from it"
-        )
-    return found
 
 
 def run_tuning(

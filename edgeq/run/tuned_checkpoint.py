@@ -1,4 +1,4 @@
-"""Write a checkpoint again with the floats that tuning found; codes keep their bytes."""
+"""Write a checkpoint again with the numbers that tuning found."""
 
 import shutil
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.checkpoint.reader import TUNED_KEY, Checkpoint
-from edgeq.checkpoint.tensor_file import Floats
+from edgeq.checkpoint.tensor_file import Parts
 from edgeq.files.json_files import write_json
 from edgeq.files.ownership import CONFIG_FILE, HEAD_FILE, RECIPE_FILE, REPORT_FILE
 from edgeq.files.plain_files import is_plain_file
@@ -17,19 +17,19 @@ from edgeq.run.tuning_report import TuningReport
 
 
 def write_tuned(
-    checkpoint: Checkpoint, floats: Floats, report: TuningReport, folder: Path
+    checkpoint: Checkpoint, numbers: Parts, report: TuningReport, folder: Path
 ) -> Checkpoint:
-    """Write a checkpoint with other floats into an empty directory, and what is said of it.
+    """Write a checkpoint with other numbers into an empty directory, and what is said of it.
 
     Files without a change keep their bytes. What was measured of the checkpoint, and its exports,
     are not of this one and stay behind.
 
-    Raises: ValueError for floats that their types do not hold.
+    Raises: ValueError for numbers that their types do not hold.
     """
     for name, file in checkpoint.files().items():
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        changed = file.changed({each: floats[each] for each in file.names if each in floats})
+        changed = file.changed({each: numbers[each] for each in file.names if each in numbers})
         if changed:
             file.write_with(place, changed)
         else:

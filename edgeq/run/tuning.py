@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeq.calibration.texts import Calibration, hash_tokens
 from edgeq.checkpoint.reader import TUNED_KEY, Checkpoint
 from edgeq.errors import BadInput
@@ -20,9 +22,11 @@ from edgeq.files.plain_files import is_plain_file
 from edgeq.planning.tuning import TuningPlan
 from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import Recipe
+from edgeq.recipe.setting_rules import AUTOMATIC
 from edgeq.registry import device_of, find_tuner, load
 from edgeq.run.tuned_checkpoint import write_tuned
 from edgeq.run.tuning_report import TuningReport
+from edgeq.tuning.free import CODES, FREE
 from edgeq.tuning.loop import STEP_TOKENS, Tuned, Tuning, tune
 from edgeq.tuning.loop import TUNING as STEPS
 from edgeq.tuning.model import Models
@@ -51,13 +55,14 @@ class Tuner:
     exact: bool = False
 
 
-def tuning_of(recipe: Recipe) -> Tuning:
+def tuning_of(recipe: Recipe, *, moves_codes: bool) -> Tuning:
     """Read from a recipe how to tune."""
     return Tuning(
         rate=recipe.tune_rate,
         passes=recipe.tune_passes,
         step_windows=max(1, round(STEP_TOKENS / recipe.sequence_length)),
         seed=recipe.seed,
+        free=(*FREE, CODES) if moves_codes else FREE,
     )
 
 
@@ -90,8 +95,24 @@ def check_drawn(drawn: Calibration) -> None:
         )
 
 
+def notes_before(source: ModelSource, checkpoint: Checkpoint) -> list[str]:
+    """Say what is unusual of the two models."""
+    found = []
+    if source.fingerprint() != checkpoint.fingerprint():
+        found.append(
+            "the reference has the shapes of the checkpoint's original, but not its very weights "
+            "and files (its fingerprint is another)"
+        )
+    before = checkpoint.head.get(TUNED_KEY)
+    if before is not None:
+        found.append(
+            f"the checkpoint was tuned before, on {before['tokens']:,} tokens; this goes on from it"
+        )
+    return found
+
+
 def tuning_notes(report: TuningReport | None, recipe: Recipe) -> list[str]:
-    """Say what is unusual of a tuning: nothing gained, or fewer windows than were asked for."""
+    """Say what is unusual of a tuning: no gain, less text than was asked for, fixed codes."""
     if report is None:
         return []
     found = [] if report.is_gain else [report.line()]
@@ -100,6 +121,11 @@ def tuning_notes(report: TuningReport | None, recipe: Recipe) -> list[str]:
         found.append(
             f"tuning took all that the texts have, {drawn} sequences of {recipe.sequence_length}, "
             f"where {recipe.tune_tokens:,} tokens take {wanted}; more text is better"
+        )
+    if recipe.tune_codes == AUTOMATIC and CODES not in report.free:
+        found.append(
+            "tuning moved no codes, for which memory has no room; tune_codes = true "
+            "moves them all the same"
         )
     return found
 
@@ -233,7 +259,7 @@ def report_of(
     """
     before = checkpoint.head.get(TUNED_KEY)
     earlier = [] if before is None else [*before.get("earlier", ()), {**before, "earlier": []}]
-    numbers = sum(part.size for parts in tuned.values.values() for part in parts.values())
+    parts = [part for of_tensor in tuned.values.values() for part in of_tensor.items()]
     return TuningReport(
         before=tuned.before,
         after=tuned.after,
@@ -248,7 +274,13 @@ def report_of(
         precision=tuned.precision,
         way=tuned.way,
         free=list(tuner.tuning.free),
-        numbers=numbers,
+        numbers=sum(values.size for part, values in parts if part != CODES),
+        codes=sum(values.size for part, values in parts if part == CODES),
+        moved_codes=sum(
+            int(np.count_nonzero(of_tensor[CODES] != checkpoint.quantized(tensor).codes))
+            for tensor, of_tensor in tuned.values.items()
+            if CODES in of_tensor
+        ),
         question=question,
         curve=[asdict(row) for row in tuned.curve],
         earlier=earlier,

@@ -79,15 +79,27 @@ def planned(
     limit: int | None,
     device: Device | None = None,
 ) -> TuningPlan:
-    """Plan how a model on these grids is tuned. Raises: TooLittleMemory."""
-    drawn = drawing_recipe(recipe)
-    sizes = sizes_of(
-        source.record.decoder,
-        grids,
-        windows=drawn.samples,
-        length=drawn.sequence_length,
-        tuning=asdict(tuning_of(recipe)),
-    )
+    """Plan how a model on these grids is tuned, and whether its codes move.
+
+    Where the recipe leaves that open, they do if all of it stays in memory.
+
+    Raises: TooLittleMemory.
+    """
     machine = machine_bytes()
     room = None if machine is None else int(ROOM * machine)
-    return plan_tuning(sizes, process, limit, room, device)
+    decoder, drawn = source.record.decoder, drawing_recipe(recipe)
+
+    def plan(*, moves_codes: bool) -> TuningPlan:
+        tuning = asdict(tuning_of(recipe, moves_codes=moves_codes))
+        windows, length = drawn.samples, drawn.sequence_length
+        sizes = sizes_of(decoder, grids, windows=windows, length=length, tuning=tuning)
+        return plan_tuning(sizes, process, limit, room, device)
+
+    if isinstance(recipe.tune_codes, bool):
+        return plan(moves_codes=recipe.tune_codes)
+    try:
+        found = plan(moves_codes=True)
+    except TooLittleMemory:
+        return plan(moves_codes=False)
+    roomy = limit is not None or room is None or found.peak.total <= room
+    return found if found.way.resident and roomy else plan(moves_codes=False)

@@ -7,6 +7,7 @@ from typing import Any
 from edgeq.run.numbers import check_numbers, is_count
 
 COUNTS = ("kept_step", "steps", "tokens", "held_out_tokens", "seed", "passes", "numbers")
+OF_CODES = ("codes", "moved_codes")
 FLOATS = ("before", "after", "rate")
 WORDS = ("precision", "way", "question")
 
@@ -19,9 +20,10 @@ class TuningReport:
     was gained, and nothing changed then. kept_step is the step that was kept of so many steps, 0
     where none was. tokens are those that were tuned on, held_out_tokens those that decided. texts
     are as `edgeq.calibration.texts.Calibration` records them. free names the kinds of numbers that
-    might move, numbers counts those that did. question is the hash of all that was asked. curve has
-    a row per step: "step", its "loss" (KL of its windows), and "held_out" where that was measured.
-    earlier are the heads of tunings before.
+    might move. numbers counts the floats that did, codes those that might and moved_codes those
+    that did. question is the hash of all that was asked. curve has a row per step: "step", its
+    "loss" (KL of its windows), and "held_out" where that was measured. earlier are the heads of
+    tunings before.
     """
 
     before: float
@@ -40,6 +42,8 @@ class TuningReport:
     numbers: int
     question: str
     curve: Sequence[Mapping[str, float | None]]
+    codes: int = 0
+    moved_codes: int = 0
     earlier: Sequence[Mapping[str, Any]] = ()
 
     @property
@@ -56,6 +60,14 @@ class TuningReport:
     def line(self) -> str:
         """Say in a line what tuning gained."""
         return tuned_line(self.head())
+
+    def moved(self) -> str:
+        """Say how many numbers moved."""
+        floats = f"{self.numbers:,} floats"
+        if not self.codes:
+            return floats
+        share = self.moved_codes / self.codes
+        return f"{floats}, and {self.moved_codes:,} of {self.codes:,} codes ({share:.2%})"
 
 
 def tuned_line(head: Mapping[str, Any]) -> str:
@@ -77,8 +89,8 @@ def tuning_from(stored: Any) -> TuningReport | None:
     if stored is None:
         return None
     found = TuningReport(**{**stored, "earlier": stored.get("earlier", [])})
-    check_numbers({name: getattr(found, name) for name in (*COUNTS, *FLOATS)})
-    if not all(is_count(getattr(found, name)) for name in COUNTS):
+    check_numbers({name: getattr(found, name) for name in (*COUNTS, *OF_CODES, *FLOATS)})
+    if not all(is_count(getattr(found, name)) for name in (*COUNTS, *OF_CODES)):
         raise ValueError("tokens and steps of its tuning are counted in whole numbers")
     if not all(isinstance(getattr(found, name), str) for name in WORDS):
         raise TypeError("precision and way of its tuning are words")

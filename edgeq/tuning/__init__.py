@@ -1,1 +1,1 @@
-"""Tune what was solved against what the original model predicts; codes stay as they are."""
+"""Tune what was solved against what the original model predicts: floats, and a few of the codes."""

@@ -5,7 +5,7 @@ import math
 from edgeq.types import Array
 
 BETAS = (0.9, 0.95)
-TINY = 1e-8  # added to the size of a gradient, against division by zero
+TINY = 1e-12  # added to the size of a gradient, against division by zero
 WARM_UP = 0.05  # share of the steps in which the rate rises
 
 

@@ -1,9 +1,11 @@
-"""Which floats of a quantized checkpoint are free to be tuned, and how they are moved.
+"""Which numbers of a quantized checkpoint are free to be tuned, and how they are moved.
 
 value = stored type's nearest of (start + unit * x), with x in float32 from zero: a step moves every
-scale, norm and offset by the same share, and steps smaller than the stored type resolves add up.
+scale, norm and offset by the same share, and steps smaller than the stored type resolves add up. A
+code is the nearest one to its position, which moves by shares of the way to the next code.
 """
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -17,8 +19,13 @@ from edgeq.tuning.model import Numbers
 from edgeq.types import Array, BlockSpec, NumpyArray, QuantizedLinear, ScaleDtype
 
 FREE = ("scales", "offsets", "norms", "biases")
-"""What tuning may move: minima of types of two levels count as offsets."""
+"""Floats that tuning may move: minima of types of two levels count as offsets."""
+CODES = "codes"
+"""What it may move beside them, at five arrays of floats in the size of the weights."""
+SPREAD = 0.25  # of the way to the next code, within which positions start
+MARGIN = 0.49  # of a code beyond the first and the last one, where positions end
 KIND_OF_PART = {
+    CODES: CODES,
     "scales": "scales",
     "super_scales": "scales",
     "offsets": "offsets",
@@ -30,19 +37,21 @@ SMALL_NORM = 0.1  # of the mean of a norm's weights: those near zero move as if 
 
 @dataclass(frozen=True, slots=True)
 class FreePart:
-    """Floats of one tensor that are free: where they start, and what a step of 1 is to them.
+    """Numbers of one tensor that are free: where they start, and what a step of 1 is to them.
 
-    dtype is the type that stores them. is_factor: they never reach zero, nor change their sign.
+    dtype is the type that stores them, None for codes, whose largest is max_code. is_factor: they
+    never reach zero, nor change their sign.
 
-    Shapes: start and unit that of the part.
+    Shapes: start that of the part; unit the same, or one that becomes the same.
     """
 
     tensor: str
     part: str
     start: NumpyArray
     unit: NumpyArray
-    dtype: ScaleDtype
+    dtype: ScaleDtype | None
     is_factor: bool = False
+    max_code: int = 0
 
     @property
     def key(self) -> str:
@@ -58,18 +67,37 @@ class FreeNumbers:
         self._start, self.unit = numbers.put(part.start), numbers.put(part.unit)
 
     def zeros(self) -> Array:
-        """Give the x at which everything is as it was solved."""
+        """Give an x for each number, all of them 0."""
         return self._numbers.put(np.zeros(self.part.start.shape, np.float32))
 
+    def start(self, seed: int) -> Array:
+        """Give an x at which everything is as it was solved.
+
+        Positions start on both sides of their codes: when many of them drift alike, some of their
+        codes move before others, and the gradients behind them tell whether that is enough.
+        """
+        if self.part.dtype is not None:
+            return self.zeros()
+        rng = np.random.default_rng([seed, zlib.crc32(self.part.key.encode())])
+        spread = rng.uniform(-SPREAD, SPREAD, self.part.start.shape)
+        return self.limited(self._numbers.put(spread.astype(np.float32)))
+
     def value(self, x: Array) -> Array:
-        """Give the stored floats at x."""
-        moved = self._numbers.rounded(self._start + self.unit * x, self.part.dtype)
+        """Give the stored numbers at x."""
+        position = self._start + self.unit * x
+        if self.part.dtype is None:
+            return self._numbers.nearest_codes(position, self.part.max_code)
+        moved = self._numbers.rounded(position, self.part.dtype)
         if not self.part.is_factor:
             return moved
         return moved + (moved == 0) * self._start  # what would be rounded to zero stays
 
     def limited(self, x: Array) -> Array:
-        """Keep factors away from zero."""
+        """Keep factors away from zero, and positions between the first code and the last."""
+        if self.part.dtype is None:
+            position = self._start + self.unit * x
+            inside = self._numbers.clip(position, -MARGIN, self.part.max_code + MARGIN)
+            return x + (inside - position) / self.unit
         if not self.part.is_factor:
             return x
         return self._numbers.clip(x, LEAST_SHARE, MOST_SHARE)
@@ -82,7 +110,7 @@ def stored_dtype(code: str) -> ScaleDtype:
 
 
 def parts_of_layer(tensor: str, layer: QuantizedLinear) -> Iterator[FreePart]:
-    """List the floats of a quantized tensor.
+    """List the floats of a quantized tensor, and its codes.
 
     An offset moves in units of its group's scale, and minima of two levels in shares of their own.
     """
@@ -90,6 +118,8 @@ def parts_of_layer(tensor: str, layer: QuantizedLinear) -> Iterator[FreePart]:
     for part, start in float_parts(layer).items():
         unit = np.abs(layer.scales) if part == "offsets" else np.abs(start)
         yield FreePart(tensor, part, start, unit, stored, part in ("scales", "super_scales"))
+    unit = np.ones((1, 1), np.float32)
+    yield FreePart(tensor, CODES, layer.codes, unit, None, max_code=layer.grid.max_code)
 
 
 def dense_part(checkpoint: Checkpoint, tensor: str, *, is_norm: bool) -> FreePart | None:

@@ -1,8 +1,9 @@
-"""Tune scales, offsets, norms and biases so that a model predicts what its original predicts.
+"""Tune scales, offsets, norms, biases and codes so that a model predicts what its original does.
 
 Windows that are held out decide what is kept; where nothing was gained, nothing changes.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from edgeq.errors import BadInput
 from edgeq.streams.blockwise import share_windows
 from edgeq.streams.hidden_states import HiddenStates
 from edgeq.tuning.adam import descend, rate_at
-from edgeq.tuning.free import FREE
+from edgeq.tuning.free import CODES, FREE
 from edgeq.tuning.model import Models
 from edgeq.tuning.passes import (
     TunedBlocks,
@@ -29,6 +30,10 @@ from edgeq.types import Array, NumpyArray
 MEASUREMENTS = 8  # of held-out windows, evenly spread over the steps
 STEP_TOKENS = 2048
 """Tokens of a step: as many as pass the blocks together, so that smaller steps would cost more."""
+CODE_RATE = 0.02
+"""The largest share of the way to the next code that a step moves a position by."""
+CODE_WALK = 0.32
+"""How far steps without a direction take a position, in codes: over many, each is shorter."""
 PATIENCE = 4  # measurements without a gain, after which the rest is not worth its time
 READING = "reading the original, block"
 TUNING = "tuning, step"
@@ -54,7 +59,7 @@ class Tuning:
 class Tuned:
     """What came out.
 
-    values are the new floats by tensor and part, none where nothing was gained. before and after
+    values are the new numbers by tensor and part, none where nothing was gained. before and after
     are means of KL on held-out windows, in nats; kept_step is the step that is kept, 0 for none.
     """
 
@@ -101,22 +106,24 @@ def tune(
     state = None if folder is None else read_state(folder, blocks, question)
     reading = original_states(models, held, training, partial(watch, READING))
     if state is None:
-        state = State.start(blocks, held_out_kl(blocks, held, reading.read, blocks.zeros()))
+        masters = blocks.start(tuning.seed)
+        state = State.start(blocks, masters, held_out_kl(blocks, held, reading.read, masters))
         measured(state.curve[-1])
     while state.step < len(order) and state.unimproved < PATIENCE:
         chosen = order[state.step]
         targets = partial(target_of, reading, chosen + len(held))
-        loss = take_step(blocks, state, training[chosen], targets, rate_of(state, order, tuning))
+        rates = rates_of(state.step, len(order), tuning)
+        loss = take_step(blocks, state, training[chosen], targets, rates)
         kl = None
         if state.step in measured_steps(len(order)):
             kl = held_out_kl(blocks, held, reading.read, state.masters)
-        state.note(loss, kl)
+        state.note(blocks, loss, kl)
         measured(state.curve[-1])
         if kl is not None and folder is not None:
             write_state(folder, state, blocks, question)
         watch(TUNING, state.step, len(order))
     return Tuned(
-        blocks.values(state.best) if state.kept_step else {},
+        blocks.by_tensor(state.best) if state.kept_step else {},
         state.before,
         state.least,
         state.curve,
@@ -139,9 +146,10 @@ def target_of(states: HiddenStates, chosen: NumpyArray, window: int) -> Array:
     return states.read(int(chosen[window]))
 
 
-def rate_of(state: State, order: Sequence[NumpyArray], tuning: Tuning) -> float:
-    """Give the rate of the next step."""
-    return rate_at(state.step, len(order), tuning.rate)
+def rates_of(step: int, steps: int, tuning: Tuning) -> tuple[float, float]:
+    """Give the rates of a step, counted from 0: of floats, and of positions between codes."""
+    share = rate_at(step, steps, 1.0)
+    return share * tuning.rate, share * min(CODE_RATE, CODE_WALK / math.sqrt(steps))
 
 
 def take_step(
@@ -149,15 +157,23 @@ def take_step(
     state: State,
     windows: NumpyArray,
     targets: Callable[[int], Array],
-    rate: float,
+    rates: tuple[float, float],
 ) -> float:
-    """Move all that is free against the gradients of some windows, and give their mean KL."""
+    """Move all that is free against the gradients of some windows, and give their mean KL.
+
+    rates are those of floats and of positions between codes.
+    """
     loss, gradients = loss_and_gradients(blocks, windows, targets, state.masters)
     for key, gradient in gradients.items():
+        free = blocks.free[key]
         x, state.moments[key] = descend(
-            state.masters[key], gradient, state.moments[key], step=state.step, rate=rate
+            state.masters[key],
+            gradient,
+            state.moments[key],
+            step=state.step,
+            rate=rates[free.part.part == CODES],
         )
-        state.masters[key] = blocks.free[key].limited(x)
+        state.masters[key] = free.limited(x)
     blocks.models.numbers.finish([*state.masters.values()])
     state.step += 1
     return loss

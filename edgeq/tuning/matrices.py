@@ -11,8 +11,9 @@ from edgeq.tuning.model import Numbers
 from edgeq.types import Array, Grid, LinearSpec, NumpyArray, QuantizedLinear
 
 Parts = Mapping[str, Array]
-"""Floats of a tensor: "scales" and, with free offsets, "offsets"; or "super_scales" and
-"super_minima" where scales have two levels; "values" of one that is not quantized."""
+"""Numbers of a tensor: "scales" and, with free offsets, "offsets"; or "super_scales" and
+"super_minima" where scales have two levels; "codes" where these move; "values" of one that is not
+quantized."""
 
 
 def float_parts(layer: QuantizedLinear) -> dict[str, NumpyArray]:
@@ -27,18 +28,22 @@ def float_parts(layer: QuantizedLinear) -> dict[str, NumpyArray]:
 
 
 class TunedMatrix:
-    """A quantized tensor as a function of its floats.
+    """A quantized tensor as a function of its floats and, where they move, of its codes.
 
     w = scale * (level - zero) + offset, where symmetric grids and those with integer zero points
     have no offset and free offsets no zero. With two levels, scale = super_scale * sub_scale and
-    offset = -super_minimum * sub_minimum.
+    offset = -super_minimum * sub_minimum. Gradients pass a code as if it were the position that it
+    is nearest to; those of columns that outliers replace are zero.
 
     Shapes: the matrix (out, in).
     """
 
-    def __init__(self, layer: QuantizedLinear, numbers: Numbers) -> None:
+    def __init__(
+        self, layer: QuantizedLinear, numbers: Numbers, *, moves_codes: bool = False
+    ) -> None:
         self.grid: Grid = layer.grid
         self._numbers = numbers
+        self._steps = numbers.put(layer.scales) if moves_codes else None
         self._codes = numbers.put(layer.codes)
         self._zeros = numbers.put(layer.zeros) if layer.grid.zeros == "integer" else None
         self._sub_scales = self._sub_minima = None
@@ -46,20 +51,34 @@ class TunedMatrix:
             self._sub_scales = numbers.put(layer.sub_scales.astype(np.float32))
         if layer.super_minima is not None:
             self._sub_minima = numbers.put(layer.sub_minima.astype(np.float32))
-        self._outliers = None
+        self._outliers = self._solid = None
         if layer.outliers is not None:
             added = np.zeros(layer.codes.shape, np.float32)
             added[:, layer.outliers.columns] = layer.outliers.values
             self._outliers = numbers.put(added)
+            solid = np.ones((1, layer.codes.shape[1]), np.float32)
+            solid[:, layer.outliers.columns] = 0
+            self._solid = numbers.put(solid)
 
     def matrix(self, parts: Parts) -> Array:
-        """Compute the weights. Shapes: (out, in)."""
+        """Compute the weights; gradients then are at the codes of these parts.
+
+        Shapes: (out, in).
+        """
+        self._codes = parts.get("codes", self._codes)
         scales, offsets = self._of_groups(parts)
         weights = self._by_group(self._levels(), scales, offsets)
         return weights if self._outliers is None else weights + self._outliers
 
     def take_back(self, gradient: Array) -> dict[str, Array]:
-        """Take the gradient of the matrix back to its floats. Shapes: (out, in)."""
+        """Take the gradient of the matrix back to what moves. Shapes: (out, in)."""
+        found = self._of_floats(gradient)
+        if self._steps is not None:
+            solid = gradient if self._solid is None else gradient * self._solid
+            found["codes"] = self._by_group(solid, self._steps, None)
+        return found
+
+    def _of_floats(self, gradient: Array) -> dict[str, Array]:
         of_scales = self._group_sums(gradient * self._levels())
         if self._sub_scales is not None:
             of_blocks = self._block_sums(of_scales * self._sub_scales)

@@ -28,6 +28,9 @@ class Numbers(Protocol):
     def rounded(self, x: Array, dtype: ScaleDtype) -> Array:
         """Round to the nearest value that dtype can store, within its limits."""
 
+    def nearest_codes(self, x: Array, largest: int) -> Array:
+        """Give the code from 0 to the largest that each position is nearest to, as bytes."""
+
     def clip(self, x: Array, low: float, high: float) -> Array:
         """Raise values below low to low, lower those above high to high."""
 

@@ -15,7 +15,7 @@ from edgeq.checkpoint.reader import Checkpoint
 from edgeq.errors import BadInput
 from edgeq.streams.blockwise import split_windows
 from edgeq.streams.hidden_states import HiddenStates
-from edgeq.tuning.free import FreeNumbers, free_of_block, free_outside
+from edgeq.tuning.free import CODES, FreeNumbers, free_of_block, free_outside
 from edgeq.tuning.matrices import TunedMatrix, float_parts, matrix_of, tensor_of
 from edgeq.tuning.model import Models, Numbers
 from edgeq.types import Array, BlockSpec, NumpyArray, QuantizedLinear
@@ -29,6 +29,7 @@ class TunedBlocks:
 
     def __init__(self, checkpoint: Checkpoint, models: Models, free: Sequence[str]) -> None:
         self.checkpoint, self.models = checkpoint, models
+        self._moves_codes = CODES in free
         self.specs = checkpoint.blocks()
         self._kept: dict[int, Mapping[str, TunedMatrix]] = {}
         self._fixed: dict[str, dict[str, Array]] = {}
@@ -54,14 +55,24 @@ class TunedBlocks:
         self._outside = [part.key for part in outside]
 
     def zeros(self) -> Masters:
-        """Give the masters at which everything is as it was solved."""
+        """Give masters that are all 0."""
         return {key: numbers.zeros() for key, numbers in self.free.items()}
 
-    def values(self, masters: Masters) -> dict[str, dict[str, NumpyArray]]:
-        """Give the stored floats at these masters, by tensor and part."""
+    def start(self, seed: int) -> Masters:
+        """Give masters at which everything is as it was solved."""
+        return {key: numbers.start(seed) for key, numbers in self.free.items()}
+
+    def stored(self, masters: Masters) -> dict[str, Array]:
+        """Give the stored numbers at these masters, by key."""
+        found = {key: free.value(masters[key]) for key, free in self.free.items()}
+        self.models.numbers.finish([*found.values()])
+        return found
+
+    def by_tensor(self, stored: Mapping[str, Array]) -> dict[str, dict[str, NumpyArray]]:
+        """Give stored numbers by tensor and part, in NumPy."""
         found: dict[str, dict[str, NumpyArray]] = {}
         for key, free in self.free.items():
-            value = self.models.numbers.get(free.value(masters[key]))
+            value = self.models.numbers.get(stored[key])
             found.setdefault(free.part.tensor, {})[free.part.part] = value
         return found
 
@@ -118,7 +129,10 @@ class TunedBlocks:
         }
 
     def _make(self, layers: Mapping[str, QuantizedLinear]) -> dict[str, TunedMatrix]:
-        return {name: TunedMatrix(layer, self.models.numbers) for name, layer in layers.items()}
+        numbers, moves = self.models.numbers, self._moves_codes
+        return {
+            name: TunedMatrix(layer, numbers, moves_codes=moves) for name, layer in layers.items()
+        }
 
 
 def original_states(

@@ -38,11 +38,14 @@ class Row:
 
 @dataclass(slots=True)
 class State:
-    """Where tuning stands: masters, Adam's moments, the best masters so far and the curve."""
+    """Where tuning stands: masters, Adam's moments, the best numbers so far and the curve.
+
+    best are numbers as they are stored: of codes, a quarter of the bytes of their masters.
+    """
 
     masters: Masters
     moments: dict[str, tuple[Array, Array]]
-    best: Masters
+    best: dict[str, Array]
     before: float
     least: float
     step: int = 0
@@ -51,21 +54,21 @@ class State:
     curve: list[Row] = field(default_factory=list)
 
     @classmethod
-    def start(cls, blocks: TunedBlocks, before: float) -> "State":
-        """Begin where everything is as it was solved."""
-        zeros = blocks.zeros()
-        moments = {key: (x, x) for key, x in zeros.items()}
-        return cls(zeros, moments, dict(zeros), before, before, curve=[Row(0, None, before)])
+    def start(cls, blocks: TunedBlocks, masters: Masters, before: float) -> "State":
+        """Begin at masters at which everything is as it was solved."""
+        moments = {key: (x, x) for key, x in blocks.zeros().items()}
+        best = blocks.stored(masters)
+        return cls(masters, moments, best, before, before, curve=[Row(0, None, before)])
 
-    def note(self, loss: float, held_out: float | None) -> None:
-        """Add a step to the curve, and keep its masters where held-out windows are best with."""
+    def note(self, blocks: TunedBlocks, loss: float, held_out: float | None) -> None:
+        """Add a step to the curve, and keep its numbers where held-out windows are best with."""
         self.curve.append(Row(self.step, loss, held_out))
         if held_out is None:
             return
         self.unimproved += 1
         if held_out < self.least:
             self.least, self.kept_step, self.unimproved = held_out, self.step, 0
-            self.best = dict(self.masters)
+            self.best = blocks.stored(self.masters)
 
 
 def write_state(folder: Path, state: State, blocks: TunedBlocks, question: str) -> None:

@@ -1,4 +1,4 @@
-"""`edgeq tune` and `edgeq quantize --tune`: floats move, codes stay, nothing is half-written."""
+"""`edgeq tune` and `edgeq quantize --tune`: numbers move, sizes stay, nothing is half-written."""
 
 import json
 import shutil
@@ -20,8 +20,12 @@ from edgeq.tuning import loop
 
 THREE_BITS = ["--bits", "3", "--group-size", "32"]
 LENGTH = 32
-TUNING = ["--tokens", 1024, "--passes", 1, "--rate", 0.01]
-IN_A_RUN = ["--tune", "--tune-tokens", 1024, "--tune-passes", 1, "--tune-rate", 0.01]
+TUNING = ["--tokens", 1024, "--passes", 1, "--rate", 0.01, "--no-codes"]
+CODES_TOO = ["--tokens", 1024, "--passes", 12, "--rate", 0.01, "--codes"]
+IN_A_RUN = [
+    *("--tune", "--tune-tokens", 1024, "--tune-passes", 1, "--tune-rate", 0.01),
+    "--no-tune-codes",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,6 +111,25 @@ def test_codes_stay_and_the_model_comes_closer_to_its_original(
     assert report["after"] == pytest.approx(new, rel=0.2)
 
 
+def test_codes_move_too_and_take_the_same_bytes(edgeq, solved, of_model, tmp_path):
+    result = edgeq("tune", solved, "-o", tmp_path / "tuned", *of_model, *CODES_TOO)
+    assert result.status == 0, result.err
+    before, after = arrays(solved), arrays(tmp_path / "tuned")
+    sizes = {name: (array.dtype, array.shape) for name, array in before.items()}
+    assert {name: (array.dtype, array.shape) for name, array in after.items()} == sizes
+    old, new = Checkpoint(solved), Checkpoint(tmp_path / "tuned")
+    moved = count = 0
+    for name in (linear.tensor for linear in new.record.decoder.linears()):
+        codes = new.quantized(name).codes
+        moved += np.count_nonzero(codes != old.quantized(name).codes)
+        count += codes.size
+    assert 0 < moved < count / 2
+    head = new.head["tuned"]
+    assert (head["codes"], head["moved_codes"]) == (count, moved)
+    assert head["free"][-1] == "codes"
+    assert f"and {moved:,} of {count:,} codes" in result.out
+
+
 def test_a_tuned_symmetric_grid_stays_symmetric(tuned):
     checkpoint = Checkpoint(tuned[0])
     layer = checkpoint.quantized("model.layers.0.mlp.up_proj.weight")
@@ -165,7 +188,7 @@ def test_a_stopped_tuning_goes_on_to_the_same_bytes(
     assert refused.status == 1
     assert "an unfinished tuning is there; add --resume to continue it" in refused.err
     other = edgeq(*arguments, "--rate", "0.02", "--resume")
-    assert "is another one, with other --passes, --rate or --seed" in other.err
+    assert "is another one, with other --passes, --rate, --seed, or whether codes move" in other.err
     assert edgeq(*arguments, "--resume").status == 0
     assert contents(tmp_path / "tuned") == contents(tuned[0])
     assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
@@ -209,6 +232,7 @@ def test_python_does_the_same(solved, tuned, saved_model, text_file, tmp_path):
         tokens=1024,
         passes=1,
         rate=0.01,
+        codes=False,
         progress=told.append,
     )
     assert found.is_gain
@@ -349,11 +373,11 @@ def test_every_format_holds_a_tuned_checkpoint(edgeq, wide, quick, of_model, tmp
     rounded = [*quick, "--solver", "rtn"]  # so that much is to be gained
     assert edgeq("quantize", wide, "-o", solved, *rounded, *options).status == 0
     named = ["--reference", wide, *of_model[2:]]
-    result = edgeq("tune", solved, "-o", tuned, *named, *TUNING)
+    result = edgeq("tune", solved, "-o", tuned, *named, *CODES_TOO)
     assert result.status == 0, result.err
     before, after = arrays(solved), arrays(tuned)
     changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
-    assert {name.rsplit(".", 1)[1] for name in changed} - {"weight"} == parts
+    assert {name.rsplit(".", 1)[1] for name in changed} - {"weight"} == parts | {"codes"}
     exported = edgeq("export", tuned, "--format", format_name, "-o", tmp_path / "out")
     assert exported.status == 0, exported.err
     verified = edgeq("verify", tmp_path / "out", "--against", tuned)

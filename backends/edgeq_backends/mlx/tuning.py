@@ -48,6 +48,9 @@ class MlxNumbers:
         within = mx.clip(x, -LARGEST[dtype], LARGEST[dtype])
         return within.astype(STORED[dtype]).astype(mx.float32)
 
+    def nearest_codes(self, x: mx.array, largest: int) -> mx.array:
+        return mx.clip(mx.round(x), 0, largest).astype(mx.uint8)
+
     def clip(self, x: mx.array, low: float, high: float) -> mx.array:
         return mx.clip(x, low, high)
 

@@ -44,6 +44,9 @@ class TorchNumbers:
     def rounded(self, x: torch.Tensor, dtype: ScaleDtype) -> torch.Tensor:
         return x.clamp(-LARGEST[dtype], LARGEST[dtype]).to(STORED[dtype]).float()
 
+    def nearest_codes(self, x: torch.Tensor, largest: int) -> torch.Tensor:
+        return x.round().clamp_(0, largest).to(torch.uint8)
+
     def clip(self, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
         return x.clamp(low, high)
 
