@@ -329,6 +329,19 @@ DAMAGED = {
     "objects": ("edgeq.json", lambda plain: plain["tuned"].update(earlier=[5]), "'tuned' in edgeq"),
     "report": ("report.json", lambda plain: plain.pop("tuning"), "say different things"),
     "head": ("edgeq.json", lambda plain: plain.pop("tuned"), "say different things"),
+    "codes": ("report.json", lambda plain: plain["tuning"].update(codes=-1), "whole numbers"),
+    "a float": ("report.json", lambda plain: plain["tuning"].update(codes=0.5), "whole numbers"),
+    "more codes": (
+        "report.json",
+        lambda plain: plain["tuning"].update(moved_codes=1),
+        "more codes",
+    ),
+    "free": ("report.json", lambda plain: plain["tuning"].update(free=[5]), "named in words"),
+    "of edgeq.json": (
+        "edgeq.json",
+        lambda plain: plain["tuned"].update(codes=-1),
+        "'tuned' in edg",
+    ),
 }
 """What is changed in which file of a tuned checkpoint, and what is said then."""
 
@@ -342,6 +355,16 @@ def test_a_tuned_checkpoint_says_how_it_was_tuned_or_is_refused(tuned, tmp_path,
     (place / file).write_text(json.dumps(plain), encoding="utf-8")
     with pytest.raises(library.BadInput, match=why):
         read_tuned(Checkpoint(place))
+
+
+def test_a_checkpoint_that_was_tuned_before_codes_moved_opens(tuned, tmp_path):
+    place = shutil.copytree(tuned[0], tmp_path / "tuned")
+    for file, key in (("edgeq.json", "tuned"), ("report.json", "tuning")):
+        plain = json.loads((place / file).read_text(encoding="utf-8"))
+        del plain[key]["codes"], plain[key]["moved_codes"]
+        (place / file).write_text(json.dumps(plain), encoding="utf-8")
+    found = read_tuned(Checkpoint(place))
+    assert (found.codes, found.moved_codes) == (0, 0)
 
 
 FREE = {
