@@ -21,7 +21,7 @@ from edgeq.types import Array, BlockSpec, NumpyArray, QuantizedLinear, ScaleDtyp
 FREE = ("scales", "offsets", "norms", "biases")
 """Floats that tuning may move: minima of types of two levels count as offsets."""
 CODES = "codes"
-"""What it may move beside them, at five arrays of floats in the size of the weights."""
+"""What it may move beside them, at four and a half floats of memory for each weight."""
 SPREAD = 0.25  # of the way to the next code, within which positions start
 MARGIN = 0.49  # of a code beyond the first and the last one, where positions end
 KIND_OF_PART = {

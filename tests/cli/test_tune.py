@@ -121,7 +121,7 @@ def test_codes_move_too_and_take_the_same_bytes(edgeq, solved, of_model, tmp_pat
     moved = count = 0
     for name in (linear.tensor for linear in new.record.decoder.linears()):
         codes = new.quantized(name).codes
-        moved += np.count_nonzero(codes != old.quantized(name).codes)
+        moved += int(np.count_nonzero(codes != old.quantized(name).codes))
         count += codes.size
     assert 0 < moved < count / 2
     head = new.head["tuned"]
@@ -284,6 +284,16 @@ def test_what_cannot_be_tuned_is_refused_in_one_line(
     assert why in line
     assert not any(tmp_path.iterdir())
     assert contents(solved) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--tune-codes", "floats and codes move"), ("--no-tune-codes", "floats move, codes stay")],
+)
+def test_a_plan_says_whether_codes_move(edgeq, saved_model, quick, option, said):
+    result = edgeq("plan", saved_model, *quick, *THREE_BITS, "--tune", option)
+    assert result.status == 0, result.err
+    assert said in result.out
 
 
 def test_a_model_is_no_checkpoint_to_tune(edgeq, saved_model, of_model):
