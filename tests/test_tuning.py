@@ -313,7 +313,7 @@ def test_codes_that_move_lower_the_divergence_further():
         codes = moving.values[tensor]["codes"]
         assert codes.dtype == np.uint8
         assert codes.max() <= grid.max_code
-        moved += np.count_nonzero(codes != layer.codes)
+        moved += int(np.count_nonzero(codes != layer.codes))
         count += codes.size
     assert 0 < moved < 0.1 * count
 

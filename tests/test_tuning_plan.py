@@ -190,6 +190,10 @@ def test_codes_move_where_all_of_it_stays_in_memory_or_where_that_is_asked(
     recipe = make_recipe({"tune": True, "tune_tokens": 2048, "tune_codes": codes})
     plan = choose_tuner(outline, recipe, "cpu", PROCESS, enough[limit]).plan
     assert (plan.moves_codes, plan.way.resident) == (moves, resident)
+    least = choose_tuner(outline, recipe, "cpu", PROCESS, plan.least).plan
+    assert least.moves_codes == (codes is True)  # what would do leaves codes out where it may
+    smallest = enough["streamed moving" if codes is True else "streamed"]
+    assert smallest <= plan.least < 1.05 * smallest
 
 
 def test_a_recipe_that_tunes_is_refused_what_cannot_and_one_that_does_not_plans_nothing(outline):

@@ -1,5 +1,7 @@
 """The state that a stopped tuning goes on from: as it was saved and of this tuning, or refused."""
 
+import json
+
 import models
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from solved_sources import SolvedSource
 from edgeq.errors import BadInput
 from edgeq.tuning.free import CODES, FREE
 from edgeq.tuning.loop import TUNING, Tuning, tune
-from edgeq.tuning.state import STATE_FILE
+from edgeq.tuning.state import STATE_FILE, hash_of_state
 from edgeq.types import Grid
 from edgeq_backends.torch.tuning import torch_models
 
@@ -61,7 +63,21 @@ def with_first(change):
     return damage
 
 
+def as_before_codes_moved(path):
+    """Write a state as it once was: masters of the best step, not its numbers."""
+    with safe_open(path, "numpy") as file:
+        kept = json.loads(file.metadata()["edgeq"])
+    arrays = load_file(path)
+    for name in [name for name in arrays if name.startswith("kept.")]:
+        key = name.removeprefix("kept.")
+        del arrays[name]
+        arrays[f"best.{key}"] = arrays[f"masters.{key}"]
+    kept["sha256"] = hash_of_state(kept["state"], arrays, "this")
+    save_file(arrays, path, metadata={"edgeq": json.dumps(kept)})
+
+
 DAMAGE = {
+    "before codes moved": as_before_codes_moved,
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-8]),
     "empty": lambda path: path.write_bytes(b""),
     "no metadata": lambda path: save_file(load_file(path), path),

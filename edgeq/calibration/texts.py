@@ -1,4 +1,4 @@
-"""Mix calibration texts by share: files, the text that ships with edgeq, self-written text.
+"""Mix calibration texts by share: files, texts that ship with edgeq, self-written text.
 
 Reading and cutting them is left to `edgeq.calibration.windows`.
 """

@@ -249,7 +249,9 @@ def _is_tuned(value: Any) -> bool:
     earlier = value.get("earlier", [])
     if not isinstance(earlier, list) or not all(isinstance(each, dict) for each in earlier):
         return False
-    return all(_is_amount(value.get(key)) for key in ("tokens", "before", "after", "kept_step"))
+    stated = [value.get(key) for key in ("tokens", "before", "after", "kept_step")]
+    stated += [value.get(key, 0) for key in ("codes", "moved_codes")]  # older ones have none
+    return all(map(_is_amount, stated))
 
 
 def _is_file(value: Any) -> bool:

@@ -143,7 +143,7 @@ def show_plan(console: "Console", plan: Mapping[str, Any]) -> None:
 
 
 def tuning_lines(tuning: Mapping[str, Any]) -> list[str]:
-    """Say what tuning takes of time and memory, and of how much text."""
+    """Say what tuning takes of time and memory, of how much text, and what moves."""
     from edgeq.words import show_size, show_time  # noqa: PLC0415
 
     tokens = f"{tuning['tokens']:,} tokens, {tuning['passes']} times"
@@ -151,9 +151,11 @@ def tuning_lines(tuning: Mapping[str, Any]) -> list[str]:
     taken = f"{show_size(memory['peak'])} of memory, at {memory['at']}"
     if memory["on device"] is not None:
         taken += f", and {show_size(memory['on device'])} of the device's"
+    moved = "floats and codes move" if tuning["moves codes"] else "floats move, codes stay"
     return [
         f"about {show_time(tuning['seconds'])} of that, on {tokens}",
         f"{taken}; {tuning['way']}",
+        moved,
     ]
 
 

@@ -45,7 +45,8 @@ def tuning_options(command: Command) -> Command:
                 name,
                 default=None,
                 group="everyday",
-                help=f"{row.help}  [default: where all that it takes stays in memory]",
+                help=f"{row.help}  [default: as CHECKPOINT's recipe, or where all that it takes "
+                "stays in memory]",
             )(command)
             continue
         add = grouped_option(

@@ -50,6 +50,7 @@ PLACES: dict[str, Place] = {
     "gradients": "device",
     "codes and weights of a block": "device",
     "scales and what Adam keeps of them": "device",
+    "positions of codes and what Adam keeps of them": "device",
     "the original's hidden states": "device",
     "hidden states of a step": "device",
 }

@@ -167,7 +167,7 @@ def states_bytes(job: Job) -> float:
 
 
 def describe_tuning(plan: TuningPlan, rates: Mapping[str, float]) -> dict[str, Any]:
-    """Say what tuning takes: memory by part, time, text. Units: bytes, seconds."""
+    """Say what tuning takes: memory by part, time, text; and what moves. Units: bytes, seconds."""
     sizes = plan.sizes
     return {
         "seconds": tuning_seconds(sizes, plan.way, rates),
@@ -175,6 +175,7 @@ def describe_tuning(plan: TuningPlan, rates: Mapping[str, float]) -> dict[str, A
         "held out": sizes.held_out * sizes.length,
         "passes": sizes.passes,
         "way": way_words(plan.way),
+        "moves codes": plan.moves_codes,
         "memory": {
             "peak": plan.peak.total,
             "at": plan.peak.name,

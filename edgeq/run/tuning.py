@@ -124,7 +124,7 @@ def tuning_notes(report: TuningReport | None, recipe: Recipe) -> list[str]:
         )
     if recipe.tune_codes == AUTOMATIC and CODES not in report.free:
         found.append(
-            "tuning moved no codes, for which memory has no room; tune_codes = true "
+            "tuning moved no codes, for which memory has no room; --codes (in a run --tune-codes) "
             "moves them all the same"
         )
     return found

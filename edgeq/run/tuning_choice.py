@@ -1,6 +1,6 @@
 """Whether a run tunes what it has solved, and in which way that fits into memory."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from edgeq.errors import TooLittleMemory
 from edgeq.planning.device_memory import Device
@@ -81,7 +81,8 @@ def planned(
 ) -> TuningPlan:
     """Plan how a model on these grids is tuned, and whether its codes move.
 
-    Where the recipe leaves that open, they do if all of it stays in memory.
+    Where the recipe leaves that open, they do if all of it stays in memory; the least limit is then
+    that of floats alone, which such a limit leaves.
 
     Raises: TooLittleMemory.
     """
@@ -101,5 +102,8 @@ def planned(
         found = plan(moves_codes=True)
     except TooLittleMemory:
         return plan(moves_codes=False)
+    fixed = plan(moves_codes=False)
     roomy = limit is not None or room is None or found.peak.total <= room
-    return found if found.way.resident and roomy else plan(moves_codes=False)
+    if not (found.way.resident and roomy):
+        return fixed
+    return replace(found, least=fixed.least, device_least=fixed.device_least)

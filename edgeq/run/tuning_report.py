@@ -21,9 +21,9 @@ class TuningReport:
     where none was. tokens are those that were tuned on, held_out_tokens those that decided. texts
     are as `edgeq.calibration.texts.Calibration` records them. free names the kinds of numbers that
     might move. numbers counts the floats that did, codes those that might and moved_codes those
-    that did. question is the hash of all that was asked. curve has a row per step: "step", its
-    "loss" (KL of its windows), and "held_out" where that was measured. earlier are the heads of
-    tunings before.
+    that did, each 0 where nothing was gained. question is the hash of all that was asked. curve has
+    a row per step: "step", its "loss" (KL of its windows), and "held_out" where that was measured.
+    earlier are the heads of tunings before.
     """
 
     before: float
@@ -92,10 +92,14 @@ def tuning_from(stored: Any) -> TuningReport | None:
     check_numbers({name: getattr(found, name) for name in (*COUNTS, *OF_CODES, *FLOATS)})
     if not all(is_count(getattr(found, name)) for name in (*COUNTS, *OF_CODES)):
         raise ValueError("tokens and steps of its tuning are counted in whole numbers")
+    if found.moved_codes > found.codes:
+        raise ValueError("more codes moved in its tuning than there are")
     if not all(isinstance(getattr(found, name), str) for name in WORDS):
         raise TypeError("precision and way of its tuning are words")
     if not all(isinstance(rows, list) for rows in (found.texts, found.free, found.earlier)):
         raise TypeError("texts of its tuning are a list")
+    if not all(isinstance(kind, str) for kind in found.free):
+        raise TypeError("what was free in its tuning is named in words")
     if not all(isinstance(each, dict) for each in found.earlier):
         raise TypeError("tunings before it are no objects")
     for row in found.curve:

@@ -21,7 +21,7 @@ from edgeq.types import Array, BlockSpec, NumpyArray, QuantizedLinear, ScaleDtyp
 FREE = ("scales", "offsets", "norms", "biases")
 """Floats that tuning may move: minima of types of two levels count as offsets."""
 CODES = "codes"
-"""What it may move beside them, at five arrays of floats in the size of the weights."""
+"""What it may move beside them, where memory has room for their positions."""
 SPREAD = 0.25  # of the way to the next code, within which positions start
 MARGIN = 0.49  # of a code beyond the first and the last one, where positions end
 KIND_OF_PART = {
@@ -80,7 +80,7 @@ class FreeNumbers:
             return self.zeros()
         rng = np.random.default_rng([seed, zlib.crc32(self.part.key.encode())])
         spread = rng.uniform(-SPREAD, SPREAD, self.part.start.shape)
-        return self.limited(self._numbers.put(spread.astype(np.float32)))
+        return self._numbers.put(spread.astype(np.float32))
 
     def value(self, x: Array) -> Array:
         """Give the stored numbers at x."""

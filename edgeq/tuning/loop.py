@@ -163,15 +163,13 @@ def take_step(
 
     rates are those of floats and of positions between codes.
     """
+    of_floats, of_codes = rates
     loss, gradients = loss_and_gradients(blocks, windows, targets, state.masters)
     for key, gradient in gradients.items():
-        free = blocks.free[key]
+        free, moments = blocks.free[key], state.moments[key]
+        rate = of_codes if free.part.part == CODES else of_floats
         x, state.moments[key] = descend(
-            state.masters[key],
-            gradient,
-            state.moments[key],
-            step=state.step,
-            rate=rates[free.part.part == CODES],
+            state.masters[key], gradient, moments, step=state.step, rate=rate
         )
         state.masters[key] = free.limited(x)
     blocks.models.numbers.finish([*state.masters.values()])

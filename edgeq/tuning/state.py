@@ -21,7 +21,7 @@ from edgeq.tuning.passes import Masters, TunedBlocks
 from edgeq.types import Array, NumpyArray
 
 STATE_FILE = "tuning.safetensors"
-KINDS = ("masters", "best", "means", "squares")
+KINDS = ("masters", "kept", "means", "squares")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def read_state(folder: Path, blocks: TunedBlocks, question: str) -> State | None
         return State(
             found["masters"],
             moments,
-            found["best"],
+            found["kept"],
             facts["before"],
             facts["least"],
             facts["step"],

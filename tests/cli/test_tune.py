@@ -121,7 +121,7 @@ def test_codes_move_too_and_take_the_same_bytes(edgeq, solved, of_model, tmp_pat
     moved = count = 0
     for name in (linear.tensor for linear in new.record.decoder.linears()):
         codes = new.quantized(name).codes
-        moved += np.count_nonzero(codes != old.quantized(name).codes)
+        moved += int(np.count_nonzero(codes != old.quantized(name).codes))
         count += codes.size
     assert 0 < moved < count / 2
     head = new.head["tuned"]
@@ -286,6 +286,16 @@ def test_what_cannot_be_tuned_is_refused_in_one_line(
     assert contents(solved) == before
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--tune-codes", "floats and codes move"), ("--no-tune-codes", "floats move, codes stay")],
+)
+def test_a_plan_says_whether_codes_move(edgeq, saved_model, quick, option, said):
+    result = edgeq("plan", saved_model, *quick, *THREE_BITS, "--tune", option)
+    assert result.status == 0, result.err
+    assert said in result.out
+
+
 def test_a_model_is_no_checkpoint_to_tune(edgeq, saved_model, of_model):
     result = edgeq("tune", saved_model, *of_model)
     assert result.status == 1
@@ -329,6 +339,19 @@ DAMAGED = {
     "objects": ("edgeq.json", lambda plain: plain["tuned"].update(earlier=[5]), "'tuned' in edgeq"),
     "report": ("report.json", lambda plain: plain.pop("tuning"), "say different things"),
     "head": ("edgeq.json", lambda plain: plain.pop("tuned"), "say different things"),
+    "codes": ("report.json", lambda plain: plain["tuning"].update(codes=-1), "whole numbers"),
+    "a float": ("report.json", lambda plain: plain["tuning"].update(codes=0.5), "whole numbers"),
+    "more codes": (
+        "report.json",
+        lambda plain: plain["tuning"].update(moved_codes=1),
+        "more codes",
+    ),
+    "free": ("report.json", lambda plain: plain["tuning"].update(free=[5]), "named in words"),
+    "of edgeq.json": (
+        "edgeq.json",
+        lambda plain: plain["tuned"].update(codes=-1),
+        "'tuned' in edg",
+    ),
 }
 """What is changed in which file of a tuned checkpoint, and what is said then."""
 
@@ -342,6 +365,16 @@ def test_a_tuned_checkpoint_says_how_it_was_tuned_or_is_refused(tuned, tmp_path,
     (place / file).write_text(json.dumps(plain), encoding="utf-8")
     with pytest.raises(library.BadInput, match=why):
         read_tuned(Checkpoint(place))
+
+
+def test_a_checkpoint_that_was_tuned_before_codes_moved_opens(tuned, tmp_path):
+    place = shutil.copytree(tuned[0], tmp_path / "tuned")
+    for file, key in (("edgeq.json", "tuned"), ("report.json", "tuning")):
+        plain = json.loads((place / file).read_text(encoding="utf-8"))
+        del plain[key]["codes"], plain[key]["moved_codes"]
+        (place / file).write_text(json.dumps(plain), encoding="utf-8")
+    found = read_tuned(Checkpoint(place))
+    assert (found.codes, found.moved_codes) == (0, 0)
 
 
 FREE = {
