@@ -53,10 +53,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "mix, codes too, 4 passes": {"calibration": ("mix",), "tune_codes": True, "tune_passes": 4},
     "mix, half self-written, codes too": {"calibration": ("mix", "self"), "tune_codes": True},
 }
-"""By name, what differs from the defaults: settings, texts, and fields of `Tuning`.
-
-Codes stay but where a variant moves them.
-"""
+"""By name, what differs from the defaults: settings, texts, and fields of `Tuning`."""
 FIELDS = ("free", "step_windows")
 
 
@@ -116,7 +113,7 @@ def tuned(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, TunedR
         texts = changes.pop("calibration", tuple(given.calibration))
         stated = {"tune_tokens": given.tokens, "sequence_length": given.sequence_length}
         settings = {key: value for key, value in stated.items() if value is not None}
-        settings = {"tune_codes": False, **settings, **changes}
+        settings |= changes
         asked = TuneAsked(
             given.checkpoint, given.reference, Place(folder / str(place)), settings, texts
         )

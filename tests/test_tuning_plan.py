@@ -161,41 +161,6 @@ def test_auto_tunes_on_a_gpu_or_where_it_fits_and_says_so(outline, backend, limi
     assert choice.note.startswith(note)
 
 
-@pytest.mark.parametrize(
-    ("codes", "limit", "moves", "resident"),
-    [
-        ("auto", None, True, True),
-        ("auto", "fixed", False, True),
-        ("auto", "streamed", False, False),
-        (True, "moving", True, True),
-        (True, "streamed moving", True, False),
-        (False, None, False, True),
-    ],
-)
-def test_codes_move_where_all_of_it_stays_in_memory_or_where_that_is_asked(
-    outline, codes, limit, moves, resident
-):
-    def peak(way, moving):
-        recipe = make_recipe({"tune": True, "tune_tokens": 2048, "tune_codes": moving})
-        sizes = choose_tuner(outline, recipe, "cpu", PROCESS, None).plan.sizes
-        return peak_of(sizes, PROCESS, way).host.total
-
-    enough = {
-        None: None,
-        "fixed": peak(WAYS[0], False),
-        "moving": peak(WAYS[0], True),
-        "streamed": peak(WAYS[-1], False),
-        "streamed moving": peak(WAYS[-1], True),
-    }
-    recipe = make_recipe({"tune": True, "tune_tokens": 2048, "tune_codes": codes})
-    plan = choose_tuner(outline, recipe, "cpu", PROCESS, enough[limit]).plan
-    assert (plan.moves_codes, plan.way.resident) == (moves, resident)
-    least = choose_tuner(outline, recipe, "cpu", PROCESS, plan.least).plan
-    assert least.moves_codes == (codes is True)  # what would do leaves codes out where it may
-    smallest = enough["streamed moving" if codes is True else "streamed"]
-    assert smallest <= plan.least < 1.05 * smallest
-
-
 def test_a_recipe_that_tunes_is_refused_what_cannot_and_one_that_does_not_plans_nothing(outline):
     asked = make_recipe({"tune": True})
     with pytest.raises(TooLittleMemory):

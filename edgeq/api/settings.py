@@ -75,7 +75,7 @@ class RunSettings(LayerSettings, FormatOptions, total=False):
     tune_tokens: int
     tune_passes: int
     tune_rate: float
-    tune_codes: bool | Literal["auto"]
+    tune_codes: bool
     samples: int
     sequence_length: int
     token_weights: Literal["none", "gradient", "squares"]

@@ -1,7 +1,7 @@
 """Tune a finished checkpoint on what its original predicts."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from edgeq.api.arguments import (
     PathLike,
@@ -34,7 +34,7 @@ class TuneArguments(TypedDict, total=False):
     tokens: int | None
     passes: int | None
     rate: float | None
-    codes: bool | Literal["auto"] | None
+    codes: bool | None
     seed: int | None
     sequence_length: int | None
     calibration: PathLike | Sequence[PathLike]
@@ -76,8 +76,8 @@ def tune(
 ) -> TuneResult:
     """Tune a checkpoint so that it predicts what its original does.
 
-    Scales, offsets, norms and codes move; sizes stay. It does what `edgeq tune` does, byte for
-    byte, and prints nothing.
+    Scales, offsets and norms move, with codes=True a few codes too; sizes stay. It does what
+    `edgeq tune` does, byte for byte, and prints nothing.
 
     Example:
         found = edgeq.tune("llama-4bit", "llama-4bit-tuned", reference="./Llama-3.2-1B")

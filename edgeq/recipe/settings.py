@@ -258,8 +258,7 @@ class Settings:
     tune: bool | Literal["auto"] = setting(
         False,
         flag(AUTOMATIC),
-        "Tune scales, offsets, norms and codes on what the original predicts, when all layers are "
-        "solved.",
+        "Tune scales, offsets and norms on what the original predicts, when all layers are solved.",
         more='`"auto"` tunes where the device is a GPU, or where the model and its gradients fit '
         "into memory; see Tuning",
         cost="about eight passes of `tune_tokens` for each of `tune_passes`",
@@ -287,12 +286,12 @@ class Settings:
         "Move scales by about this share of their size in a step of tuning.",
         option=Option(metavar="SHARE"),
     )
-    tune_codes: bool | Literal["auto"] = setting(
-        "auto",
-        flag(AUTOMATIC),
-        "Let tuning move codes too, as few as pay.",
-        more='`"auto"` moves them where all that it takes stays in memory: beside the model, 18 '
-        "bytes a weight; false moves floats alone",
+    tune_codes: bool = setting(
+        False,
+        flag(),
+        "Let tuning move a few of the codes too.",
+        more="it takes 18 bytes of memory a weight, gains more on some models and less on others, "
+        "and no preset does; see Tuning",
         option=Option(),
     )
     samples: int = setting(

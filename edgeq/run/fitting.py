@@ -160,7 +160,7 @@ def most_written(drawn: CalibrationMaker, recipe: Recipe, backend: str) -> int:
 
 def tuner_of(job: Job, plan: TuningPlan, folder: Path) -> Tuner:
     """Say how a job tunes what it has solved; hidden states on disk lie in a folder."""
-    tuning, exact = tuning_of(job.recipe, moves_codes=plan.moves_codes), job.recipe.exact
+    tuning, exact = tuning_of(job.recipe), job.recipe.exact
     return Tuner(job.backend.name, tuning, plan, folder, exact=exact)
 
 

@@ -160,7 +160,6 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
     limit, device = asked.sizes.limit(), asked.sizes.device(loaded)
     process = measure_process(most_at_once(chosen.texts), loaded)
     plan = planned(source, checkpoint.grids(), recipe, process, limit, device)
-    tuning = tuning_of(recipe, moves_codes=plan.moves_codes)
     drawing, maker = drawing_recipe(recipe), CalibrationMaker(backend, chosen.texts, apart=True)
     written = maker.written(drawing.samples)
     writing = choose_writing(source.record.decoder, drawing, process, limit, written, device)
@@ -170,7 +169,7 @@ def prepare_tuning(asked: TuneAsked) -> TuneJob:
         source,
         checkpoint,
         recipe,
-        Tuner(backend, tuning, plan, existing, asked.exact),
+        Tuner(backend, tuning_of(recipe), plan, existing, asked.exact),
         replace(maker, resident=None if writing is None else writing.resident),
         [*notes_before(source, checkpoint), *chosen.notes],
     )

@@ -22,7 +22,6 @@ from edgeq.files.plain_files import is_plain_file
 from edgeq.planning.tuning import TuningPlan
 from edgeq.protocols import ModelSource
 from edgeq.recipe.recipe import Recipe
-from edgeq.recipe.setting_rules import AUTOMATIC
 from edgeq.registry import device_of, find_tuner, load
 from edgeq.run.tuned_checkpoint import write_tuned
 from edgeq.run.tuning_report import TuningReport
@@ -55,14 +54,14 @@ class Tuner:
     exact: bool = False
 
 
-def tuning_of(recipe: Recipe, *, moves_codes: bool) -> Tuning:
+def tuning_of(recipe: Recipe) -> Tuning:
     """Read from a recipe how to tune."""
     return Tuning(
         rate=recipe.tune_rate,
         passes=recipe.tune_passes,
         step_windows=max(1, round(STEP_TOKENS / recipe.sequence_length)),
         seed=recipe.seed,
-        free=(*FREE, CODES) if moves_codes else FREE,
+        free=(*FREE, CODES) if recipe.tune_codes else FREE,
     )
 
 
@@ -112,7 +111,7 @@ def notes_before(source: ModelSource, checkpoint: Checkpoint) -> list[str]:
 
 
 def tuning_notes(report: TuningReport | None, recipe: Recipe) -> list[str]:
-    """Say what is unusual of a tuning: no gain, less text than was asked for, fixed codes."""
+    """Say what is unusual of a tuning: nothing gained, or fewer windows than were asked for."""
     if report is None:
         return []
     found = [] if report.is_gain else [report.line()]
@@ -121,11 +120,6 @@ def tuning_notes(report: TuningReport | None, recipe: Recipe) -> list[str]:
         found.append(
             f"tuning took all that the texts have, {drawn} sequences of {recipe.sequence_length}, "
             f"where {recipe.tune_tokens:,} tokens take {wanted}; more text is better"
-        )
-    if recipe.tune_codes == AUTOMATIC and CODES not in report.free:
-        found.append(
-            "tuning moved no codes, for which memory has no room; --codes (in a run --tune-codes) "
-            "moves them all the same"
         )
     return found
 

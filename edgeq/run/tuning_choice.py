@@ -1,6 +1,6 @@
 """Whether a run tunes what it has solved, and in which way that fits into memory."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from edgeq.errors import TooLittleMemory
 from edgeq.planning.device_memory import Device
@@ -79,31 +79,15 @@ def planned(
     limit: int | None,
     device: Device | None = None,
 ) -> TuningPlan:
-    """Plan how a model on these grids is tuned, and whether its codes move.
-
-    Where the recipe leaves that open, they do if all of it stays in memory; the least limit is then
-    that of floats alone, which such a limit leaves.
-
-    Raises: TooLittleMemory.
-    """
+    """Plan how a model on these grids is tuned. Raises: TooLittleMemory."""
+    drawn = drawing_recipe(recipe)
+    sizes = sizes_of(
+        source.record.decoder,
+        grids,
+        windows=drawn.samples,
+        length=drawn.sequence_length,
+        tuning=asdict(tuning_of(recipe)),
+    )
     machine = machine_bytes()
     room = None if machine is None else int(ROOM * machine)
-    decoder, drawn = source.record.decoder, drawing_recipe(recipe)
-
-    def plan(*, moves_codes: bool) -> TuningPlan:
-        tuning = asdict(tuning_of(recipe, moves_codes=moves_codes))
-        windows, length = drawn.samples, drawn.sequence_length
-        sizes = sizes_of(decoder, grids, windows=windows, length=length, tuning=tuning)
-        return plan_tuning(sizes, process, limit, room, device)
-
-    if isinstance(recipe.tune_codes, bool):
-        return plan(moves_codes=recipe.tune_codes)
-    try:
-        found = plan(moves_codes=True)
-    except TooLittleMemory:
-        return plan(moves_codes=False)
-    fixed = plan(moves_codes=False)
-    roomy = limit is not None or room is None or found.peak.total <= room
-    if not (found.way.resident and roomy):
-        return fixed
-    return replace(found, least=fixed.least, device_least=fixed.device_least)
+    return plan_tuning(sizes, process, limit, room, device)

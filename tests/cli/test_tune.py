@@ -20,12 +20,9 @@ from edgeq.tuning import loop
 
 THREE_BITS = ["--bits", "3", "--group-size", "32"]
 LENGTH = 32
-TUNING = ["--tokens", 1024, "--passes", 1, "--rate", 0.01, "--no-codes"]
+TUNING = ["--tokens", 1024, "--passes", 1, "--rate", 0.01]
 CODES_TOO = ["--tokens", 1024, "--passes", 12, "--rate", 0.01, "--codes"]
-IN_A_RUN = [
-    *("--tune", "--tune-tokens", 1024, "--tune-passes", 1, "--tune-rate", 0.01),
-    "--no-tune-codes",
-]
+IN_A_RUN = ["--tune", "--tune-tokens", 1024, "--tune-passes", 1, "--tune-rate", 0.01]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -232,7 +229,6 @@ def test_python_does_the_same(solved, tuned, saved_model, text_file, tmp_path):
         tokens=1024,
         passes=1,
         rate=0.01,
-        codes=False,
         progress=told.append,
     )
     assert found.is_gain
