@@ -121,8 +121,8 @@ def tune_command(  # noqa: PLR0913, PLR0917 (one argument per option)
 ) -> None:
     """Tune CHECKPOINT so that it predicts what MODEL predicts.
 
-    Scales, offsets and norms move, with --codes a few codes too; sizes stay. Windows of text that are
-    held out decide what is kept; where nothing was gained, nothing changes.
+    Scales, offsets and norms move, with --codes a few codes too; sizes stay. Windows of text that
+    are held out decide what is kept; where nothing was gained, nothing changes.
 
     \b
     Example:
