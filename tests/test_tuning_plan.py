@@ -120,13 +120,17 @@ def test_a_text_without_one_window_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [None, "1700MB"], ids=["resident", "streamed"])
-def test_the_peak_of_tuning_is_within_15_percent_of_the_plan(tmp_path, limit):
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--tune-codes"], ["--max-ram", "1700MB"]],
+    ids=["resident", "with codes", "streamed"],
+)
+def test_the_peak_of_tuning_is_within_15_percent_of_the_plan(tmp_path, more):
     shape = make_config(hidden=512, inner=1408, heads=8, blocks=6, vocabulary=16000, tied=True)
     model = write_checkpoint(tmp_path / "model", shape)
     words = [model, "--backend", "cpu", "--json", "--solver", "rtn", "--scales", "none"]
     words += ["--propagation-strength", 0, "--tune", "--tune-tokens", 16384, "--tune-passes", 1]
-    words += [] if limit is None else ["--max-ram", limit]
+    words += more
     planned = json.loads(run("plan", *words)[0])
     _, peak = run("quantize", *words, "--output", tmp_path / "out")
     assert peak == pytest.approx(planned["memory"]["peak"], rel=0.15)
