@@ -193,9 +193,13 @@ def loss_and_gradients(
 
     Shapes: windows (count, tokens) of token ids; hidden states of a window (1, tokens, hidden).
     """
-    kl, found = 0.0, blocks.zeros()
+    kl = 0.0
+    found: Masters = {}
     for batches, of_batch in groups(blocks.models, windows, targets):
         kl += _add_gradients(blocks, batches, of_batch, masters, found, 1 / windows.size)
+    for key, free in blocks.free.items():
+        if key not in found:  # nothing that was run has it
+            found[key] = free.zeros()
     return finite_mean(blocks, kl, windows), found
 
 
@@ -267,7 +271,7 @@ def _add(terms: Iterable[tuple[str, Array]], found: Masters, numbers: Numbers) -
     """Add gradients to those found so far, and let go of what they were computed from."""
     changed = []
     for key, term in terms:
-        found[key] = found[key] + term
+        found[key] = found[key] + term if key in found else term
         changed.append(found[key])
     numbers.finish(changed)
 
